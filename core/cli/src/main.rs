@@ -1,0 +1,42 @@
+//! The program: arguments in, exit code out. The only crate that reads the clock, the environment
+//! and the terminal, and the only one that prints.
+//!
+//! It decides nothing about a run: [`args`] is the command line as data, [`world`] what the
+//! machine says, [`progress`] what a person watches, and `command/` has a file for each command.
+
+mod args;
+mod command;
+mod progress;
+mod world;
+
+use args::{Cli, Command};
+use clap::Parser;
+use command::Context;
+use forgelm_run::exit::Exit;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers; anything else is a usage error.
+            let exit = if error.use_stderr() { Exit::Runtime } else { Exit::Success };
+            // Nothing sensible can be done when the stream is closed.
+            let _ = error.print();
+            return ExitCode::from(exit.code());
+        }
+    };
+    let mut context = Context::new(&cli.output);
+    let exit = match &cli.command {
+        None => command::run::run(&cli.run, &mut context),
+        Some(Command::Config(config)) => command::config::config(config, &mut context),
+        Some(Command::Chat(chat)) => command::chat::chat(chat, &mut context),
+        Some(Command::Score(score)) => command::score::score(score, &mut context),
+        Some(Command::Keygen(keygen)) => command::keygen::keygen(keygen, &mut context),
+        Some(Command::VerifyAudit(args)) => command::verify::audit(args, &mut context),
+        Some(Command::VerifyIntegrity(args)) => command::verify::integrity(args, &mut context),
+        Some(Command::VerifySignature(args)) => command::verify::signature(args, &mut context),
+        Some(Command::VerifyBundle(args)) => command::verify::bundle(args, &mut context),
+    };
+    ExitCode::from(exit.code())
+}

@@ -1,0 +1,241 @@
+//! The lines that a person watches while a run works: one live line on a terminal, plain lines
+//! everywhere else. Everything goes to standard error; results go to standard output.
+
+use crate::args::LogLevel;
+use forgelm_run::event::{Evaluation, Event, Observer, Sample, Started, Step, When};
+use forgelm_run::memory::MemoryUse;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+/// Steps over which speed and time left are averaged.
+const WINDOW: usize = 20;
+
+/// Prints a run's events.
+#[derive(Debug)]
+pub struct Progress {
+    level: LogLevel,
+    is_live: bool,
+    /// The live line is on the screen and has no line end.
+    is_line_open: bool,
+    n_steps: u64,
+    recent: Vec<(u64, f64)>,
+    first_loss: Option<f64>,
+}
+
+impl Progress {
+    /// A printer for this level; live when standard error is a terminal.
+    #[must_use]
+    pub fn new(level: LogLevel) -> Self {
+        Self {
+            level,
+            is_live: std::io::stderr().is_terminal(),
+            is_line_open: false,
+            n_steps: 0,
+            recent: Vec::new(),
+            first_loss: None,
+        }
+    }
+
+    /// A line of this importance.
+    pub fn line(&mut self, level: LogLevel, text: &str) {
+        if level < self.level {
+            return;
+        }
+        let end_of_live_line = if self.is_line_open { "\n" } else { "" };
+        self.is_line_open = false;
+        // Nothing sensible can be done when standard error is closed.
+        let _ = writeln!(std::io::stderr().lock(), "{end_of_live_line}{text}");
+    }
+
+    fn fetched(&mut self, file: &str, n_bytes_done: u64, n_bytes_total: u64) {
+        if !self.is_live || self.level > LogLevel::Info {
+            return;
+        }
+        let total = match n_bytes_total {
+            0 => String::new(),
+            total => format!(" of {}", bytes(total)),
+        };
+        let text = format!("{file}: {}{total}", bytes(n_bytes_done));
+        let _ = write!(std::io::stderr().lock(), "\r\x1b[2K{text}");
+        self.is_line_open = true;
+    }
+
+    fn step(&mut self, step: &Step) {
+        if self.level > LogLevel::Info {
+            return;
+        }
+        self.recent.push((step.n_tokens, step.seconds));
+        if self.recent.len() > WINDOW {
+            self.recent.remove(0);
+        }
+        let text = self.step_text(step);
+        if self.is_live {
+            let _ = write!(std::io::stderr().lock(), "\r\x1b[2K{text}");
+            self.is_line_open = true;
+        } else if step.log || step.step == self.n_steps {
+            self.line(LogLevel::Info, &text);
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+    fn step_text(&self, step: &Step) -> String {
+        let seconds: f64 = self.recent.iter().map(|(_, seconds)| seconds).sum();
+        let tokens: u64 = self.recent.iter().map(|(tokens, _)| tokens).sum();
+        let per_step = seconds / self.recent.len().max(1) as f64;
+        let n_left = self.n_steps.saturating_sub(step.step);
+        let left = if self.recent.len() < 3 && n_left > 0 {
+            "--".to_owned()
+        } else {
+            duration(Duration::from_secs_f64(per_step * n_left as f64))
+        };
+        let memory = MemoryUse::now().resident.map_or_else(|| "--".to_owned(), bytes);
+        format!(
+            "step {}/{}  loss {:.4}  {:.0} tokens/s  lr {:.2e}  grad {:.3}  epoch {:.2}  memory \
+             {memory}  ETA {left}",
+            step.step,
+            self.n_steps,
+            step.loss,
+            tokens as f64 / seconds.max(1e-9),
+            step.learning_rate,
+            step.grad_norm,
+            step.epoch,
+        )
+    }
+
+    fn evaluation(&mut self, evaluation: &Evaluation) {
+        let change = match self.first_loss {
+            Some(first) => format!(" ({:+.4} since the start)", evaluation.loss - first),
+            None => String::new(),
+        };
+        self.first_loss.get_or_insert(evaluation.loss);
+        let text =
+            format!("validation loss {:.4} at step {}{change}", evaluation.loss, evaluation.step);
+        self.line(LogLevel::Info, &text);
+    }
+
+    fn started(&mut self, started: &Started) {
+        self.n_steps = started.n_steps;
+        let from = match started.n_steps_done {
+            0 => String::new(),
+            done => format!(", {done} of them done"),
+        };
+        let text = format!(
+            "run {}: {} steps{from}, output in `{}`, memory planned {}",
+            started.run_id,
+            started.n_steps,
+            started.output_dir.display(),
+            bytes(started.memory_bytes_planned),
+        );
+        self.line(LogLevel::Info, &text);
+    }
+
+    fn sample(&mut self, sample: &Sample) {
+        let text = match sample.when {
+            When::Before => format!(
+                "sample question: {}\n  the data set answers: {}\n  before training: {}",
+                sample.question, sample.expected, sample.answer
+            ),
+            When::After => format!("  after training:  {}", sample.answer),
+        };
+        self.line(LogLevel::Info, &text);
+    }
+}
+
+impl Observer for Progress {
+    fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Detail(text) => self.line(LogLevel::Debug, text),
+            Event::Fetched { file, n_bytes_done, n_bytes_total } => {
+                self.fetched(file, *n_bytes_done, *n_bytes_total);
+            }
+            Event::Notice(text) => self.line(LogLevel::Info, text),
+            Event::Warning(text) => self.line(LogLevel::Warning, &format!("warning: {text}")),
+            Event::ModelLoaded(model) => {
+                let text = format!(
+                    "model `{}`: {} parameters, {} trained, {} on {} threads, {}, loaded in {:.1} s",
+                    model.name,
+                    count(model.n_params),
+                    count(model.n_trainable),
+                    model.compute_dtype,
+                    model.n_threads,
+                    model.kernels,
+                    model.seconds,
+                );
+                self.line(LogLevel::Info, &text);
+            }
+            Event::DataReady(data) => {
+                let text = format!(
+                    "data: {} records to train on, {} held out; {} tokens, {} of them trained, \
+                     longest {}",
+                    data.n_train,
+                    data.n_validation,
+                    count(data.n_tokens),
+                    count(data.n_trained_tokens),
+                    data.longest,
+                );
+                self.line(LogLevel::Info, &text);
+            }
+            Event::Sample(sample) => self.sample(sample),
+            Event::Started(started) => self.started(started),
+            Event::Step(step) => self.step(step),
+            Event::Evaluation(evaluation) => self.evaluation(evaluation),
+            Event::Checkpoint(checkpoint) => {
+                let text = format!("checkpoint `{}`", checkpoint.path.display());
+                self.line(LogLevel::Debug, &text);
+            }
+        }
+    }
+}
+
+/// A number with thousands separators.
+#[must_use]
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A size in MiB or GiB.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "shown with two decimals")]
+pub fn bytes(n_bytes: u64) -> String {
+    const MIB: f64 = 1024.0 * 1024.0;
+    let mib = n_bytes as f64 / MIB;
+    if mib < 1024.0 { format!("{mib:.0} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
+}
+
+/// Seconds to hours.
+#[must_use]
+pub fn duration(time: Duration) -> String {
+    let seconds = time.as_secs_f64().round();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative")]
+    let seconds = seconds as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {:02} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        assert_eq!(count(0), "0");
+        assert_eq!(count(1234), "1,234");
+        assert_eq!(count(134_515_008), "134,515,008");
+        assert_eq!(bytes(512 * 1024 * 1024), "512 MiB");
+        assert_eq!(bytes(1536 * 1024 * 1024), "1.50 GiB");
+        assert_eq!(duration(Duration::from_secs(59)), "59 s");
+        assert_eq!(duration(Duration::from_secs(61)), "1 min 01 s");
+        assert_eq!(duration(Duration::from_secs(7322)), "2 h 02 min");
+    }
+}

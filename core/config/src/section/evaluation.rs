@@ -1,0 +1,190 @@
+//! `evaluation:` the gates that a tuned model must pass.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value as Json;
+
+use super::text_rule::{NOT_BLANK, REVISION};
+use crate::declare::{choice, section};
+use crate::diagnostic::{Code, nearest};
+use crate::read::{Readable, Reader, TextOrInteger};
+use crate::spec::{Kind, Rules};
+use crate::yaml::{Node, Value};
+
+section! {
+    /// The gates that a tuned model must pass.
+    Evaluation {
+        /// Deletes the tuned model when a gate rejects it.
+        auto_revert: bool = false, later("automatic revert");
+        /// The highest validation loss that is accepted.
+        max_acceptable_loss: Option<f64> = None, min(0.0), max(1e9), later("the loss gate");
+        /// The loss before training. Null: it is measured when a gate needs it.
+        baseline_loss: Option<f64> = None, max(1e9), later("the loss gate");
+        /// Stages the model until a person approves it.
+        require_human_approval: bool = false, later("human approval");
+        /// Days that a staged model is kept.
+        staging_ttl_days: Option<u64> = None, min(0.0), max(1_000_000.0), replaced_by("retention.staging_ttl_days");
+        /// Scores on public benchmarks.
+        benchmark: Option<Benchmark> = None;
+        /// Scores by a safety classifier.
+        safety: Option<Safety> = None;
+        /// Scores by a judge model.
+        llm_judge: Option<LlmJudge> = None;
+    }
+}
+
+section! {
+    /// Scores on public benchmarks.
+    Benchmark {
+        /// Runs the benchmark after training.
+        enabled: bool = false, later("the benchmark gate");
+        /// Names of the tasks.
+        tasks: Vec<String> = Vec::new(), text(NOT_BLANK);
+        /// Examples in each prompt. Null: the task's own number.
+        num_fewshot: Option<u64> = None, min(0.0), max(1000.0);
+        /// Sequences at a time, or `auto`.
+        batch_size: TextOrInteger = TextOrInteger("auto".to_owned()), text(NOT_BLANK);
+        /// Samples of each task. Null: all.
+        limit: Option<u64> = None, min(1.0), max(1e9);
+        /// Where results go. Null: `benchmark` in the run's folder.
+        output_dir: Option<String> = None, upstream(), text(NOT_BLANK);
+        /// The lowest mean score that is accepted.
+        min_score: Option<f64> = None, share();
+    }
+}
+
+section! {
+    /// Scores by a safety classifier.
+    Safety {
+        /// Runs the safety evaluation after training.
+        enabled: bool = false, later("the safety gate");
+        /// The classifier: a path or a hub id.
+        classifier: String = "meta-llama/Llama-Guard-3-8B".to_owned(), text(NOT_BLANK);
+        /// How the classifier answers.
+        classifier_mode: ClassifierMode = ClassifierMode::Auto, upstream();
+        /// Pins the classifier.
+        classifier_revision: Option<String> = None, upstream(), text(REVISION);
+        /// A file of prompts.
+        test_prompts: String = "safety_prompts.jsonl".to_owned(), text(NOT_BLANK);
+        /// The highest share of unsafe answers that is accepted.
+        max_safety_regression: f64 = 0.05, share();
+        /// How answers are counted.
+        scoring: SafetyScoring = SafetyScoring::Binary;
+        /// The lowest score that is accepted; needs `scoring: confidence_weighted`.
+        min_safety_score: Option<f64> = None, share();
+        /// Answers of the classifier below this are counted as uncertain.
+        min_classifier_confidence: f64 = 0.7, share();
+        /// Counts unsafe answers by category.
+        track_categories: bool = false;
+        /// The highest share of answers of each severity; needs `track_categories`.
+        severity_thresholds: Option<SeverityThresholds> = None, share();
+        /// Sequences at a time.
+        batch_size: usize = 8, min(1.0), max(65_536.0);
+        /// Keeps prompts and answers on disk.
+        include_eval_samples: bool = false, upstream();
+    }
+}
+
+section! {
+    /// Scores by a judge model.
+    LlmJudge {
+        /// Runs the judge after training.
+        enabled: bool = false, later("the judge gate");
+        /// The judge: a name of the API, or a path when no key is configured.
+        judge_model: String = "gpt-4o".to_owned(), text(NOT_BLANK);
+        /// The environment variable that holds the key of the API. Null: the judge is local.
+        judge_api_key_env: Option<String> = None, text(NOT_BLANK);
+        /// The address of the API.
+        judge_api_base: Option<String> = None, text(NOT_BLANK);
+        /// Pins a local judge.
+        judge_model_revision: Option<String> = None, upstream(), text(REVISION);
+        /// A file of prompts.
+        eval_dataset: String = "eval_prompts.jsonl".to_owned(), text(NOT_BLANK);
+        /// The lowest mean score that is accepted.
+        min_score: f64 = 5.0, min(1.0), max(10.0);
+        /// Sequences at a time.
+        batch_size: usize = 8, min(1.0), max(65_536.0);
+        /// Keeps prompts and answers on disk.
+        include_eval_samples: bool = false, upstream();
+    }
+}
+
+choice! {
+    /// How the safety classifier answers.
+    ClassifierMode {
+        /// Found from the model.
+        Auto = "auto",
+        /// A classification head.
+        Classification = "classification",
+        /// Generated text.
+        Generation = "generation",
+    }
+}
+
+choice! {
+    /// How answers are counted.
+    SafetyScoring {
+        /// Safe or not.
+        Binary = "binary",
+        /// By the classifier's confidence.
+        ConfidenceWeighted = "confidence_weighted",
+    }
+}
+
+choice! {
+    /// How bad an unsafe answer is.
+    HarmSeverity {
+        /// The worst.
+        Critical = "critical",
+        /// Bad.
+        High = "high",
+        /// Less bad.
+        Medium = "medium",
+        /// The least.
+        Low = "low",
+    }
+}
+
+/// The highest accepted share of answers of each severity.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeverityThresholds(pub BTreeMap<HarmSeverity, f64>);
+
+impl Readable for SeverityThresholds {
+    const KIND: Kind = Kind::Thresholds;
+
+    fn read(node: &Node, path: &str, rules: &Rules, reader: &mut Reader) -> Option<Self> {
+        let Value::Map(items) = &node.value else {
+            reader.mismatch(node, path, Code::WrongType, &Self::KIND.expected(rules));
+            return None;
+        };
+        let mut thresholds = BTreeMap::new();
+        let mut complete = true;
+        for (key, value) in items {
+            let key_path = crate::yaml::join(path, &key.name);
+            let severity = HarmSeverity::from_word(&key.name);
+            if severity.is_none() {
+                let expected = crate::spec::one_of(HarmSeverity::CHOICES.iter().map(|c| c.name));
+                let message = format!(
+                    "`{}` is not a severity; expected {expected}",
+                    crate::yaml::shown(&key_path)
+                );
+                let mut problem =
+                    crate::Diagnostic::error(Code::UnknownKey, &key_path, message).at(key.place);
+                problem.hint = nearest(&key.name, HarmSeverity::CHOICES.iter().map(|c| c.name))
+                    .map(|word| format!("did you mean `{word}`?"));
+                reader.problems.push(problem);
+            }
+            match (severity, f64::read(value, &key_path, rules, reader)) {
+                (Some(severity), Some(share)) => {
+                    thresholds.insert(severity, share);
+                }
+                (None, _) | (_, None) => complete = false,
+            }
+        }
+        complete.then_some(Self(thresholds))
+    }
+
+    fn to_json(&self) -> Json {
+        self.0.iter().map(|(k, v)| (k.as_str().to_owned(), Json::from(*v))).collect()
+    }
+}

@@ -1,0 +1,39 @@
+//! The sections of the config, one file each. A struct's fields are the keys of the YAML.
+
+mod compliance;
+mod data;
+mod distributed;
+mod evaluation;
+mod lora;
+mod merge;
+mod model;
+mod pipeline;
+mod retention;
+mod rope_scaling;
+mod signing;
+mod synthetic;
+mod text_rule;
+mod training;
+mod webhook;
+
+pub use compliance::{Compliance, MetricsExport, Monitoring, RiskAssessment, RiskTier};
+pub use data::{Data, Governance, OnBadRow, TrainOn};
+pub use distributed::{
+    Distributed, DistributedStrategy, FsdpBackwardPrefetch, FsdpStateDictType, FsdpStrategy,
+};
+pub use evaluation::{
+    Benchmark, ClassifierMode, Evaluation, HarmSeverity, LlmJudge, Safety, SafetyScoring,
+    SeverityThresholds,
+};
+pub use lora::{Lora, LoraBias, LoraMethod, TargetModules};
+pub use merge::{Merge, MergeMethod, MergeModel};
+pub use model::{Backend, Model, Moe, Multimodal, QuantComputeDtype, QuantType};
+pub use pipeline::{Pipeline, Stage};
+pub use retention::{Retention, RetentionEnforce};
+pub use rope_scaling::{RopeScaling, RopeType};
+pub use signing::{Auth, PluginIsolation, Plugins, RequireProvisioned, Signing};
+pub use synthetic::{Synthetic, SyntheticFormat, TeacherBackend};
+pub use training::{
+    ComputeDtype, GaloreOptim, GaloreProjType, LrSchedulerType, ReportTo, TrainerType, Training,
+};
+pub use webhook::Webhook;

@@ -1,0 +1,71 @@
+//! `signing:`, `auth:` and `plugins:` keys, tokens and foreign code.
+
+use super::text_rule::NOT_BLANK;
+use crate::declare::{choice, section};
+use crate::secret::Secret;
+
+section! {
+    /// Tokens for model hubs.
+    Auth {
+        /// The hub's token. Better: the environment variable `HUGGINGFACE_TOKEN`.
+        hf_token: Option<Secret> = None;
+    }
+}
+
+section! {
+    /// The Ed25519 signatures over the evidence of a run. Key material never stands here.
+    Signing {
+        /// Signs every manifest. High-risk systems may not switch it off.
+        enabled: bool = true, ours();
+        /// The private key, PKCS#8 PEM, mode 0600. Null: the environment, else a key made on first use.
+        key_file: Option<String> = None, ours(), text(NOT_BLANK);
+        /// The environment variable that holds the private key.
+        key_env: Option<String> = None, ours(), text(NOT_BLANK);
+        /// Whether a key made on first use is refused; `auto`: for high-risk systems.
+        require_provisioned: RequireProvisioned = RequireProvisioned::Auto, ours();
+        /// The file of keys that verifiers trust.
+        trusted_keys: Option<String> = None, ours(), text(NOT_BLANK);
+        /// Entries of the audit log between signed checkpoints; 0: only at the end.
+        checkpoint_every: u64 = 0, ours(), min(0.0), max(1e9), later("signed checkpoints within a run");
+        /// A service of trusted time stamps.
+        timestamp_url: Option<String> = None, ours(), text(NOT_BLANK), later("trusted time stamps");
+        /// A program that signs: bytes on its input, 64 raw bytes on its output.
+        command: Option<Vec<String>> = None, ours(), text(NOT_BLANK), later("external signers");
+    }
+}
+
+choice! {
+    /// Whether a signing key made on first use is refused.
+    RequireProvisioned {
+        /// Refused for high-risk systems.
+        Auto = "auto",
+        /// Refused.
+        Always = "true" | "yes" | "on",
+        /// Accepted.
+        Never = "false" | "no" | "off",
+    }
+}
+
+section! {
+    /// Shared libraries with trainers, quantizers, evaluators and merge methods.
+    Plugins {
+        /// Libraries, or folders of them.
+        paths: Vec<String> = Vec::new(), ours(), text(NOT_BLANK), later("plugins from shared libraries");
+        /// Where foreign code runs.
+        isolation: PluginIsolation = PluginIsolation::Auto, ours();
+        /// Refuses libraries without a trusted signature.
+        require_signed: bool = false, ours(), later("signed plugins");
+    }
+}
+
+choice! {
+    /// Where foreign code runs.
+    PluginIsolation {
+        /// Trusted libraries in the program, others in a process of their own.
+        Auto = "auto",
+        /// All in a process of their own.
+        Process = "process" later "plugins from shared libraries",
+        /// All in the program.
+        InProcess = "in_process" later "plugins from shared libraries",
+    }
+}

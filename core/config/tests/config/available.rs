@@ -1,0 +1,114 @@
+//! What this version does not have is refused by name.
+
+use forgelm_config::{Code, not_available};
+
+use crate::{loads, with};
+
+fn refused(more: &str) -> Vec<String> {
+    let text = if more.starts_with("model:") { more.to_owned() } else { with(more) };
+    let loaded = loads(&text);
+    let found = not_available(&loaded.run, &loaded.written, "run.yaml");
+    assert!(found.iter().all(|d| d.code == Code::NotAvailable && d.place.is_some()));
+    found.into_iter().map(|d| d.message).collect()
+}
+
+#[test]
+fn features_that_are_missing_are_refused_when_they_are_asked_for() {
+    let cases = [
+        (
+            "model: {name_or_path: m, load_in_4bit: true}\ndata: {dataset_name_or_path: d}\n",
+            "`model.load_in_4bit: true`",
+        ),
+        (
+            "model: {name_or_path: m, multimodal: {enabled: true}}\ndata: {dataset_name_or_path: d}\n",
+            "`model.multimodal.enabled: true`",
+        ),
+        (
+            "model: {name_or_path: m, moe: {quantize_experts: true}}\ndata: {dataset_name_or_path: d}\n",
+            "`model.moe.quantize_experts: true`",
+        ),
+        (
+            "model: {name_or_path: m}\ndata: {dataset_name_or_path: d, extra_datasets: [e]}\n",
+            "`data.extra_datasets: [e]`",
+        ),
+        ("lora: {method: dora}\n", "`lora.method: dora`"),
+        ("lora: {method: pissa}\n", "`lora.method: pissa`"),
+        ("lora: {use_dora: true}\n", "`lora.use_dora: true`"),
+        ("lora: {bias: all}\n", "`lora.bias: all`"),
+        ("lora: {bias: lora_only}\n", "`lora.bias: lora_only`"),
+        ("training: {trainer_type: dpo}\n", "`training.trainer_type: dpo`"),
+        ("training: {trainer_type: grpo}\n", "`training.trainer_type: grpo`"),
+        ("training: {report_to: tensorboard}\n", "`training.report_to: tensorboard`"),
+        ("training: {report_to: wandb}\n", "`training.report_to: wandb`"),
+        ("training: {merge_adapters: true}\n", "`training.merge_adapters: true`"),
+        ("training: {oom_recovery: true}\n", "`training.oom_recovery: true`"),
+        ("training: {galore_enabled: true}\n", "`training.galore_enabled: true`"),
+        ("training: {neftune_noise_alpha: 5}\n", "`training.neftune_noise_alpha: 5`"),
+        ("training: {rope_scaling: {type: linear, factor: 2}}\n", "`training.rope_scaling`"),
+        ("training: {sliding_window_attention: 512}\n", "`training.sliding_window_attention: 512`"),
+        ("training: {gpu_cost_per_hour: 1.5}\n", "`training.gpu_cost_per_hour: 1.5`"),
+        ("evaluation: {auto_revert: true, baseline_loss: 1}\n", "`evaluation.auto_revert: true`"),
+        ("evaluation: {max_acceptable_loss: 2}\n", "`evaluation.max_acceptable_loss: 2`"),
+        (
+            "evaluation: {require_human_approval: true}\n",
+            "`evaluation.require_human_approval: true`",
+        ),
+        (
+            "evaluation: {benchmark: {enabled: true, tasks: [a]}}\n",
+            "`evaluation.benchmark.enabled: true`",
+        ),
+        ("evaluation: {safety: {enabled: true}}\n", "`evaluation.safety.enabled: true`"),
+        ("evaluation: {llm_judge: {enabled: true}}\n", "`evaluation.llm_judge.enabled: true`"),
+        ("retention: {enforce: block_on_excess}\n", "`retention.enforce: block_on_excess`"),
+        ("webhook: {url: \"https://example.org/x\"}\n", "`webhook.url`"),
+        ("webhook: {url_env: HOOK}\n", "`webhook.url_env: HOOK`"),
+        ("distributed: {strategy: fsdp}\n", "`distributed.strategy: fsdp`"),
+        ("merge: {enabled: true, models: [{path: a}, {path: b}]}\n", "`merge.enabled: true`"),
+        ("monitoring: {enabled: true}\n", "`monitoring.enabled: true`"),
+        (
+            "synthetic: {enabled: true, teacher_model: t, seed_file: f}\n",
+            "`synthetic.enabled: true`",
+        ),
+        ("pipeline: {stages: [{name: a}]}\n", "`pipeline`"),
+        ("plugins: {paths: [x.so]}\n", "`plugins.paths: [x.so]`"),
+        ("plugins: {isolation: process}\n", "`plugins.isolation: process`"),
+        ("signing: {timestamp_url: \"https://example.org\"}\n", "`signing.timestamp_url`"),
+    ];
+    assert_eq!(cases.len(), 37);
+    for (more, what) in cases {
+        let found = refused(more);
+        assert!(!found.is_empty(), "{more}");
+        assert!(
+            found[0].starts_with(&format!("{what} is not available yet: ")),
+            "{more}\n{found:?}"
+        );
+        if !more.contains("baseline") {
+            assert_eq!(found.len(), 1, "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_there_and_what_is_off_is_not_refused() {
+    for more in [
+        "",
+        "model: {name_or_path: m, load_in_4bit: false, backend: unsloth, offline: true}\ndata: {dataset_name_or_path: d, validation_split: 0.1, on_bad_row: skip}\n",
+        "lora: {method: rslora, target_modules: all-linear, bias: none}\n",
+        "training: {packing: true, report_to: none, lr_scheduler_type: cosine, threads: 2}\n",
+        "evaluation: {auto_revert: false, safety: {enabled: false}, benchmark: {tasks: [a]}}\n",
+        "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: log_only}\n",
+        "webhook: {url: \"\"}\nmonitoring: {}\nmerge: {}\nsynthetic: {}\ndistributed: {strategy: null}\n",
+        "signing: {key_file: k, require_provisioned: true}\nplugins: {}\nauth: {}\n",
+    ] {
+        assert_eq!(refused(more), Vec::<String>::new(), "{more}");
+    }
+}
+
+#[test]
+fn unwritten_defaults_that_need_a_missing_feature_are_off_and_noted() {
+    let loaded = loads(&with(""));
+    assert!(!loaded.run.model.load_in_4bit);
+    assert_eq!(loaded.run.training.report_to, forgelm_config::ReportTo::None);
+    let notes: Vec<&str> = loaded.warnings.iter().map(|d| d.key.as_str()).collect();
+    assert_eq!(notes, ["model.load_in_4bit", "training.report_to"]);
+}

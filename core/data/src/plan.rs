@@ -1,0 +1,263 @@
+//! Which sequences make the batch of a step: a pure function, so that a resumed run needs a number.
+
+use forgelm_tensor::random::{Purpose, Stream};
+
+use crate::packing::best_fit_decreasing;
+
+/// What a plan is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanSettings {
+    /// `training.seed`.
+    pub seed: u64,
+    /// `data.shuffle`: a new order in each epoch; without, the order of the file in each.
+    pub shuffle: bool,
+    /// Sequences in a micro-batch, or bins when packed.
+    pub per_device_train_batch_size: usize,
+    /// Micro-batches in a step.
+    pub gradient_accumulation_steps: usize,
+    /// Passes over the data.
+    pub num_train_epochs: u64,
+    /// If set, this many steps whatever the epochs.
+    pub max_steps: Option<u64>,
+    /// With packing, the tokens of a bin.
+    pub packed_to: Option<usize>,
+}
+
+/// The order of the data in a whole run.
+///
+/// A unit is a sequence, or with packing a bin of sequences. Epoch e takes the units in the order
+/// `Stream::new(seed, Purpose::DataOrder).permutation(e, n)`; step s of an epoch takes the units
+/// `[s B A, (s + 1) B A)` of that order, and micro-batch m of the step the m-th B of these. The last step of an
+/// epoch may be smaller; no step crosses epochs.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    settings: PlanSettings,
+    /// Sequences of each unit.
+    units: Vec<Vec<usize>>,
+    steps_per_epoch: u64,
+    n_steps: u64,
+}
+
+impl Plan {
+    /// Plans a run over sequences of these lengths.
+    ///
+    /// Steps per epoch: `max(1, ceil(ceil(n / B) / A))`; in all `max_steps`, else epochs times steps per epoch.
+    ///
+    /// # Panics
+    /// If there is no sequence, a size is 0, or there are 2^32 units: bugs in the caller.
+    #[must_use]
+    pub fn new(settings: PlanSettings, lengths: &[usize]) -> Plan {
+        assert!(!lengths.is_empty(), "no sequence to plan for");
+        let (b, a) = (settings.per_device_train_batch_size, settings.gradient_accumulation_steps);
+        assert!(b > 0 && a > 0, "a batch of no sequences");
+        let units = match settings.packed_to {
+            Some(capacity) => best_fit_decreasing(lengths, capacity),
+            None => (0..lengths.len()).map(|i| vec![i]).collect(),
+        };
+        let steps_per_epoch = units.len().div_ceil(b).div_ceil(a).max(1) as u64;
+        let by_epochs = steps_per_epoch.saturating_mul(settings.num_train_epochs);
+        let n_steps = settings.max_steps.unwrap_or(by_epochs);
+        Plan { settings, units, steps_per_epoch, n_steps }
+    }
+
+    /// Optimizer steps in the run.
+    #[must_use]
+    pub fn n_steps(&self) -> u64 {
+        self.n_steps
+    }
+
+    /// Optimizer steps in a pass over the data.
+    #[must_use]
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.steps_per_epoch
+    }
+
+    /// Sequences, or bins when packed, in a pass over the data.
+    #[must_use]
+    pub fn n_units(&self) -> usize {
+        self.units.len()
+    }
+
+    /// Passes over the data done after this many steps, for the metrics.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a number to show")]
+    pub fn epoch_after(&self, steps_done: u64) -> f64 {
+        steps_done as f64 / self.steps_per_epoch as f64
+    }
+
+    /// Micro-batches of a step: fewer in the last step of an epoch.
+    #[must_use]
+    pub fn n_micro_batches(&self, step: u64) -> usize {
+        let (from, to) = self.range(step);
+        (to - from).div_ceil(self.settings.per_device_train_batch_size)
+    }
+
+    /// The sequences of a micro-batch, by their numbers.
+    #[must_use]
+    pub fn at(&self, step: u64, micro_batch: usize) -> Vec<usize> {
+        let (from, to) = self.range(step);
+        let b = self.settings.per_device_train_batch_size;
+        let from = (from + micro_batch * b).min(to);
+        let to = (from + b).min(to);
+        self.units_at(step, from, to)
+    }
+
+    /// The sequences of each micro-batch of a step: one shuffle for them all.
+    #[must_use]
+    pub fn step(&self, step: u64) -> Vec<Vec<usize>> {
+        let (from, to) = self.range(step);
+        let order = self.order(step / self.steps_per_epoch);
+        let units: Vec<usize> = order[from..to].to_vec();
+        let micro_batches = units.chunks(self.settings.per_device_train_batch_size);
+        micro_batches
+            .map(|chunk| chunk.iter().flat_map(|&unit| self.units[unit].iter().copied()).collect())
+            .collect()
+    }
+
+    fn units_at(&self, step: u64, from: usize, to: usize) -> Vec<usize> {
+        let order = self.order(step / self.steps_per_epoch);
+        order[from..to].iter().flat_map(|&unit| self.units[unit].iter().copied()).collect()
+    }
+
+    /// The places of a step in the order of its epoch.
+    fn range(&self, step: u64) -> (usize, usize) {
+        let per_step =
+            self.settings.per_device_train_batch_size * self.settings.gradient_accumulation_steps;
+        let in_epoch = usize::try_from(step % self.steps_per_epoch).unwrap_or(usize::MAX);
+        let from = in_epoch.saturating_mul(per_step).min(self.units.len());
+        (from, (from + per_step).min(self.units.len()))
+    }
+
+    /// The units in the order of an epoch.
+    fn order(&self, epoch: u64) -> Vec<usize> {
+        if !self.settings.shuffle {
+            return (0..self.units.len()).collect();
+        }
+        let n = u32::try_from(self.units.len()).expect("fewer than 2^32 units");
+        let order = Stream::new(self.settings.seed, Purpose::DataOrder).permutation(epoch, n);
+        order.into_iter().map(|unit| unit as usize).collect()
+    }
+}
+
+/// The batches of a validation pass, in order: `batch_size` sequences each, or bins when packed.
+///
+/// # Panics
+/// If `batch_size` is 0.
+#[must_use]
+pub fn evaluation_batches(
+    lengths: &[usize],
+    batch_size: usize,
+    packed_to: Option<usize>,
+) -> Vec<Vec<usize>> {
+    assert!(batch_size > 0, "a batch of no sequences");
+    let units: Vec<Vec<usize>> = match packed_to {
+        Some(capacity) => best_fit_decreasing(lengths, capacity),
+        None => (0..lengths.len()).map(|i| vec![i]).collect(),
+    };
+    units.chunks(batch_size).map(<[Vec<usize>]>::concat).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Plan, PlanSettings, evaluation_batches};
+
+    fn settings(b: usize, a: usize) -> PlanSettings {
+        PlanSettings {
+            seed: 7,
+            shuffle: true,
+            per_device_train_batch_size: b,
+            gradient_accumulation_steps: a,
+            num_train_epochs: 3,
+            max_steps: None,
+            packed_to: None,
+        }
+    }
+
+    #[test]
+    fn steps_follow_the_formula() {
+        // (rows, B, A) to steps per epoch: ceil(ceil(rows / B) / A), at least 1.
+        for (n, b, a, expected) in
+            [(100, 4, 2, 13), (1, 4, 2, 1), (8, 4, 2, 1), (9, 4, 2, 2), (360, 4, 4, 23)]
+        {
+            let plan = Plan::new(settings(b, a), &vec![10; n]);
+            assert_eq!(plan.steps_per_epoch(), expected, "{n} {b} {a}");
+            assert_eq!(plan.n_steps(), 3 * expected);
+        }
+        let limited = Plan::new(PlanSettings { max_steps: Some(5), ..settings(4, 2) }, &[10; 100]);
+        assert_eq!(limited.n_steps(), 5);
+    }
+
+    #[test]
+    fn each_epoch_has_every_sequence_once_and_epochs_differ() {
+        let plan = Plan::new(settings(4, 2), &[10; 101]);
+        let epoch = |e: u64| -> Vec<usize> {
+            (e * plan.steps_per_epoch()..(e + 1) * plan.steps_per_epoch())
+                .flat_map(|s| plan.step(s).concat())
+                .collect()
+        };
+        for e in 0..3 {
+            let mut seen = epoch(e);
+            seen.sort_unstable();
+            assert_eq!(seen, (0..101).collect::<Vec<_>>());
+        }
+        assert_ne!(epoch(0), epoch(1));
+    }
+
+    #[test]
+    fn a_batch_is_a_function_of_the_step() {
+        let plan = Plan::new(settings(4, 2), &[10; 101]);
+        let forward: Vec<_> = (0..plan.n_steps()).map(|s| plan.step(s)).collect();
+        for s in (0..plan.n_steps()).rev() {
+            let again = Plan::new(settings(4, 2), &[10; 101]);
+            assert_eq!(again.step(s), forward[usize::try_from(s).expect("small")]);
+            let one_by_one: Vec<_> =
+                (0..again.n_micro_batches(s)).map(|m| again.at(s, m)).collect();
+            assert_eq!(one_by_one, again.step(s));
+        }
+    }
+
+    #[test]
+    fn a_step_has_the_same_sequences_however_it_is_cut() {
+        let whole = Plan::new(settings(8, 1), &[10; 101]);
+        for (b, a) in [(1, 8), (2, 4), (4, 2)] {
+            let cut = Plan::new(settings(b, a), &[10; 101]);
+            assert_eq!(cut.n_steps(), whole.n_steps());
+            for step in 0..whole.n_steps() {
+                assert_eq!(
+                    cut.step(step).concat(),
+                    whole.step(step).concat(),
+                    "{b} x {a}, step {step}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn fault_028_fewer_rows_than_a_batch_make_one_small_step() {
+        let plan = Plan::new(settings(8, 4), &[10]);
+        assert_eq!(plan.steps_per_epoch(), 1);
+        assert_eq!(plan.step(0), vec![vec![0]]);
+        assert_eq!(plan.step(2), vec![vec![0]]);
+        assert_eq!(plan.n_micro_batches(0), 1);
+    }
+
+    #[test]
+    fn without_shuffling_the_order_is_that_of_the_file() {
+        let plan = Plan::new(PlanSettings { shuffle: false, ..settings(2, 2) }, &[10; 5]);
+        assert_eq!(plan.step(0), vec![vec![0, 1], vec![2, 3]]);
+        assert_eq!(plan.step(1), vec![vec![4]]);
+    }
+
+    #[test]
+    fn packed_units_are_bins() {
+        let lengths = [5, 2, 3, 1, 8, 4, 4, 7, 6, 8, 8, 1, 3];
+        let plan = Plan::new(PlanSettings { packed_to: Some(8), ..settings(1, 2) }, &lengths);
+        assert_eq!(plan.n_units(), 8);
+        assert_eq!(plan.steps_per_epoch(), 4);
+        let mut seen: Vec<usize> = (0..4).flat_map(|s| plan.step(s).concat()).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..13).collect::<Vec<_>>());
+        assert_eq!(evaluation_batches(&lengths, 8, Some(8)).len(), 1);
+        assert_eq!(evaluation_batches(&[3, 3, 3], 2, None), vec![vec![0, 1], vec![2]]);
+    }
+}

@@ -1,0 +1,311 @@
+//! Writing and signing the evidence of a run, in the order in which each step covers the ones
+//! before it.
+//!
+//! Documents, model card, `model_integrity.json`; a signature beside each document (S1); the final
+//! audit events; the signed head of the audit log (S4); the attestation that binds everything
+//! (S2). The attestation of an earlier run in the same folder goes first: from then until the new
+//! one is there, the folder verifies as unsigned, never as something it is not.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use forgelm_artifact::open::OpenError;
+use forgelm_artifact::write::{self, WriteError};
+use forgelm_artifact::{Clock, json};
+use serde_json::Value;
+
+use super::{ATTESTATION, COMPLIANCE_DIR, PUBLIC_KEY};
+use crate::audit::GENESIS_FILE;
+use crate::audit::event::AuditEvent;
+use crate::audit::log::{AuditError, AuditLog};
+use crate::audit::verify::AuditRejection;
+use crate::checkpoint::write_checkpoint;
+use crate::digest::{hex, sha256, sha256_hex, unhex32};
+use crate::documents::evidence::Evidence;
+use crate::documents::predicate::{RunClaims, manifest_predicate, run_predicate};
+use crate::documents::{
+    compliance_report, data_provenance, model_card, risk_assessment, training_manifest,
+    training_manifest_yaml,
+};
+use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name, subjects_json};
+use crate::dsse::{Envelope, SUFFIX};
+use crate::files::{self, EntryKind, FileDigest};
+use crate::integrity::{EXCLUDED, IntegrityError, write_model_integrity};
+use crate::keys::RunSigner;
+use crate::text::canonical_json;
+
+/// File name of the model card inside the model folder.
+pub const MODEL_CARD: &str = "README.md";
+
+/// What is to be written and signed.
+pub struct BundleRequest<'a> {
+    /// The output folder.
+    pub out_dir: &'a Path,
+    /// The model folder, relative to it with `/`; `None` when there is no model (reverted).
+    pub model_dir: Option<&'a str>,
+    /// How documents name the model folder.
+    pub model_path_shown: &'a str,
+    /// Other files of the run, relative to the output folder (`metrics.jsonl`, evaluation
+    /// results). They must be finished.
+    pub extra_files: &'a [String],
+    /// What the documents are made from.
+    pub evidence: &'a Evidence,
+    /// The key, or why nothing is signed.
+    pub signer: Result<&'a RunSigner, &'a str>,
+    /// Recorded after the documents and before the checkpoint (`pipeline.completed`).
+    pub final_events: &'a [AuditEvent],
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundle {
+    /// Documents, relative to the output folder, sorted.
+    pub documents: Vec<String>,
+    /// The key that signed.
+    pub keyid: Option<String>,
+    /// Number of files the attestation binds.
+    pub subject_count: usize,
+    /// Lines in the audit log that the checkpoint covers.
+    pub audit_entries: u64,
+}
+
+/// Why the evidence is not complete. What was written so far is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// Writing failed.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// Recording failed.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// The model folder cannot be recorded.
+    #[error(transparent)]
+    Integrity(#[from] IntegrityError),
+    /// The audit log does not verify, so its head is not signed.
+    #[error("the audit log does not verify, so it is not signed")]
+    Log(#[source] AuditRejection),
+    /// Reading back failed.
+    #[error(transparent)]
+    Open(OpenError),
+    /// A folder cannot be listed.
+    #[error("{}: cannot be listed", .path.display())]
+    List {
+        /// The folder.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file of the run cannot be bound.
+    #[error("{}: {reason}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        reason: String,
+    },
+}
+
+/// Writes and signs the evidence of a run.
+///
+/// # Errors
+/// [`BundleError`]; there is no attestation then.
+pub fn write_bundle(
+    request: &BundleRequest<'_>,
+    audit: &mut AuditLog,
+    clock: &dyn Clock,
+) -> Result<Bundle, BundleError> {
+    let out_dir = request.out_dir;
+    write::create_dir_all_durable(&out_dir.join(COMPLIANCE_DIR))?;
+    write::remove_file(&out_dir.join(ATTESTATION))?;
+    let documents = write_documents(request)?;
+    if let Some(model_dir) = request.model_dir {
+        let dir = out_dir.join(model_dir);
+        write::atomic(&dir.join(MODEL_CARD), model_card(request.evidence).as_bytes())?;
+        let written = write_model_integrity(&dir, request.model_path_shown, clock.utc())?;
+        let artifacts = written.artifacts.len() as u64;
+        audit.append(&AuditEvent::ModelIntegrityVerified { artifacts })?;
+    }
+    let exported = AuditEvent::ComplianceArtifactsExported {
+        output_dir: COMPLIANCE_DIR.to_owned(),
+        files: documents.clone(),
+        governance_ok: true,
+    };
+    let mut bundle = Bundle { documents, keyid: None, subject_count: 0, audit_entries: 0 };
+    match request.signer {
+        Err(reason) => {
+            audit.append(&exported)?;
+            audit.append(&AuditEvent::SigningSkipped { reason: reason.to_owned() })?;
+            for event in request.final_events {
+                audit.append(event)?;
+            }
+        }
+        Ok(signer) => {
+            let signed_at = clock.utc().to_string();
+            sign_documents(request, signer, &signed_at, &bundle.documents)?;
+            audit.append(&exported)?;
+            sign_run(request, signer, &signed_at, audit, &mut bundle)?;
+        }
+    }
+    Ok(bundle)
+}
+
+/// Writes the documents and removes those of an earlier run that this one does not have.
+fn write_documents(request: &BundleRequest<'_>) -> Result<Vec<String>, BundleError> {
+    let evidence = request.evidence;
+    let json = |value: Value| Some(json::pretty(&value).into_bytes());
+    let all: [(&str, Option<Vec<u8>>); 5] = [
+        ("compliance_report.json", json(compliance_report(evidence))),
+        ("training_manifest.yaml", Some(training_manifest_yaml(evidence).into_bytes())),
+        ("training_manifest.json", json(training_manifest(evidence))),
+        ("data_provenance.json", json(data_provenance(evidence))),
+        ("risk_assessment.json", risk_assessment(evidence).and_then(json)),
+    ];
+    let mut documents = Vec::new();
+    for (name, bytes) in all {
+        let name = format!("{COMPLIANCE_DIR}/{name}");
+        let path = request.out_dir.join(&name);
+        write::remove_file(&request.out_dir.join(format!("{name}{SUFFIX}")))?;
+        match bytes {
+            Some(bytes) => {
+                write::atomic(&path, &bytes)?;
+                documents.push(name);
+            }
+            None => write::remove_file(&path)?,
+        }
+    }
+    let public_key = request.out_dir.join(PUBLIC_KEY);
+    match request.signer {
+        Ok(signer) => write::atomic(&public_key, signer.key.public().to_pem().as_bytes())?,
+        Err(_) => write::remove_file(&public_key)?,
+    }
+    documents.sort();
+    Ok(documents)
+}
+
+/// S1: a signature beside each document.
+fn sign_documents(
+    request: &BundleRequest<'_>,
+    signer: &RunSigner,
+    signed_at: &str,
+    documents: &[String],
+) -> Result<(), BundleError> {
+    for name in documents {
+        let FileDigest { sha256, .. } = digest(request.out_dir, name)?;
+        let file = name.rsplit('/').next().unwrap_or(name);
+        let kind = file.split('.').next().unwrap_or(file);
+        let predicate = manifest_predicate(request.evidence, signer, signed_at, kind);
+        let subject = Subject { name: name.clone(), sha256 };
+        let statement = Statement::new(vec![subject], PredicateType::ComplianceManifest, predicate);
+        let envelope = Envelope::sign(statement.to_bytes(), &signer.key);
+        write::atomic(&request.out_dir.join(format!("{name}{SUFFIX}")), &envelope.to_bytes())?;
+    }
+    Ok(())
+}
+
+/// The last events, S4 and S2.
+fn sign_run(
+    request: &BundleRequest<'_>,
+    signer: &RunSigner,
+    signed_at: &str,
+    audit: &mut AuditLog,
+    bundle: &mut Bundle,
+) -> Result<(), BundleError> {
+    let scope: Vec<String> =
+        std::iter::once(COMPLIANCE_DIR).chain(request.model_dir).map(str::to_owned).collect();
+    let subjects = subjects(request, &scope)?;
+    let keyid = signer.key.id().to_string();
+    audit.append(&AuditEvent::SigningBundleSigned {
+        keyid: keyid.clone(),
+        bundle_sha256: sha256_hex(&canonical_json(&subjects_json(&subjects))),
+        subject_count: subjects.len() as u64,
+    })?;
+    for event in request.final_events {
+        audit.append(event)?;
+    }
+    let checkpoint = write_checkpoint(request.out_dir, request.evidence, signer, signed_at)?;
+    let (model_root_digest, model_files) = match request.model_dir {
+        Some(dir) => model_root(&subjects, dir),
+        None => (None, 0),
+    };
+    let claims =
+        RunClaims { checkpoint: &checkpoint, model_root_digest, model_files, scope: &scope };
+    let predicate = run_predicate(request.evidence, signer, signed_at, &claims);
+    bundle.subject_count = subjects.len();
+    bundle.audit_entries = checkpoint.entries;
+    bundle.keyid = Some(keyid);
+    let statement = Statement::new(subjects, PredicateType::TrainingRun, predicate);
+    let envelope = Envelope::sign(statement.to_bytes(), &signer.key);
+    write::atomic(&request.out_dir.join(ATTESTATION), &envelope.to_bytes())?;
+    Ok(())
+}
+
+/// Every file in the folders of `scope`, the genesis manifest and the extra files, with digests.
+fn subjects(request: &BundleRequest<'_>, scope: &[String]) -> Result<Vec<Subject>, BundleError> {
+    let root = request.out_dir;
+    let mut names: BTreeMap<String, EntryKind> = BTreeMap::new();
+    for dir in scope {
+        let found = files::walk(root, dir)
+            .map_err(|source| BundleError::List { path: root.join(dir), source })?;
+        names.extend(found);
+    }
+    names.insert(GENESIS_FILE.to_owned(), EntryKind::File);
+    names.extend(request.extra_files.iter().map(|name| (name.clone(), EntryKind::File)));
+    names.remove(ATTESTATION);
+    let listed: Vec<&str> = names.keys().map(String::as_str).collect();
+    if let Some(bad) = listed.iter().find(|name| !is_subject_name(name)) {
+        let reason = "the name cannot be a subject of a statement".to_owned();
+        return Err(BundleError::File { path: root.join(bad), reason });
+    }
+    let digests = files::digests(root, &listed);
+    let pairs = listed.iter().zip(digests);
+    pairs
+        .map(|(name, digest)| {
+            let FileDigest { sha256, .. } = digest.map_err(|problem| BundleError::File {
+                path: root.join(name),
+                reason: problem.reason(),
+            })?;
+            Ok(Subject { name: (*name).to_owned(), sha256 })
+        })
+        .collect()
+}
+
+fn digest(root: &Path, name: &str) -> Result<FileDigest, BundleError> {
+    files::digest(root, name)
+        .map_err(|problem| BundleError::File { path: root.join(name), reason: problem.reason() })
+}
+
+/// The root digest of OpenSSF Model Signing: SHA-256 over the raw digests in the order of names.
+fn model_root(subjects: &[Subject], model_dir: &str) -> (Option<String>, usize) {
+    let prefix = format!("{model_dir}/");
+    let mut joined = Vec::new();
+    let mut n_files = 0;
+    for subject in subjects {
+        let Some(name) = subject.name.strip_prefix(&prefix) else { continue };
+        if EXCLUDED.contains(&name) {
+            continue;
+        }
+        joined.extend(unhex32(subject.sha256.as_bytes()).unwrap_or_default());
+        n_files += 1;
+    }
+    ((n_files > 0).then(|| hex(&sha256(&joined))), n_files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::model_root;
+    use crate::digest::sha256_hex;
+    use crate::dsse::statement::Subject;
+
+    #[test]
+    fn the_root_digest_equals_the_vector_of_the_specification() {
+        let subject =
+            |name: &str, bytes: &[u8]| Subject { name: name.to_owned(), sha256: sha256_hex(bytes) };
+        let subjects =
+            [subject("final_model/a", b"a"), subject("final_model/b", b"b"), subject("x", b"x")];
+        let (root, n_files) = model_root(&subjects, "final_model");
+        assert_eq!(n_files, 2);
+        let expected = "e5a01fee14e0ed5c48714f22180f25ad8365b53f9779f79dc4a3d7e93963f94a";
+        assert_eq!(root.as_deref(), Some(expected));
+    }
+}

@@ -1,0 +1,167 @@
+//! The model card: README.md of the model folder. Short, and it claims nothing that was not
+//! measured.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use super::evidence::{Evidence, Outcome};
+
+/// The card's text.
+///
+/// # Panics
+/// Never: writing to a string cannot fail.
+#[must_use]
+pub fn model_card(evidence: &Evidence) -> String {
+    let base = &evidence.model_lineage.base_model;
+    let tail = base.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or(base);
+    let mut card = front_matter(evidence);
+    write!(card, "\n# {}_finetune\n\n", inline(tail)).expect("a string");
+    let outcome = match evidence.outcome {
+        Outcome::Promoted => "",
+        Outcome::Staged => " It has not been approved for use yet.",
+        Outcome::Reverted => " A gate rejected it.",
+    };
+    write!(
+        card,
+        "An adapter for `{}`, fine-tuned with ForgeLM {}.{outcome}\n\n## Training\n\n",
+        inline(base),
+        inline(&evidence.forgelm_version)
+    )
+    .expect("a string");
+    table(&mut card, ("setting", "value"), &training_rows(evidence));
+    card.push_str("\n## Metrics\n\n");
+    let metrics: Vec<(String, String)> = evidence
+        .metrics
+        .iter()
+        .filter(|(key, _)| !key.contains('/'))
+        .map(|(key, value)| (key.clone(), format!("{value:.4}")))
+        .collect();
+    if metrics.is_empty() {
+        card.push_str("None were recorded.\n");
+    } else {
+        table(&mut card, ("metric", "value"), &metrics);
+    }
+    card.push_str(&limits(evidence));
+    card.push_str(&evidence_section(evidence));
+    card
+}
+
+fn front_matter(evidence: &Evidence) -> String {
+    let parameters = &evidence.training_parameters;
+    let mut tags = vec!["forgelm", "fine-tuned", "lora"];
+    if parameters.dora {
+        tags.push("dora");
+    }
+    if parameters.trainer_type != "sft" {
+        tags.push(&parameters.trainer_type);
+    }
+    let mut matter = Map::new();
+    matter.insert("tags".to_owned(), json!(tags));
+    matter.insert("base_model".to_owned(), json!(evidence.model_lineage.base_model));
+    matter.insert("library_name".to_owned(), json!("peft"));
+    let text = serde_yaml::to_string(&Value::Object(matter)).expect("plain values");
+    format!("---\n{text}---\n")
+}
+
+fn training_rows(evidence: &Evidence) -> Vec<(String, String)> {
+    let (lineage, p) = (&evidence.model_lineage, &evidence.training_parameters);
+    let revision = lineage.base_model_revision.revision_resolved.as_deref();
+    let sha256 = lineage.base_model_revision.sha256.as_deref();
+    let rows = [
+        ("base model", lineage.base_model.clone()),
+        ("base model revision", revision.or(sha256).unwrap_or("not known").to_owned()),
+        ("method", lineage.adapter_method.clone()),
+        ("alpha", p.lora_alpha.to_string()),
+        ("target modules", p.target_modules.join(", ")),
+        ("trainer", p.trainer_type.clone()),
+        ("epochs", p.epochs.to_string()),
+        ("batch size", format!("{} x {}", p.batch_size, p.gradient_accumulation_steps)),
+        ("learning rate", p.learning_rate.to_string()),
+        ("max length", p.max_length.to_string()),
+        ("quantization", lineage.quantization.clone()),
+        ("data set", evidence.data_provenance.primary_dataset.clone()),
+        ("seed", p.seed.to_string()),
+        ("date (UTC)", evidence.generated_at.to_text_date()),
+    ];
+    rows.map(|(key, value)| (key.to_owned(), value)).into()
+}
+
+fn limits(evidence: &Evidence) -> String {
+    let section = evidence.compliance.as_ref();
+    let text = |key: &str| {
+        let value = section.and_then(|s| s.get(key)).and_then(Value::as_str);
+        inline(value.map(str::trim).filter(|t| !t.is_empty()).unwrap_or("Not specified."))
+    };
+    let mut tested = vec!["the loss above"];
+    for (key, name) in [("safety", "safety"), ("benchmark", "benchmarks"), ("llm_judge", "a judge")]
+    {
+        if evidence.evaluations.contains_key(key) {
+            tested.push(name);
+        }
+    }
+    format!(
+        "\n## Use and limits\n\nIntended purpose: {}\n\nKnown limitations: {}\n\n\
+         What was evaluated: {}. Nothing else is known about how this model behaves; check it for \
+         your purpose before you use it.\n",
+        text("intended_purpose"),
+        text("known_limitations"),
+        tested.join(", ")
+    )
+}
+
+fn evidence_section(evidence: &Evidence) -> String {
+    format!(
+        "\n## Evidence\n\nRun `{}`, config `{}`. `model_integrity.json` lists the digests of this \
+         folder; the signed record of the run is `compliance/attestation.dsse.json` in its output \
+         folder (`forgelm verify-bundle`).\n",
+        inline(&evidence.run_id),
+        inline(&evidence.config_hash)
+    )
+}
+
+fn table(card: &mut String, head: (&str, &str), rows: &[(String, String)]) {
+    write!(card, "| {} | {} |\n|---|---|\n", head.0, head.1).expect("a string");
+    for (key, value) in rows {
+        writeln!(card, "| {} | {} |", inline(key), inline(value)).expect("a string");
+    }
+}
+
+/// Text that cannot leave its line, its cell or its code span.
+fn inline(text: &str) -> String {
+    const SPECIAL: &[char] = &['`', '|', '[', ']', '(', ')', '<', '>', '*', '#'];
+    text.chars()
+        .filter(|c| !SPECIAL.contains(c))
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{inline, model_card};
+    use crate::documents::evidence::tests::evidence;
+
+    #[test]
+    fn the_card_says_what_was_done_and_what_was_not() {
+        let mut evidence = evidence();
+        evidence.data_provenance.primary_dataset = "a|b\n# x".to_owned();
+        let card = model_card(&evidence);
+        assert!(
+            card.starts_with(
+                "---\ntags:\n- forgelm\n- fine-tuned\n- lora\nbase_model: org/base-7b\n"
+            )
+        );
+        assert!(card.contains("\n# base-7b_finetune\n"));
+        assert!(card.contains("| eval_loss | 0.4200 |"));
+        assert!(!card.contains("benchmark/x"));
+        assert!(card.contains("| data set | ab  x |"), "{card}");
+        assert!(card.contains("Intended purpose: Not specified."));
+        assert!(card.contains("What was evaluated: the loss above. Nothing else"));
+        assert!(card.contains("| learning rate | 0.00002 |"));
+    }
+
+    #[test]
+    fn inline_text_stays_inline() {
+        assert_eq!(inline("a`b|c\r\nd<script>"), "abc  dscript");
+    }
+}

@@ -1,0 +1,16 @@
+//! The documents of a run, all made from one [`evidence::Evidence`], so that no two can disagree.
+//!
+//! Everything here is a pure function: no file is read or written, no clock is asked.
+
+mod card;
+pub mod evidence;
+pub(crate) mod predicate;
+mod report;
+
+pub use card::model_card;
+pub use report::{
+    compliance_report, data_provenance, risk_assessment, training_manifest, training_manifest_yaml,
+};
+
+/// Schema version in documents that carry one.
+pub const SCHEMA_VERSION: u64 = 1;

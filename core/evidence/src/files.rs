@@ -1,0 +1,199 @@
+//! Files below a folder: which are there, and their digests. Links are never followed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use forgelm_artifact::hash::sha256_reader;
+use forgelm_artifact::open::{self, OpenError};
+
+/// Folders nested deeper than this are not a run's.
+const DEPTH_MAX: usize = 64;
+/// Most threads that hash at once: more only make a disk seek.
+const HASH_THREADS_MAX: usize = 8;
+
+/// Why a file's bytes cannot be compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FileProblem {
+    Missing,
+    Symlink,
+    NotAFile(&'static str),
+    Unreadable(String),
+}
+
+impl FileProblem {
+    /// The words for a report.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Missing => "missing".to_owned(),
+            Self::Symlink => "a symbolic link; links are not followed".to_owned(),
+            Self::NotAFile(kind) => format!("a {kind}; expected a file"),
+            Self::Unreadable(detail) => format!("cannot be read: {detail}"),
+        }
+    }
+}
+
+/// A file's digest and size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FileDigest {
+    pub(crate) sha256: String,
+    pub(crate) size_bytes: u64,
+}
+
+/// What lies at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EntryKind {
+    File,
+    Symlink,
+    Other,
+}
+
+/// Everything below `root/under` that is not a folder, by its path below `root` with `/`. A name
+/// that is not UTF-8 is shown with replacement characters and counts as [`EntryKind::Other`].
+pub(crate) fn walk(root: &Path, under: &str) -> io::Result<BTreeMap<String, EntryKind>> {
+    let mut found = BTreeMap::new();
+    let start = if under.is_empty() { root.to_owned() } else { root.join(under) };
+    walk_into(&start, under, 0, &mut found)?;
+    Ok(found)
+}
+
+fn walk_into(
+    dir: &Path,
+    prefix: &str,
+    depth: usize,
+    found: &mut BTreeMap<String, EntryKind>,
+) -> io::Result<()> {
+    if depth > DEPTH_MAX {
+        let message = format!("`{prefix}` is nested more than {DEPTH_MAX} folders deep");
+        return Err(io::Error::other(message));
+    }
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let raw = entry.file_name();
+        let name = raw.to_string_lossy();
+        let is_utf8 = raw.to_str().is_some();
+        let path = if prefix.is_empty() { name.into_owned() } else { format!("{prefix}/{name}") };
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            walk_into(&entry.path(), &path, depth + 1, found)?;
+        } else if kind.is_symlink() {
+            found.insert(path, EntryKind::Symlink);
+        } else if kind.is_file() && is_utf8 {
+            found.insert(path, EntryKind::File);
+        } else {
+            found.insert(path, EntryKind::Other);
+        }
+    }
+    Ok(())
+}
+
+/// The path of `name` below `root`, if no part of it is a link and it is a regular file.
+pub(crate) fn locate(root: &Path, name: &str) -> Result<PathBuf, FileProblem> {
+    let mut path = root.to_owned();
+    let mut parts = name.split('/').peekable();
+    while let Some(part) = parts.next() {
+        path.push(part);
+        let metadata = path.symlink_metadata().map_err(|e| match e.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => FileProblem::Missing,
+            _ => FileProblem::Unreadable(e.to_string()),
+        })?;
+        if metadata.is_symlink() {
+            return Err(FileProblem::Symlink);
+        }
+        let is_last = parts.peek().is_none();
+        if is_last && metadata.is_dir() {
+            return Err(FileProblem::NotAFile("folder"));
+        }
+        if is_last && !metadata.is_file() {
+            return Err(FileProblem::NotAFile("device or pipe"));
+        }
+    }
+    Ok(path)
+}
+
+/// Digest of one file below `root`.
+pub(crate) fn digest(root: &Path, name: &str) -> Result<FileDigest, FileProblem> {
+    let path = locate(root, name)?;
+    let (mut file, metadata) = open::regular(&path).map_err(|e| match e {
+        OpenError::NotAFile { kind, .. } => FileProblem::NotAFile(kind),
+        OpenError::Io { source, .. } => FileProblem::Unreadable(source.to_string()),
+    })?;
+    let sha256 = sha256_reader(&mut file).map_err(|e| FileProblem::Unreadable(e.to_string()))?;
+    Ok(FileDigest { sha256: sha256.to_string(), size_bytes: metadata.len() })
+}
+
+/// Digests of many files below `root`, in the order of `names`, on several threads.
+pub(crate) fn digests(root: &Path, names: &[&str]) -> Vec<Result<FileDigest, FileProblem>> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(name) = names.get(i) else { return done };
+            done.push((i, digest(root, name)));
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let n_threads = cores.min(HASH_THREADS_MAX).min(names.len()).max(1);
+    let mut all: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..n_threads).map(|_| scope.spawn(work)).collect();
+        let mine = work();
+        let others = threads.into_iter().flat_map(|t| t.join().expect("hashing does not panic"));
+        mine.into_iter().chain(others).collect()
+    });
+    all.sort_by_key(|(i, _)| *i);
+    all.into_iter().map(|(_, digest)| digest).collect()
+}
+
+/// Reads a whole file of at most `limit` bytes. `Ok(None)`: it is larger.
+pub(crate) fn read_bounded(path: &Path, limit: usize) -> Result<Option<Vec<u8>>, FileProblem> {
+    use std::io::Read as _;
+    let (file, _) = open::regular(path).map_err(|e| match e {
+        OpenError::NotAFile { kind, .. } => FileProblem::NotAFile(kind),
+        OpenError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            FileProblem::Missing
+        }
+        OpenError::Io { source, .. } => FileProblem::Unreadable(source.to_string()),
+    })?;
+    let mut bytes = Vec::new();
+    let read = file.take(limit as u64 + 1).read_to_end(&mut bytes);
+    read.map_err(|e| FileProblem::Unreadable(e.to_string()))?;
+    Ok((bytes.len() <= limit).then_some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::{EntryKind, FileProblem, digest, digests, locate, walk};
+    use crate::digest::sha256_hex;
+
+    #[test]
+    fn files_are_listed_and_hashed_and_links_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        for i in 0..50 {
+            fs::write(root.join(format!("a/f{i:02}")), format!("{i}")).unwrap();
+        }
+        symlink(root.join("a/f00"), root.join("a/b/link")).unwrap();
+        symlink(root.join("a"), root.join("c")).unwrap();
+        let found = walk(root, "").unwrap();
+        assert_eq!(found.len(), 52);
+        assert_eq!(found["a/b/link"], EntryKind::Symlink);
+        assert_eq!(found["c"], EntryKind::Symlink);
+        let names: Vec<&str> = found.keys().map(String::as_str).collect();
+        let all = digests(root, &names);
+        assert_eq!(all[1].as_ref().unwrap().sha256, sha256_hex(b"0"));
+        assert_eq!(all[50].as_ref().unwrap().sha256, sha256_hex(b"49"));
+        assert_eq!(all[51], Err(FileProblem::Symlink));
+        assert_eq!(digest(root, "c/f01"), Err(FileProblem::Symlink));
+        assert_eq!(digest(root, "a/none"), Err(FileProblem::Missing));
+        assert_eq!(digest(root, "a/f00/x"), Err(FileProblem::Missing));
+        assert_eq!(locate(root, "a"), Err(FileProblem::NotAFile("folder")));
+    }
+}

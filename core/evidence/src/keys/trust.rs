@@ -1,0 +1,416 @@
+//! Whom a verifier trusts: `trusted_keys.json`, or single public keys.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use forgelm_artifact::open::{self, OpenError};
+use forgelm_artifact::{Quoted, UtcTime};
+use serde_json::{Map, Value};
+
+use super::file::load_public_key;
+use super::{KeyError, KeyId, PublicKey};
+use crate::strict_json::{DOCUMENT_LIMITS, parse};
+
+/// What a key may sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Usage {
+    /// One compliance document.
+    Manifest,
+    /// The run as a whole.
+    Run,
+    /// A model folder.
+    Model,
+    /// The head of an audit log.
+    Checkpoint,
+    /// An approval or rejection.
+    Approval,
+    /// An exported file.
+    Export,
+}
+
+impl Usage {
+    /// All usages with their words in the trust store.
+    pub const ALL: [(Self, &'static str); 6] = [
+        (Self::Manifest, "manifest"),
+        (Self::Run, "run"),
+        (Self::Model, "model"),
+        (Self::Checkpoint, "checkpoint"),
+        (Self::Approval, "approval"),
+        (Self::Export, "export"),
+    ];
+
+    fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, word)| *word == text).map(|(usage, _)| *usage)
+    }
+}
+
+/// When a key is no longer believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// The moment.
+    pub at: UtcTime,
+    /// `true` for `superseded` and `retired`: what it signed earlier stays valid. `false` for
+    /// `compromised` and anything else: nothing it signed is valid.
+    pub keeps_earlier: bool,
+    /// The reason as written.
+    pub reason: String,
+}
+
+/// One trusted key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustedKey {
+    /// Its id, equal to that of the public key.
+    pub keyid: KeyId,
+    /// The key.
+    pub public_key: PublicKey,
+    /// A name for people.
+    pub label: Option<String>,
+    /// What it may sign.
+    pub usages: BTreeSet<Usage>,
+    /// Not valid before.
+    pub not_before: Option<UtcTime>,
+    /// Not valid after.
+    pub not_after: Option<UtcTime>,
+    /// Whether and when it was revoked.
+    pub revocation: Option<Revocation>,
+    /// The key that follows it.
+    pub successor: Option<KeyId>,
+}
+
+impl TrustedKey {
+    /// A key without limits.
+    #[must_use]
+    pub fn unlimited(public_key: PublicKey, label: Option<String>) -> Self {
+        Self {
+            keyid: public_key.id(),
+            public_key,
+            label,
+            usages: Usage::ALL.iter().map(|(usage, _)| *usage).collect(),
+            not_before: None,
+            not_after: None,
+            revocation: None,
+            successor: None,
+        }
+    }
+}
+
+/// The keys a verifier believes. Empty: nothing is ever better than `untrusted_key`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedKeys {
+    keys: Vec<TrustedKey>,
+    thresholds: BTreeMap<Usage, usize>,
+}
+
+/// Why a trust store cannot be used: exit 1, nothing is checked.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Open(OpenError),
+    /// It cannot be read.
+    #[error("{}: cannot be read", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not a trust store.
+    #[error("{place}: {detail}")]
+    Malformed {
+        /// The file, and where in it.
+        place: String,
+        /// What was found and expected.
+        detail: String,
+    },
+}
+
+impl TrustedKeys {
+    /// The keys of one or more public keys, each with all usages (`--key PUB`).
+    #[must_use]
+    pub fn of_public_keys(keys: impl IntoIterator<Item = PublicKey>) -> Self {
+        let keys = keys.into_iter().map(|key| TrustedKey::unlimited(key, None)).collect();
+        Self { keys, thresholds: BTreeMap::new() }
+    }
+
+    /// The one-entry store of a public key file.
+    ///
+    /// # Errors
+    /// If the file is no Ed25519 public key.
+    pub fn of_key_file(path: &Path) -> Result<Self, KeyError> {
+        Ok(Self::of_public_keys([load_public_key(path)?]))
+    }
+
+    /// The public half of this user's automatic key: what this user signed, this user believes.
+    #[must_use]
+    pub fn with_local(key: PublicKey) -> Self {
+        let keys = vec![TrustedKey::unlimited(key, Some("local".to_owned()))];
+        Self { keys, thresholds: BTreeMap::new() }
+    }
+
+    /// Reads a `trusted_keys.json`.
+    ///
+    /// # Errors
+    /// [`TrustError`].
+    pub fn load(path: &Path) -> Result<Self, TrustError> {
+        let (file, _) = open::regular(path).map_err(TrustError::Open)?;
+        let mut bytes = Vec::new();
+        file.take(DOCUMENT_LIMITS.size_bytes as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|source| TrustError::Io { path: path.to_owned(), source })?;
+        Self::parse(&bytes, &path.display().to_string())
+    }
+
+    /// Reads the bytes of a trust store; errors name `place`. Unknown members, a version other
+    /// than 1, and a key id that is not that of its key are refused.
+    ///
+    /// # Errors
+    /// [`TrustError::Malformed`].
+    pub fn parse(bytes: &[u8], place: &str) -> Result<Self, TrustError> {
+        let document =
+            parse(bytes, DOCUMENT_LIMITS).map_err(|e| malformed(place, e.to_string()))?;
+        let root = Object::of(&document, place, &["version", "keys", "thresholds"])?;
+        if root.members.get("version") != Some(&Value::from(1)) {
+            return Err(malformed(place, "`version` is not 1"));
+        }
+        let Some(Value::Array(entries)) = root.members.get("keys") else {
+            return Err(malformed(place, "`keys` is not a list"));
+        };
+        let mut keys: Vec<TrustedKey> = Vec::with_capacity(entries.len());
+        for (i, entry) in entries.iter().enumerate() {
+            let key = trusted_key(entry, &format!("{place}: keys[{i}]"))?;
+            if keys.iter().any(|other| other.keyid == key.keyid) {
+                return Err(malformed(place, format!("key {} is listed twice", key.keyid)));
+            }
+            keys.push(key);
+        }
+        let thresholds = match root.members.get("thresholds") {
+            None | Some(Value::Null) => BTreeMap::new(),
+            Some(value) => thresholds(value, &format!("{place}: thresholds"))?,
+        };
+        Ok(Self { keys, thresholds })
+    }
+
+    /// The keys.
+    #[must_use]
+    pub fn keys(&self) -> &[TrustedKey] {
+        &self.keys
+    }
+
+    /// Adds a key; one that is there already stays as it is.
+    pub fn add(&mut self, key: TrustedKey) {
+        if self.find(&key.keyid).is_none() {
+            self.keys.push(key);
+        }
+    }
+
+    /// The key of an id.
+    #[must_use]
+    pub fn find(&self, keyid: &KeyId) -> Option<&TrustedKey> {
+        self.keys.iter().find(|key| key.keyid == *keyid)
+    }
+
+    /// How many distinct keys must have signed.
+    #[must_use]
+    pub fn threshold(&self, usage: Usage) -> usize {
+        self.thresholds.get(&usage).copied().unwrap_or(1)
+    }
+
+    /// Demands `n` distinct keys for every usage (`--threshold`).
+    pub fn set_threshold(&mut self, n: usize) {
+        self.thresholds = Usage::ALL.iter().map(|(usage, _)| (*usage, n.max(1))).collect();
+    }
+}
+
+fn malformed(place: &str, detail: impl Into<String>) -> TrustError {
+    TrustError::Malformed { place: place.to_owned(), detail: detail.into() }
+}
+
+struct Object<'a> {
+    members: &'a Map<String, Value>,
+    place: &'a str,
+}
+
+impl<'a> Object<'a> {
+    fn of(value: &'a Value, place: &'a str, known: &[&str]) -> Result<Self, TrustError> {
+        let Value::Object(members) = value else {
+            return Err(malformed(place, "not an object"));
+        };
+        if let Some(unknown) = members.keys().find(|key| !known.contains(&key.as_str())) {
+            let unknown = Quoted(unknown);
+            return Err(malformed(place, format!("{unknown} is not a known member")));
+        }
+        Ok(Self { members, place })
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>, TrustError> {
+        match self.members.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(malformed(self.place, format!("`{key}` is not text"))),
+        }
+    }
+
+    fn required(&self, key: &str) -> Result<&'a str, TrustError> {
+        self.text(key)?.ok_or_else(|| malformed(self.place, format!("`{key}` is missing")))
+    }
+
+    fn time(&self, key: &str) -> Result<Option<UtcTime>, TrustError> {
+        let Some(text) = self.text(key)? else { return Ok(None) };
+        text.parse().map(Some).map_err(|e| malformed(self.place, format!("`{key}`: {e}")))
+    }
+}
+
+fn trusted_key(value: &Value, place: &str) -> Result<TrustedKey, TrustError> {
+    const KNOWN: [&str; 9] = [
+        "keyid",
+        "public_key",
+        "label",
+        "usages",
+        "not_before",
+        "not_after",
+        "revoked_at",
+        "revocation_reason",
+        "successor",
+    ];
+    let entry = Object::of(value, place, &KNOWN)?;
+    let public_key = STANDARD
+        .decode(entry.required("public_key")?)
+        .ok()
+        .and_then(|bytes| PublicKey::from_bytes(&bytes))
+        .ok_or_else(|| malformed(place, "`public_key` is not the base64 of an Ed25519 key"))?;
+    let keyid = public_key.id();
+    if entry.required("keyid")? != keyid.as_str() {
+        return Err(malformed(place, format!("`keyid` is not that of the key, which is {keyid}")));
+    }
+    let key_id = |text: &str| {
+        KeyId::parse(text).ok_or_else(|| malformed(place, "`successor` is not a key id"))
+    };
+    Ok(TrustedKey {
+        keyid,
+        public_key,
+        label: entry.text("label")?.map(str::to_owned),
+        usages: usages(entry.members.get("usages"), place)?,
+        not_before: entry.time("not_before")?,
+        not_after: entry.time("not_after")?,
+        revocation: revocation(&entry)?,
+        successor: entry.text("successor")?.map(key_id).transpose()?,
+    })
+}
+
+fn revocation(entry: &Object<'_>) -> Result<Option<Revocation>, TrustError> {
+    let reason = entry.text("revocation_reason")?;
+    let Some(at) = entry.time("revoked_at")? else {
+        return match reason {
+            None => Ok(None),
+            Some(_) => Err(malformed(entry.place, "`revocation_reason` without `revoked_at`")),
+        };
+    };
+    let reason = reason.unwrap_or("not given").to_owned();
+    let keeps_earlier = matches!(reason.as_str(), "superseded" | "retired");
+    Ok(Some(Revocation { at, keeps_earlier, reason }))
+}
+
+fn usages(value: Option<&Value>, place: &str) -> Result<BTreeSet<Usage>, TrustError> {
+    let Some(Value::Array(words)) = value else {
+        return Err(malformed(place, "`usages` is not a list"));
+    };
+    let usage = |word: &Value| {
+        word.as_str()
+            .and_then(Usage::parse)
+            .ok_or_else(|| malformed(place, format!("`usages`: {word} is not a known usage")))
+    };
+    words.iter().map(usage).collect()
+}
+
+fn thresholds(value: &Value, place: &str) -> Result<BTreeMap<Usage, usize>, TrustError> {
+    let Value::Object(members) = value else { return Err(malformed(place, "not an object")) };
+    let mut all = BTreeMap::new();
+    for (word, n) in members {
+        let usage = Usage::parse(word)
+            .ok_or_else(|| malformed(place, format!("{} is not a known usage", Quoted(word))))?;
+        let n = n.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n >= 1);
+        let n = n.ok_or_else(|| malformed(place, format!("`{word}` is not a count from 1")))?;
+        all.insert(usage, n);
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde_json::{Value, json};
+
+    use super::{TrustedKeys, Usage};
+    use crate::keys::tests::rfc_8032_key;
+
+    fn store() -> Value {
+        let key = rfc_8032_key().public();
+        json!({
+            "version": 1,
+            "keys": [{
+                "keyid": key.id().as_str(),
+                "public_key": STANDARD.encode(key.to_bytes()),
+                "label": "ci-prod",
+                "usages": ["manifest", "run"],
+                "not_before": "2026-01-01T00:00:00Z",
+                "not_after": "2027-01-01T00:00:00Z",
+                "revoked_at": null,
+                "revocation_reason": null,
+                "successor": null,
+            }],
+            "thresholds": {"run": 2},
+        })
+    }
+
+    fn refused(change: impl FnOnce(&mut Value)) -> String {
+        let mut store = store();
+        change(&mut store);
+        TrustedKeys::parse(store.to_string().as_bytes(), "t.json").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_store_of_the_specification_is_read() {
+        let keys = TrustedKeys::parse(store().to_string().as_bytes(), "t.json").unwrap();
+        let key = &keys.keys()[0];
+        assert_eq!(key.label.as_deref(), Some("ci-prod"));
+        assert_eq!(key.usages.iter().copied().collect::<Vec<_>>(), [Usage::Manifest, Usage::Run]);
+        assert_eq!((keys.threshold(Usage::Run), keys.threshold(Usage::Manifest)), (2, 1));
+        assert!(key.not_before < key.not_after);
+        assert!(keys.find(&rfc_8032_key().id()).is_some());
+    }
+
+    #[test]
+    fn everything_else_is_refused_with_its_place() {
+        let id = "0".repeat(64);
+        let cases = [
+            (refused(|s| s["version"] = json!(2)), "`version` is not 1"),
+            (refused(|s| s["keys"] = json!({})), "`keys` is not a list"),
+            (refused(|s| s["keys"][0]["keyid"] = json!(id)), "keys[0]: `keyid` is not that of"),
+            (refused(|s| s["keys"][0]["public_key"] = json!("AAAA")), "keys[0]: `public_key`"),
+            (refused(|s| s["keys"][0]["usages"] = json!(["all"])), "not a known usage"),
+            (refused(|s| s["keys"][0]["expires"] = json!("x")), "\"expires\" is not a known"),
+            (refused(|s| s["keys"][0]["not_after"] = json!("soon")), "`not_after`"),
+            (refused(|s| s["keys"][0]["revocation_reason"] = json!("x")), "without `revoked_at`"),
+            (refused(|s| s["thresholds"]["run"] = json!(0)), "not a count from 1"),
+            (
+                refused(|s| {
+                    let again = s["keys"][0].clone();
+                    s["keys"].as_array_mut().unwrap().push(again);
+                }),
+                "listed twice",
+            ),
+        ];
+        for (message, expected) in cases {
+            assert!(message.starts_with("t.json: ") && message.contains(expected), "{message}");
+        }
+        let twice = br#"{"version": 1, "keys": [], "keys": []}"#;
+        let message = TrustedKeys::parse(twice, "t.json").unwrap_err().to_string();
+        assert!(message.contains("appears twice"), "{message}");
+    }
+}

@@ -1,0 +1,41 @@
+//! Evidence: what a run can prove, and how a stranger checks it.
+//!
+//! - [`audit`]: the hash-chained log of everything a run decides, and its verifier;
+//! - [`keys`]: Ed25519 keys, key files, the trust store;
+//! - [`dsse`]: signature envelopes over in-toto statements;
+//! - [`integrity`]: `model_integrity.json`, the digests of a model folder;
+//! - [`documents`]: one plain [`documents::Evidence`] and the documents made from it;
+//! - [`bundle`]: writing and signing all of that in order, and verifying it again.
+//!
+//! It refuses to know the engine, the environment, the clock and the terminal: all values are
+//! passed in, and verifiers return what they found, never print it.
+//!
+//! **Invariants:** every verification ends in accepted or in a named reason; 6 only for "compared
+//! and different" ([`class::Class`]); one changed byte in any signed file, envelope, model file or
+//! audit line is noticed and the file is named (`scenarios/mutations.rs`); signed bytes are verified
+//! before they are parsed.
+//!
+//! Start reading at [`bundle::write::write_bundle`] and [`bundle::verify::verify_bundle`].
+
+pub mod audit;
+pub mod bundle;
+pub mod checkpoint;
+pub mod class;
+mod digest;
+pub mod documents;
+pub mod dsse;
+mod files;
+pub mod integrity;
+pub mod keys;
+#[cfg(test)]
+mod scenarios;
+mod secret;
+pub mod signature;
+pub mod strict_json;
+mod text;
+
+pub use class::Class;
+pub use secret::Secret;
+
+/// `builder.name` of every statement this program signs.
+pub const BUILDER_NAME: &str = "forgelm";

@@ -1,0 +1,17 @@
+//! Text from a model, token by token: a sampler and the loop around it.
+//!
+//! It takes token ids and gives token ids; what they spell is the tokenizer's business, and who
+//! sees them is the caller's. The same model, prompt, options and seed give the same tokens.
+//! Start at [`Generator`].
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "probabilities in f64 are stored as f32; token ids are below 2^32"
+)]
+
+mod generator;
+mod sampler;
+
+pub use generator::{GenerateError, GenerateOptions, Generated, Generator, StopReason};
+pub use sampler::{
+    ADAPTIVE_ENTROPY_MAX, LogitStats, NotANumber, Sampler, Sampling, SamplingError, logit_stats,
+};

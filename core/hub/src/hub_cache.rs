@@ -1,0 +1,113 @@
+//! The cache folder that the hub's Python library shares with us.
+//!
+//! `models--ORG--NAME/` holds `refs/REVISION` (a commit as text), `snapshots/COMMIT/FILE` (links)
+//! and `blobs/HASH`.
+
+use crate::is_commit;
+use crate::{HubError, ModelFiles};
+use forgelm_artifact::json::parse_unique;
+use std::path::{Path, PathBuf};
+
+/// The folder of a repository in the cache.
+pub(crate) fn repository(cache: &Path, repo: &str) -> PathBuf {
+    cache.join(format!("models--{}", repo.replace('/', "--")))
+}
+
+/// The commit that the cache knows for a revision (`main` if none is asked for).
+pub(crate) fn commit(repository: &Path, revision: Option<&str>) -> Option<String> {
+    let revision = revision.unwrap_or("main");
+    if is_commit(revision) {
+        let snapshot = repository.join("snapshots").join(revision);
+        return snapshot.is_dir().then(|| revision.to_owned());
+    }
+    let text = std::fs::read_to_string(repository.join("refs").join(revision)).ok()?;
+    Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
+}
+
+/// The model of a snapshot, if all of it is there: `config.json` and every weight file that the
+/// index names, or a single `.gguf`.
+pub(crate) fn complete_model(snapshot: &Path) -> Option<ModelFiles> {
+    let has = |name: &str| snapshot.join(name).is_file();
+    if has("config.json") && has("model.safetensors") {
+        return Some(ModelFiles::Folder(snapshot.to_owned()));
+    }
+    if has("config.json") && has(INDEX) {
+        let bytes = std::fs::read(snapshot.join(INDEX)).ok()?;
+        let shards = shards(&bytes).ok()?;
+        return shards
+            .iter()
+            .all(|name| has(name))
+            .then(|| ModelFiles::Folder(snapshot.to_owned()));
+    }
+    let names = std::fs::read_dir(snapshot).ok()?.flatten().map(|entry| entry.path());
+    let mut ggufs = names.filter(|path| path.extension().is_some_and(|e| e == "gguf"));
+    match (ggufs.next(), ggufs.next()) {
+        (Some(gguf), None) if gguf.is_file() => Some(ModelFiles::Gguf(gguf)),
+        _ => None,
+    }
+}
+
+/// The index of weights in several files.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// The files that an index names, sorted.
+pub(crate) fn shards(index: &[u8]) -> Result<Vec<String>, String> {
+    let value = parse_unique(index).map_err(|e| e.to_string())?;
+    let map = value.get("weight_map").and_then(|map| map.as_object());
+    let map = map.ok_or("it has no object `weight_map`")?;
+    let mut names = Vec::new();
+    for file in map.values() {
+        let name = file.as_str().filter(|name| is_plain(name));
+        names.push(name.ok_or("it names a file that is not in its folder")?.to_owned());
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Whether a file's name is one plain name.
+pub(crate) fn is_plain(name: &str) -> bool {
+    Path::new(name).file_name() == Some(name.as_ref()) && !name.chars().any(char::is_control)
+}
+
+/// Which files of a repository make up its model.
+pub(crate) fn wanted(repo: &str, names: &[String]) -> Result<Vec<String>, HubError> {
+    const SMALL: [&str; 11] = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "tokenizer.model",
+        "vocab.json",
+        "merges.txt",
+        INDEX,
+    ];
+    let has = |name: &str| names.iter().any(|n| n == name);
+    let plain = names.iter().filter(|name| is_plain(name));
+    let ggufs: Vec<&String> = plain.filter(|name| name.ends_with(".gguf")).collect();
+    let error = |what: &str| HubError::Repository { repo: repo.to_owned(), what: what.to_owned() };
+    if !has("config.json") || !(has("model.safetensors") || has(INDEX)) {
+        return match ggufs.as_slice() {
+            [gguf] => Ok(vec![(*gguf).clone()]),
+            [] if names.iter().any(|n| n.ends_with(".bin") || n.ends_with(".pth")) => Err(error(
+                "has only pickle weights, which can run code and are never opened\n  \
+                           hint: look for a copy of this model in safetensors",
+            )),
+            [] => Err(error("has no safetensors weights with a `config.json`, and no GGUF file")),
+            _ => Err(error(
+                "has several GGUF files\n  \
+                            hint: download the one you want and give its path",
+            )),
+        };
+    }
+    let mut wanted: Vec<String> =
+        SMALL.iter().filter(|name| has(name)).map(|&name| name.to_owned()).collect();
+    if has("model.safetensors") {
+        wanted.retain(|name| name != INDEX);
+        wanted.push("model.safetensors".to_owned());
+    }
+    Ok(wanted)
+}

@@ -1,0 +1,98 @@
+//! The machine's own `pip`, which knows its mirrors, certificates and credentials.
+
+use crate::{HubError, HubEvent};
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+
+/// What is tried, in this order, when no command is given.
+const COMMANDS: [&[&str]; 3] = [&["python3", "-m", "pip"], &["pip3"], &["pip"]];
+
+/// Downloads the wheel of `name==version` into the folder `into`, without its dependencies and
+/// without ever running code of the package (wheels only).
+pub(crate) fn download(
+    (name, version): (&str, &str),
+    into: &Path,
+    command: Option<&[String]>,
+    progress: &mut dyn FnMut(HubEvent),
+) -> Result<(), HubError> {
+    let owned = |c: &&[&str]| c.iter().map(|&s| s.to_owned()).collect();
+    let commands: Vec<Vec<String>> = match command {
+        Some(command) => vec![command.to_vec()],
+        None => COMMANDS.iter().map(owned).collect(),
+    };
+    let package = format!("pypi:{name}=={version}");
+    if let Some(words) = commands.iter().find(|words| works(words)) {
+        return run(&package, &format!("{name}=={version}"), into, words, progress);
+    }
+    let tried = commands.iter().map(|words| format!("`{}`", words.join(" ")));
+    Err(HubError::NoPip { package, tried: tried.collect::<Vec<_>>().join(", ") })
+}
+
+/// Whether the command exists and is a `pip`.
+fn works(words: &[String]) -> bool {
+    let Some((program, arguments)) = words.split_first() else { return false };
+    let mut command = Command::new(program);
+    command.args(arguments).arg("--version");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+fn run(
+    package: &str,
+    requirement: &str,
+    into: &Path,
+    words: &[String],
+    progress: &mut dyn FnMut(HubEvent),
+) -> Result<(), HubError> {
+    let io_error = |source| HubError::Io { what: format!("{package}: pip cannot be run"), source };
+    let Some((program, arguments)) = words.split_first() else {
+        return Err(io_error(io::ErrorKind::NotFound.into()));
+    };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .args(["download", "--no-deps", "--no-binary=:none:", "--only-binary=:all:"])
+        .args(["--no-input", "--disable-pip-version-check", "--progress-bar=off", "-d"])
+        .arg(into)
+        .arg(requirement)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(io_error)?;
+    let mut last_line = String::new();
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    std::thread::scope(|scope| {
+        let (sender, lines) = mpsc::channel();
+        let sender_err = sender.clone();
+        scope.spawn(move || send_lines(out, &sender));
+        scope.spawn(move || send_lines(err, &sender_err));
+        for text in lines {
+            last_line.clone_from(&text);
+            progress(HubEvent::Line { text });
+        }
+    });
+    let status = child.wait().map_err(io_error)?;
+    if status.success() {
+        return Ok(());
+    }
+    let (package, command, status) = (package.to_owned(), words.join(" "), status.to_string());
+    Err(HubError::Pip { package, command, status, last_line })
+}
+
+/// Sends each line that is not blank, with control characters taken out. Reads to the end even if
+/// nobody listens, so that the other program is never stopped by a full pipe.
+fn send_lines(stream: Option<impl Read>, sender: &mpsc::Sender<String>) {
+    let Some(stream) = stream else { return };
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+        let text: String =
+            String::from_utf8_lossy(&line).trim().chars().filter(|c| !c.is_control()).collect();
+        if !text.is_empty() {
+            let _ = sender.send(text);
+        }
+        line.clear();
+    }
+}

@@ -1,0 +1,207 @@
+//! The decoder: packed weights and the functions that run them.
+//!
+//! A step is [`Decoder::forward`], [`Decoder::logprobs`], [`Decoder::backward`], in this order,
+//! over one [`Activations`]. Generation is [`Decoder::forward_cached`].
+
+mod attention;
+mod backward;
+mod cached;
+mod forward;
+mod lora;
+mod mlp;
+
+use std::sync::Arc;
+
+use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, Segment};
+use forgelm_tensor::random::Stream;
+
+use crate::adapter::Adapter;
+use crate::config::{Dims, ModelConfig};
+use crate::names::Linear;
+use crate::store::TensorStore;
+use crate::weights::{Weights, WeightsError};
+pub use cached::{CachedSequence, KvCache};
+
+/// A model ready to run. Its weights never change.
+pub struct Decoder {
+    config: ModelConfig,
+    dims: Dims,
+    ops: Arc<dyn Ops>,
+    compute: Compute,
+    weights: Weights,
+    inv_freq: Vec<f32>,
+    attention_factor: f32,
+}
+
+/// Tokens of many sequences laid end to end.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedInput<'a> {
+    /// [T], each below V.
+    pub tokens: &'a [u32],
+    /// Position of each token in its sequence [T].
+    pub positions: &'a [u32],
+    /// The sequences; they cover all rows.
+    pub segments: &'a [Segment],
+    /// A number for each token that does not depend on where it lies in the batch [T]: names its
+    /// dropout mask. May be empty when there is no dropout.
+    pub row_keys: &'a [u64],
+}
+
+/// Names the dropout masks of one optimizer step.
+#[derive(Clone, Copy, Debug)]
+pub struct DropoutStep<'a> {
+    /// The run's dropout stream.
+    pub stream: &'a Stream,
+    /// Optimizer step.
+    pub step: u64,
+}
+
+/// What a pass over the model is told; the same for forward and backward.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    /// Adapter to apply; `None` runs the frozen model.
+    pub adapter: Option<&'a Adapter>,
+    /// Rows.
+    pub batch: PackedInput<'a>,
+    /// `None` turns the adapter's dropout off (evaluation).
+    pub dropout: Option<DropoutStep<'a>>,
+}
+
+/// Rows whose next token is scored.
+#[derive(Clone, Copy, Debug)]
+pub struct Scored<'a> {
+    /// Packed rows [R]: row t predicts the token that follows it.
+    pub rows: &'a [u32],
+    /// The token that follows [R], each below V.
+    pub labels: &'a [u32],
+}
+
+/// One pass over the layers: what the layer functions share.
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    decoder: &'a Decoder,
+    adapter: Option<&'a Adapter>,
+    dropout: Option<DropoutStep<'a>>,
+    row_keys: &'a [u64],
+    /// Number of rows, T.
+    t: usize,
+}
+
+impl Decoder {
+    /// Reads and packs the weights.
+    ///
+    /// # Errors
+    /// If a tensor is missing, unexpected, of the wrong shape or format, or holds a value that is
+    /// not a number.
+    pub fn from_store(
+        config: ModelConfig,
+        store: &dyn TensorStore,
+        ops: Arc<dyn Ops>,
+        compute: Compute,
+    ) -> Result<Self, WeightsError> {
+        let weights = Weights::load(store, &config, ops.as_ref(), compute)?;
+        Ok(Self {
+            dims: config.dims(),
+            inv_freq: config.rope.inv_freq(config.head_dim),
+            attention_factor: config.rope.attention_factor(),
+            config,
+            ops,
+            compute,
+            weights,
+        })
+    }
+
+    /// What the model is.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn dims(&self) -> &Dims {
+        &self.dims
+    }
+
+    /// The kernel library that runs it.
+    #[must_use]
+    pub fn ops(&self) -> &Arc<dyn Ops> {
+        &self.ops
+    }
+
+    /// Format in which products with frozen weights are formed.
+    #[must_use]
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    /// Memory of the packed weights, in bytes.
+    #[must_use]
+    pub fn weights_bytes(&self) -> usize {
+        self.weights.n_bytes()
+    }
+
+    /// The packed weight of a linear layer, as the kernels see it.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    #[must_use]
+    pub fn linear(&self, layer: usize, linear: Linear) -> &dyn FrozenMatrix {
+        self.weights.layers[layer].linear(linear)
+    }
+
+    fn attention_shape(&self) -> AttentionShape {
+        AttentionShape {
+            n_heads: self.dims.h,
+            n_kv_heads: self.dims.h_kv,
+            head_dim: self.dims.d,
+            scale: (1.0 / (self.dims.d as f64).sqrt()) as f32,
+            window: self.config.sliding_window,
+            soft_cap: None,
+        }
+    }
+
+    fn step<'a>(&'a self, pass: &Pass<'a>) -> Step<'a> {
+        Step {
+            decoder: self,
+            adapter: pass.adapter,
+            dropout: pass
+                .dropout
+                .filter(|_| pass.adapter.is_some_and(|a| a.config().dropout > 0.0)),
+            row_keys: pass.batch.row_keys,
+            t: pass.batch.tokens.len(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder")
+            .field("config", &self.config)
+            .field("ops", &self.ops.name())
+            .field("compute", &self.compute)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Copies some rows of `from` to `to`, in the order of `rows`.
+///
+/// Shapes: `to` [R, C] written, `from` [T, C] read.
+fn gather_rows(to: &mut [f32], from: &[f32], rows: &[u32], c: usize) {
+    for (to, &row) in to.chunks_exact_mut(c).zip(rows) {
+        let at = row as usize * c;
+        to.copy_from_slice(&from[at..at + c]);
+    }
+}
+
+/// Adds each row of `from` to the row of `to` that it came from.
+///
+/// Shapes: `to` [T, C] added to, `from` [R, C] read.
+fn scatter_rows(to: &mut [f32], from: &[f32], rows: &[u32], c: usize) {
+    for (from, &row) in from.chunks_exact(c).zip(rows) {
+        let at = row as usize * c;
+        for (to, from) in to[at..at + c].iter_mut().zip(from) {
+            *to += from;
+        }
+    }
+}

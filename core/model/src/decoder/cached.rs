@@ -1,0 +1,155 @@
+//! Generation: new tokens against cached keys and values.
+
+use forgelm_kernels_api::Segment;
+
+use super::{Decoder, Step};
+use crate::activations::{Activations, LayerBuffers, Stage};
+use crate::adapter::Adapter;
+use crate::config::ModelConfig;
+
+/// Keys and values of one sequence, for every layer.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    /// By layer; [P, H_kv D] in use, room for `capacity` rows.
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+    width: usize,
+    len: usize,
+    capacity: usize,
+}
+
+impl KvCache {
+    /// Room for `capacity` tokens.
+    #[must_use]
+    pub fn new(model: &ModelConfig, capacity: usize) -> Self {
+        let dims = model.dims();
+        let width = dims.kv_width();
+        let buffers = || (0..dims.l).map(|_| vec![0.0; capacity * width]).collect();
+        Self { keys: buffers(), values: buffers(), width, len: 0, capacity }
+    }
+
+    /// Tokens held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Tokens that fit.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Forgets all but the first `len` tokens: a conversation that continues another way.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Memory held, in bytes.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        2 * self.keys.len() * self.capacity * self.width * size_of::<f32>()
+    }
+}
+
+/// A sequence and the tokens that are new in it.
+#[derive(Debug)]
+pub struct CachedSequence<'a> {
+    /// New tokens, at least one.
+    pub tokens: &'a [u32],
+    /// What came before them; they are added.
+    pub cache: &'a mut KvCache,
+}
+
+impl Decoder {
+    /// Runs the new tokens of each sequence and gives the logits after the last of each.
+    ///
+    /// Shapes: `logits` [n sequences, V] written.
+    ///
+    /// # Panics
+    /// If a cache is full, a token is above V, a sequence has no new token, or `acts` is too
+    /// small: bugs of the caller.
+    pub fn forward_cached(
+        &self,
+        adapter: Option<&Adapter>,
+        sequences: &mut [CachedSequence<'_>],
+        acts: &mut Activations,
+        logits: &mut [f32],
+    ) {
+        let (mut tokens, mut positions, mut last_rows) = (Vec::new(), Vec::new(), Vec::new());
+        for sequence in sequences.iter() {
+            let (from, n) = (sequence.cache.len, sequence.tokens.len());
+            assert!(n > 0, "a sequence has no new token");
+            assert!(from + n <= sequence.cache.capacity, "the cache is full");
+            tokens.extend_from_slice(sequence.tokens);
+            positions.extend((from..from + n).map(|p| p as u32));
+            last_rows.push((tokens.len() - 1) as u32);
+        }
+        assert!(tokens.iter().all(|id| (*id as usize) < self.dims.v), "a token above V");
+        let step = Step { decoder: self, adapter, dropout: None, row_keys: &[], t: tokens.len() };
+        step.begin(&tokens, &positions, acts);
+        for layer in 0..self.dims.l {
+            let (input, slot) = (acts.input(layer), acts.slot(layer));
+            let buffers = &mut acts.layers[slot];
+            let x = acts.inputs[input].get(step.t);
+            step.project(layer, x, buffers, &mut acts.ws);
+            step.attend_to_caches(layer, sequences, buffers);
+            step.project_output(layer, x, buffers, &mut acts.ws);
+            let output = acts.input(layer + 1);
+            let buffers = &mut acts.layers[slot];
+            let out = acts.inputs[output].get_mut(step.t);
+            step.mlp_forward(layer, buffers, &mut acts.ws, Some(out));
+        }
+        for sequence in sequences {
+            sequence.cache.len += sequence.tokens.len();
+        }
+        acts.stage = Stage::Forwarded;
+        self.logits(acts, &last_rows, logits);
+    }
+}
+
+impl Step<'_> {
+    /// Moves the new keys and values to the caches and attends to all of them.
+    fn attend_to_caches(
+        &self,
+        layer: usize,
+        sequences: &mut [CachedSequence<'_>],
+        buffers: &mut LayerBuffers,
+    ) {
+        let (t, ops) = (self.t, &self.decoder.ops);
+        let shape = self.decoder.attention_shape();
+        let (q_width, kv_width) = (self.decoder.dims.q_width(), self.decoder.dims.kv_width());
+        let (q, k, v) = (buffers.q.get(t), buffers.k.get(t), buffers.v.get(t));
+        let (attn, lse) = (buffers.attn.get_mut(t), buffers.lse.get_mut(t));
+        let mut row = 0;
+        for sequence in sequences {
+            let (old, n) = (sequence.cache.len, sequence.tokens.len());
+            let new = row * kv_width..(row + n) * kv_width;
+            let place = old * kv_width..(old + n) * kv_width;
+            let keys = &mut sequence.cache.keys[layer];
+            let values = &mut sequence.cache.values[layer];
+            keys[place.clone()].copy_from_slice(&k[new.clone()]);
+            values[place].copy_from_slice(&v[new.clone()]);
+            let q = &q[row * q_width..(row + n) * q_width];
+            let out = &mut attn[row * q_width..(row + n) * q_width];
+            if old == 0 {
+                // A whole prompt: the blocked kernel of training is made for this.
+                let heads = shape.n_heads;
+                let lse = &mut lse[row * heads..(row + n) * heads];
+                let segment = [Segment { start: 0, len: n }];
+                let (k, v) = (&k[new.clone()], &v[new]);
+                ops.attention_forward(out, lse, q, k, v, &shape, &segment);
+            } else {
+                let end = (old + n) * kv_width;
+                ops.attention_cached(out, q, &keys[..end], &values[..end], &shape);
+            }
+            row += n;
+        }
+    }
+}

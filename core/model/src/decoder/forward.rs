@@ -1,0 +1,122 @@
+//! The pass up: tokens to the residual stream after the last layer, and from there to
+//! log-probabilities or logits of chosen rows.
+
+use forgelm_kernels_api::Write;
+
+use super::{Decoder, PackedInput, Pass, Scored, Step, gather_rows};
+use crate::activations::{Activations, Stage};
+use crate::rope::write_tables;
+
+impl Decoder {
+    /// Runs every layer over the packed rows; the result stays in `acts`.
+    ///
+    /// # Panics
+    /// If the batch is not consistent, has a token outside the vocabulary, or is larger than
+    /// `acts`: bugs of the caller.
+    pub fn forward(&self, pass: &Pass<'_>, acts: &mut Activations) {
+        let step = self.step(pass);
+        check_batch(&pass.batch, self.dims.v, step.dropout.is_some());
+        step.begin(pass.batch.tokens, pass.batch.positions, acts);
+        for layer in 0..self.dims.l {
+            let (input, slot) = (acts.input(layer), acts.slot(layer));
+            let buffers = &mut acts.layers[slot];
+            let x = acts.inputs[input].get(step.t);
+            step.attention_forward(layer, pass.batch.segments, x, buffers, &mut acts.ws);
+            let output = acts.input(layer + 1);
+            let buffers = &mut acts.layers[slot];
+            let out = acts.inputs[output].get_mut(step.t);
+            step.mlp_forward(layer, buffers, &mut acts.ws, Some(out));
+        }
+        acts.stage = Stage::Forwarded;
+    }
+
+    /// Log-probability of the label of each scored row, after [`Decoder::forward`].
+    ///
+    /// Only these rows go through the last norm and the head; nothing [R, V] is stored.
+    ///
+    /// Shapes: `logp` [R] written.
+    ///
+    /// # Panics
+    /// If there was no forward pass, or a row or label does not exist.
+    pub fn logprobs(&self, acts: &mut Activations, scored: Scored<'_>, logp: &mut [f32]) {
+        let n = scored.rows.len();
+        assert_eq!(scored.labels.len(), n, "labels is not [R]");
+        assert_eq!(logp.len(), n, "logp is not [R]");
+        self.norm_rows(acts, scored.rows);
+        let head = &mut acts.head;
+        self.ops.token_logprobs_forward(
+            logp,
+            head.lse.get_mut(n),
+            head.xn.get(n),
+            self.weights.head(),
+            scored.labels,
+            None,
+        );
+        acts.stage = Stage::Scored(n);
+    }
+
+    /// Logits of some rows, after [`Decoder::forward`]: for tests and generation.
+    ///
+    /// Shapes: `logits` [R, V] written.
+    ///
+    /// # Panics
+    /// If there was no forward pass, or a row does not exist.
+    pub fn logits(&self, acts: &mut Activations, rows: &[u32], logits: &mut [f32]) {
+        assert_eq!(logits.len(), rows.len() * self.dims.v, "logits is not [R, V]");
+        self.norm_rows(acts, rows);
+        let xn = acts.head.xn.get(rows.len());
+        self.ops.linear_forward(logits, xn, self.weights.head(), Write::Replace);
+        // The scored rows of an earlier `logprobs` are gone.
+        acts.stage = Stage::Forwarded;
+    }
+
+    /// Gathers rows of the residual stream and norms them.
+    fn norm_rows(&self, acts: &mut Activations, rows: &[u32]) {
+        assert!(acts.stage != Stage::Empty, "there was no forward pass");
+        let (n, c, last) = (rows.len(), self.dims.c, acts.input(self.dims.l));
+        assert!(n <= acts.size.scored_rows_max, "more scored rows than planned");
+        let stream = acts.inputs[last].get(acts.n_tokens);
+        let head = &mut acts.head;
+        gather_rows(head.x.get_mut(n), stream, rows, c);
+        self.ops.rms_norm_forward(
+            head.xn.get_mut(n),
+            head.inv_rms.get_mut(n),
+            head.x.get(n),
+            &self.weights.final_norm,
+            self.config.rms_norm_eps,
+        );
+    }
+}
+
+impl Step<'_> {
+    /// Rotary tables and token vectors.
+    pub(super) fn begin(&self, tokens: &[u32], positions: &[u32], acts: &mut Activations) {
+        let (t, decoder) = (self.t, self.decoder);
+        assert!(t > 0, "a batch of no rows");
+        assert!(t <= acts.size.tokens_max, "{t} rows, but {} were planned", acts.size.tokens_max);
+        write_tables(
+            acts.ws.cos.get_mut(t),
+            acts.ws.sin.get_mut(t),
+            positions,
+            &decoder.inv_freq,
+            decoder.attention_factor,
+        );
+        let embedding = decoder.weights.embedding.as_ref();
+        decoder.ops.embedding_forward(acts.inputs[0].get_mut(t), tokens, embedding);
+        acts.stage = Stage::Empty;
+        acts.n_tokens = t;
+    }
+}
+
+fn check_batch(batch: &PackedInput<'_>, vocab_size: usize, has_dropout: bool) {
+    let t = batch.tokens.len();
+    assert_eq!(batch.positions.len(), t, "positions is not [T]");
+    assert!(!has_dropout || batch.row_keys.len() == t, "row_keys is not [T]");
+    let mut end = 0;
+    for segment in batch.segments {
+        assert_eq!(segment.start, end, "segments do not lie end to end");
+        end += segment.len;
+    }
+    assert_eq!(end, t, "segments do not cover the rows");
+    assert!(batch.tokens.iter().all(|id| (*id as usize) < vocab_size), "a token above V");
+}

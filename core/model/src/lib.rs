@@ -1,0 +1,46 @@
+//! The decoder: what a model is, how its weights are read, and its forward and backward passes,
+//! written by hand.
+//!
+//! One decoder with options covers a family of architectures ([`architecture`]). The base is
+//! frozen; what trains is an [`Adapter`]. The crate refuses to know what a loss, an optimizer, a
+//! tokenizer or a run is: it takes packed rows and gives log-probabilities, and takes their
+//! gradient back.
+//!
+//! Where to start: [`OpenModel`] reads, [`Decoder`] runs, [`Activations`] is the memory of a step.
+//!
+//! **Invariants:**
+//! - with B = 0 an adapter changes no logit; packed sequences do not see each other; generation
+//!   with a cache equals the whole pass (`tests/golden/model.rs`);
+//! - results do not depend on the number of threads (`tests/threads.rs`);
+//! - a step allocates nothing (`Activations`), and no dense copy of a quantized weight exists
+//!   beyond what the kernel library packs (`weights`).
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "sizes become f32 and u32 factors; configuration values are range-checked first"
+)]
+
+mod activations;
+mod adapter;
+pub mod architecture;
+mod config;
+mod decoder;
+mod names;
+mod open;
+mod rope;
+mod store;
+mod weights;
+
+pub use activations::{Activations, Keep, MemoryPlan, OutOfMemory, PlannedBuffer, StepSize};
+pub use adapter::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, ALL_LINEAR, AdaptedModule, Adapter, AdapterError,
+    LoadedAdapter, LoraConfig, NamedSlice, PeftInfo,
+};
+pub use config::{ConfigError, Dims, ModelConfig, read_config_json};
+pub use decoder::{CachedSequence, Decoder, DropoutStep, KvCache, PackedInput, Pass, Scored};
+pub use names::{Linear, Role};
+pub use open::{LoadError, ModelFiles, OpenModel};
+pub use rope::{Rope, RopeScaling, yarn_attention_factor};
+pub use store::{MemoryStore, RotaryOrder, StoredTensor, TensorStore};
+pub use weights::WeightsError;

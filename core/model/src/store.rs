@@ -1,0 +1,237 @@
+//! Where tensors come from: one small seam over the file formats, and in-memory tensors for
+//! models that are made rather than read.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use forgelm_kernels_api::RowSource;
+use forgelm_tensor::{Dtype, dequantize};
+
+use crate::names::Role;
+
+/// A tensor's bytes and what they mean.
+#[derive(Clone, Debug)]
+pub struct StoredTensor<'a> {
+    /// Number format.
+    pub dtype: Dtype,
+    /// Axes, outermost first.
+    pub shape: Vec<usize>,
+    /// Content, row-major.
+    pub bytes: &'a [u8],
+}
+
+/// Order of the rows of query and key projections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RotaryOrder {
+    /// Element j of a head pairs with j + D/2 (Hugging Face, and the kernels).
+    HalfSplit,
+    /// Element 2j pairs with 2j + 1 (GGUF files of the `llama` architecture).
+    Interleaved,
+}
+
+/// A set of named tensors.
+pub trait TensorStore {
+    /// File or folder, for messages.
+    fn place(&self) -> String;
+
+    /// Every name in it.
+    fn names(&self) -> Vec<String>;
+
+    /// The tensor of this name.
+    fn tensor(&self, name: &str) -> Option<StoredTensor<'_>>;
+
+    /// How this store spells a role.
+    fn name_of(&self, role: Role) -> String;
+
+    /// How query and key rows are ordered.
+    fn rotary_order(&self) -> RotaryOrder;
+}
+
+/// Tensors in memory under Hugging Face names.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore {
+    tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)>,
+}
+
+impl MemoryStore {
+    /// Adds or replaces a tensor.
+    ///
+    /// # Panics
+    /// If `values` does not fit `shape`.
+    pub fn insert(&mut self, name: &str, shape: &[usize], values: &[f32]) {
+        assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}: values do not fit");
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.tensors.insert(name.to_owned(), (shape.to_vec(), bytes));
+    }
+
+    /// Takes a tensor out; whether it was there.
+    pub fn remove(&mut self, name: &str) -> bool {
+        self.tensors.remove(name).is_some()
+    }
+}
+
+impl TensorStore for MemoryStore {
+    fn place(&self) -> String {
+        "(memory)".to_owned()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn tensor(&self, name: &str) -> Option<StoredTensor<'_>> {
+        self.tensors.get(name).map(|(shape, bytes)| StoredTensor {
+            dtype: Dtype::F32,
+            shape: shape.clone(),
+            bytes,
+        })
+    }
+
+    fn name_of(&self, role: Role) -> String {
+        role.hf_name()
+    }
+
+    fn rotary_order(&self) -> RotaryOrder {
+        RotaryOrder::HalfSplit
+    }
+}
+
+/// A value that is not a number, and where.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct NotFinite {
+    pub(crate) row: usize,
+    pub(crate) column: usize,
+    pub(crate) value: f32,
+}
+
+/// The rows of a stored matrix, dequantized on the way, put back into half-split order, and
+/// watched for values that are not numbers: the scan costs no second pass over the file.
+pub(crate) struct StoredRows<'a> {
+    dtype: Dtype,
+    bytes: &'a [u8],
+    n_rows: usize,
+    n_cols: usize,
+    row_bytes: usize,
+    /// Head width, when the rows are interleaved.
+    interleaved: Option<usize>,
+    first_bad: Mutex<Option<NotFinite>>,
+}
+
+impl<'a> StoredRows<'a> {
+    /// `None` when the bytes are not the rows that the shape promises.
+    pub(crate) fn new(
+        tensor: &StoredTensor<'a>,
+        n_rows: usize,
+        n_cols: usize,
+        interleaved: Option<usize>,
+    ) -> Option<Self> {
+        let row_bytes = tensor.dtype.row_bytes(n_cols)?;
+        let fits = row_bytes.checked_mul(n_rows)? == tensor.bytes.len();
+        (fits && tensor.dtype.is_float()).then_some(Self {
+            dtype: tensor.dtype,
+            bytes: tensor.bytes,
+            n_rows,
+            n_cols,
+            row_bytes,
+            interleaved,
+            first_bad: Mutex::new(None),
+        })
+    }
+
+    /// The row of the file that holds row `row` of the model. In GGUF, row `2 j + p` of a head
+    /// is row `p D / 2 + j` of the original.
+    fn stored_row(&self, row: usize) -> usize {
+        let Some(d) = self.interleaved else { return row };
+        let (head, within) = (row / d, row % d);
+        let (pair, j) = (within / (d / 2), within % (d / 2));
+        head * d + 2 * j + pair
+    }
+
+    /// The first value met that is not a number, by row.
+    pub(crate) fn first_bad(&self) -> Option<NotFinite> {
+        *self.first_bad.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn note(&self, found: NotFinite) {
+        let mut first = self.first_bad.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if first.is_none_or(|earlier| found.row < earlier.row) {
+            *first = Some(found);
+        }
+    }
+}
+
+impl RowSource for StoredRows<'_> {
+    fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    fn read_rows(&self, first_row: usize, out: &mut [f32]) {
+        for (i, out_row) in out.chunks_exact_mut(self.n_cols).enumerate() {
+            let row = first_row + i;
+            let from = self.stored_row(row) * self.row_bytes;
+            let bytes = &self.bytes[from..from + self.row_bytes];
+            dequantize(self.dtype, bytes, out_row)
+                .expect("the shape was checked against the bytes when the tensor was opened");
+            // One pass without a branch; the position is looked for only when there is one.
+            let sum: f32 = out_row.iter().map(|v| v * 0.0).sum();
+            if sum.is_nan() {
+                let bad = out_row.iter().position(|v| !v.is_finite()).unwrap_or(0);
+                self.note(NotFinite { row, column: bad, value: out_row[bad] });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::float_cmp, reason = "a test of exact values")]
+mod tests {
+    use forgelm_kernels_api::RowSource;
+    use forgelm_tensor::Dtype;
+
+    use super::{StoredRows, StoredTensor};
+
+    fn bytes(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    /// Two heads of four rows, one column. Half-split rows 0 1 2 3 of a head are stored as
+    /// 0 2 1 3: pairs (0, 2) and (1, 3) side by side.
+    #[test]
+    fn interleaved_rows_come_back_half_split() {
+        let stored = bytes(&[0.0, 2.0, 1.0, 3.0, 10.0, 12.0, 11.0, 13.0]);
+        let tensor = StoredTensor { dtype: Dtype::F32, shape: vec![8, 1], bytes: &stored };
+        let rows = StoredRows::new(&tensor, 8, 1, Some(4)).unwrap();
+        let mut out = [0.0; 8];
+        rows.read_rows(0, &mut out);
+        assert_eq!(out, [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0]);
+        let mut two = [0.0; 2];
+        rows.read_rows(5, &mut two);
+        assert_eq!(two, [11.0, 12.0]);
+    }
+
+    #[test]
+    fn the_first_value_that_is_no_number_is_kept() {
+        let stored = bytes(&[1.0, 2.0, 3.0, f32::INFINITY, f32::NAN, 0.0]);
+        let tensor = StoredTensor { dtype: Dtype::F32, shape: vec![3, 2], bytes: &stored };
+        let rows = StoredRows::new(&tensor, 3, 2, None).unwrap();
+        let mut out = [0.0; 2];
+        rows.read_rows(2, &mut out);
+        rows.read_rows(0, &mut out);
+        rows.read_rows(1, &mut out);
+        let bad = rows.first_bad().unwrap();
+        assert_eq!((bad.row, bad.column), (1, 1));
+    }
+
+    #[test]
+    fn bytes_that_do_not_fit_the_shape_are_refused() {
+        let stored = bytes(&[1.0; 5]);
+        let tensor = StoredTensor { dtype: Dtype::F32, shape: vec![3, 2], bytes: &stored };
+        assert!(StoredRows::new(&tensor, 3, 2, None).is_none());
+        let tensor = StoredTensor { dtype: Dtype::I32, shape: vec![5, 1], bytes: &stored };
+        assert!(StoredRows::new(&tensor, 5, 1, None).is_none());
+    }
+}

@@ -1,0 +1,246 @@
+//! The adapter's gradient against finite differences, and what backward leaves out.
+#![expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a test")]
+
+mod support;
+
+use std::sync::Arc;
+
+use forgelm_kernels_api::Segment;
+use forgelm_kernels_reference::Reference;
+use forgelm_model::{
+    Activations, Adapter, Decoder, DropoutStep, Keep, Linear, LoraConfig, PackedInput, Pass,
+    Scored, StepSize,
+};
+use forgelm_tensor::random::{Purpose, Stream};
+use support::counting::Counting;
+use support::{Batch, noise, short_name, tiny_config, tiny_decoder};
+
+const LENGTHS: [usize; 3] = [5, 1, 7];
+
+struct Case {
+    decoder: Decoder,
+    adapter: Adapter,
+    batch: Batch,
+    /// Weight of each log-probability in the loss.
+    dlogp: Vec<f32>,
+    stream: Stream,
+}
+
+impl Case {
+    fn new(lora: LoraConfig) -> Self {
+        let config = tiny_config();
+        let decoder = tiny_decoder(&config, Arc::new(Reference));
+        let stream = Stream::new(3, Purpose::LoraInit);
+        let mut adapter = Adapter::new(lora, &config, &stream).expect("a good adapter");
+        let n = adapter.params().len();
+        for (p, add) in adapter.params_mut().iter_mut().zip(noise(77, n, 0.1)) {
+            *p += add;
+        }
+        let batch = Batch::random(1, &LENGTHS, config.vocab_size);
+        let dlogp = noise(5, batch.scored().0.len(), 1.0);
+        Self { decoder, adapter, batch, dlogp, stream: Stream::new(9, Purpose::Dropout) }
+    }
+
+    fn activations(&self, keep: Keep) -> Activations {
+        let size = StepSize { tokens_max: 16, scored_rows_max: 16 };
+        Activations::new(self.decoder.config(), Some(&self.adapter), size, keep)
+            .expect("there is memory")
+    }
+
+    fn pass<'a>(&'a self, adapter: &'a Adapter) -> Pass<'a> {
+        let dropout = Some(DropoutStep { stream: &self.stream, step: 4 });
+        Pass { adapter: Some(adapter), batch: self.batch.input(), dropout }
+    }
+
+    fn loss(&self, adapter: &Adapter, acts: &mut Activations) -> f64 {
+        let (rows, labels) = self.batch.scored();
+        let mut logp = vec![0.0; rows.len()];
+        self.decoder.forward(&self.pass(adapter), acts);
+        self.decoder.logprobs(acts, Scored { rows: &rows, labels: &labels }, &mut logp);
+        logp.iter().zip(&self.dlogp).map(|(&l, &d)| f64::from(l) * f64::from(d)).sum()
+    }
+
+    fn gradient(&self, keep: Keep) -> Vec<f32> {
+        let mut acts = self.activations(keep);
+        let _ = self.loss(&self.adapter, &mut acts);
+        let (rows, labels) = self.batch.scored();
+        let scored = Scored { rows: &rows, labels: &labels };
+        let mut grads = vec![0.0; self.adapter.params().len()];
+        let pass = self.pass(&self.adapter);
+        self.decoder.backward(&pass, &mut acts, scored, &self.dlogp, &mut grads);
+        grads
+    }
+
+    /// Derivative of the loss along `direction` within one slice, by central differences of fourth
+    /// order.
+    fn derivative(&self, at: std::ops::Range<usize>, direction: &[f32], h: f32) -> f64 {
+        let mut acts = self.activations(Keep::Nothing);
+        let mut moved = |sign: f32| {
+            let mut adapter = self.adapter.clone();
+            for (p, d) in adapter.params_mut()[at.clone()].iter_mut().zip(direction) {
+                *p += sign * h * d;
+            }
+            self.loss(&adapter, &mut acts)
+        };
+        let (near, far) = (moved(1.0) - moved(-1.0), moved(2.0) - moved(-2.0));
+        (8.0 * near - far) / (12.0 * f64::from(h))
+    }
+}
+
+/// Every slice of the adapter, along a random direction of length 1. The loss is a sum of 10 terms
+/// near 4 that went through f32, each known to a few 2.4e-7, so a difference of fourth order is
+/// known to about 1.5 * 10 * 1e-6 / (2 h) = 1.5e-3 in the worst case at h = 5e-3.
+fn assert_gradient_is_the_derivative(case: &Case) {
+    let grads = case.gradient(Keep::Everything);
+    let mut largest = 0.0_f64;
+    for slice in case.adapter.slices() {
+        let mut direction = noise(slice.range.start as u64 + 100, slice.range.len(), 1.0);
+        let length = direction.iter().map(|d| d * d).sum::<f32>().sqrt();
+        direction.iter_mut().for_each(|d| *d /= length);
+        let analytic: f64 = grads[slice.range.clone()]
+            .iter()
+            .zip(&direction)
+            .map(|(&g, &d)| f64::from(g) * f64::from(d))
+            .sum();
+        let numeric = case.derivative(slice.range.clone(), &direction, 5e-3);
+        assert!(
+            (analytic - numeric).abs() <= 1.5e-3 + 1e-3 * numeric.abs(),
+            "{}: {analytic} by hand, {numeric} by differences",
+            slice.name
+        );
+        largest = largest.max(numeric.abs());
+    }
+    assert!(largest > 0.1, "derivatives near the bound would prove nothing: {largest}");
+}
+
+#[test]
+fn gradient_is_the_derivative_for_all_linear_layers_with_one_kv_head() {
+    let case = Case::new(LoraConfig::new(4, 8.0, &["all-linear"]));
+    assert_eq!(case.adapter.slices().len(), 3 * 7 * 2);
+    assert_gradient_is_the_derivative(&case);
+}
+
+#[test]
+fn gradient_is_the_derivative_under_dropout() {
+    let mut lora = LoraConfig::new(4, 8.0, &["all-linear"]);
+    lora.dropout = 0.3;
+    assert_gradient_is_the_derivative(&Case::new(lora));
+}
+
+#[test]
+fn gradient_is_the_derivative_for_each_target_alone() {
+    for linear in Linear::ALL {
+        assert_gradient_is_the_derivative(&Case::new(LoraConfig::new(
+            2,
+            4.0,
+            &[short_name(linear)],
+        )));
+    }
+}
+
+#[test]
+fn gradient_is_the_derivative_when_only_upper_layers_are_adapted() {
+    for linear in Linear::ALL {
+        let target = linear.path(1);
+        let case = Case::new(LoraConfig::new(2, 4.0, &[&target, "model.layers.2.mlp.up_proj"]));
+        assert_eq!(case.adapter.first_layer(), 1);
+        assert_gradient_is_the_derivative(&case);
+    }
+}
+
+/// A token's dropout mask belongs to the token, not to its place in a batch. Only the order of the
+/// additions differs.
+#[test]
+fn a_batch_s_gradient_is_the_sum_of_its_sequences() {
+    let mut lora = LoraConfig::new(4, 8.0, &["all-linear"]);
+    lora.dropout = 0.3;
+    let case = Case::new(lora);
+    let whole = case.gradient(Keep::Everything);
+    let (rows, labels) = case.batch.scored();
+    let mut sum = vec![0.0; whole.len()];
+    for segment in &case.batch.segments {
+        let at = segment.start..segment.start + segment.len;
+        let input = PackedInput {
+            tokens: &case.batch.tokens[at.clone()],
+            positions: &case.batch.positions[at.clone()],
+            segments: &[Segment { start: 0, len: segment.len }],
+            row_keys: &case.batch.row_keys[at.clone()],
+        };
+        let within = (0..rows.len()).filter(|&i| at.contains(&(rows[i] as usize)));
+        let terms: Vec<usize> = within.collect();
+        let rows: Vec<u32> = terms.iter().map(|&i| rows[i] - segment.start as u32).collect();
+        let labels: Vec<u32> = terms.iter().map(|&i| labels[i]).collect();
+        let dlogp: Vec<f32> = terms.iter().map(|&i| case.dlogp[i]).collect();
+        let pass = Pass { batch: input, ..case.pass(&case.adapter) };
+        let scored = Scored { rows: &rows, labels: &labels };
+        let mut acts = case.activations(Keep::Everything);
+        let mut logp = vec![0.0; rows.len()];
+        case.decoder.forward(&pass, &mut acts);
+        case.decoder.logprobs(&mut acts, scored, &mut logp);
+        case.decoder.backward(&pass, &mut acts, scored, &dlogp, &mut sum);
+    }
+    for (i, (a, b)) in sum.iter().zip(&whole).enumerate() {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + b.abs()), "value {i}: {a}, in one batch {b}");
+    }
+}
+
+#[test]
+fn computing_layers_again_gives_the_same_bits() {
+    let mut lora = LoraConfig::new(4, 8.0, &["q_proj", "v_proj", "down_proj"]);
+    lora.dropout = 0.2;
+    let case = Case::new(lora);
+    assert_eq!(case.gradient(Keep::Everything), case.gradient(Keep::LayerInputs));
+}
+
+#[test]
+fn gradients_are_added_and_masked_terms_add_nothing() {
+    let mut case = Case::new(LoraConfig::new(4, 8.0, &["all-linear"]));
+    let once = case.gradient(Keep::Everything);
+    case.dlogp.fill(0.0);
+    let zero = case.gradient(Keep::Everything);
+    assert!(zero.iter().all(|g| g.to_bits() & 0x7fff_ffff == 0), "zero dlogp, zero gradient");
+    assert!(once.iter().any(|g| g.abs() > 1e-3));
+}
+
+/// A step of the tiny model has 3 layers; with only layer 2 adapted, layers 0 and 1 must not be
+/// touched on the way back, and with q and v only, layer 2 needs no gradient of its input.
+#[test]
+fn nothing_below_the_lowest_adapted_module_goes_backward() {
+    let backward_calls = |targets: &[&str]| {
+        let config = tiny_config();
+        let ops = Arc::new(Counting::new(Arc::new(Reference)));
+        let decoder = tiny_decoder(&config, ops.clone());
+        let stream = Stream::new(3, Purpose::LoraInit);
+        let lora = LoraConfig::new(2, 4.0, targets);
+        let adapter = Adapter::new(lora, &config, &stream).expect("a good adapter");
+        let size = StepSize { tokens_max: 16, scored_rows_max: 16 };
+        let mut acts = Activations::new(&config, Some(&adapter), size, Keep::Everything)
+            .expect("there is memory");
+        let batch = Batch::random(1, &LENGTHS, config.vocab_size);
+        let (rows, labels) = batch.scored();
+        let scored = Scored { rows: &rows, labels: &labels };
+        let pass = Pass { adapter: Some(&adapter), batch: batch.input(), dropout: None };
+        let mut logp = vec![0.0; rows.len()];
+        decoder.forward(&pass, &mut acts);
+        decoder.logprobs(&mut acts, scored, &mut logp);
+        ops.take();
+        let mut grads = vec![0.0; adapter.params().len()];
+        decoder.backward(&pass, &mut acts, scored, &logp, &mut grads);
+        let tallies = ops.take();
+        let calls = |op| tallies.get(op).map_or(0, |tally| tally.calls);
+        [
+            calls("linear_backward"),
+            calls("attention_backward"),
+            calls("glu_backward"),
+            calls("rms_norm_backward"),
+        ]
+    };
+    // One norm is the last one, before the head.
+    assert_eq!(backward_calls(&["model.layers.2.mlp.down_proj"]), [0, 0, 0, 1]);
+    assert_eq!(backward_calls(&["model.layers.2.mlp.up_proj"]), [1, 0, 1, 1]);
+    assert_eq!(backward_calls(&["model.layers.2.self_attn.o_proj"]), [3, 0, 1, 2]);
+    let qv_of_layer_2 = ["model.layers.2.self_attn.q_proj", "model.layers.2.self_attn.v_proj"];
+    assert_eq!(backward_calls(&qv_of_layer_2), [4, 1, 1, 2]);
+    // Layers 2 and 1 whole (7 products, 2 norms each), and layer 0 down to q and v.
+    assert_eq!(backward_calls(&["q_proj", "v_proj"]), [7 + 7 + 4, 3, 3, 1 + 2 + 2 + 1]);
+}

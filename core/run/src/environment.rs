@@ -1,0 +1,63 @@
+//! What a run may know of the world. The program's edge reads it once and hands it in; nothing
+//! below reads the environment, the clock or the terminal by itself.
+
+use forgelm_artifact::time::Clock;
+use forgelm_config::Secret;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The world as the edge found it.
+#[derive(Clone)]
+pub struct Environment {
+    /// Wall and monotonic time.
+    pub clock: Arc<dyn Clock>,
+    /// Name of the user, when the system has one.
+    pub user: Option<String>,
+    /// Name of the host.
+    pub host: String,
+    /// `FORGELM_OPERATOR`.
+    pub operator: Option<String>,
+    /// `FORGELM_ALLOW_ANONYMOUS_OPERATOR` is 1.
+    pub allow_anonymous_operator: bool,
+    /// `FORGELM_ALLOW_AUDIT_REROOT` is 1.
+    pub allow_audit_reroot: bool,
+    /// `FORGELM_AUDIT_SECRET`.
+    pub audit_secret: Option<Secret>,
+    /// Token for the model hub.
+    pub hub_token: Option<Secret>,
+    /// One of the offline variables is set.
+    pub offline: bool,
+    /// Where fetched packages are kept.
+    pub cache_dir: PathBuf,
+    /// Where the model hub's own tools keep what they fetched.
+    pub hub_cache_dir: PathBuf,
+    /// Where programs keep their settings; the signing key is made in it when none is configured.
+    pub config_dir: PathBuf,
+    /// `FORGELM_SIGNING_KEY`: PEM text or a base64 seed.
+    pub signing_key: Option<Secret>,
+    /// `FORGELM_SIGNING_KEY_FILE`.
+    pub signing_key_file: Option<PathBuf>,
+    /// `FORGELM_TRUSTED_KEYS`.
+    pub trusted_keys: Option<PathBuf>,
+    /// Of this process.
+    pub process_id: u32,
+    /// From the operating system; names the run.
+    pub random_bits: u128,
+    /// Raised when the run should stop after its step.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Environment {
+    /// Whether the run should stop after its step.
+    #[must_use]
+    pub fn stop_requested(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// A fresh run id: `fg-` and 12 hexadecimal digits.
+    #[must_use]
+    pub fn run_id(&self) -> String {
+        format!("fg-{:012x}", self.random_bits & 0xffff_ffff_ffff)
+    }
+}

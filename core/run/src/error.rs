@@ -1,0 +1,243 @@
+//! Everything that can end a run without a model, and the exit code of each.
+
+use crate::exit::Exit;
+use forgelm_artifact::jsonl::JsonlError;
+use forgelm_artifact::lock::LockError;
+use forgelm_artifact::open::OpenError;
+use forgelm_artifact::write::WriteError;
+use forgelm_config::{Color, Diagnostic, render};
+use forgelm_data::{DataError, RenderError};
+use forgelm_evidence::audit::log::AuditError;
+use forgelm_evidence::audit::operator::NoOperator;
+use forgelm_evidence::bundle::write::BundleError;
+use forgelm_evidence::keys::KeyError;
+use forgelm_generate::GenerateError;
+use forgelm_hub::HubError;
+use forgelm_model::{AdapterError, ConfigError, LoadError, OutOfMemory};
+use forgelm_plugin::RegistryError;
+use forgelm_sdk::OptionsError;
+use forgelm_tokenize::{ChatError, TemplateError, TokenizeError};
+use forgelm_train::checkpoint::CheckpointError;
+use forgelm_train::session::StepError;
+use std::error::Error;
+use std::path::PathBuf;
+
+/// Why a run or a command ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The config has problems: all of them.
+    #[error("{}", render(.0, Color::Off).trim_end())]
+    Config(Vec<Diagnostic>),
+    /// A file given on the command line cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The model could not be found or fetched.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The model cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The model's description does not fit what belongs to it.
+    #[error(transparent)]
+    ModelConfig(#[from] ConfigError),
+    /// The adapter cannot be made, read or used.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The tokenizer cannot be read or used.
+    #[error(transparent)]
+    Tokenize(#[from] TokenizeError),
+    /// The chat template cannot be used.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// A conversation cannot become tokens.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// The data cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Rows cannot become tokens.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+    /// A row of a file of rows cannot be read.
+    #[error(transparent)]
+    Rows(#[from] JsonlError),
+    /// A row given to `score` cannot be used.
+    #[error("{}:{line}: {problem}", .file.display())]
+    Row {
+        /// The file.
+        file: PathBuf,
+        /// 1-based line.
+        line: u64,
+        /// What is wrong.
+        problem: String,
+    },
+    /// No trainer of that name.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// An option that a plugin refuses.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// The run's folder cannot take the run.
+    #[error("{}: {problem}\n  hint: {hint}", .dir.display())]
+    OutputDir {
+        /// The folder.
+        dir: PathBuf,
+        /// What is in the way.
+        problem: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// Another process works in the folder.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A file could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The checkpoint to continue from cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The run that wrote the checkpoint is not the one that would continue.
+    #[error(
+        "{}: was written by another run:\n{}\n  hint: continue with the config of that run, start \
+         afresh in another `training.output_dir`, or add `--force-resume`, which is recorded",
+        .checkpoint.display(), differences.iter().map(|d| format!("  {d}")).collect::<Vec<_>>().join("\n")
+    )]
+    OtherRun {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// Each difference, with both values.
+        differences: Vec<String>,
+    },
+    /// What `--resume` names does not exist.
+    #[error("--resume {}: no such folder", .path.display())]
+    NoCheckpoint {
+        /// As given.
+        path: PathBuf,
+    },
+    /// Nobody knows who runs this.
+    #[error(transparent)]
+    Operator(#[from] NoOperator),
+    /// The signing key cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A key made on first use signs nothing of high risk.
+    #[error(
+        "signing: no key was provided, and the key made on first use is not enough {why}\n  hint: \
+         make one with `forgelm keygen --out KEY` and name it in `signing.key_file`"
+    )]
+    KeyNotProvisioned {
+        /// What asks for a provided key.
+        why: &'static str,
+    },
+    /// The audit log could not be written: what needs the record does not happen.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// The documents could not be written or signed.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The plan needs more memory than there is.
+    #[error(
+        "the run needs {needed} bytes of memory and {available} are available; the largest parts \
+         are {largest}\n  hint: {hint}"
+    )]
+    Memory {
+        /// Planned, in bytes.
+        needed: u64,
+        /// Available, in bytes.
+        available: u64,
+        /// The largest buffers of the plan.
+        largest: String,
+        /// The cheapest change.
+        hint: String,
+    },
+    /// The checkpoints need more room than the disk has.
+    #[error(
+        "{}: the run needs {needed} bytes of disk and {available} are free\n  hint: free some \
+         space, or lower `training.save_total_limit`",
+        .dir.display()
+    )]
+    Disk {
+        /// The run's folder.
+        dir: PathBuf,
+        /// Needed, in bytes.
+        needed: u64,
+        /// Free, in bytes.
+        available: u64,
+    },
+    /// The system refused memory that was planned.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// A step gave a number that is not finite.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// Text could not be generated.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// A file of the base model or the data changed while the run used it.
+    #[error("{}: changed while the run was using it; what was trained on is not known", .path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A feature that is not built yet.
+    #[error("not available yet: {0}")]
+    NotAvailable(String),
+}
+
+impl RunError {
+    /// How the program ends.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_)
+            | Self::ModelConfig(_)
+            | Self::Adapter(_)
+            | Self::Tokenize(_)
+            | Self::Template(_)
+            | Self::Chat(_)
+            | Self::Render(_)
+            | Self::Row { .. }
+            | Self::Registry(_)
+            | Self::Options(_)
+            | Self::OutputDir { .. }
+            | Self::OtherRun { .. }
+            | Self::NoCheckpoint { .. }
+            | Self::Operator(_)
+            | Self::KeyNotProvisioned { .. }
+            | Self::NotAvailable(_) => Exit::Config,
+            Self::Open(error) => error.class().into(),
+            Self::Hub(error) => error.class().into(),
+            Self::Load(error) => error.class().into(),
+            Self::Data(error) => error.class().into(),
+            Self::Rows(error) => error.class().into(),
+            Self::Lock(error) => error.class().into(),
+            Self::Write(error) => error.class().into(),
+            Self::Checkpoint(CheckpointError::Damaged { .. }) => Exit::Integrity,
+            Self::Checkpoint(CheckpointError::Newer { .. } | CheckpointError::Adapter(_)) => {
+                Exit::Config
+            }
+            Self::Key(error) if error.is_runtime() => Exit::Runtime,
+            Self::Key(_) => Exit::Config,
+            Self::Audit(error) if error.is_config() => Exit::Config,
+            Self::Audit(_) | Self::Bundle(_) | Self::Step(_) | Self::Generate(_) => Exit::Runtime,
+            Self::Memory { .. } | Self::Disk { .. } | Self::OutOfMemory(_) => Exit::Resources,
+            Self::Changed { .. } => Exit::Integrity,
+        }
+    }
+
+    /// The message with the causes below it, each once.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let line = error.to_string();
+            if !text.contains(&line) {
+                text.push_str("\n  because: ");
+                text.push_str(&line);
+            }
+            cause = error.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,23 @@
+//! A run from config to evidence, and the commands that use a model: the only crate that sees a
+//! whole config.
+//!
+//! It refuses to know the command line, the terminal and the environment: those come in as an
+//! [`environment::Environment`] and go out as [`event::Event`]s. Start reading at
+//! [`training::train`].
+
+pub mod chat;
+pub mod dossier;
+pub mod environment;
+pub mod error;
+pub mod event;
+pub mod exit;
+pub mod memory;
+pub mod metrics;
+pub mod model;
+pub mod output;
+pub mod plan;
+pub mod resume;
+pub mod sample;
+pub mod score;
+pub mod settings;
+pub mod training;

@@ -1,0 +1,122 @@
+//! `metrics.jsonl`: one object a step and evaluation, for people who plot.
+
+use crate::error::RunError;
+use crate::event::{Evaluation, Step};
+use forgelm_artifact::write::{self, AppendLog};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The file, open for appending.
+pub struct MetricsFile {
+    path: PathBuf,
+    log: AppendLog,
+}
+
+impl MetricsFile {
+    /// Opens the file of a run that has done `n_steps_done` steps. Lines of later steps, which a
+    /// killed run wrote after its last checkpoint, are dropped: those steps come again.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn open(path: &Path, n_steps_done: u64) -> Result<Self, RunError> {
+        let kept = kept_lines(path, n_steps_done);
+        write::atomic(path, kept.as_bytes())?;
+        Ok(Self { path: path.to_owned(), log: AppendLog::open(path)? })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends a step.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn step(
+        &mut self,
+        step: &Step,
+        metrics: &BTreeMap<&'static str, f64>,
+    ) -> Result<(), RunError> {
+        let mut object = Map::from_iter([
+            ("step".to_owned(), json!(step.step)),
+            ("epoch".to_owned(), json!(step.epoch)),
+            ("loss".to_owned(), json!(step.loss)),
+            ("learning_rate".to_owned(), json!(step.learning_rate)),
+            ("grad_norm".to_owned(), json!(step.grad_norm)),
+            ("tokens".to_owned(), json!(step.n_tokens)),
+            ("trained_tokens".to_owned(), json!(step.n_trained_tokens)),
+            ("trained_tokens_total".to_owned(), json!(step.n_trained_tokens_total)),
+            ("tokens_per_second".to_owned(), json!(step.tokens_per_second())),
+            ("step_seconds".to_owned(), json!(step.seconds)),
+        ]);
+        object.extend(metrics.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
+        self.append(&Value::Object(object))
+    }
+
+    /// Appends an evaluation.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn evaluation(&mut self, evaluation: &Evaluation) -> Result<(), RunError> {
+        self.append(&json!({
+            "step": evaluation.step,
+            "epoch": evaluation.epoch,
+            "eval_loss": evaluation.loss,
+            "eval_trained_tokens": evaluation.n_trained_tokens,
+            "eval_seconds": evaluation.seconds,
+        }))
+    }
+
+    fn append(&mut self, object: &Value) -> Result<(), RunError> {
+        Ok(self.log.append_line(&object.to_string())?)
+    }
+}
+
+/// The complete lines of steps up to `n_steps_done`, in their order; nothing for a fresh run.
+fn kept_lines(path: &Path, n_steps_done: u64) -> String {
+    let text = if n_steps_done == 0 {
+        String::new()
+    } else {
+        std::fs::read_to_string(path).unwrap_or_default()
+    };
+    let is_kept = |line: &&str| {
+        let object: Option<Value> = serde_json::from_str(line).ok();
+        object.and_then(|object| object["step"].as_u64()).is_some_and(|step| step <= n_steps_done)
+    };
+    text.lines().filter(is_kept).fold(String::new(), |kept, line| kept + line + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_steps_that_come_again_are_dropped() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("metrics.jsonl");
+        let text = "{\"step\":0,\"eval_loss\":2.0}\n{\"step\":1,\"loss\":1.5}\n{\"step\":2,\"loss\":1.0}\n{\"st";
+        std::fs::write(&path, text).expect("written");
+        let mut file = MetricsFile::open(&path, 1).expect("opened");
+        let evaluation = Evaluation {
+            step: 1,
+            epoch: 0.5,
+            loss: 1.25,
+            n_trained_tokens: 7,
+            seconds: 0.5,
+            is_best: true,
+        };
+        file.evaluation(&evaluation).expect("appended");
+        let lines: Vec<Value> = std::fs::read_to_string(&path)
+            .expect("read")
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[1]["loss"], 1.5);
+        assert_eq!(lines[2]["eval_loss"], 1.25);
+        assert_eq!(lines[2]["eval_trained_tokens"], 7);
+    }
+}

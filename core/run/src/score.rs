@@ -1,0 +1,199 @@
+//! `forgelm score`: log-probability of each token of given rows, to compare a model with another
+//! stack or to measure a text.
+
+use crate::environment::Environment;
+use crate::error::RunError;
+use crate::event::Observer;
+use crate::model::{self, FoundModel, LoadedModel, ModelRequest};
+use forgelm_artifact::jsonl::Reader;
+use forgelm_artifact::write;
+use forgelm_kernels_api::Segment;
+use forgelm_model::{Activations, Keep, PackedInput, Pass, Scored, StepSize};
+use forgelm_tokenize::{Message, RenderOptions};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// What a scoring did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Rows.
+    pub n_rows: u64,
+    /// Tokens that have a log-probability.
+    pub n_scored: u64,
+}
+
+/// Scores every row of `input` and writes one row for each to `output`:
+/// `{"input_ids": [..], "logprobs": [null, ..], "sum_logprob": s, "n_scored": n}`, where
+/// `logprobs[i]` is the natural logarithm of the probability of token i after the tokens before
+/// it. Rows have `input_ids`, `text` (with what the tokenizer puts around texts) or `messages`
+/// (rendered by the chat template).
+///
+/// # Errors
+/// If a row cannot be used: nothing is written then.
+pub fn score(
+    request: &ModelRequest,
+    input: &Path,
+    output: &Path,
+    env: &Environment,
+    observer: &mut dyn Observer,
+) -> Result<Summary, RunError> {
+    let found = model::find(request, env, observer)?;
+    let now = env.clock.utc().0.div_euclid(1_000_000);
+    let rows = read_rows(input, &found, now)?;
+    let loaded = model::load(&found, request)?;
+    let longest = rows.iter().map(Vec::len).max().unwrap_or(1);
+    let size = StepSize { tokens_max: longest, scored_rows_max: longest };
+    let adapter = found.adapter.as_ref().map(|loaded| &loaded.adapter);
+    let mut scorer = Scorer {
+        activations: Activations::new(loaded.decoder.config(), adapter, size, Keep::Nothing)?,
+        found: &found,
+        loaded: &loaded,
+    };
+    let mut summary = Summary { n_rows: 0, n_scored: 0 };
+    write::atomic_with(output, |file| {
+        for tokens in &rows {
+            let row = scorer.row(tokens);
+            summary.n_rows += 1;
+            summary.n_scored += row["n_scored"].as_u64().unwrap_or(0);
+            writeln!(file, "{row}")?;
+        }
+        Ok(())
+    })?;
+    Ok(summary)
+}
+
+struct Scorer<'a> {
+    activations: Activations,
+    found: &'a FoundModel,
+    loaded: &'a LoadedModel,
+}
+
+impl Scorer<'_> {
+    fn row(&mut self, tokens: &[u32]) -> Value {
+        let logprobs = self.logprobs(tokens);
+        let sum: f64 = logprobs.iter().map(|&logp| f64::from(logp)).sum();
+        let listed: Vec<Value> =
+            std::iter::once(Value::Null).chain(logprobs.iter().map(|logp| json!(logp))).collect();
+        json!({
+            "input_ids": tokens,
+            "logprobs": listed,
+            "sum_logprob": sum,
+            "n_scored": logprobs.len(),
+        })
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "rows are shorter than 2^32 tokens")]
+    fn logprobs(&mut self, tokens: &[u32]) -> Vec<f32> {
+        let n_scored = tokens.len() - 1;
+        let mut logprobs = vec![0.0; n_scored];
+        if n_scored == 0 {
+            return logprobs;
+        }
+        let positions: Vec<u32> = (0..tokens.len() as u32).collect();
+        let pass = Pass {
+            adapter: self.found.adapter.as_ref().map(|loaded| &loaded.adapter),
+            batch: PackedInput {
+                tokens,
+                positions: &positions,
+                segments: &[Segment { start: 0, len: tokens.len() }],
+                row_keys: &[],
+            },
+            dropout: None,
+        };
+        let scored = Scored { rows: &positions[..n_scored], labels: &tokens[1..] };
+        self.loaded.decoder.forward(&pass, &mut self.activations);
+        self.loaded.decoder.logprobs(&mut self.activations, scored, &mut logprobs);
+        logprobs
+    }
+}
+
+/// Every row as tokens.
+fn read_rows(input: &Path, found: &FoundModel, now: i64) -> Result<Vec<Vec<u32>>, RunError> {
+    let mut rows = Vec::new();
+    let mut reader = Reader::open(input)?;
+    while let Some(line) = reader.next_line() {
+        let line = line?;
+        let number = line.number;
+        let value = line.json()?;
+        let tokens = row_tokens(&value, found, now).map_err(|problem| RunError::Row {
+            file: input.to_owned(),
+            line: number,
+            problem,
+        })?;
+        rows.push(tokens);
+    }
+    if rows.is_empty() {
+        let problem = "no rows; expected at least one".to_owned();
+        return Err(RunError::Row { file: input.to_owned(), line: 1, problem });
+    }
+    Ok(rows)
+}
+
+fn row_tokens(row: &Value, found: &FoundModel, now: i64) -> Result<Vec<u32>, String> {
+    let context = found.open.config().max_position_embeddings;
+    let tokens = if let Some(ids) = row.get("input_ids") {
+        input_ids(ids, found.open.config().vocab_size)?
+    } else if let Some(text) = row.get("text") {
+        let text =
+            text.as_str().ok_or_else(|| format!("`text` is {}; expected a string", kind(text)))?;
+        let tokenizer = &found.tokenizer;
+        let encoding = tokenizer.encode(text).map_err(|error| error.to_string())?;
+        [tokenizer.prefix_ids(), &encoding.ids, tokenizer.suffix_ids()].concat()
+    } else if let Some(messages) = row.get("messages") {
+        conversation(messages, found, now)?
+    } else {
+        return Err("no `input_ids`, `text` or `messages`; expected one of them".to_owned());
+    };
+    match tokens.len() {
+        0 => Err("the row has no tokens; expected at least one".to_owned()),
+        n if n > context => Err(format!("the row has {n} tokens; the model takes {context}")),
+        _ => Ok(tokens),
+    }
+}
+
+fn input_ids(ids: &Value, vocab_size: usize) -> Result<Vec<u32>, String> {
+    let ids = ids.as_array().filter(|ids| !ids.is_empty()).ok_or_else(|| {
+        format!("`input_ids` is {}; expected a list with at least one id", kind(ids))
+    })?;
+    let id = |(i, id): (usize, &Value)| {
+        let known = id.as_u64().filter(|&id| id < vocab_size as u64);
+        known.and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+            format!("`input_ids[{i}]` is {id}; expected a number below {vocab_size}")
+        })
+    };
+    ids.iter().enumerate().map(id).collect()
+}
+
+fn conversation(messages: &Value, found: &FoundModel, now: i64) -> Result<Vec<u32>, String> {
+    let template = found.template.as_ref().ok_or("the model has no chat template")?;
+    let listed = messages.as_array().filter(|messages| !messages.is_empty());
+    let listed = listed.ok_or_else(|| {
+        format!("`messages` is {}; expected a list with at least one message", kind(messages))
+    })?;
+    let message = |(i, message): (usize, &Value)| {
+        let field = |name: &str| {
+            message
+                .get(name)
+                .and_then(Value::as_str)
+                .ok_or_else(|| format!("`messages[{i}].{name}` is not a string"))
+        };
+        Ok(Message::new(field("role")?, field("content")?))
+    };
+    let messages: Vec<Message> =
+        listed.iter().enumerate().map(message).collect::<Result<_, String>>()?;
+    let options = RenderOptions { now: Some(now), ..RenderOptions::default() };
+    let chat = found.tokenizer.encode_chat(template, &messages, &options);
+    chat.map(|chat| chat.ids).map_err(|error| error.to_string())
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(items) if items.is_empty() => "an empty list",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

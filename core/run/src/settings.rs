@@ -1,0 +1,72 @@
+//! From a config's words to the numbers that training takes.
+
+use forgelm_config::{LrSchedulerType, Run, TargetModules};
+use forgelm_data::PlanSettings;
+use forgelm_model::{ALL_LINEAR, LoraConfig};
+use forgelm_train::optimizer::AdamWSettings;
+use forgelm_train::schedule::{Decay, Schedule};
+use forgelm_train::session::Settings;
+use std::collections::BTreeMap;
+
+/// The adapter that a config asks for.
+#[must_use]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "the config bounds both"
+)]
+pub fn lora(run: &Run) -> LoraConfig {
+    let target_modules = match &run.lora.target_modules {
+        TargetModules::AllLinear => vec![ALL_LINEAR.to_owned()],
+        TargetModules::Suffixes(names) => names.clone(),
+    };
+    LoraConfig {
+        r: run.lora.r,
+        alpha: run.lora.alpha as f64,
+        dropout: run.lora.dropout as f32,
+        target_modules,
+        rslora: run.lora.is_rslora(),
+        rank_pattern: BTreeMap::new(),
+        alpha_pattern: BTreeMap::new(),
+    }
+}
+
+/// The order of the data.
+#[must_use]
+pub fn data_plan(run: &Run) -> PlanSettings {
+    let training = &run.training;
+    PlanSettings {
+        seed: training.seed,
+        shuffle: run.data.shuffle,
+        per_device_train_batch_size: training.per_device_train_batch_size,
+        gradient_accumulation_steps: training.gradient_accumulation_steps,
+        num_train_epochs: training.num_train_epochs,
+        max_steps: u64::try_from(training.max_steps).ok().filter(|&steps| steps > 0),
+        packed_to: training.is_packed().then_some(run.model.max_length),
+    }
+}
+
+/// Schedule, optimizer and clipping of a run of `n_steps` steps.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "kernels work in f32")]
+pub fn training(run: &Run, n_steps: u64) -> Settings {
+    let training = &run.training;
+    let decay = match training.lr_scheduler_type {
+        LrSchedulerType::Linear => Decay::Linear,
+        LrSchedulerType::Cosine => Decay::Cosine,
+        LrSchedulerType::Constant => Decay::Constant,
+    };
+    Settings {
+        schedule: Schedule::new(decay, training.learning_rate, training.warmup_ratio, n_steps),
+        adamw: AdamWSettings::with_weight_decay(training.weight_decay as f32),
+        max_grad_norm: training.max_grad_norm,
+        seed: training.seed,
+    }
+}
+
+/// Steps between lines of the log: as configured, else a hundredth of the training records, from
+/// 1 to 50.
+#[must_use]
+pub fn logging_steps(run: &Run, n_train: usize) -> u64 {
+    run.training.logging_steps.unwrap_or_else(|| (n_train as u64 / 100).clamp(1, 50))
+}

@@ -1,0 +1,15 @@
+//! Training: the loop body, the optimizer, the schedule, the state and its checkpoints.
+//!
+//! It refuses to know configs, files of data, terminals and evidence: it is handed sequences, a
+//! plan of batches and a model, and returns reports. When a step, an evaluation or a checkpoint is
+//! due is decided above, in core/run. Start reading at [`session::Session`].
+//!
+//! **Invariant:** a batch is a function of the step, and everything else that decides later bits
+//! is in the adapter, the moments and [`state::State`]: a run that is killed and resumed ends with
+//! the same bits (`tests/e2e/resume.rs`, `tests/sim`).
+
+pub mod checkpoint;
+pub mod optimizer;
+pub mod schedule;
+pub mod session;
+pub mod state;

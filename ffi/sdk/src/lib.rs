@@ -1,0 +1,10 @@
+//! What a plugin's author implements: one trait a kind of plugin, over plain data.
+//!
+//! It refuses to know models, files, devices and the host: what crosses the seam is numbers and
+//! borrowed slices, so that the same trait can be served by a table of C functions.
+//! Start reading at [`trainer::Trainer`].
+
+pub mod options;
+pub mod trainer;
+
+pub use options::OptionsError;

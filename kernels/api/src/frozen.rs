@@ -1,0 +1,52 @@
+//! Weights that never change: read once, packed into whatever form the kernels like best.
+
+use std::any::Any;
+
+/// The number format in which products of a frozen weight are formed. Sums are always f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compute {
+    /// Both factors f32.
+    F32,
+    /// Both factors rounded to bfloat16 (round to nearest even).
+    Bf16,
+}
+
+/// Where the rows of a frozen matrix come from: a mapped file, a quantized block, a test's vector.
+///
+/// Packing asks for a few rows at a time, so that no dense copy of the whole matrix need exist.
+pub trait RowSource: Sync {
+    /// N, the number of rows (out features; for an embedding, the vocabulary).
+    fn n_rows(&self) -> usize;
+
+    /// K, the number of columns (in features).
+    fn n_cols(&self) -> usize;
+
+    /// Writes rows `first_row..` to `out`, as many as fit it.
+    ///
+    /// Shapes: `out` [n, K] written.
+    ///
+    /// # Panics
+    /// If `out` is not whole rows or reaches past the last row: a bug in the caller.
+    fn read_rows(&self, first_row: usize, out: &mut [f32]);
+}
+
+/// A weight packed by [`Ops::freeze`](crate::Ops::freeze). Only the library that packed it can
+/// look inside.
+pub trait FrozenMatrix: Send + Sync {
+    /// N, the number of rows.
+    fn n_rows(&self) -> usize;
+
+    /// K, the number of columns.
+    fn n_cols(&self) -> usize;
+
+    /// Memory held, in bytes.
+    fn n_bytes(&self) -> usize;
+
+    /// Rows `first_row..` as the kernels see them: after rounding to the compute format.
+    ///
+    /// Shapes: `out` [n, K] written.
+    fn read_rows(&self, first_row: usize, out: &mut [f32]);
+
+    /// For the library that packed it.
+    fn as_any(&self) -> &dyn Any;
+}

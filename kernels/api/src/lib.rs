@@ -1,0 +1,17 @@
+//! What every kernel library offers: one trait of operations, slices of numbers to slices of
+//! numbers.
+//!
+//! It refuses to know what a model, a tensor, a file or a thread is. Start reading at [`Ops`].
+//!
+//! Letters in shapes: T tokens (packed rows), R scored rows, C hidden size, V vocabulary, H query
+//! heads, H_kv key/value heads, D head size, F width of the MLP; N and K are the rows and columns
+//! of a weight (out and in features). Everything is row-major `f32` unless said otherwise.
+
+mod frozen;
+mod ops;
+pub mod philox;
+
+pub use frozen::{Compute, FrozenMatrix, RowSource};
+pub use ops::{
+    Activation, AdamW, AttentionShape, Dropout, GemmDims, GemmLayout, Ops, Rotation, Segment, Write,
+};

@@ -1,0 +1,330 @@
+//! The operations. One method an op; its file has the same name in `kernels/reference`,
+//! `kernels/cpu`, `kernels/check` (and `kernels/cuda` when there is one).
+//!
+//! **Numerics**, for every op: the order of additions is a function of the sizes alone, never of
+//! the number of threads, so that the same inputs give the same bits on any number of threads.
+//!
+//! **Panics**, for every op: if a length does not fit the shapes. That is a bug in the caller,
+//! never bad input.
+
+use crate::frozen::{Compute, FrozenMatrix, RowSource};
+
+/// Whether a result replaces what was there or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// `y = result`.
+    Replace,
+    /// `y += result`.
+    Add,
+}
+
+/// Which factors of a dense product are read transposed. C is always [M, N].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GemmLayout {
+    /// `A` [M, K], `B` [K, N].
+    Nn,
+    /// `A` [M, K], `B` [N, K].
+    Nt,
+    /// `A` [K, M], `B` [K, N].
+    Tn,
+}
+
+/// Sizes of a dense product; K is the length that is summed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GemmDims {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// Terms of each sum.
+    pub k: usize,
+}
+
+/// One sequence of a packed batch: rows `start..start + len`. Segments lie end to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// First row.
+    pub start: usize,
+    /// Number of rows.
+    pub len: usize,
+}
+
+/// What attention is told besides its inputs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// H. A multiple of `n_kv_heads`; query head h reads key/value head `h / (H / H_kv)`.
+    pub n_heads: usize,
+    /// H_kv.
+    pub n_kv_heads: usize,
+    /// D.
+    pub head_dim: usize,
+    /// Factor on the scores, usually `1 / sqrt(D)`.
+    pub scale: f32,
+    /// Position p attends to `(p - window, p]`; `None` to `[0, p]`.
+    pub window: Option<usize>,
+    /// Scores become `cap * tanh(score / cap)` before the softmax (Gemma 2).
+    pub soft_cap: Option<f32>,
+}
+
+/// Direction of the rotary embedding: its transpose is its inverse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// As the model applies it.
+    Forward,
+    /// As its gradient passes back through it.
+    Backward,
+}
+
+/// The gate's non-linearity in a gated MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+    GeluTanh,
+}
+
+/// A dropout mask as a function of numbers: nothing is stored, backward asks again.
+///
+/// Element (row, column) is kept when the 32 bits of
+/// `philox4x32(counter = [row_key low, row_key high, column / 4, 0], key = key)[column % 4]`
+/// are at least `p * 2^32`; what is kept is divided by `1 - p`.
+/// Paper: Srivastava et al. 2014; Philox: Salmon et al. 2011.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Chance that an element becomes zero, in [0, 1).
+    pub p: f32,
+    /// Names the mask: derived from (seed, purpose, step, module).
+    pub key: [u32; 2],
+}
+
+/// The constants of one AdamW step.
+///
+/// Paper: Loshchilov and Hutter 2017, arXiv:1711.05101, algorithm 2 (decoupled decay, as
+/// `torch.optim.AdamW`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub lr: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// Factor on the gradient before it is used: `clip / n_terms`.
+    pub grad_scale: f32,
+    /// 1-based number of this step, for the bias correction.
+    pub step: u64,
+}
+
+/// A kernel library.
+pub trait Ops: Send + Sync {
+    /// Name for logs and evidence, with the instruction set in use: `cpu/avx512bf16`.
+    fn name(&self) -> &str;
+
+    /// Threads that work on one op.
+    fn n_threads(&self) -> usize;
+
+    /// Whether frozen products can be formed in this format at full speed.
+    fn prefers(&self, compute: Compute) -> bool;
+
+    /// Packs a weight once, for many products.
+    fn freeze(&self, source: &dyn RowSource, compute: Compute) -> Box<dyn FrozenMatrix>;
+
+    /// `y = x w^T`.
+    ///
+    /// Shapes: `y` [T, N] written or added to, `x` [T, K] read, `w` [N, K] read.
+    fn linear_forward(&self, y: &mut [f32], x: &[f32], w: &dyn FrozenMatrix, write: Write);
+
+    /// `dx = dy w`.
+    ///
+    /// Shapes: `dx` [T, K] written or added to, `dy` [T, N] read, `w` [N, K] read.
+    fn linear_backward(&self, dx: &mut [f32], dy: &[f32], w: &dyn FrozenMatrix, write: Write);
+
+    /// `c = alpha op(a) op(b)` of dense, changing matrices (adapters and their gradients: one of
+    /// the sizes is often a small rank).
+    ///
+    /// Shapes: see [`GemmLayout`]; `c` [M, N] written or added to.
+    #[expect(clippy::too_many_arguments, reason = "the standard arguments of a GEMM")]
+    fn gemm(
+        &self,
+        c: &mut [f32],
+        a: &[f32],
+        b: &[f32],
+        layout: GemmLayout,
+        dims: GemmDims,
+        alpha: f32,
+        write: Write,
+    );
+
+    /// `y[t] = table[tokens[t]]`.
+    ///
+    /// Shapes: `y` [T, C] written, `tokens` [T] read, each below V, `table` [V, C] read.
+    fn embedding_forward(&self, y: &mut [f32], tokens: &[u32], table: &dyn FrozenMatrix);
+
+    /// RMSNorm over the last axis: `y[r, c] = x[r, c] * inv_rms[r] * weight[c]`,
+    /// `inv_rms = 1 / sqrt(mean(x^2) + eps)`.
+    ///
+    /// Paper: Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4.
+    ///
+    /// Shapes: `y` [T, C] written, `inv_rms` [T] written, `x` [T, C] read, `weight` [C] read.
+    fn rms_norm_forward(
+        &self,
+        y: &mut [f32],
+        inv_rms: &mut [f32],
+        x: &[f32],
+        weight: &[f32],
+        eps: f32,
+    );
+
+    /// Gradient of [`Ops::rms_norm_forward`] with respect to its input.
+    ///
+    /// Shapes: `dx` [T, C] written or added to; `dy` [T, C], `x` [T, C], `inv_rms` [T],
+    /// `weight` [C] read.
+    fn rms_norm_backward(
+        &self,
+        dx: &mut [f32],
+        dy: &[f32],
+        x: &[f32],
+        inv_rms: &[f32],
+        weight: &[f32],
+        write: Write,
+    );
+
+    /// Rotary embedding in place, half-split (NeoX) layout: element j of a head pairs with
+    /// element j + D/2.
+    ///
+    /// Paper: Su et al. 2021, arXiv:2104.09864, eq. 34.
+    ///
+    /// Shapes: `x` [T, n_heads * D] changed, `cos` and `sin` [T, D/2] read; `head_dim` is D.
+    fn rope(
+        &self,
+        x: &mut [f32],
+        cos: &[f32],
+        sin: &[f32],
+        n_heads: usize,
+        head_dim: usize,
+        direction: Rotation,
+    );
+
+    /// Causal attention within each segment.
+    ///
+    /// Papers: Vaswani et al. 2017; in blocks with a running maximum: Dao 2023, arXiv:2307.08691;
+    /// grouped heads: Ainslie et al. 2023.
+    ///
+    /// Shapes: `out` [T, H * D] written, `lse` [T, H] written (log of the softmax denominator,
+    /// with the maximum added back), `q` [T, H * D], `k` and `v` [T, H_kv * D] read.
+    #[expect(clippy::too_many_arguments, reason = "inputs and outputs of one op")]
+    fn attention_forward(
+        &self,
+        out: &mut [f32],
+        lse: &mut [f32],
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        shape: &AttentionShape,
+        segments: &[Segment],
+    );
+
+    /// Gradient of [`Ops::attention_forward`]; scores are computed again from `lse`.
+    ///
+    /// Shapes: `dq` [T, H * D], `dk` and `dv` [T, H_kv * D] written; the rest read, as forward.
+    #[expect(clippy::too_many_arguments, reason = "inputs and outputs of one op")]
+    fn attention_backward(
+        &self,
+        dq: &mut [f32],
+        dk: &mut [f32],
+        dv: &mut [f32],
+        dout: &[f32],
+        out: &[f32],
+        lse: &[f32],
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        shape: &AttentionShape,
+        segments: &[Segment],
+    );
+
+    /// Attention of the last `n` positions of one sequence over all that are cached.
+    ///
+    /// Shapes: `out` and `q` [n, H * D]; `k` and `v` [P, H_kv * D] with P >= n: query i stands at
+    /// position `P - n + i`.
+    fn attention_cached(
+        &self,
+        out: &mut [f32],
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        shape: &AttentionShape,
+    );
+
+    /// `y = act(gate) * up`.
+    ///
+    /// Paper: Shazeer 2020, arXiv:2002.05202, eq. 6. Shapes: all [T, F]; `y` written.
+    fn glu_forward(&self, y: &mut [f32], gate: &[f32], up: &[f32], act: Activation);
+
+    /// Gradient of [`Ops::glu_forward`], in place: on return `gate` holds `dgate` and `up` `dup`.
+    ///
+    /// Shapes: all [T, F]; `gate` and `up` read and written, `dy` read.
+    fn glu_backward(&self, gate: &mut [f32], up: &mut [f32], dy: &[f32], act: Activation);
+
+    /// The wide end, fused and in chunks: log-probability of each label under the softmax of
+    /// `x head^T`. Nothing [R, V] is ever stored.
+    ///
+    /// Shapes: `logp` [R] written, `lse` [R] written, `x` [R, C] read, `head` [V, C] read,
+    /// `labels` [R] read, each below V.
+    ///
+    /// Numerics: sums over V in f32 within a block of columns, blocks added in order.
+    fn token_logprobs_forward(
+        &self,
+        logp: &mut [f32],
+        lse: &mut [f32],
+        x: &[f32],
+        head: &dyn FrozenMatrix,
+        labels: &[u32],
+        soft_cap: Option<f32>,
+    );
+
+    /// Gradient of [`Ops::token_logprobs_forward`] with respect to `x`; logits are computed again.
+    ///
+    /// `dx[r] = dlogp[r] * (head[label] - sum_v softmax[r, v] head[v])` (times the soft cap's
+    /// slope). Shapes: `dx` [R, C] written; `dlogp`, `lse` [R], `x` [R, C], `labels` [R] read.
+    #[expect(clippy::too_many_arguments, reason = "inputs and outputs of one op")]
+    fn token_logprobs_backward(
+        &self,
+        dx: &mut [f32],
+        dlogp: &[f32],
+        lse: &[f32],
+        x: &[f32],
+        head: &dyn FrozenMatrix,
+        labels: &[u32],
+        soft_cap: Option<f32>,
+    );
+
+    /// `y = dropout(x)` (forward), or the gradient through it: the same product.
+    ///
+    /// Shapes: `y` [T, C] written or added to, `x` [T, C] read, `row_keys` [T] read: a number
+    /// that names the token wherever it lies in a batch.
+    fn dropout(&self, y: &mut [f32], x: &[f32], row_keys: &[u64], dropout: &Dropout, write: Write);
+
+    /// `y += x`. Shapes: equal lengths.
+    fn add(&self, y: &mut [f32], x: &[f32]);
+
+    /// Sum of squares, added in f64 over fixed blocks.
+    fn sum_of_squares(&self, x: &[f32]) -> f64;
+
+    /// One AdamW step over one parameter.
+    ///
+    /// Shapes: equal lengths; `param`, `m`, `v` changed, `grad` read.
+    fn adamw_step(
+        &self,
+        param: &mut [f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        grad: &[f32],
+        constants: &AdamW,
+    );
+}

@@ -1,0 +1,166 @@
+//! Attention: forward, backward, cached.
+
+use forgelm_kernels_api::{AttentionShape, Ops, Segment};
+use forgelm_kernels_reference::Reference;
+
+use crate::{Outcome, U, assert_within, bits_of, numbers};
+
+/// One case: heads, head size, mask, and the lengths of the segments.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// (H, H_kv, D).
+    pub heads: (usize, usize, usize),
+    /// As in [`AttentionShape`].
+    pub window: Option<usize>,
+    /// As in [`AttentionShape`].
+    pub soft_cap: Option<f32>,
+    /// Lengths.
+    pub segments: &'static [usize],
+}
+
+const fn case(
+    heads: (usize, usize, usize),
+    window: Option<usize>,
+    soft_cap: Option<f32>,
+    segments: &'static [usize],
+) -> Case {
+    Case { heads, window, soft_cap, segments }
+}
+
+/// Cases of the packed ops.
+pub const CASES: [Case; 14] = [
+    case((1, 1, 16), None, None, &[1]),
+    case((2, 1, 16), None, None, &[1, 1, 1]),
+    case((9, 3, 64), None, None, &[7, 64, 1, 50]),
+    case((4, 4, 32), None, None, &[130]),
+    case((4, 1, 20), None, None, &[65, 3]),
+    case((3, 1, 8), None, None, &[97]),
+    case((2, 2, 128), None, None, &[33, 48, 49]),
+    case((2, 1, 256), None, None, &[70]),
+    case((6, 2, 64), Some(1), None, &[40, 9]),
+    case((6, 3, 64), Some(10), None, &[100, 2]),
+    case((2, 1, 64), Some(70), None, &[300]),
+    case((2, 1, 64), None, Some(2.0), &[60, 61]),
+    case((3, 3, 32), Some(30), Some(5.0), &[110]),
+    case((2, 1, 64), None, None, &[600, 150]),
+];
+
+/// (H, H_kv, D), window, soft cap, new positions, all positions.
+pub const CACHED: [(Case, usize, usize); 8] = [
+    (case((1, 1, 16), None, None, &[]), 1, 1),
+    (case((9, 3, 64), None, None, &[]), 1, 100),
+    (case((9, 3, 64), None, None, &[]), 7, 50),
+    (case((9, 3, 64), None, None, &[]), 8, 8),
+    (case((4, 2, 20), None, None, &[]), 20, 131),
+    (case((4, 2, 32), Some(9), None, &[]), 3, 40),
+    (case((4, 1, 32), Some(9), Some(3.0), &[]), 30, 90),
+    (case((2, 1, 64), None, None, &[]), 70, 700),
+];
+
+impl Case {
+    /// With the usual scale.
+    #[must_use]
+    pub fn shape(&self) -> AttentionShape {
+        let (n_heads, n_kv_heads, head_dim) = self.heads;
+        AttentionShape {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            scale: 2.0 / (head_dim as f32).sqrt(),
+            window: self.window,
+            soft_cap: self.soft_cap,
+        }
+    }
+
+    /// Laid end to end.
+    #[must_use]
+    pub fn segments(&self) -> Vec<Segment> {
+        let mut start = 0;
+        self.segments
+            .iter()
+            .map(|&len| {
+                start += len;
+                Segment { start: start - len, len }
+            })
+            .collect()
+    }
+}
+
+/// How far a probability may be off, relative to itself. Inputs are below 1, so a score of D terms
+/// is below `D scale` and off by `(D + 4) U` of that (the cap adds a few units of its size); both
+/// the score and the log-sum carry it. The sum over n keys adds n roundings.
+fn relative_error(shape: &AttentionShape, n_keys: usize) -> f64 {
+    let d = shape.head_dim as f64;
+    let score = (d + 4.0) * U * d * f64::from(shape.scale);
+    let cap = shape.soft_cap.map_or(0.0, |cap| 8.0 * U * f64::from(cap));
+    2.0 * (score + cap) + (n_keys as f64 + 16.0) * U
+}
+
+/// All cases of all three.
+#[must_use]
+pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    for (i, case) in CASES.iter().enumerate() {
+        outcomes.push(packed(library, case, i as u32));
+    }
+    for (i, (case, n, p)) in CACHED.iter().enumerate() {
+        let name = format!("attention_cached n={n} P={p} {case:?}");
+        let shape = case.shape();
+        let (h, h_kv, d) = case.heads;
+        let q = numbers(i as u32, n * h * d);
+        let (k, v) = (numbers(i as u32 + 50, p * h_kv * d), numbers(i as u32 + 60, p * h_kv * d));
+        let (mut out, mut want) = (vec![0.0; q.len()], vec![0.0; q.len()]);
+        library.attention_cached(&mut out, &q, &k, &v, &shape);
+        Reference.attention_cached(&mut want, &q, &k, &v, &shape);
+        let bound = 2.0 * relative_error(&shape, *p);
+        assert_within(&name, &out, &want, |_| bound);
+        outcomes.push(Outcome { name, bits: bits_of(&[&out]) });
+    }
+    outcomes
+}
+
+fn packed(library: &dyn Ops, case: &Case, seed: u32) -> Outcome {
+    let name = format!("attention {case:?}");
+    let (shape, segments) = (case.shape(), case.segments());
+    let (h, h_kv, d) = case.heads;
+    let t: usize = case.segments.iter().sum();
+    let n_keys = *case.segments.iter().max().expect("a case without segments");
+    let [q, dout] = [0, 1].map(|i| numbers(seed + i * 100, t * h * d));
+    let [k, v] = [2, 3].map(|i| numbers(seed + i * 100, t * h_kv * d));
+    let (mut out, mut lse) = (vec![0.0; t * h * d], vec![0.0; t * h]);
+    let (mut want_out, mut want_lse) = (out.clone(), lse.clone());
+    library.attention_forward(&mut out, &mut lse, &q, &k, &v, &shape, &segments);
+    Reference.attention_forward(&mut want_out, &mut want_lse, &q, &k, &v, &shape, &segments);
+    let relative = relative_error(&shape, n_keys);
+    // A mean of values below 1 under weights that are off, their sum too.
+    assert_within(&format!("{name}: out"), &out, &want_out, |_| 2.0 * relative);
+    let bound = |i: usize| relative + 2.0 * U * f64::from(want_lse[i].abs());
+    assert_within(&format!("{name}: lse"), &lse, &want_lse, bound);
+
+    let mut bits = bits_of(&[&out, &lse]);
+    let (out, lse) = (want_out, want_lse);
+    let run = |ops: &dyn Ops, dout: &[f32], out: &[f32]| {
+        let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+        ops.attention_backward(
+            &mut dq, &mut dk, &mut dv, dout, out, &lse, &q, &k, &v, &shape, &segments,
+        );
+        [dq, dk, dv]
+    };
+    let got = run(library, &dout, &out);
+    let want = run(&Reference, &dout, &out);
+    // With dout = 1, dv is the sum of the probabilities that fall on a key: its mass.
+    let [_, _, mass] = run(&Reference, &vec![1.0; dout.len()], &out);
+    let d = d as f64;
+    let n_queries = (n_keys * (h / h_kv)) as f64;
+    // dp and delta are sums of D terms below 1; their difference is below 2 D.
+    let dscore = 2.0 * (d + 4.0) * U * d + (relative + 8.0 * U) * 2.0 * d;
+    let scale = f64::from(shape.scale);
+    let dq_bound = scale * (dscore + (n_keys as f64 + 8.0) * U * 2.0 * d);
+    assert_within(&format!("{name}: dq"), &got[0], &want[0], |_| dq_bound);
+    let dk_bound = scale * (dscore + (n_queries + 16.0) * U * 2.0 * d);
+    assert_within(&format!("{name}: dk"), &got[1], &want[1], |i| dk_bound * f64::from(mass[i]));
+    let dv_bound = relative + (n_queries + 16.0) * U;
+    assert_within(&format!("{name}: dv"), &got[2], &want[2], |i| dv_bound * f64::from(mass[i]));
+    bits.extend(bits_of(&[&got[0], &got[1], &got[2]]));
+    Outcome { name, bits }
+}

@@ -1,0 +1,68 @@
+//! Products with a frozen weight.
+
+use forgelm_kernels_api::{Compute, Ops, Write};
+use forgelm_kernels_reference::Reference;
+
+use crate::{Matrix, Outcome, U, assert_within, bits_of, numbers, sizes};
+
+/// (T, N, K).
+pub const CASES: [(usize, usize, usize); 16] = [
+    (1, 1, 1),
+    (1, 48, 16),
+    (1, 300, 577),
+    (2, 49, 33),
+    (3, 17, 95),
+    (5, 96, 48),
+    (7, 47, 31),
+    (8, 200, 64),
+    (9, 50, 1),
+    (13, 1, 130),
+    (33, 145, 97),
+    (128, 48, 576),
+    (129, 193, 50),
+    (300, 100, 1200),
+    (257, 640, 300),
+    (40, 1700, 96),
+];
+
+/// Both directions, both formats, replacing and adding.
+#[must_use]
+pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    for (i, &(t, n, k)) in CASES.iter().enumerate() {
+        let seed = i as u32;
+        let w = Matrix::random(seed, n, k);
+        for compute in [Compute::F32, Compute::Bf16] {
+            let write = if i % 2 == 0 { Write::Replace } else { Write::Add };
+            let name = format!("linear T={t} N={n} K={k} {compute:?} {write:?}");
+            let frozen = library.freeze(&w, compute);
+            let plain = Reference.freeze(&w, compute);
+            let plain_sizes = Reference.freeze(&w.sizes(), compute);
+            assert_eq!((frozen.n_rows(), frozen.n_cols()), (n, k), "{name}");
+            let (mut rows, mut plain_rows) = (vec![0.0; n * k], vec![0.0; n * k]);
+            frozen.read_rows(0, &mut rows);
+            plain.read_rows(0, &mut plain_rows);
+            assert_eq!(bits_of(&[&rows]), bits_of(&[&plain_rows]), "{name}: read_rows");
+
+            let x = numbers(seed + 1000, t * k);
+            let start = numbers(seed + 2000, t * n);
+            let (mut y, mut want, mut size) = (start.clone(), start.clone(), sizes(&start));
+            library.linear_forward(&mut y, &x, &*frozen, write);
+            Reference.linear_forward(&mut want, &x, &*plain, write);
+            Reference.linear_forward(&mut size, &sizes(&x), &*plain_sizes, write);
+            let bound = |i: usize| (k + 8) as f64 * U * f64::from(size[i]);
+            assert_within(&format!("{name}: y"), &y, &want, bound);
+
+            let dy = numbers(seed + 3000, t * n);
+            let start = numbers(seed + 4000, t * k);
+            let (mut dx, mut want, mut size) = (start.clone(), start.clone(), sizes(&start));
+            library.linear_backward(&mut dx, &dy, &*frozen, write);
+            Reference.linear_backward(&mut want, &dy, &*plain, write);
+            Reference.linear_backward(&mut size, &sizes(&dy), &*plain_sizes, write);
+            let bound = |i: usize| (n + 8) as f64 * U * f64::from(size[i]);
+            assert_within(&format!("{name}: dx"), &dx, &want, bound);
+            outcomes.push(Outcome { name, bits: bits_of(&[&y, &dx]) });
+        }
+    }
+    outcomes
+}

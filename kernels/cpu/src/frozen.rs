@@ -1,0 +1,194 @@
+//! Frozen weights, packed once into panels of [`PANEL`] rows.
+//!
+//! A panel holds, for each step along K, one element of each of its rows: the right factor of
+//! `x w^T` as [`tile`](crate::tile) reads it. There is one copy, for both directions: `dy w` turns
+//! the panels around on the fly, a block at a time ([`Packed::turned`]), which costs 1 to 2 % of
+//! the product it serves.
+
+use std::any::Any;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use forgelm_kernels_api::{Compute, FrozenMatrix, RowSource};
+
+use crate::pool::Pool;
+use crate::scratch::Scratch;
+use crate::simd::on_isa;
+use crate::simd::{Grid, Isa, Simd};
+use crate::tile::{Element, PANEL};
+
+/// A weight of this library.
+pub(crate) enum CpuMatrix {
+    F32(Packed<f32>),
+    Bf16(Packed<u32>),
+}
+
+/// A weight packed as elements `E`.
+pub(crate) struct Packed<E> {
+    n: usize,
+    k: usize,
+    /// Elements along K.
+    steps: usize,
+    memory: Vec<u32>,
+    /// Where in `memory` the first panel begins, at a cache line.
+    first: usize,
+    element: PhantomData<E>,
+}
+
+impl CpuMatrix {
+    pub(crate) fn pack(pool: &Pool, isa: Isa, source: &dyn RowSource, compute: Compute) -> Self {
+        match compute {
+            Compute::F32 => Self::F32(Packed::pack(pool, isa, source)),
+            Compute::Bf16 => Self::Bf16(Packed::pack(pool, isa, source)),
+        }
+    }
+
+    /// The matrix behind the trait object.
+    pub(crate) fn of(w: &dyn FrozenMatrix) -> &Self {
+        w.as_any().downcast_ref().expect("the weight was frozen by another kernel library")
+    }
+}
+
+impl<E: Element> Packed<E> {
+    fn pack(pool: &Pool, isa: Isa, source: &dyn RowSource) -> Self {
+        let (n, k) = (source.n_rows(), source.n_cols());
+        let steps = k.div_ceil(E::TERMS);
+        let len = n.div_ceil(PANEL) * PANEL * steps;
+        let mut memory = vec![0_u32; len + 16];
+        let first = memory.as_ptr().align_offset(64).min(16);
+        pool.chunks(&mut memory[first..first + len], steps * PANEL, |p, panel| {
+            let rows = p * PANEL..((p + 1) * PANEL).min(n);
+            on_isa!(isa, s => pack_panel::<_, E>(s, panel, source, rows));
+        });
+        Self { n, k, steps, memory, first, element: PhantomData }
+    }
+
+    #[inline(always)]
+    pub(crate) fn n(&self) -> usize {
+        self.n
+    }
+
+    #[inline(always)]
+    pub(crate) fn k(&self) -> usize {
+        self.k
+    }
+
+    #[inline(always)]
+    pub(crate) fn steps(&self) -> usize {
+        self.steps
+    }
+
+    pub(crate) fn n_panels(&self) -> usize {
+        self.n.div_ceil(PANEL)
+    }
+
+    /// Shapes: [steps, PANEL].
+    #[inline(always)]
+    pub(crate) fn panel(&self, p: usize) -> &[E] {
+        E::view(self.panel_bits(p))
+    }
+
+    #[inline(always)]
+    fn panel_bits(&self, p: usize) -> &[u32] {
+        let len = self.steps * PANEL;
+        &self.memory[self.first + p * len..self.first + (p + 1) * len]
+    }
+
+    /// Columns `column_panel * PANEL..` of the rows in `panels`, as the right factor of `dy w`.
+    /// What lies beyond the last column is left as it was.
+    ///
+    /// Shapes: `to` [panels * PANEL / TERMS, PANEL] written.
+    #[inline(always)]
+    pub(crate) fn turned<S: Simd>(
+        &self,
+        s: S,
+        to: &mut [E],
+        panels: Range<usize>,
+        column_panel: usize,
+    ) {
+        let per_panel = PANEL / E::TERMS * PANEL;
+        assert_eq!(to.len(), panels.len() * per_panel, "to is not whole panels");
+        let first_step = column_panel * PANEL / E::TERMS;
+        let rows = (self.steps - first_step).min(PANEL / E::TERMS);
+        let to = E::bits_mut(to);
+        for (to, p) in to.chunks_exact_mut(per_panel).zip(panels) {
+            let stride = PANEL / E::TERMS;
+            let to = Grid { data: to, stride };
+            let from = Grid { data: &self.panel_bits(p)[first_step * PANEL..], stride };
+            if E::TERMS == 1 {
+                s.transpose(to, from, rows, PANEL);
+            } else {
+                s.transpose_squares(to, from, rows, PANEL / E::TERMS);
+            }
+        }
+    }
+
+    /// Shapes: `out` [n, K] written.
+    pub(crate) fn read_rows(&self, first_row: usize, out: &mut [f32]) {
+        assert!(out.len().is_multiple_of(self.k), "out is not whole rows");
+        assert!(first_row + out.len() / self.k <= self.n, "rows past the last one");
+        for (i, out) in out.chunks_exact_mut(self.k).enumerate() {
+            let row = first_row + i;
+            let column = self.panel(row / PANEL)[row % PANEL..].iter().step_by(PANEL);
+            for (out, &element) in out.chunks_mut(E::TERMS).zip(column) {
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = element.term(i);
+                }
+            }
+        }
+    }
+}
+
+/// Shapes: `panel` [steps, PANEL] written; it was zero.
+#[inline(always)]
+fn pack_panel<S: Simd, E: Element>(
+    s: S,
+    panel: &mut [u32],
+    source: &dyn RowSource,
+    rows: Range<usize>,
+) {
+    let k = source.n_cols();
+    let steps = panel.len() / PANEL;
+    let mut given = Scratch::<f32>::take(rows.len() * k);
+    source.read_rows(rows.start, &mut given);
+    let mut packed = Scratch::<E>::take(rows.len() * steps);
+    for (to, x) in packed.chunks_exact_mut(steps).zip(given.chunks_exact(k)) {
+        E::pack(s, to, x);
+    }
+    let from = Grid { data: E::bits(&packed), stride: steps };
+    s.transpose(Grid { data: panel, stride: PANEL }, from, rows.len(), steps);
+}
+
+impl FrozenMatrix for CpuMatrix {
+    fn n_rows(&self) -> usize {
+        match self {
+            Self::F32(w) => w.n,
+            Self::Bf16(w) => w.n,
+        }
+    }
+
+    fn n_cols(&self) -> usize {
+        match self {
+            Self::F32(w) => w.k,
+            Self::Bf16(w) => w.k,
+        }
+    }
+
+    fn n_bytes(&self) -> usize {
+        match self {
+            Self::F32(w) => size_of_val(w.memory.as_slice()),
+            Self::Bf16(w) => size_of_val(w.memory.as_slice()),
+        }
+    }
+
+    fn read_rows(&self, first_row: usize, out: &mut [f32]) {
+        match self {
+            Self::F32(w) => w.read_rows(first_row, out),
+            Self::Bf16(w) => w.read_rows(first_row, out),
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -1,0 +1,28 @@
+//! The trainers that ship with ForgeLM. One file a method; this list is the only place that names
+//! them all.
+
+pub mod sft;
+
+use forgelm_sdk::trainer::Descriptor;
+
+/// Every trainer of this library, by name.
+pub const TRAINERS: &[Descriptor] = &[sft::SFT];
+
+#[cfg(test)]
+mod tests {
+    use super::TRAINERS;
+
+    #[test]
+    fn the_list_is_sorted_and_has_every_trainer_once() {
+        assert_eq!(TRAINERS.len(), 1);
+        assert!(TRAINERS.windows(2).all(|pair| pair[0].name < pair[1].name));
+    }
+
+    #[test]
+    fn every_trainer_says_where_it_was_published() {
+        for trainer in TRAINERS {
+            assert!(!trainer.summary.is_empty(), "{} has no summary", trainer.name);
+            assert!(trainer.source.contains(char::is_numeric), "{} has no source", trainer.name);
+        }
+    }
+}

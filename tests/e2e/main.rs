@@ -1,0 +1,15 @@
+//! The program as its users run it: arguments in; standard output, standard error, exit code and
+//! files out. Tiny model, no network, everything in a temporary folder.
+//!
+//! Start reading at [`support::Workplace`].
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod chat;
+mod config;
+mod faults;
+mod resume;
+mod run;
+mod score;
+mod support;
+mod verify;

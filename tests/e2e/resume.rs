@@ -1,0 +1,140 @@
+//! Killed, interrupted and continued runs.
+
+use crate::support::{Ran, Workplace};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+/// Longest wait for something that a run should do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn wait_for(path: &Path, child: &mut Child) {
+    let start = Instant::now();
+    while !path.exists() {
+        assert!(start.elapsed() < PATIENCE, "no {}", path.display());
+        assert!(child.try_wait().unwrap().is_none(), "ended before {}", path.display());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+fn finish(child: Child) -> Ran {
+    child.wait_with_output().unwrap().into()
+}
+
+/// A workplace whose run is long enough to be caught in the middle.
+fn long_run(threads: &str) -> Workplace {
+    let workplace = Workplace::new();
+    workplace.edit_config("max_steps: 12", "max_steps: 60");
+    workplace.edit_config("threads: 1", &format!("threads: {threads}"));
+    workplace
+}
+
+fn uninterrupted(threads: &str) -> Vec<u8> {
+    let workplace = long_run(threads);
+    workplace.run();
+    workplace.adapter("out")
+}
+
+#[test]
+fn killed_at_any_time_and_resumed_gives_the_same_adapter() {
+    let expected = uninterrupted("1");
+    for (threads, checkpoint) in
+        [("1", "checkpoint-4"), ("2", "checkpoint-20"), ("1", "checkpoint-44")]
+    {
+        let workplace = long_run(threads);
+        let mut child = workplace.start(&["--config", "run.yaml"]);
+        wait_for(&workplace.path("out").join(checkpoint), &mut child);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!workplace.path("out/final_model").exists(), "killed too late to mean anything");
+        workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
+        assert!(workplace.adapter("out") == expected, "killed at {checkpoint}: another adapter");
+        let steps: Vec<_> = workplace
+            .json_lines("out/metrics.jsonl")
+            .iter()
+            .filter(|line| line.get("loss").is_some())
+            .map(|line| line["step"].as_u64().unwrap())
+            .collect();
+        assert_eq!(steps, (1..=60).collect::<Vec<_>>(), "each step once");
+        workplace.forgelm(&["verify-audit", "out"]).expect_code(0);
+    }
+}
+
+#[test]
+fn fault_088_a_first_signal_finishes_the_step_and_exits_7() {
+    let expected = uninterrupted("1");
+    for name in ["-TERM", "-INT", "-HUP"] {
+        let workplace = long_run("1");
+        let mut child = workplace.start(&["--config", "run.yaml"]);
+        wait_for(&workplace.path("out/checkpoint-4"), &mut child);
+        signal(&child, name);
+        let ran = finish(child).expect_code(7).expect_stderr("--resume");
+        assert!(ran.stderr.contains("checkpoint"), "{}", ran.stderr);
+        workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
+        assert!(workplace.adapter("out") == expected, "{name}: another adapter");
+    }
+}
+
+#[test]
+fn fault_083_a_second_run_on_the_same_folder_is_refused() {
+    let workplace = long_run("1");
+    let mut child = workplace.start(&["--config", "run.yaml"]);
+    wait_for(&workplace.path("out/checkpoint-4"), &mut child);
+    let second = workplace.forgelm(&["--config", "run.yaml", "--resume"]);
+    let running = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(running, "the first run ended too early to mean anything");
+    second.expect_code(1).expect_stderr("in use");
+}
+
+#[test]
+fn fault_081_a_damaged_checkpoint_is_skipped_and_named() {
+    let expected = {
+        let workplace = Workplace::new();
+        workplace.run();
+        workplace.adapter("out")
+    };
+    let workplace = Workplace::new();
+    workplace.run();
+    std::fs::remove_dir_all(workplace.path("out/final_model")).unwrap();
+    let file = workplace.path("out/checkpoint-12/optimizer.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    workplace
+        .forgelm(&["--config", "run.yaml", "--resume"])
+        .expect_code(0)
+        .expect_stderr("checkpoint-12");
+    assert!(workplace.adapter("out") == expected);
+}
+
+#[test]
+fn a_changed_config_is_not_resumed_silently() {
+    let workplace = Workplace::new();
+    workplace.run();
+    workplace.edit_config("learning_rate: 5e-3", "learning_rate: 4e-3");
+    workplace
+        .forgelm(&["--config", "run.yaml", "--resume"])
+        .expect_code(1)
+        .expect_stderr("learning_rate");
+}
+
+#[test]
+fn resume_without_a_checkpoint_starts_fresh_with_a_warning() {
+    let workplace = Workplace::new();
+    workplace
+        .forgelm(&["--config", "run.yaml", "--resume"])
+        .expect_code(0)
+        .expect_stderr("no checkpoint");
+    workplace
+        .forgelm(&["--config", "run.yaml", "--resume", "nowhere"])
+        .expect_code(1)
+        .expect_stderr("nowhere");
+}

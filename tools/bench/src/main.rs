@@ -1,0 +1,75 @@
+//! Measures the kernels against what this machine can do at most.
+//!
+//! `forgelm-bench gemm` prints the speed of products with frozen weights as a share of the peak
+//! that a loop of multiply-adds reaches in the same run; `forgelm-bench ops` the time of every other
+//! op. Machines are shared: every number is the best of several rounds, rounds of what is compared
+//! alternate, and ratios are what to quote. A subcommand is one file and one line in [`COMMANDS`].
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "a program that prints measurements"
+)]
+
+mod clock;
+mod gemm;
+mod ops;
+mod peak;
+mod shapes;
+
+use std::process::ExitCode;
+
+/// Name, summary, and what runs with the arguments that follow the name.
+type Command = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
+
+const COMMANDS: [Command; 2] = [
+    ("gemm", "products with frozen weights, as a share of this machine's peak", gemm::run),
+    ("ops", "milliseconds and GB/s of every other op at the shapes of SmolLM2-135M", ops::run),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let name = arguments.first().map_or("", String::as_str);
+    let Some((_, _, run)) = COMMANDS.iter().find(|(command, _, _)| *command == name) else {
+        eprintln!("usage: forgelm-bench COMMAND [--threads N] [--quick]");
+        for (name, summary, _) in COMMANDS {
+            eprintln!("  {name:8} {summary}");
+        }
+        return ExitCode::from(1);
+    };
+    match run(&arguments[1..]) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// What all subcommands understand.
+pub(crate) struct Options {
+    /// Only this number of threads.
+    pub threads: Option<usize>,
+    /// Fewer and shorter rounds.
+    pub quick: bool,
+}
+
+impl Options {
+    pub(crate) fn parse(arguments: &[String]) -> Result<Self, String> {
+        let mut options = Self { threads: None, quick: false };
+        let mut rest = arguments.iter();
+        while let Some(argument) = rest.next() {
+            match argument.as_str() {
+                "--quick" => options.quick = true,
+                "--threads" => {
+                    let value = rest.next().and_then(|v| v.parse().ok()).filter(|&n| n > 0);
+                    options.threads = Some(value.ok_or("--threads: expected a number above 0")?);
+                }
+                other => return Err(format!("`{other}` is not a known option")),
+            }
+        }
+        Ok(options)
+    }
+}
