@@ -49,6 +49,8 @@ fn schema_explain_show_and_reference_answer() {
     let shown = workplace.forgelm(&["config", "show", "--resolved", "run.yaml"]).expect_code(0);
     assert!(shown.stdout.contains("num_train_epochs: 3"), "{}", shown.stdout);
     assert!(!shown.stdout.contains("verysecret") && !shown.stderr.contains("verysecret"));
+    workplace.edit_config("  hf_token: hf_verysecret\n", "  hf_token: null\n");
+    let shown = workplace.forgelm(&["config", "show", "--resolved", "run.yaml"]).expect_code(0);
     workplace.write("again.yaml", &shown.stdout);
     workplace.forgelm(&["config", "check", "again.yaml"]).expect_code(0);
     let reference = workplace.forgelm(&["config", "reference"]).expect_code(0);

@@ -131,7 +131,7 @@ fn fault_037_041_043_044_046_051_model_files() {
         workplace.write("model/config.json", &config.replace("\"llama\"", "\"mamba\""));
     };
     let cases: [(&dyn Fn(&Workplace), i32, &str); 6] = [
-        (&truncate, 1, "model.safetensors"),
+        (&truncate, 6, "model.safetensors"),
         (&poison, 6, "NaN"),
         (&pointer, 1, "pointer"),
         (&heads, 1, "80"),

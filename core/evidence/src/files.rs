@@ -169,6 +169,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
+    use forgelm_artifact::write::atomic as put;
+
     use super::{EntryKind, FileProblem, digest, digests, locate, walk};
     use crate::digest::sha256_hex;
 
@@ -178,7 +180,7 @@ mod tests {
         let root = dir.path();
         fs::create_dir_all(root.join("a/b")).unwrap();
         for i in 0..50 {
-            fs::write(root.join(format!("a/f{i:02}")), format!("{i}")).unwrap();
+            put(&root.join(format!("a/f{i:02}")), format!("{i}").as_bytes()).unwrap();
         }
         symlink(root.join("a/f00"), root.join("a/b/link")).unwrap();
         symlink(root.join("a"), root.join("c")).unwrap();

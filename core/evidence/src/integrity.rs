@@ -323,6 +323,7 @@ mod tests {
     use std::path::Path;
 
     use forgelm_artifact::UtcTime;
+    use forgelm_artifact::write::atomic as put;
     use serde_json::Value;
 
     use super::{INTEGRITY_FILE, IntegrityError, verify_integrity, write_model_integrity};
@@ -330,10 +331,10 @@ mod tests {
 
     fn folder() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("adapter_config.json"), "a").unwrap();
-        fs::write(dir.path().join("adapter_model.safetensors"), "b").unwrap();
+        put(&dir.path().join("adapter_config.json"), b"a").unwrap();
+        put(&dir.path().join("adapter_model.safetensors"), b"b").unwrap();
         fs::create_dir(dir.path().join("sub")).unwrap();
-        fs::write(dir.path().join("sub/x"), "x").unwrap();
+        put(&dir.path().join("sub/x"), b"x").unwrap();
         dir
     }
 
@@ -362,7 +363,7 @@ mod tests {
         assert_eq!((report.class, report.verified_count), (Class::Accepted, 3));
         write(dir.path());
         assert_eq!(verify_integrity(dir.path()).class, Class::Accepted, "written twice");
-        fs::write(dir.path().join("model.sig"), "{}").unwrap();
+        put(&dir.path().join("model.sig"), b"{}").unwrap();
         assert_eq!(verify_integrity(dir.path()).class, Class::Accepted, "a signature is allowed");
     }
 
@@ -371,9 +372,9 @@ mod tests {
         let dir = folder();
         let at = |name: &str| dir.path().join(name);
         write(dir.path());
-        fs::write(at("adapter_config.json"), "A").unwrap();
+        put(&at("adapter_config.json"), b"A").unwrap();
         fs::rename(at("sub/x"), at("sub/y")).unwrap();
-        fs::write(at("extra"), "").unwrap();
+        put(&at("extra"), b"").unwrap();
         fs::rename(at("adapter_model.safetensors"), at("moved")).unwrap();
         symlink(at("moved"), at("adapter_model.safetensors")).unwrap();
         let report = verify_integrity(dir.path());
@@ -392,7 +393,7 @@ mod tests {
     fn fault_104_what_cannot_be_compared_is_1() {
         let dir = folder();
         let class = |text: &str| {
-            fs::write(dir.path().join(INTEGRITY_FILE), text).unwrap();
+            put(&dir.path().join(INTEGRITY_FILE), text.as_bytes()).unwrap();
             verify_integrity(dir.path()).class
         };
         let deep = "[".repeat(100_000);

@@ -12,7 +12,7 @@
 //!
 //! **Invariants:** every verification ends in accepted or in a named reason; 6 only for "compared
 //! and different" ([`class::Class`]); one changed byte in any signed file, envelope, model file or
-//! audit line is noticed and the file is named (`scenarios/mutations.rs`); signed bytes are verified
+//! audit line is noticed and the file is named (`src/tests/mutations.rs`); signed bytes are verified
 //! before they are parsed.
 //!
 //! Start reading at [`bundle::write::write_bundle`] and [`bundle::verify::verify_bundle`].
@@ -27,11 +27,11 @@ pub mod dsse;
 mod files;
 pub mod integrity;
 pub mod keys;
-#[cfg(test)]
-mod scenarios;
 mod secret;
 pub mod signature;
 pub mod strict_json;
+#[cfg(test)]
+mod tests;
 mod text;
 
 pub use class::Class;

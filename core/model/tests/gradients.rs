@@ -110,7 +110,8 @@ fn assert_gradient_is_the_derivative(case: &Case) {
         );
         largest = largest.max(numeric.abs());
     }
-    assert!(largest > 0.1, "derivatives near the bound would prove nothing: {largest}");
+    // Twenty times the bound.
+    assert!(largest > 0.03, "derivatives near the bound would prove nothing: {largest}");
 }
 
 #[test]

@@ -627,7 +627,9 @@ fn template_now(plan: &Plan, started_at: UtcTime) -> i64 {
 /// A run whose last step, model and attestation are there.
 fn already_complete(plan: &Plan, from: Option<&resume::From>) -> Option<Outcome> {
     let final_model = plan.output.final_model();
-    let is_complete = from?.state.is_finished()
+    let state = &from?.state;
+    let is_complete = state.is_finished()
+        && state.identity.config == plan.identity()
         && final_model.join("model_integrity.json").is_file()
         && dossier::attestation(plan).is_file();
     is_complete.then(|| Outcome::AlreadyComplete { final_model: final_model.to_owned() })

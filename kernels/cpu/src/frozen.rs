@@ -82,6 +82,12 @@ impl<E: Element> Packed<E> {
         self.n.div_ceil(PANEL)
     }
 
+    /// All panels. Shapes: [panels, steps, PANEL].
+    #[inline(always)]
+    pub(crate) fn panels(&self) -> &[E] {
+        E::view(&self.memory[self.first..self.first + self.n_panels() * self.steps * PANEL])
+    }
+
     /// Shapes: [steps, PANEL].
     #[inline(always)]
     pub(crate) fn panel(&self, p: usize) -> &[E] {

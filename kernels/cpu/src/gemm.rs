@@ -30,6 +30,10 @@ const PANELS: usize = 8;
 const PANELS_FEW_ROWS: usize = 2;
 /// Fewer rows than this do not pay for packing the right factor.
 const FEW_ROWS: usize = 32;
+/// With at most this many terms, the result is gone through in order of its rows.
+const FEW_STEPS: usize = 64;
+/// Rows gone through together then: a tile.
+const ROWS_TOGETHER: usize = 8;
 /// Terms that are summed in registers.
 const STEPS: usize = 512;
 
@@ -117,20 +121,55 @@ impl Problem<'_> {
         for block in 0..n_blocks {
             let steps = block * self.k / n_blocks..(block + 1) * self.k / n_blocks;
             let add = block > 0 || self.write == Write::Add;
-            for first in columns.clone().step_by(PANEL) {
-                let columns = first..(first + PANEL).min(columns.end);
-                // Vectors may be read past the last column only where more rows follow.
-                let whole = columns.len().is_multiple_of(16);
-                if self.b.along == 1 && whole && rows.len() < FEW_ROWS {
-                    let at = (steps.start * self.b.step + columns.start).min(self.b.data.len());
-                    let b = Right { data: &self.b.data[at..], step_stride: self.b.step };
-                    self.panel(s, rows.clone(), columns, steps.clone(), b, add);
-                } else {
-                    let stride = columns.len().next_multiple_of(16);
-                    let packed = self.pack(s, columns.clone(), steps.clone(), stride);
-                    let b = Right { data: &packed, step_stride: stride };
-                    self.panel(s, rows.clone(), columns, steps.clone(), b, add);
-                }
+            if steps.len() <= FEW_STEPS {
+                self.along_rows(s, rows.clone(), columns.clone(), steps, add);
+            } else {
+                self.along_columns(s, rows.clone(), columns.clone(), steps, add);
+            }
+        }
+    }
+
+    /// Few terms: the result is what takes time, so it is gone through row by row.
+    #[inline(always)]
+    fn along_rows<S: Simd>(
+        self,
+        s: S,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        steps: Range<usize>,
+        add: bool,
+    ) {
+        let stride = columns.len().next_multiple_of(16);
+        let packed = self.pack(s, columns.clone(), steps.clone(), stride);
+        for first_row in rows.clone().step_by(ROWS_TOGETHER) {
+            let rows = first_row..(first_row + ROWS_TOGETHER).min(rows.end);
+            let b = Right { data: &packed, step_stride: stride };
+            self.panel(s, rows, columns.clone(), steps.clone(), b, add);
+        }
+    }
+
+    #[inline(always)]
+    fn along_columns<S: Simd>(
+        self,
+        s: S,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        steps: Range<usize>,
+        add: bool,
+    ) {
+        for first in columns.clone().step_by(PANEL) {
+            let columns = first..(first + PANEL).min(columns.end);
+            // Whole vectors are read: past the last column only where more rows follow.
+            let whole = columns.len().is_multiple_of(16);
+            if self.b.along == 1 && whole && rows.len() < FEW_ROWS {
+                let at = steps.start * self.b.step + columns.start;
+                let b = Right { data: &self.b.data[at..], step_stride: self.b.step };
+                self.panel(s, rows.clone(), columns, steps.clone(), b, add);
+            } else {
+                let stride = columns.len().next_multiple_of(16);
+                let packed = self.pack(s, columns.clone(), steps.clone(), stride);
+                let b = Right { data: &packed, step_stride: stride };
+                self.panel(s, rows.clone(), columns, steps.clone(), b, add);
             }
         }
     }
@@ -179,23 +218,30 @@ impl Problem<'_> {
             Left { data: &self.a.data[at..], row_stride: self.a.along, step_stride: self.a.step };
         let sizes = Sizes { rows: rows.len(), columns: columns.len(), steps: steps.len() };
         let alpha = s.splat(self.alpha);
-        product(s, sizes, a, b, |row, column, sum, width| {
-            let sum = s.mul(sum, alpha);
-            let at = (rows.start + row) * self.c_row + (columns.start + column) * self.c_column;
-            if self.c_column == 1 {
-                // SAFETY: these rows and columns of c are this task's alone, and the slice ends
-                // with this call.
-                put(s, unsafe { self.c.slice(at..at + width) }, sum, add);
-            } else {
-                let mut sums = [0.0; 16];
-                s.store(&mut sums, sum);
-                for (i, sum) in sums.into_iter().enumerate().take(width) {
-                    let at = at + i * self.c_column;
-                    // SAFETY: as above.
-                    let c = unsafe { self.c.slice(at..at + 1) };
-                    c[0] = if add { c[0] + sum } else { sum };
+        product(
+            s,
+            sizes,
+            a,
+            b,
+            #[inline(always)]
+            |row, column, sum, width| {
+                let sum = s.mul(sum, alpha);
+                let at = (rows.start + row) * self.c_row + (columns.start + column) * self.c_column;
+                if self.c_column == 1 {
+                    // SAFETY: these rows and columns of c are this task's alone, and the slice ends
+                    // with this call.
+                    put(s, unsafe { self.c.slice(at..at + width) }, sum, add);
+                } else {
+                    let mut sums = [0.0; 16];
+                    s.store(&mut sums, sum);
+                    for (i, sum) in sums.into_iter().enumerate().take(width) {
+                        let at = at + i * self.c_column;
+                        // SAFETY: as above.
+                        let c = unsafe { self.c.slice(at..at + 1) };
+                        c[0] = if add { c[0] + sum } else { sum };
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 }

@@ -3,13 +3,20 @@
 //! The grid: chunks of rows by groups of panels. A task packs its rows of the changing factor (for
 //! bfloat16 that is where they are rounded), block by block along the sum, and multiplies each
 //! block with one panel after the other; a panel's block stays in the second-level cache while
-//! all rows pass over it.
+//! all rows pass over it. Backward first turns the weight's panels around, a few megabytes at a
+//! time, and then is the same product.
 //!
 //! With one row to a few (generation) the same code streams every panel once and is limited by
 //! memory.
 //!
 //! Numerics: the sum over K (forward) or N (backward) is formed in blocks of a size that depends on
-//! K or N alone; blocks are added in order.
+//! the weight alone; blocks are added in order.
+//!
+//! Tried and lost: turning panels around within each task of 256 rows (each weight is turned
+//! several times, 10 % slower); fetching the rows of the result ahead of the stores (no gain, as a
+//! tile's sums take longer than its stores).
+
+use std::ops::Range;
 
 use forgelm_kernels_api::{FrozenMatrix, Write};
 
@@ -21,16 +28,15 @@ use crate::simd::on_isa;
 use crate::simd::{Isa, Simd};
 use crate::tile::{Element, Left, PANEL, Right, Sizes, padded_rows, product, put};
 
-/// Rows of a forward task.
-const ROWS_FORWARD: usize = 128;
-/// Panels of a forward task, at most.
-const PANELS_FORWARD: usize = 8;
-/// Rows of a backward task: they share the panels that it turns around.
-const ROWS_BACKWARD: usize = 256;
-/// Rows of those that are packed at a time.
-const ROWS_PACKED: usize = 128;
-/// Columns of a backward task, in panels, at most.
-const PANELS_BACKWARD: usize = 6;
+/// Rows of a task.
+const ROWS: usize = 128;
+/// Panels of a task, at most and (if the grid would be too coarse) at least.
+const PANELS_MAX: usize = 12;
+const PANELS_MIN: usize = 3;
+/// Tasks that the grid should have at least.
+const TASKS: usize = 8;
+/// Elements of a weight that are turned around at a time.
+const TURNED: usize = 1 << 20;
 
 /// `y = x w^T`. Shapes: `y` [T, N], `x` [T, K], `w` [N, K].
 pub(crate) fn forward(
@@ -63,7 +69,7 @@ pub(crate) fn backward(
 }
 
 /// Part `i` of `n` things cut into `parts` of nearly the same size.
-pub(crate) fn part(i: usize, parts: usize, n: usize) -> std::ops::Range<usize> {
+pub(crate) fn part(i: usize, parts: usize, n: usize) -> Range<usize> {
     i * n / parts..(i + 1) * n / parts
 }
 
@@ -79,53 +85,123 @@ fn forward_as<E: Element>(
     assert!(x.len().is_multiple_of(k), "x is not [T, K]");
     let t = x.len() / k;
     assert_eq!(y.len(), t * n, "y is not [T, N]");
-    let n_chunks = t.div_ceil(ROWS_FORWARD);
-    let n_groups = w.n_panels().div_ceil(PANELS_FORWARD);
-    let y = Shared::new(y);
-    pool.run(n_chunks * n_groups, &|task| {
-        let rows = part(task % n_chunks, n_chunks, t);
-        let job = Forward {
-            w,
-            x: &x[rows.start * k..rows.end * k],
-            y,
-            first_row: rows.start,
-            panels: part(task / n_chunks, n_groups, w.n_panels()),
-            write,
-        };
-        on_isa!(isa, s => job.run(s));
-    });
+    Multiply {
+        x: Columns { data: x, width: k, terms: 0..k },
+        panels: w.panels(),
+        steps: w.steps(),
+        y: Shared::new(y),
+        width: n,
+        add: write == Write::Add,
+    }
+    .run(pool, isa, t);
 }
 
-struct Forward<'a, E> {
-    w: &'a Packed<E>,
-    /// The task's rows.
-    x: &'a [f32],
-    y: Shared<'a, f32>,
-    first_row: usize,
-    panels: std::ops::Range<usize>,
+fn backward_as<E: Element>(
+    pool: &Pool,
+    isa: Isa,
+    dx: &mut [f32],
+    dy: &[f32],
+    w: &Packed<E>,
     write: Write,
+) {
+    let (n, k) = (w.n(), w.k());
+    assert!(dy.len().is_multiple_of(n), "dy is not [T, N]");
+    let t = dy.len() / n;
+    assert_eq!(dx.len(), t * k, "dx is not [T, K]");
+    let n_columns = k.div_ceil(PANEL);
+    // A panel of the weight becomes this many elements in each panel of columns.
+    let piece = PANEL / E::TERMS * PANEL;
+    let n_blocks = (w.n_panels() * piece * n_columns).div_ceil(TURNED).min(w.n_panels());
+    for block in 0..n_blocks {
+        let panels = part(block, n_blocks, w.n_panels());
+        let per_column = panels.len() * piece;
+        let mut turned = Scratch::<E>::take(n_columns * per_column);
+        let pieces = Shared::new(&mut turned);
+        pool.run(panels.len(), &|i| {
+            for q in 0..n_columns {
+                let at = q * per_column + i * piece;
+                // SAFETY: piece i of each panel of columns is this task's alone.
+                let to = unsafe { pieces.slice(at..at + piece) };
+                let p = panels.start + i;
+                on_isa!(isa, s => w.turned(s, to, p..p + 1, q));
+            }
+        });
+        let terms = panels.start * PANEL..(panels.end * PANEL).min(n);
+        Multiply {
+            x: Columns { data: dy, width: n, terms },
+            panels: &turned,
+            steps: per_column / PANEL,
+            y: Shared::new(dx),
+            width: k,
+            add: block > 0 || write == Write::Add,
+        }
+        .run(pool, isa, t);
+    }
 }
 
-impl<E: Element> Forward<'_, E> {
+/// Some columns of a row-major matrix.
+#[derive(Clone)]
+struct Columns<'a> {
+    data: &'a [f32],
+    width: usize,
+    terms: Range<usize>,
+}
+
+/// `y = x panels`, the product of both directions.
+struct Multiply<'a, E> {
+    x: Columns<'a>,
+    /// [panel][steps, PANEL]
+    panels: &'a [E],
+    steps: usize,
+    y: Shared<'a, f32>,
+    /// Columns of y.
+    width: usize,
+    add: bool,
+}
+
+impl<E: Element> Multiply<'_, E> {
+    fn run(&self, pool: &Pool, isa: Isa, n_rows: usize) {
+        let n_panels = self.width.div_ceil(PANEL);
+        let n_chunks = n_rows.div_ceil(ROWS);
+        let n_groups = TASKS
+            .div_ceil(n_chunks.max(1))
+            .min(n_panels.div_ceil(PANELS_MIN))
+            .max(n_panels.div_ceil(PANELS_MAX));
+        pool.run(n_chunks * n_groups, &|task| {
+            let rows = part(task % n_chunks, n_chunks, n_rows);
+            let panels = part(task / n_chunks, n_groups, n_panels);
+            on_isa!(isa, s => self.task(s, rows, panels));
+        });
+    }
+
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { w, y, .. } = self;
-        let n = w.n();
-        let n_blocks = w.steps().div_ceil(E::STEPS_MAX);
+    fn task<S: Simd>(&self, s: S, rows: Range<usize>, panels: Range<usize>) {
+        let Columns { data, width: x_width, ref terms } = self.x;
+        let x = &data[rows.start * x_width..rows.end * x_width];
+        let n_steps = terms.len().div_ceil(E::TERMS);
+        let n_blocks = n_steps.div_ceil(E::STEPS_MAX);
         for block in 0..n_blocks {
-            let steps = part(block, n_blocks, w.steps());
-            let columns = steps.start * E::TERMS..(steps.end * E::TERMS).min(w.k());
-            let packed = PackedRows::<E>::new(s, self.x, w.k(), columns);
-            let add = block > 0 || self.write == Write::Add;
-            for p in self.panels.clone() {
-                let columns = (n - p * PANEL).min(PANEL);
-                let b = &w.panel(p)[steps.start * PANEL..steps.end * PANEL];
-                packed.multiply(s, b, columns, |row, column, sum, width| {
-                    let at = (self.first_row + row) * n + p * PANEL + column;
-                    // SAFETY: these rows and panels of y are this task's alone, and the slice
-                    // ends with this call.
-                    put(s, unsafe { y.slice(at..at + width) }, sum, add);
-                });
+            let steps = part(block, n_blocks, n_steps);
+            let columns = terms.start + steps.start * E::TERMS
+                ..(terms.start + steps.end * E::TERMS).min(terms.end);
+            let packed = PackedRows::<E>::new(s, x, x_width, columns);
+            let add = block > 0 || self.add;
+            for p in panels.clone() {
+                let columns = (self.width - p * PANEL).min(PANEL);
+                let first = p * self.steps;
+                let b = &self.panels[(first + steps.start) * PANEL..(first + steps.end) * PANEL];
+                packed.multiply(
+                    s,
+                    b,
+                    columns,
+                    #[inline(always)]
+                    |row, column, sum, width| {
+                        let at = (rows.start + row) * self.width + p * PANEL + column;
+                        // SAFETY: these rows and panels of y are this task's alone, and the
+                        // slice ends with this call.
+                        put(s, unsafe { self.y.slice(at..at + width) }, sum, add);
+                    },
+                );
             }
         }
     }
@@ -142,12 +218,7 @@ pub(crate) struct PackedRows<E: Element> {
 impl<E: Element> PackedRows<E> {
     /// Packs a range of columns of all rows of `x`. Shapes: `x` [rows, `width`].
     #[inline(always)]
-    pub(crate) fn new<S: Simd>(
-        s: S,
-        x: &[f32],
-        width: usize,
-        columns: std::ops::Range<usize>,
-    ) -> Self {
+    pub(crate) fn new<S: Simd>(s: S, x: &[f32], width: usize, columns: Range<usize>) -> Self {
         let mut packed = Self::sized::<S>(x.len() / width, columns.len().div_ceil(E::TERMS));
         let rows = packed.data.chunks_exact_mut(packed.stride);
         for (to, x) in rows.zip(x.chunks_exact(width)) {
@@ -184,82 +255,17 @@ impl<E: Element> PackedRows<E> {
         let sizes = Sizes { rows: self.data.len() / self.stride, columns, steps: self.steps };
         let a = Left { data: &self.data, row_stride: self.stride, step_stride: 1 };
         let b = Right { data: panel, step_stride: PANEL };
-        product(s, sizes, a, b, |row, column, sum, width| {
-            if row < self.rows {
-                sink(row, column, sum, width);
-            }
-        });
-    }
-}
-
-fn backward_as<E: Element>(
-    pool: &Pool,
-    isa: Isa,
-    dx: &mut [f32],
-    dy: &[f32],
-    w: &Packed<E>,
-    write: Write,
-) {
-    let (n, k) = (w.n(), w.k());
-    assert!(dy.len().is_multiple_of(n), "dy is not [T, N]");
-    let t = dy.len() / n;
-    assert_eq!(dx.len(), t * k, "dx is not [T, K]");
-    let n_column_panels = k.div_ceil(PANEL);
-    let n_chunks = t.div_ceil(ROWS_BACKWARD);
-    let n_groups = n_column_panels.div_ceil(PANELS_BACKWARD);
-    let dx = Shared::new(dx);
-    pool.run(n_chunks * n_groups, &|task| {
-        let rows = part(task % n_chunks, n_chunks, t);
-        let job = Backward {
-            w,
-            dy: &dy[rows.start * n..rows.end * n],
-            dx,
-            first_row: rows.start,
-            column_panels: part(task / n_chunks, n_groups, n_column_panels),
-            write,
-        };
-        on_isa!(isa, s => job.run(s));
-    });
-}
-
-struct Backward<'a, E> {
-    w: &'a Packed<E>,
-    /// The task's rows.
-    dy: &'a [f32],
-    dx: Shared<'a, f32>,
-    first_row: usize,
-    column_panels: std::ops::Range<usize>,
-    write: Write,
-}
-
-impl<E: Element> Backward<'_, E> {
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { w, dx, .. } = self;
-        let (n, k) = (w.n(), w.k());
-        let n_blocks = w.n_panels().div_ceil(E::STEPS_MAX * E::TERMS / PANEL);
-        for block in 0..n_blocks {
-            let panels = part(block, n_blocks, w.n_panels());
-            let steps = panels.len() * PANEL / E::TERMS;
-            let mut turned = Scratch::<E>::take(self.column_panels.len() * steps * PANEL);
-            for (to, q) in turned.chunks_exact_mut(steps * PANEL).zip(self.column_panels.clone()) {
-                w.turned(s, to, panels.clone(), q);
-            }
-            let terms = panels.start * PANEL..(panels.end * PANEL).min(n);
-            let add = block > 0 || self.write == Write::Add;
-            for (chunk, dy) in self.dy.chunks(ROWS_PACKED * n).enumerate() {
-                let packed = PackedRows::<E>::new(s, dy, n, terms.clone());
-                let first_row = self.first_row + chunk * ROWS_PACKED;
-                for (b, q) in turned.chunks_exact(steps * PANEL).zip(self.column_panels.clone()) {
-                    let columns = (k - q * PANEL).min(PANEL);
-                    packed.multiply(s, b, columns, |row, column, sum, width| {
-                        let at = (first_row + row) * k + q * PANEL + column;
-                        // SAFETY: these rows and columns of dx are this task's alone, and the
-                        // slice ends with this call.
-                        put(s, unsafe { dx.slice(at..at + width) }, sum, add);
-                    });
+        product(
+            s,
+            sizes,
+            a,
+            b,
+            #[inline(always)]
+            |row, column, sum, width| {
+                if row < self.rows {
+                    sink(row, column, sum, width);
                 }
-            }
-        }
+            },
+        );
     }
 }

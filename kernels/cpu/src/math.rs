@@ -120,10 +120,15 @@ mod tests {
 
     #[inline(always)]
     fn each<S: Simd>(s: S, xs: &mut [f32], f: impl Fn(S, S::V) -> S::V) {
-        for_vectors(s, xs.len(), |i| {
-            let v = f(s, load(s, &xs[i.clone()]));
-            store(s, &mut xs[i], v);
-        });
+        for_vectors(
+            s,
+            xs.len(),
+            #[inline(always)]
+            |i| {
+                let v = f(s, load(s, &xs[i.clone()]));
+                store(s, &mut xs[i], v);
+            },
+        );
     }
 
     #[test]

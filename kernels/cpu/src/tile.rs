@@ -147,7 +147,8 @@ pub(crate) fn product<S: Simd, E: Element>(
     while column < sizes.columns {
         let width = (sizes.columns - column).min(VECTORS * S::LANES);
         let b = Right { data: from(b.data, column), step_stride: b.step_stride };
-        let strip = Strip { s, rows: sizes.rows, steps: sizes.steps, column, width };
+        let Sizes { rows, steps, .. } = sizes;
+        let strip = Strip { s, rows, steps, column, width };
         match width.div_ceil(S::LANES) {
             1 => strip.multiply::<E, 1>(a, b, &mut sink),
             2 => strip.multiply::<E, 2>(a, b, &mut sink),
@@ -216,10 +217,12 @@ impl<S: Simd> Strip<S> {
     ) {
         let a = Left { data: from(a.data, row * a.row_stride), ..a };
         let sums = accumulate::<S, E, MR, NV>(self.s, self.steps, a, b);
-        for (i, sums) in sums.into_iter().enumerate() {
-            for (j, sum) in sums.into_iter().enumerate() {
+        // By index: iterators over arrays of vectors copy them through memory.
+        for i in 0..MR {
+            for j in 0..NV {
                 let skip = j * S::LANES;
-                sink(row + i, self.column + skip, sum, (self.width - skip).min(S::LANES));
+                let width = (self.width - skip).min(S::LANES);
+                sink(row + i, self.column + skip, sums[i][j], width);
             }
         }
     }

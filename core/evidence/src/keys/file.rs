@@ -201,8 +201,8 @@ mod tests {
         assert!(matches!(generate_key_file(&dangling), Err(KeyError::Exists { .. })));
         assert!(matches!(load_key_file(dir.path()), Err(KeyError::NotRegular { .. })));
         let broken = dir.path().join("broken");
-        fs::write(&broken, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
-            .unwrap();
+        let text = b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        forgelm_artifact::write::atomic(&broken, text).unwrap();
         fs::set_permissions(&broken, fs::Permissions::from_mode(0o600)).unwrap();
         let error = load_key_file(&broken).err().unwrap();
         assert!(matches!(error, KeyError::Malformed { .. }));

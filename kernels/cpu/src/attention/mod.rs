@@ -220,7 +220,12 @@ fn gather<S: Simd>(s: S, to: &mut [f32], x: &[f32], width: usize, dims: Dims, fa
     let factor = s.splat(factor);
     for (row, to) in to.chunks_exact_mut(dims.padded).enumerate() {
         let x = &x[row * width..row * width + d];
-        for_vectors(s, d, |i| store(s, &mut to[i.clone()], s.mul(load(s, &x[i]), factor)));
+        for_vectors(
+            s,
+            d,
+            #[inline(always)]
+            |i| store(s, &mut to[i.clone()], s.mul(load(s, &x[i]), factor)),
+        );
         to[d..].fill(0.0);
     }
 }
@@ -239,9 +244,16 @@ fn scores<S: Simd>(
     let sizes = Sizes { rows: a.len() / dims.padded, columns, steps: dims.d() };
     let left = Left { data: a, row_stride: dims.padded, step_stride: 1 };
     let right = Right { data: panel, step_stride: PANEL };
-    product(s, sizes, left, right, |row, column, sum, _| {
-        s.store(&mut to.data[row * to.stride + column..], sum);
-    });
+    product(
+        s,
+        sizes,
+        left,
+        right,
+        #[inline(always)]
+        |row, column, sum, _| {
+            s.store(&mut to.data[row * to.stride + column..], sum);
+        },
+    );
 }
 
 /// `to += a b`. Shapes: `b` [steps, padded D] read, `to` [rows, padded D] added to.
@@ -257,18 +269,30 @@ fn accumulate<S: Simd>(
 ) {
     let sizes = Sizes { rows, columns: dims.padded, steps };
     let right = Right { data: b, step_stride: dims.padded };
-    product(s, sizes, a, right, |row, column, sum, width| {
-        let at = row * dims.padded + column;
-        put(s, &mut to[at..at + width], sum, true);
-    });
+    product(
+        s,
+        sizes,
+        a,
+        right,
+        #[inline(always)]
+        |row, column, sum, width| {
+            let at = row * dims.padded + column;
+            put(s, &mut to[at..at + width], sum, true);
+        },
+    );
 }
 
 /// Scores become `cap * tanh(score / cap)`.
 #[inline(always)]
 fn cap_scores<S: Simd>(s: S, scores: &mut [f32], cap: f32) {
     let (size, inverse) = (s.splat(cap), s.splat(1.0 / cap));
-    for_vectors(s, scores.len(), |i| {
-        let t = tanh(s, s.mul(load(s, &scores[i.clone()]), inverse));
-        store(s, &mut scores[i], s.mul(t, size));
-    });
+    for_vectors(
+        s,
+        scores.len(),
+        #[inline(always)]
+        |i| {
+            let t = tanh(s, s.mul(load(s, &scores[i.clone()]), inverse));
+            store(s, &mut scores[i], s.mul(t, size));
+        },
+    );
 }

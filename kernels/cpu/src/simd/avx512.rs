@@ -186,11 +186,16 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn dot_pairs(self, acc: Self::V, a: Self::P, b: Self::P) -> Self::V {
-        let low = |x| instruction!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)));
+        let (a_low, b_low) = instruction!((
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(a)),
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(b)),
+        ));
         let mask = instruction!(_mm512_set1_epi32(0xffff_0000_u32 as i32));
-        let high = |x| instruction!(_mm512_castsi512_ps(_mm512_and_si512(x, mask)));
-        let acc = self.mul_add(low(a), low(b), acc);
-        self.mul_add(high(a), high(b), acc)
+        let (a_high, b_high) = instruction!((
+            _mm512_castsi512_ps(_mm512_and_si512(a, mask)),
+            _mm512_castsi512_ps(_mm512_and_si512(b, mask)),
+        ));
+        self.mul_add(a_high, b_high, self.mul_add(a_low, b_low, acc))
     }
 
     #[inline(always)]

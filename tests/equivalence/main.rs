@@ -1,0 +1,75 @@
+//! Settings that must agree, tested against each other on a tiny model: how a step is cut into
+//! micro-batches, whether sequences are packed, how many threads work, and whether a run is
+//! interrupted.
+
+#[path = "../sim/tiny.rs"]
+mod tiny;
+
+use forgelm_data::PlanSettings;
+use tiny::{Run, plan_settings, sequences, tiny_decoder};
+
+/// Largest difference between two adapters whose only difference is the order of additions: 1e-4
+/// of the largest move that ten steps of this learning rate can make.
+const TOLERANCE: f32 = 10.0 * tiny::LEARNING_RATE as f32 * 1e-4;
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// The adapter after ten steps.
+fn train(settings: PlanSettings, n_threads: usize, dropout: f32) -> Vec<f32> {
+    let decoder = tiny_decoder(n_threads);
+    let mut run = Run::new(&decoder, settings, dropout);
+    run.steps(10).params().to_vec()
+}
+
+#[test]
+fn a_step_is_the_same_however_it_is_cut_into_micro_batches() {
+    let whole = train(plan_settings(8, 1), 1, 0.0);
+    for (batch_size, accumulation) in [(1, 8), (2, 4), (4, 2)] {
+        let cut = train(plan_settings(batch_size, accumulation), 1, 0.0);
+        let difference = largest_difference(&whole, &cut);
+        assert!(difference < TOLERANCE, "{batch_size} x {accumulation}: {difference}");
+        assert!(whole != cut || difference == 0.0);
+    }
+}
+
+#[test]
+fn dropout_masks_do_not_depend_on_the_cut_either() {
+    let whole = train(plan_settings(8, 1), 1, 0.3);
+    let cut = train(plan_settings(1, 8), 1, 0.3);
+    let without = train(plan_settings(8, 1), 1, 0.0);
+    let difference = largest_difference(&whole, &cut);
+    assert!(difference < TOLERANCE, "{difference}");
+    assert!(largest_difference(&whole, &without) > 10.0 * TOLERANCE, "dropout does something");
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let one = train(plan_settings(4, 2), 1, 0.2);
+    for n_threads in [2, 3, 5] {
+        assert!(one == train(plan_settings(4, 2), n_threads, 0.2), "{n_threads} threads");
+    }
+}
+
+/// With one bin that holds every sequence, a packed step is the step of a batch of all of them.
+#[test]
+fn packed_sequences_do_not_see_each_other() {
+    let n = sequences().len();
+    let total = sequences().iter().map(|sequence| sequence.tokens.len()).sum();
+    let padded = train(plan_settings(n, 1), 1, 0.0);
+    let packed = train(PlanSettings { packed_to: Some(total), ..plan_settings(1, 1) }, 1, 0.0);
+    let difference = largest_difference(&padded, &packed);
+    assert!(difference < TOLERANCE, "{difference}");
+}
+
+#[test]
+fn training_moves_the_adapter_and_lowers_the_loss() {
+    let decoder = tiny_decoder(1);
+    let mut run = Run::new(&decoder, plan_settings(8, 1), 0.0);
+    let before = run.session.evaluate().expect("there is a validation split").loss;
+    run.steps(30);
+    let after = run.session.evaluate().expect("there is a validation split").loss;
+    assert!(after < before - 0.5, "{before} -> {after}");
+}

@@ -1,0 +1,153 @@
+//! The machine stops at every single operation on the disk while a checkpoint is written: what is
+//! found afterwards is always a whole checkpoint, and continuing from it gives the same bits.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod tiny;
+
+use forgelm_artifact::Disk;
+use forgelm_artifact::disk::PowerLoss;
+use forgelm_artifact::write::WriteError;
+use forgelm_model::{Decoder, PeftInfo};
+use forgelm_train::checkpoint::{self, View};
+use forgelm_train::session::Session;
+use std::path::{Path, PathBuf};
+use tiny::{Run, plan_settings, tiny_decoder};
+
+const DROPOUT: f32 = 0.1;
+
+fn save(disk: &Disk, dir: &Path, session: &Session<'_>) -> Result<PathBuf, WriteError> {
+    let peft = PeftInfo { base_model_name_or_path: "tiny".to_owned(), revision: None };
+    let view = View {
+        adapter: session.adapter(),
+        peft: &peft,
+        moments: session.moments(),
+        state: session.state(),
+    };
+    checkpoint::save(disk, dir, view)
+}
+
+/// A run continued from the newest checkpoint of a folder.
+fn resumed<'a>(decoder: &'a Decoder, dir: &Path) -> Run<'a> {
+    let fresh = Run::new(decoder, plan_settings(4, 2), DROPOUT);
+    let (found, _) = checkpoint::newest(dir).unwrap();
+    let Some(path) = found else { return fresh };
+    let config = fresh.session.adapter().config();
+    let loaded = checkpoint::load(&path, config, decoder.config()).unwrap();
+    Run::at(decoder, plan_settings(4, 2), loaded.adapter, loaded.moments, loaded.state)
+}
+
+fn uninterrupted(decoder: &Decoder) -> Vec<f32> {
+    Run::new(decoder, plan_settings(4, 2), DROPOUT).steps(12).params().to_vec()
+}
+
+#[test]
+fn resume_at_every_step_gives_the_same_bits() {
+    let decoder = tiny_decoder(2);
+    let expected = uninterrupted(&decoder);
+    for stop in 0..12 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = Run::new(&decoder, plan_settings(4, 2), DROPOUT);
+        run.steps(stop);
+        save(&Disk::real(), dir.path(), &run.session).unwrap();
+        let mut continued = resumed(&decoder, dir.path());
+        assert_eq!(continued.session.state(), run.session.state());
+        assert!(continued.steps(12 - stop).params() == expected, "stopped after step {stop}");
+    }
+}
+
+/// Rows 77 and 78 of the table of faults: killed, or without power, at any operation.
+#[test]
+fn fault_077_078_stopped_at_every_write_of_a_checkpoint() {
+    let decoder = tiny_decoder(1);
+    let expected = uninterrupted(&decoder);
+    let n_ops = {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::counting();
+        let mut run = Run::new(&decoder, plan_settings(4, 2), DROPOUT);
+        run.steps(4);
+        save(&disk, dir.path(), &run.session).unwrap();
+        disk.n_ops()
+    };
+    assert!(n_ops > 12, "five files, a folder and a rename: {n_ops} operations");
+    for stop in 0..=n_ops {
+        for power in [None, Some(PowerLoss::RenamesKept), Some(PowerLoss::RenamesUndone)] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut run = Run::new(&decoder, plan_settings(4, 2), DROPOUT);
+            run.steps(2);
+            save(&Disk::real(), dir.path(), &run.session).unwrap();
+            run.steps(2);
+            let disk = Disk::stopping_at(stop);
+            let written = save(&disk, dir.path(), &run.session);
+            if let Some(power) = power {
+                disk.lose_power(power).unwrap();
+            }
+            let mut continued = resumed(&decoder, dir.path());
+            let step = continued.session.state().global_step;
+            let is_done = written.is_ok() && power.is_none();
+            assert!(step == 4 || (step == 2 && !is_done), "stopped at {stop}: found step {step}");
+            let n_left = usize::try_from(12 - step).unwrap();
+            assert!(continued.steps(n_left).params() == expected, "stopped at {stop}");
+        }
+    }
+}
+
+#[test]
+fn fault_079_a_full_disk_leaves_nothing_half_visible() {
+    let decoder = tiny_decoder(1);
+    let mut run = Run::new(&decoder, plan_settings(4, 2), DROPOUT);
+    run.steps(1);
+    for n_bytes in [0, 1, 100, 1000, 5000, 20_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let error = save(&Disk::full_after(n_bytes), dir.path(), &run.session).unwrap_err();
+        assert!(matches!(error, WriteError::NoRoom { .. }), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "after {n_bytes} bytes");
+    }
+}
+
+#[test]
+fn fault_081_one_flipped_bit_anywhere_is_found() {
+    let decoder = tiny_decoder(1);
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Run::new(&decoder, plan_settings(4, 2), DROPOUT);
+    run.steps(1);
+    let path = save(&Disk::real(), dir.path(), &run.session).unwrap();
+    checkpoint::verify(&path).unwrap();
+    let mut n_files = 0;
+    for entry in std::fs::read_dir(&path).unwrap() {
+        let file = entry.unwrap().path();
+        let good = std::fs::read(&file).unwrap();
+        for at in [0, good.len() / 2, good.len() - 1] {
+            let mut bad = good.clone();
+            bad[at] ^= 4;
+            std::fs::write(&file, &bad).unwrap();
+            assert!(checkpoint::verify(&path).is_err(), "{} byte {at}", file.display());
+        }
+        std::fs::write(&file, &good).unwrap();
+        n_files += 1;
+    }
+    assert_eq!(n_files, 5);
+}
+
+#[test]
+fn fault_082_rotation_keeps_the_newest_and_the_best() {
+    let decoder = tiny_decoder(1);
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Run::new(&decoder, plan_settings(4, 2), DROPOUT);
+    for _ in 0..6 {
+        run.steps(1);
+        save(&Disk::real(), dir.path(), &run.session).unwrap();
+    }
+    let left = |n_kept, best| {
+        checkpoint::rotate(dir.path(), n_kept, best).unwrap();
+        let mut names: Vec<String> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(left(3, Some(2)), ["checkpoint-2", "checkpoint-5", "checkpoint-6"]);
+    assert_eq!(left(1, Some(2)), ["checkpoint-2", "checkpoint-6"]);
+    assert_eq!(left(1, None), ["checkpoint-6"]);
+}

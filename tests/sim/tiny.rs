@@ -1,0 +1,136 @@
+//! A tiny run: the golden tiny model, sixteen short sequences, a session.
+
+use forgelm_data::{Plan, PlanSettings, Sequence};
+use forgelm_kernels_api::Compute;
+use forgelm_kernels_cpu::Cpu;
+use forgelm_model::{Adapter, Decoder, LoraConfig, ModelFiles, OpenModel};
+use forgelm_sdk::trainer::{Loss, Scored, Trainer};
+use forgelm_tensor::random::{Purpose, Stream};
+use forgelm_train::optimizer::{AdamWSettings, Moments};
+use forgelm_train::schedule::{Decay, Schedule};
+use forgelm_train::session::{Parts, Session, Settings};
+use forgelm_train::state::{Identity, State};
+use std::path::Path;
+use std::sync::Arc;
+
+pub const LEARNING_RATE: f64 = 5e-3;
+const SEED: u64 = 7;
+
+/// The objective of SFT, so that this crate's tests need no plugin.
+pub struct NegativeLogLikelihood;
+
+impl Trainer for NegativeLogLikelihood {
+    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Loss {
+        dlogp.fill(-1.0);
+        Loss {
+            loss_sum: -scored.logp.iter().map(|&logp| f64::from(logp)).sum::<f64>(),
+            n_terms: scored.logp.len() as u64,
+            metrics: Vec::new(),
+        }
+    }
+}
+
+/// Sixteen sequences of 3 to 18 tokens, the first tokens of each not trained.
+pub fn sequences() -> Vec<Sequence> {
+    let token = |i: u32, t: u32| 5 + (i * 37 + t * (11 + i % 3)) % 500;
+    (0..16)
+        .map(|i| {
+            let len = 3 + i;
+            Sequence {
+                record: u64::from(i),
+                tokens: (0..len).map(|t| token(i, t)).collect(),
+                trained: (0..len).map(|t| t > len / 3).collect(),
+            }
+        })
+        .collect()
+}
+
+pub fn tiny_decoder(n_threads: usize) -> Decoder {
+    let dir =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/models/tiny-llama");
+    let open = OpenModel::open(&ModelFiles::Folder(dir)).expect("the golden model opens");
+    open.load(Arc::new(Cpu::new(n_threads)), Compute::F32).expect("the golden model loads")
+}
+
+pub fn plan_settings(batch_size: usize, accumulation: usize) -> PlanSettings {
+    PlanSettings {
+        seed: SEED,
+        shuffle: true,
+        per_device_train_batch_size: batch_size,
+        gradient_accumulation_steps: accumulation,
+        num_train_epochs: 1,
+        max_steps: Some(30),
+        packed_to: None,
+    }
+}
+
+pub fn identity() -> Identity {
+    Identity {
+        run_id: "fg-000000000001".to_owned(),
+        config_hash: "sha256:0".to_owned(),
+        config: serde_json::json!({}),
+        data_sha256: "d".to_owned(),
+        model_sha256: "m".to_owned(),
+        compute_dtype: "float32".to_owned(),
+        kernels: "cpu".to_owned(),
+        template_now: 0,
+    }
+}
+
+/// What a session borrows lives as long as the test: a few kilobytes, never freed.
+fn leaked<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
+}
+
+pub struct Run<'a> {
+    pub session: Session<'a>,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(decoder: &'a Decoder, settings: PlanSettings, dropout: f32) -> Self {
+        let config = LoraConfig { dropout, ..LoraConfig::new(4, 8.0, &["q_proj", "down_proj"]) };
+        let adapter = Adapter::new(config, decoder.config(), &Stream::new(SEED, Purpose::LoraInit))
+            .expect("the modules exist");
+        let moments = Moments::zero(adapter.params().len());
+        let n_steps = 30;
+        Self::at(decoder, settings, adapter, moments, State::new(n_steps, identity()))
+    }
+
+    pub fn at(
+        decoder: &'a Decoder,
+        settings: PlanSettings,
+        adapter: Adapter,
+        moments: Moments,
+        state: State,
+    ) -> Self {
+        let train: &'static [Sequence] = leaked(sequences());
+        let lengths: Vec<usize> = train.iter().map(|sequence| sequence.tokens.len()).collect();
+        let plan = leaked(Plan::new(settings, &lengths));
+        let session = Session::new(Parts {
+            decoder,
+            trainer: leaked(NegativeLogLikelihood),
+            train,
+            validation: &train[..4],
+            plan,
+            settings: Settings {
+                schedule: Schedule::new(Decay::Linear, LEARNING_RATE, 0.1, plan.n_steps()),
+                adamw: AdamWSettings::with_weight_decay(0.01),
+                max_grad_norm: 1.0,
+                seed: SEED,
+            },
+            adapter,
+            moments,
+            state,
+        })
+        .expect("there is memory for a tiny run");
+        Self { session }
+    }
+
+    /// Takes `n` steps.
+    pub fn steps(&mut self, n: usize) -> &Adapter {
+        for _ in 0..n {
+            self.session.step().expect("finite");
+        }
+        self.session.adapter()
+    }
+}
