@@ -8,9 +8,10 @@ mod tiny;
 use forgelm_data::PlanSettings;
 use tiny::{Run, plan_settings, sequences, tiny_decoder};
 
-/// Largest difference between two adapters whose only difference is the order of additions: 1e-4
-/// of the largest move that ten steps of this learning rate can make.
-const TOLERANCE: f32 = 10.0 * tiny::LEARNING_RATE as f32 * 1e-4;
+/// Largest difference between two adapters after ten steps whose only difference is the order of
+/// additions: what the golden values allow between two implementations (2e-5 for a learning rate
+/// of 1e-3), not scaled up for the larger one here.
+const TOLERANCE: f32 = 2e-5;
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());

@@ -169,7 +169,7 @@ pub(crate) mod tests {
         Identity {
             run_id: "fg-0".to_owned(),
             config_hash: "sha256:0".to_owned(),
-            config: json!({"training": {"seed": 42, "learning_rate": 2e-5}}),
+            config: json!({"training": {"seed": 42, "learning_rate": 0.25}}),
             data_sha256: "d".to_owned(),
             model_sha256: "m".to_owned(),
             compute_dtype: "float32".to_owned(),
@@ -204,13 +204,13 @@ pub(crate) mod tests {
         let mut now = identity();
         now.run_id = "fg-1".to_owned();
         assert_eq!(then.differences(&now), Vec::<String>::new());
-        now.config["training"]["learning_rate"] = json!(1e-4);
+        now.config["training"]["learning_rate"] = json!(0.5);
         now.config["training"]["packing"] = json!(true);
         now.data_sha256 = "e".to_owned();
         assert_eq!(
             then.differences(&now),
             [
-                "`training.learning_rate`: 2e-5 at the checkpoint, 0.0001 now",
+                "`training.learning_rate`: 0.25 at the checkpoint, 0.5 now",
                 "`training.packing`: null at the checkpoint, true now",
                 "data (SHA-256): d at the checkpoint, e now",
             ]

@@ -76,7 +76,7 @@ pub fn indices(seed: u32, n: usize, limit: usize) -> Vec<u32> {
     (0..n)
         .map(|i| {
             let bits = philox4x32([i as u32, 0, 1, seed], [0x5eed, 2])[0];
-            (u64::from(bits) * limit as u64 >> 32) as u32
+            ((u64::from(bits) * limit as u64) >> 32) as u32
         })
         .collect()
 }

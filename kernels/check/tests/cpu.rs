@@ -1,5 +1,5 @@
 //! The CPU library against the reference, on every instruction set of this processor.
-#![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test, which says what it skips")]
 
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_check::{

@@ -1,8 +1,8 @@
 //! The CPU version of every op: vectors chosen at run time, threads over a fixed grid.
 //!
 //! It refuses to know what a model is, and how many threads there are changes nothing in a result:
-//! an op's work is cut by sizes alone ([`pool`]). One file an op; products of every kind end in
-//! [`tile`]. Start reading at [`Cpu`], then `linear`.
+//! an op's work is cut by sizes alone (`pool`). One file an op; products of every kind end in
+//! `tile`. Start reading at [`Cpu`], then `linear`.
 //!
 //! `unsafe` stands in the files that touch vectors, shared output slices, scratch memory and the
 //! pool; each block says why it is sound, and what they offer to the rest is checked.

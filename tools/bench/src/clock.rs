@@ -4,45 +4,56 @@
 
 use std::time::{Duration, Instant};
 
-/// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Clock {
-    /// Processor time of this process: right for one thread, whoever else is on the machine.
-    Processor,
-    /// Time on the wall: right for several threads on a quiet machine.
-    Wall,
+/// What a call takes, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    /// Of this process by its processor clock.
+    processor: f64,
+    /// On the wall.
+    wall: f64,
 }
 
-impl Clock {
-    /// The one that suits a number of threads.
-    pub(crate) fn for_threads(n_threads: usize) -> Self {
-        if n_threads == 1 { Self::Processor } else { Self::Wall }
+impl Times {
+    /// More than anything takes.
+    pub(crate) const MAX: Self = Self { processor: f64::INFINITY, wall: f64::INFINITY };
+
+    /// Those to quote. For one thread the processor clock: fair, whoever else is on the machine.
+    /// For several threads the wall, which is right on a quiet machine alone: the processor clock
+    /// is no way out, since it leaves out what other threads that are running have used since the
+    /// last tick (it gave rates above the peak that is physically possible).
+    pub(crate) fn seconds(self, n_threads: usize) -> f64 {
+        if n_threads == 1 { self.processor } else { self.wall }
     }
 
-    /// Seconds that a call takes.
-    pub(crate) fn seconds(self, call: impl FnOnce()) -> f64 {
-        match self {
-            Self::Wall => {
-                let start = Instant::now();
-                call();
-                start.elapsed().as_secs_f64()
-            }
-            Self::Processor => {
-                let start = processor_time();
-                call();
-                (processor_time() - start).as_secs_f64()
-            }
-        }
+    /// The smaller of each.
+    #[must_use]
+    pub(crate) fn min(self, other: Self) -> Self {
+        Self { processor: self.processor.min(other.processor), wall: self.wall.min(other.wall) }
     }
 
-    /// Seconds of one call, at best: calls it as often as `round` holds, and returns the mean.
-    pub(crate) fn round(self, round: Duration, call: &mut dyn FnMut()) -> f64 {
-        let once = self.seconds(&mut *call).max(1e-9);
-        let n = (round.as_secs_f64() / once).ceil().clamp(1.0, 1e6);
-        let n_calls = n as usize;
-        let total = self.seconds(|| (0..n_calls).for_each(|_| call()));
-        (total / n).min(once)
+    /// Of one call of several.
+    #[must_use]
+    fn of_one(self, n: f64) -> Self {
+        Self { processor: self.processor / n, wall: self.wall / n }
     }
+}
+
+/// Times one call.
+pub(crate) fn time(call: impl FnOnce()) -> Times {
+    let (wall, processor) = (Instant::now(), processor_time());
+    call();
+    Times {
+        processor: (processor_time() - processor).as_secs_f64(),
+        wall: wall.elapsed().as_secs_f64(),
+    }
+}
+
+/// Times of one call: the mean of as many as `round` holds.
+pub(crate) fn round(round: Duration, call: &mut dyn FnMut()) -> Times {
+    let once = time(&mut *call);
+    let n = (round.as_secs_f64() / once.wall.max(1e-9)).ceil().clamp(1.0, 1e6);
+    let n_calls = n as usize;
+    time(|| (0..n_calls).for_each(|_| call())).of_one(n).min(once)
 }
 
 fn processor_time() -> Duration {

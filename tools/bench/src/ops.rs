@@ -10,7 +10,7 @@ use forgelm_kernels_api::{
 use forgelm_kernels_cpu::Cpu;
 
 use crate::Options;
-use crate::clock::Clock;
+use crate::clock::{Times, round};
 use crate::shapes::{HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, MLP, Rows, VOCABULARY, numbers};
 
 const T: usize = 1024;
@@ -31,27 +31,25 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let threads = options.threads.map_or(vec![1, 2], |n| vec![n]);
     for n_threads in threads {
         let cpu = Cpu::new(n_threads);
-        let clock = Clock::for_threads(n_threads);
         for compute in [Compute::F32, Compute::Bf16] {
-            println!(
-                "{} on {n_threads} thread(s), {clock:?} time, {compute:?}, T = {T}",
-                cpu.name()
-            );
-            report(&cpu, compute, clock, &options);
+            println!("{} on {n_threads} thread(s), {compute:?}, T = {T}", cpu.name());
+            report(&cpu, compute, &options);
         }
     }
     Ok(())
 }
 
-fn report(cpu: &Cpu, compute: Compute, clock: Clock, options: &Options) {
+fn report(cpu: &Cpu, compute: Compute, options: &Options) {
     println!("op                                  ms   GB/s  GFLOP/s  calls  ms a step");
     let rounds = if options.quick { 2 } else { 5 };
-    let round = Duration::from_millis(20);
+    let length = Duration::from_millis(20);
     let mut step = 0.0;
     let weights = Weights::new(cpu, compute);
     for mut entry in linear(cpu, &weights).into_iter().chain(others(cpu, &weights)) {
-        let best =
-            (0..rounds).map(|_| clock.round(round, &mut entry.call)).fold(f64::INFINITY, f64::min);
+        let best = (0..rounds)
+            .map(|_| round(length, &mut entry.call))
+            .fold(Times::MAX, Times::min)
+            .seconds(cpu.n_threads());
         let in_step = best * 1e3 * entry.n_calls as f64;
         step += in_step;
         println!(
@@ -63,7 +61,7 @@ fn report(cpu: &Cpu, compute: Compute, clock: Clock, options: &Options) {
             entry.n_calls,
         );
     }
-    println!("a step of these calls: {step:.0} ms, {:.0} tokens/s", T as f64 / step * 1e3);
+    println!("the calls of a step: {step:.0} ms, {:.0} tokens/s", T as f64 / step * 1e3);
 }
 
 struct Weights {

@@ -5,7 +5,7 @@
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_cpu::InstructionSet;
 
-use crate::clock::Clock;
+use crate::clock::{Times, time};
 
 /// Accumulators: enough to hide the latency, few enough for the registers.
 #[cfg(target_arch = "x86_64")]
@@ -13,12 +13,11 @@ const ACCUMULATORS: usize = 12;
 /// Turns of the loop in a measurement: some milliseconds.
 const TURNS: usize = 1_000_000;
 
-/// Operations a second on this many threads, one round; `None` where this program has no loop for
-/// the processor.
-pub(crate) fn peak(compute: Compute, n_threads: usize) -> Option<f64> {
+/// Operations on this many threads, and what they took in one round; `None` where this program has
+/// no loop for the processor.
+pub(crate) fn peak(compute: Compute, n_threads: usize) -> Option<(f64, Times)> {
     let turns = loop_for(compute)?;
-    let clock = Clock::for_threads(n_threads);
-    let seconds = clock.seconds(|| {
+    let times = time(|| {
         std::thread::scope(|scope| {
             for _ in 1..n_threads {
                 scope.spawn(|| (turns.run)(TURNS));
@@ -26,7 +25,7 @@ pub(crate) fn peak(compute: Compute, n_threads: usize) -> Option<f64> {
             (turns.run)(TURNS);
         });
     });
-    Some(turns.operations as f64 * TURNS as f64 * n_threads as f64 / seconds)
+    Some(((turns.operations * TURNS * n_threads) as f64, times))
 }
 
 struct Loop {

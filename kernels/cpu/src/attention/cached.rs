@@ -1,7 +1,7 @@
 //! Attention of a few new positions over all that are cached.
 //!
 //! A few queries are limited by reading keys and values once, so these are read where they lie;
-//! many queries (the prompt) go through the tiles of [`forward`](super::forward).
+//! many queries (the prompt) go through the tiles of [`forward`](mod@super::forward).
 
 use forgelm_kernels_api::AttentionShape;
 
