@@ -130,7 +130,8 @@ fn fault_037_041_043_044_046_051_model_files() {
         let config = workplace.read("model/config.json");
         workplace.write("model/config.json", &config.replace("\"llama\"", "\"mamba\""));
     };
-    let cases: [(&dyn Fn(&Workplace), i32, &str); 6] = [
+    type Breaking<'a> = &'a dyn Fn(&Workplace);
+    let cases: [(Breaking<'_>, i32, &str); 6] = [
         (&truncate, 6, "model.safetensors"),
         (&poison, 6, "NaN"),
         (&pointer, 1, "pointer"),

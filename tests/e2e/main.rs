@@ -4,6 +4,7 @@
 //! Start reading at [`support::Workplace`].
 
 #![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(clippy::disallowed_methods, reason = "a test prepares files and waits for a program")]
 
 mod chat;
 mod config;

@@ -2,6 +2,7 @@
 //! found afterwards is always a whole checkpoint, and continuing from it gives the same bits.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(clippy::disallowed_methods, reason = "a test damages files")]
 
 mod tiny;
 

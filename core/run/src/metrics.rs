@@ -90,6 +90,7 @@ fn kept_lines(path: &Path, n_steps_done: u64) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test makes files")]
 mod tests {
     use super::*;
 

@@ -1,0 +1,157 @@
+//! Fuzzing of the text that people write: configs, chat templates, rows of data.
+//!
+//! Longer: `cargo test -p forgelm_data --test fuzz_text -- --seconds 60 --seed 7`.
+
+#![expect(clippy::disallowed_methods, reason = "a fuzzer has a deadline and keeps what it finds")]
+#![expect(clippy::print_stdout, reason = "a test program without the test harness")]
+
+mod engine;
+
+use engine::{Target, stored};
+use forgelm_config::{TrainerType, load_bytes};
+use forgelm_data::DataError;
+use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, SpanSearch, TemplateTokens};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
+#[global_allocator]
+static ALLOCATOR: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
+
+fn targets() -> Vec<Target> {
+    let target = |name, run, seeds: Vec<Vec<u8>>, words, memory_factor| {
+        let seeds = [seeds, stored(name)].concat();
+        Target { name, run, seeds, words, memory_factor }
+    };
+    vec![
+        target("config", config, config_seeds(), CONFIG_WORDS, 4096),
+        target("template", template, template_seeds(), TEMPLATE_WORDS, 4096),
+        target("rows", rows, row_seeds(), ROW_WORDS, 512),
+    ]
+}
+
+fn main() -> ExitCode {
+    engine::main(&targets())
+}
+
+const CONFIG_WORDS: &[&str] = &[
+    "training:\n",
+    "  learning_rate: 2e-5\n",
+    "&a ",
+    "*a",
+    "<<: *a\n",
+    "---\n",
+    "\t",
+    "!!binary",
+    ".nan",
+    "[[[[",
+    "\u{feff}",
+    "null",
+    "999999999999999999999",
+];
+const TEMPLATE_WORDS: &[&str] = &[
+    "{% for m in messages %}",
+    "{% endfor %}",
+    "{{ m['content'] }}",
+    "{% generation %}",
+    "{% endgeneration %}",
+    "{% set x = x ~ x %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}",
+    "range(1000000000)",
+    "|tojson",
+    ".__class__",
+    "raise_exception('x')",
+    "loop.index",
+];
+const ROW_WORDS: &[&str] = &[
+    "{\"messages\": [",
+    "{\"role\": \"user\", \"content\": \"x\"},",
+    "{\"role\": \"assistant\", \"content\": \"y\"}",
+    "]}\n",
+    "\\ud800",
+    "\\u0000",
+    "null",
+    "\"text\":",
+    "<|im_end|>",
+    "\r\n",
+];
+
+/// A config is accepted or refused, and each problem has a code.
+fn config(bytes: &[u8]) -> String {
+    match load_bytes(bytes, "run.yaml") {
+        Ok(_) => "ok".to_owned(),
+        Err(problems) => {
+            assert!(!problems.is_empty(), "refused without a reason");
+            problems[0].code.as_str().to_owned()
+        }
+    }
+}
+
+fn config_seeds() -> Vec<Vec<u8>> {
+    let minimal = "model:\n  name_or_path: m\ndata:\n  dataset_name_or_path: d.jsonl\n";
+    let quickstart = include_str!("../../configs/quickstart.yaml");
+    vec![minimal.into(), quickstart.into()]
+}
+
+/// A template renders or is refused; the spans of what it rendered lie in the text.
+fn template(bytes: &[u8]) -> String {
+    let source = String::from_utf8_lossy(bytes);
+    let special = vec!["<|im_end|>".to_owned()];
+    let tokens = TemplateTokens { eos: special[0].clone(), special, ..TemplateTokens::default() };
+    let template = match ChatTemplate::compile(&source, tokens) {
+        Ok(template) => template,
+        Err(_) => return "not compiled".to_owned(),
+    };
+    let messages = [Message::new("user", "question?"), Message::new("assistant", "answer.")];
+    let options =
+        RenderOptions { spans: SpanSearch::Assistant, now: Some(0), ..RenderOptions::default() };
+    match template.render(&messages, &options) {
+        Err(_) => "not rendered".to_owned(),
+        Ok(rendered) => {
+            for span in &rendered.spans {
+                assert!(rendered.text.get(span.start..span.end).is_some(), "{span:?}");
+            }
+            format!("rendered with {} spans", rendered.spans.len().min(4))
+        }
+    }
+}
+
+fn template_seeds() -> Vec<Vec<u8>> {
+    let smollm2 = include_str!("../data/golden/models/smollm2-tokenizer/chat_template.jinja");
+    let tiny = include_str!("../data/golden/models/tokenizer/chat_template.jinja");
+    vec![smollm2.into(), tiny.into()]
+}
+
+/// Every row becomes a record or a problem with a code.
+fn rows(bytes: &[u8]) -> String {
+    static FILE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = FILE.get_or_init(|| {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("rows.jsonl");
+        (dir, path)
+    });
+    std::fs::write(path, bytes).expect("written");
+    let section = forgelm_config::Data {
+        dataset_name_or_path: path.display().to_string(),
+        ..forgelm_config::Data::default()
+    };
+    match forgelm_data::open(&section, TrainerType::Sft) {
+        Ok(dataset) => {
+            assert!(!dataset.records.is_empty(), "a data set without a record");
+            "ok".to_owned()
+        }
+        Err(DataError::Problems(problems)) => {
+            problems.shown.first().map_or("none", |problem| problem.code.name()).to_owned()
+        }
+        Err(error) => panic!("a file that can be read gave {error}"),
+    }
+}
+
+fn row_seeds() -> Vec<Vec<u8>> {
+    let data = include_str!("../../configs/data/forgelm_cli.jsonl");
+    let few: String = data.lines().take(3).map(|line| format!("{line}\n")).collect();
+    let text = "{\"text\": \"a\"}\n{\"text\": \"b\"}\n";
+    let pairs =
+        "{\"instruction\": \"a\", \"output\": \"b\"}\n{\"prompt\": \"a\", \"completion\": \"b\"}";
+    vec![few.into(), text.into(), pairs.into()]
+}

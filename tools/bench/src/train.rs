@@ -1,0 +1,212 @@
+//! A training run of a real model: tokens a second, the share of what the processor could do at
+//! most, and memory. One case a process, so that the peak of the memory is that case's own.
+//!
+//! The limit is 4 floating-point operations a parameter and token (a frozen weight is used once
+//! forward and once backward) over the peak that a loop of multiply-adds reaches in the same run.
+
+use crate::clock::time;
+use crate::peak::peak;
+use forgelm_data::{Plan, PlanSettings, Sequence};
+use forgelm_kernels_api::{Compute, Ops};
+use forgelm_kernels_cpu::Cpu;
+use forgelm_model::{ALL_LINEAR, Adapter, LoraConfig, ModelFiles, OpenModel};
+use forgelm_plugin_trainer::sft::SFT;
+use forgelm_tensor::random::{Purpose, Stream};
+use forgelm_train::optimizer::{AdamWSettings, Moments};
+use forgelm_train::schedule::{Decay, Schedule};
+use forgelm_train::session::{Parts, Session, Settings, largest_step, memory_plan};
+use forgelm_train::state::{Identity, State};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+const USAGE: &str = "usage: forgelm-bench train MODEL [--case qv|qv-long|all] \
+                     [--dtype float32|bfloat16] [--threads N] [--steps N]";
+
+/// Which modules are adapted, at which rank, on how many sequences of which length.
+struct Case {
+    name: &'static str,
+    r: usize,
+    modules: &'static [&'static str],
+    n_sequences: usize,
+    len: usize,
+}
+
+const CASES: [Case; 3] = [
+    Case { name: "qv", r: 8, modules: &["q_proj", "v_proj"], n_sequences: 4, len: 256 },
+    Case { name: "qv-long", r: 8, modules: &["q_proj", "v_proj"], n_sequences: 1, len: 1024 },
+    Case { name: "all", r: 16, modules: &[ALL_LINEAR], n_sequences: 4, len: 256 },
+];
+
+struct Arguments {
+    model: PathBuf,
+    case: &'static Case,
+    compute: Compute,
+    n_threads: usize,
+    n_steps: usize,
+}
+
+/// Runs the benchmark.
+pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
+    let arguments = parse(arguments)?;
+    let ops: Arc<dyn Ops> = Arc::new(Cpu::new(arguments.n_threads));
+    let files = if arguments.model.is_dir() {
+        ModelFiles::Folder(arguments.model.clone())
+    } else {
+        ModelFiles::Gguf(arguments.model.clone())
+    };
+    let open = OpenModel::open(&files).map_err(|error| error.to_string())?;
+    let mut loaded = None;
+    let load = time(|| loaded = Some(open.load(Arc::clone(&ops), arguments.compute)));
+    let decoder = loaded.ok_or("not loaded")?.map_err(|error| error.to_string())?;
+    drop(open);
+    let case = arguments.case;
+    let n_steps = arguments.n_steps as u64 + 1;
+    let train = sequences(case, decoder.config().vocab_size);
+    let plan = Plan::new(plan_settings(case, n_steps), &vec![case.len; train.len()]);
+    let config = LoraConfig::new(case.r, 2.0 * case.r as f64, case.modules);
+    let adapter = Adapter::new(config, decoder.config(), &Stream::new(0, Purpose::LoraInit))
+        .map_err(|error| error.to_string())?;
+    let planned = memory_plan(&decoder, &adapter, largest_step(&train, &[], &plan)).total_bytes();
+    let trainer = (SFT.build)(&[]).map_err(|error| error.to_string())?;
+    let moments = Moments::zero(adapter.params().len());
+    let mut session = Session::new(Parts {
+        decoder: &decoder,
+        trainer: trainer.as_ref(),
+        train: &train,
+        validation: &[],
+        plan: &plan,
+        settings: Settings {
+            schedule: Schedule::new(Decay::Constant, 1e-4, 0.0, n_steps),
+            adamw: AdamWSettings::with_weight_decay(0.01),
+            max_grad_norm: 1.0,
+            seed: 0,
+        },
+        adapter,
+        moments,
+        state: State::new(n_steps, identity()),
+    })
+    .map_err(|error| error.to_string())?;
+    let n_tokens = (case.n_sequences * case.len) as f64;
+    let (mut best, mut total, mut rate) = (f64::INFINITY, 0.0, f64::NAN);
+    for step in 0..n_steps {
+        let mut report = None;
+        let seconds = time(|| report = Some(session.step())).seconds(2);
+        let report = report.ok_or("no step")?.map_err(|error| error.to_string())?;
+        println!("step {step}  loss {:.4}  {:.0} tokens/s", report.loss, n_tokens / seconds);
+        rate = rate.max(peak_rate(arguments.compute, arguments.n_threads));
+        // The first step touches every buffer for the first time.
+        if step > 0 {
+            best = best.min(seconds);
+            total += seconds;
+        }
+    }
+    let limit = rate / (4.0 * decoder.config().n_parameters() as f64);
+    let mean = n_tokens * arguments.n_steps as f64 / total;
+    println!(
+        "{} {} on {} threads ({}): mean {mean:.0} tokens/s, best {:.0}, limit {limit:.0}: {:.0} % \
+         of it; loaded in {:.2} s; memory planned {:.0} MB, peak {:.0} MB",
+        case.name,
+        dtype_name(arguments.compute),
+        arguments.n_threads,
+        ops.name(),
+        n_tokens / best,
+        100.0 * mean / limit,
+        load.seconds(2),
+        planned as f64 / 1e6,
+        resident_peak() as f64 / 1e6,
+    );
+    Ok(())
+}
+
+/// Operations a second that a loop of multiply-adds reaches now; NaN where there is no such loop.
+fn peak_rate(compute: Compute, n_threads: usize) -> f64 {
+    let round = || peak(compute, n_threads).map(|(n, times)| n / times.seconds(n_threads));
+    (0..8).filter_map(|_| round()).fold(f64::NAN, f64::max)
+}
+
+fn dtype_name(compute: Compute) -> &'static str {
+    match compute {
+        Compute::F32 => "float32",
+        Compute::Bf16 => "bfloat16",
+    }
+}
+
+fn parse(arguments: &[String]) -> Result<Arguments, String> {
+    let mut parsed = Arguments {
+        model: PathBuf::new(),
+        case: &CASES[0],
+        compute: Compute::Bf16,
+        n_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n_steps: 5,
+    };
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        if !argument.starts_with("--") {
+            parsed.model = argument.into();
+            continue;
+        }
+        let value = rest.next().ok_or(USAGE)?;
+        let number = || value.parse().ok().filter(|&n| n > 0).ok_or(USAGE);
+        match (argument.as_str(), value.as_str()) {
+            ("--case", name) => {
+                parsed.case = CASES.iter().find(|case| case.name == name).ok_or(USAGE)?;
+            }
+            ("--dtype", "float32") => parsed.compute = Compute::F32,
+            ("--dtype", "bfloat16") => parsed.compute = Compute::Bf16,
+            ("--threads", _) => parsed.n_threads = number()?,
+            ("--steps", _) => parsed.n_steps = number()?,
+            _ => return Err(USAGE.to_owned()),
+        }
+    }
+    if parsed.model.as_os_str().is_empty() { Err(USAGE.to_owned()) } else { Ok(parsed) }
+}
+
+/// Random tokens, every one of them trained, as in the measurements that these are set beside.
+fn sequences(case: &Case, vocab_size: usize) -> Vec<Sequence> {
+    let stream = Stream::new(0, Purpose::Sampling);
+    let token = |i: usize, t: usize| {
+        let uniform = stream.uniform(i as u64, t as u64);
+        (uniform * vocab_size as f32) as u32
+    };
+    (0..case.n_sequences)
+        .map(|i| Sequence {
+            record: i as u64,
+            tokens: (0..case.len).map(|t| token(i, t)).collect(),
+            trained: vec![true; case.len],
+        })
+        .collect()
+}
+
+fn plan_settings(case: &Case, n_steps: u64) -> PlanSettings {
+    PlanSettings {
+        seed: 0,
+        shuffle: false,
+        per_device_train_batch_size: case.n_sequences,
+        gradient_accumulation_steps: 1,
+        num_train_epochs: 1,
+        max_steps: Some(n_steps),
+        packed_to: None,
+    }
+}
+
+/// No checkpoint is written, so nothing needs to be recognized.
+fn identity() -> Identity {
+    Identity {
+        run_id: String::new(),
+        config_hash: String::new(),
+        config: serde_json::Value::Null,
+        data_sha256: String::new(),
+        model_sha256: String::new(),
+        compute_dtype: String::new(),
+        kernels: String::new(),
+        template_now: 0,
+    }
+}
+
+/// The most memory that was resident, in bytes; 0 where the system does not say.
+fn resident_peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    let kibibytes: u64 = line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    kibibytes * 1024
+}
