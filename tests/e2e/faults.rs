@@ -176,3 +176,19 @@ fn fault_097_a_key_that_others_can_read_is_refused() {
     workplace.run();
     workplace.forgelm(&["verify-bundle", "out", "--key", "keys/run.key.pub"]).expect_code(0);
 }
+
+#[test]
+fn fault_012_a_variable_that_is_not_set_is_named_before_the_start() {
+    let workplace = Workplace::new();
+    workplace.edit_config("data:\n", "signing:\n  key_env: RUN_SIGNING_KEY\ndata:\n");
+    refused(&workplace, 1, "`RUN_SIGNING_KEY`");
+    workplace.forgelm(&["keygen", "--out", "run.key"]).expect_code(0);
+    let key = workplace.read("run.key");
+    let run = |value: &str| {
+        let mut command = workplace.command(&["--config", "run.yaml"]);
+        command.env("RUN_SIGNING_KEY", value).output().unwrap()
+    };
+    assert_eq!(run("").status.code(), Some(1), "empty is not set");
+    assert_eq!(run(&key).status.code(), Some(0));
+    workplace.forgelm(&["verify-bundle", "out", "--key", "run.key.pub"]).expect_code(0);
+}

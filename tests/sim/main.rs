@@ -10,10 +10,11 @@ use forgelm_artifact::Disk;
 use forgelm_artifact::disk::PowerLoss;
 use forgelm_artifact::write::WriteError;
 use forgelm_model::{Decoder, PeftInfo};
+use forgelm_sdk::trainer::{Loss, Scored, Trainer};
 use forgelm_train::checkpoint::{self, View};
-use forgelm_train::session::Session;
+use forgelm_train::session::{Session, StepError};
 use std::path::{Path, PathBuf};
-use tiny::{Run, plan_settings, tiny_decoder};
+use tiny::{NegativeLogLikelihood, Run, plan_settings, tiny_decoder};
 
 const DROPOUT: f32 = 0.1;
 
@@ -35,7 +36,8 @@ fn resumed<'a>(decoder: &'a Decoder, dir: &Path) -> Run<'a> {
     let Some(path) = found else { return fresh };
     let config = fresh.session.adapter().config();
     let loaded = checkpoint::load(&path, config, decoder.config()).unwrap();
-    Run::at(decoder, plan_settings(4, 2), loaded.adapter, loaded.moments, loaded.state)
+    let parts = (loaded.adapter, loaded.moments, loaded.state);
+    Run::from_parts(decoder, plan_settings(4, 2), &NegativeLogLikelihood, parts)
 }
 
 fn uninterrupted(decoder: &Decoder) -> Vec<f32> {
@@ -151,4 +153,35 @@ fn fault_082_rotation_keeps_the_newest_and_the_best() {
     assert_eq!(left(3, Some(2)), ["checkpoint-2", "checkpoint-5", "checkpoint-6"]);
     assert_eq!(left(1, Some(2)), ["checkpoint-2", "checkpoint-6"]);
     assert_eq!(left(1, None), ["checkpoint-6"]);
+}
+
+/// A loss, then a gradient, that is not a number: nothing may be updated.
+#[test]
+fn fault_063_a_step_that_is_not_finite_changes_nothing() {
+    struct Diverges {
+        loss: f64,
+        dlogp: f32,
+    }
+    impl Trainer for Diverges {
+        fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Loss {
+            dlogp.fill(self.dlogp);
+            Loss { loss_sum: self.loss, n_terms: scored.logp.len() as u64, metrics: Vec::new() }
+        }
+    }
+    let decoder = tiny_decoder(1);
+    for (loss, dlogp, what) in [
+        (f64::NAN, -1.0, "the loss"),
+        (f64::INFINITY, -1.0, "the loss"),
+        (1.0, f32::NAN, "the gradient of `base_model.model.model.layers.0.self_attn.q_proj.lora_A"),
+    ] {
+        let trainer = Diverges { loss, dlogp };
+        let mut run = Run::with_trainer(&decoder, plan_settings(4, 2), DROPOUT, &trainer);
+        let before = (run.session.adapter().clone(), run.session.moments().clone());
+        let error = run.session.step().unwrap_err();
+        let StepError::NotFinite { step, what: found, records, .. } = &error;
+        assert_eq!((*step, records.len()), (1, 8), "{error}");
+        assert!(found.starts_with(what), "{error}");
+        assert!(run.session.adapter() == &before.0 && run.session.moments() == &before.1);
+        assert_eq!(run.session.state().global_step, 0);
+    }
 }

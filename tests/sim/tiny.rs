@@ -88,27 +88,35 @@ pub struct Run<'a> {
 
 impl<'a> Run<'a> {
     pub fn new(decoder: &'a Decoder, settings: PlanSettings, dropout: f32) -> Self {
+        Self::with_trainer(decoder, settings, dropout, &NegativeLogLikelihood)
+    }
+
+    pub fn with_trainer(
+        decoder: &'a Decoder,
+        settings: PlanSettings,
+        dropout: f32,
+        trainer: &'a dyn Trainer,
+    ) -> Self {
         let config = LoraConfig { dropout, ..LoraConfig::new(4, 8.0, &["q_proj", "down_proj"]) };
         let adapter = Adapter::new(config, decoder.config(), &Stream::new(SEED, Purpose::LoraInit))
             .expect("the modules exist");
         let moments = Moments::zero(adapter.params().len());
-        let n_steps = 30;
-        Self::at(decoder, settings, adapter, moments, State::new(n_steps, identity()))
+        let state = State::new(30, identity());
+        Self::from_parts(decoder, settings, trainer, (adapter, moments, state))
     }
 
-    pub fn at(
+    pub fn from_parts(
         decoder: &'a Decoder,
         settings: PlanSettings,
-        adapter: Adapter,
-        moments: Moments,
-        state: State,
+        trainer: &'a dyn Trainer,
+        (adapter, moments, state): (Adapter, Moments, State),
     ) -> Self {
         let train: &'static [Sequence] = leaked(sequences());
         let lengths: Vec<usize> = train.iter().map(|sequence| sequence.tokens.len()).collect();
         let plan = leaked(Plan::new(settings, &lengths));
         let session = Session::new(Parts {
             decoder,
-            trainer: leaked(NegativeLogLikelihood),
+            trainer,
             train,
             validation: &train[..4],
             plan,

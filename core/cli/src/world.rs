@@ -71,6 +71,7 @@ pub fn environment(clock: Arc<dyn Clock>) -> Environment {
         signing_key_file: variable("FORGELM_SIGNING_KEY_FILE").map(PathBuf::from),
         trusted_keys: variable("FORGELM_TRUSTED_KEYS").map(PathBuf::from),
         process_id: std::process::id(),
+        variable,
         random_bits: random_bits(),
         stop: Arc::new(AtomicBool::new(false)),
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use forgelm_artifact::gguf::{GgufError, GgufFile};
+use forgelm_artifact::safetensors::SafetensorsFile;
 use forgelm_artifact::sharded::{ShardedError, ShardedModel};
 use forgelm_artifact::{Class, TensorView};
 use forgelm_kernels_api::{Compute, Ops};
@@ -105,6 +106,15 @@ impl OpenModel {
     #[must_use]
     pub fn store(&self) -> &dyn TensorStore {
         &self.store
+    }
+
+    /// Whether every weight file is still the one that was opened.
+    #[must_use]
+    pub fn is_unchanged(&self) -> bool {
+        match &self.store {
+            FileStore::Folder(_, model) => model.files().iter().all(SafetensorsFile::unchanged),
+            FileStore::Gguf(file) => file.unchanged(),
+        }
     }
 
     /// Reads and packs the weights. The files stay mapped until `self` goes.

@@ -9,7 +9,7 @@ use crate::model::{FoundModel, LoadedModel, compute_name};
 use crate::plan::Plan;
 use crate::training::Completed;
 use forgelm_artifact::UtcTime;
-use forgelm_config::{RequireProvisioned, RiskTier, TargetModules, resolved_json};
+use forgelm_config::{RequireProvisioned, RiskTier, Secret, TargetModules, resolved_json};
 use forgelm_data::{Dataset, TokenStatistics};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
@@ -58,10 +58,11 @@ pub fn signing_key(
         observer.observe(&Event::Warning("signing is off: nothing can be verified".to_owned()));
         return Ok(None);
     }
+    let named = signing.key_env.as_deref().and_then(env.variable).map(Secret::new);
     let found = find_signing_key(&KeyCandidates {
         flag: None,
         env_file: env.signing_key_file.clone(),
-        env_key: env.signing_key.as_ref().and_then(to_evidence),
+        env_key: env.signing_key.as_ref().or(named.as_ref()).and_then(to_evidence),
         config_file: signing.key_file.as_ref().map(PathBuf::from),
         config_dir: Some(env.config_dir.clone()),
     })?;

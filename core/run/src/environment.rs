@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Looks up a variable of the environment that is set and not empty.
+pub type Lookup = fn(&str) -> Option<String>;
+
 /// The world as the edge found it.
 #[derive(Clone)]
 pub struct Environment {
@@ -42,6 +45,8 @@ pub struct Environment {
     pub trusted_keys: Option<PathBuf>,
     /// Of this process.
     pub process_id: u32,
+    /// Variables that a config names.
+    pub variable: Lookup,
     /// From the operating system; names the run.
     pub random_bits: u128,
     /// Raised when the run should stop after its step.

@@ -114,6 +114,17 @@ pub enum RunError {
         /// As given.
         path: PathBuf,
     },
+    /// A variable of the environment that the config names is not there.
+    #[error(
+        "`{key}` names the environment variable `{name}`, which is not set or is empty\n  hint: set \
+         it before the run starts"
+    )]
+    Variable {
+        /// The key of the config.
+        key: &'static str,
+        /// The variable.
+        name: String,
+    },
     /// Nobody knows who runs this.
     #[error(transparent)]
     Operator(#[from] NoOperator),
@@ -202,6 +213,7 @@ impl RunError {
             | Self::OutputDir { .. }
             | Self::OtherRun { .. }
             | Self::NoCheckpoint { .. }
+            | Self::Variable { .. }
             | Self::Operator(_)
             | Self::KeyNotProvisioned { .. }
             | Self::NotAvailable(_) => Exit::Config,

@@ -80,6 +80,15 @@ pub fn find(
         observer.observe(&Event::Warning(note.clone()));
     }
     let template = chat_template(&tokenizer, request.chat_template.as_deref())?;
+    let ends = tokenizer.eos_sources(template.as_ref());
+    if !ends.agree() {
+        let text = format!(
+            "the end tokens disagree: tokenizer {:?}, generation config {:?}, chat template {:?}; \
+             answers stop at any of them",
+            ends.tokenizer, ends.generation, ends.template
+        );
+        observer.observe(&Event::Warning(text));
+    }
     let adapter = adapter_dir.map(|dir| Adapter::load(&dir, open.config())).transpose()?;
     Ok(FoundModel { resolved, open, tokenizer, template, adapter })
 }
@@ -97,6 +106,9 @@ pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, R
         None => weights_sha256(&found.resolved.files)?,
     };
     let decoder = found.open.load(ops, compute)?;
+    if !found.open.is_unchanged() {
+        return Err(RunError::Changed { path: found.resolved.files.path().to_owned() });
+    }
     Ok(LoadedModel { decoder, sha256 })
 }
 

@@ -19,6 +19,7 @@ use crate::{memory, settings};
 use forgelm_artifact::lock::RunLock;
 use forgelm_artifact::write::{self, StagedDir};
 use forgelm_artifact::{Disk, UtcTime};
+use forgelm_config::{EnvironmentKey, environment_keys};
 use forgelm_data::{Dataset, RenderSettings, Rendered, Renderer};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
@@ -100,6 +101,7 @@ pub fn train(
     plan.output.check(&local_inputs(plan), start)?;
     let trainer_name = plan.run.training.trainer_type.to_string();
     let trainer = (registry.trainer(&trainer_name)?.build)(&[])?;
+    check_variables(plan, env)?;
     let operator = dossier::operator(env)?;
     let key = dossier::signing_key(plan, env, observer)?;
     let from = resume::choose(&request.resume, &plan.output, observer)?;
@@ -131,7 +133,11 @@ pub fn train(
     let memory_planned = check_room(plan, &data, &loaded, &adapter)?;
 
     plan.output.create()?;
-    let _lock = RunLock::acquire(plan.output.root(), &identity.run_id, started_at)?;
+    let lock = RunLock::acquire(plan.output.root(), &identity.run_id, started_at)?;
+    if let Some(kind) = lock.weak_file_system() {
+        let text = format!("the run's folder is on {kind}: another machine may not see its lock");
+        observer.observe(&Event::Warning(text));
+    }
     // Another run may have filled the folder while this one was reading.
     plan.output.check(&local_inputs(plan), start)?;
     write::remove_leftovers(plan.output.root())?;
@@ -559,6 +565,16 @@ impl Job<'_> {
         write::atomic(&self.plan.output.replay(*step), text.as_bytes())?;
         Ok(())
     }
+}
+
+/// Every variable that the config names must be there before anything starts.
+fn check_variables(plan: &Plan, env: &Environment) -> Result<(), RunError> {
+    for EnvironmentKey { key, name } in environment_keys(&plan.run) {
+        if (env.variable)(&name).is_none() {
+            return Err(RunError::Variable { key, name });
+        }
+    }
+    Ok(())
 }
 
 /// What the run reads that is a folder or file of its own on this machine.
