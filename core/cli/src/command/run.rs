@@ -1,9 +1,10 @@
 //! `forgelm --config FILE`: the main job, and its dry run.
 
 use super::Context;
-use crate::args::RunFlags;
+use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
 use crate::world;
+use clap::CommandFactory;
 use forgelm_plugin::Registry;
 use forgelm_plugin_trainer::TRAINERS;
 use forgelm_run::error::RunError;
@@ -22,9 +23,11 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
         return context.failed(&error);
     }
     let Some(config) = &flags.config else {
-        let text = "--config is required\n  hint: forgelm --config configs/quickstart.yaml, or \
-                    forgelm --help";
-        return context.refused(Exit::Config, text);
+        if !context.is_json() {
+            let help = Cli::command().render_help().to_string();
+            context.progress.line(LogLevel::Error, &help);
+        }
+        return context.refused(Exit::Config, "--config is required");
     };
     let plan = match Plan::read(config) {
         Ok(plan) => plan,
@@ -48,7 +51,7 @@ fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Result<Outco
     registry.add_trainers(TRAINERS)?;
     if let Err(error) = world::stop_on_signals(&env.stop) {
         let text = format!("warning: signals will end the run without a checkpoint: {error}");
-        context.progress.line(crate::args::LogLevel::Warning, &text);
+        context.progress.line(LogLevel::Warning, &text);
     }
     let request = Request {
         resume: Resume::from_flag(flags.resume.as_deref()),
