@@ -134,7 +134,11 @@ fn host_name() -> String {
 
 /// Magic numbers as in `linux/magic.h` and the file systems' own headers.
 fn weak_file_system(file: &File) -> Option<&'static str> {
-    match rustix::fs::fstatfs(file).ok()?.f_type {
+    weak_kind(u32::try_from(rustix::fs::fstatfs(file).ok()?.f_type).ok()?)
+}
+
+fn weak_kind(magic: u32) -> Option<&'static str> {
+    match magic {
         0x6969 => Some("NFS"),
         0x517B => Some("SMB"),
         0xFF53_4D42 => Some("CIFS"),
@@ -142,5 +146,24 @@ fn weak_file_system(file: &File) -> Option<&'static str> {
         0x6573_5546 => Some("FUSE"),
         0x0102_1997 => Some("9P"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RunLock, weak_kind};
+    use crate::UtcTime;
+
+    /// The numbers of `linux/magic.h`: NFS, CIFS and FUSE, and ext4, tmpfs and overlayfs.
+    #[test]
+    fn fault_084_file_systems_with_weak_locks_are_known() {
+        assert_eq!(
+            [0x6969, 0xFF53_4D42, 0x6573_5546].map(weak_kind),
+            [Some("NFS"), Some("CIFS"), Some("FUSE")]
+        );
+        assert_eq!([0xEF53, 0x0102_1994, 0x794C_7630].map(weak_kind), [None; 3]);
+        let dir = tempfile::tempdir().expect("a folder");
+        let lock = RunLock::acquire(dir.path(), "fg-0", UtcTime(0)).expect("nobody holds it");
+        assert!(lock.weak_file_system().is_none_or(|kind| !kind.is_empty()));
     }
 }

@@ -16,8 +16,8 @@ use forgelm_model::{
     MemoryStore, ModelConfig, ModelFiles, OpenModel, Pass, PeftInfo, Role, Rope, RopeScaling,
     StepSize, TensorStore, WeightsError, read_config_json,
 };
-use forgelm_tensor::Dtype;
 use forgelm_tensor::random::{Purpose, Stream};
+use forgelm_tensor::{Dtype, quantize};
 use serde_json::{Value, json};
 use support::{Batch, tiny_config, tiny_store};
 
@@ -193,6 +193,11 @@ fn a_tied_head_may_be_absent_or_equal_but_not_different() {
 
 /// The golden folder as a GGUF file: other names, and the rows of q and k interleaved.
 fn gguf_of_the_golden_folder(path: &Path) {
+    gguf_changed(path, &|_, bytes| (Dtype::F32, bytes));
+}
+
+/// The same with the format and bytes of each tensor as `change` says.
+fn gguf_changed(path: &Path, change: &dyn Fn(Role, Vec<u8>) -> (Dtype, Vec<u8>)) {
     let open = OpenModel::open(&ModelFiles::Folder(tiny_llama())).expect("the golden folder");
     let config = open.config();
     let mut builder = Builder::new().text("general.architecture", "llama");
@@ -219,7 +224,8 @@ fn gguf_of_the_golden_folder(path: &Path) {
             Role::Linear(_, Linear::Q | Linear::K) => interleaved(tensor.bytes, 64 * 4, 16),
             _ => tensor.bytes.to_vec(),
         };
-        builder = builder.tensor(&role.gguf_name(), Dtype::F32, &tensor.shape, bytes);
+        let (dtype, bytes) = change(role, bytes);
+        builder = builder.tensor(&role.gguf_name(), dtype, &tensor.shape, bytes);
     }
     builder.write(&Disk::real(), path).expect("it can be written");
 }
@@ -262,6 +268,39 @@ fn a_gguf_file_gives_the_same_bits_as_the_folder_it_came_from() {
     described.place.clone_from(&hf.config().place);
     assert_eq!(&described, hf.config());
     assert_eq!(logits(&gguf), logits(&hf));
+}
+
+/// A Q8_0 block is a half-precision scale and 32 codes: with 0xFFFF for the scale every value of
+/// the block is NaN.
+#[test]
+fn fault_049_a_damaged_block_scale_is_found_and_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("model.gguf");
+    let is_quantized = |role: Role| matches!(role, Role::Linear(1, Linear::Down));
+    let quantized = |damage: bool| {
+        move |role: Role, bytes: Vec<u8>| {
+            if !is_quantized(role) {
+                return (Dtype::F32, bytes);
+            }
+            let word = |b: &[u8]| f32::from_le_bytes(b.try_into().expect("four bytes"));
+            let values: Vec<f32> = bytes.chunks_exact(4).map(word).collect();
+            let mut blocks = quantize(Dtype::Q8_0, &values).expect("whole blocks");
+            if damage {
+                blocks[34 * 7..34 * 7 + 2].copy_from_slice(&[0xFF, 0xFF]);
+            }
+            (Dtype::Q8_0, blocks)
+        }
+    };
+    let load = || {
+        let open = OpenModel::open(&ModelFiles::Gguf(path.clone())).expect("the header is good");
+        open.load(Arc::new(Reference), Compute::F32)
+    };
+    gguf_changed(&path, &quantized(false));
+    load().expect("good blocks");
+    gguf_changed(&path, &quantized(true));
+    let error = load().expect_err("it must be refused");
+    assert_eq!(error.class(), Class::Integrity);
+    assert!(error.to_string().contains("blk.1.ffn_down.weight"), "{error}");
 }
 
 #[test]
@@ -375,7 +414,7 @@ fn reloaded(changes: Value) -> Result<LoraConfig, AdapterError> {
 }
 
 #[test]
-fn adapters_that_do_not_fit_are_refused_with_the_difference() {
+fn fault_048_adapters_that_do_not_fit_are_refused_with_the_difference() {
     assert!(reloaded(json!({})).is_ok());
     for (changes, part) in [
         (json!({"r": 4}), "has shape [2, 16], expected [4, 16]"),
