@@ -77,22 +77,17 @@ fn part<S: Simd>(
     grad: &[f32],
     factors: &Factors,
 ) {
-    for_vectors(
-        s,
-        grad.len(),
-        #[inline(always)]
-        |i| {
-            let g = s.mul(load(s, &grad[i.clone()]), s.splat(factors.grad_scale));
-            let m_new = s.mul(load(s, &m[i.clone()]), s.splat(factors.beta1));
-            let m_new = s.mul_add(g, s.splat(factors.rest1), m_new);
-            let v_new = s.mul(load(s, &v[i.clone()]), s.splat(factors.beta2));
-            let v_new = s.mul_add(s.mul(g, g), s.splat(factors.rest2), v_new);
-            let root = s.sqrt(s.mul(v_new, s.splat(factors.correction2)));
-            let step = s.div(m_new, s.add(root, s.splat(factors.eps)));
-            let decayed = s.mul(load(s, &param[i.clone()]), s.splat(factors.decay));
-            store(s, &mut param[i.clone()], s.mul_add(step, s.splat(factors.step_size), decayed));
-            store(s, &mut m[i.clone()], m_new);
-            store(s, &mut v[i], v_new);
-        },
-    );
+    for_vectors!(s, grad.len(), |i| {
+        let g = s.mul(load(s, &grad[i.clone()]), s.splat(factors.grad_scale));
+        let m_new = s.mul(load(s, &m[i.clone()]), s.splat(factors.beta1));
+        let m_new = s.mul_add(g, s.splat(factors.rest1), m_new);
+        let v_new = s.mul(load(s, &v[i.clone()]), s.splat(factors.beta2));
+        let v_new = s.mul_add(s.mul(g, g), s.splat(factors.rest2), v_new);
+        let root = s.sqrt(s.mul(v_new, s.splat(factors.correction2)));
+        let step = s.div(m_new, s.add(root, s.splat(factors.eps)));
+        let decayed = s.mul(load(s, &param[i.clone()]), s.splat(factors.decay));
+        store(s, &mut param[i.clone()], s.mul_add(step, s.splat(factors.step_size), decayed));
+        store(s, &mut m[i.clone()], m_new);
+        store(s, &mut v[i], v_new);
+    },);
 }

@@ -20,10 +20,5 @@ pub(crate) fn add(pool: &Pool, isa: Isa, y: &mut [f32], x: &[f32]) {
 
 #[inline(always)]
 fn part<S: Simd>(s: S, y: &mut [f32], x: &[f32]) {
-    for_vectors(
-        s,
-        y.len(),
-        #[inline(always)]
-        |i| put(s, &mut y[i.clone()], load(s, &x[i]), true),
-    );
+    for_vectors!(s, y.len(), |i| put(s, &mut y[i.clone()], load(s, &x[i]), true),);
 }

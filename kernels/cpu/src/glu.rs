@@ -33,15 +33,10 @@ pub(crate) fn forward(
 
 #[inline(always)]
 fn forward_part<S: Simd>(s: S, y: &mut [f32], gate: &[f32], up: &[f32], act: Activation) {
-    for_vectors(
-        s,
-        y.len(),
-        #[inline(always)]
-        |i| {
-            let (value, _) = value_and_slope(s, load(s, &gate[i.clone()]), act);
-            store(s, &mut y[i.clone()], s.mul(value, load(s, &up[i])));
-        },
-    );
+    for_vectors!(s, y.len(), |i| {
+        let (value, _) = value_and_slope(s, load(s, &gate[i.clone()]), act);
+        store(s, &mut y[i.clone()], s.mul(value, load(s, &up[i])));
+    },);
 }
 
 /// Shapes: all [T, F]; `gate` becomes `dgate`, `up` becomes `dup`.
@@ -63,18 +58,13 @@ pub(crate) fn backward(
 
 #[inline(always)]
 fn backward_part<S: Simd>(s: S, gate: &mut [f32], up: &mut [f32], dy: &[f32], act: Activation) {
-    for_vectors(
-        s,
-        dy.len(),
-        #[inline(always)]
-        |i| {
-            let (value, slope) = value_and_slope(s, load(s, &gate[i.clone()]), act);
-            let dy = load(s, &dy[i.clone()]);
-            let dgate = s.mul(s.mul(dy, load(s, &up[i.clone()])), slope);
-            store(s, &mut gate[i.clone()], dgate);
-            store(s, &mut up[i], s.mul(dy, value));
-        },
-    );
+    for_vectors!(s, dy.len(), |i| {
+        let (value, slope) = value_and_slope(s, load(s, &gate[i.clone()]), act);
+        let dy = load(s, &dy[i.clone()]);
+        let dgate = s.mul(s.mul(dy, load(s, &up[i.clone()])), slope);
+        store(s, &mut gate[i.clone()], dgate);
+        store(s, &mut up[i], s.mul(dy, value));
+    },);
 }
 
 /// The activation and its derivative.

@@ -50,15 +50,10 @@ fn forward_rows<S: Simd>(
         let inv = 1.0 / (mean + eps).sqrt();
         *inv_rms = inv;
         let inv = s.splat(inv);
-        for_vectors(
-            s,
-            c,
-            #[inline(always)]
-            |i| {
-                let scaled = s.mul(load(s, &x[i.clone()]), inv);
-                put(s, &mut y[i.clone()], s.mul(scaled, load(s, &weight[i])), false);
-            },
-        );
+        for_vectors!(s, c, |i| {
+            let scaled = s.mul(load(s, &x[i.clone()]), inv);
+            put(s, &mut y[i.clone()], s.mul(scaled, load(s, &weight[i])), false);
+        },);
     }
 }
 
@@ -67,19 +62,14 @@ fn forward_rows<S: Simd>(
 fn dot3<S: Simd>(s: S, a: &[f32], b: &[f32], c: Option<&[f32]>) -> f32 {
     let mut sums = [s.splat(0.0); 2];
     let mut n = 0;
-    for_vectors(
-        s,
-        a.len(),
-        #[inline(always)]
-        |i| {
-            let mut term = load(s, &a[i.clone()]);
-            if let Some(c) = c {
-                term = s.mul(term, load(s, &c[i.clone()]));
-            }
-            sums[n % 2] = s.mul_add(term, load(s, &b[i]), sums[n % 2]);
-            n += 1;
-        },
-    );
+    for_vectors!(s, a.len(), |i| {
+        let mut term = load(s, &a[i.clone()]);
+        if let Some(c) = c {
+            term = s.mul(term, load(s, &c[i.clone()]));
+        }
+        sums[n % 2] = s.mul_add(term, load(s, &b[i]), sums[n % 2]);
+        n += 1;
+    },);
     s.sum(s.add(sums[0], sums[1]))
 }
 
@@ -123,15 +113,10 @@ fn backward_rows<S: Simd>(
         let mean = dot3(s, dy, x, Some(weight)) / c as f32;
         let along_x = s.splat(-inv * inv * mean);
         let inv = s.splat(inv);
-        for_vectors(
-            s,
-            c,
-            #[inline(always)]
-            |i| {
-                let g = s.mul(load(s, &dy[i.clone()]), load(s, &weight[i.clone()]));
-                let g = s.mul_add(load(s, &x[i.clone()]), along_x, g);
-                put(s, &mut dx[i], s.mul(g, inv), write == Write::Add);
-            },
-        );
+        for_vectors!(s, c, |i| {
+            let g = s.mul(load(s, &dy[i.clone()]), load(s, &weight[i.clone()]));
+            let g = s.mul_add(load(s, &x[i.clone()]), along_x, g);
+            put(s, &mut dx[i], s.mul(g, inv), write == Write::Add);
+        },);
     }
 }

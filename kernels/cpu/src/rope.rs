@@ -59,19 +59,14 @@ fn rows<S: Simd>(
     for (x, (cos, sin)) in x.chunks_exact_mut(n_heads * head_dim).zip(angles) {
         for head in x.chunks_exact_mut(head_dim) {
             let (first, second) = head.split_at_mut(half);
-            for_vectors(
-                s,
-                half,
-                #[inline(always)]
-                |i| {
-                    let cos = load(s, &cos[i.clone()]);
-                    let sin = s.mul(load(s, &sin[i.clone()]), sign);
-                    let (a, b) = (load(s, &first[i.clone()]), load(s, &second[i.clone()]));
-                    let minus_b = s.sub(s.splat(0.0), b);
-                    store(s, &mut first[i.clone()], s.mul_add(a, cos, s.mul(minus_b, sin)));
-                    store(s, &mut second[i], s.mul_add(b, cos, s.mul(a, sin)));
-                },
-            );
+            for_vectors!(s, half, |i| {
+                let cos = load(s, &cos[i.clone()]);
+                let sin = s.mul(load(s, &sin[i.clone()]), sign);
+                let (a, b) = (load(s, &first[i.clone()]), load(s, &second[i.clone()]));
+                let minus_b = s.sub(s.splat(0.0), b);
+                store(s, &mut first[i.clone()], s.mul_add(a, cos, s.mul(minus_b, sin)));
+                store(s, &mut second[i], s.mul_add(b, cos, s.mul(a, sin)));
+            },);
         }
     }
 }

@@ -206,21 +206,16 @@ impl Softmax {
         let minus_max = s.splat(-max);
         let mut sums = s.splat(0.0);
         let mut rest = 0.0;
-        for_vectors(
-            s,
-            logits.len(),
-            #[inline(always)]
-            |i| {
-                let e = exp(s, s.add(load(s, &logits[i.clone()]), minus_max));
-                if i.len() == S::LANES {
-                    sums = s.add(sums, e);
-                } else {
-                    let mut part = [0.0; 16];
-                    store(s, &mut part[..i.len()], e);
-                    rest = part.iter().sum();
-                }
-            },
-        );
+        for_vectors!(s, logits.len(), |i| {
+            let e = exp(s, s.add(load(s, &logits[i.clone()]), minus_max));
+            if i.len() == S::LANES {
+                sums = s.add(sums, e);
+            } else {
+                let mut part = [0.0; 16];
+                store(s, &mut part[..i.len()], e);
+                rest = part.iter().sum();
+            }
+        },);
         self.sum = self.sum * (self.max - max).exp() + (s.sum(sums) + rest);
         self.max = max;
     }
@@ -232,12 +227,7 @@ pub(crate) fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {
     let whole = x.len() / S::LANES * S::LANES;
     let rest = x[whole..].iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut max = s.splat(f32::NEG_INFINITY);
-    for_vectors(
-        s,
-        whole,
-        #[inline(always)]
-        |i| max = s.max(max, s.load(&x[i])),
-    );
+    for_vectors!(s, whole, |i| max = s.max(max, s.load(&x[i])),);
     s.largest(max).max(rest)
 }
 
@@ -266,15 +256,10 @@ fn block_logits<S: Simd, E: Element>(
     }
     if let Some(cap) = soft_cap {
         let (cap, inverse) = (s.splat(cap), s.splat(1.0 / cap));
-        for_vectors(
-            s,
-            logits.len(),
-            #[inline(always)]
-            |i| {
-                let v = tanh(s, s.mul(load(s, &logits[i.clone()]), inverse));
-                store(s, &mut logits[i], s.mul(v, cap));
-            },
-        );
+        for_vectors!(s, logits.len(), |i| {
+            let v = tanh(s, s.mul(load(s, &logits[i.clone()]), inverse));
+            store(s, &mut logits[i], s.mul(v, cap));
+        },);
     }
 }
 
@@ -317,7 +302,7 @@ fn backward_as<E: Element>(
         let at = i * ROWS * c;
         for slice in others.chunks_exact(r * c) {
             let part = &slice[at..at + dx.len()];
-            on_isa!(isa, s => for_vectors(s, dx.len(), #[inline(always)] |i| {
+            on_isa!(isa, s => for_vectors!(s, dx.len(), |i| {
                 put(s, &mut dx[i.clone()], load(s, &part[i]), true);
             }));
         }
@@ -369,15 +354,10 @@ fn backward_part<S: Simd, E: Element>(
     }
     for (dx, &dlogp) in dx.chunks_exact_mut(c).zip(upstream.dlogp) {
         let dlogp = s.splat(dlogp);
-        for_vectors(
-            s,
-            c,
-            #[inline(always)]
-            |i| {
-                let v = s.mul(load(s, &dx[i.clone()]), dlogp);
-                store(s, &mut dx[i], v);
-            },
-        );
+        for_vectors!(s, c, |i| {
+            let v = s.mul(load(s, &dx[i.clone()]), dlogp);
+            store(s, &mut dx[i], v);
+        },);
     }
 }
 
@@ -392,20 +372,15 @@ fn softmax_gradient<S: Simd>(
 ) {
     let at_label = label.and_then(|label| logits.get(label).copied().map(|z| (label, z)));
     let (minus_lse, zero, one) = (s.splat(-lse), s.splat(0.0), s.splat(1.0));
-    for_vectors(
-        s,
-        logits.len(),
-        #[inline(always)]
-        |i| {
-            let z = load(s, &logits[i.clone()]);
-            let mut v = s.sub(zero, exp(s, s.add(z, minus_lse)));
-            if let Some(cap) = soft_cap {
-                let t = s.mul(z, s.splat(1.0 / cap));
-                v = s.mul(v, s.sub(one, s.mul(t, t)));
-            }
-            store(s, &mut logits[i], v);
-        },
-    );
+    for_vectors!(s, logits.len(), |i| {
+        let z = load(s, &logits[i.clone()]);
+        let mut v = s.sub(zero, exp(s, s.add(z, minus_lse)));
+        if let Some(cap) = soft_cap {
+            let t = s.mul(z, s.splat(1.0 / cap));
+            v = s.mul(v, s.sub(one, s.mul(t, t)));
+        }
+        store(s, &mut logits[i], v);
+    },);
     if let Some((label, z)) = at_label {
         let slope = soft_cap.map_or(1.0, |cap| 1.0 - (z / cap).powi(2));
         // 1 - p = -(e^(z - lse) - 1), without cancellation when p is near 1.

@@ -152,7 +152,7 @@ fn join(
                     let from = (head * n_rows + chunk.first + (row - keys.start)) * dims.padded;
                     let at = (row - rows.start) * dims.kv_width() + head * d;
                     let (to, from) = (&mut to[at..at + d], &parts[from..from + d]);
-                    on_isa!(isa, s => for_vectors(s, d, #[inline(always)] |i| {
+                    on_isa!(isa, s => for_vectors!(s, d, |i| {
                         put(s, &mut to[i.clone()], load(s, &from[i]), true);
                     }));
                 }
@@ -228,14 +228,9 @@ impl Job<'_> {
             let out = &self.given.out[at + i * width..at + i * width + dims.d()];
             let dout = &dout[i * dims.padded..];
             let mut sum = s.splat(0.0);
-            for_vectors(
-                s,
-                dims.d(),
-                #[inline(always)]
-                |i| {
-                    sum = s.mul_add(load(s, &out[i.clone()]), load(s, &dout[i]), sum);
-                },
-            );
+            for_vectors!(s, dims.d(), |i| {
+                sum = s.mul_add(load(s, &out[i.clone()]), load(s, &dout[i]), sum);
+            },);
             delta[i] = s.sum(sum);
             lse[i] = self.given.lse[(row + i) * dims.shape.n_heads + head];
         }
@@ -304,14 +299,9 @@ impl Job<'_> {
             let at = (row + i) * dims.q_width() + head * dims.d();
             // SAFETY: this head of these rows is this task's alone, and the slice ends here.
             let dq = unsafe { self.dq.slice(at..at + dims.d()) };
-            for_vectors(
-                s,
-                dq.len(),
-                #[inline(always)]
-                |i| {
-                    store(s, &mut dq[i.clone()], s.mul(load(s, &sums[i]), scale));
-                },
-            );
+            for_vectors!(s, dq.len(), |i| {
+                store(s, &mut dq[i.clone()], s.mul(load(s, &sums[i]), scale));
+            },);
         }
     }
 }
@@ -330,22 +320,17 @@ fn gradient_of_scores<S: Simd>(
         cap_scores(s, p, cap);
     }
     let (minus_lse, minus_delta) = (s.splat(-lse), s.splat(-delta));
-    for_vectors(
-        s,
-        p.len(),
-        #[inline(always)]
-        |i| {
-            let score = load(s, &p[i.clone()]);
-            let e = exp(s, s.add(score, minus_lse));
-            let mut d = s.mul(e, s.add(load(s, &dscore[i.clone()]), minus_delta));
-            if let Some(cap) = soft_cap {
-                let t = s.mul(score, s.splat(1.0 / cap));
-                d = s.mul(d, s.sub(s.splat(1.0), s.mul(t, t)));
-            }
-            store(s, &mut p[i.clone()], e);
-            store(s, &mut dscore[i], d);
-        },
-    );
+    for_vectors!(s, p.len(), |i| {
+        let score = load(s, &p[i.clone()]);
+        let e = exp(s, s.add(score, minus_lse));
+        let mut d = s.mul(e, s.add(load(s, &dscore[i.clone()]), minus_delta));
+        if let Some(cap) = soft_cap {
+            let t = s.mul(score, s.splat(1.0 / cap));
+            d = s.mul(d, s.sub(s.splat(1.0), s.mul(t, t)));
+        }
+        store(s, &mut p[i.clone()], e);
+        store(s, &mut dscore[i], d);
+    },);
 }
 
 /// `to += x^T y`, for tiles of keys, over the queries that can see them.

@@ -77,15 +77,10 @@ fn group<S: Simd>(
             cap_scores(s, &mut scores, cap);
         }
         let minus_max = s.splat(-largest(s, &scores));
-        for_vectors(
-            s,
-            scores.len(),
-            #[inline(always)]
-            |i| {
-                let e = exp(s, s.add(load(s, &scores[i.clone()]), minus_max));
-                store(s, &mut scores[i], e);
-            },
-        );
+        for_vectors!(s, scores.len(), |i| {
+            let e = exp(s, s.add(load(s, &scores[i.clone()]), minus_max));
+            store(s, &mut scores[i], e);
+        },);
         let mut total = 0.0;
         out.fill(0.0);
         for (&p, key) in scores.iter().zip(keys.clone()) {
@@ -93,36 +88,21 @@ fn group<S: Simd>(
             let at = key * width + kv_head * d;
             let v = &inputs.v[at..at + d];
             let p = s.splat(p);
-            for_vectors(
-                s,
-                d,
-                #[inline(always)]
-                |i| {
-                    put(s, &mut out[i.clone()], s.mul(load(s, &v[i]), p), true);
-                },
-            );
+            for_vectors!(s, d, |i| {
+                put(s, &mut out[i.clone()], s.mul(load(s, &v[i]), p), true);
+            },);
         }
         let inverse = s.splat(1.0 / total);
-        for_vectors(
-            s,
-            d,
-            #[inline(always)]
-            |i| {
-                let v = s.mul(load(s, &out[i.clone()]), inverse);
-                store(s, &mut out[i], v);
-            },
-        );
+        for_vectors!(s, d, |i| {
+            let v = s.mul(load(s, &out[i.clone()]), inverse);
+            store(s, &mut out[i], v);
+        },);
     }
 }
 
 #[inline(always)]
 fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
     let mut sum = s.splat(0.0);
-    for_vectors(
-        s,
-        a.len(),
-        #[inline(always)]
-        |i| sum = s.mul_add(load(s, &a[i.clone()]), load(s, &b[i]), sum),
-    );
+    for_vectors!(s, a.len(), |i| sum = s.mul_add(load(s, &a[i.clone()]), load(s, &b[i]), sum),);
     s.sum(sum)
 }

@@ -164,14 +164,9 @@ impl Job<'_> {
             let out = unsafe { self.out.slice(at..at + dims.d()) };
             let inverse = s.splat(1.0 / running.sum);
             let sums = &sums[i * dims.padded..];
-            for_vectors(
-                s,
-                out.len(),
-                #[inline(always)]
-                |i| {
-                    store(s, &mut out[i.clone()], s.mul(load(s, &sums[i]), inverse));
-                },
-            );
+            for_vectors!(s, out.len(), |i| {
+                store(s, &mut out[i.clone()], s.mul(load(s, &sums[i]), inverse));
+            },);
             if let Some(lse) = self.lse {
                 let at = row * dims.shape.n_heads + head;
                 // SAFETY: as above.
@@ -207,34 +202,24 @@ impl Running {
         let minus_max = s.splat(-max);
         let mut total = s.splat(0.0);
         let mut rest = 0.0;
-        for_vectors(
-            s,
-            scores.len(),
-            #[inline(always)]
-            |i| {
-                let e = exp(s, s.add(load(s, &scores[i.clone()]), minus_max));
-                store(s, &mut scores[i.clone()], e);
-                if i.len() == S::LANES {
-                    total = s.add(total, e);
-                } else {
-                    rest = scores[i].iter().sum();
-                }
-            },
-        );
+        for_vectors!(s, scores.len(), |i| {
+            let e = exp(s, s.add(load(s, &scores[i.clone()]), minus_max));
+            store(s, &mut scores[i.clone()], e);
+            if i.len() == S::LANES {
+                total = s.add(total, e);
+            } else {
+                rest = scores[i].iter().sum();
+            }
+        },);
         let total = s.sum(total) + rest;
         if max > self.max && self.sum > 0.0 {
             let shrink = (self.max - max).exp();
             self.sum *= shrink;
             let shrink = s.splat(shrink);
-            for_vectors(
-                s,
-                sums.len(),
-                #[inline(always)]
-                |i| {
-                    let v = s.mul(load(s, &sums[i.clone()]), shrink);
-                    store(s, &mut sums[i], v);
-                },
-            );
+            for_vectors!(s, sums.len(), |i| {
+                let v = s.mul(load(s, &sums[i.clone()]), shrink);
+                store(s, &mut sums[i], v);
+            },);
         }
         self.sum += total;
         self.max = max;

@@ -220,12 +220,7 @@ fn gather<S: Simd>(s: S, to: &mut [f32], x: &[f32], width: usize, dims: Dims, fa
     let factor = s.splat(factor);
     for (row, to) in to.chunks_exact_mut(dims.padded).enumerate() {
         let x = &x[row * width..row * width + d];
-        for_vectors(
-            s,
-            d,
-            #[inline(always)]
-            |i| store(s, &mut to[i.clone()], s.mul(load(s, &x[i]), factor)),
-        );
+        for_vectors!(s, d, |i| store(s, &mut to[i.clone()], s.mul(load(s, &x[i]), factor)),);
         to[d..].fill(0.0);
     }
 }
@@ -286,13 +281,8 @@ fn accumulate<S: Simd>(
 #[inline(always)]
 fn cap_scores<S: Simd>(s: S, scores: &mut [f32], cap: f32) {
     let (size, inverse) = (s.splat(cap), s.splat(1.0 / cap));
-    for_vectors(
-        s,
-        scores.len(),
-        #[inline(always)]
-        |i| {
-            let t = tanh(s, s.mul(load(s, &scores[i.clone()]), inverse));
-            store(s, &mut scores[i], s.mul(t, size));
-        },
-    );
+    for_vectors!(s, scores.len(), |i| {
+        let t = tanh(s, s.mul(load(s, &scores[i.clone()]), inverse));
+        store(s, &mut scores[i], s.mul(t, size));
+    },);
 }
