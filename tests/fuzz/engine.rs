@@ -32,6 +32,19 @@ pub struct Target {
     pub memory_factor: usize,
 }
 
+impl Target {
+    /// A target that begins with `seeds` and what is stored under its name.
+    pub fn new(
+        name: &'static str,
+        run: fn(&[u8]) -> String,
+        seeds: Vec<Vec<u8>>,
+        words: &'static [&'static str],
+        memory_factor: usize,
+    ) -> Self {
+        Self { name, run, seeds: [seeds, stored(name)].concat(), words, memory_factor }
+    }
+}
+
 /// Memory that any input may cost.
 const MEMORY_BASE: usize = 1 << 20;
 /// Time that any input may cost, and time after which a run is given up.
@@ -314,7 +327,7 @@ fn fuzz(target: &Target, options: &Options, running: &Running) -> Result<String,
 }
 
 /// The stored inputs of a target: every file of `tests/data/hostile/<name>/`, in order.
-pub fn stored(name: &str) -> Vec<Vec<u8>> {
+fn stored(name: &str) -> Vec<Vec<u8>> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/hostile");
     let Ok(listing) = std::fs::read_dir(root.join(name)) else { return Vec::new() };
     let mut paths: Vec<PathBuf> = listing.flatten().map(|entry| entry.path()).collect();

@@ -7,7 +7,7 @@
 
 mod engine;
 
-use engine::{Target, stored};
+use engine::Target;
 use forgelm_artifact::gguf::build::Builder;
 use forgelm_artifact::gguf::{self, Array, Value};
 use forgelm_artifact::json::{Style, canonical, parse_unique, python};
@@ -23,24 +23,26 @@ static ALLOCATOR: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
 
 /// A table of targets: one line a parser. Those of higher crates have a table of their own.
 fn targets() -> Vec<Target> {
-    let target = |name, run, seeds: Vec<Vec<u8>>, words, memory_factor| {
-        let seeds = [seeds, stored(name)].concat();
-        Target { name, run, seeds, words, memory_factor }
-    };
     vec![
-        target("safetensors", safetensors, safetensors_seeds(), SAFETENSORS_WORDS, 64),
-        target("gguf", gguf, gguf_seeds(), &["GGUF", "general.alignment", ".."], 64),
-        target(
+        Target::new("safetensors", safetensors, safetensors_seeds(), SAFETENSORS_WORDS, 64),
+        Target::new("gguf", gguf, gguf_seeds(), &["GGUF", "general.alignment", ".."], 64),
+        Target::new(
             "shard_index",
             shard_index,
             index_seeds(),
             &["weight_map", "../", ".safetensors"],
             512,
         ),
-        target("jsonl", jsonl, json_seeds(), JSON_WORDS, 512),
-        target("json", json, json_seeds(), JSON_WORDS, 512),
-        target("time", time, vec![b"2026-01-01T00:00:00.000001+00:00".to_vec()], TIME_WORDS, 64),
-        target("blocks", blocks, vec![vec![7; 211]], &[], 64),
+        Target::new("jsonl", jsonl, json_seeds(), JSON_WORDS, 512),
+        Target::new("json", json, json_seeds(), JSON_WORDS, 512),
+        Target::new(
+            "time",
+            time,
+            vec![b"2026-01-01T00:00:00.000001+00:00".to_vec()],
+            TIME_WORDS,
+            64,
+        ),
+        Target::new("blocks", blocks, vec![vec![7; 211]], &[], 64),
     ]
 }
 

@@ -7,7 +7,7 @@
 
 mod engine;
 
-use engine::{Target, stored};
+use engine::Target;
 use forgelm_config::{TrainerType, load_bytes};
 use forgelm_data::DataError;
 use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, SpanSearch, TemplateTokens};
@@ -19,14 +19,10 @@ use std::sync::OnceLock;
 static ALLOCATOR: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
 
 fn targets() -> Vec<Target> {
-    let target = |name, run, seeds: Vec<Vec<u8>>, words, memory_factor| {
-        let seeds = [seeds, stored(name)].concat();
-        Target { name, run, seeds, words, memory_factor }
-    };
     vec![
-        target("config", config, config_seeds(), CONFIG_WORDS, 4096),
-        target("template", template, template_seeds(), TEMPLATE_WORDS, 4096),
-        target("rows", rows, row_seeds(), ROW_WORDS, 512),
+        Target::new("config", config, config_seeds(), CONFIG_WORDS, 4096),
+        Target::new("template", template, template_seeds(), TEMPLATE_WORDS, 4096),
+        Target::new("rows", rows, row_seeds(), ROW_WORDS, 512),
     ]
 }
 

@@ -14,7 +14,7 @@ use forgelm_sdk::trainer::{Loss, Scored, Trainer};
 use forgelm_train::checkpoint::{self, View};
 use forgelm_train::session::{Session, StepError};
 use std::path::{Path, PathBuf};
-use tiny::{NegativeLogLikelihood, Run, plan_settings, tiny_decoder};
+use tiny::{Run, plan_settings, sft, tiny_decoder};
 
 const DROPOUT: f32 = 0.1;
 
@@ -37,7 +37,7 @@ fn resumed<'a>(decoder: &'a Decoder, dir: &Path) -> Run<'a> {
     let config = fresh.session.adapter().config();
     let loaded = checkpoint::load(&path, config, decoder.config()).unwrap();
     let parts = (loaded.adapter, loaded.moments, loaded.state);
-    Run::from_parts(decoder, plan_settings(4, 2), &NegativeLogLikelihood, parts)
+    Run::from_parts(decoder, plan_settings(4, 2), sft(), parts)
 }
 
 fn uninterrupted(decoder: &Decoder) -> Vec<f32> {

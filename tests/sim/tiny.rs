@@ -4,7 +4,8 @@ use forgelm_data::{Plan, PlanSettings, Sequence};
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_cpu::Cpu;
 use forgelm_model::{Adapter, Decoder, LoraConfig, ModelFiles, OpenModel};
-use forgelm_sdk::trainer::{Loss, Scored, Trainer};
+use forgelm_plugin_trainer::sft::SFT;
+use forgelm_sdk::trainer::Trainer;
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_train::optimizer::{AdamWSettings, Moments};
 use forgelm_train::schedule::{Decay, Schedule};
@@ -16,18 +17,9 @@ use std::sync::Arc;
 pub const LEARNING_RATE: f64 = 5e-3;
 const SEED: u64 = 7;
 
-/// The objective of SFT, so that this crate's tests need no plugin.
-pub struct NegativeLogLikelihood;
-
-impl Trainer for NegativeLogLikelihood {
-    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Loss {
-        dlogp.fill(-1.0);
-        Loss {
-            loss_sum: -scored.logp.iter().map(|&logp| f64::from(logp)).sum::<f64>(),
-            n_terms: scored.logp.len() as u64,
-            metrics: Vec::new(),
-        }
-    }
+/// The objective that ships.
+pub fn sft() -> &'static dyn Trainer {
+    Box::leak((SFT.build)(&[]).expect("it has no options"))
 }
 
 /// Sixteen sequences of 3 to 18 tokens, the first tokens of each not trained.
@@ -64,19 +56,6 @@ pub fn plan_settings(batch_size: usize, accumulation: usize) -> PlanSettings {
     }
 }
 
-pub fn identity() -> Identity {
-    Identity {
-        run_id: "fg-000000000001".to_owned(),
-        config_hash: "sha256:0".to_owned(),
-        config: serde_json::json!({}),
-        data_sha256: "d".to_owned(),
-        model_sha256: "m".to_owned(),
-        compute_dtype: "float32".to_owned(),
-        kernels: "cpu".to_owned(),
-        template_now: 0,
-    }
-}
-
 /// What a session borrows lives as long as the test: a few kilobytes, never freed.
 fn leaked<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
@@ -88,7 +67,7 @@ pub struct Run<'a> {
 
 impl<'a> Run<'a> {
     pub fn new(decoder: &'a Decoder, settings: PlanSettings, dropout: f32) -> Self {
-        Self::with_trainer(decoder, settings, dropout, &NegativeLogLikelihood)
+        Self::with_trainer(decoder, settings, dropout, sft())
     }
 
     pub fn with_trainer(
@@ -101,7 +80,7 @@ impl<'a> Run<'a> {
         let adapter = Adapter::new(config, decoder.config(), &Stream::new(SEED, Purpose::LoraInit))
             .expect("the modules exist");
         let moments = Moments::zero(adapter.params().len());
-        let state = State::new(30, identity());
+        let state = State::new(30, Identity::default());
         Self::from_parts(decoder, settings, trainer, (adapter, moments, state))
     }
 

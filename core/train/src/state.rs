@@ -52,8 +52,9 @@ pub struct LogEntry {
     pub eval_loss: f64,
 }
 
-/// What must be the same for a run to be the same run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What must be the same for a run to be the same run. The default names nothing: for sessions that
+/// no checkpoint ever continues.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
     /// Run that wrote the checkpoint.
