@@ -11,6 +11,8 @@ use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_model::{ALL_LINEAR, Adapter, LoraConfig, ModelFiles, OpenModel};
 use forgelm_plugin_trainer::sft::SFT;
+use forgelm_run::memory::MemoryUse;
+use forgelm_run::model::compute_name;
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_train::optimizer::{AdamWSettings, Moments};
 use forgelm_train::schedule::{Decay, Schedule};
@@ -83,14 +85,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         },
         adapter,
         moments,
-        state: State::new(n_steps, identity()),
+        state: State::new(n_steps, Identity::default()),
     })
     .map_err(|error| error.to_string())?;
     let n_tokens = (case.n_sequences * case.len) as f64;
     let (mut best, mut total, mut rate) = (f64::INFINITY, 0.0, f64::NAN);
     for step in 0..n_steps {
         let mut report = None;
-        let seconds = time(|| report = Some(session.step())).seconds(2);
+        let seconds = time(|| report = Some(session.step())).seconds(arguments.n_threads);
         let report = report.ok_or("no step")?.map_err(|error| error.to_string())?;
         println!("step {step}  loss {:.4}  {:.0} tokens/s", report.loss, n_tokens / seconds);
         rate = rate.max(peak_rate(arguments.compute, arguments.n_threads));
@@ -106,14 +108,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         "{} {} on {} threads ({}): mean {mean:.0} tokens/s, best {:.0}, limit {limit:.0}: {:.0} % \
          of it; loaded in {:.2} s; memory planned {:.0} MB, peak {:.0} MB",
         case.name,
-        dtype_name(arguments.compute),
+        compute_name(arguments.compute),
         arguments.n_threads,
         ops.name(),
         n_tokens / best,
         100.0 * mean / limit,
-        load.seconds(2),
+        load.seconds(arguments.n_threads),
         planned as f64 / 1e6,
-        resident_peak() as f64 / 1e6,
+        MemoryUse::now().resident_peak.unwrap_or(0) as f64 / 1e6,
     );
     Ok(())
 }
@@ -122,13 +124,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
 fn peak_rate(compute: Compute, n_threads: usize) -> f64 {
     let round = || peak(compute, n_threads).map(|(n, times)| n / times.seconds(n_threads));
     (0..8).filter_map(|_| round()).fold(f64::NAN, f64::max)
-}
-
-fn dtype_name(compute: Compute) -> &'static str {
-    match compute {
-        Compute::F32 => "float32",
-        Compute::Bf16 => "bfloat16",
-    }
 }
 
 fn parse(arguments: &[String]) -> Result<Arguments, String> {
@@ -187,26 +182,4 @@ fn plan_settings(case: &Case, n_steps: u64) -> PlanSettings {
         max_steps: Some(n_steps),
         packed_to: None,
     }
-}
-
-/// No checkpoint is written, so nothing needs to be recognized.
-fn identity() -> Identity {
-    Identity {
-        run_id: String::new(),
-        config_hash: String::new(),
-        config: serde_json::Value::Null,
-        data_sha256: String::new(),
-        model_sha256: String::new(),
-        compute_dtype: String::new(),
-        kernels: String::new(),
-        template_now: 0,
-    }
-}
-
-/// The most memory that was resident, in bytes; 0 where the system does not say.
-fn resident_peak() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
-    let kibibytes: u64 = line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
-    kibibytes * 1024
 }
