@@ -9,9 +9,17 @@
 
 mod dequantize;
 mod dtype;
+mod dynamic;
+mod four_bit;
+mod int8;
 mod quantize;
 pub mod random;
 
 pub use dequantize::{DequantizeError, dequantize};
 pub use dtype::Dtype;
+pub use dynamic::DynamicMap;
+pub use four_bit::{
+    BlockScales, FOUR_BIT_BLOCK, FourBit, FourBitTensor, FourBitWriter, NESTED_BLOCK, NestedScales,
+};
+pub use int8::Int8Rows;
 pub use quantize::{QuantizeError, quantize};
