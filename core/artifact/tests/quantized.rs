@@ -83,3 +83,48 @@ fn dynamic_codes_and_values_are_those_of_bitsandbytes() {
     DynamicMap::Signed.dequantize(&codes, &absmax, 256, &mut values);
     assert_same("values", &values, &floats(&golden, "dequant"));
 }
+
+/// More than one block of scales, scales of FP4, a short last block, the unsigned map.
+#[test]
+fn more_cases_are_those_of_bitsandbytes() {
+    let golden = open("more.safetensors");
+    let w = floats(&golden, "w");
+    for kind in [FourBit::Nf4, FourBit::Fp4] {
+        let part = |name: &str| format!("{}.{name}", kind.name());
+        let tensor = FourBitTensor::quantize(kind, &w, true);
+        assert_eq!(tensor.packed, bytes(&golden, &part("packed")));
+        let BlockScales::Double(nested) = &tensor.scales else { panic!("double") };
+        assert_eq!(nested.codes.len(), 300);
+        assert_same("nested", &nested.absmax, &floats(&golden, &part("absmax_nested")));
+        assert_same("offset", &[nested.offset], &floats(&golden, &part("absmax_offset")));
+        assert_eq!(nested.codes, bytes(&golden, &part("absmax_codes")));
+        let sum: f64 = dequantized(&tensor).iter().map(|&v| f64::from(v)).sum();
+        let expected = bytes(&golden, &part("dequant_sum"));
+        let expected = f64::from_le_bytes(expected.try_into().unwrap());
+        assert!((sum - expected).abs() <= 1e-9 * expected.abs(), "{sum}, not {expected}");
+
+        let odd = FourBitTensor::quantize(kind, &w[..1000], false);
+        assert_eq!(odd.packed, bytes(&golden, &format!("odd.{}", part("packed"))));
+        let BlockScales::Single(scales) = &odd.scales else { panic!("not double") };
+        assert_same("odd", scales, &floats(&golden, &format!("odd.{}", part("absmax"))));
+    }
+    let sizes: Vec<f32> = w[..1000].iter().map(|v| v.abs()).collect();
+    let maps =
+        [(DynamicMap::Signed, "signed", &w[..1000]), (DynamicMap::Unsigned, "unsigned", &sizes)];
+    for (map, name, values) in maps {
+        let (mut codes, mut absmax) = (vec![0; 1000], vec![0.0; 4]);
+        map.quantize(values, 256, &mut codes, &mut absmax);
+        assert_eq!(codes, bytes(&golden, &format!("{name}.codes")), "{name}");
+        assert_same(name, &absmax, &floats(&golden, &format!("{name}.absmax")));
+    }
+}
+
+/// The same offset for numbers of scales at which PyTorch's sum takes other ways.
+#[test]
+fn scales_that_are_all_equal_are_their_own_mean() {
+    for n in [1, 7, 8, 31, 32, 33, 512, 513, 16_384, 100_000] {
+        let nested = NestedScales::quantize(&vec![0.75; n]);
+        assert_eq!(nested.offset.to_bits(), 0.75_f32.to_bits(), "{n}");
+        assert!((0..n).all(|b| nested.get(b).to_bits() == 0.75_f32.to_bits()));
+    }
+}

@@ -12,6 +12,7 @@ mod lora;
 mod mlp;
 mod norm;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, Segment};
@@ -20,6 +21,7 @@ use forgelm_tensor::random::Stream;
 use crate::adapter::Adapter;
 use crate::config::{Dims, ModelConfig};
 use crate::names::Linear;
+use crate::storage::LoadOptions;
 use crate::store::TensorStore;
 use crate::weights::{Weights, WeightsError};
 pub use cached::{CachedSequence, KvCache};
@@ -101,14 +103,27 @@ impl Decoder {
         ops: Arc<dyn Ops>,
         compute: Compute,
     ) -> Result<Self, WeightsError> {
-        let weights = Weights::load(store, &config, ops.as_ref(), compute)?;
+        Self::from_store_as(config, store, ops, LoadOptions::dense(compute))
+    }
+
+    /// As [`Decoder::from_store`], with the linear layers kept as the options say.
+    ///
+    /// # Errors
+    /// As [`Decoder::from_store`].
+    pub fn from_store_as(
+        config: ModelConfig,
+        store: &dyn TensorStore,
+        ops: Arc<dyn Ops>,
+        options: LoadOptions,
+    ) -> Result<Self, WeightsError> {
+        let weights = Weights::load(store, &config, ops.as_ref(), options)?;
         Ok(Self {
             dims: config.dims(),
             inv_freq: config.rope.inv_freq(config.head_dim),
             attention_factor: config.rope.attention_factor(),
             config,
             ops,
-            compute,
+            compute: options.compute,
             weights,
         })
     }
@@ -141,6 +156,13 @@ impl Decoder {
     #[must_use]
     pub fn weights_bytes(&self) -> usize {
         self.weights.n_bytes()
+    }
+
+    /// How the linear layers are kept in memory, and how many of them: `dense`, the name of the
+    /// file's block format (`Q4_1`), `nf4, double quantized` and the like. For evidence.
+    #[must_use]
+    pub fn linear_formats(&self) -> &BTreeMap<String, usize> {
+        &self.weights.formats
     }
 
     /// The packed weight of a linear layer, as the kernels see it.

@@ -29,6 +29,7 @@ mod decoder;
 mod names;
 mod open;
 mod rope;
+mod storage;
 mod store;
 mod weights;
 
@@ -42,5 +43,6 @@ pub use decoder::{CachedSequence, Decoder, DropoutStep, KvCache, PackedInput, Pa
 pub use names::{Linear, Norm, Role};
 pub use open::{LoadError, ModelFiles, OpenModel};
 pub use rope::{Rope, RopeScaling, yarn_attention_factor};
+pub use storage::{FourBitStorage, LinearStorage, LoadOptions};
 pub use store::{MemoryStore, RotaryOrder, StoredTensor, TensorStore};
 pub use weights::WeightsError;

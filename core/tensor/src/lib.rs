@@ -12,8 +12,10 @@ mod dtype;
 mod dynamic;
 mod four_bit;
 mod int8;
+mod matrix;
 mod quantize;
 pub mod random;
+mod split;
 
 pub use dequantize::{DequantizeError, dequantize};
 pub use dtype::Dtype;
@@ -22,4 +24,6 @@ pub use four_bit::{
     BlockScales, FOUR_BIT_BLOCK, FourBit, FourBitTensor, FourBitWriter, NESTED_BLOCK, NestedScales,
 };
 pub use int8::Int8Rows;
-pub use quantize::{QuantizeError, quantize};
+pub use matrix::{FourBitMatrix, Int8Matrix, ScaleStorage};
+pub use quantize::{QuantizeError, quantize, round_to_f16};
+pub use split::{block_format, no_rows, outer_factors, split_blocks};

@@ -15,6 +15,7 @@ use forgelm_kernels_api::{
 
 use crate::frozen::Panels;
 use crate::pool::Pool;
+use crate::simd::on_isa;
 use crate::simd::{Isa, Simd, bf16_bits};
 use crate::tile::{Element, PANEL};
 
@@ -247,9 +248,8 @@ impl<E: Element> Panels<E> for PackedBlocks {
         None
     }
 
-    #[inline(always)]
-    fn read<'a, S: Simd>(&'a self, s: S, room: &'a mut [E], p: usize) -> &'a [E] {
-        self.unpack(s, room, p);
+    fn read<'a>(&'a self, isa: Isa, room: &'a mut [E], p: usize) -> &'a [E] {
+        on_isa!(isa, s => self.unpack(s, room, p));
         room
     }
 }

@@ -39,7 +39,7 @@ pub(crate) trait Panels<E>: Sync {
     /// All panels, if they are there. Shapes: [panels, steps, PANEL].
     fn whole(&self) -> Option<&[E]>;
     /// A panel, made in `room` unless it is there. Shapes: [steps, PANEL] both.
-    fn read<'a, S: Simd>(&'a self, s: S, room: &'a mut [E], p: usize) -> &'a [E];
+    fn read<'a>(&'a self, isa: Isa, room: &'a mut [E], p: usize) -> &'a [E];
 
     fn n_panels(&self) -> usize {
         self.n().div_ceil(PANEL)
@@ -181,8 +181,7 @@ impl<E: Element> Panels<E> for Packed<E> {
         Some(self.panels())
     }
 
-    #[inline(always)]
-    fn read<'a, S: Simd>(&'a self, _: S, _: &'a mut [E], p: usize) -> &'a [E] {
+    fn read<'a>(&'a self, _: Isa, _: &'a mut [E], p: usize) -> &'a [E] {
         self.panel(p)
     }
 }

@@ -114,12 +114,10 @@ fn forward_as<E: Element, W: Panels<E>>(
         pool.run(n_groups, &|group| {
             let range = part(group, n_groups, w.n_panels());
             let mut room = Scratch::<E>::take(range.len() * len);
-            on_isa!(isa, s => {
-                for (room, p) in room.chunks_exact_mut(len).zip(range.clone()) {
-                    w.read(s, room, p);
-                }
-                product.over(&room, range.clone()).task(s, 0..t, 0..range.len());
-            });
+            for (room, p) in room.chunks_exact_mut(len).zip(range.clone()) {
+                w.read(isa, room, p);
+            }
+            product.over(&room, range.clone()).alone(isa, 0..t, 0..range.len());
         });
     } else {
         let n_blocks = (w.n_panels() * len).div_ceil(TURNED).min(w.n_panels());
@@ -127,7 +125,7 @@ fn forward_as<E: Element, W: Panels<E>>(
             let range = part(block, n_blocks, w.n_panels());
             let mut made = Scratch::<E>::take(range.len() * len);
             pool.chunks(&mut made, len, |i, room| {
-                on_isa!(isa, s => { w.read(s, room, range.start + i); });
+                w.read(isa, room, range.start + i);
             });
             product.over(&made, range).run(pool, isa, t);
         }
@@ -158,14 +156,9 @@ fn backward_as<E: Element, W: Panels<E>>(
         let pieces = Shared::new(&mut turned);
         pool.run(panels.len(), &|i| {
             let mut room = Scratch::<E>::take(room_len);
-            on_isa!(isa, s => {
-                let panel = w.read(s, &mut room, panels.start + i);
-                for q in 0..n_columns {
-                    let at = q * per_column + i * piece;
-                    // SAFETY: piece i of each panel of columns is this task's alone.
-                    turn(s, unsafe { pieces.slice(at..at + piece) }, panel, q);
-                }
-            });
+            let panel = w.read(isa, &mut room, panels.start + i);
+            let place = Turned { to: pieces, per_column, first: i * piece };
+            turn_whole(isa, panel, place, n_columns);
         });
         let terms = panels.start * PANEL..(panels.end * PANEL).min(n);
         Multiply {
@@ -179,6 +172,24 @@ fn backward_as<E: Element, W: Panels<E>>(
         }
         .run(pool, isa, t);
     }
+}
+
+/// Where a panel's pieces belong: at `first` in each panel of columns.
+#[derive(Clone, Copy)]
+struct Turned<'a, E> {
+    to: Shared<'a, E>,
+    per_column: usize,
+    first: usize,
+}
+
+/// Turns all columns of a panel around.
+fn turn_whole<E: Element>(isa: Isa, panel: &[E], place: Turned<'_, E>, n_columns: usize) {
+    let piece = PANEL / E::TERMS * PANEL;
+    on_isa!(isa, s => for q in 0..n_columns {
+        let at = q * place.per_column + place.first;
+        // SAFETY: this piece of each panel of columns is the task's alone.
+        turn(s, unsafe { place.to.slice(at..at + piece) }, panel, q);
+    });
 }
 
 /// Some columns of a row-major matrix.
@@ -220,8 +231,13 @@ impl<E: Element> Multiply<'_, E> {
         pool.run(n_chunks * n_groups, &|task| {
             let rows = part(task % n_chunks, n_chunks, n_rows);
             let panels = part(task / n_chunks, n_groups, n_panels);
-            on_isa!(isa, s => self.task(s, rows, panels));
+            self.alone(isa, rows, panels);
         });
+    }
+
+    /// Some rows and panels, on one thread.
+    fn alone(&self, isa: Isa, rows: Range<usize>, panels: Range<usize>) {
+        on_isa!(isa, s => self.task(s, rows, panels));
     }
 
     #[inline(always)]
