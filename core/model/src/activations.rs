@@ -10,9 +10,9 @@
 
 use thiserror::Error;
 
-use crate::adapter::Adapter;
 use crate::config::{Dims, ModelConfig};
 use crate::names::Linear;
+use crate::trainable::Adapter;
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +110,31 @@ impl Rows {
     }
 }
 
+/// What the adapter of one linear layer keeps for backward.
+#[derive(Debug, Default)]
+pub(crate) struct AdapterRows {
+    /// `dropout(x) A^T` [T, r].
+    pub(crate) u: Rows,
+    /// Output before the magnitudes [T, n_out]; empty where none train.
+    pub(crate) z: Rows,
+}
+
+impl AdapterRows {
+    /// The first `t` rows of `z`, `n_out` numbers each.
+    pub(crate) fn z(&self, t: usize, n_out: usize) -> &[f32] {
+        &self.z.data[..t * n_out]
+    }
+}
+
+/// What an adapter works in.
+#[derive(Debug, Default)]
+pub(crate) struct AdapterScratch {
+    /// Input of A after dropout, and the gradient before it [T, widest input].
+    pub(crate) dropped: Rows,
+    /// Gradient of the output before the magnitudes [T, widest output].
+    pub(crate) dz: Rows,
+}
+
 /// What one layer keeps.
 #[derive(Debug, Default)]
 pub(crate) struct LayerBuffers {
@@ -133,8 +158,8 @@ pub(crate) struct LayerBuffers {
     pub(crate) gate: Rows,
     /// [T, F]; holds its gradient after backward.
     pub(crate) up: Rows,
-    /// `dropout(x) A^T` of each adapted module [T, r].
-    pub(crate) u: [Rows; 7],
+    /// What the adapter of each linear layer keeps.
+    pub(crate) u: [AdapterRows; 7],
 }
 
 /// What lives only within a layer.
@@ -150,8 +175,8 @@ pub(crate) struct Workspace {
     pub(crate) inv_rms: Rows,
     /// Gated product, and later its gradient [T, F].
     pub(crate) h: Rows,
-    /// Input of A after dropout, and the gradient before it [T, widest input].
-    pub(crate) dropped: Rows,
+    /// What adapters work in.
+    pub(crate) dropped: AdapterScratch,
     /// Gradient of the residual stream [T, C].
     pub(crate) dx: Rows,
     /// [T, H D]
@@ -276,7 +301,7 @@ impl Activations {
         let layers = (0..n_kept)
             .map(|slot| {
                 let layer = (keep == Keep::Everything).then_some(first_layer + slot);
-                layer_buffers(dims, t, &ranks(adapter, layer))
+                layer_buffers(dims, t, adapter_widths(adapter, layer))
             })
             .collect();
         Self {
@@ -334,7 +359,8 @@ impl Activations {
             visit("gate", &mut layer.gate);
             visit("up", &mut layer.up);
             for rows in &mut layer.u {
-                visit("low-rank products", rows);
+                visit("low-rank products", &mut rows.u);
+                visit("outputs before magnitudes", &mut rows.z);
             }
         }
         let ws = &mut self.ws;
@@ -343,7 +369,8 @@ impl Activations {
         visit("normed rows", &mut ws.xn);
         visit("norm factors", &mut ws.inv_rms);
         visit("gated product", &mut ws.h);
-        visit("dropped-out input", &mut ws.dropped);
+        visit("dropped-out input", &mut ws.dropped.dropped);
+        visit("gradient before magnitudes", &mut ws.dropped.dz);
         visit("gradient of the residual stream", &mut ws.dx);
         visit("gradient of attention output", &mut ws.dattn);
         visit("gradient of queries", &mut ws.dq);
@@ -362,19 +389,22 @@ impl Activations {
     }
 }
 
-/// Rank of each linear of a layer, or the largest of any layer when buffers are shared.
-fn ranks(adapter: Option<&Adapter>, layer: Option<usize>) -> [usize; 7] {
-    let mut ranks = [0; 7];
+/// Rank and width of the outputs before magnitudes of each linear of a layer, or the largest of any
+/// layer when buffers are shared.
+fn adapter_widths(adapter: Option<&Adapter>, layer: Option<usize>) -> [(usize, usize); 7] {
+    let mut widths = [(0, 0); 7];
     for module in adapter.iter().flat_map(|a| a.modules()) {
         if layer.is_none_or(|layer| layer == module.layer) {
-            let rank = &mut ranks[module.linear.index()];
+            let (rank, outputs) = &mut widths[module.linear.index()];
             *rank = module.r.max(*rank);
+            let n_out = if module.magnitude.is_some() { module.n_out } else { 0 };
+            *outputs = n_out.max(*outputs);
         }
     }
-    ranks
+    widths
 }
 
-fn layer_buffers(dims: &Dims, t: usize, ranks: &[usize; 7]) -> LayerBuffers {
+fn layer_buffers(dims: &Dims, t: usize, widths: [(usize, usize); 7]) -> LayerBuffers {
     let rows = |width| Rows::planned(t, width);
     LayerBuffers {
         x_mid: rows(dims.c),
@@ -387,7 +417,7 @@ fn layer_buffers(dims: &Dims, t: usize, ranks: &[usize; 7]) -> LayerBuffers {
         lse: rows(dims.h),
         gate: rows(dims.f),
         up: rows(dims.f),
-        u: ranks.map(rows),
+        u: widths.map(|(r, n_out)| AdapterRows { u: rows(r), z: rows(n_out) }),
     }
 }
 
@@ -400,8 +430,8 @@ fn workspace(dims: &Dims, t: usize, adapter: Option<&Adapter>, keep: Keep) -> Wo
         h: rows(dims.f),
         ..Workspace::default()
     };
-    if let Some(adapter) = adapter.filter(|a| a.config().dropout > 0.0) {
-        ws.dropped = rows(adapter.modules().iter().map(|m| m.n_in).max().unwrap_or(0));
+    if let Some(adapter) = adapter.filter(|a| a.dropout() > 0.0) {
+        ws.dropped.dropped = rows(adapter.modules().iter().map(|m| m.n_in).max().unwrap_or(0));
     }
     if keep != Keep::Nothing {
         ws.inv_rms = rows(1);
@@ -411,9 +441,11 @@ fn workspace(dims: &Dims, t: usize, adapter: Option<&Adapter>, keep: Keep) -> Wo
         ws.dk = rows(dims.kv_width());
         ws.dv = rows(dims.kv_width());
         let rank_of = |linears: &[Linear]| {
-            let r = ranks(adapter, None);
-            linears.iter().map(|l| r[l.index()]).max().unwrap_or(0)
+            let widths = adapter_widths(adapter, None);
+            linears.iter().map(|l| widths[l.index()].0).max().unwrap_or(0)
         };
+        let outputs = adapter_widths(adapter, None).into_iter().map(|(_, n_out)| n_out);
+        ws.dropped.dz = rows(outputs.max().unwrap_or(0));
         ws.du = [
             rows(rank_of(&[Linear::Q, Linear::O, Linear::Gate, Linear::Down])),
             rows(rank_of(&[Linear::K, Linear::Up])),

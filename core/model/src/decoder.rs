@@ -6,6 +6,7 @@
 mod attention;
 mod backward;
 mod cached;
+mod dora;
 mod forward;
 mod linear;
 mod lora;
@@ -17,10 +18,10 @@ use std::sync::Arc;
 use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, Segment};
 use forgelm_tensor::random::Stream;
 
-use crate::adapter::Adapter;
 use crate::config::{Dims, ModelConfig};
 use crate::names::Linear;
 use crate::store::TensorStore;
+use crate::trainable::Trainable;
 use crate::weights::{Weights, WeightsError};
 pub use cached::{CachedSequence, KvCache};
 
@@ -61,8 +62,8 @@ pub struct DropoutStep<'a> {
 /// What a pass over the model is told; the same for forward and backward.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
-    /// Adapter to apply; `None` runs the frozen model.
-    pub adapter: Option<&'a Adapter>,
+    /// What stands beside or in the place of frozen weights; `None` runs the model as it is.
+    pub adapter: Option<&'a Trainable>,
     /// Rows.
     pub batch: PackedInput<'a>,
     /// `None` turns the adapter's dropout off (evaluation).
@@ -82,7 +83,7 @@ pub struct Scored<'a> {
 #[derive(Clone, Copy)]
 struct Step<'a> {
     decoder: &'a Decoder,
-    adapter: Option<&'a Adapter>,
+    adapter: Option<&'a Trainable>,
     dropout: Option<DropoutStep<'a>>,
     row_keys: &'a [u64],
     /// Number of rows, T.
@@ -164,12 +165,11 @@ impl Decoder {
     }
 
     fn step<'a>(&'a self, pass: &Pass<'a>) -> Step<'a> {
+        check_current(pass.adapter);
         Step {
             decoder: self,
             adapter: pass.adapter,
-            dropout: pass
-                .dropout
-                .filter(|_| pass.adapter.is_some_and(|a| a.config().dropout > 0.0)),
+            dropout: pass.dropout.filter(|_| pass.adapter.is_some_and(|a| a.dropout() > 0.0)),
             row_keys: pass.batch.row_keys,
             t: pass.batch.tokens.len(),
         }
@@ -184,6 +184,12 @@ impl std::fmt::Debug for Decoder {
             .field("compute", &self.compute)
             .finish_non_exhaustive()
     }
+}
+
+/// Refuses trained numbers whose derived form is old: the pass would run other weights.
+fn check_current(trainable: Option<&Trainable>) {
+    let is_current = trainable.is_none_or(Trainable::is_current);
+    assert!(is_current, "the trained numbers changed; `Decoder::refresh` comes first");
 }
 
 /// Copies some rows of `from` to `to`, in the order of `rows`.

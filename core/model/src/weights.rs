@@ -164,6 +164,24 @@ impl Weights {
     }
 }
 
+/// The values of one tensor in f32, as they are stored.
+///
+/// # Errors
+/// If the tensor is missing, of the wrong shape or format, or holds a value that is not a number.
+pub(crate) fn read_values(
+    store: &dyn TensorStore,
+    config: &ModelConfig,
+    role: Role,
+    ops: &dyn Ops,
+) -> Result<Vec<f32>, WeightsError> {
+    let reader = Reader { store, dims: config.dims(), ops, compute: Compute::F32 };
+    let rows = reader.rows(role)?;
+    let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
+    rows.read_rows(0, &mut values);
+    reader.check_finite(role, &rows)?;
+    Ok(values)
+}
+
 struct Reader<'a> {
     store: &'a dyn TensorStore,
     dims: Dims,

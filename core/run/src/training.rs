@@ -25,7 +25,7 @@ use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::keys::lookup::FoundKey;
 use forgelm_hub::Source;
-use forgelm_model::{Adapter, PeftInfo};
+use forgelm_model::{LoadError, PeftInfo, Trainable};
 use forgelm_plugin::Registry;
 use forgelm_sdk::trainer::Trainer;
 use forgelm_tensor::random::{Purpose, Stream};
@@ -118,8 +118,8 @@ pub fn train(
     let load_start = env.clock.monotonic();
     let found = model::find(&model_request, env, observer)?;
     let data = TokenizedData::new(plan, &dataset, &found, template_now, observer)?;
-    let loaded = model::load(&found, &model_request)?;
-    let adapter = new_adapter(plan, &found)?;
+    let mut loaded = model::load(&found, &model_request)?;
+    let adapter = new_trainable(plan, &found, &mut loaded)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: plan.run.model.name_or_path.clone(),
         n_params: loaded.decoder.config().n_parameters() as u64,
@@ -282,7 +282,7 @@ impl Job<'_> {
 
     fn run(
         &mut self,
-        fresh: Adapter,
+        fresh: Trainable,
         identity: Identity,
         from: Option<resume::From>,
         force_resume: bool,
@@ -319,7 +319,7 @@ impl Job<'_> {
         }));
         audit.append(&AuditEvent::TrainingStarted)?;
         if n_steps_done == 0 {
-            self.sample(When::Before, None)?;
+            self.sample(When::Before, Some(session.adapter()))?;
             self.evaluate(&mut session, &mut metrics)?;
         }
         let train_start = self.env.clock.monotonic();
@@ -348,21 +348,21 @@ impl Job<'_> {
         Ok(Outcome::Completed(completed))
     }
 
-    /// Adapter, moments and state out of a checkpoint, once it is sure that they belong to this
+    /// Trainable, moments and state out of a checkpoint, once it is sure that they belong to this
     /// run.
     fn continued(
         &mut self,
         from: &resume::From,
-        fresh: &Adapter,
+        fresh: &Trainable,
         identity: Identity,
         force_resume: bool,
         audit: &mut AuditLog,
-    ) -> Result<(Adapter, Moments, State), RunError> {
+    ) -> Result<(Trainable, Moments, State), RunError> {
         let differences = from.state.identity.differences(&identity);
         if !differences.is_empty() && !force_resume {
             return Err(RunError::OtherRun { checkpoint: from.path.clone(), differences });
         }
-        let loaded = checkpoint::load(&from.path, fresh.config(), self.loaded.decoder.config())?;
+        let loaded = checkpoint::load(&from.path, fresh)?;
         let previous = loaded.state.identity.run_id.clone();
         audit.append(&AuditEvent::TrainingResumed {
             from_checkpoint: from.path.display().to_string(),
@@ -503,15 +503,14 @@ impl Job<'_> {
             return Ok(());
         };
         let path = checkpoint::path(self.plan.output.root(), best);
-        let loaded =
-            checkpoint::load(&path, session.adapter().config(), self.loaded.decoder.config())?;
+        let loaded = checkpoint::load(&path, session.adapter())?;
         let text = format!("step {best} had the lowest validation loss; its weights are kept");
         self.observer.observe(&Event::Notice(text));
-        session.adapter_mut().params_mut().copy_from_slice(loaded.adapter.params());
+        session.replace_params(loaded.adapter.params());
         Ok(())
     }
 
-    fn sample(&mut self, when: When, adapter: Option<&Adapter>) -> Result<(), RunError> {
+    fn sample(&mut self, when: When, adapter: Option<&Trainable>) -> Result<(), RunError> {
         let (Some(question), Some(template)) = (&self.data.question, &self.found.template) else {
             return Ok(());
         };
@@ -599,9 +598,17 @@ fn model_request(plan: &Plan, request: &Request) -> ModelRequest {
     }
 }
 
-fn new_adapter(plan: &Plan, found: &FoundModel) -> Result<Adapter, RunError> {
+/// What trains, as it stands before step 1.
+fn new_trainable(
+    plan: &Plan,
+    found: &FoundModel,
+    loaded: &mut LoadedModel,
+) -> Result<Trainable, RunError> {
     let stream = Stream::new(plan.run.training.seed, Purpose::LoraInit);
-    Ok(Adapter::new(settings::lora(&plan.run), found.open.config(), &stream)?)
+    let selection = settings::selection(&plan.run);
+    let mut trainable = Trainable::new(selection, found.open.config(), &stream)?;
+    loaded.decoder.begin(&mut trainable, found.open.store()).map_err(LoadError::from)?;
+    Ok(trainable)
 }
 
 /// The base as the adapter's config file names it; for a wheel the revision is its SHA-256.
@@ -656,7 +663,7 @@ fn check_room(
     plan: &Plan,
     data: &TokenizedData,
     loaded: &LoadedModel,
-    adapter: &Adapter,
+    adapter: &Trainable,
 ) -> Result<u64, RunError> {
     let size = session::largest_step(&data.train.sequences, &data.validation.sequences, &data.plan);
     let memory_plan = session::memory_plan(&loaded.decoder, adapter, size);

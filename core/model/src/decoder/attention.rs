@@ -134,6 +134,6 @@ impl Step<'_> {
             self.linear_input_gradient(place, (&mut *dxn, write), dy.get(t), du, &mut ws.dropped);
         }
         let dx = (ws.dx.get_mut(t), Write::Add);
-        self.norm_backward((layer, Norm::Input), dx, dxn, (x, buffers.input_inv_rms.get(t)));
+        self.norm_backward((layer, Norm::Input), grads, dx, dxn, (x, buffers.input_inv_rms.get(t)));
     }
 }

@@ -44,7 +44,7 @@ impl Step<'_> {
                 let y = (out, Write::Add);
                 self.linear_forward((layer, Linear::Down), y, h, u, &mut ws.dropped);
             }
-            None => self.lora_products((layer, Linear::Down), h, u, &mut ws.dropped),
+            None => self.linear_kept((layer, Linear::Down), h, u, &mut ws.dropped),
         }
     }
 
@@ -94,7 +94,7 @@ impl Step<'_> {
         }
         let (dx, x) = ((ws.dx.get_mut(t), Write::Add), buffers.x_mid.get(t));
         let inv_rms = buffers.post_inv_rms.get(t);
-        self.norm_backward((layer, Norm::PostAttention), dx, dxn, (x, inv_rms));
+        self.norm_backward((layer, Norm::PostAttention), grads, dx, dxn, (x, inv_rms));
         true
     }
 }
