@@ -14,13 +14,13 @@ fn cases() -> Vec<Case> {
     let lines: Vec<&str> = include_str!("data/svd.txt").lines().skip(1).collect();
     let case = |lines: &[&str]| {
         let head: Vec<&str> = lines[0].split(' ').collect();
-        let bits = lines[1].split(' ').map(|hex| u32::from_str_radix(hex, 16).unwrap());
+        let bits = lines[1].split(' ').map(|hex| u32::from_str_radix(hex, 16).expect("hex"));
         Case {
             name: head[0].to_owned(),
-            m: head[1].parse().unwrap(),
-            n: head[2].parse().unwrap(),
+            m: head[1].parse().expect("a number"),
+            n: head[2].parse().expect("a number"),
             a: bits.map(f32::from_bits).collect(),
-            s: lines[2].split(' ').map(|s| s.parse().unwrap()).collect(),
+            s: lines[2].split(' ').map(|s| s.parse().expect("a number")).collect(),
         }
     };
     let cases: Vec<Case> = lines.chunks_exact(3).map(case).collect();
