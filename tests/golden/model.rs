@@ -19,7 +19,7 @@ use forgelm_kernels_api::{AdamW, Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Adapter, CachedSequence, Decoder, Keep, KvCache, LoraConfig, ModelFiles,
+    Activations, Adapter, CachedSequence, Decoder, Keep, KvCache, LoraConfig, LoraInit, ModelFiles,
     OpenModel, Pass, PeftInfo, Rope, RopeScaling, StepSize, yarn_attention_factor,
 };
 use forgelm_tensor::random::{Purpose, Stream};
@@ -184,13 +184,42 @@ fn an_adapter_whose_b_is_zero_changes_no_logit() {
     assert_eq!(logits(None), logits(Some(&adapter)));
 }
 
+/// A model and PEFT's adapter before its first step.
+fn first_adapter(case: &str, ops: Arc<dyn Ops>) -> (Decoder, Adapter) {
+    let init = golden(&format!("lora/tiny-llama/{case}/init"));
+    if case != "pissa" {
+        let decoder = tiny_llama(ops);
+        let mut adapter = Adapter::load(&init, decoder.config()).expect("PEFT's folder").adapter;
+        decoder.refresh(&mut adapter);
+        return (decoder, adapter);
+    }
+    let (decoder, mut adapter) = principal_components(ops);
+    let init = SafetensorsFile::open(&init.join("adapter_model.safetensors")).expect("there");
+    for slice in adapter.slices() {
+        // The same components: singular vectors have either sign.
+        let stored = floats(&init, &slice.name);
+        adapter.params_mut()[slice.range].copy_from_slice(&stored);
+    }
+    (decoder, adapter)
+}
+
+/// PiSSA's start: a model without its principal components, and these.
+fn principal_components(ops: Arc<dyn Ops>) -> (Decoder, Adapter) {
+    let files = ModelFiles::Folder(golden("models/tiny-llama"));
+    let open = OpenModel::open(&files).expect("the folder is good");
+    let mut decoder = open.load(ops, Compute::F32).expect("the weights are good");
+    let mut lora = LoraConfig::new(8, 16.0, &["q_proj", "v_proj"]);
+    lora.init = LoraInit::PrincipalComponents;
+    let stream = Stream::new(42, Purpose::LoraInit);
+    let mut adapter = Adapter::new(lora, decoder.config(), &stream).expect("good settings");
+    decoder.begin(&mut adapter, open.store()).expect("the weights are there");
+    (decoder, adapter)
+}
+
 /// Ten AdamW steps of PEFT, from its first adapter to its last.
 fn trajectory(case: &str, ops: Arc<dyn Ops>, keep: Keep) {
     let about = json(&format!("lora/tiny-llama/{case}/golden.json"));
-    let decoder = tiny_llama(ops.clone());
-    let init = golden(&format!("lora/tiny-llama/{case}/init"));
-    let mut adapter = Adapter::load(&init, decoder.config()).expect("PEFT's folder").adapter;
-    decoder.refresh(&mut adapter);
+    let (decoder, mut adapter) = first_adapter(case, ops.clone());
     assert_eq!(Some(adapter.params().len() as u64), about["trainable"].as_u64());
     let n = adapter.params().len();
     let (mut m, mut v, mut grads) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
@@ -290,6 +319,66 @@ fn ten_steps_of_peft_with_magnitudes() {
         trajectory("dora", ops, Keep::Everything);
     }
     trajectory("dora", Arc::new(Reference), Keep::LayerInputs);
+}
+
+#[test]
+fn ten_steps_of_peft_from_principal_components() {
+    for ops in libraries() {
+        trajectory("pissa", ops, Keep::Everything);
+    }
+}
+
+/// The residual is PEFT's, the components are its too but for signs, and the converted adapter on
+/// the original weights gives the logits of the trained one on the residual.
+#[test]
+fn principal_components_are_those_of_peft_and_come_back_to_the_original_weights() {
+    let residual = tensors("lora/tiny-llama/pissa/residual.safetensors");
+    let init = tensors("lora/tiny-llama/pissa/init/adapter_model.safetensors");
+    let last = tensors("lora/tiny-llama/pissa/final/adapter_model.safetensors");
+    let (decoder, mut adapter) = principal_components(Arc::new(Reference));
+    let original = tiny_llama(Arc::new(Reference));
+    for module in adapter.modules() {
+        let mut found = vec![0.0; module.n_out * module.n_in];
+        decoder.linear(module.layer, module.linear).read_rows(0, &mut found);
+        let expected = floats(&residual, &format!("{}.weight", module.path));
+        assert_eq!(found.len(), expected.len());
+        for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
+            let what = format!("{} {i}", module.path);
+            assert_close(&what, f64::from(found), f64::from(expected), 2e-5);
+        }
+    }
+    for slice in adapter.slices() {
+        let stored = floats(&init, &slice.name);
+        for (&found, &stored) in adapter.params()[slice.range].iter().zip(&stored) {
+            let (found, stored) = (f64::from(found.abs()), f64::from(stored.abs()));
+            assert_close(&slice.name, found, stored, 1e-4);
+        }
+    }
+    // Some way from the start: PEFT's last values, with our signs' initial ones taken out.
+    for slice in adapter.slices() {
+        let (first, last) = (floats(&init, &slice.name), floats(&last, &slice.name));
+        let params = &mut adapter.params_mut()[slice.range];
+        for ((param, first), last) in params.iter_mut().zip(&first).zip(&last) {
+            *param += last - first;
+        }
+    }
+    let converted = adapter.on_original_weights(decoder.config()).expect("twice the rank is 16");
+    let lora = converted.lora().expect("an adapter");
+    assert_eq!((lora.r, lora.alpha, lora.init), (16, 32.0, LoraInit::Noise));
+    let batch = Batch::read(&tensors("forward/tiny-llama/inputs.safetensors"), "");
+    let rows: Vec<u32> = (0..batch.tokens.len() as u32).collect();
+    let logits = |decoder: &Decoder, adapter: &Adapter| {
+        let adapter = Some(adapter);
+        let mut acts = activations(decoder, adapter, Keep::Nothing);
+        decoder.forward(&Pass { adapter, batch: batch.input(), dropout: None }, &mut acts);
+        let mut logits = vec![0.0; rows.len() * 512];
+        decoder.logits(adapter, &mut acts, &rows, &mut logits);
+        logits
+    };
+    let trained = logits(&decoder, &adapter);
+    for (&a, &b) in trained.iter().zip(&logits(&original, &converted)) {
+        assert_close("logit", f64::from(b), f64::from(a), 1e-4);
+    }
 }
 
 #[test]

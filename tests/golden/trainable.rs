@@ -1,4 +1,5 @@
-//! Training of base weights against what PyTorch computed (`tests/data/golden/forward`, `full`).
+//! Training of base weights and merged models against what PyTorch and PEFT computed
+//! (`tests/data/golden/forward`, `full`, `lora`).
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -14,12 +15,15 @@ use std::sync::Arc;
 
 use batch::Batch;
 use forgelm_artifact::safetensors::SafetensorsFile;
+use forgelm_artifact::write::StagedDir;
 use forgelm_kernels_api::{AdamW, Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Decoder, Keep, ModelFiles, OpenModel, Pass, Selection, StepSize, Trainable,
+    Activations, Decoder, Keep, LoraConfig, LoraInit, ModelFiles, OpenModel, Pass, PeftInfo,
+    Selection, StepSize, Trainable,
 };
+use forgelm_tensor::random::{Purpose, Stream};
 use serde_json::Value;
 
 fn golden(path: &str) -> PathBuf {
@@ -68,8 +72,9 @@ impl Training {
         let files = ModelFiles::Folder(golden(&format!("models/{model}")));
         let open = OpenModel::open(&files).expect("the folder is good");
         let mut decoder = open.load(ops, Compute::F32).expect("the weights are good");
+        let stream = Stream::new(42, Purpose::LoraInit);
         let mut trainable =
-            Trainable::zeroed(selection, decoder.config()).expect("the names are good");
+            Trainable::new(selection, decoder.config(), &stream).expect("the names are good");
         decoder.begin(&mut trainable, open.store()).expect("the weights are there");
         let size = StepSize { tokens_max: 128, scored_rows_max: 128 };
         let acts = Activations::new(decoder.config(), Some(&trainable), size, keep)
@@ -184,5 +189,114 @@ fn trajectory(model: &str, ops: Arc<dyn Ops>) {
 fn ten_steps_over_every_parameter_of_llama() {
     for ops in libraries() {
         trajectory("tiny-llama", ops);
+    }
+}
+
+fn tiny_llama() -> OpenModel {
+    let files = ModelFiles::Folder(golden("models/tiny-llama"));
+    OpenModel::open(&files).expect("the folder is good")
+}
+
+/// The folder that `write_whole` makes, opened.
+fn whole(open: &OpenModel, trainable: &Trainable, folder: &std::path::Path) -> OpenModel {
+    let mut dir = StagedDir::new(folder).expect("a staged folder");
+    open.write_whole(trainable, &mut dir).expect("it can be written");
+    dir.commit().expect("it can be committed");
+    let written = ModelFiles::Folder(folder.to_owned());
+    OpenModel::open(&written).expect("our own folder is good")
+}
+
+fn loss(decoder: &Decoder, adapter: Option<&Trainable>, batch: &Batch) -> f64 {
+    let size = StepSize { tokens_max: 128, scored_rows_max: 128 };
+    let mut acts =
+        Activations::new(decoder.config(), adapter, size, Keep::Nothing).expect("there is memory");
+    let mut logp = vec![0.0; batch.labels.len()];
+    let pass = Pass { adapter, batch: batch.input(), dropout: None };
+    decoder.forward(&pass, &mut acts);
+    decoder.logprobs(&pass, &mut acts, batch.scored(), &mut logp);
+    -logp.iter().map(|&l| f64::from(l)).sum::<f64>() / logp.len() as f64
+}
+
+/// Adapters that PEFT trained, merged by us: the weights and the loss of PEFT's merged model.
+#[test]
+fn merged_models_are_those_of_peft() {
+    let open = tiny_llama();
+    let batch = Batch::read(&tensors("lora/inputs/train_batches.safetensors"), "step0.");
+    for case in ["qv", "all", "rslora", "dora"] {
+        let about = json(&format!("lora/tiny-llama/{case}/golden.json"));
+        let last = golden(&format!("lora/tiny-llama/{case}/final"));
+        let adapter = Trainable::load(&last, open.config()).expect("PEFT's folder").adapter;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let merged = whole(&open, &adapter, &folder.path().join("model"));
+        let expected = about["merged_weights"].as_object().expect("weights by name");
+        assert!(expected.len() >= 2, "{case}: nothing to compare");
+        for (name, about) in expected {
+            let tensor = merged.store().tensor(name).expect("every weight is there");
+            let (values, rest) = tensor.bytes.as_chunks::<4>();
+            assert!(rest.is_empty(), "{name}: the base is f32, and so is the merged model");
+            let found: Vec<f64> =
+                values.iter().map(|&v| f64::from(f32::from_le_bytes(v))).collect();
+            assert_summary(name, &found, about, 2e-5);
+        }
+        let decoder = merged.load(Arc::new(Reference), Compute::F32).expect("good weights");
+        let found = loss(&decoder, None, &batch);
+        assert_close(case, found, number(&about["loss_after_merge"]), 1e-4);
+    }
+}
+
+/// With an adapter that began at principal components, and with every weight trained: the folder
+/// gives the loss of what was trained.
+#[test]
+fn a_whole_model_read_again_is_what_was_trained() {
+    let batch = Batch::read(&tensors("lora/inputs/train_batches.safetensors"), "step0.");
+    let mut pissa = LoraConfig::new(4, 8.0, &["q_proj", "down_proj"]);
+    pissa.init = LoraInit::PrincipalComponents;
+    let mut both = pissa.clone();
+    (both.dora, both.rslora) = (true, true);
+    for selection in [Selection::Adapter(pissa), Selection::Adapter(both), Selection::Everything] {
+        let open = tiny_llama();
+        let mut training =
+            Training::new("tiny-llama", selection.clone(), Arc::new(Reference), Keep::Everything);
+        let before = training.loss_and_gradient(&batch);
+        let grads = training.grads.clone();
+        for (param, grad) in training.trainable.params_mut().iter_mut().zip(&grads) {
+            *param -= 1e-3 * grad;
+        }
+        training.decoder.refresh(&mut training.trainable);
+        let trained = training.loss_and_gradient(&batch);
+        assert!(before - trained > 0.01, "{selection:?}: the loss went from {before} to {trained}");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let saved = whole(&open, &training.trainable, &folder.path().join("model"));
+        let decoder = saved.load(Arc::new(Reference), Compute::F32).expect("good weights");
+        assert_close("the saved model", loss(&decoder, None, &batch), trained, 1e-5);
+    }
+}
+
+/// A checkpoint's files bring every number back, and only to what they were written from.
+#[test]
+fn trained_numbers_come_back_from_their_files() {
+    let info = PeftInfo { base_model_name_or_path: "tiny-llama".to_owned(), revision: None };
+    let mut pissa = LoraConfig::new(4, 8.0, &["v_proj"]);
+    (pissa.init, pissa.dora) = (LoraInit::PrincipalComponents, true);
+    let weights = Selection::Weights(vec!["model.norm.weight".to_owned()]);
+    let selections = [Selection::Adapter(pissa), Selection::Everything, weights];
+    let fresh = |selection: &Selection| {
+        Training::new("tiny-llama", selection.clone(), Arc::new(Reference), Keep::Everything)
+            .trainable
+    };
+    for selection in &selections {
+        let mut trained = fresh(selection);
+        trained.params_mut().iter_mut().for_each(|p| *p *= 1.5);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for (name, bytes) in trained.to_files(&info) {
+            std::fs::write(folder.path().join(name), bytes).expect("it can be written");
+        }
+        let mut again = fresh(selection);
+        assert_ne!(again.params(), trained.params());
+        again.restore(folder.path()).expect("its own files");
+        assert_eq!(again, trained);
+        for other in selections.iter().filter(|other| *other != selection) {
+            assert!(fresh(other).restore(folder.path()).is_err(), "{other:?} from {selection:?}");
+        }
     }
 }

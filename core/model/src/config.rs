@@ -5,6 +5,7 @@
 
 mod gguf;
 mod hf;
+mod write;
 
 use thiserror::Error;
 

@@ -15,7 +15,7 @@ mod norm;
 
 use std::sync::Arc;
 
-use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, Segment};
+use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, RowSource, Segment};
 use forgelm_tensor::random::Stream;
 
 use crate::config::{Dims, ModelConfig};
@@ -151,6 +151,16 @@ impl Decoder {
     #[must_use]
     pub fn linear(&self, layer: usize, linear: Linear) -> &dyn FrozenMatrix {
         self.weights.layers[layer].linear(linear)
+    }
+
+    /// Puts other values in the place of a linear layer's weight, in the form that the others have.
+    pub(crate) fn replace_linear(
+        &mut self,
+        (layer, linear): (usize, Linear),
+        values: &dyn RowSource,
+    ) {
+        let weight = self.ops.freeze(values, self.compute);
+        self.weights.layers[layer].set_linear(linear, weight);
     }
 
     fn attention_shape(&self) -> AttentionShape {

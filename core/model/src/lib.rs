@@ -33,6 +33,7 @@ mod rope;
 mod store;
 mod trainable;
 mod weights;
+mod whole;
 
 pub use activations::{Activations, Keep, MemoryPlan, OutOfMemory, PlannedBuffer, StepSize};
 pub use adapter::{
@@ -47,3 +48,4 @@ pub use rope::{Rope, RopeScaling, yarn_attention_factor};
 pub use store::{MemoryStore, RotaryOrder, StoredTensor, TensorStore};
 pub use trainable::{Adapter, NamedSlice, Selection, Trainable};
 pub use weights::WeightsError;
+pub use whole::WholeModelError;

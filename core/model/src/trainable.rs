@@ -10,6 +10,7 @@
 
 mod derived;
 mod merge;
+mod pissa;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

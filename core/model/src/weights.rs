@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use forgelm_kernels_api::{Compute, FrozenMatrix, Ops, RowSource};
+use forgelm_tensor::Dtype;
 use thiserror::Error;
 
 use crate::config::{Dims, ModelConfig};
@@ -105,6 +106,10 @@ impl LayerWeights {
     pub(crate) fn linear(&self, linear: Linear) -> &dyn FrozenMatrix {
         self.linear[linear.index()].as_ref()
     }
+
+    pub(crate) fn set_linear(&mut self, linear: Linear, weight: Box<dyn FrozenMatrix>) {
+        self.linear[linear.index()] = weight;
+    }
 }
 
 /// All weights, frozen.
@@ -172,14 +177,89 @@ pub(crate) fn read_values(
     store: &dyn TensorStore,
     config: &ModelConfig,
     role: Role,
-    ops: &dyn Ops,
 ) -> Result<Vec<f32>, WeightsError> {
-    let reader = Reader { store, dims: config.dims(), ops, compute: Compute::F32 };
-    let rows = reader.rows(role)?;
+    let rows = stored_rows(store, config, role)?.1;
     let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
     rows.read_rows(0, &mut values);
-    reader.check_finite(role, &rows)?;
+    check_finite(store, role, &rows)?;
     Ok(values)
+}
+
+/// The rows of one tensor and the number format they are stored in.
+///
+/// # Errors
+/// If the tensor is missing, or of the wrong shape or format.
+pub(crate) fn stored_rows<'a>(
+    store: &'a dyn TensorStore,
+    config: &ModelConfig,
+    role: Role,
+) -> Result<(Dtype, StoredRows<'a>), WeightsError> {
+    let dims = config.dims();
+    let dtype = tensor(store, &dims, role)?.dtype;
+    Ok((dtype, rows(store, &dims, role)?))
+}
+
+fn missing(store: &dyn TensorStore, name: String) -> WeightsError {
+    WeightsError::Missing { place: store.place(), name }
+}
+
+/// The tensor of a role, its shape checked.
+fn tensor<'a>(
+    store: &'a dyn TensorStore,
+    dims: &Dims,
+    role: Role,
+) -> Result<StoredTensor<'a>, WeightsError> {
+    let name = store.name_of(role);
+    let Some(tensor) = store.tensor(&name) else { return Err(missing(store, name)) };
+    let expected = role.shape(dims);
+    if tensor.shape == expected {
+        return Ok(tensor);
+    }
+    Err(WeightsError::Shape { place: store.place(), name, found: tensor.shape, expected })
+}
+
+fn rows<'a>(
+    store: &'a dyn TensorStore,
+    dims: &Dims,
+    role: Role,
+) -> Result<StoredRows<'a>, WeightsError> {
+    let tensor = tensor(store, dims, role)?;
+    let (n_rows, n_cols) = match tensor.shape.as_slice() {
+        [n_rows, n_cols] => (*n_rows, *n_cols),
+        other => (1, other.iter().product()),
+    };
+    let rotary = matches!(role, Role::Linear(_, Linear::Q | Linear::K));
+    let interleaved = match store.rotary_order() {
+        RotaryOrder::Interleaved if rotary => Some(dims.d),
+        RotaryOrder::Interleaved | RotaryOrder::HalfSplit => None,
+    };
+    StoredRows::new(&tensor, n_rows, n_cols, interleaved).ok_or_else(|| WeightsError::Format {
+        place: store.place(),
+        name: store.name_of(role),
+        shape: tensor.shape.clone(),
+        dtype: tensor.dtype.name().to_owned(),
+    })
+}
+
+/// Refuses rows in which a value that is no number was met.
+///
+/// # Errors
+/// Naming the first.
+pub(crate) fn check_finite(
+    store: &dyn TensorStore,
+    role: Role,
+    rows: &StoredRows<'_>,
+) -> Result<(), WeightsError> {
+    match rows.first_bad() {
+        None => Ok(()),
+        Some(NotFinite { row, column, value }) => Err(WeightsError::NotFinite {
+            place: store.place(),
+            name: store.name_of(role),
+            value: value.to_string(),
+            row,
+            column,
+        }),
+    }
 }
 
 struct Reader<'a> {
@@ -220,56 +300,17 @@ impl<'a> Reader<'a> {
     }
 
     fn missing(&self, name: String) -> WeightsError {
-        WeightsError::Missing { place: self.store.place(), name }
-    }
-
-    /// The tensor of a role, its shape checked.
-    fn tensor(&self, role: Role) -> Result<StoredTensor<'a>, WeightsError> {
-        let name = self.store.name_of(role);
-        let Some(tensor) = self.store.tensor(&name) else { return Err(self.missing(name)) };
-        let expected = role.shape(&self.dims);
-        if tensor.shape == expected {
-            return Ok(tensor);
-        }
-        Err(WeightsError::Shape { place: self.store.place(), name, found: tensor.shape, expected })
+        missing(self.store, name)
     }
 
     fn rows(&self, role: Role) -> Result<StoredRows<'a>, WeightsError> {
-        let tensor = self.tensor(role)?;
-        let (n_rows, n_cols) = match tensor.shape.as_slice() {
-            [n_rows, n_cols] => (*n_rows, *n_cols),
-            other => (1, other.iter().product()),
-        };
-        let rotary = matches!(role, Role::Linear(_, Linear::Q | Linear::K));
-        let interleaved = match self.store.rotary_order() {
-            RotaryOrder::Interleaved if rotary => Some(self.dims.d),
-            RotaryOrder::Interleaved | RotaryOrder::HalfSplit => None,
-        };
-        StoredRows::new(&tensor, n_rows, n_cols, interleaved).ok_or_else(|| WeightsError::Format {
-            place: self.store.place(),
-            name: self.store.name_of(role),
-            shape: tensor.shape.clone(),
-            dtype: tensor.dtype.name().to_owned(),
-        })
-    }
-
-    fn check_finite(&self, role: Role, rows: &StoredRows<'_>) -> Result<(), WeightsError> {
-        match rows.first_bad() {
-            None => Ok(()),
-            Some(NotFinite { row, column, value }) => Err(WeightsError::NotFinite {
-                place: self.store.place(),
-                name: self.store.name_of(role),
-                value: value.to_string(),
-                row,
-                column,
-            }),
-        }
+        rows(self.store, &self.dims, role)
     }
 
     fn matrix(&self, role: Role) -> Result<Box<dyn FrozenMatrix>, WeightsError> {
         let rows = self.rows(role)?;
         let packed = self.ops.freeze(&rows, self.compute);
-        self.check_finite(role, &rows)?;
+        check_finite(self.store, role, &rows)?;
         Ok(packed)
     }
 
@@ -277,7 +318,7 @@ impl<'a> Reader<'a> {
         let rows = self.rows(role)?;
         let mut values = vec![0.0; rows.n_cols()];
         rows.read_rows(0, &mut values);
-        self.check_finite(role, &rows)?;
+        check_finite(self.store, role, &rows)?;
         Ok(values)
     }
 

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use forgelm_artifact::gguf::build::Builder;
 use forgelm_artifact::gguf::{GgufFile, Value as GgufValue};
+use forgelm_artifact::write::StagedDir;
 use forgelm_artifact::{Class, Disk};
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
     Activations, Adapter, AdapterError, ConfigError, Decoder, Keep, Linear, LoadError, LoraConfig,
     MemoryStore, ModelConfig, ModelFiles, OpenModel, Pass, PeftInfo, Role, Rope, RopeScaling,
-    StepSize, TensorStore, WeightsError, read_config_json,
+    Selection, StepSize, TensorStore, Trainable, WeightsError, read_config_json,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_tensor::{Dtype, quantize};
@@ -268,6 +269,28 @@ fn a_gguf_file_gives_the_same_bits_as_the_folder_it_came_from() {
     described.place.clone_from(&hf.config().place);
     assert_eq!(&described, hf.config());
     assert_eq!(logits(&gguf), logits(&hf));
+}
+
+/// A whole model of a GGUF file describes itself and gives the same bits.
+#[test]
+fn a_folder_made_from_a_gguf_file_is_the_same_model() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("model.gguf");
+    gguf_of_the_golden_folder(&path);
+    let gguf = OpenModel::open(&ModelFiles::Gguf(path)).expect("a good file");
+    let names = Selection::Weights(vec!["model.norm.weight".to_owned()]);
+    let mut trainable = Trainable::zeroed(names, gguf.config()).expect("a good name");
+    let mut decoder = gguf.load(Arc::new(Reference), Compute::F32).expect("good weights");
+    decoder.begin(&mut trainable, gguf.store()).expect("the weights are there");
+    let mut dir = StagedDir::new(&folder.path().join("hf")).expect("a staged folder");
+    gguf.write_whole(&trainable, &mut dir).expect("it can be written");
+    dir.commit().expect("it can be committed");
+    let hf = OpenModel::open(&ModelFiles::Folder(folder.path().join("hf"))).expect("our folder");
+    let mut described = hf.config().clone();
+    described.place.clone_from(&gguf.config().place);
+    assert_eq!(&described, gguf.config());
+    let hf = hf.load(Arc::new(Reference), Compute::F32).expect("good weights");
+    assert_eq!(logits(&hf), logits(&decoder));
 }
 
 /// A Q8_0 block is a half-precision scale and 32 codes: with 0xFFFF for the scale every value of

@@ -13,7 +13,7 @@ section! {
     /// The low-rank adapter that is trained beside the frozen model.
     Lora {
         /// Whether an adapter is trained; without one every weight of the model is, and the run's result is a whole model.
-        enabled: bool = true, later("full fine-tuning");
+        enabled: bool = true;
         /// Rank of the update.
         r: usize = 8, min(1.0), max(65_536.0);
         /// Numerator of the scale: alpha / r, or alpha / sqrt(r) for rslora.
@@ -83,7 +83,7 @@ choice! {
         /// Weight-decomposed; Liu et al. 2024.
         Dora = "dora",
         /// Begins at the principal components; Meng et al. 2024.
-        Pissa = "pissa" later "PiSSA",
+        Pissa = "pissa",
         /// Scaled by alpha / sqrt(r); Kalajdzievski 2023.
         Rslora = "rslora",
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use forgelm_kernels_api::{FrozenMatrix, GemmDims, GemmLayout, Ops, RowSource, Write};
 
 use super::{AdaptedModule, BaseTensor, Trainable};
+use crate::adapter::LoraInit;
 use crate::decoder::Decoder;
 use crate::names::Role;
 use crate::store::TensorStore;
@@ -52,9 +53,9 @@ impl Derived {
 }
 
 /// Rows in memory.
-struct Dense<'a> {
-    n_cols: usize,
-    values: &'a [f32],
+pub(super) struct Dense<'a> {
+    pub(super) n_cols: usize,
+    pub(super) values: &'a [f32],
 }
 
 impl RowSource for Dense<'_> {
@@ -86,7 +87,8 @@ impl Trainable {
 }
 
 impl Decoder {
-    /// Starts `trainable` at the values of the base: weights, biases and magnitudes.
+    /// Starts `trainable` at the values of the base: weights, biases, magnitudes, and principal
+    /// components, which the base lacks from then on.
     ///
     /// `store` is what the decoder was loaded from: weights come from it in full precision, not as
     /// rounded for products.
@@ -98,8 +100,11 @@ impl Decoder {
         trainable: &mut Trainable,
         store: &dyn TensorStore,
     ) -> Result<(), WeightsError> {
+        if trainable.lora().is_some_and(|c| c.init == LoraInit::PrincipalComponents) {
+            self.take_principal_components(trainable, store)?;
+        }
         for (role, tensor) in &trainable.base {
-            let values = read_values(store, self.config(), *role, self.ops().as_ref())?;
+            let values = read_values(store, self.config(), *role)?;
             trainable.params[tensor.range.clone()].copy_from_slice(&values);
         }
         for module in trainable.modules.clone() {

@@ -117,7 +117,7 @@ impl Job<'_> {
         self.restore_best(&mut session)?;
         self.sample(When::After, Some(session.adapter()))?;
         self.check_unchanged()?;
-        self.save_final_model(&session)?;
+        let merge_metrics = self.save_final_model(&session)?;
         let dossier = Dossier {
             plan: self.plan,
             env: self.env,
@@ -129,6 +129,7 @@ impl Job<'_> {
             run_id: &run_id,
             started_at: self.started_at,
             train_seconds,
+            merge_metrics: &merge_metrics,
             template_now: self.template_now,
         };
         let completed = dossier.write(key.as_ref(), audit)?;
