@@ -29,8 +29,9 @@ use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
     Activations, Adapter, CachedSequence, Decoder, ExpertPart, Keep, KvCache, Linear, LoraConfig,
-    MemoryStore, ModelFiles, OpenModel, Pass, Role, StepSize,
+    MemoryStore, ModelFiles, OpenModel, Pass, Role, Selection, StepSize, Trainable,
 };
+use forgelm_tensor::random::{Purpose, Stream};
 use serde_json::Value;
 
 const CASES: [&str; 13] = [
@@ -118,15 +119,16 @@ fn all_logits(decoder: &Decoder, batch: &Batch, acts: &mut Activations) -> Vec<f
     let rows: Vec<u32> = (0..batch.tokens.len() as u32).collect();
     let mut logits = vec![0.0; rows.len() * decoder.dims().v];
     decoder.forward(&Pass { adapter: None, batch: batch.input(), dropout: None }, acts);
-    decoder.logits(acts, &rows, &mut logits);
+    decoder.logits(None, acts, &rows, &mut logits);
     logits
 }
 
 fn loss(golden: &Golden, adapter: Option<&Adapter>, acts: &mut Activations) -> f64 {
     let batch = &golden.batch;
     let mut logp = vec![0.0; batch.labels.len()];
-    golden.decoder.forward(&Pass { adapter, batch: batch.input(), dropout: None }, acts);
-    golden.decoder.logprobs(acts, batch.scored(), &mut logp);
+    let pass = Pass { adapter, batch: batch.input(), dropout: None };
+    golden.decoder.forward(&pass, acts);
+    golden.decoder.logprobs(&pass, acts, batch.scored(), &mut logp);
     -logp.iter().map(|&l| f64::from(l)).sum::<f64>() / logp.len() as f64
 }
 
@@ -187,12 +189,12 @@ fn identity(decoder: &Decoder) -> Adapter {
         targets.push("shared_expert_gate");
     }
     let mut lora = LoraConfig::new(1, 1.0, &targets);
-    let shape = Adapter::zeroed(lora.clone(), decoder.config()).expect("a good adapter");
+    let shape = Adapter::zeroed(lora.clone().into(), decoder.config()).expect("a good adapter");
     for module in shape.modules() {
         lora.rank_pattern.insert(module.path.clone(), module.n_in);
         lora.alpha_pattern.insert(module.path.clone(), module.n_in as f64);
     }
-    let mut adapter = Adapter::zeroed(lora, decoder.config()).expect("a good adapter");
+    let mut adapter = Adapter::zeroed(lora.into(), decoder.config()).expect("a good adapter");
     for module in adapter.modules().to_vec() {
         for i in 0..module.n_in {
             adapter.params_mut()[module.a.start + i * (module.n_in + 1)] = 1.0;
@@ -201,24 +203,45 @@ fn identity(decoder: &Decoder) -> Adapter {
     adapter
 }
 
-/// Gradients of weights by the names of transformers, where the experts of a layer are one tensor.
-fn weight_gradients(
-    decoder: &Decoder,
-    adapter: &Adapter,
-    grads: &[f32],
-) -> BTreeMap<String, Vec<f32>> {
+/// The name of transformers for a weight: there the experts of a layer are one tensor.
+fn name_in_transformers(name: &str) -> String {
+    let name = name.replace("block_sparse_moe", "mlp");
+    let Some((layer, expert)) = name.split_once(".experts.") else { return name };
+    let is_down = expert.contains("down_proj") || expert.contains("w2");
+    format!("{layer}.experts.{}", if is_down { "down_proj" } else { "gate_up_proj" })
+}
+
+/// Gradients of weights by the names of transformers.
+fn weight_gradients(trainable: &Trainable, grads: &[f32]) -> BTreeMap<String, Vec<f32>> {
     let mut all: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-    for module in adapter.modules() {
-        let name = match module.linear {
-            Linear::Expert(_, ExpertPart::Down) => "mlp.experts.down_proj".to_owned(),
-            Linear::Expert(..) => "mlp.experts.gate_up_proj".to_owned(),
-            Linear::Router => "mlp.gate.weight".to_owned(),
-            other => format!("{}.weight", other.module(decoder.config().module_names())),
-        };
-        let name = format!("model.layers.{}.{name}", module.layer);
+    for module in trainable.modules() {
+        let name = name_in_transformers(&format!("{}.weight", module.path));
         all.entry(name).or_default().extend(&grads[module.b.clone()]);
     }
+    if trainable.lora().is_none() {
+        for slice in trainable.slices() {
+            let name = name_in_transformers(&slice.name);
+            all.entry(name).or_default().extend(&grads[slice.range]);
+        }
+    }
     all
+}
+
+/// Gradients of a loss that is the sum of `weight` times each log-probability.
+fn gradients(
+    golden: &Golden,
+    trainable: &Trainable,
+    (keep, weight, balance): (Keep, f32, f32),
+) -> BTreeMap<String, Vec<f32>> {
+    let mut acts = activations(&golden.decoder, Some(trainable), keep);
+    acts.set_balance_weight(balance);
+    loss(golden, Some(trainable), &mut acts);
+    let mut grads = vec![0.0; trainable.params().len()];
+    let batch = &golden.batch;
+    let pass = Pass { adapter: Some(trainable), batch: batch.input(), dropout: None };
+    let dlogp = vec![weight; batch.labels.len()];
+    golden.decoder.backward(&pass, &mut acts, batch.scored(), &dlogp, &mut grads);
+    weight_gradients(trainable, &grads)
 }
 
 fn assert_gradient(what: &str, found: &[f64], expected: &Value) {
@@ -231,32 +254,30 @@ fn assert_gradient(what: &str, found: &[f64], expected: &Value) {
 }
 
 #[test]
-fn gradients_of_every_linear_layer_are_those_of_torch() {
+fn gradients_of_every_parameter_are_those_of_torch() {
     for case in CASES {
         for (ops, keep) in [
             (libraries()[0].clone(), Keep::Everything),
             (libraries()[1].clone(), Keep::Everything),
             (libraries()[0].clone(), Keep::LayerInputs),
         ] {
-            let golden = Golden::open(case, ops);
+            let mut golden = Golden::open(case, ops);
+            let stream = Stream::new(0, Purpose::LoraInit);
+            let config = golden.decoder.config().clone();
+            let mut whole =
+                Trainable::new(Selection::Everything, &config, &stream).expect("all weights");
+            let open = OpenModel::open(&ModelFiles::Folder(folder(case))).expect("a good folder");
+            golden.decoder.begin(&mut whole, open.store()).expect("all weights");
+            let weight = -1.0 / golden.batch.labels.len() as f32;
+            let expected = golden.about["gradients"].as_object().expect("gradients by name");
+            let found = gradients(&golden, &whole, (keep, weight, 0.0));
+            assert_eq!(found.len(), expected.len(), "{case}");
+            // Through an adapter only the linear layers have one.
             let adapter = identity(&golden.decoder);
-            let mut acts = activations(&golden.decoder, Some(&adapter), keep);
-            loss(&golden, Some(&adapter), &mut acts);
-            let mut grads = vec![0.0; adapter.params().len()];
-            let batch = &golden.batch;
-            let pass = Pass { adapter: Some(&adapter), batch: batch.input(), dropout: None };
-            let dlogp = vec![-1.0; batch.labels.len()];
-            golden.decoder.backward(&pass, &mut acts, batch.scored(), &dlogp, &mut grads);
-            let n = batch.labels.len() as f64;
-            let all = weight_gradients(&golden.decoder, &adapter, &grads);
-            assert!(all.len() >= 7 || case.starts_with("phi3"), "{case}");
-            for (name, found) in all {
-                let found: Vec<f64> = found.iter().map(|&g| f64::from(g) / n).collect();
-                assert_gradient(
-                    &format!("{case}: {name}"),
-                    &found,
-                    &golden.about["gradients"][&name],
-                );
+            let through_adapter = gradients(&golden, &adapter, (keep, weight, 0.0));
+            for (name, found) in found.into_iter().chain(through_adapter) {
+                let found: Vec<f64> = found.iter().map(|&g| f64::from(g)).collect();
+                assert_gradient(&format!("{case}: {name}"), &found, &expected[&name]);
             }
         }
     }
@@ -267,19 +288,13 @@ fn the_balance_loss_and_its_gradient_are_those_of_transformers() {
     for case in SPARSE {
         let golden = Golden::open(case, Arc::new(Reference));
         let adapter = identity(&golden.decoder);
+        let about = &golden.about["aux"];
+        let mut acts = activations(&golden.decoder, None, Keep::Nothing);
+        loss(&golden, None, &mut acts);
+        let expected = number(&about["aux_loss"]);
+        assert_close(case, acts.balance_loss().expect("experts"), expected, 1e-5 * expected);
         for keep in [Keep::Everything, Keep::LayerInputs] {
-            let mut acts = activations(&golden.decoder, Some(&adapter), keep);
-            acts.set_balance_weight(1.0);
-            loss(&golden, Some(&adapter), &mut acts);
-            let about = &golden.about["aux"];
-            let expected = number(&about["aux_loss"]);
-            assert_close(case, acts.balance_loss().expect("experts"), expected, 1e-5 * expected);
-            let mut grads = vec![0.0; adapter.params().len()];
-            let batch = &golden.batch;
-            let pass = Pass { adapter: Some(&adapter), batch: batch.input(), dropout: None };
-            let dlogp = vec![0.0; batch.labels.len()];
-            golden.decoder.backward(&pass, &mut acts, batch.scored(), &dlogp, &mut grads);
-            let all = weight_gradients(&golden.decoder, &adapter, &grads);
+            let all = gradients(&golden, &adapter, (keep, 0.0, 1.0));
             let routers = about["router_gradients"].as_object().expect("routers by name");
             assert_eq!(routers.len(), 2);
             for (name, expected) in routers {
@@ -303,7 +318,8 @@ fn steps(case: &str, ops: &Arc<dyn Ops>) {
     let golden = Golden::open(case, ops.clone());
     let about = &golden.about["lora"];
     let lora = LoraConfig::new(4, 8.0, &["all-linear"]);
-    let mut adapter = Adapter::zeroed(lora, golden.decoder.config()).expect("a good adapter");
+    let mut adapter =
+        Adapter::zeroed(lora.into(), golden.decoder.config()).expect("a good adapter");
     let first = about["first_gradients"].as_object().expect("gradients by name");
     assert_eq!(adapter.slices().len(), first.len(), "{case}");
     let short = |name: &str| {

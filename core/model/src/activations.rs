@@ -10,10 +10,11 @@
 
 use thiserror::Error;
 
-use crate::adapter::Adapter;
+use crate::adapter::AdaptedModule;
 use crate::config::{Dims, ModelConfig};
 use crate::decoder::routing::{Balance, Routing};
 use crate::names::{ExpertPart, Linear};
+use crate::trainable::Adapter;
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +112,31 @@ impl Rows {
     }
 }
 
+/// What the adapter of one linear layer keeps for backward.
+#[derive(Debug, Default)]
+pub(crate) struct AdapterRows {
+    /// `dropout(x) A^T` [T, r].
+    pub(crate) u: Rows,
+    /// Output before the magnitudes [T, n_out]; empty where none train.
+    pub(crate) z: Rows,
+}
+
+impl AdapterRows {
+    /// The first `t` rows of `z`, `n_out` numbers each.
+    pub(crate) fn z(&self, t: usize, n_out: usize) -> &[f32] {
+        &self.z.data[..t * n_out]
+    }
+}
+
+/// What an adapter works in.
+#[derive(Debug, Default)]
+pub(crate) struct AdapterScratch {
+    /// Input of A after dropout, and the gradient before it [T, widest input].
+    pub(crate) dropped: Rows,
+    /// Gradient of the output before the magnitudes [T, widest output].
+    pub(crate) dz: Rows,
+}
+
 /// What one layer keeps.
 #[derive(Debug, Default)]
 pub(crate) struct LayerBuffers {
@@ -163,8 +189,8 @@ pub(crate) struct LayerBuffers {
     pub(crate) shared_up: Rows,
     /// Score of the shared expert [T]; holds its gradient after backward.
     pub(crate) shared_score: Rows,
-    /// `dropout(x) A^T` of each adapted module [T, r], by [`Linear::index`].
-    pub(crate) u: Vec<Rows>,
+    /// What the adapter of each linear layer keeps, by [`Linear::index`].
+    pub(crate) u: Vec<AdapterRows>,
 }
 
 /// What lives only within a layer.
@@ -192,8 +218,8 @@ pub(crate) struct Workspace {
     pub(crate) inv_rms: Rows,
     /// Gated product, and later its gradient [T, F].
     pub(crate) h: Rows,
-    /// Input of A after dropout, and the gradient before it [T, widest input].
-    pub(crate) dropped: Rows,
+    /// What adapters work in.
+    pub(crate) dropped: AdapterScratch,
     /// Gradient of the residual stream [T, C].
     pub(crate) dx: Rows,
     /// [T, H D]
@@ -227,8 +253,8 @@ pub(crate) struct ExpertSpace {
     pub(crate) scaled_h: Rows,
     /// [T, F_expert]
     pub(crate) dh: Rows,
-    /// Low-rank products [T, largest rank].
-    pub(crate) u: Rows,
+    /// What the adapter of one linear layer keeps; formed again in backward.
+    pub(crate) u: AdapterRows,
     /// Gated product of the shared expert [T, F_shared].
     pub(crate) shared_h: Rows,
     /// [T, F_shared]
@@ -366,7 +392,7 @@ impl Activations {
         let layers = (0..n_kept)
             .map(|slot| {
                 let layer = (keep == Keep::Everything).then_some(first_layer + slot);
-                layer_buffers(model, t, (layer, ranks(adapter, layer)))
+                layer_buffers(model, t, (layer, adapter_widths(adapter, layer)))
             })
             .collect();
         Self {
@@ -438,7 +464,8 @@ impl Activations {
             visit("ups of experts", &mut layer.shared_up);
             visit("expert probabilities", &mut layer.shared_score);
             for rows in &mut layer.u {
-                visit("low-rank products", rows);
+                visit("low-rank products", &mut rows.u);
+                visit("outputs before magnitudes", &mut rows.z);
             }
         }
         let ws = &mut self.ws;
@@ -452,7 +479,8 @@ impl Activations {
         visit("normed rows", &mut ws.xn);
         visit("norm factors", &mut ws.inv_rms);
         visit("gated product", &mut ws.h);
-        visit("dropped-out input", &mut ws.dropped);
+        visit("dropped-out input", &mut ws.dropped.dropped);
+        visit("gradient before magnitudes", &mut ws.dropped.dz);
         visit("gradient of the residual stream", &mut ws.dx);
         visit("gradient of attention output", &mut ws.dattn);
         visit("gradient of queries", &mut ws.dq);
@@ -468,7 +496,8 @@ impl Activations {
             &mut experts.h,
             &mut experts.scaled_h,
             &mut experts.dh,
-            &mut experts.u,
+            &mut experts.u.u,
+            &mut experts.u.z,
             &mut experts.shared_h,
             &mut experts.shared_dh,
             &mut experts.dxn,
@@ -486,24 +515,32 @@ impl Activations {
     }
 }
 
-/// Rank of each linear of a layer, or the largest of any layer when buffers are shared.
-fn ranks(adapter: Option<&Adapter>, layer: Option<usize>) -> [usize; Linear::N_FIXED] {
-    let mut ranks = [0; Linear::N_FIXED];
+/// Rank and width of the outputs before magnitudes, by [`Linear::index`].
+type Widths = [(usize, usize); Linear::N_FIXED];
+
+/// Rank and width of the outputs before magnitudes of each linear of a layer, or the largest of any
+/// layer when buffers are shared. What experts need is not kept.
+fn adapter_widths(adapter: Option<&Adapter>, layer: Option<usize>) -> Widths {
+    let mut widths = [(0, 0); Linear::N_FIXED];
     for module in adapter.iter().flat_map(|a| a.modules()) {
         let is_here = layer.is_none_or(|layer| layer == module.layer);
-        // Products of experts are not kept.
-        if let Some(rank) = ranks.get_mut(module.linear.index()).filter(|_| is_here) {
-            *rank = module.r.max(*rank);
+        if let Some(width) = widths.get_mut(module.linear.index()).filter(|_| is_here) {
+            *width = (module.r.max(width.0), n_outputs(module).max(width.1));
         }
     }
-    ranks
+    widths
+}
+
+/// Outputs of a module that its magnitudes scale.
+fn n_outputs(module: &AdaptedModule) -> usize {
+    if module.magnitude.is_some() { module.n_out } else { 0 }
 }
 
 /// Buffers of one layer, or of any when they are shared.
 fn layer_buffers(
     model: &ModelConfig,
     t: usize,
-    (layer, ranks): (Option<usize>, [usize; Linear::N_FIXED]),
+    (layer, widths): (Option<usize>, Widths),
 ) -> LayerBuffers {
     let dims = &model.dims();
     let is = |kind: &dyn Fn(usize) -> bool| match layer {
@@ -541,7 +578,7 @@ fn layer_buffers(
         attn_out_inv_rms: rows_if(post_norms, 1),
         mlp_out: rows_if(post_norms, dims.c),
         mlp_out_inv_rms: rows_if(post_norms, 1),
-        u: ranks.map(rows).into(),
+        u: widths.map(|(r, n_out)| AdapterRows { u: rows(r), z: rows(n_out) }).into(),
     }
 }
 
@@ -586,8 +623,8 @@ fn workspace(model: &ModelConfig, t: usize, adapter: Option<&Adapter>, keep: Kee
     if model.mlp.is_fused {
         ws.gate_up = rows(2 * dims.f);
     }
-    if let Some(adapter) = adapter.filter(|a| a.config().dropout > 0.0) {
-        ws.dropped = rows(adapter.modules().iter().map(|m| m.n_in).max().unwrap_or(0));
+    if let Some(adapter) = adapter.filter(|a| a.dropout() > 0.0) {
+        ws.dropped.dropped = rows(adapter.modules().iter().map(|m| m.n_in).max().unwrap_or(0));
     }
     if keep != Keep::Nothing {
         ws.inv_rms = rows(1);
@@ -605,6 +642,8 @@ fn workspace(model: &ModelConfig, t: usize, adapter: Option<&Adapter>, keep: Kee
             let here = modules.filter(|m| du_place(m.linear) == place);
             here.map(|m| m.r).max().unwrap_or(0)
         };
+        let outputs = adapter.iter().flat_map(|a| a.modules()).map(n_outputs);
+        ws.dropped.dz = rows(outputs.max().unwrap_or(0));
         ws.du = [0, 1, 2].map(|place| rows(rank_of(place)));
     }
     ws
@@ -620,12 +659,15 @@ fn expert_space(
         return ExpertSpace::default();
     }
     let (dims, rows) = (&model.dims(), |width| Rows::planned(t, width));
-    let modules = adapter.iter().flat_map(|a| a.modules());
-    let expert_ranks = modules.filter(|m| matches!(m.linear, Linear::Expert(..))).map(|m| m.r);
+    let modules = || {
+        let modules = adapter.iter().flat_map(|a| a.modules());
+        modules.filter(|m| matches!(m.linear, Linear::Expert(..)))
+    };
+    let (rank, outputs) = (modules().map(|m| m.r).max(), modules().map(n_outputs).max());
     let mut space = ExpertSpace {
         x: rows(dims.c),
         h: rows(dims.f_expert),
-        u: rows(expert_ranks.max().unwrap_or(0)),
+        u: AdapterRows { u: rows(rank.unwrap_or(0)), z: rows(outputs.unwrap_or(0)) },
         shared_h: rows(dims.f_shared),
         ..ExpertSpace::default()
     };

@@ -6,6 +6,7 @@
 mod attention;
 mod backward;
 mod cached;
+mod dora;
 mod experts;
 mod forward;
 mod linear;
@@ -16,14 +17,14 @@ pub(crate) mod routing;
 
 use std::sync::Arc;
 
-use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, Segment};
+use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, RowSource, Segment};
 use forgelm_tensor::random::Stream;
 
-use crate::adapter::Adapter;
 use crate::config::{Dims, ModelConfig};
 use crate::names::Linear;
 use crate::rope::{Rope, Rotary};
 use crate::store::TensorStore;
+use crate::trainable::Trainable;
 use crate::weights::{Weights, WeightsError};
 pub use cached::{CachedSequence, KvCache};
 
@@ -65,8 +66,8 @@ pub struct DropoutStep<'a> {
 /// What a pass over the model is told; the same for forward and backward.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
-    /// Adapter to apply; `None` runs the frozen model.
-    pub adapter: Option<&'a Adapter>,
+    /// What stands beside or in the place of frozen weights; `None` runs the model as it is.
+    pub adapter: Option<&'a Trainable>,
     /// Rows.
     pub batch: PackedInput<'a>,
     /// `None` turns the adapter's dropout off (evaluation).
@@ -86,7 +87,7 @@ pub struct Scored<'a> {
 #[derive(Clone, Copy)]
 struct Step<'a> {
     decoder: &'a Decoder,
-    adapter: Option<&'a Adapter>,
+    adapter: Option<&'a Trainable>,
     dropout: Option<DropoutStep<'a>>,
     row_keys: &'a [u64],
     /// Number of rows, T.
@@ -157,6 +158,16 @@ impl Decoder {
         self.weights.layers[layer].linear(linear)
     }
 
+    /// Puts other values in the place of a linear layer's weight, in the form that the others have.
+    pub(crate) fn replace_linear(
+        &mut self,
+        (layer, linear): (usize, Linear),
+        values: &dyn RowSource,
+    ) {
+        let weight = self.ops.freeze(values, self.compute);
+        self.weights.layers[layer].set_linear(linear, weight);
+    }
+
     fn attention_shape(&self, layer: usize) -> AttentionShape {
         AttentionShape {
             n_heads: self.dims.h,
@@ -169,12 +180,11 @@ impl Decoder {
     }
 
     fn step<'a>(&'a self, pass: &Pass<'a>) -> Step<'a> {
+        check_current(pass.adapter);
         Step {
             decoder: self,
             adapter: pass.adapter,
-            dropout: pass
-                .dropout
-                .filter(|_| pass.adapter.is_some_and(|a| a.config().dropout > 0.0)),
+            dropout: pass.dropout.filter(|_| pass.adapter.is_some_and(|a| a.dropout() > 0.0)),
             row_keys: pass.batch.row_keys,
             t: pass.batch.tokens.len(),
         }
@@ -221,6 +231,12 @@ fn join_columns<const N: usize>(to: &mut [f32], parts: [&[f32]; N], t: usize) {
         first += n;
     }
     assert_eq!(first, width, "the parts are not the whole");
+}
+
+/// Refuses trained numbers whose derived form is old: the pass would run other weights.
+fn check_current(trainable: Option<&Trainable>) {
+    let is_current = trainable.is_none_or(Trainable::is_current);
+    assert!(is_current, "the trained numbers changed; `Decoder::refresh` comes first");
 }
 
 /// Copies some rows of `from` to `to`, in the order of `rows`.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use forgelm_artifact::gguf::{GgufError, GgufFile};
 use forgelm_artifact::safetensors::SafetensorsFile;
 use forgelm_artifact::sharded::{ShardedError, ShardedModel};
-use forgelm_artifact::{Class, TensorView};
+use forgelm_artifact::{Class, TensorView, json};
 use forgelm_kernels_api::{Compute, Ops};
 use thiserror::Error;
 
@@ -18,6 +18,7 @@ use crate::store::{
     Located, RotaryOrder, StoredTensor, TensorStore, fused_experts, stacked_experts,
 };
 use crate::weights::WeightsError;
+use crate::whole::description_of;
 
 /// Where a model lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +110,17 @@ impl OpenModel {
     #[must_use]
     pub fn store(&self) -> &dyn TensorStore {
         &self.store
+    }
+
+    /// The files that describe the model in a Hugging Face folder, by name.
+    pub(crate) fn description(&self) -> Result<Vec<(&'static str, String)>, ConfigError> {
+        match &self.store.files {
+            Files::Folder(folder, _) => description_of(folder),
+            Files::Gguf(_) => {
+                let text = json::pretty(&self.config.to_hf_json()?);
+                Ok(vec![("config.json", text)])
+            }
+        }
     }
 
     /// Whether every weight file is still the one that was opened.

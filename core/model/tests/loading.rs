@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use forgelm_artifact::gguf::build::Builder;
 use forgelm_artifact::gguf::{GgufFile, Value as GgufValue};
+use forgelm_artifact::write::StagedDir;
 use forgelm_artifact::{Class, Disk};
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
     Activations, Adapter, AdapterError, ConfigError, Decoder, Keep, Linear, LoadError, LoraConfig,
     MemoryStore, ModelConfig, ModelFiles, OpenModel, Pass, PeftInfo, Role, Rope, RopeScaling,
-    StepSize, TensorStore, WeightsError, read_config_json,
+    Selection, StepSize, TensorStore, Trainable, WeightsError, read_config_json,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_tensor::{Dtype, quantize};
@@ -257,7 +258,7 @@ fn logits(decoder: &Decoder) -> Vec<f32> {
         Activations::new(decoder.config(), None, size, Keep::Nothing).expect("there is memory");
     let mut logits = vec![0.0; 9 * decoder.dims().v];
     decoder.forward(&Pass { adapter: None, batch: batch.input(), dropout: None }, &mut acts);
-    decoder.logits(&mut acts, &[0, 1, 2, 3, 4, 5, 6, 7, 8], &mut logits);
+    decoder.logits(None, &mut acts, &[0, 1, 2, 3, 4, 5, 6, 7, 8], &mut logits);
     logits
 }
 
@@ -275,6 +276,28 @@ fn a_gguf_file_gives_the_same_bits_as_the_folder_it_came_from() {
     described.place.clone_from(&hf.config().place);
     assert_eq!(&described, hf.config());
     assert_eq!(logits(&gguf), logits(&hf));
+}
+
+/// A whole model of a GGUF file describes itself and gives the same bits.
+#[test]
+fn a_folder_made_from_a_gguf_file_is_the_same_model() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("model.gguf");
+    gguf_of_the_golden_folder(&path);
+    let gguf = OpenModel::open(&ModelFiles::Gguf(path)).expect("a good file");
+    let names = Selection::Weights(vec!["model.norm.weight".to_owned()]);
+    let mut trainable = Trainable::zeroed(names, gguf.config()).expect("a good name");
+    let mut decoder = gguf.load(Arc::new(Reference), Compute::F32).expect("good weights");
+    decoder.begin(&mut trainable, gguf.store()).expect("the weights are there");
+    let mut dir = StagedDir::new(&folder.path().join("hf")).expect("a staged folder");
+    gguf.write_whole(&trainable, &mut dir).expect("it can be written");
+    dir.commit().expect("it can be committed");
+    let hf = OpenModel::open(&ModelFiles::Folder(folder.path().join("hf"))).expect("our folder");
+    let mut described = hf.config().clone();
+    described.place.clone_from(&gguf.config().place);
+    assert_eq!(&described, gguf.config());
+    let hf = hf.load(Arc::new(Reference), Compute::F32).expect("good weights");
+    assert_eq!(logits(&hf), logits(&decoder));
 }
 
 /// A Q8_0 block is a half-precision scale and 32 codes: with 0xFFFF for the scale every value of
@@ -395,8 +418,9 @@ fn merging_adds_the_product() {
     let weight = decoder.linear(1, Linear::O);
     let mut expected = vec![0.0; 16 * 32];
     weight.read_rows(0, &mut expected);
+    let mut merged = expected.clone();
+    adapter.merge_rows(&module, 0, &mut merged);
     expected.iter_mut().for_each(|w| *w += 3.0 * 0.25);
-    let merged = adapter.merged(&module, weight);
     assert!(merged.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6));
 }
 
@@ -415,7 +439,7 @@ fn reloaded(changes: Value) -> Result<LoraConfig, AdapterError> {
     forgelm_artifact::write::atomic(&path, settings.to_string().as_bytes()).expect("written");
     let loaded = Adapter::load(folder.path(), &tiny_config())?;
     loaded.check(&LoraConfig::new(2, 4.0, &["q_proj", "v_proj"]), Some("tiny"))?;
-    Ok(loaded.adapter.config().clone())
+    Ok(loaded.adapter.lora().expect("an adapter").clone())
 }
 
 #[test]
@@ -433,8 +457,8 @@ fn fault_048_adapters_that_do_not_fit_are_refused_with_the_difference() {
         (json!({"base_model_name_or_path": "other"}), "is other, expected tiny"),
         (json!({"rank_pattern": {"q_proj": 3}}), "expected [3, 16]"),
         (json!({"rank_pattern": {".*q_proj": 3}}), "expression"),
-        (json!({"use_dora": true}), "use_dora"),
-        (json!({"bias": "all"}), "bias: all"),
+        (json!({"use_dora": true}), "lora_magnitude_vector` is missing"),
+        (json!({"bias": "most"}), "expected `none`, `all` or `lora_only`"),
         (json!({"init_lora_weights": "pissa"}), "pissa"),
         (json!({"modules_to_save": ["lm_head"]}), "modules_to_save"),
         (json!({"peft_type": "IA3"}), "IA3"),

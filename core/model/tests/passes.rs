@@ -34,7 +34,7 @@ fn logits(decoder: &Decoder, adapter: Option<&Adapter>, batch: &Batch) -> Vec<f3
     decoder.forward(&Pass { adapter, batch: batch.input(), dropout: None }, &mut acts);
     let rows: Vec<u32> = (0..batch.tokens.len() as u32).collect();
     let mut logits = vec![0.0; rows.len() * decoder.dims().v];
-    decoder.logits(&mut acts, &rows, &mut logits);
+    decoder.logits(adapter, &mut acts, &rows, &mut logits);
     logits
 }
 
@@ -209,6 +209,6 @@ fn layers_below_the_first_adapted_one_share_their_buffers() {
     let pass = Pass { adapter: None, batch: batch.input(), dropout: None };
     decoder.forward(&pass, &mut acts);
     let mut found = vec![0.0; 12 * config.vocab_size];
-    decoder.logits(&mut acts, &(0..12).collect::<Vec<u32>>(), &mut found);
+    decoder.logits(None, &mut acts, &(0..12).collect::<Vec<u32>>(), &mut found);
     assert_eq!(found, logits(&decoder, None, &batch));
 }

@@ -129,7 +129,7 @@ impl Step<'_> {
         if decoder.config.norms.post_norms {
             let given = (buffers.attn_out.get(t), buffers.attn_out_inv_rms.get(t));
             let dbranch = (ws.dbranch.get_mut(t), Write::Replace);
-            self.norm_backward((layer, Norm::PostAttention), dbranch, ws.dx.get(t), given);
+            self.norm_backward((layer, Norm::PostAttention), grads, dbranch, ws.dx.get(t), given);
         }
         let dy = if decoder.config.norms.post_norms { ws.dbranch.get(t) } else { ws.dx.get(t) };
         let place = (layer, Linear::O);
@@ -161,7 +161,7 @@ impl Step<'_> {
         ops.rope(dk.get_mut(t), cos, sin, dims.h_kv, dims.d, Rotation::Backward);
         (ws.dq, ws.dk) = (dq, dk);
         if options.qk_norm {
-            self.head_norms_backward(layer, buffers, ws);
+            self.head_norms_backward(layer, buffers, ws, grads);
         }
         if options.is_fused {
             let parts = [ws.dq.get(t), ws.dk.get(t), ws.dv.get(t)];
@@ -189,11 +189,17 @@ impl Step<'_> {
             self.linear_input_gradient(place, (&mut *dxn, write), dy.get(t), du, &mut ws.dropped);
         }
         let dx = (ws.dx.get_mut(t), Write::Add);
-        self.norm_backward((layer, Norm::Input), dx, dxn, (x, buffers.input_inv_rms.get(t)));
+        self.norm_backward((layer, Norm::Input), grads, dx, dxn, (x, buffers.input_inv_rms.get(t)));
     }
 
     /// Gradients of `ws.dq` and `ws.dk` through the norms of the heads, in place.
-    fn head_norms_backward(&self, layer: usize, buffers: &LayerBuffers, ws: &mut Workspace) {
+    fn head_norms_backward(
+        &self,
+        layer: usize,
+        buffers: &LayerBuffers,
+        ws: &mut Workspace,
+        grads: &mut [f32],
+    ) {
         let t = self.t;
         let heads = [
             (Norm::Query, &mut ws.dq, &buffers.raw_q, &buffers.q_inv_rms),
@@ -204,7 +210,7 @@ impl Step<'_> {
             // The gradient of attention's output was read; its buffer is the larger of the two.
             let dx = &mut ws.dattn.get_mut(t)[..dy.len()];
             let given = (x.get(t), inv_rms.get(t));
-            self.norm_backward((layer, norm), (&mut *dx, Write::Replace), dy, given);
+            self.norm_backward((layer, norm), grads, (&mut *dx, Write::Replace), dy, given);
             dy.copy_from_slice(dx);
         }
     }

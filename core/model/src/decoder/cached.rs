@@ -2,10 +2,10 @@
 
 use forgelm_kernels_api::Segment;
 
-use super::{Decoder, PackedInput, Step};
+use super::{Decoder, PackedInput, Step, check_current};
 use crate::activations::{Activations, LayerBuffers, Stage};
-use crate::adapter::Adapter;
 use crate::config::ModelConfig;
+use crate::trainable::Trainable;
 
 /// Keys and values of one sequence, for every layer.
 #[derive(Clone, Debug)]
@@ -77,11 +77,12 @@ impl Decoder {
     /// small: bugs of the caller.
     pub fn forward_cached(
         &self,
-        adapter: Option<&Adapter>,
+        adapter: Option<&Trainable>,
         sequences: &mut [CachedSequence<'_>],
         acts: &mut Activations,
         logits: &mut [f32],
     ) {
+        check_current(adapter);
         let (mut tokens, mut positions) = (Vec::new(), Vec::new());
         let (mut segments, mut last_rows) = (Vec::new(), Vec::new());
         for sequence in sequences.iter() {
@@ -118,7 +119,7 @@ impl Decoder {
             sequence.cache.len += sequence.tokens.len();
         }
         acts.stage = Stage::Forwarded;
-        self.logits(acts, &last_rows, logits);
+        self.logits(adapter, acts, &last_rows, logits);
     }
 }
 

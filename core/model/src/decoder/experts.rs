@@ -116,7 +116,7 @@ impl Step<'_> {
         let u = &mut buffers.u[Linear::SharedDown.index()];
         match out {
             Some(out) => self.linear_forward(place, (out, Write::Add), h, u, &mut ws.dropped),
-            None => self.lora_products(place, h, u, &mut ws.dropped),
+            None => self.linear_kept(place, h, u, &mut ws.dropped),
         }
     }
 
@@ -186,7 +186,7 @@ impl Step<'_> {
         let [du_gate, du_up, _] = &mut ws.du;
         let place = part(ExpertPart::Down);
         if self.is_trained(place) {
-            step.lora_products(place, scaled, u, &mut ws.dropped);
+            step.linear_kept(place, scaled, u, &mut ws.dropped);
             step.linear_weight_gradients(place, grads, du_gate, (dy, scaled, u), &mut ws.dropped);
         }
         let write = (&mut *dh, Write::Replace);
@@ -201,7 +201,7 @@ impl Step<'_> {
         {
             let place = part(which);
             if self.is_trained(place) {
-                step.lora_products(place, x, u, &mut ws.dropped);
+                step.linear_kept(place, x, u, &mut ws.dropped);
                 step.linear_weight_gradients(place, grads, du, (dy, x, u), &mut ws.dropped);
             }
         }

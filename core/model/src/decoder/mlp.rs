@@ -53,7 +53,7 @@ impl Step<'_> {
                 out.copy_from_slice(x_mid);
                 self.linear_forward(place, (out, Write::Add), h, u, &mut ws.dropped);
             }
-            None if !post_norm => self.lora_products(place, h, u, &mut ws.dropped),
+            None if !post_norm => self.linear_kept(place, h, u, &mut ws.dropped),
             out => {
                 let y = (buffers.mlp_out.get_mut(t), Write::Replace);
                 self.linear_forward(place, y, h, u, &mut ws.dropped);
@@ -90,13 +90,13 @@ impl Step<'_> {
             }
             let (dx, x) = ((ws.dx.get_mut(t), Write::Add), buffers.x_mid.get(t));
             let given = (x, buffers.post_inv_rms.get(t));
-            self.norm_backward((layer, config.mlp_norm()), dx, ws.experts.dxn.get(t), given);
+            self.norm_backward((layer, config.mlp_norm()), grads, dx, ws.experts.dxn.get(t), given);
             return true;
         }
         if config.norms.post_norms {
             let given = (buffers.mlp_out.get(t), buffers.mlp_out_inv_rms.get(t));
             let dbranch = (ws.dbranch.get_mut(t), Write::Replace);
-            self.norm_backward((layer, Norm::PostFeedforward), dbranch, ws.dx.get(t), given);
+            self.norm_backward((layer, Norm::PostFeedforward), grads, dbranch, ws.dx.get(t), given);
         }
         let dy = if config.norms.post_norms { ws.dbranch.get(t) } else { ws.dx.get(t) };
         let place = (layer, Linear::Down);
@@ -138,7 +138,7 @@ impl Step<'_> {
         }
         let (dx, x) = ((ws.dx.get_mut(t), Write::Add), buffers.x_mid.get(t));
         let inv_rms = buffers.post_inv_rms.get(t);
-        self.norm_backward((layer, config.mlp_norm()), dx, dxn, (x, inv_rms));
+        self.norm_backward((layer, config.mlp_norm()), grads, dx, dxn, (x, inv_rms));
         true
     }
 }
