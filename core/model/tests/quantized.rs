@@ -13,7 +13,7 @@ use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
     ALL_LINEAR, Activations, Adapter, Decoder, FourBitStorage, Keep, Linear, LinearStorage,
-    LoadOptions, LoraConfig, MemoryStore, ModelConfig, Pass, Role, Scored, StepSize,
+    LoadOptions, LoraConfig, MemoryStore, ModelConfig, ModuleNames, Pass, Role, Scored, StepSize,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_tensor::{Dtype, FourBit, FourBitMatrix, ScaleStorage, dequantize, quantize};
@@ -42,11 +42,17 @@ fn load(
     Decoder::from_store_as(config.clone(), store, Arc::clone(ops), options).expect("a good model")
 }
 
+const NAMES: ModuleNames = ModuleNames::Qwen;
+
+/// Those of a layer.
+const LINEARS: [Linear; 7] =
+    [Linear::Q, Linear::K, Linear::V, Linear::O, Linear::Gate, Linear::Up, Linear::Down];
+
 /// All linear layers of a decoder, as stored tensors.
 fn linears(config: &ModelConfig) -> Vec<(usize, Linear, Role, [usize; 2])> {
     let dims = config.dims();
     (0..config.num_hidden_layers)
-        .flat_map(|layer| Linear::ALL.map(|linear| (layer, linear)))
+        .flat_map(|layer| LINEARS.map(|linear| (layer, linear)))
         .map(|(layer, linear)| (layer, linear, Role::Linear(layer, linear), linear.shape(&dims)))
         .collect()
 }
@@ -57,7 +63,7 @@ fn values_of(decoder: &Decoder, store: &MemoryStore) -> MemoryStore {
     for (layer, linear, role, shape) in linears(decoder.config()) {
         let mut values = vec![0.0; shape[0] * shape[1]];
         decoder.linear(layer, linear).read_rows(0, &mut values);
-        dense.insert(&role.hf_name(), &shape, &values);
+        dense.insert(&role.hf_name(NAMES), &shape, &values);
     }
     dense
 }
@@ -81,7 +87,7 @@ fn pass_bits(decoder: &Decoder) -> [Vec<u32>; 2] {
     let scored = Scored { rows: &rows, labels: &labels };
     let mut logp = vec![0.0; rows.len()];
     decoder.forward(&pass, &mut acts);
-    decoder.logprobs(&mut acts, scored, &mut logp);
+    decoder.logprobs(&pass, &mut acts, scored, &mut logp);
     let mut grads = vec![0.0; n];
     let dlogp = vec![-1.0; rows.len()];
     decoder.backward(&pass, &mut acts, scored, &dlogp, &mut grads);
@@ -115,7 +121,7 @@ fn assert_trains_as_dense(store: &MemoryStore, storage: LinearStorage, format: &
         exact.linear(layer, linear).read_rows(0, &mut a);
         again.linear(layer, linear).read_rows(0, &mut b);
         let same = a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits());
-        assert!(same, "{format}: {}", linear.path(layer));
+        assert!(same, "{format}: {}", linear.path(layer, NAMES));
     }
 }
 
@@ -147,7 +153,7 @@ fn blocks_of_a_file_train_as_their_dense_values_do() {
         for (_, _, role, shape) in linears(&config) {
             let values = noise(shape[0] as u64, shape[0] * shape[1], 0.2);
             let bytes = quantize(dtype, &values).expect("whole blocks");
-            store.insert_stored(&role.hf_name(), dtype, &shape, bytes);
+            store.insert_stored(&role.hf_name(NAMES), dtype, &shape, bytes);
         }
         for storage in [LinearStorage::Blocks, LinearStorage::FourBit(NF4)] {
             assert_trains_as_dense(&store, storage, dtype.name());
@@ -189,7 +195,12 @@ fn every_block_format_is_taken_apart_exactly() {
         let four_rows = file.tensor(&name).expect("every block format is there").bytes;
         let mut store = tiny_store(&config);
         for (_, _, role, shape) in linears(&config) {
-            store.insert_stored(&role.hf_name(), dtype, &shape, four_rows.repeat(shape[0] / 4));
+            store.insert_stored(
+                &role.hf_name(NAMES),
+                dtype,
+                &shape,
+                four_rows.repeat(shape[0] / 4),
+            );
         }
         let mut values = vec![0.0; 4 * 256];
         dequantize(dtype, four_rows, &mut values).expect("whole blocks");
@@ -217,7 +228,7 @@ fn a_value_that_is_no_number_is_found_in_what_is_quantized_at_load() {
     let role = Role::Linear(1, Linear::Up);
     let mut values = noise(4, 128 * 64, 0.1);
     values[3 * 64 + 5] = f32::NAN;
-    store.insert(&role.hf_name(), &[128, 64], &values);
+    store.insert(&role.hf_name(NAMES), &[128, 64], &values);
     let cpu: Arc<dyn Ops> = Arc::new(Cpu::new(1));
     for linear in [LinearStorage::FourBit(NF4), LinearStorage::Int8Rows] {
         let options = LoadOptions { compute: Compute::F32, linear };

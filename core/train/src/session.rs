@@ -6,8 +6,8 @@ use crate::schedule::Schedule;
 use crate::state::State;
 use forgelm_data::{PackedBatch, PackedSequence, Plan, Sequence, evaluation_batches, pack};
 use forgelm_model::{
-    Activations, Adapter, Decoder, DropoutStep, Keep, MemoryPlan, OutOfMemory, PackedInput, Pass,
-    Scored, StepSize,
+    Activations, Decoder, DropoutStep, Keep, MemoryPlan, OutOfMemory, PackedInput, Pass, Scored,
+    StepSize, Trainable,
 };
 use forgelm_sdk::trainer::{self, Loss, Role, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
@@ -85,7 +85,7 @@ pub struct Session<'a> {
     plan: &'a Plan,
     settings: Settings,
     dropout: Stream,
-    adapter: Adapter,
+    adapter: Trainable,
     moments: Moments,
     state: State,
     grad: Vec<f32>,
@@ -116,7 +116,7 @@ pub struct Parts<'a> {
     /// Everything else.
     pub settings: Settings,
     /// What trains.
-    pub adapter: Adapter,
+    pub adapter: Trainable,
     /// Its moments.
     pub moments: Moments,
     /// Where the run stands.
@@ -174,7 +174,7 @@ fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
 
 /// Every buffer of a session, by name and size.
 #[must_use]
-pub fn memory_plan(decoder: &Decoder, adapter: &Adapter, size: StepSize) -> MemoryPlan {
+pub fn memory_plan(decoder: &Decoder, adapter: &Trainable, size: StepSize) -> MemoryPlan {
     let config = decoder.config();
     let mut plan = Activations::memory_plan(config, Some(adapter), size, Keep::Everything);
     let n_params = size_of_val(adapter.params());
@@ -194,6 +194,8 @@ impl<'a> Session<'a> {
         let size = largest_step(parts.train, parts.validation, parts.plan);
         let activations =
             Activations::new(parts.decoder.config(), Some(&parts.adapter), size, Keep::Everything)?;
+        let mut adapter = parts.adapter;
+        parts.decoder.refresh(&mut adapter);
         Ok(Self {
             decoder: parts.decoder,
             trainer: parts.trainer,
@@ -202,8 +204,8 @@ impl<'a> Session<'a> {
             plan: parts.plan,
             settings: parts.settings,
             dropout: Stream::new(parts.settings.seed, Purpose::Dropout),
-            grad: vec![0.0; parts.adapter.params().len()],
-            adapter: parts.adapter,
+            grad: vec![0.0; adapter.params().len()],
+            adapter,
             moments: parts.moments,
             state: parts.state,
             activations,
@@ -213,13 +215,17 @@ impl<'a> Session<'a> {
 
     /// What trains, as it stands.
     #[must_use]
-    pub fn adapter(&self) -> &Adapter {
+    pub fn adapter(&self) -> &Trainable {
         &self.adapter
     }
 
-    /// What trains, to be replaced by better weights.
-    pub fn adapter_mut(&mut self) -> &mut Adapter {
-        &mut self.adapter
+    /// Puts other numbers in the place of those that train: better ones of an earlier step.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn replace_params(&mut self, params: &[f32]) {
+        self.adapter.params_mut().copy_from_slice(params);
+        self.decoder.refresh(&mut self.adapter);
     }
 
     /// Its moments.
@@ -275,6 +281,7 @@ impl<'a> Session<'a> {
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
         let params = self.adapter.params_mut();
         optimizer::step(ops, &self.settings.adamw, params, &mut self.moments, &self.grad, at);
+        self.decoder.refresh(&mut self.adapter);
         self.state.global_step = step + 1;
         self.state.epoch = self.plan.epoch_after(step + 1);
         self.state.n_tokens += n_tokens;
@@ -323,7 +330,7 @@ impl<'a> Session<'a> {
         let pass = pass(&self.adapter, batch, dropout);
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
         self.decoder.forward(&pass, &mut self.activations);
-        self.decoder.logprobs(&mut self.activations, scored, &mut buffers.logp);
+        self.decoder.logprobs(&pass, &mut self.activations, scored, &mut buffers.logp);
         let sequences = scored_sequences(batch);
         let scored = trainer::Scored {
             sequences: &sequences,
@@ -365,7 +372,7 @@ impl<'a> Session<'a> {
 }
 
 fn pass<'a>(
-    adapter: &'a Adapter,
+    adapter: &'a Trainable,
     batch: &'a PackedBatch,
     dropout: Option<DropoutStep<'a>>,
 ) -> Pass<'a> {

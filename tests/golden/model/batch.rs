@@ -15,6 +15,7 @@ pub struct Batch {
     pub labels: Vec<u32>,
 }
 
+#[allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of it")]
 impl Batch {
     /// A padded batch: `<prefix>input_ids`, `<prefix>labels`, `<prefix>attention_mask`.
     pub fn read(file: &SafetensorsFile, prefix: &str) -> Self {
