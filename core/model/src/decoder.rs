@@ -121,6 +121,7 @@ impl Decoder {
         ops: Arc<dyn Ops>,
         options: LoadOptions,
     ) -> Result<Self, WeightsError> {
+        let compute = options.compute;
         let weights = Weights::load(store, &config, ops.as_ref(), options)?;
         let rotary = |rope: &Rope| Rotary::new(rope.clone(), config.rotary_dim());
         Ok(Self {
@@ -129,7 +130,7 @@ impl Decoder {
             local_rotary: config.attention.local_rope.as_ref().map(rotary),
             config,
             ops,
-            compute: options.compute,
+            compute,
             weights,
         })
     }

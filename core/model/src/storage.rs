@@ -1,8 +1,12 @@
 //! How the weights of linear layers are kept in memory: densely, in the blocks of their file, or
 //! quantized when they are read.
 
+use std::collections::BTreeMap;
+
 use forgelm_kernels_api::{Compute, Rounding, RowSource};
 use forgelm_tensor::{FourBit, FourBitMatrix, ScaleStorage};
+
+use crate::names::Linear;
 
 /// How the linear layers of the decoder's layers are kept. Embedding, head and norms are always
 /// dense.
@@ -33,19 +37,37 @@ pub struct FourBitStorage {
 }
 
 /// How a model is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     /// Format in which products with frozen weights are formed.
     pub compute: Compute,
     /// How linear layers are kept.
     pub linear: LinearStorage,
+    /// Experts that are kept in a way of their own, by number.
+    pub experts: BTreeMap<u16, LinearStorage>,
 }
 
 impl LoadOptions {
+    /// Experts as every other linear layer.
+    #[must_use]
+    pub const fn new(compute: Compute, linear: LinearStorage) -> Self {
+        Self { compute, linear, experts: BTreeMap::new() }
+    }
+
     /// Everything dense.
     #[must_use]
     pub const fn dense(compute: Compute) -> Self {
-        Self { compute, linear: LinearStorage::Dense }
+        Self::new(compute, LinearStorage::Dense)
+    }
+
+    /// How a linear layer is kept.
+    pub(crate) fn storage(&self, linear: Linear) -> LinearStorage {
+        match linear {
+            // A router decides by small differences, and is small.
+            _ if linear.is_router() => LinearStorage::Dense,
+            Linear::Expert(expert, _) => self.experts.get(&expert).copied().unwrap_or(self.linear),
+            _ => self.linear,
+        }
     }
 }
 

@@ -364,10 +364,9 @@ impl<'a> Reader<'a> {
     fn matrix(&self, role: Role) -> Result<Box<dyn FrozenMatrix>, WeightsError> {
         let rows = self.rows(role)?;
         let (rows, packed) = match role {
-            // A router decides by small differences, and is small.
-            Role::Linear(_, linear) if !linear.is_router() => {
+            Role::Linear(_, linear) => {
                 let rows = rows.with_blocks();
-                let packed = self.linear(&rows);
+                let packed = self.linear(&rows, self.options.storage(linear));
                 (rows, packed)
             }
             _ => {
@@ -380,9 +379,9 @@ impl<'a> Reader<'a> {
     }
 
     /// A linear layer, kept as the options say.
-    fn linear(&self, rows: &StoredRows<'_>) -> Box<dyn FrozenMatrix> {
+    fn linear(&self, rows: &StoredRows<'_>, storage: LinearStorage) -> Box<dyn FrozenMatrix> {
         let dense = || self.ops.freeze(rows, self.options.compute);
-        let (packed, format) = match self.options.linear {
+        let (packed, format) = match storage {
             LinearStorage::Dense => (dense(), "dense".to_owned()),
             _ if rows.blocks().is_some() => self.keep(rows, rows.dtype().name().to_owned()),
             LinearStorage::Blocks => (dense(), "dense".to_owned()),
