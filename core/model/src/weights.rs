@@ -7,8 +7,8 @@ use forgelm_kernels_api::{Compute, FrozenMatrix, Ops, RowSource};
 use thiserror::Error;
 
 use crate::config::{Dims, ModelConfig};
-use crate::names::{Linear, Norm, Role};
-use crate::store::{NotFinite, RotaryOrder, StoredRows, StoredTensor, TensorStore};
+use crate::names::{Linear, Norm, Role, gguf};
+use crate::store::{Located, NotFinite, RotaryOrder, StoredRows, StoredTensor, TensorStore};
 
 /// Why weights cannot be used.
 #[derive(Debug, Error, PartialEq)]
@@ -88,22 +88,33 @@ pub enum WeightsError {
 
 /// The weights of one decoder layer.
 pub(crate) struct LayerWeights {
-    /// In the order of [`Norm::ALL`], each [C].
+    /// By [`Norm::index`]; empty where the layer has none.
     norm: Vec<Vec<f32>>,
-    /// In the order of [`Linear::ALL`].
-    ///
-    /// Query, key and value stay three matrices: a fused product would leave them interleaved by
-    /// row, and taking them apart costs more traffic than reading the input three times.
-    linear: Vec<Box<dyn FrozenMatrix>>,
+    /// By [`Linear::index`]. Query, key and value stay three matrices unless the file has one: a
+    /// fused product would leave them interleaved by row, and taking them apart costs more traffic
+    /// than reading the input three times.
+    linear: Vec<Option<Box<dyn FrozenMatrix>>>,
+    /// By [`Linear::index`].
+    bias: Vec<Option<Vec<f32>>>,
 }
 
 impl LayerWeights {
     pub(crate) fn norm(&self, norm: Norm) -> &[f32] {
-        &self.norm[norm as usize]
+        &self.norm[norm.index()]
     }
 
     pub(crate) fn linear(&self, linear: Linear) -> &dyn FrozenMatrix {
-        self.linear[linear.index()].as_ref()
+        self.linear[linear.index()].as_deref().expect("the layer has this linear layer")
+    }
+
+    pub(crate) fn bias(&self, linear: Linear) -> Option<&[f32]> {
+        self.bias[linear.index()].as_deref()
+    }
+
+    fn n_bytes(&self) -> usize {
+        let vectors = self.norm.iter().chain(self.bias.iter().flatten());
+        let vectors: usize = vectors.map(Vec::len).sum();
+        4 * vectors + self.linear.iter().flatten().map(|w| w.n_bytes()).sum::<usize>()
     }
 }
 
@@ -124,14 +135,7 @@ impl Weights {
 
     /// Memory held, in bytes.
     pub(crate) fn n_bytes(&self) -> usize {
-        let layers: usize = self
-            .layers
-            .iter()
-            .map(|layer| {
-                let norms: usize = layer.norm.iter().map(Vec::len).sum();
-                4 * norms + layer.linear.iter().map(|w| w.n_bytes()).sum::<usize>()
-            })
-            .sum();
+        let layers: usize = self.layers.iter().map(LayerWeights::n_bytes).sum();
         let head = self.head.as_ref().map_or(0, |w| w.n_bytes());
         layers + self.embedding.n_bytes() + head + 4 * self.final_norm.len()
     }
@@ -143,10 +147,12 @@ impl Weights {
         ops: &dyn Ops,
         compute: Compute,
     ) -> Result<Self, WeightsError> {
-        let reader = Reader { store, dims: config.dims(), ops, compute };
+        let offset = config.norms.stored_as_offsets && !store.has_whole_norms();
+        let norm_offset = if offset { 1.0 } else { 0.0 };
+        let reader = Reader { store, dims: config.dims(), ops, compute, norm_offset };
         let has_head = reader.check_names(config)?;
         let layers =
-            (0..config.num_hidden_layers).map(|n| reader.layer(n)).collect::<Result<_, _>>()?;
+            (0..config.num_hidden_layers).map(|n| reader.layer(config, n)).collect::<Result<_, _>>()?;
         let head = match (config.tie_word_embeddings, has_head) {
             (false, _) => Some(reader.matrix(Role::Head)?),
             (true, true) => {
@@ -169,6 +175,8 @@ struct Reader<'a> {
     dims: Dims,
     ops: &'a dyn Ops,
     compute: Compute,
+    /// Added to the weights of norms.
+    norm_offset: f32,
 }
 
 impl<'a> Reader<'a> {
@@ -180,16 +188,21 @@ impl<'a> Reader<'a> {
         if !has_head && !config.tie_word_embeddings {
             return Err(self.missing(head));
         }
-        for role in Role::always(config.num_hidden_layers) {
-            let name = self.store.name_of(role);
-            if !names.remove(&name) {
+        let mut used = BTreeSet::new();
+        for role in Role::always(config) {
+            let name = self.store.locate(role, &self.dims).name;
+            if !names.contains(&name) {
                 return Err(self.missing(name));
             }
+            used.insert(name);
         }
         // Old folders store the rotary frequencies, which follow from the configuration; GGUF
         // stores divisors, which the configuration has already taken up.
         names.retain(|name| {
-            !name.ends_with(".self_attn.rotary_emb.inv_freq") && name != "rope_freqs.weight"
+            let is_divisors = [gguf::ROPE_DIVISORS, gguf::ROPE_LONG, gguf::ROPE_SHORT];
+            !used.contains(name)
+                && !name.ends_with(".self_attn.rotary_emb.inv_freq")
+                && !is_divisors.contains(&name.as_str())
         });
         match names.first() {
             None => Ok(has_head),
@@ -205,34 +218,72 @@ impl<'a> Reader<'a> {
         WeightsError::Missing { place: self.store.place(), name }
     }
 
-    /// The tensor of a role, its shape checked.
+    /// The tensor of a role, its shape checked, cut down to the rows of the role.
     fn tensor(&self, role: Role) -> Result<StoredTensor<'a>, WeightsError> {
-        let name = self.store.name_of(role);
-        let Some(tensor) = self.store.tensor(&name) else { return Err(self.missing(name)) };
-        let expected = role.shape(&self.dims);
-        if tensor.shape == expected {
-            return Ok(tensor);
+        let Located { name, shape: expected, first_row } = self.store.locate(role, &self.dims);
+        let Some(mut tensor) = self.store.tensor(&name) else { return Err(self.missing(name)) };
+        // A matrix of one row may be stored as a vector.
+        let is_row = expected.len() == 2 && expected[0] == 1 && tensor.shape == expected[1..];
+        if tensor.shape != expected && !is_row {
+            return Err(WeightsError::Shape {
+                place: self.store.place(),
+                name,
+                found: tensor.shape,
+                expected,
+            });
         }
-        Err(WeightsError::Shape { place: self.store.place(), name, found: tensor.shape, expected })
+        let shape = role.shape(&self.dims);
+        if shape != expected {
+            let n_cols = expected.last().copied().unwrap_or(0);
+            let Some(row_bytes) = tensor.dtype.row_bytes(n_cols) else {
+                return Err(self.format(role, &tensor));
+            };
+            let rows = first_row..first_row + shape[0];
+            let bytes = rows.start * row_bytes..rows.end * row_bytes;
+            let Some(bytes) = tensor.bytes.get(bytes) else {
+                return Err(self.format(role, &tensor));
+            };
+            tensor.bytes = bytes;
+        }
+        tensor.shape = shape;
+        Ok(tensor)
+    }
+
+    fn format(&self, role: Role, tensor: &StoredTensor<'_>) -> WeightsError {
+        WeightsError::Format {
+            place: self.store.place(),
+            name: self.store.locate(role, &self.dims).name,
+            shape: tensor.shape.clone(),
+            dtype: tensor.dtype.name().to_owned(),
+        }
     }
 
     fn rows(&self, role: Role) -> Result<StoredRows<'a>, WeightsError> {
         let tensor = self.tensor(role)?;
-        let (n_rows, n_cols) = match tensor.shape.as_slice() {
-            [n_rows, n_cols] => (*n_rows, *n_cols),
-            other => (1, other.iter().product()),
-        };
-        let rotary = matches!(role, Role::Linear(_, Linear::Q | Linear::K));
+        let is_rotated = matches!(
+            role,
+            Role::Linear(_, Linear::Q | Linear::K) | Role::Bias(_, Linear::Q | Linear::K)
+        );
         let interleaved = match self.store.rotary_order() {
-            RotaryOrder::Interleaved if rotary => Some(self.dims.d),
+            RotaryOrder::Interleaved if is_rotated => Some(self.dims.d),
             RotaryOrder::Interleaved | RotaryOrder::HalfSplit => None,
         };
-        StoredRows::new(&tensor, n_rows, n_cols, interleaved).ok_or_else(|| WeightsError::Format {
-            place: self.store.place(),
-            name: self.store.name_of(role),
-            shape: tensor.shape.clone(),
-            dtype: tensor.dtype.name().to_owned(),
-        })
+        let (n_rows, n_cols) = match tensor.shape.as_slice() {
+            [n_rows, n_cols] => (*n_rows, *n_cols),
+            // A bias that is reordered is a column.
+            [n_rows] if interleaved.is_some() => (*n_rows, 1),
+            other => (1, other.iter().product()),
+        };
+        let offset = match role {
+            Role::Norm(..) | Role::FinalNorm => self.norm_offset,
+            Role::Embedding
+            | Role::Head
+            | Role::Linear(..)
+            | Role::Bias(..)
+            | Role::RopeDivisors => 0.0,
+        };
+        let rows = StoredRows::new(&tensor, n_rows, n_cols, interleaved);
+        rows.map(|rows| rows.plus(offset)).ok_or_else(|| self.format(role, &tensor))
     }
 
     fn check_finite(&self, role: Role, rows: &StoredRows<'_>) -> Result<(), WeightsError> {
@@ -240,7 +291,7 @@ impl<'a> Reader<'a> {
             None => Ok(()),
             Some(NotFinite { row, column, value }) => Err(WeightsError::NotFinite {
                 place: self.store.place(),
-                name: self.store.name_of(role),
+                name: self.store.locate(role, &self.dims).name,
                 value: value.to_string(),
                 row,
                 column,
@@ -257,23 +308,29 @@ impl<'a> Reader<'a> {
 
     fn vector(&self, role: Role) -> Result<Vec<f32>, WeightsError> {
         let rows = self.rows(role)?;
-        let mut values = vec![0.0; rows.n_cols()];
+        let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
         rows.read_rows(0, &mut values);
         self.check_finite(role, &rows)?;
         Ok(values)
     }
 
-    fn layer(&self, n: usize) -> Result<LayerWeights, WeightsError> {
-        Ok(LayerWeights {
-            norm: Norm::ALL
-                .into_iter()
-                .map(|norm| self.vector(Role::Norm(n, norm)))
-                .collect::<Result<_, _>>()?,
-            linear: Linear::ALL
-                .into_iter()
-                .map(|linear| self.matrix(Role::Linear(n, linear)))
-                .collect::<Result<_, _>>()?,
-        })
+    fn layer(&self, config: &ModelConfig, n: usize) -> Result<LayerWeights, WeightsError> {
+        let n_places = Linear::n_places(&self.dims);
+        let mut layer = LayerWeights {
+            norm: vec![Vec::new(); Norm::ALL.len()],
+            linear: (0..n_places).map(|_| None).collect(),
+            bias: vec![None; n_places],
+        };
+        for norm in config.norms() {
+            layer.norm[norm.index()] = self.vector(Role::Norm(n, norm))?;
+        }
+        for linear in config.linears(n) {
+            layer.linear[linear.index()] = Some(self.matrix(Role::Linear(n, linear))?);
+            if config.has_bias(linear) {
+                layer.bias[linear.index()] = Some(self.vector(Role::Bias(n, linear))?);
+            }
+        }
+        Ok(layer)
     }
 
     /// A tied model may carry its head a second time; it must then be the same.
