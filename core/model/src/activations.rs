@@ -133,17 +133,45 @@ pub(crate) struct LayerBuffers {
     pub(crate) gate: Rows,
     /// [T, F]; holds its gradient after backward.
     pub(crate) up: Rows,
-    /// `dropout(x) A^T` of each adapted module [T, r].
-    pub(crate) u: [Rows; 7],
+    /// Before their norm [T, H D], where heads are normed.
+    pub(crate) raw_q: Rows,
+    /// [T, H_kv D]
+    pub(crate) raw_k: Rows,
+    /// [T, H]
+    pub(crate) q_inv_rms: Rows,
+    /// [T, H_kv]
+    pub(crate) k_inv_rms: Rows,
+    /// Result of attention before its norm [T, C], where it is normed.
+    pub(crate) attn_out: Rows,
+    /// [T]
+    pub(crate) attn_out_inv_rms: Rows,
+    /// Result of the MLP before its norm [T, C], where it is normed.
+    pub(crate) mlp_out: Rows,
+    /// [T]
+    pub(crate) mlp_out_inv_rms: Rows,
+    /// `dropout(x) A^T` of each adapted module [T, r], by [`Linear::index`].
+    pub(crate) u: Vec<Rows>,
 }
 
 /// What lives only within a layer.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
-    /// [T, D / 2]
+    /// [T, R / 2]
     pub(crate) cos: Rows,
-    /// [T, D / 2]
+    /// [T, R / 2]
     pub(crate) sin: Rows,
+    /// Of windowed layers, where they have a rotary embedding of their own [T, R / 2].
+    pub(crate) local_cos: Rows,
+    /// [T, R / 2]
+    pub(crate) local_sin: Rows,
+    /// Query, key and value side by side, and later their gradients [T, (H + 2 H_kv) D], where one
+    /// matrix makes them.
+    pub(crate) qkv: Rows,
+    /// Gate and up side by side, and later their gradients [T, 2 F], where one matrix makes them.
+    pub(crate) gate_up: Rows,
+    /// Gradient of what a half adds to the residual stream, before its norm [T, C], where it is
+    /// normed.
+    pub(crate) dbranch: Rows,
     /// Normed rows, and later their gradient [T, C].
     pub(crate) xn: Rows,
     /// Factors of a norm that is computed again [T].
@@ -221,7 +249,7 @@ impl Activations {
         size: StepSize,
         keep: Keep,
     ) -> Result<Self, OutOfMemory> {
-        let mut acts = Self::planned(&model.dims(), adapter, size, keep);
+        let mut acts = Self::planned(model, adapter, size, keep);
         let total = acts.plan().total_bytes();
         let mut refused = None;
         acts.each(&mut |name, rows| {
@@ -240,7 +268,7 @@ impl Activations {
         size: StepSize,
         keep: Keep,
     ) -> MemoryPlan {
-        Self::planned(&model.dims(), adapter, size, keep).plan()
+        Self::planned(model, adapter, size, keep).plan()
     }
 
     /// Bytes allocated.
@@ -263,7 +291,13 @@ impl Activations {
         self.n_tokens
     }
 
-    fn planned(dims: &Dims, adapter: Option<&Adapter>, size: StepSize, keep: Keep) -> Self {
+    fn planned(
+        model: &ModelConfig,
+        adapter: Option<&Adapter>,
+        size: StepSize,
+        keep: Keep,
+    ) -> Self {
+        let dims = &model.dims();
         let t = size.tokens_max;
         let first_layer = match keep {
             Keep::Nothing => dims.l,
@@ -276,7 +310,7 @@ impl Activations {
         let layers = (0..n_kept)
             .map(|slot| {
                 let layer = (keep == Keep::Everything).then_some(first_layer + slot);
-                layer_buffers(dims, t, &ranks(adapter, layer))
+                layer_buffers(model, t, ranks(adapter, layer))
             })
             .collect();
         Self {
@@ -285,7 +319,7 @@ impl Activations {
             first_layer,
             inputs: (first_layer..=dims.l).map(|_| Rows::planned(t, dims.c)).collect(),
             layers,
-            ws: workspace(dims, t, adapter, keep),
+            ws: workspace(model, t, adapter, keep),
             head: head_buffers(dims, size.scored_rows_max, keep),
             stage: Stage::Empty,
             n_tokens: 0,
@@ -333,6 +367,14 @@ impl Activations {
             visit("attention denominators", &mut layer.lse);
             visit("gate", &mut layer.gate);
             visit("up", &mut layer.up);
+            visit("queries before their norm", &mut layer.raw_q);
+            visit("keys before their norm", &mut layer.raw_k);
+            visit("norm factors", &mut layer.q_inv_rms);
+            visit("norm factors", &mut layer.k_inv_rms);
+            visit("results before their norm", &mut layer.attn_out);
+            visit("norm factors", &mut layer.attn_out_inv_rms);
+            visit("results before their norm", &mut layer.mlp_out);
+            visit("norm factors", &mut layer.mlp_out_inv_rms);
             for rows in &mut layer.u {
                 visit("low-rank products", rows);
             }
@@ -340,6 +382,11 @@ impl Activations {
         let ws = &mut self.ws;
         visit("rotary tables", &mut ws.cos);
         visit("rotary tables", &mut ws.sin);
+        visit("rotary tables", &mut ws.local_cos);
+        visit("rotary tables", &mut ws.local_sin);
+        visit("fused projections", &mut ws.qkv);
+        visit("fused projections", &mut ws.gate_up);
+        visit("gradient of results before their norm", &mut ws.dbranch);
         visit("normed rows", &mut ws.xn);
         visit("norm factors", &mut ws.inv_rms);
         visit("gated product", &mut ws.h);
@@ -363,19 +410,23 @@ impl Activations {
 }
 
 /// Rank of each linear of a layer, or the largest of any layer when buffers are shared.
-fn ranks(adapter: Option<&Adapter>, layer: Option<usize>) -> [usize; 7] {
-    let mut ranks = [0; 7];
+fn ranks(adapter: Option<&Adapter>, layer: Option<usize>) -> [usize; Linear::N_FIXED] {
+    let mut ranks = [0; Linear::N_FIXED];
     for module in adapter.iter().flat_map(|a| a.modules()) {
-        if layer.is_none_or(|layer| layer == module.layer) {
-            let rank = &mut ranks[module.linear.index()];
+        let is_here = layer.is_none_or(|layer| layer == module.layer);
+        // Products of experts are not kept.
+        if let Some(rank) = ranks.get_mut(module.linear.index()).filter(|_| is_here) {
             *rank = module.r.max(*rank);
         }
     }
     ranks
 }
 
-fn layer_buffers(dims: &Dims, t: usize, ranks: &[usize; 7]) -> LayerBuffers {
+fn layer_buffers(model: &ModelConfig, t: usize, ranks: [usize; Linear::N_FIXED]) -> LayerBuffers {
+    let dims = &model.dims();
     let rows = |width| Rows::planned(t, width);
+    let rows_if = |is_needed, width| if is_needed { rows(width) } else { Rows::default() };
+    let (qk_norm, post_norms) = (model.attention.qk_norm, model.norms.post_norms);
     LayerBuffers {
         x_mid: rows(dims.c),
         input_inv_rms: rows(1),
@@ -387,25 +438,47 @@ fn layer_buffers(dims: &Dims, t: usize, ranks: &[usize; 7]) -> LayerBuffers {
         lse: rows(dims.h),
         gate: rows(dims.f),
         up: rows(dims.f),
-        u: ranks.map(rows),
+        raw_q: rows_if(qk_norm, dims.q_width()),
+        raw_k: rows_if(qk_norm, dims.kv_width()),
+        q_inv_rms: rows_if(qk_norm, dims.h),
+        k_inv_rms: rows_if(qk_norm, dims.h_kv),
+        attn_out: rows_if(post_norms, dims.c),
+        attn_out_inv_rms: rows_if(post_norms, 1),
+        mlp_out: rows_if(post_norms, dims.c),
+        mlp_out_inv_rms: rows_if(post_norms, 1),
+        u: ranks.map(rows).into(),
     }
 }
 
-fn workspace(dims: &Dims, t: usize, adapter: Option<&Adapter>, keep: Keep) -> Workspace {
+fn workspace(model: &ModelConfig, t: usize, adapter: Option<&Adapter>, keep: Keep) -> Workspace {
+    let dims = &model.dims();
     let rows = |width| Rows::planned(t, width);
+    let half = model.rotary_dim() / 2;
     let mut ws = Workspace {
-        cos: rows(dims.d / 2),
-        sin: rows(dims.d / 2),
+        cos: rows(half),
+        sin: rows(half),
         xn: rows(dims.c),
         h: rows(dims.f),
         ..Workspace::default()
     };
+    if model.attention.local_rope.is_some() {
+        (ws.local_cos, ws.local_sin) = (rows(half), rows(half));
+    }
+    if model.attention.is_fused {
+        ws.qkv = rows(dims.q_width() + 2 * dims.kv_width());
+    }
+    if model.mlp.is_fused {
+        ws.gate_up = rows(2 * dims.f);
+    }
     if let Some(adapter) = adapter.filter(|a| a.config().dropout > 0.0) {
         ws.dropped = rows(adapter.modules().iter().map(|m| m.n_in).max().unwrap_or(0));
     }
     if keep != Keep::Nothing {
         ws.inv_rms = rows(1);
         ws.dx = rows(dims.c);
+        if model.norms.post_norms {
+            ws.dbranch = rows(dims.c);
+        }
         ws.dattn = rows(dims.q_width());
         ws.dq = rows(dims.q_width());
         ws.dk = rows(dims.kv_width());
@@ -415,7 +488,14 @@ fn workspace(dims: &Dims, t: usize, adapter: Option<&Adapter>, keep: Keep) -> Wo
             linears.iter().map(|l| r[l.index()]).max().unwrap_or(0)
         };
         ws.du = [
-            rows(rank_of(&[Linear::Q, Linear::O, Linear::Gate, Linear::Down])),
+            rows(rank_of(&[
+                Linear::Q,
+                Linear::Qkv,
+                Linear::O,
+                Linear::Gate,
+                Linear::GateUp,
+                Linear::Down,
+            ])),
             rows(rank_of(&[Linear::K, Linear::Up])),
             rows(rank_of(&[Linear::V])),
         ];

@@ -159,7 +159,19 @@ impl AdaptedModule {
     /// the index of its dropout mask.
     #[must_use]
     pub fn index(&self) -> u64 {
-        (self.layer * Linear::ALL.len() + self.linear.index()) as u64
+        // The first seven keep the numbers that they had when there were no others, so that a seed
+        // still means the same adapter.
+        let first = match self.linear {
+            Linear::Q => 0,
+            Linear::K => 1,
+            Linear::V => 2,
+            Linear::O => 3,
+            Linear::Gate => 4,
+            Linear::Up => 5,
+            Linear::Down => 6,
+            other => return 1 << 63 | (self.layer as u64) << 32 | other.index() as u64,
+        };
+        self.layer as u64 * 7 + first
     }
 }
 
@@ -184,7 +196,9 @@ pub struct Adapter {
     params: Vec<f32>,
     modules: Vec<AdaptedModule>,
     /// Index into `modules` by layer and linear.
-    places: Vec<[Option<usize>; Linear::ALL.len()]>,
+    places: Vec<Vec<Option<usize>>>,
+    /// What `all-linear` means: last components of names, sorted.
+    all_linear: Vec<String>,
 }
 
 impl Adapter {
@@ -217,14 +231,16 @@ impl Adapter {
     pub fn zeroed(config: LoraConfig, model: &ModelConfig) -> Result<Self, AdapterError> {
         check_settings(&config)?;
         let dims = model.dims();
-        check_targets(&config.target_modules)?;
+        check_targets(&config.target_modules, model)?;
         let mut modules = Vec::new();
-        let mut places = vec![[None; Linear::ALL.len()]; dims.l];
+        let mut places = vec![vec![None; Linear::n_places(&dims)]; dims.l];
         let mut end = 0;
         for (layer, place) in places.iter_mut().enumerate() {
-            for linear in Linear::ALL {
-                let path = linear.path(layer);
-                let is_target = |t: &String| t == ALL_LINEAR || names_module(t, &path);
+            for linear in model.linears(layer) {
+                let path = linear.path(layer, model.module_names());
+                let is_target = |t: &String| {
+                    (t == ALL_LINEAR && !linear.is_router()) || names_module(t, &path)
+                };
                 if !config.target_modules.iter().any(is_target) {
                     continue;
                 }
@@ -238,10 +254,11 @@ impl Adapter {
         for target in &config.target_modules {
             let found = |m: &AdaptedModule| target == ALL_LINEAR || names_module(target, &m.path);
             if !modules.iter().any(found) {
-                return Err(no_such_module(target));
+                return Err(no_such_module(target, model));
             }
         }
-        Ok(Self { config, params: vec![0.0; end], modules, places })
+        let all_linear = last_names(model);
+        Ok(Self { config, params: vec![0.0; end], modules, places, all_linear })
     }
 
     /// What it was made from.
@@ -374,7 +391,7 @@ fn check_settings(config: &LoraConfig) -> Result<(), AdapterError> {
 }
 
 /// Refuses an empty list early; single targets are checked against the modules.
-fn check_targets(targets: &[String]) -> Result<(), AdapterError> {
+fn check_targets(targets: &[String], model: &ModelConfig) -> Result<(), AdapterError> {
     if targets.is_empty() {
         return Err(AdapterError::Setting {
             key: "target_modules",
@@ -383,15 +400,24 @@ fn check_targets(targets: &[String]) -> Result<(), AdapterError> {
         });
     }
     if let Some(empty) = targets.iter().find(|t| t.is_empty()) {
-        return Err(no_such_module(empty));
+        return Err(no_such_module(empty, model));
     }
     Ok(())
 }
 
-fn no_such_module(target: &str) -> AdapterError {
-    let names: Vec<String> = Linear::ALL
-        .iter()
-        .map(|l| format!("`{}`", l.module().rsplit('.').next().unwrap_or_default()))
-        .collect();
+fn no_such_module(target: &str, model: &ModelConfig) -> AdapterError {
+    let names: Vec<String> = last_names(model).iter().map(|name| format!("`{name}`")).collect();
     AdapterError::NoSuchModule { target: target.to_owned(), available: names.join(", ") }
+}
+
+/// Last components of the names of the linear layers that `all-linear` means, sorted.
+fn last_names(model: &ModelConfig) -> Vec<String> {
+    let mut names = std::collections::BTreeSet::new();
+    for linear in (0..model.num_hidden_layers).flat_map(|layer| model.linears(layer)) {
+        let module = linear.module(model.module_names());
+        if let Some((_, last)) = module.rsplit_once('.').filter(|_| !linear.is_router()) {
+            names.insert(last.to_owned());
+        }
+    }
+    names.into_iter().collect()
 }

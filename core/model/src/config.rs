@@ -14,7 +14,7 @@ mod rope;
 use thiserror::Error;
 
 use crate::names::{Linear, ModuleNames, Norm};
-use crate::rope::{Rope, RopeScaling};
+use crate::rope::Rope;
 pub use hf::read_config_json;
 pub use options::{AttentionOptions, Experts, MlpOptions, NormOptions};
 
@@ -383,6 +383,13 @@ impl ModelConfig {
             if let Some(cap) = cap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
                 return contradiction(format!("`{key}` is {cap}; expected a positive number"));
             }
+        }
+        if self.experts.is_some() {
+            return Err(ConfigError::NotAvailable {
+                place: self.place.clone(),
+                what: "a mixture of experts".to_owned(),
+                hint: "use a model without experts".to_owned(),
+            });
         }
         if let Some(experts) = &self.experts {
             experts.validate(&self.place, self.num_hidden_layers)?;

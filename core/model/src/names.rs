@@ -288,6 +288,14 @@ impl Role {
         }
     }
 
+    /// The tensor's name in a GGUF file. All experts of a layer share one.
+    ///
+    /// `post_norms` says whether the model norms again after attention and MLP.
+    #[must_use]
+    pub fn gguf_name(self, post_norms: bool) -> String {
+        gguf::name(self, post_norms)
+    }
+
     /// Shape of the tensor, outermost axis first.
     #[must_use]
     pub fn shape(self, dims: &crate::Dims) -> Vec<usize> {

@@ -11,7 +11,6 @@ use serde_json::{Map, Value, json};
 
 use super::{ALL_LINEAR, Adapter, AdapterError, LoraConfig, NamedSlice};
 use crate::config::ModelConfig;
-use crate::names::Linear;
 
 /// Name of the settings file.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -72,8 +71,8 @@ impl LoadedAdapter {
         compare("use_rslora", found.rslora.to_string(), expected.rslora.to_string());
         compare(
             "target_modules",
-            module_names(&found.target_modules).join(", "),
-            module_names(&expected.target_modules).join(", "),
+            module_names(&found.target_modules, &self.adapter.all_linear).join(", "),
+            module_names(&expected.target_modules, &self.adapter.all_linear).join(", "),
         );
         if let Some(base) = base {
             let found = self.info.base_model_name_or_path.clone();
@@ -90,7 +89,7 @@ impl Adapter {
     /// The two files of the adapter, by name.
     #[must_use]
     pub fn to_files(&self, info: &PeftInfo) -> [(&'static str, Vec<u8>); 2] {
-        let settings = json::pretty(&settings(self.config(), info));
+        let settings = json::pretty(&settings(self.config(), &self.all_linear, info));
         let slices = self.slices();
         let tensors: Vec<TensorToWrite<'_>> = slices
             .iter()
@@ -190,12 +189,10 @@ fn read_settings(path: &Path, place: &str) -> Result<Map<String, Value>, Adapter
 }
 
 /// Last names of modules, sorted, with `all-linear` spelled out.
-fn module_names(targets: &[String]) -> Vec<String> {
-    let mut names: Vec<String> = if targets.iter().any(|t| t == ALL_LINEAR) {
-        let last = |l: &Linear| l.module().rsplit('.').next().unwrap_or_default().to_owned();
-        Linear::ALL.iter().map(last).collect()
-    } else {
-        targets.to_vec()
+fn module_names(targets: &[String], all_linear: &[String]) -> Vec<String> {
+    let mut names = match targets.iter().any(|t| t == ALL_LINEAR) {
+        true => all_linear.to_vec(),
+        false => targets.to_vec(),
     };
     names.sort();
     names.dedup();
@@ -206,7 +203,7 @@ fn whole_or_fraction(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() < 9e15 { json!(x as i64) } else { json!(x) }
 }
 
-fn settings(config: &LoraConfig, info: &PeftInfo) -> Value {
+fn settings(config: &LoraConfig, all_linear: &[String], info: &PeftInfo) -> Value {
     let alphas: Map<String, Value> =
         config.alpha_pattern.iter().map(|(k, v)| (k.clone(), whole_or_fraction(*v))).collect();
     json!({
@@ -227,7 +224,7 @@ fn settings(config: &LoraConfig, info: &PeftInfo) -> Value {
         "r": config.r,
         "rank_pattern": config.rank_pattern,
         "revision": info.revision,
-        "target_modules": module_names(&config.target_modules),
+        "target_modules": module_names(&config.target_modules, all_linear),
         "task_type": "CAUSAL_LM",
         "use_dora": false,
         "use_rslora": config.rslora,

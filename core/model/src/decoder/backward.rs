@@ -71,7 +71,7 @@ impl Decoder {
             head.xn.get(n),
             self.weights.head(),
             scored.labels,
-            None,
+            self.config.final_soft_cap,
         );
         self.ops.rms_norm_backward(
             head.dx.get_mut(n),
@@ -90,7 +90,10 @@ impl Decoder {
 /// The lowest adapted module of the lowest adapted layer; `None` for layers above it.
 fn lowest_linear(step: &Step<'_>, layer: usize, first: usize) -> Option<Linear> {
     let adapted = |linear: &Linear| step.adapted(layer, *linear).is_some();
-    if layer > first { None } else { Linear::ALL.into_iter().find(adapted) }
+    if layer > first {
+        return None;
+    }
+    step.decoder.config.linears(layer).into_iter().find(adapted)
 }
 
 impl Step<'_> {

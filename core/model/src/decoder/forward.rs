@@ -5,7 +5,6 @@ use forgelm_kernels_api::Write;
 
 use super::{Decoder, PackedInput, Pass, Scored, Step, gather_rows};
 use crate::activations::{Activations, Stage};
-use crate::rope::write_tables;
 
 impl Decoder {
     /// Runs every layer over the packed rows; the result stays in `acts`.
@@ -16,7 +15,7 @@ impl Decoder {
     pub fn forward(&self, pass: &Pass<'_>, acts: &mut Activations) {
         let step = self.step(pass);
         check_batch(&pass.batch, self.dims.v, step.dropout.is_some());
-        step.begin(pass.batch.tokens, pass.batch.positions, acts);
+        step.begin(&pass.batch, acts);
         for layer in 0..self.dims.l {
             let (input, slot) = (acts.input(layer), acts.slot(layer));
             let buffers = &mut acts.layers[slot];
@@ -50,7 +49,7 @@ impl Decoder {
             head.xn.get(n),
             self.weights.head(),
             scored.labels,
-            None,
+            self.config.final_soft_cap,
         );
         acts.stage = Stage::Scored(n);
     }
@@ -66,6 +65,9 @@ impl Decoder {
         self.norm_rows(acts, rows);
         let xn = acts.head.xn.get(rows.len());
         self.ops.linear_forward(logits, xn, self.weights.head(), Write::Replace);
+        if let Some(cap) = self.config.final_soft_cap {
+            logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
         // The scored rows of an earlier `logprobs` are gone.
         acts.stage = Stage::Forwarded;
     }
@@ -90,19 +92,32 @@ impl Decoder {
 
 impl Step<'_> {
     /// Rotary tables and token vectors.
-    pub(super) fn begin(&self, tokens: &[u32], positions: &[u32], acts: &mut Activations) {
+    pub(super) fn begin(&self, batch: &PackedInput<'_>, acts: &mut Activations) {
         let (t, decoder) = (self.t, self.decoder);
         assert!(t > 0, "a batch of no rows");
         assert!(t <= acts.size.tokens_max, "{t} rows, but {} were planned", acts.size.tokens_max);
-        write_tables(
-            acts.ws.cos.get_mut(t),
-            acts.ws.sin.get_mut(t),
-            positions,
-            &decoder.inv_freq,
-            decoder.attention_factor,
-        );
+        let ws = &mut acts.ws;
+        let local = decoder.local_rotary.as_ref();
+        let tables = [
+            (Some(&decoder.rotary), &mut ws.cos, &mut ws.sin),
+            (local, &mut ws.local_cos, &mut ws.local_sin),
+        ];
+        for (rotary, cos, sin) in tables {
+            let Some(rotary) = rotary else { continue };
+            let (cos, sin, half) = (cos.get_mut(t), sin.get_mut(t), decoder.config.rotary_dim() / 2);
+            for segment in batch.segments {
+                let rows = segment.start..segment.start + segment.len;
+                let at = rows.start * half..rows.end * half;
+                rotary.write(&mut cos[at.clone()], &mut sin[at], &batch.positions[rows]);
+            }
+        }
         let embedding = decoder.weights.embedding.as_ref();
-        decoder.ops.embedding_forward(acts.inputs[0].get_mut(t), tokens, embedding);
+        let x = acts.inputs[0].get_mut(t);
+        decoder.ops.embedding_forward(x, batch.tokens, embedding);
+        let scale = decoder.config.embedding_scale;
+        if scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= scale);
+        }
         acts.stage = Stage::Empty;
         acts.n_tokens = t;
     }

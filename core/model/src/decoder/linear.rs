@@ -12,7 +12,7 @@ use crate::names::Linear;
 pub(super) type Place = (usize, Linear);
 
 impl Step<'_> {
-    /// `y = W x`, or added to `y`, and the adapter's part.
+    /// `y = W x + bias`, or added to `y`, and the adapter's part.
     ///
     /// Shapes: `y` [T, n_out] written or added to, `x` [T, n_in] read, `u` [T, r] written.
     pub(super) fn linear_forward(
@@ -23,8 +23,11 @@ impl Step<'_> {
         u: &mut Rows,
         dropped: &mut Rows,
     ) {
-        let weight = self.decoder.weights.layers[place.0].linear(place.1);
-        self.decoder.ops.linear_forward(y, x, weight, write);
+        let weights = &self.decoder.weights.layers[place.0];
+        self.decoder.ops.linear_forward(y, x, weights.linear(place.1), write);
+        if let Some(bias) = weights.bias(place.1) {
+            self.decoder.ops.add_bias(y, bias);
+        }
         self.lora_forward(place, y, x, u, dropped);
     }
 
