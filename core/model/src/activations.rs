@@ -12,7 +12,8 @@ use thiserror::Error;
 
 use crate::adapter::Adapter;
 use crate::config::{Dims, ModelConfig};
-use crate::names::Linear;
+use crate::decoder::routing::{Balance, Routing};
+use crate::names::{ExpertPart, Linear};
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +150,19 @@ pub(crate) struct LayerBuffers {
     pub(crate) mlp_out: Rows,
     /// [T]
     pub(crate) mlp_out_inv_rms: Rows,
+    /// Probability of each expert [T, E].
+    pub(crate) probs: Rows,
+    /// Gates of the chosen experts, rows ordered by expert [T k, F_expert]; holds its gradient
+    /// after backward.
+    pub(crate) expert_gate: Rows,
+    /// As the gates.
+    pub(crate) expert_up: Rows,
+    /// [T, F_shared]; holds its gradient after backward.
+    pub(crate) shared_gate: Rows,
+    /// [T, F_shared]; holds its gradient after backward.
+    pub(crate) shared_up: Rows,
+    /// Score of the shared expert [T]; holds its gradient after backward.
+    pub(crate) shared_score: Rows,
     /// `dropout(x) A^T` of each adapted module [T, r], by [`Linear::index`].
     pub(crate) u: Vec<Rows>,
 }
@@ -192,6 +206,37 @@ pub(crate) struct Workspace {
     pub(crate) dv: Rows,
     /// Gradients of `u` of the modules that share an input [T, largest rank].
     pub(crate) du: [Rows; 3],
+    /// What one expert needs at a time.
+    pub(crate) experts: ExpertSpace,
+    /// Which rows go to which experts: 18 bytes for each row and choice, outside the plan.
+    pub(crate) routing: Routing,
+    /// How evenly they go.
+    pub(crate) balance: Balance,
+}
+
+/// What lives only within an expert; an expert has at most T rows.
+#[derive(Debug, Default)]
+pub(crate) struct ExpertSpace {
+    /// Gathered rows, and later the result or the gradient [T, C].
+    pub(crate) x: Rows,
+    /// Gathered gradient of the result [T, C].
+    pub(crate) dy: Rows,
+    /// Gated product [T, F_expert].
+    pub(crate) h: Rows,
+    /// The same times the expert's factor [T, F_expert].
+    pub(crate) scaled_h: Rows,
+    /// [T, F_expert]
+    pub(crate) dh: Rows,
+    /// Low-rank products [T, largest rank].
+    pub(crate) u: Rows,
+    /// Gated product of the shared expert [T, F_shared].
+    pub(crate) shared_h: Rows,
+    /// [T, F_shared]
+    pub(crate) shared_dh: Rows,
+    /// Gradient of the normed rows [T, C].
+    pub(crate) dxn: Rows,
+    /// Gradient of the router's scores [T, E].
+    pub(crate) dscores: Rows,
 }
 
 /// The wide end.
@@ -285,6 +330,22 @@ impl Activations {
         self.size
     }
 
+    /// The balance loss of the last forward pass, `E sum_e f_e P_e` over the rows of all layers; 1
+    /// when every expert is used alike, `None` for a model without experts.
+    #[must_use]
+    pub fn balance_loss(&self) -> Option<f64> {
+        self.ws.balance.loss()
+    }
+
+    /// From now on backward adds the gradient of `weight` times the balance loss: for a model
+    /// whose router trains, `router_aux_loss_coef` times what the caller divides the step's
+    /// gradient by. 0, as it is at first, leaves the loss out.
+    ///
+    /// The loss is that of one pass: a step of several passes adds one loss for each.
+    pub fn set_balance_weight(&mut self, weight: f32) {
+        self.ws.balance.weight = weight;
+    }
+
     /// Rows of the last forward pass.
     #[must_use]
     pub fn n_tokens(&self) -> usize {
@@ -310,7 +371,7 @@ impl Activations {
         let layers = (0..n_kept)
             .map(|slot| {
                 let layer = (keep == Keep::Everything).then_some(first_layer + slot);
-                layer_buffers(model, t, ranks(adapter, layer))
+                layer_buffers(model, t, (layer, ranks(adapter, layer)))
             })
             .collect();
         Self {
@@ -375,6 +436,12 @@ impl Activations {
             visit("norm factors", &mut layer.attn_out_inv_rms);
             visit("results before their norm", &mut layer.mlp_out);
             visit("norm factors", &mut layer.mlp_out_inv_rms);
+            visit("expert probabilities", &mut layer.probs);
+            visit("gates of experts", &mut layer.expert_gate);
+            visit("ups of experts", &mut layer.expert_up);
+            visit("gates of experts", &mut layer.shared_gate);
+            visit("ups of experts", &mut layer.shared_up);
+            visit("expert probabilities", &mut layer.shared_score);
             for rows in &mut layer.u {
                 visit("low-rank products", rows);
             }
@@ -399,6 +466,21 @@ impl Activations {
         for rows in &mut ws.du {
             visit("gradients of low-rank products", rows);
         }
+        let experts = &mut ws.experts;
+        for rows in [
+            &mut experts.x,
+            &mut experts.dy,
+            &mut experts.h,
+            &mut experts.scaled_h,
+            &mut experts.dh,
+            &mut experts.u,
+            &mut experts.shared_h,
+            &mut experts.shared_dh,
+            &mut experts.dxn,
+            &mut experts.dscores,
+        ] {
+            visit("rows of an expert", rows);
+        }
         let head = &mut self.head;
         visit("scored rows", &mut head.x);
         visit("scored rows", &mut head.xn);
@@ -422,8 +504,20 @@ fn ranks(adapter: Option<&Adapter>, layer: Option<usize>) -> [usize; Linear::N_F
     ranks
 }
 
-fn layer_buffers(model: &ModelConfig, t: usize, ranks: [usize; Linear::N_FIXED]) -> LayerBuffers {
+/// Buffers of one layer, or of any when they are shared.
+fn layer_buffers(
+    model: &ModelConfig,
+    t: usize,
+    (layer, ranks): (Option<usize>, [usize; Linear::N_FIXED]),
+) -> LayerBuffers {
     let dims = &model.dims();
+    let is = |kind: &dyn Fn(usize) -> bool| match layer {
+        Some(layer) => kind(layer.min(dims.l - 1)),
+        None => (0..dims.l).any(kind),
+    };
+    let has_experts = is(&|layer| model.layer_experts(layer).is_some());
+    let has_mlp = is(&|layer| model.layer_experts(layer).is_none());
+    let k = model.experts.as_ref().map_or(0, |experts| experts.num_experts_per_tok);
     let rows = |width| Rows::planned(t, width);
     let rows_if = |is_needed, width| if is_needed { rows(width) } else { Rows::default() };
     let (qk_norm, post_norms) = (model.attention.qk_norm, model.norms.post_norms);
@@ -436,8 +530,14 @@ fn layer_buffers(model: &ModelConfig, t: usize, ranks: [usize; Linear::N_FIXED])
         v: rows(dims.kv_width()),
         attn: rows(dims.q_width()),
         lse: rows(dims.h),
-        gate: rows(dims.f),
-        up: rows(dims.f),
+        gate: rows_if(has_mlp, dims.f),
+        up: rows_if(has_mlp, dims.f),
+        probs: rows_if(has_experts, dims.e),
+        expert_gate: rows_if(has_experts, k * dims.f_expert),
+        expert_up: rows_if(has_experts, k * dims.f_expert),
+        shared_gate: rows_if(has_experts, dims.f_shared),
+        shared_up: rows_if(has_experts, dims.f_shared),
+        shared_score: rows_if(has_experts && dims.f_shared > 0, 1),
         raw_q: rows_if(qk_norm, dims.q_width()),
         raw_k: rows_if(qk_norm, dims.kv_width()),
         q_inv_rms: rows_if(qk_norm, dims.h),
@@ -450,6 +550,26 @@ fn layer_buffers(model: &ModelConfig, t: usize, ranks: [usize; Linear::N_FIXED])
     }
 }
 
+/// Which of the buffers for the gradient of `u` a module uses.
+fn du_place(linear: Linear) -> usize {
+    match linear {
+        Linear::K | Linear::Up | Linear::Expert(_, ExpertPart::Up) => 1,
+        Linear::V => 2,
+        Linear::Q
+        | Linear::Qkv
+        | Linear::O
+        | Linear::Gate
+        | Linear::GateUp
+        | Linear::Down
+        | Linear::Router
+        | Linear::SharedGate
+        | Linear::SharedUp
+        | Linear::SharedDown
+        | Linear::SharedExpertGate
+        | Linear::Expert(_, ExpertPart::Gate | ExpertPart::Down) => 0,
+    }
+}
+
 fn workspace(model: &ModelConfig, t: usize, adapter: Option<&Adapter>, keep: Keep) -> Workspace {
     let dims = &model.dims();
     let rows = |width| Rows::planned(t, width);
@@ -458,7 +578,8 @@ fn workspace(model: &ModelConfig, t: usize, adapter: Option<&Adapter>, keep: Kee
         cos: rows(half),
         sin: rows(half),
         xn: rows(dims.c),
-        h: rows(dims.f),
+        h: rows(if (0..dims.l).any(|l| model.layer_experts(l).is_none()) { dims.f } else { 0 }),
+        experts: expert_space(model, t, adapter, keep),
         ..Workspace::default()
     };
     if model.attention.local_rope.is_some() {
@@ -483,24 +604,45 @@ fn workspace(model: &ModelConfig, t: usize, adapter: Option<&Adapter>, keep: Kee
         ws.dq = rows(dims.q_width());
         ws.dk = rows(dims.kv_width());
         ws.dv = rows(dims.kv_width());
-        let rank_of = |linears: &[Linear]| {
-            let r = ranks(adapter, None);
-            linears.iter().map(|l| r[l.index()]).max().unwrap_or(0)
+        // Modules that share an input have places of their own; every other is first.
+        let rank_of = |place: usize| {
+            let modules = adapter.iter().flat_map(|a| a.modules());
+            let here = modules.filter(|m| du_place(m.linear) == place);
+            here.map(|m| m.r).max().unwrap_or(0)
         };
-        ws.du = [
-            rows(rank_of(&[
-                Linear::Q,
-                Linear::Qkv,
-                Linear::O,
-                Linear::Gate,
-                Linear::GateUp,
-                Linear::Down,
-            ])),
-            rows(rank_of(&[Linear::K, Linear::Up])),
-            rows(rank_of(&[Linear::V])),
-        ];
+        ws.du = [0, 1, 2].map(|place| rows(rank_of(place)));
     }
     ws
+}
+
+fn expert_space(
+    model: &ModelConfig,
+    t: usize,
+    adapter: Option<&Adapter>,
+    keep: Keep,
+) -> ExpertSpace {
+    if model.experts.is_none() {
+        return ExpertSpace::default();
+    }
+    let (dims, rows) = (&model.dims(), |width| Rows::planned(t, width));
+    let modules = adapter.iter().flat_map(|a| a.modules());
+    let expert_ranks = modules.filter(|m| matches!(m.linear, Linear::Expert(..))).map(|m| m.r);
+    let mut space = ExpertSpace {
+        x: rows(dims.c),
+        h: rows(dims.f_expert),
+        u: rows(expert_ranks.max().unwrap_or(0)),
+        shared_h: rows(dims.f_shared),
+        ..ExpertSpace::default()
+    };
+    if keep != Keep::Nothing {
+        space.dy = rows(dims.c);
+        space.scaled_h = rows(dims.f_expert);
+        space.dh = rows(dims.f_expert);
+        space.shared_dh = rows(dims.f_shared);
+        space.dxn = rows(dims.c);
+        space.dscores = rows(dims.e);
+    }
+    space
 }
 
 fn head_buffers(dims: &Dims, r: usize, keep: Keep) -> HeadBuffers {

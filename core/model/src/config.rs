@@ -384,13 +384,6 @@ impl ModelConfig {
                 return contradiction(format!("`{key}` is {cap}; expected a positive number"));
             }
         }
-        if self.experts.is_some() {
-            return Err(ConfigError::NotAvailable {
-                place: self.place.clone(),
-                what: "a mixture of experts".to_owned(),
-                hint: "use a model without experts".to_owned(),
-            });
-        }
         if let Some(experts) = &self.experts {
             experts.validate(&self.place, self.num_hidden_layers)?;
         }

@@ -6,11 +6,13 @@
 mod attention;
 mod backward;
 mod cached;
+mod experts;
 mod forward;
 mod linear;
 mod lora;
 mod mlp;
 mod norm;
+pub(crate) mod routing;
 
 use std::sync::Arc;
 

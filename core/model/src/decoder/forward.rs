@@ -118,6 +118,7 @@ impl Step<'_> {
         if scale != 1.0 {
             x.iter_mut().for_each(|x| *x *= scale);
         }
+        acts.ws.balance.clear();
         acts.stage = Stage::Empty;
         acts.n_tokens = t;
     }

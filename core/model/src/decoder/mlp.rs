@@ -24,6 +24,9 @@ impl Step<'_> {
         let xn = ws.xn.get_mut(t);
         let inv_rms = buffers.post_inv_rms.get_mut(t);
         self.norm_forward((layer, config.mlp_norm()), xn, inv_rms, x_mid);
+        if let Some(experts) = config.layer_experts(layer) {
+            return self.experts_forward((layer, experts), buffers, ws, out);
+        }
         let (gate, up) = (buffers.gate.get_mut(t), buffers.up.get_mut(t));
         if config.mlp.is_fused {
             let both = ws.gate_up.get_mut(t);
@@ -78,6 +81,18 @@ impl Step<'_> {
     ) -> bool {
         let (t, ops, config) = (self.t, &self.decoder.ops, &self.decoder.config);
         let act = config.mlp.act;
+        if let Some(experts) = config.layer_experts(layer) {
+            let (xn, inv_rms) = (ws.xn.get_mut(t), ws.inv_rms.get_mut(t));
+            self.norm_forward((layer, config.mlp_norm()), xn, inv_rms, buffers.x_mid.get(t));
+            self.experts_backward((layer, experts), buffers, ws, grads);
+            if lowest.is_some_and(Linear::is_mlp) {
+                return false;
+            }
+            let (dx, x) = ((ws.dx.get_mut(t), Write::Add), buffers.x_mid.get(t));
+            let given = (x, buffers.post_inv_rms.get(t));
+            self.norm_backward((layer, config.mlp_norm()), dx, ws.experts.dxn.get(t), given);
+            return true;
+        }
         if config.norms.post_norms {
             let given = (buffers.mlp_out.get(t), buffers.mlp_out_inv_rms.get(t));
             let dbranch = (ws.dbranch.get_mut(t), Write::Replace);
