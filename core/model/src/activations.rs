@@ -352,12 +352,7 @@ impl Activations {
         self.n_tokens
     }
 
-    fn planned(
-        model: &ModelConfig,
-        adapter: Option<&Adapter>,
-        size: StepSize,
-        keep: Keep,
-    ) -> Self {
+    fn planned(model: &ModelConfig, adapter: Option<&Adapter>, size: StepSize, keep: Keep) -> Self {
         let dims = &model.dims();
         let t = size.tokens_max;
         let first_layer = match keep {

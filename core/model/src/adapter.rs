@@ -238,9 +238,8 @@ impl Adapter {
         for (layer, place) in places.iter_mut().enumerate() {
             for linear in model.linears(layer) {
                 let path = linear.path(layer, model.module_names());
-                let is_target = |t: &String| {
-                    (t == ALL_LINEAR && !linear.is_router()) || names_module(t, &path)
-                };
+                let is_target =
+                    |t: &String| (t == ALL_LINEAR && !linear.is_router()) || names_module(t, &path);
                 if !config.target_modules.iter().any(is_target) {
                     continue;
                 }

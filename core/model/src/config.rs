@@ -110,8 +110,8 @@ pub struct ModelConfig {
     pub mlp: MlpOptions,
     /// The mixture of experts that stands in the place of the MLP, if there is one.
     pub experts: Option<Experts>,
-    /// Factor on the vectors of the embedding; 1 in most families.
-    pub embedding_scale: f32,
+    /// Factor on the vectors of the embedding.
+    pub embedding_scale: Option<f32>,
     /// Logits become `cap * tanh(logit / cap)`.
     pub final_soft_cap: Option<f32>,
     /// Whether the embedding is also the output head.

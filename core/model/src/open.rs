@@ -153,7 +153,8 @@ impl FileStore {
         Self {
             names: config.module_names(),
             post_norms: config.norms.post_norms,
-            is_interleaved: matches!(files, Files::Gguf(_)) && AVAILABLE.iter().any(|a| is_llama(&a)),
+            is_interleaved: matches!(files, Files::Gguf(_))
+                && AVAILABLE.iter().any(|a| is_llama(&a)),
             files,
         }
     }

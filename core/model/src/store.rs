@@ -145,6 +145,12 @@ impl TensorStore for MemoryStore {
         role.hf_name(self.names)
     }
 
+    fn locate(&self, role: Role, dims: &Dims) -> Located {
+        let name = self.name_of(role);
+        let fused = fused_experts(role, dims).filter(|_| !self.tensors.contains_key(&name));
+        fused.unwrap_or_else(|| Located { name, shape: role.shape(dims), first_row: 0 })
+    }
+
     fn rotary_order(&self) -> RotaryOrder {
         RotaryOrder::HalfSplit
     }

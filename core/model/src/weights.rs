@@ -151,8 +151,9 @@ impl Weights {
         let norm_offset = if offset { 1.0 } else { 0.0 };
         let reader = Reader { store, dims: config.dims(), ops, compute, norm_offset };
         let has_head = reader.check_names(config)?;
-        let layers =
-            (0..config.num_hidden_layers).map(|n| reader.layer(config, n)).collect::<Result<_, _>>()?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|n| reader.layer(config, n))
+            .collect::<Result<_, _>>()?;
         let head = match (config.tie_word_embeddings, has_head) {
             (false, _) => Some(reader.matrix(Role::Head)?),
             (true, true) => {

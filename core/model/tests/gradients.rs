@@ -8,7 +8,7 @@ use std::sync::Arc;
 use forgelm_kernels_api::Segment;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Adapter, Decoder, DropoutStep, Keep, ModuleNames, LoraConfig, PackedInput, Pass,
+    Activations, Adapter, Decoder, DropoutStep, Keep, LoraConfig, ModuleNames, PackedInput, Pass,
     Scored, StepSize,
 };
 use forgelm_tensor::random::{Purpose, Stream};

@@ -223,7 +223,10 @@ fn gguf_changed(path: &Path, change: &dyn Fn(Role, Vec<u8>) -> (Dtype, Vec<u8>))
         .metadata("llama.attention.layer_norm_rms_epsilon", GgufValue::F32(config.rms_norm_eps))
         .metadata("llama.rope.freq_base", GgufValue::F32(config.rope.theta as f32));
     for role in Role::always(config).into_iter().chain([Role::Head]) {
-        let tensor = open.store().tensor(&role.hf_name(config.module_names())).expect("the golden folder is whole");
+        let tensor = open
+            .store()
+            .tensor(&role.hf_name(config.module_names()))
+            .expect("the golden folder is whole");
         let bytes = match role {
             Role::Linear(_, Linear::Q | Linear::K) => interleaved(tensor.bytes, 64 * 4, 16),
             _ => tensor.bytes.to_vec(),

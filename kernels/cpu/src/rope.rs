@@ -59,13 +59,7 @@ pub(crate) fn rope(
 }
 
 #[inline(always)]
-fn rows<S: Simd>(
-    s: S,
-    x: &mut [f32],
-    angles: Angles<'_>,
-    widths: Widths,
-    direction: Rotation,
-) {
+fn rows<S: Simd>(s: S, x: &mut [f32], angles: Angles<'_>, widths: Widths, direction: Rotation) {
     let half = widths.half;
     let sign = s.splat(match direction {
         Rotation::Forward => 1.0,

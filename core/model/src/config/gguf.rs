@@ -90,10 +90,7 @@ impl ModelConfig {
                 act: if family.is_gemma { Activation::GeluTanh } else { Activation::Silu },
             },
             experts: keys.experts(n_layers)?,
-            embedding_scale: match family.is_gemma {
-                true => (hidden_size as f64).sqrt() as f32,
-                false => 1.0,
-            },
+            embedding_scale: family.is_gemma.then_some((hidden_size as f64).sqrt() as f32),
             final_soft_cap: cap("final_logit_softcapping")?,
             tie_word_embeddings: file.tensor(names::HEAD).is_none(),
             max_position_embeddings,
@@ -155,13 +152,20 @@ impl<'a> Keys<'a> {
     /// The window, and which layers have it: the files do not say, the families do.
     fn windows(&self, n_layers: usize) -> Result<(Option<usize>, Vec<bool>), ConfigError> {
         let window = self.optional("attention.sliding_window")?.filter(|w| *w > 0);
-        let is_windowed = |layer: usize| match self.family.windows {
+        let windows = match self.family.windows {
+            Windows::AllButEvery(n) => {
+                let n = self.optional("attention.sliding_window_pattern")?.unwrap_or(n);
+                Windows::AllButEvery(n.max(1))
+            }
+            other => other,
+        };
+        let is_windowed = |layer: usize| match windows {
             // The tool that writes such files refuses Qwen models that use their window.
             Windows::Never | Windows::FromLayer | Windows::AlternateBelow | Windows::WhenUsed => {
                 false
             }
             Windows::Always => window.is_some(),
-            Windows::AllButEvery(n) => (layer + 1) % n != 0,
+            Windows::AllButEvery(n) => !(layer + 1).is_multiple_of(n),
         };
         let layers: Vec<bool> = (0..n_layers).map(is_windowed).collect();
         let has_windows = layers.contains(&true);
@@ -192,7 +196,10 @@ impl<'a> Keys<'a> {
             None => Ok(None),
             Some(rotary_dim) if self.family.is_fused => Ok(Some(rotary_dim)),
             Some(found) => Err(self.not_available(
-                format!("`{}: {found}` with a head width of {head_dim}", self.key("rope.dimension_count")),
+                format!(
+                    "`{}: {found}` with a head width of {head_dim}",
+                    self.key("rope.dimension_count")
+                ),
                 "available in this family: a rotary embedding over the whole head",
             )),
         }
@@ -210,9 +217,8 @@ impl<'a> Keys<'a> {
                 ))
             };
         };
-        let is_sparse = |layer: usize| {
-            self.file.tensor(&format!("blk.{layer}.ffn_gate_inp.weight")).is_some()
-        };
+        let is_sparse =
+            |layer: usize| self.file.tensor(&format!("blk.{layer}.ffn_gate_inp.weight")).is_some();
         let is_mixtral = kind == ExpertFamily::Mixtral;
         let own_width = self.optional("expert_feed_forward_length")?.filter(|f| *f > 0);
         let intermediate_size = match own_width {

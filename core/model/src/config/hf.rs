@@ -14,8 +14,7 @@ use super::hf_rope::ropes;
 use super::keys::Keys;
 use super::{AttentionOptions, ConfigError, Experts, MlpOptions, ModelConfig, NormOptions};
 use crate::architecture::{
-    AVAILABLE, Architecture, AttentionBias, ExpertFamily, Windows, available_names,
-    what_is_missing,
+    AVAILABLE, Architecture, AttentionBias, ExpertFamily, Windows, available_names, what_is_missing,
 };
 use crate::names::ModuleNames;
 
@@ -151,7 +150,7 @@ impl ModelConfig {
                 act: activation(&keys, &family)?,
             },
             experts: experts(&keys, &family, n_layers)?,
-            embedding_scale: if family.is_gemma { embedding_scale(&keys, hidden_size) } else { 1.0 },
+            embedding_scale: family.is_gemma.then(|| embedding_scale(&keys, hidden_size)),
             final_soft_cap: soft_cap("final_logit_softcapping", 30.0)?,
             tie_word_embeddings: keys.boolean_or("tie_word_embeddings", family.is_tied)?,
             max_position_embeddings,
@@ -265,7 +264,7 @@ fn windows(
                 0 => return Err(keys.wrong("sliding_window_pattern", &Value::from(0), "above 0")),
                 n => n,
             };
-            by_layer(&|layer| (layer + 1) % n != 0)
+            by_layer(&|layer| !(layer + 1).is_multiple_of(n))
         }
     };
     // The newer form names the kind of each layer, but not in families where it never varies.
@@ -280,11 +279,7 @@ fn windows(
     Ok((window.filter(|_| layers.contains(&true)), layers))
 }
 
-fn layer_kinds(
-    keys: &Keys<'_>,
-    kinds: &Value,
-    n_layers: usize,
-) -> Result<Vec<bool>, ConfigError> {
+fn layer_kinds(keys: &Keys<'_>, kinds: &Value, n_layers: usize) -> Result<Vec<bool>, ConfigError> {
     let expected = || format!("a list of {n_layers}, each `full_attention` or `sliding_attention`");
     let list = kinds.as_array().filter(|list| list.len() == n_layers);
     let list = list.ok_or_else(|| keys.wrong("layer_types", kinds, &expected()))?;
@@ -303,11 +298,14 @@ fn experts(
 ) -> Result<Option<Experts>, ConfigError> {
     let Some(kind) = family.experts else { return Ok(None) };
     let is_mixtral = kind == ExpertFamily::Mixtral;
-    let count = if is_mixtral { "num_local_experts" } else { "num_experts" };
-    let num_experts = match keys.optional_size(count)? {
+    // Older files of the Qwen families call it `num_experts`, newer ones as Mixtral does.
+    let (older, newer) = ("num_experts", "num_local_experts");
+    let num_experts = match keys.optional_size(newer)? {
         Some(n) => n,
-        // Newer files of one family carry the other's key.
-        None => keys.optional_size("num_experts")?.ok_or_else(|| keys.missing(count))?,
+        None => match keys.optional_size(older)? {
+            Some(n) => n,
+            None => return Err(keys.missing(if is_mixtral { newer } else { older })),
+        },
     };
     let width = if is_mixtral { "intermediate_size" } else { "moe_intermediate_size" };
     let step = keys.size_or("decoder_sparse_step", 1)?;

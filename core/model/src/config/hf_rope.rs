@@ -147,11 +147,8 @@ impl ModelConfig {
                 self.max_position_embeddings
             }
         };
-        let around = Around {
-            theta: self.rope.theta,
-            original,
-            max_position: self.max_position_embeddings,
-        };
+        let around =
+            Around { theta: self.rope.theta, original, max_position: self.max_position_embeddings };
         let keys = Keys { place: &self.place, prefix: "rope_scaling.", map: settings };
         let mut changed = self.clone();
         changed.rope = rope(&keys, around)?;

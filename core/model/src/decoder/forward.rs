@@ -104,7 +104,8 @@ impl Step<'_> {
         ];
         for (rotary, cos, sin) in tables {
             let Some(rotary) = rotary else { continue };
-            let (cos, sin, half) = (cos.get_mut(t), sin.get_mut(t), decoder.config.rotary_dim() / 2);
+            let (cos, sin, half) =
+                (cos.get_mut(t), sin.get_mut(t), decoder.config.rotary_dim() / 2);
             for segment in batch.segments {
                 let rows = segment.start..segment.start + segment.len;
                 let at = rows.start * half..rows.end * half;
@@ -114,8 +115,7 @@ impl Step<'_> {
         let embedding = decoder.weights.embedding.as_ref();
         let x = acts.inputs[0].get_mut(t);
         decoder.ops.embedding_forward(x, batch.tokens, embedding);
-        let scale = decoder.config.embedding_scale;
-        if scale != 1.0 {
+        if let Some(scale) = decoder.config.embedding_scale {
             x.iter_mut().for_each(|x| *x *= scale);
         }
         acts.ws.balance.clear();

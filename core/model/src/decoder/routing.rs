@@ -209,7 +209,6 @@ impl Balance {
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "a test of exact values")]
 mod tests {
     use super::{Routing, softmax_rows};
     use crate::config::Experts;

@@ -253,8 +253,7 @@ impl Ops for Counting {
         soft_cap: Option<f32>,
     ) {
         self.timed("token_logprobs_head_backward", || {
-            self.inner
-                .token_logprobs_head_backward(dhead, dlogp, lse, x, head, labels, soft_cap)
+            self.inner.token_logprobs_head_backward(dhead, dlogp, lse, x, head, labels, soft_cap)
         })
     }
 

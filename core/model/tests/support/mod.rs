@@ -31,7 +31,7 @@ pub fn tiny_config() -> ModelConfig {
         norms: NormOptions::default(),
         mlp: MlpOptions::default(),
         experts: None,
-        embedding_scale: 1.0,
+        embedding_scale: None,
         final_soft_cap: None,
         tie_word_embeddings: false,
         max_position_embeddings: 64,
