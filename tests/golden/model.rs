@@ -55,7 +55,11 @@ fn libraries() -> [Arc<dyn Ops>; 2] {
 }
 
 fn tiny_llama(ops: Arc<dyn Ops>) -> Decoder {
-    let files = ModelFiles::Folder(golden("models/tiny-llama"));
+    tiny("tiny-llama", ops)
+}
+
+fn tiny(model: &str, ops: Arc<dyn Ops>) -> Decoder {
+    let files = ModelFiles::Folder(golden(&format!("models/{model}")));
     let open = OpenModel::open(&files).expect("the folder is good");
     open.load(ops, Compute::F32).expect("the weights are good")
 }
@@ -89,11 +93,17 @@ fn assert_close(what: &str, found: f64, expected: f64, tolerance: f64) {
 
 #[test]
 fn logits_and_loss_are_those_of_transformers() {
-    let batch = Batch::read(&tensors("forward/tiny-llama/inputs.safetensors"), "");
-    let expected = floats(&tensors("forward/tiny-llama/outputs.safetensors"), "logits");
-    let about = json("forward/tiny-llama/golden.json");
+    for model in ["tiny-llama", "tiny-qwen3", "tiny-gemma2"] {
+        logits_and_loss(model);
+    }
+}
+
+fn logits_and_loss(model: &str) {
+    let batch = Batch::read(&tensors(&format!("forward/{model}/inputs.safetensors")), "");
+    let expected = floats(&tensors(&format!("forward/{model}/outputs.safetensors")), "logits");
+    let about = json(&format!("forward/{model}/golden.json"));
     for ops in libraries() {
-        let decoder = tiny_llama(ops);
+        let decoder = tiny(model, ops);
         let mut acts = activations(&decoder, None, Keep::Nothing);
         let found = loss(&decoder, None, &batch, &mut acts);
         let expected_loss = number(&about["loss"]);
@@ -111,11 +121,17 @@ fn logits_and_loss_are_those_of_transformers() {
 
 #[test]
 fn greedy_tokens_with_a_cache_are_those_of_transformers() {
-    let about = json("forward/tiny-llama/golden.json");
+    for model in ["tiny-llama", "tiny-qwen3", "tiny-gemma2"] {
+        greedy_tokens(model);
+    }
+}
+
+fn greedy_tokens(model: &str) {
+    let about = json(&format!("forward/{model}/golden.json"));
     let ids = |value: &Value| numbers(value).iter().map(|&id| id as u32).collect::<Vec<u32>>();
     let (prompt, expected) = (ids(&about["greedy"]["prompt"]), ids(&about["greedy"]["new"]));
     for ops in libraries() {
-        let decoder = tiny_llama(ops);
+        let decoder = tiny(model, ops);
         let mut acts = activations(&decoder, None, Keep::Nothing);
         let mut cache = KvCache::new(decoder.config(), 64);
         let (mut tokens, mut found) = (prompt.clone(), Vec::new());
@@ -185,10 +201,10 @@ fn an_adapter_whose_b_is_zero_changes_no_logit() {
 }
 
 /// A model and PEFT's adapter before its first step.
-fn first_adapter(case: &str, ops: Arc<dyn Ops>) -> (Decoder, Adapter) {
-    let init = golden(&format!("lora/tiny-llama/{case}/init"));
+fn first_adapter((model, case): (&str, &str), ops: Arc<dyn Ops>) -> (Decoder, Adapter) {
+    let init = golden(&format!("lora/{model}/{case}/init"));
     if case != "pissa" {
-        let decoder = tiny_llama(ops);
+        let decoder = tiny(model, ops);
         let mut adapter = Adapter::load(&init, decoder.config()).expect("PEFT's folder").adapter;
         decoder.refresh(&mut adapter);
         return (decoder, adapter);
@@ -217,9 +233,9 @@ fn principal_components(ops: Arc<dyn Ops>) -> (Decoder, Adapter) {
 }
 
 /// Ten AdamW steps of PEFT, from its first adapter to its last.
-fn trajectory(case: &str, ops: Arc<dyn Ops>, keep: Keep) {
-    let about = json(&format!("lora/tiny-llama/{case}/golden.json"));
-    let (decoder, mut adapter) = first_adapter(case, ops.clone());
+fn trajectory((model, case): (&str, &str), ops: Arc<dyn Ops>, keep: Keep) {
+    let about = json(&format!("lora/{model}/{case}/golden.json"));
+    let (decoder, mut adapter) = first_adapter((model, case), ops.clone());
     assert_eq!(Some(adapter.params().len() as u64), about["trainable"].as_u64());
     let n = adapter.params().len();
     let (mut m, mut v, mut grads) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
@@ -258,7 +274,7 @@ fn trajectory(case: &str, ops: Arc<dyn Ops>, keep: Keep) {
         }
         decoder.refresh(&mut adapter);
     }
-    let last = tensors(&format!("lora/tiny-llama/{case}/final/adapter_model.safetensors"));
+    let last = tensors(&format!("lora/{model}/{case}/final/adapter_model.safetensors"));
     for slice in adapter.slices() {
         let found = &adapter.params()[slice.range.clone()];
         for (i, (&found, &expected)) in found.iter().zip(&floats(&last, &slice.name)).enumerate() {
@@ -294,37 +310,53 @@ fn assert_first_gradients(adapter: &Adapter, grads: &[f32], n_terms: f32, expect
 #[test]
 fn ten_steps_of_peft_on_q_and_v() {
     for ops in libraries() {
-        trajectory("qv", ops, Keep::Everything);
+        trajectory(("tiny-llama", "qv"), ops, Keep::Everything);
     }
 }
 
 #[test]
 fn ten_steps_of_peft_on_all_linear_layers() {
     for ops in libraries() {
-        trajectory("all", ops, Keep::Everything);
+        trajectory(("tiny-llama", "all"), ops, Keep::Everything);
     }
-    trajectory("all", Arc::new(Reference), Keep::LayerInputs);
+    trajectory(("tiny-llama", "all"), Arc::new(Reference), Keep::LayerInputs);
+}
+
+#[test]
+fn ten_steps_of_peft_on_heads_that_are_normed() {
+    for ops in libraries() {
+        trajectory(("tiny-qwen3", "qv"), ops, Keep::Everything);
+    }
+    trajectory(("tiny-qwen3", "qv"), Arc::new(Reference), Keep::LayerInputs);
+}
+
+#[test]
+fn ten_steps_of_peft_with_soft_caps_windows_and_norms_after_each_half() {
+    for ops in libraries() {
+        trajectory(("tiny-gemma2", "all"), ops, Keep::Everything);
+    }
+    trajectory(("tiny-gemma2", "all"), Arc::new(Reference), Keep::LayerInputs);
 }
 
 #[test]
 fn ten_steps_of_peft_with_the_rank_stabilized_scale() {
     for ops in libraries() {
-        trajectory("rslora", ops, Keep::Everything);
+        trajectory(("tiny-llama", "rslora"), ops, Keep::Everything);
     }
 }
 
 #[test]
 fn ten_steps_of_peft_with_magnitudes() {
     for ops in libraries() {
-        trajectory("dora", ops, Keep::Everything);
+        trajectory(("tiny-llama", "dora"), ops, Keep::Everything);
     }
-    trajectory("dora", Arc::new(Reference), Keep::LayerInputs);
+    trajectory(("tiny-llama", "dora"), Arc::new(Reference), Keep::LayerInputs);
 }
 
 #[test]
 fn ten_steps_of_peft_from_principal_components() {
     for ops in libraries() {
-        trajectory("pissa", ops, Keep::Everything);
+        trajectory(("tiny-llama", "pissa"), ops, Keep::Everything);
     }
 }
 
@@ -398,15 +430,17 @@ fn rotary_frequencies_and_tables_are_those_of_transformers() {
         attention_factor: yarn_attention_factor(4.0, 1.0),
         truncate: true,
     };
-    for (name, theta, scaling) in [
-        ("default", 1e4, RopeScaling::Default),
-        ("linear-4", 1e4, linear),
-        ("llama3", 5e5, llama3),
-        ("yarn-4", 1e4, yarn),
+    let dynamic = RopeScaling::Dynamic { factor: 2.0, original_max_position_embeddings: 64 };
+    for (name, theta, seq_len, scaling) in [
+        ("default", 1e4, 64, RopeScaling::Default),
+        ("linear-4", 1e4, 64, linear),
+        ("dynamic-2-long", 1e4, 200, dynamic),
+        ("llama3", 5e5, 300, llama3),
+        ("yarn-4", 1e4, 300, yarn),
     ] {
         let file = tensors(&format!("rope/{name}.safetensors"));
         let rope = Rope { theta, scaling };
-        let inv_freq = rope.inv_freq(32);
+        let inv_freq = rope.inv_freq(32, seq_len);
         let expected = floats(&file, "inv_freq");
         assert_eq!(expected.len(), 16);
         for (&found, &expected) in inv_freq.iter().zip(&expected) {
@@ -414,7 +448,7 @@ fn rotary_frequencies_and_tables_are_those_of_transformers() {
         }
         let positions = batch::integers(&file, "positions");
         let positions: Vec<u32> = positions.iter().map(|&p| p as u32).collect();
-        let (cos, sin) = rope.tables(32, &positions);
+        let (cos, sin) = rope.tables(32, seq_len, &positions);
         for (table, found) in [("cos", cos), ("sin", sin)] {
             let expected = floats(&file, table);
             assert_eq!(expected.len(), positions.len() * 32);

@@ -186,9 +186,11 @@ fn trajectory(model: &str, ops: Arc<dyn Ops>) {
 }
 
 #[test]
-fn ten_steps_over_every_parameter_of_llama() {
-    for ops in libraries() {
-        trajectory("tiny-llama", ops);
+fn ten_steps_over_every_parameter() {
+    for model in ["tiny-llama", "tiny-qwen3", "tiny-gemma2"] {
+        for ops in libraries() {
+            trajectory(model, ops);
+        }
     }
 }
 

@@ -217,7 +217,19 @@ impl AdaptedModule {
     /// the index of its dropout mask.
     #[must_use]
     pub fn index(&self) -> u64 {
-        (self.layer * Linear::ALL.len() + self.linear.index()) as u64
+        // The first seven keep the numbers that they had when there were no others, so that a seed
+        // still means the same adapter.
+        let first = match self.linear {
+            Linear::Q => 0,
+            Linear::K => 1,
+            Linear::V => 2,
+            Linear::O => 3,
+            Linear::Gate => 4,
+            Linear::Up => 5,
+            Linear::Down => 6,
+            other => return 1 << 63 | (self.layer as u64) << 32 | other.index() as u64,
+        };
+        self.layer as u64 * 7 + first
     }
 }
 
@@ -231,13 +243,14 @@ pub(crate) fn adapted_modules(
     model: &ModelConfig,
 ) -> Result<Vec<AdaptedModule>, AdapterError> {
     check_settings(config)?;
-    check_targets(&config.target_modules)?;
+    check_targets(&config.target_modules, model)?;
     let dims = model.dims();
     let mut modules: Vec<AdaptedModule> = Vec::new();
     for layer in 0..dims.l {
-        for linear in Linear::ALL {
-            let path = linear.path(layer);
-            let is_target = |t: &String| t == ALL_LINEAR || names_module(t, &path);
+        for linear in model.linears(layer) {
+            let path = linear.path(layer, model.module_names());
+            let is_target =
+                |t: &String| (t == ALL_LINEAR && !linear.is_router()) || names_module(t, &path);
             if config.target_modules.iter().any(is_target) {
                 let start = modules.last().map_or(0, AdaptedModule::end);
                 modules.push(adapted_module(config, &dims, layer, linear, path, start));
@@ -248,7 +261,7 @@ pub(crate) fn adapted_modules(
     for target in &config.target_modules {
         let found = |m: &AdaptedModule| target == ALL_LINEAR || names_module(target, &m.path);
         if !modules.iter().any(found) {
-            return Err(no_such_module(target));
+            return Err(no_such_module(target, model));
         }
     }
     Ok(modules)
@@ -298,7 +311,7 @@ fn check_settings(config: &LoraConfig) -> Result<(), AdapterError> {
 }
 
 /// Refuses an empty list early; single targets are checked against the modules.
-fn check_targets(targets: &[String]) -> Result<(), AdapterError> {
+fn check_targets(targets: &[String], model: &ModelConfig) -> Result<(), AdapterError> {
     if targets.is_empty() {
         return Err(AdapterError::Setting {
             key: "target_modules",
@@ -307,15 +320,24 @@ fn check_targets(targets: &[String]) -> Result<(), AdapterError> {
         });
     }
     if let Some(empty) = targets.iter().find(|t| t.is_empty()) {
-        return Err(no_such_module(empty));
+        return Err(no_such_module(empty, model));
     }
     Ok(())
 }
 
-fn no_such_module(target: &str) -> AdapterError {
-    let names: Vec<String> = Linear::ALL
-        .iter()
-        .map(|l| format!("`{}`", l.module().rsplit('.').next().unwrap_or_default()))
-        .collect();
+fn no_such_module(target: &str, model: &ModelConfig) -> AdapterError {
+    let names: Vec<String> = last_names(model).iter().map(|name| format!("`{name}`")).collect();
     AdapterError::NoSuchModule { target: target.to_owned(), available: names.join(", ") }
+}
+
+/// Last components of the names of the linear layers that `all-linear` means, sorted.
+pub(crate) fn last_names(model: &ModelConfig) -> Vec<String> {
+    let mut names = std::collections::BTreeSet::new();
+    for linear in (0..model.num_hidden_layers).flat_map(|layer| model.linears(layer)) {
+        let module = linear.module(model.module_names());
+        if let Some((_, last)) = module.rsplit_once('.').filter(|_| !linear.is_router()) {
+            names.insert(last.to_owned());
+        }
+    }
+    names.into_iter().collect()
 }

@@ -7,11 +7,13 @@ mod attention;
 mod backward;
 mod cached;
 mod dora;
+mod experts;
 mod forward;
 mod linear;
 mod lora;
 mod mlp;
 mod norm;
+pub(crate) mod routing;
 
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use forgelm_tensor::random::Stream;
 
 use crate::config::{Dims, ModelConfig};
 use crate::names::Linear;
+use crate::rope::{Rope, Rotary};
 use crate::store::TensorStore;
 use crate::trainable::Trainable;
 use crate::weights::{Weights, WeightsError};
@@ -32,8 +35,9 @@ pub struct Decoder {
     ops: Arc<dyn Ops>,
     compute: Compute,
     weights: Weights,
-    inv_freq: Vec<f32>,
-    attention_factor: f32,
+    rotary: Rotary,
+    /// Of the windowed layers, where it is another.
+    local_rotary: Option<Rotary>,
 }
 
 /// Tokens of many sequences laid end to end.
@@ -103,10 +107,11 @@ impl Decoder {
         compute: Compute,
     ) -> Result<Self, WeightsError> {
         let weights = Weights::load(store, &config, ops.as_ref(), compute)?;
+        let rotary = |rope: &Rope| Rotary::new(rope.clone(), config.rotary_dim());
         Ok(Self {
             dims: config.dims(),
-            inv_freq: config.rope.inv_freq(config.head_dim),
-            attention_factor: config.rope.attention_factor(),
+            rotary: rotary(&config.rope),
+            local_rotary: config.attention.local_rope.as_ref().map(rotary),
             config,
             ops,
             compute,
@@ -163,14 +168,14 @@ impl Decoder {
         self.weights.layers[layer].set_linear(linear, weight);
     }
 
-    fn attention_shape(&self) -> AttentionShape {
+    fn attention_shape(&self, layer: usize) -> AttentionShape {
         AttentionShape {
             n_heads: self.dims.h,
             n_kv_heads: self.dims.h_kv,
             head_dim: self.dims.d,
-            scale: (1.0 / (self.dims.d as f64).sqrt()) as f32,
-            window: self.config.sliding_window,
-            soft_cap: None,
+            scale: self.config.attention_scale(),
+            window: self.config.window(layer),
+            soft_cap: self.config.attention.soft_cap,
         }
     }
 
@@ -200,6 +205,38 @@ impl std::fmt::Debug for Decoder {
 fn check_current(trainable: Option<&Trainable>) {
     let is_current = trainable.is_none_or(Trainable::is_current);
     assert!(is_current, "the trained numbers changed; `Decoder::refresh` comes first");
+}
+
+/// Takes the columns of `from` apart, from left to right.
+///
+/// Shapes: `parts` [T, their width] written, `from` [T, sum of the widths] read.
+fn split_columns<const N: usize>(parts: [&mut [f32]; N], from: &[f32], t: usize) {
+    let width = from.len() / t;
+    let mut first = 0;
+    for part in parts {
+        let n = part.len() / t;
+        for (to, from) in part.chunks_exact_mut(n).zip(from.chunks_exact(width)) {
+            to.copy_from_slice(&from[first..first + n]);
+        }
+        first += n;
+    }
+    assert_eq!(first, width, "the parts are not the whole");
+}
+
+/// Lays matrices side by side: the inverse of [`split_columns`].
+///
+/// Shapes: `to` [T, sum of the widths] written, `parts` [T, their width] read.
+fn join_columns<const N: usize>(to: &mut [f32], parts: [&[f32]; N], t: usize) {
+    let width = to.len() / t;
+    let mut first = 0;
+    for part in parts {
+        let n = part.len() / t;
+        for (to, from) in to.chunks_exact_mut(width).zip(part.chunks_exact(n)) {
+            to[first..first + n].copy_from_slice(from);
+        }
+        first += n;
+    }
+    assert_eq!(first, width, "the parts are not the whole");
 }
 
 /// Copies some rows of `from` to `to`, in the order of `rows`.

@@ -40,12 +40,16 @@ pub use adapter::{
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, ALL_LINEAR, AdaptedModule, AdapterError, LoadedAdapter,
     LoraConfig, LoraInit, PeftInfo, TRAINED_WEIGHTS, TrainedBias,
 };
-pub use config::{ConfigError, Dims, ModelConfig, read_config_json};
+pub use architecture::Architecture;
+pub use config::{
+    AttentionOptions, ConfigError, Dims, Experts, MlpOptions, ModelConfig, NormOptions,
+    read_config_json,
+};
 pub use decoder::{CachedSequence, Decoder, DropoutStep, KvCache, PackedInput, Pass, Scored};
-pub use names::{Linear, Norm, Role};
+pub use names::{ExpertPart, Linear, ModuleNames, Norm, Role};
 pub use open::{LoadError, ModelFiles, OpenModel};
-pub use rope::{Rope, RopeScaling, yarn_attention_factor};
-pub use store::{MemoryStore, RotaryOrder, StoredTensor, TensorStore};
+pub use rope::{Rope, RopeScaling, longrope_attention_factor, yarn_attention_factor};
+pub use store::{Located, MemoryStore, RotaryOrder, StoredTensor, TensorStore};
 pub use trainable::{Adapter, NamedSlice, Selection, Trainable};
 pub use weights::WeightsError;
 pub use whole::WholeModelError;

@@ -19,7 +19,9 @@ use std::sync::Arc;
 use forgelm_kernels_api::FrozenMatrix;
 use forgelm_tensor::random::Stream;
 
-use crate::adapter::{AdaptedModule, AdapterError, LoraConfig, TrainedBias, adapted_modules};
+use crate::adapter::{
+    AdaptedModule, AdapterError, LoraConfig, TrainedBias, adapted_modules, last_names,
+};
 use crate::config::ModelConfig;
 use crate::names::{Linear, Role};
 pub(crate) use derived::DoraFactors;
@@ -61,6 +63,8 @@ pub(crate) struct BaseTensor {
     pub(crate) range: Range<usize>,
     /// A matrix as the kernels read it; derived.
     packed: Option<Arc<dyn FrozenMatrix>>,
+    /// `1 + w` of a norm whose weight is stored as w; derived.
+    whole: Option<Vec<f32>>,
 }
 
 impl std::fmt::Debug for BaseTensor {
@@ -80,7 +84,9 @@ pub struct Trainable {
     params: Vec<f32>,
     modules: Vec<AdaptedModule>,
     /// Index into `modules` by layer and linear.
-    places: Vec<[Option<usize>; Linear::ALL.len()]>,
+    places: Vec<Vec<Option<usize>>>,
+    /// What `all-linear` means: last components of names, sorted.
+    pub(crate) all_linear: Vec<String>,
     base: BTreeMap<Role, BaseTensor>,
     /// Whether head and embedding are one tensor.
     is_tied: bool,
@@ -129,12 +135,16 @@ impl Trainable {
     ///
     /// # Errors
     /// If a setting is out of range or a name means nothing.
-    pub fn zeroed(selection: Selection, model: &ModelConfig) -> Result<Self, AdapterError> {
+    pub fn zeroed(
+        selection: impl Into<Selection>,
+        model: &ModelConfig,
+    ) -> Result<Self, AdapterError> {
+        let selection = selection.into();
         let modules = match &selection {
             Selection::Adapter(config) => adapted_modules(config, model)?,
             Selection::Everything | Selection::Weights(_) => Vec::new(),
         };
-        let mut places = vec![[None; Linear::ALL.len()]; model.dims().l];
+        let mut places = vec![vec![None; Linear::n_places(&model.dims())]; model.dims().l];
         for (i, module) in modules.iter().enumerate() {
             places[module.layer][module.linear.index()] = Some(i);
         }
@@ -148,6 +158,7 @@ impl Trainable {
             modules,
             places,
             base,
+            all_linear: last_names(model),
             is_tied: model.tie_word_embeddings,
             initial: Vec::new(),
         })
@@ -216,28 +227,34 @@ impl Trainable {
     fn layer_of(&self, role: Role) -> Option<usize> {
         match role {
             Role::Embedding => Some(0),
-            Role::Norm(layer, _) | Role::Linear(layer, _) => Some(layer),
+            Role::Norm(layer, _) | Role::Linear(layer, _) | Role::Bias(layer, _) => Some(layer),
             Role::Head | Role::FinalNorm | Role::RopeDivisors => None,
         }
     }
 
     /// The lowest trained linear of the lowest trained layer, if backward may end with it; `None`
     /// when something below it trains as well, and for other layers.
-    pub(crate) fn lowest_linear(&self, layer: usize) -> Option<Linear> {
+    pub(crate) fn lowest_linear(&self, layer: usize, model: &ModelConfig) -> Option<Linear> {
         let is_below = |role: &Role| match role {
             Role::Embedding => true,
             Role::Norm(l, _) => *l == layer,
-            Role::Linear(..) | Role::Head | Role::FinalNorm | Role::RopeDivisors => false,
+            Role::Linear(..)
+            | Role::Bias(..)
+            | Role::Head
+            | Role::FinalNorm
+            | Role::RopeDivisors => false,
         };
         if layer > self.first_layer() || self.base.keys().any(is_below) {
             return None;
         }
-        Linear::ALL.into_iter().find(|linear| self.trains(layer, *linear))
+        model.linears(layer).into_iter().find(|linear| self.trains(layer, *linear))
     }
 
     /// Whether anything of a linear layer trains.
     pub(crate) fn trains(&self, layer: usize, linear: Linear) -> bool {
-        self.module(layer, linear).is_some() || self.base.contains_key(&Role::Linear(layer, linear))
+        self.module(layer, linear).is_some()
+            || self.base.contains_key(&Role::Linear(layer, linear))
+            || self.base.contains_key(&Role::Bias(layer, linear))
     }
 
     /// The parts of the buffer under the names that files use.
@@ -285,8 +302,14 @@ impl Trainable {
         self.base_tensor(role)?.packed.as_deref()
     }
 
-    /// A trained vector.
+    /// A trained vector as the kernels read it.
     pub(crate) fn vector(&self, role: Role) -> Option<&[f32]> {
+        let tensor = self.base_tensor(role)?;
+        Some(tensor.whole.as_deref().unwrap_or(&self.params[tensor.range.clone()]))
+    }
+
+    /// A trained weight as a Hugging Face folder stores it.
+    pub(crate) fn stored(&self, role: Role) -> Option<&[f32]> {
         self.base_tensor(role).map(|tensor| &self.params[tensor.range.clone()])
     }
 
@@ -304,9 +327,10 @@ fn base_tensors(
     mut end: usize,
 ) -> Result<BTreeMap<Role, BaseTensor>, AdapterError> {
     let head = (!model.tie_word_embeddings).then_some(Role::Head);
-    let mut roles: Vec<Role> = Role::always(model.num_hidden_layers).chain(head).collect();
+    let mut roles: Vec<Role> = Role::always(model).into_iter().chain(head).collect();
     roles.sort();
-    let named = |name: &str| roles.iter().copied().find(|role| role.hf_name() == name);
+    let hf_name = |role: &Role| role.hf_name(model.module_names());
+    let named = |name: &str| roles.iter().find(|role| hf_name(role) == name);
     match selection {
         Selection::Adapter(config) => roles.retain(|role| is_trained_bias(config, modules, *role)),
         Selection::Everything => {}
@@ -317,7 +341,7 @@ fn base_tensors(
             if names.is_empty() {
                 return Err(AdapterError::NothingTrains);
             }
-            roles.retain(|role| names.contains(&role.hf_name()));
+            roles.retain(|role| names.contains(&hf_name(role)));
         }
     }
     let dims = model.dims();
@@ -325,14 +349,26 @@ fn base_tensors(
         let shape = role.shape(&dims);
         let start = end;
         end += shape.iter().product::<usize>();
-        (role, BaseTensor { name: role.hf_name(), shape, range: start..end, packed: None })
+        let is_norm = matches!(role, Role::Norm(..) | Role::FinalNorm);
+        let is_offset = is_norm && model.norms.stored_as_offsets;
+        let tensor = BaseTensor {
+            name: hf_name(&role),
+            shape,
+            range: start..end,
+            packed: None,
+            whole: is_offset.then(Vec::new),
+        };
+        (role, tensor)
     };
     Ok(roles.into_iter().map(tensor).collect())
 }
 
-/// Whether `bias` of an adapter means this tensor. No family that runs has a bias yet.
-fn is_trained_bias(config: &LoraConfig, _: &[AdaptedModule], _: Role) -> bool {
+/// Whether `bias` of an adapter means this tensor.
+fn is_trained_bias(config: &LoraConfig, modules: &[AdaptedModule], role: Role) -> bool {
+    let Role::Bias(layer, linear) = role else { return false };
     match config.bias {
-        TrainedBias::None | TrainedBias::All | TrainedBias::LoraOnly => false,
+        TrainedBias::None => false,
+        TrainedBias::All => true,
+        TrainedBias::LoraOnly => modules.iter().any(|m| (m.layer, m.linear) == (layer, linear)),
     }
 }

@@ -8,8 +8,8 @@ use forgelm_tensor::Dtype;
 use thiserror::Error;
 
 use crate::config::{Dims, ModelConfig};
-use crate::names::{Linear, Norm, Role};
-use crate::store::{NotFinite, RotaryOrder, StoredRows, StoredTensor, TensorStore};
+use crate::names::{Linear, Norm, Role, gguf};
+use crate::store::{Located, NotFinite, RotaryOrder, StoredRows, StoredTensor, TensorStore};
 
 /// Why weights cannot be used.
 #[derive(Debug, Error, PartialEq)]
@@ -89,26 +89,37 @@ pub enum WeightsError {
 
 /// The weights of one decoder layer.
 pub(crate) struct LayerWeights {
-    /// In the order of [`Norm::ALL`], each [C].
+    /// By [`Norm::index`]; empty where the layer has none.
     norm: Vec<Vec<f32>>,
-    /// In the order of [`Linear::ALL`].
-    ///
-    /// Query, key and value stay three matrices: a fused product would leave them interleaved by
-    /// row, and taking them apart costs more traffic than reading the input three times.
-    linear: Vec<Box<dyn FrozenMatrix>>,
+    /// By [`Linear::index`]. Query, key and value stay three matrices unless the file has one: a
+    /// fused product would leave them interleaved by row, and taking them apart costs more traffic
+    /// than reading the input three times.
+    linear: Vec<Option<Box<dyn FrozenMatrix>>>,
+    /// By [`Linear::index`].
+    bias: Vec<Option<Vec<f32>>>,
 }
 
 impl LayerWeights {
     pub(crate) fn norm(&self, norm: Norm) -> &[f32] {
-        &self.norm[norm as usize]
+        &self.norm[norm.index()]
     }
 
     pub(crate) fn linear(&self, linear: Linear) -> &dyn FrozenMatrix {
-        self.linear[linear.index()].as_ref()
+        self.linear[linear.index()].as_deref().expect("the layer has this linear layer")
+    }
+
+    pub(crate) fn bias(&self, linear: Linear) -> Option<&[f32]> {
+        self.bias[linear.index()].as_deref()
+    }
+
+    fn n_bytes(&self) -> usize {
+        let vectors = self.norm.iter().chain(self.bias.iter().flatten());
+        let vectors: usize = vectors.map(Vec::len).sum();
+        4 * vectors + self.linear.iter().flatten().map(|w| w.n_bytes()).sum::<usize>()
     }
 
     pub(crate) fn set_linear(&mut self, linear: Linear, weight: Box<dyn FrozenMatrix>) {
-        self.linear[linear.index()] = weight;
+        self.linear[linear.index()] = Some(weight);
     }
 }
 
@@ -129,14 +140,7 @@ impl Weights {
 
     /// Memory held, in bytes.
     pub(crate) fn n_bytes(&self) -> usize {
-        let layers: usize = self
-            .layers
-            .iter()
-            .map(|layer| {
-                let norms: usize = layer.norm.iter().map(Vec::len).sum();
-                4 * norms + layer.linear.iter().map(|w| w.n_bytes()).sum::<usize>()
-            })
-            .sum();
+        let layers: usize = self.layers.iter().map(LayerWeights::n_bytes).sum();
         let head = self.head.as_ref().map_or(0, |w| w.n_bytes());
         layers + self.embedding.n_bytes() + head + 4 * self.final_norm.len()
     }
@@ -148,10 +152,13 @@ impl Weights {
         ops: &dyn Ops,
         compute: Compute,
     ) -> Result<Self, WeightsError> {
-        let reader = Reader { store, dims: config.dims(), ops, compute };
+        let offset = config.norms.stored_as_offsets && !store.has_whole_norms();
+        let norm_offset = if offset { 1.0 } else { 0.0 };
+        let reader = Reader { store, dims: config.dims(), ops, compute, norm_offset };
         let has_head = reader.check_names(config)?;
-        let layers =
-            (0..config.num_hidden_layers).map(|n| reader.layer(n)).collect::<Result<_, _>>()?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|n| reader.layer(config, n))
+            .collect::<Result<_, _>>()?;
         let head = match (config.tie_word_embeddings, has_head) {
             (false, _) => Some(reader.matrix(Role::Head)?),
             (true, true) => {
@@ -169,7 +176,7 @@ impl Weights {
     }
 }
 
-/// The values of one tensor in f32, as they are stored.
+/// The values of one tensor in f32, as a Hugging Face folder stores them.
 ///
 /// # Errors
 /// If the tensor is missing, of the wrong shape or format, or holds a value that is not a number.
@@ -181,11 +188,11 @@ pub(crate) fn read_values(
     let rows = stored_rows(store, config, role)?.1;
     let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
     rows.read_rows(0, &mut values);
-    check_finite(store, role, &rows)?;
+    check_finite((store, &config.dims()), role, &rows)?;
     Ok(values)
 }
 
-/// The rows of one tensor and the number format they are stored in.
+/// The rows of one tensor as a Hugging Face folder stores them, and the number format they have.
 ///
 /// # Errors
 /// If the tensor is missing, or of the wrong shape or format.
@@ -195,50 +202,91 @@ pub(crate) fn stored_rows<'a>(
     role: Role,
 ) -> Result<(Dtype, StoredRows<'a>), WeightsError> {
     let dims = config.dims();
-    let dtype = tensor(store, &dims, role)?.dtype;
-    Ok((dtype, rows(store, &dims, role)?))
+    let dtype = tensor((store, &dims), role)?.dtype;
+    let is_whole = config.norms.stored_as_offsets && store.has_whole_norms();
+    Ok((dtype, rows((store, &dims), role, if is_whole { -1.0 } else { 0.0 })?))
 }
 
 fn missing(store: &dyn TensorStore, name: String) -> WeightsError {
     WeightsError::Missing { place: store.place(), name }
 }
 
-/// The tensor of a role, its shape checked.
+/// The tensor of a role, its shape checked, cut down to the rows of the role.
 fn tensor<'a>(
-    store: &'a dyn TensorStore,
-    dims: &Dims,
+    (store, dims): (&'a dyn TensorStore, &Dims),
     role: Role,
 ) -> Result<StoredTensor<'a>, WeightsError> {
-    let name = store.name_of(role);
-    let Some(tensor) = store.tensor(&name) else { return Err(missing(store, name)) };
-    let expected = role.shape(dims);
-    if tensor.shape == expected {
-        return Ok(tensor);
+    let Located { name, shape: expected, first_row } = store.locate(role, dims);
+    let Some(mut tensor) = store.tensor(&name) else { return Err(missing(store, name)) };
+    // A matrix of one row may be stored as a vector.
+    let is_row = expected.len() == 2 && expected[0] == 1 && tensor.shape == expected[1..];
+    if tensor.shape != expected && !is_row {
+        return Err(WeightsError::Shape {
+            place: store.place(),
+            name,
+            found: tensor.shape,
+            expected,
+        });
     }
-    Err(WeightsError::Shape { place: store.place(), name, found: tensor.shape, expected })
+    let shape = role.shape(dims);
+    if shape != expected {
+        let n_cols = expected.last().copied().unwrap_or(0);
+        let Some(row_bytes) = tensor.dtype.row_bytes(n_cols) else {
+            return Err(format((store, dims), role, &tensor));
+        };
+        let rows = first_row..first_row + shape[0];
+        let bytes = rows.start * row_bytes..rows.end * row_bytes;
+        let Some(bytes) = tensor.bytes.get(bytes) else {
+            return Err(format((store, dims), role, &tensor));
+        };
+        tensor.bytes = bytes;
+    }
+    tensor.shape = shape;
+    Ok(tensor)
 }
 
-fn rows<'a>(
-    store: &'a dyn TensorStore,
-    dims: &Dims,
+fn format(
+    (store, dims): (&dyn TensorStore, &Dims),
     role: Role,
-) -> Result<StoredRows<'a>, WeightsError> {
-    let tensor = tensor(store, dims, role)?;
-    let (n_rows, n_cols) = match tensor.shape.as_slice() {
-        [n_rows, n_cols] => (*n_rows, *n_cols),
-        other => (1, other.iter().product()),
-    };
-    let rotary = matches!(role, Role::Linear(_, Linear::Q | Linear::K));
-    let interleaved = match store.rotary_order() {
-        RotaryOrder::Interleaved if rotary => Some(dims.d),
-        RotaryOrder::Interleaved | RotaryOrder::HalfSplit => None,
-    };
-    StoredRows::new(&tensor, n_rows, n_cols, interleaved).ok_or_else(|| WeightsError::Format {
+    tensor: &StoredTensor<'_>,
+) -> WeightsError {
+    WeightsError::Format {
         place: store.place(),
-        name: store.name_of(role),
+        name: store.locate(role, dims).name,
         shape: tensor.shape.clone(),
         dtype: tensor.dtype.name().to_owned(),
-    })
+    }
+}
+
+/// The rows of a role; `norm_offset` is added to the weights of norms.
+fn rows<'a>(
+    (store, dims): (&'a dyn TensorStore, &Dims),
+    role: Role,
+    norm_offset: f32,
+) -> Result<StoredRows<'a>, WeightsError> {
+    let tensor = tensor((store, dims), role)?;
+    let is_rotated = matches!(
+        role,
+        Role::Linear(_, Linear::Q | Linear::K) | Role::Bias(_, Linear::Q | Linear::K)
+    );
+    let interleaved = match store.rotary_order() {
+        RotaryOrder::Interleaved if is_rotated => Some(dims.d),
+        RotaryOrder::Interleaved | RotaryOrder::HalfSplit => None,
+    };
+    let (n_rows, n_cols) = match tensor.shape.as_slice() {
+        [n_rows, n_cols] => (*n_rows, *n_cols),
+        // A bias that is reordered is a column.
+        [n_rows] if interleaved.is_some() => (*n_rows, 1),
+        other => (1, other.iter().product()),
+    };
+    let offset = match role {
+        Role::Norm(..) | Role::FinalNorm => norm_offset,
+        Role::Embedding | Role::Head | Role::Linear(..) | Role::Bias(..) | Role::RopeDivisors => {
+            0.0
+        }
+    };
+    let rows = StoredRows::new(&tensor, n_rows, n_cols, interleaved);
+    rows.map(|rows| rows.plus(offset)).ok_or_else(|| format((store, dims), role, &tensor))
 }
 
 /// Refuses rows in which a value that is no number was met.
@@ -246,7 +294,7 @@ fn rows<'a>(
 /// # Errors
 /// Naming the first.
 pub(crate) fn check_finite(
-    store: &dyn TensorStore,
+    (store, dims): (&dyn TensorStore, &Dims),
     role: Role,
     rows: &StoredRows<'_>,
 ) -> Result<(), WeightsError> {
@@ -254,7 +302,7 @@ pub(crate) fn check_finite(
         None => Ok(()),
         Some(NotFinite { row, column, value }) => Err(WeightsError::NotFinite {
             place: store.place(),
-            name: store.name_of(role),
+            name: store.locate(role, dims).name,
             value: value.to_string(),
             row,
             column,
@@ -267,6 +315,8 @@ struct Reader<'a> {
     dims: Dims,
     ops: &'a dyn Ops,
     compute: Compute,
+    /// Added to the weights of norms.
+    norm_offset: f32,
 }
 
 impl<'a> Reader<'a> {
@@ -278,16 +328,21 @@ impl<'a> Reader<'a> {
         if !has_head && !config.tie_word_embeddings {
             return Err(self.missing(head));
         }
-        for role in Role::always(config.num_hidden_layers) {
-            let name = self.store.name_of(role);
-            if !names.remove(&name) {
+        let mut used = BTreeSet::new();
+        for role in Role::always(config) {
+            let name = self.store.locate(role, &self.dims).name;
+            if !names.contains(&name) {
                 return Err(self.missing(name));
             }
+            used.insert(name);
         }
         // Old folders store the rotary frequencies, which follow from the configuration; GGUF
         // stores divisors, which the configuration has already taken up.
         names.retain(|name| {
-            !name.ends_with(".self_attn.rotary_emb.inv_freq") && name != "rope_freqs.weight"
+            let is_divisors = [gguf::ROPE_DIVISORS, gguf::ROPE_LONG, gguf::ROPE_SHORT];
+            !used.contains(name)
+                && !name.ends_with(".self_attn.rotary_emb.inv_freq")
+                && !is_divisors.contains(&name.as_str())
         });
         match names.first() {
             None => Ok(has_head),
@@ -304,35 +359,41 @@ impl<'a> Reader<'a> {
     }
 
     fn rows(&self, role: Role) -> Result<StoredRows<'a>, WeightsError> {
-        rows(self.store, &self.dims, role)
+        rows((self.store, &self.dims), role, self.norm_offset)
     }
 
     fn matrix(&self, role: Role) -> Result<Box<dyn FrozenMatrix>, WeightsError> {
         let rows = self.rows(role)?;
         let packed = self.ops.freeze(&rows, self.compute);
-        check_finite(self.store, role, &rows)?;
+        check_finite((self.store, &self.dims), role, &rows)?;
         Ok(packed)
     }
 
     fn vector(&self, role: Role) -> Result<Vec<f32>, WeightsError> {
         let rows = self.rows(role)?;
-        let mut values = vec![0.0; rows.n_cols()];
+        let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
         rows.read_rows(0, &mut values);
-        check_finite(self.store, role, &rows)?;
+        check_finite((self.store, &self.dims), role, &rows)?;
         Ok(values)
     }
 
-    fn layer(&self, n: usize) -> Result<LayerWeights, WeightsError> {
-        Ok(LayerWeights {
-            norm: Norm::ALL
-                .into_iter()
-                .map(|norm| self.vector(Role::Norm(n, norm)))
-                .collect::<Result<_, _>>()?,
-            linear: Linear::ALL
-                .into_iter()
-                .map(|linear| self.matrix(Role::Linear(n, linear)))
-                .collect::<Result<_, _>>()?,
-        })
+    fn layer(&self, config: &ModelConfig, n: usize) -> Result<LayerWeights, WeightsError> {
+        let n_places = Linear::n_places(&self.dims);
+        let mut layer = LayerWeights {
+            norm: vec![Vec::new(); Norm::ALL.len()],
+            linear: (0..n_places).map(|_| None).collect(),
+            bias: vec![None; n_places],
+        };
+        for norm in config.norms() {
+            layer.norm[norm.index()] = self.vector(Role::Norm(n, norm))?;
+        }
+        for linear in config.linears(n) {
+            layer.linear[linear.index()] = Some(self.matrix(Role::Linear(n, linear))?);
+            if config.has_bias(linear) {
+                layer.bias[linear.index()] = Some(self.vector(Role::Bias(n, linear))?);
+            }
+        }
+        Ok(layer)
     }
 
     /// A tied model may carry its head a second time; it must then be the same.

@@ -82,7 +82,11 @@ impl OpenModel {
         let mut fill = |i: usize, w: &mut dyn Write| parts[i].write(&trainable, w);
         write_model(dir, &planned, SHARD_BYTES_MAX, &mut fill)?;
         for part in &parts {
-            crate::weights::check_finite(self.store(), part.role, &part.rows)?;
+            crate::weights::check_finite(
+                (self.store(), &self.config().dims()),
+                part.role,
+                &part.rows,
+            )?;
         }
         Ok(())
     }
@@ -97,7 +101,7 @@ impl OpenModel {
                 Role::Linear(layer, linear) => trainable.module(layer, linear),
                 _ => None,
             };
-            let change = match (trainable.vector(role), adapted) {
+            let change = match (trainable.stored(role), adapted) {
                 (Some(values), _) => Change::Trained(values),
                 (None, Some(module)) => Change::Adapter(module),
                 (None, None) => Change::Nothing,
@@ -106,10 +110,10 @@ impl OpenModel {
                 Dtype::F32 | Dtype::F16 | Dtype::Bf16 => stored,
                 _ => Dtype::Bf16,
             };
-            let (name, shape) = (role.hf_name(), role.shape(&dims));
+            let (name, shape) = (role.hf_name(config.module_names()), role.shape(&dims));
             Ok(Part { role, name, dtype, shape, rows, change })
         };
-        Role::always(config.num_hidden_layers).chain(head).map(part).collect()
+        Role::always(config).into_iter().chain(head).map(part).collect()
     }
 }
 

@@ -111,6 +111,7 @@ fn cached_generation_equals_the_whole_pass() {
 fn cached_generation_equals_the_whole_pass_under_a_window() {
     let mut config = tiny_config();
     config.sliding_window = Some(4);
+    config.attention.windowed_layers = vec![true; 3];
     assert_cached_is_whole(&config);
 }
 
@@ -120,9 +121,11 @@ fn a_window_changes_only_rows_beyond_it() {
     let batch = Batch::random(4, &[12], config.vocab_size);
     let whole = logits(&tiny_decoder(&config, Arc::new(Reference)), None, &batch);
     config.sliding_window = Some(12);
+    config.attention.windowed_layers = vec![true; 3];
     let wide = logits(&tiny_decoder(&config, Arc::new(Reference)), None, &batch);
     assert_eq!(whole, wide);
     config.sliding_window = Some(5);
+    config.attention.windowed_layers = vec![true; 3];
     let narrow = logits(&tiny_decoder(&config, Arc::new(Reference)), None, &batch);
     let v = config.vocab_size;
     assert_eq!(narrow[..5 * v], whole[..5 * v]);

@@ -236,11 +236,12 @@ pub trait Ops: Send + Sync {
     fn column_dots(&self, sums: &mut [f32], a: &[f32], b: &[f32]);
 
     /// Rotary embedding in place, half-split (NeoX) layout: element j of a head pairs with
-    /// element j + D/2.
+    /// element j + R/2. R is the rotated part of a head, at most D; what follows stays as it is.
     ///
-    /// Paper: Su et al. 2021, arXiv:2104.09864, eq. 34.
+    /// Paper: Su et al. 2021, arXiv:2104.09864, eq. 34; a part of the head: Black et al. 2022,
+    /// arXiv:2204.06745, sec. 2.1.1.
     ///
-    /// Shapes: `x` [T, n_heads * D] changed, `cos` and `sin` [T, D/2] read; `head_dim` is D.
+    /// Shapes: `x` [T, n_heads * D] changed, `cos` and `sin` [T, R/2] read; `head_dim` is D.
     fn rope(
         &self,
         x: &mut [f32],

@@ -11,7 +11,6 @@ use serde_json::{Map, Value, json};
 
 use super::{ALL_LINEAR, AdapterError, LoraConfig, LoraInit, TrainedBias};
 use crate::config::ModelConfig;
-use crate::names::Linear;
 use crate::trainable::{Adapter, NamedSlice, Selection, Trainable};
 
 /// Name of the settings file.
@@ -64,7 +63,8 @@ impl LoadedAdapter {
     /// Names each difference with both values.
     pub fn check(&self, expected: &LoraConfig, base: Option<&str>) -> Result<(), AdapterError> {
         let found = self.adapter.lora();
-        let mut differences = found.map_or_else(Vec::new, |found| differences(found, expected));
+        let mut differences = found
+            .map_or_else(Vec::new, |found| differences(found, expected, &self.adapter.all_linear));
         if let Some(base) = base.filter(|base| *base != self.info.base_model_name_or_path) {
             let found = &self.info.base_model_name_or_path;
             differences.push(format!("`base_model_name_or_path` is {found}, expected {base}"));
@@ -77,8 +77,8 @@ impl LoadedAdapter {
 }
 
 /// What changes the meaning of the numbers and differs, each with both values. Dropout does not.
-fn differences(found: &LoraConfig, expected: &LoraConfig) -> Vec<String> {
-    let modules = |config: &LoraConfig| module_names(&config.target_modules).join(", ");
+fn differences(found: &LoraConfig, expected: &LoraConfig, all_linear: &[String]) -> Vec<String> {
+    let modules = |config: &LoraConfig| module_names(&config.target_modules, all_linear).join(", ");
     let is_pissa = |config: &LoraConfig| config.init == LoraInit::PrincipalComponents;
     let rows = [
         ("r", found.r.to_string(), expected.r.to_string()),
@@ -110,7 +110,10 @@ impl Trainable {
         let tensors = safetensors::to_bytes(&tensors, &metadata);
         match self.lora() {
             Some(config) => vec![
-                (ADAPTER_CONFIG, json::pretty(&settings(config, info)).into_bytes()),
+                (
+                    ADAPTER_CONFIG,
+                    json::pretty(&settings(config, &self.all_linear, info)).into_bytes(),
+                ),
                 (ADAPTER_WEIGHTS, tensors),
             ],
             None => vec![(TRAINED_WEIGHTS, tensors)],
@@ -159,7 +162,7 @@ impl Trainable {
         let path = folder.join(ADAPTER_CONFIG);
         let place = path.display().to_string();
         let (found, _) = parse_settings(&read_settings(&path, &place)?, &place)?;
-        let differences = differences(&found, expected);
+        let differences = differences(&found, expected, &self.all_linear);
         if !differences.is_empty() {
             return Err(AdapterError::Differs { place, differences });
         }
@@ -227,12 +230,10 @@ fn read_settings(path: &Path, place: &str) -> Result<Map<String, Value>, Adapter
 }
 
 /// Last names of modules, sorted, with `all-linear` spelled out.
-fn module_names(targets: &[String]) -> Vec<String> {
-    let mut names: Vec<String> = if targets.iter().any(|t| t == ALL_LINEAR) {
-        let last = |l: &Linear| l.module().rsplit('.').next().unwrap_or_default().to_owned();
-        Linear::ALL.iter().map(last).collect()
-    } else {
-        targets.to_vec()
+fn module_names(targets: &[String], all_linear: &[String]) -> Vec<String> {
+    let mut names = match targets.iter().any(|t| t == ALL_LINEAR) {
+        true => all_linear.to_vec(),
+        false => targets.to_vec(),
     };
     names.sort();
     names.dedup();
@@ -243,7 +244,7 @@ fn whole_or_fraction(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() < 9e15 { json!(x as i64) } else { json!(x) }
 }
 
-fn settings(config: &LoraConfig, info: &PeftInfo) -> Value {
+fn settings(config: &LoraConfig, all_linear: &[String], info: &PeftInfo) -> Value {
     let alphas: Map<String, Value> =
         config.alpha_pattern.iter().map(|(k, v)| (k.clone(), whole_or_fraction(*v))).collect();
     json!({
@@ -267,7 +268,7 @@ fn settings(config: &LoraConfig, info: &PeftInfo) -> Value {
         "r": config.r,
         "rank_pattern": config.rank_pattern,
         "revision": info.revision,
-        "target_modules": module_names(&config.target_modules),
+        "target_modules": module_names(&config.target_modules, all_linear),
         "task_type": "CAUSAL_LM",
         "use_dora": config.dora,
         "use_rslora": config.rslora,

@@ -40,7 +40,7 @@ impl Decoder {
         let step = self.step(pass);
         self.head_backward(trainable, acts, (scored, dlogp), grads);
         for layer in (trainable.first_layer()..self.dims.l).rev() {
-            let lowest = trainable.lowest_linear(layer);
+            let lowest = trainable.lowest_linear(layer, &self.config);
             if acts.keep == Keep::LayerInputs {
                 step.forward_again(layer, pass, acts);
             }
@@ -60,7 +60,10 @@ impl Decoder {
             );
         }
         if let Some(range) = trainable.range(Role::Embedding) {
-            let dx = acts.ws.dx.get(step.t);
+            let dx = acts.ws.dx.get_mut(step.t);
+            if let Some(scale) = self.config.embedding_scale {
+                dx.iter_mut().for_each(|dx| *dx *= scale);
+            }
             self.ops.embedding_backward(&mut grads[range], dx, pass.batch.tokens);
         }
         acts.stage = Stage::Empty;
@@ -86,7 +89,7 @@ impl Decoder {
                 head.xn.get(n),
                 head_weight,
                 scored.labels,
-                None,
+                self.config.final_soft_cap,
             );
         }
         self.ops.token_logprobs_backward(
@@ -96,7 +99,7 @@ impl Decoder {
             head.xn.get(n),
             head_weight,
             scored.labels,
-            None,
+            self.config.final_soft_cap,
         );
         if let Some(range) = trainable.range(Role::FinalNorm) {
             let (dxn, x) = (head.dxn.get(n), head.x.get(n));

@@ -6,7 +6,6 @@ use forgelm_kernels_api::{FrozenMatrix, Write};
 use super::{Decoder, PackedInput, Pass, Scored, Step, gather_rows};
 use crate::activations::{Activations, Stage};
 use crate::names::Role;
-use crate::rope::write_tables;
 use crate::trainable::Trainable;
 
 impl Decoder {
@@ -18,7 +17,7 @@ impl Decoder {
     pub fn forward(&self, pass: &Pass<'_>, acts: &mut Activations) {
         let step = self.step(pass);
         check_batch(&pass.batch, self.dims.v, step.dropout.is_some());
-        step.begin(pass.batch.tokens, pass.batch.positions, acts);
+        step.begin(&pass.batch, acts);
         for layer in 0..self.dims.l {
             let (input, slot) = (acts.input(layer), acts.slot(layer));
             let buffers = &mut acts.layers[slot];
@@ -58,7 +57,7 @@ impl Decoder {
             head.xn.get(n),
             self.head(pass.adapter),
             scored.labels,
-            None,
+            self.config.final_soft_cap,
         );
         acts.stage = Stage::Scored(n);
     }
@@ -81,6 +80,9 @@ impl Decoder {
         self.norm_rows(adapter, acts, rows);
         let xn = acts.head.xn.get(rows.len());
         self.ops.linear_forward(logits, xn, self.head(adapter), Write::Replace);
+        if let Some(cap) = self.config.final_soft_cap {
+            logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
         // The scored rows of an earlier `logprobs` are gone.
         acts.stage = Stage::Forwarded;
     }
@@ -115,20 +117,34 @@ impl Decoder {
 
 impl Step<'_> {
     /// Rotary tables and token vectors.
-    pub(super) fn begin(&self, tokens: &[u32], positions: &[u32], acts: &mut Activations) {
+    pub(super) fn begin(&self, batch: &PackedInput<'_>, acts: &mut Activations) {
         let (t, decoder) = (self.t, self.decoder);
         assert!(t > 0, "a batch of no rows");
         assert!(t <= acts.size.tokens_max, "{t} rows, but {} were planned", acts.size.tokens_max);
-        write_tables(
-            acts.ws.cos.get_mut(t),
-            acts.ws.sin.get_mut(t),
-            positions,
-            &decoder.inv_freq,
-            decoder.attention_factor,
-        );
+        let ws = &mut acts.ws;
+        let local = decoder.local_rotary.as_ref();
+        let tables = [
+            (Some(&decoder.rotary), &mut ws.cos, &mut ws.sin),
+            (local, &mut ws.local_cos, &mut ws.local_sin),
+        ];
+        for (rotary, cos, sin) in tables {
+            let Some(rotary) = rotary else { continue };
+            let (cos, sin, half) =
+                (cos.get_mut(t), sin.get_mut(t), decoder.config.rotary_dim() / 2);
+            for segment in batch.segments {
+                let rows = segment.start..segment.start + segment.len;
+                let at = rows.start * half..rows.end * half;
+                rotary.write(&mut cos[at.clone()], &mut sin[at], &batch.positions[rows]);
+            }
+        }
         let trained = self.adapter.and_then(|t| t.matrix(Role::Embedding));
         let embedding = trained.unwrap_or(decoder.weights.embedding.as_ref());
-        decoder.ops.embedding_forward(acts.inputs[0].get_mut(t), tokens, embedding);
+        let x = acts.inputs[0].get_mut(t);
+        decoder.ops.embedding_forward(x, batch.tokens, embedding);
+        if let Some(scale) = decoder.config.embedding_scale {
+            x.iter_mut().for_each(|x| *x *= scale);
+        }
+        acts.ws.balance.clear();
         acts.stage = Stage::Empty;
         acts.n_tokens = t;
     }

@@ -20,7 +20,7 @@ impl<'a> Step<'a> {
         trained.unwrap_or_else(|| self.decoder.weights.layers[layer].linear(linear))
     }
 
-    /// `y = W x`, or added to `y`, and the adapter's part.
+    /// `y = W x + bias`, or added to `y`, and the adapter's part.
     ///
     /// Shapes: `y` [T, n_out] written or added to, `x` [T, n_in] read; `kept` written.
     pub(super) fn linear_forward(
@@ -31,12 +31,24 @@ impl<'a> Step<'a> {
         kept: &mut AdapterRows,
         scratch: &mut AdapterScratch,
     ) {
-        if let Some(dora) = self.dora(place) {
-            self.dora_forward((place, dora), (y, write), x, kept, scratch);
-            return;
+        match self.dora(place) {
+            Some(dora) => {
+                self.dora_forward((place, dora), (&mut *y, write), x, kept, scratch);
+            }
+            None => {
+                self.decoder.ops.linear_forward(y, x, self.weight(place), write);
+                self.lora_forward(place, y, x, kept, scratch);
+            }
         }
-        self.decoder.ops.linear_forward(y, x, self.weight(place), write);
-        self.lora_forward(place, y, x, kept, scratch);
+        if let Some(bias) = self.bias(place) {
+            self.decoder.ops.add_bias(y, bias);
+        }
+    }
+
+    /// The bias of a linear layer: the trained one, else the decoder's own.
+    fn bias(&self, (layer, linear): Place) -> Option<&'a [f32]> {
+        let trained = self.adapter.and_then(|t| t.vector(Role::Bias(layer, linear)));
+        trained.or_else(|| self.decoder.weights.layers[layer].bias(linear))
     }
 
     /// What [`Step::linear_forward`] keeps for backward, without the product itself: for a layer
@@ -80,6 +92,9 @@ impl<'a> Step<'a> {
             let dims = GemmDims { m: weight.n_rows(), n: weight.n_cols(), k: self.t };
             let dw = &mut grads[range];
             self.decoder.ops.gemm(dw, dy, x, GemmLayout::Tn, dims, 1.0, Write::Add);
+        }
+        if let Some(range) = trainable.range(Role::Bias(place.0, place.1)) {
+            self.decoder.ops.column_sums(&mut grads[range], dy);
         }
         let AdapterScratch { dropped, dz } = scratch;
         let dy = match self.dora(place) {
