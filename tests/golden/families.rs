@@ -189,12 +189,12 @@ fn identity(decoder: &Decoder) -> Adapter {
         targets.push("shared_expert_gate");
     }
     let mut lora = LoraConfig::new(1, 1.0, &targets);
-    let shape = Adapter::zeroed(lora.clone().into(), decoder.config()).expect("a good adapter");
+    let shape = Adapter::zeroed(lora.clone(), decoder.config()).expect("a good adapter");
     for module in shape.modules() {
         lora.rank_pattern.insert(module.path.clone(), module.n_in);
         lora.alpha_pattern.insert(module.path.clone(), module.n_in as f64);
     }
-    let mut adapter = Adapter::zeroed(lora.into(), decoder.config()).expect("a good adapter");
+    let mut adapter = Adapter::zeroed(lora, decoder.config()).expect("a good adapter");
     for module in adapter.modules().to_vec() {
         for i in 0..module.n_in {
             adapter.params_mut()[module.a.start + i * (module.n_in + 1)] = 1.0;
@@ -318,8 +318,7 @@ fn steps(case: &str, ops: &Arc<dyn Ops>) {
     let golden = Golden::open(case, ops.clone());
     let about = &golden.about["lora"];
     let lora = LoraConfig::new(4, 8.0, &["all-linear"]);
-    let mut adapter =
-        Adapter::zeroed(lora.into(), golden.decoder.config()).expect("a good adapter");
+    let mut adapter = Adapter::zeroed(lora, golden.decoder.config()).expect("a good adapter");
     let first = about["first_gradients"].as_object().expect("gradients by name");
     assert_eq!(adapter.slices().len(), first.len(), "{case}");
     let short = |name: &str| {

@@ -108,10 +108,6 @@ impl LayerWeights {
         self.linear[linear.index()].as_deref().expect("the layer has this linear layer")
     }
 
-    pub(crate) fn set_linear(&mut self, linear: Linear, weight: Box<dyn FrozenMatrix>) {
-        self.linear[linear.index()] = Some(weight);
-    }
-
     pub(crate) fn bias(&self, linear: Linear) -> Option<&[f32]> {
         self.bias[linear.index()].as_deref()
     }
@@ -120,6 +116,10 @@ impl LayerWeights {
         let vectors = self.norm.iter().chain(self.bias.iter().flatten());
         let vectors: usize = vectors.map(Vec::len).sum();
         4 * vectors + self.linear.iter().flatten().map(|w| w.n_bytes()).sum::<usize>()
+    }
+
+    pub(crate) fn set_linear(&mut self, linear: Linear, weight: Box<dyn FrozenMatrix>) {
+        self.linear[linear.index()] = Some(weight);
     }
 }
 
@@ -152,10 +152,13 @@ impl Weights {
         ops: &dyn Ops,
         compute: Compute,
     ) -> Result<Self, WeightsError> {
-        let reader = Reader { store, config, dims: config.dims(), ops, compute };
-        let has_head = reader.check_names()?;
-        let layers =
-            (0..config.num_hidden_layers).map(|n| reader.layer(n)).collect::<Result<_, _>>()?;
+        let offset = config.norms.stored_as_offsets && !store.has_whole_norms();
+        let norm_offset = if offset { 1.0 } else { 0.0 };
+        let reader = Reader { store, dims: config.dims(), ops, compute, norm_offset };
+        let has_head = reader.check_names(config)?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|n| reader.layer(config, n))
+            .collect::<Result<_, _>>()?;
         let head = match (config.tie_word_embeddings, has_head) {
             (false, _) => Some(reader.matrix(Role::Head)?),
             (true, true) => {
@@ -173,7 +176,7 @@ impl Weights {
     }
 }
 
-/// The values of one tensor in f32, as the model uses them: norms are what they multiply by.
+/// The values of one tensor in f32, as a Hugging Face folder stores them.
 ///
 /// # Errors
 /// If the tensor is missing, of the wrong shape or format, or holds a value that is not a number.
@@ -182,15 +185,14 @@ pub(crate) fn read_values(
     config: &ModelConfig,
     role: Role,
 ) -> Result<Vec<f32>, WeightsError> {
-    let rows = rows(store, config, role)?.plus(norm_offset(store, config, role));
+    let rows = stored_rows(store, config, role)?.1;
     let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
     rows.read_rows(0, &mut values);
-    check_finite(store, config, role, &rows)?;
+    check_finite((store, &config.dims()), role, &rows)?;
     Ok(values)
 }
 
-/// The rows of one tensor as a Hugging Face folder holds them, and the number format they are
-/// stored in.
+/// The rows of one tensor as a Hugging Face folder stores them, and the number format they have.
 ///
 /// # Errors
 /// If the tensor is missing, or of the wrong shape or format.
@@ -199,25 +201,19 @@ pub(crate) fn stored_rows<'a>(
     config: &ModelConfig,
     role: Role,
 ) -> Result<(Dtype, StoredRows<'a>), WeightsError> {
-    let dtype = tensor(store, &config.dims(), role)?.dtype;
-    let is_whole = store.has_whole_norms() && config.is_norm_offset(role);
-    let offset = if is_whole { -1.0 } else { 0.0 };
-    Ok((dtype, rows(store, config, role)?.plus(offset)))
+    let dims = config.dims();
+    let dtype = tensor((store, &dims), role)?.dtype;
+    let is_whole = config.norms.stored_as_offsets && store.has_whole_norms();
+    Ok((dtype, rows((store, &dims), role, if is_whole { -1.0 } else { 0.0 })?))
 }
 
 fn missing(store: &dyn TensorStore, name: String) -> WeightsError {
     WeightsError::Missing { place: store.place(), name }
 }
 
-/// What is added to the stored weights of a norm.
-fn norm_offset(store: &dyn TensorStore, config: &ModelConfig, role: Role) -> f32 {
-    if config.is_norm_offset(role) && !store.has_whole_norms() { 1.0 } else { 0.0 }
-}
-
 /// The tensor of a role, its shape checked, cut down to the rows of the role.
 fn tensor<'a>(
-    store: &'a dyn TensorStore,
-    dims: &Dims,
+    (store, dims): (&'a dyn TensorStore, &Dims),
     role: Role,
 ) -> Result<StoredTensor<'a>, WeightsError> {
     let Located { name, shape: expected, first_row } = store.locate(role, dims);
@@ -225,26 +221,32 @@ fn tensor<'a>(
     // A matrix of one row may be stored as a vector.
     let is_row = expected.len() == 2 && expected[0] == 1 && tensor.shape == expected[1..];
     if tensor.shape != expected && !is_row {
-        let place = store.place();
-        return Err(WeightsError::Shape { place, name, found: tensor.shape, expected });
+        return Err(WeightsError::Shape {
+            place: store.place(),
+            name,
+            found: tensor.shape,
+            expected,
+        });
     }
     let shape = role.shape(dims);
     if shape != expected {
         let n_cols = expected.last().copied().unwrap_or(0);
-        let row_bytes = tensor.dtype.row_bytes(n_cols);
-        let bytes = row_bytes.and_then(|row_bytes| {
-            tensor.bytes.get(first_row * row_bytes..(first_row + shape[0]) * row_bytes)
-        });
-        let Some(bytes) = bytes else { return Err(format_error(store, dims, role, &tensor)) };
+        let Some(row_bytes) = tensor.dtype.row_bytes(n_cols) else {
+            return Err(format((store, dims), role, &tensor));
+        };
+        let rows = first_row..first_row + shape[0];
+        let bytes = rows.start * row_bytes..rows.end * row_bytes;
+        let Some(bytes) = tensor.bytes.get(bytes) else {
+            return Err(format((store, dims), role, &tensor));
+        };
         tensor.bytes = bytes;
     }
     tensor.shape = shape;
     Ok(tensor)
 }
 
-fn format_error(
-    store: &dyn TensorStore,
-    dims: &Dims,
+fn format(
+    (store, dims): (&dyn TensorStore, &Dims),
     role: Role,
     tensor: &StoredTensor<'_>,
 ) -> WeightsError {
@@ -256,13 +258,13 @@ fn format_error(
     }
 }
 
+/// The rows of a role; `norm_offset` is added to the weights of norms.
 fn rows<'a>(
-    store: &'a dyn TensorStore,
-    config: &ModelConfig,
+    (store, dims): (&'a dyn TensorStore, &Dims),
     role: Role,
+    norm_offset: f32,
 ) -> Result<StoredRows<'a>, WeightsError> {
-    let dims = config.dims();
-    let tensor = tensor(store, &dims, role)?;
+    let tensor = tensor((store, dims), role)?;
     let is_rotated = matches!(
         role,
         Role::Linear(_, Linear::Q | Linear::K) | Role::Bias(_, Linear::Q | Linear::K)
@@ -277,8 +279,14 @@ fn rows<'a>(
         [n_rows] if interleaved.is_some() => (*n_rows, 1),
         other => (1, other.iter().product()),
     };
-    StoredRows::new(&tensor, n_rows, n_cols, interleaved)
-        .ok_or_else(|| format_error(store, &dims, role, &tensor))
+    let offset = match role {
+        Role::Norm(..) | Role::FinalNorm => norm_offset,
+        Role::Embedding | Role::Head | Role::Linear(..) | Role::Bias(..) | Role::RopeDivisors => {
+            0.0
+        }
+    };
+    let rows = StoredRows::new(&tensor, n_rows, n_cols, interleaved);
+    rows.map(|rows| rows.plus(offset)).ok_or_else(|| format((store, dims), role, &tensor))
 }
 
 /// Refuses rows in which a value that is no number was met.
@@ -286,8 +294,7 @@ fn rows<'a>(
 /// # Errors
 /// Naming the first.
 pub(crate) fn check_finite(
-    store: &dyn TensorStore,
-    config: &ModelConfig,
+    (store, dims): (&dyn TensorStore, &Dims),
     role: Role,
     rows: &StoredRows<'_>,
 ) -> Result<(), WeightsError> {
@@ -295,7 +302,7 @@ pub(crate) fn check_finite(
         None => Ok(()),
         Some(NotFinite { row, column, value }) => Err(WeightsError::NotFinite {
             place: store.place(),
-            name: store.locate(role, &config.dims()).name,
+            name: store.locate(role, dims).name,
             value: value.to_string(),
             row,
             column,
@@ -305,23 +312,24 @@ pub(crate) fn check_finite(
 
 struct Reader<'a> {
     store: &'a dyn TensorStore,
-    config: &'a ModelConfig,
     dims: Dims,
     ops: &'a dyn Ops,
     compute: Compute,
+    /// Added to the weights of norms.
+    norm_offset: f32,
 }
 
 impl<'a> Reader<'a> {
     /// Compares the names with the roles; whether there is a head of its own.
-    fn check_names(&self) -> Result<bool, WeightsError> {
+    fn check_names(&self, config: &ModelConfig) -> Result<bool, WeightsError> {
         let mut names: BTreeSet<String> = self.store.names().into_iter().collect();
         let head = self.store.name_of(Role::Head);
         let has_head = names.remove(&head);
-        if !has_head && !self.config.tie_word_embeddings {
+        if !has_head && !config.tie_word_embeddings {
             return Err(self.missing(head));
         }
         let mut used = BTreeSet::new();
-        for role in Role::always(self.config) {
+        for role in Role::always(config) {
             let name = self.store.locate(role, &self.dims).name;
             if !names.contains(&name) {
                 return Err(self.missing(name));
@@ -351,33 +359,37 @@ impl<'a> Reader<'a> {
     }
 
     fn rows(&self, role: Role) -> Result<StoredRows<'a>, WeightsError> {
-        rows(self.store, self.config, role)
+        rows((self.store, &self.dims), role, self.norm_offset)
     }
 
     fn matrix(&self, role: Role) -> Result<Box<dyn FrozenMatrix>, WeightsError> {
         let rows = self.rows(role)?;
         let packed = self.ops.freeze(&rows, self.compute);
-        check_finite(self.store, self.config, role, &rows)?;
+        check_finite((self.store, &self.dims), role, &rows)?;
         Ok(packed)
     }
 
     fn vector(&self, role: Role) -> Result<Vec<f32>, WeightsError> {
-        read_values(self.store, self.config, role)
+        let rows = self.rows(role)?;
+        let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
+        rows.read_rows(0, &mut values);
+        check_finite((self.store, &self.dims), role, &rows)?;
+        Ok(values)
     }
 
-    fn layer(&self, n: usize) -> Result<LayerWeights, WeightsError> {
+    fn layer(&self, config: &ModelConfig, n: usize) -> Result<LayerWeights, WeightsError> {
         let n_places = Linear::n_places(&self.dims);
         let mut layer = LayerWeights {
             norm: vec![Vec::new(); Norm::ALL.len()],
             linear: (0..n_places).map(|_| None).collect(),
             bias: vec![None; n_places],
         };
-        for norm in self.config.norms() {
+        for norm in config.norms() {
             layer.norm[norm.index()] = self.vector(Role::Norm(n, norm))?;
         }
-        for linear in self.config.linears(n) {
+        for linear in config.linears(n) {
             layer.linear[linear.index()] = Some(self.matrix(Role::Linear(n, linear))?);
-            if self.config.has_bias(linear) {
+            if config.has_bias(linear) {
                 layer.bias[linear.index()] = Some(self.vector(Role::Bias(n, linear))?);
             }
         }
