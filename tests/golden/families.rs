@@ -32,7 +32,7 @@ use forgelm_model::{
     MemoryStore, ModelFiles, OpenModel, Pass, Role, Selection, StepSize, Trainable,
 };
 use forgelm_tensor::random::{Purpose, Stream};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const CASES: [&str; 13] = [
     "llama-bias",
@@ -435,6 +435,8 @@ fn a_gguf_file_gives_the_bits_of_the_folder_it_came_from() {
         gguf::write(&open, &path);
         let file = OpenModel::open(&ModelFiles::Gguf(path)).expect("a good file");
         let decoder = file.load(Arc::new(Reference), Compute::F32).expect("good weights");
+        let described = file.config().to_hf_json().expect("it can be described");
+        assert_eq!(described["model_type"], json!(file.config().model_type));
         let golden = Golden::open(case, Arc::new(Reference));
         let mut acts = activations(&decoder, None, Keep::Nothing);
         let found = all_logits(&decoder, &golden.batch, &mut acts);
