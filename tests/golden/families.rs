@@ -28,8 +28,9 @@ use forgelm_kernels_api::{AdamW, Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Adapter, CachedSequence, Decoder, ExpertPart, Keep, KvCache, Linear, LoraConfig,
-    MemoryStore, ModelFiles, OpenModel, Pass, Role, Selection, StepSize, Trainable,
+    Activations, Adapter, CachedSequence, Decoder, ExpertPart, Keep, KvCache, Linear,
+    LinearStorage, LoadOptions, LoraConfig, MemoryStore, ModelFiles, OpenModel, Pass, Role,
+    Selection, StepSize, Trainable,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 use serde_json::{Value, json};
@@ -397,6 +398,49 @@ fn experts_in_one_tensor_are_the_experts_one_by_one() {
         let found = all_logits(&fused, &golden.batch, &mut acts);
         assert_eq!(found, all_logits(&golden.decoder, &golden.batch, &mut acts));
         assert_eq!(fused.weights_bytes(), golden.decoder.weights_bytes());
+    }
+}
+
+/// Eight bits and one scale a row, written out: `s = max |w| / 127`, `q = round(w / s)`.
+fn through_int8(values: &mut [f32], n_cols: usize) {
+    for row in values.chunks_exact_mut(n_cols) {
+        let scale = row.iter().fold(0.0_f32, |max, w| max.max(w.abs())) / 127.0;
+        row.iter_mut().for_each(|w| *w = (*w / scale).round_ties_even() * scale);
+    }
+}
+
+#[test]
+fn experts_in_eight_bits_are_their_rounded_weights() {
+    for case in SPARSE {
+        let open = OpenModel::open(&ModelFiles::Folder(folder(case))).expect("a good folder");
+        let config = open.config().clone();
+        let mut store = MemoryStore::named(config.module_names());
+        for role in Role::always(&config).into_iter().chain([Role::Head]) {
+            let name = role.hf_name(config.module_names());
+            let shape = role.shape(&config.dims());
+            let mut values = gguf::values(open.store(), &name);
+            if matches!(role, Role::Linear(_, Linear::Expert(..))) {
+                through_int8(&mut values, shape[1]);
+            }
+            store.insert(&name, &shape, &values);
+        }
+        for ops in libraries() {
+            let options = LoadOptions { compute: Compute::F32, linear: LinearStorage::Int8Experts };
+            let packed = open.load_as(ops.clone(), options).expect("good weights");
+            let dense = open.load(ops.clone(), Compute::F32).expect("good weights");
+            let rounded = Decoder::from_store(config.clone(), &store, ops, Compute::F32);
+            let rounded = rounded.expect("good weights");
+            let golden = Golden::open(case, Arc::new(Reference));
+            let mut acts = activations(&packed, None, Keep::Nothing);
+            let found = all_logits(&packed, &golden.batch, &mut acts);
+            let expected = all_logits(&rounded, &golden.batch, &mut acts);
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let what = format!("{case}: logit {i}");
+                assert_close(&what, f64::from(*found), f64::from(*expected), 1e-4);
+            }
+            assert_ne!(found, all_logits(&dense, &golden.batch, &mut acts));
+            assert!(packed.weights_bytes() < dense.weights_bytes(), "{case}");
+        }
     }
 }
 

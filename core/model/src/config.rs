@@ -13,7 +13,7 @@ mod write;
 
 use thiserror::Error;
 
-use crate::names::{Linear, ModuleNames, Norm};
+use crate::names::{Linear, ModuleNames, Norm, Role};
 use crate::rope::Rope;
 pub use hf::read_config_json;
 pub use options::{AttentionOptions, Experts, MlpOptions, NormOptions};
@@ -233,6 +233,11 @@ impl ModelConfig {
     #[must_use]
     pub fn mlp_norm(&self) -> Norm {
         if self.norms.post_norms { Norm::PreFeedforward } else { Norm::PostAttention }
+    }
+
+    /// Whether a Hugging Face folder stores this tensor as what is added to 1.
+    pub(crate) fn is_norm_offset(&self, role: Role) -> bool {
+        self.norms.stored_as_offsets && matches!(role, Role::Norm(..) | Role::FinalNorm)
     }
 
     /// How modules of experts are named.

@@ -1,14 +1,16 @@
 //! From stored tensors to packed weights, strictly: every tensor has a role and every role a
 //! tensor, shapes agree with the configuration, and every value is a number.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
-use forgelm_kernels_api::{Compute, FrozenMatrix, Ops, RowSource};
-use forgelm_tensor::Dtype;
+use forgelm_kernels_api::{FrozenMatrix, Ops, RowSource};
+use forgelm_tensor::{Dtype, Int8Matrix};
 use thiserror::Error;
 
 use crate::config::{Dims, ModelConfig};
 use crate::names::{Linear, Norm, Role, gguf};
+use crate::storage::{LinearStorage, LoadOptions};
 use crate::store::{Located, NotFinite, RotaryOrder, StoredRows, StoredTensor, TensorStore};
 
 /// Why weights cannot be used.
@@ -108,6 +110,10 @@ impl LayerWeights {
         self.linear[linear.index()].as_deref().expect("the layer has this linear layer")
     }
 
+    pub(crate) fn set_linear(&mut self, linear: Linear, weight: Box<dyn FrozenMatrix>) {
+        self.linear[linear.index()] = Some(weight);
+    }
+
     pub(crate) fn bias(&self, linear: Linear) -> Option<&[f32]> {
         self.bias[linear.index()].as_deref()
     }
@@ -116,10 +122,6 @@ impl LayerWeights {
         let vectors = self.norm.iter().chain(self.bias.iter().flatten());
         let vectors: usize = vectors.map(Vec::len).sum();
         4 * vectors + self.linear.iter().flatten().map(|w| w.n_bytes()).sum::<usize>()
-    }
-
-    pub(crate) fn set_linear(&mut self, linear: Linear, weight: Box<dyn FrozenMatrix>) {
-        self.linear[linear.index()] = Some(weight);
     }
 }
 
@@ -130,6 +132,8 @@ pub(crate) struct Weights {
     head: Option<Box<dyn FrozenMatrix>>,
     pub(crate) final_norm: Vec<f32>,
     pub(crate) layers: Vec<LayerWeights>,
+    /// How the linear layers are kept, and how many of them.
+    pub(crate) formats: BTreeMap<String, usize>,
 }
 
 impl Weights {
@@ -150,15 +154,13 @@ impl Weights {
         store: &dyn TensorStore,
         config: &ModelConfig,
         ops: &dyn Ops,
-        compute: Compute,
+        options: LoadOptions,
     ) -> Result<Self, WeightsError> {
-        let offset = config.norms.stored_as_offsets && !store.has_whole_norms();
-        let norm_offset = if offset { 1.0 } else { 0.0 };
-        let reader = Reader { store, dims: config.dims(), ops, compute, norm_offset };
-        let has_head = reader.check_names(config)?;
-        let layers = (0..config.num_hidden_layers)
-            .map(|n| reader.layer(config, n))
-            .collect::<Result<_, _>>()?;
+        let dims = config.dims();
+        let reader = Reader { store, config, dims, ops, options, formats: RefCell::default() };
+        let has_head = reader.check_names()?;
+        let layers =
+            (0..config.num_hidden_layers).map(|n| reader.layer(n)).collect::<Result<_, _>>()?;
         let head = match (config.tie_word_embeddings, has_head) {
             (false, _) => Some(reader.matrix(Role::Head)?),
             (true, true) => {
@@ -172,11 +174,12 @@ impl Weights {
             head,
             final_norm: reader.vector(Role::FinalNorm)?,
             layers,
+            formats: reader.formats.into_inner(),
         })
     }
 }
 
-/// The values of one tensor in f32, as a Hugging Face folder stores them.
+/// The values of one tensor in f32, as a Hugging Face folder holds them.
 ///
 /// # Errors
 /// If the tensor is missing, of the wrong shape or format, or holds a value that is not a number.
@@ -186,13 +189,23 @@ pub(crate) fn read_values(
     role: Role,
 ) -> Result<Vec<f32>, WeightsError> {
     let rows = stored_rows(store, config, role)?.1;
+    values(store, config, role, &rows)
+}
+
+fn values(
+    store: &dyn TensorStore,
+    config: &ModelConfig,
+    role: Role,
+    rows: &StoredRows<'_>,
+) -> Result<Vec<f32>, WeightsError> {
     let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
     rows.read_rows(0, &mut values);
-    check_finite((store, &config.dims()), role, &rows)?;
+    check_finite(store, config, role, rows)?;
     Ok(values)
 }
 
-/// The rows of one tensor as a Hugging Face folder stores them, and the number format they have.
+/// The rows of one tensor as a Hugging Face folder holds them, and the number format they are
+/// stored in.
 ///
 /// # Errors
 /// If the tensor is missing, or of the wrong shape or format.
@@ -201,19 +214,25 @@ pub(crate) fn stored_rows<'a>(
     config: &ModelConfig,
     role: Role,
 ) -> Result<(Dtype, StoredRows<'a>), WeightsError> {
-    let dims = config.dims();
-    let dtype = tensor((store, &dims), role)?.dtype;
-    let is_whole = config.norms.stored_as_offsets && store.has_whole_norms();
-    Ok((dtype, rows((store, &dims), role, if is_whole { -1.0 } else { 0.0 })?))
+    let dtype = tensor(store, &config.dims(), role)?.dtype;
+    let is_whole = store.has_whole_norms() && config.is_norm_offset(role);
+    let offset = if is_whole { -1.0 } else { 0.0 };
+    Ok((dtype, rows(store, config, role)?.plus(offset)))
 }
 
 fn missing(store: &dyn TensorStore, name: String) -> WeightsError {
     WeightsError::Missing { place: store.place(), name }
 }
 
+/// What is added to the stored weights of a norm.
+fn norm_offset(store: &dyn TensorStore, config: &ModelConfig, role: Role) -> f32 {
+    if config.is_norm_offset(role) && !store.has_whole_norms() { 1.0 } else { 0.0 }
+}
+
 /// The tensor of a role, its shape checked, cut down to the rows of the role.
 fn tensor<'a>(
-    (store, dims): (&'a dyn TensorStore, &Dims),
+    store: &'a dyn TensorStore,
+    dims: &Dims,
     role: Role,
 ) -> Result<StoredTensor<'a>, WeightsError> {
     let Located { name, shape: expected, first_row } = store.locate(role, dims);
@@ -221,32 +240,26 @@ fn tensor<'a>(
     // A matrix of one row may be stored as a vector.
     let is_row = expected.len() == 2 && expected[0] == 1 && tensor.shape == expected[1..];
     if tensor.shape != expected && !is_row {
-        return Err(WeightsError::Shape {
-            place: store.place(),
-            name,
-            found: tensor.shape,
-            expected,
-        });
+        let place = store.place();
+        return Err(WeightsError::Shape { place, name, found: tensor.shape, expected });
     }
     let shape = role.shape(dims);
     if shape != expected {
         let n_cols = expected.last().copied().unwrap_or(0);
-        let Some(row_bytes) = tensor.dtype.row_bytes(n_cols) else {
-            return Err(format((store, dims), role, &tensor));
-        };
-        let rows = first_row..first_row + shape[0];
-        let bytes = rows.start * row_bytes..rows.end * row_bytes;
-        let Some(bytes) = tensor.bytes.get(bytes) else {
-            return Err(format((store, dims), role, &tensor));
-        };
+        let row_bytes = tensor.dtype.row_bytes(n_cols);
+        let bytes = row_bytes.and_then(|row_bytes| {
+            tensor.bytes.get(first_row * row_bytes..(first_row + shape[0]) * row_bytes)
+        });
+        let Some(bytes) = bytes else { return Err(format_error(store, dims, role, &tensor)) };
         tensor.bytes = bytes;
     }
     tensor.shape = shape;
     Ok(tensor)
 }
 
-fn format(
-    (store, dims): (&dyn TensorStore, &Dims),
+fn format_error(
+    store: &dyn TensorStore,
+    dims: &Dims,
     role: Role,
     tensor: &StoredTensor<'_>,
 ) -> WeightsError {
@@ -258,13 +271,13 @@ fn format(
     }
 }
 
-/// The rows of a role; `norm_offset` is added to the weights of norms.
 fn rows<'a>(
-    (store, dims): (&'a dyn TensorStore, &Dims),
+    store: &'a dyn TensorStore,
+    config: &ModelConfig,
     role: Role,
-    norm_offset: f32,
 ) -> Result<StoredRows<'a>, WeightsError> {
-    let tensor = tensor((store, dims), role)?;
+    let dims = config.dims();
+    let tensor = tensor(store, &dims, role)?;
     let is_rotated = matches!(
         role,
         Role::Linear(_, Linear::Q | Linear::K) | Role::Bias(_, Linear::Q | Linear::K)
@@ -279,14 +292,8 @@ fn rows<'a>(
         [n_rows] if interleaved.is_some() => (*n_rows, 1),
         other => (1, other.iter().product()),
     };
-    let offset = match role {
-        Role::Norm(..) | Role::FinalNorm => norm_offset,
-        Role::Embedding | Role::Head | Role::Linear(..) | Role::Bias(..) | Role::RopeDivisors => {
-            0.0
-        }
-    };
-    let rows = StoredRows::new(&tensor, n_rows, n_cols, interleaved);
-    rows.map(|rows| rows.plus(offset)).ok_or_else(|| format((store, dims), role, &tensor))
+    StoredRows::new(&tensor, n_rows, n_cols, interleaved)
+        .ok_or_else(|| format_error(store, &dims, role, &tensor))
 }
 
 /// Refuses rows in which a value that is no number was met.
@@ -294,7 +301,8 @@ fn rows<'a>(
 /// # Errors
 /// Naming the first.
 pub(crate) fn check_finite(
-    (store, dims): (&dyn TensorStore, &Dims),
+    store: &dyn TensorStore,
+    config: &ModelConfig,
     role: Role,
     rows: &StoredRows<'_>,
 ) -> Result<(), WeightsError> {
@@ -302,7 +310,7 @@ pub(crate) fn check_finite(
         None => Ok(()),
         Some(NotFinite { row, column, value }) => Err(WeightsError::NotFinite {
             place: store.place(),
-            name: store.locate(role, dims).name,
+            name: store.locate(role, &config.dims()).name,
             value: value.to_string(),
             row,
             column,
@@ -312,24 +320,24 @@ pub(crate) fn check_finite(
 
 struct Reader<'a> {
     store: &'a dyn TensorStore,
+    config: &'a ModelConfig,
     dims: Dims,
     ops: &'a dyn Ops,
-    compute: Compute,
-    /// Added to the weights of norms.
-    norm_offset: f32,
+    options: LoadOptions,
+    formats: RefCell<BTreeMap<String, usize>>,
 }
 
 impl<'a> Reader<'a> {
     /// Compares the names with the roles; whether there is a head of its own.
-    fn check_names(&self, config: &ModelConfig) -> Result<bool, WeightsError> {
+    fn check_names(&self) -> Result<bool, WeightsError> {
         let mut names: BTreeSet<String> = self.store.names().into_iter().collect();
         let head = self.store.name_of(Role::Head);
         let has_head = names.remove(&head);
-        if !has_head && !config.tie_word_embeddings {
+        if !has_head && !self.config.tie_word_embeddings {
             return Err(self.missing(head));
         }
         let mut used = BTreeSet::new();
-        for role in Role::always(config) {
+        for role in Role::always(self.config) {
             let name = self.store.locate(role, &self.dims).name;
             if !names.contains(&name) {
                 return Err(self.missing(name));
@@ -358,38 +366,74 @@ impl<'a> Reader<'a> {
         missing(self.store, name)
     }
 
+    /// As stored: see [`norm_offset`].
     fn rows(&self, role: Role) -> Result<StoredRows<'a>, WeightsError> {
-        rows((self.store, &self.dims), role, self.norm_offset)
+        rows(self.store, self.config, role)
     }
 
     fn matrix(&self, role: Role) -> Result<Box<dyn FrozenMatrix>, WeightsError> {
         let rows = self.rows(role)?;
-        let packed = self.ops.freeze(&rows, self.compute);
-        check_finite((self.store, &self.dims), role, &rows)?;
+        let (rows, packed) = match role {
+            // A router decides by small differences, and is small.
+            Role::Linear(_, linear) if !linear.is_router() => {
+                let rows = rows.with_blocks();
+                let packed = self.linear(linear, &rows);
+                (rows, packed)
+            }
+            _ => {
+                let packed = self.ops.freeze(&rows, self.options.compute);
+                (rows, packed)
+            }
+        };
+        check_finite(self.store, self.config, role, &rows)?;
         Ok(packed)
     }
 
-    fn vector(&self, role: Role) -> Result<Vec<f32>, WeightsError> {
-        let rows = self.rows(role)?;
-        let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
-        rows.read_rows(0, &mut values);
-        check_finite((self.store, &self.dims), role, &rows)?;
-        Ok(values)
+    /// A linear layer, kept as the options say.
+    fn linear(&self, linear: Linear, rows: &StoredRows<'_>) -> Box<dyn FrozenMatrix> {
+        let dense = || self.ops.freeze(rows, self.options.compute);
+        let (packed, format) = match self.options.linear {
+            LinearStorage::Dense => (dense(), "dense".to_owned()),
+            LinearStorage::Int8Experts if !matches!(linear, Linear::Expert(..)) => {
+                (dense(), "dense".to_owned())
+            }
+            _ if rows.blocks().is_some() => self.keep(rows, rows.dtype().name().to_owned()),
+            LinearStorage::Blocks => (dense(), "dense".to_owned()),
+            LinearStorage::FourBit(storage) => self.keep(&storage.quantize(rows), storage.label()),
+            LinearStorage::Int8Rows | LinearStorage::Int8Experts => {
+                self.keep(&Int8Matrix::quantize(rows), "int8 rows".to_owned())
+            }
+        };
+        *self.formats.borrow_mut().entry(format).or_default() += 1;
+        packed
     }
 
-    fn layer(&self, config: &ModelConfig, n: usize) -> Result<LayerWeights, WeightsError> {
+    /// In blocks, if the kernel library can keep them.
+    fn keep(&self, rows: &dyn RowSource, format: String) -> (Box<dyn FrozenMatrix>, String) {
+        match self.ops.freeze_packed(rows, self.options.compute) {
+            Some(packed) => (packed, format),
+            None => (self.ops.freeze(rows, self.options.compute), format + ", unpacked"),
+        }
+    }
+
+    fn vector(&self, role: Role) -> Result<Vec<f32>, WeightsError> {
+        let offset = norm_offset(self.store, self.config, role);
+        values(self.store, self.config, role, &self.rows(role)?.plus(offset))
+    }
+
+    fn layer(&self, n: usize) -> Result<LayerWeights, WeightsError> {
         let n_places = Linear::n_places(&self.dims);
         let mut layer = LayerWeights {
             norm: vec![Vec::new(); Norm::ALL.len()],
             linear: (0..n_places).map(|_| None).collect(),
             bias: vec![None; n_places],
         };
-        for norm in config.norms() {
+        for norm in self.config.norms() {
             layer.norm[norm.index()] = self.vector(Role::Norm(n, norm))?;
         }
-        for linear in config.linears(n) {
+        for linear in self.config.linears(n) {
             layer.linear[linear.index()] = Some(self.matrix(Role::Linear(n, linear))?);
-            if config.has_bias(linear) {
+            if self.config.has_bias(linear) {
                 layer.bias[linear.index()] = Some(self.vector(Role::Bias(n, linear))?);
             }
         }

@@ -82,11 +82,7 @@ impl OpenModel {
         let mut fill = |i: usize, w: &mut dyn Write| parts[i].write(&trainable, w);
         write_model(dir, &planned, SHARD_BYTES_MAX, &mut fill)?;
         for part in &parts {
-            crate::weights::check_finite(
-                (self.store(), &self.config().dims()),
-                part.role,
-                &part.rows,
-            )?;
+            crate::weights::check_finite(self.store(), self.config(), part.role, &part.rows)?;
         }
         Ok(())
     }
