@@ -3,6 +3,7 @@
 //! Read [`train`] from top to bottom: it is the order in which things happen. Everything that can
 //! be refused is refused before the run's folder is made.
 
+use crate::data::{self, Sources};
 use crate::dossier::{self, Dossier};
 use crate::environment::Environment;
 use crate::error::RunError;
@@ -10,7 +11,7 @@ use crate::event::{
     Checkpoint, DataReady, Evaluation, Event, ModelLoaded, Observer, Started, Step, When,
 };
 use crate::metrics::MetricsFile;
-use crate::model::{self, FoundModel, LoadedModel, ModelRequest};
+use crate::model::{self, FoundModel, LoadedModel};
 use crate::output::Start;
 use crate::plan::Plan;
 use crate::resume::{self, Resume};
@@ -20,7 +21,7 @@ use forgelm_artifact::lock::RunLock;
 use forgelm_artifact::write::{self, StagedDir};
 use forgelm_artifact::{Disk, UtcTime};
 use forgelm_config::{EnvironmentKey, environment_keys};
-use forgelm_data::{Dataset, RenderSettings, Rendered, Renderer};
+use forgelm_data::Prepared;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::keys::lookup::FoundKey;
@@ -113,11 +114,11 @@ pub fn train(
         None => template_now(plan, started_at),
     };
 
-    let dataset = forgelm_data::open(&plan.run.data, plan.run.training.trainer_type)?;
-    let model_request = model_request(plan, request);
+    let sources = data::find(plan, request.offline, env, observer)?;
+    let model_request = model::request_of(plan, request.offline);
     let load_start = env.clock.monotonic();
     let found = model::find(&model_request, env, observer)?;
-    let data = TokenizedData::new(plan, &dataset, &found, template_now, observer)?;
+    let data = TokenizedData::new(plan, &sources, &found, template_now, env, observer)?;
     let loaded = model::load(&found, &model_request)?;
     let adapter = new_adapter(plan, &found)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
@@ -129,7 +130,7 @@ pub fn train(
         n_threads: loaded.decoder.ops().n_threads(),
         seconds: (env.clock.monotonic() - load_start).as_secs_f64(),
     }));
-    let identity = identity(plan, env, &dataset, &loaded, template_now);
+    let identity = identity(plan, env, &data, &loaded, template_now);
     let memory_planned = check_room(plan, &data, &loaded, &adapter)?;
 
     plan.output.create()?;
@@ -148,7 +149,7 @@ pub fn train(
         found: &found,
         loaded: &loaded,
         trainer: trainer.as_ref(),
-        dataset: &dataset,
+        sources: &sources,
         data: &data,
         peft: peft_info(plan, &found),
         stop_ids: model::stop_ids(&found.tokenizer, found.template.as_ref()),
@@ -167,8 +168,7 @@ pub fn train(
 
 /// The training and validation sequences of a run and the order in which they come.
 struct TokenizedData {
-    train: Rendered,
-    validation: Rendered,
+    prepared: Prepared,
     plan: forgelm_data::Plan,
     question: Option<Question>,
 }
@@ -176,36 +176,34 @@ struct TokenizedData {
 impl TokenizedData {
     fn new(
         plan: &Plan,
-        dataset: &Dataset,
+        sources: &Sources,
         found: &FoundModel,
         template_now: i64,
+        env: &Environment,
         observer: &mut dyn Observer,
     ) -> Result<Self, RunError> {
-        let run = &plan.run;
-        let split = forgelm_data::split(dataset.records.len(), run.data.validation_split);
-        let settings = RenderSettings {
-            max_length: run.model.max_length,
-            train_on_all: run.data.train_on == forgelm_config::TrainOn::All,
-            add_eos: run.data.add_eos,
-            template_now: Some(template_now),
-            threads: run.training.threads.unwrap_or_else(model::all_cores),
-        };
-        let renderer = Renderer::new(&found.tokenizer, found.template.as_ref(), settings);
-        let train = renderer.render(&dataset.records, &split.train)?;
-        let validation = renderer.render(&dataset.records, &split.validation)?;
-        let lengths: Vec<usize> = train.sequences.iter().map(|s| s.tokens.len()).collect();
-        let data_plan = forgelm_data::Plan::new(settings::data_plan(run), &lengths);
-        let question = Question::first(split.validation.iter().map(|&i| &dataset.records[i]))
-            .or_else(|| Question::first(&dataset.records));
-        let data = Self { train, validation, plan: data_plan, question };
-        data.report(dataset, observer);
+        let prepared = data::prepare(plan, sources, found, template_now, env)?;
+        let lengths = prepared.train.lengths();
+        let order = forgelm_data::Plan::new(settings::data_plan(&plan.run), &lengths);
+        let question = data::question(plan, &prepared)?;
+        let data = Self { prepared, plan: order, question };
+        data.report(observer);
         Ok(data)
     }
 
-    fn report(&self, dataset: &Dataset, observer: &mut dyn Observer) {
-        let statistics = &self.train.statistics;
-        if !dataset.skipped.is_empty() {
-            observer.observe(&Event::Warning(format!("rows left out: {}", dataset.skipped)));
+    fn report(&self, observer: &mut dyn Observer) {
+        let Prepared { train, validation, statistics: [statistics, _], skipped, .. } =
+            &self.prepared;
+        for note in &self.prepared.notes {
+            observer.observe(&Event::Warning(note.clone()));
+        }
+        if !skipped.is_empty() {
+            observer.observe(&Event::Warning(format!("rows left out: {skipped}")));
+        }
+        if self.prepared.rendering == "tags" {
+            let text = "the tokenizer has no chat template: conversations are written with the \
+                        tags [USER] and [ASSISTANT]";
+            observer.observe(&Event::Warning(text.to_owned()));
         }
         if statistics.dropped > 0 {
             let text =
@@ -219,14 +217,14 @@ impl TokenizedData {
             );
             observer.observe(&Event::Warning(text));
         }
-        if self.validation.sequences.is_empty() {
+        if validation.is_empty() {
             let text = "no validation split: there is no validation loss, and the last weights are \
                         kept rather than the best";
             observer.observe(&Event::Warning(text.to_owned()));
         }
         observer.observe(&Event::DataReady(DataReady {
-            n_train: self.train.sequences.len(),
-            n_validation: self.validation.sequences.len(),
+            n_train: train.len(),
+            n_validation: validation.len(),
             n_tokens: statistics.tokens,
             n_trained_tokens: statistics.trained_tokens,
             longest: statistics.longest,
@@ -243,7 +241,7 @@ struct Job<'a> {
     found: &'a FoundModel,
     loaded: &'a LoadedModel,
     trainer: &'a dyn Trainer,
-    dataset: &'a Dataset,
+    sources: &'a Sources,
     data: &'a TokenizedData,
     peft: PeftInfo,
     stop_ids: Vec<u32>,
@@ -302,8 +300,8 @@ impl Job<'_> {
         let mut session = Session::new(Parts {
             decoder: &self.loaded.decoder,
             trainer: self.trainer,
-            train: &self.data.train.sequences,
-            validation: &self.data.validation.sequences,
+            train: &self.data.prepared.train,
+            validation: &self.data.prepared.validation,
             plan: &self.data.plan,
             settings: settings::training(&self.plan.run, self.data.plan.n_steps()),
             adapter,
@@ -336,8 +334,8 @@ impl Job<'_> {
             env: self.env,
             found: self.found,
             loaded: self.loaded,
-            dataset: self.dataset,
-            statistics: [self.data.train.statistics, self.data.validation.statistics],
+            data: &self.data.prepared,
+            sources: self.sources,
             state: session.state(),
             run_id: &run_id,
             started_at: self.started_at,
@@ -389,7 +387,7 @@ impl Job<'_> {
         audit: &mut AuditLog,
     ) -> Result<Option<Outcome>, RunError> {
         let training = &self.plan.run.training;
-        let log_every = settings::logging_steps(&self.plan.run, self.data.train.sequences.len());
+        let log_every = settings::logging_steps(&self.plan.run, self.data.prepared.train.len());
         while !session.state().is_finished() {
             if self.env.stop_requested() {
                 return self.interrupt(session, audit).map(Some);
@@ -446,7 +444,7 @@ impl Job<'_> {
         metrics: &mut MetricsFile,
     ) -> Result<bool, RunError> {
         let start = self.env.clock.monotonic();
-        let Some(report) = session.evaluate() else { return Ok(false) };
+        let Some(report) = session.evaluate()? else { return Ok(false) };
         let patience = self.plan.run.training.early_stopping_patience;
         let is_best = session.state_mut().record_evaluation(report.loss, patience);
         let evaluation = Evaluation {
@@ -528,7 +526,7 @@ impl Job<'_> {
 
     /// The data must still be what was read: evidence about other bytes would be false.
     fn check_unchanged(&self) -> Result<(), RunError> {
-        for file in &self.dataset.files {
+        for file in self.data.prepared.files.iter().flatten() {
             if forgelm_artifact::hash::sha256_file(&file.path)? != file.sha256 {
                 return Err(RunError::Changed { path: file.path.clone() });
             }
@@ -550,15 +548,17 @@ impl Job<'_> {
 
     /// What is needed to look into a step that gave no finite number.
     fn write_replay(&self, error: &StepError) -> Result<(), RunError> {
-        let StepError::NotFinite { step, what, value, records } = error;
-        let line_of =
-            |record: &u64| usize::try_from(*record).ok().map(|i| self.dataset.records[i].line);
+        let StepError::NotFinite { step, what, value, records } = error else { return Ok(()) };
+        let origin = |record: &u64| self.data.prepared.train.origin(*record);
+        let line_of = |record: &u64| origin(record).map(|(_, line)| line);
+        let file_of = |record: &u64| origin(record).map(|(file, _)| file.display().to_string());
         let replay = json!({
             "step": step,
             "what": what,
             "value": value.to_string(),
             "records": records,
             "lines": records.iter().map(line_of).collect::<Vec<_>>(),
+            "files": records.iter().map(file_of).collect::<Vec<_>>(),
             "data": self.plan.run.data.dataset_name_or_path,
         });
         let text = forgelm_artifact::json::pretty(&replay);
@@ -585,20 +585,6 @@ fn local_inputs(plan: &Plan) -> Vec<&Path> {
     }
 }
 
-fn model_request(plan: &Plan, request: &Request) -> ModelRequest {
-    let run = &plan.run;
-    ModelRequest {
-        name: run.model.name_or_path.clone(),
-        revision: run.model.revision.clone(),
-        adapter: None,
-        offline: run.model.offline || request.offline,
-        token: run.auth.as_ref().and_then(|auth| auth.hf_token.clone()),
-        compute: run.training.compute_dtype,
-        threads: run.training.threads,
-        chat_template: run.model.chat_template.clone(),
-    }
-}
-
 fn new_adapter(plan: &Plan, found: &FoundModel) -> Result<Adapter, RunError> {
     let stream = Stream::new(plan.run.training.seed, Purpose::LoraInit);
     Ok(Adapter::new(settings::lora(&plan.run), found.open.config(), &stream)?)
@@ -615,7 +601,7 @@ fn peft_info(plan: &Plan, found: &FoundModel) -> PeftInfo {
 fn identity(
     plan: &Plan,
     env: &Environment,
-    dataset: &Dataset,
+    data: &TokenizedData,
     loaded: &LoadedModel,
     template_now: i64,
 ) -> Identity {
@@ -623,7 +609,7 @@ fn identity(
         run_id: env.run_id(),
         config_hash: plan.config_hash.clone(),
         config: plan.identity(),
-        data_sha256: dataset.fingerprint().as_str().to_owned(),
+        data_sha256: data.prepared.fingerprint().as_str().to_owned(),
         model_sha256: loaded.sha256.clone(),
         compute_dtype: model::compute_name(loaded.decoder.compute()).to_owned(),
         kernels: loaded.decoder.ops().name().to_owned(),
@@ -632,7 +618,8 @@ fn identity(
 }
 
 /// What chat templates take for the present: `data.template_now`, else the day of the run.
-fn template_now(plan: &Plan, started_at: UtcTime) -> i64 {
+#[must_use]
+pub fn template_now(plan: &Plan, started_at: UtcTime) -> i64 {
     const SECONDS_PER_DAY: i64 = 86_400;
     let configured = plan.run.data.template_now.as_ref();
     let date = configured.and_then(|date| format!("{date}T00:00:00Z").parse::<UtcTime>().ok());
@@ -658,7 +645,7 @@ fn check_room(
     loaded: &LoadedModel,
     adapter: &Adapter,
 ) -> Result<u64, RunError> {
-    let size = session::largest_step(&data.train.sequences, &data.validation.sequences, &data.plan);
+    let size = session::largest_step(&data.prepared.train, &data.prepared.validation, &data.plan);
     let memory_plan = session::memory_plan(&loaded.decoder, adapter, size);
     let needed = memory_plan.total_bytes() as u64;
     let held = loaded.decoder.weights_bytes() as u64;

@@ -4,12 +4,14 @@
 use crate::optimizer::{self, AdamWSettings, At, Moments, ScaledGradient};
 use crate::schedule::Schedule;
 use crate::state::State;
-use forgelm_data::{PackedBatch, PackedSequence, Plan, Sequence, evaluation_batches, pack};
+use forgelm_data::{
+    PackedBatch, PackedSequence, Plan, Sequence, Sequences, StoreError, evaluation_batches, pack,
+};
 use forgelm_model::{
     Activations, Adapter, Decoder, DropoutStep, Keep, MemoryPlan, OutOfMemory, PackedInput, Pass,
     Scored, StepSize,
 };
-use forgelm_sdk::trainer::{self, Loss, Role, Trainer};
+use forgelm_sdk::trainer::{self, Loss, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
 use std::collections::BTreeMap;
 
@@ -30,8 +32,11 @@ pub struct Settings {
 }
 
 /// Why a step did not happen. The adapter and the optimizer are as before it.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum StepError {
+    /// The step's sequences could not be read.
+    #[error(transparent)]
+    Data(#[from] StoreError),
     /// The loss or a gradient is not a finite number.
     #[error(
         "step {step}: {what} is {value}; nothing was updated (records of the step, by line: \
@@ -80,8 +85,8 @@ pub struct EvaluationReport {
 pub struct Session<'a> {
     decoder: &'a Decoder,
     trainer: &'a dyn Trainer,
-    train: &'a [Sequence],
-    validation: &'a [Sequence],
+    train: &'a Sequences,
+    validation: &'a Sequences,
     plan: &'a Plan,
     settings: Settings,
     dropout: Stream,
@@ -108,9 +113,9 @@ pub struct Parts<'a> {
     /// The objective.
     pub trainer: &'a dyn Trainer,
     /// Sequences to train on.
-    pub train: &'a [Sequence],
+    pub train: &'a Sequences,
     /// Sequences held out.
-    pub validation: &'a [Sequence],
+    pub validation: &'a Sequences,
     /// Which sequences each micro-batch has.
     pub plan: &'a Plan,
     /// Everything else.
@@ -125,37 +130,34 @@ pub struct Parts<'a> {
 
 /// The largest micro-batch that a plan has, training and validation together.
 #[must_use]
-pub fn largest_step(train: &[Sequence], validation: &[Sequence], plan: &Plan) -> StepSize {
+pub fn largest_step(train: &Sequences, validation: &Sequences, plan: &Plan) -> StepSize {
     let mut size = StepSize { tokens_max: 1, scored_rows_max: 1 };
-    let mut take = |sequences: &mut dyn Iterator<Item = &Sequence>| {
-        let (mut tokens, mut scored) = (0, 0);
-        for sequence in sequences {
-            tokens += sequence.tokens.len();
-            scored += sequence.n_trained();
-        }
+    let mut take = |sequences: &Sequences, units: &[usize]| {
+        let tokens = units.iter().map(|&unit| sequences.n_tokens(unit)).sum();
+        let scored = units.iter().map(|&unit| sequences.n_trained(unit)).sum();
         size.tokens_max = size.tokens_max.max(tokens);
         size.scored_rows_max = size.scored_rows_max.max(scored);
     };
     for step in 0..plan.n_steps() {
         for micro_batch in plan.step(step) {
-            take(&mut micro_batch.iter().map(|&i| &train[i]));
+            take(train, &micro_batch);
         }
     }
     for micro_batch in validation_batches(validation) {
-        take(&mut micro_batch.iter().map(|&i| &validation[i]));
+        take(validation, &micro_batch);
     }
     size
 }
 
 /// The validation split in micro-batches.
-fn validation_batches(validation: &[Sequence]) -> Vec<Vec<usize>> {
-    let lengths: Vec<usize> = validation.iter().map(|sequence| sequence.tokens.len()).collect();
-    evaluation_batches(&lengths, EVAL_BATCH_SIZE, None)
+fn validation_batches(validation: &Sequences) -> Vec<Vec<usize>> {
+    evaluation_batches(&validation.lengths(), EVAL_BATCH_SIZE, None)
 }
 
-fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
-    let chosen: Vec<&Sequence> = numbers.iter().map(|&i| &sequences[i]).collect();
-    pack(&chosen)
+fn packed(sequences: &Sequences, units: &[usize]) -> Result<PackedBatch, StoreError> {
+    let read = sequences.read(units)?;
+    let refs: Vec<&Sequence> = read.iter().collect();
+    Ok(pack(&refs))
 }
 
 /// Every buffer of a session, by name and size.
@@ -231,7 +233,8 @@ impl<'a> Session<'a> {
     /// number of terms once.
     ///
     /// # Errors
-    /// If the loss or the gradient is not finite: nothing is changed then.
+    /// If the loss or the gradient is not finite, or the data cannot be read: nothing is changed
+    /// then.
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn step(&mut self) -> Result<StepReport, StepError> {
         let step = self.state.global_step;
@@ -239,7 +242,7 @@ impl<'a> Session<'a> {
         let mut total = Loss::default();
         let mut n_tokens = 0;
         for micro_batch in self.plan.step(step) {
-            let batch = packed(self.train, &micro_batch);
+            let batch = packed(self.train, &micro_batch)?;
             n_tokens += batch.tokens.len() as u64;
             let loss = self.forward(&batch, Some(step));
             if !loss.loss_sum.is_finite() {
@@ -274,18 +277,21 @@ impl<'a> Session<'a> {
     }
 
     /// Mean loss over the validation split, without dropout. `None` when there is none.
+    ///
+    /// # Errors
+    /// If the data cannot be read.
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-    pub fn evaluate(&mut self) -> Option<EvaluationReport> {
+    pub fn evaluate(&mut self) -> Result<Option<EvaluationReport>, StoreError> {
         let mut total = Loss::default();
         for micro_batch in validation_batches(self.validation) {
-            let batch = packed(self.validation, &micro_batch);
+            let batch = packed(self.validation, &micro_batch)?;
             let loss = self.forward(&batch, None);
             add_loss(&mut total, loss);
         }
-        (total.n_terms > 0).then(|| EvaluationReport {
+        Ok((total.n_terms > 0).then(|| EvaluationReport {
             loss: total.loss_sum / total.n_terms as f64,
             n_terms: total.n_terms,
-        })
+        }))
     }
 
     /// Runs the model and the objective; leaves `dlogp` for [`Session::backward`].
@@ -324,7 +330,7 @@ impl<'a> Session<'a> {
 
     fn not_finite(&self, step: u64, what: &str, value: f64) -> StepError {
         let records = self.plan.step(step).into_iter().flatten();
-        let records = records.map(|i| self.train[i].record).collect();
+        let records = records.map(|i| self.train.record(i)).collect();
         StepError::NotFinite { step: step + 1, what: what.to_owned(), value, records }
     }
 
@@ -356,7 +362,7 @@ fn pass<'a>(
 
 fn scored_sequences(batch: &PackedBatch) -> Vec<trainer::Sequence> {
     let sequence = |packed: &PackedSequence| trainer::Sequence {
-        role: Role::Sole,
+        role: packed.role,
         record: packed.record,
         start: packed.start,
         len: packed.len,
