@@ -33,8 +33,7 @@ fn peak_bytes(n: usize, tokenizer: &Tokenizer) -> f64 {
     file.into_inner().unwrap();
     ALLOCATOR.reset_peak_usage();
     let before = ALLOCATOR.current_usage();
-    let section =
-        Data { dataset_name_or_path: path.display().to_string(), ..Data::default() };
+    let section = Data { dataset_name_or_path: path.display().to_string(), ..Data::default() };
     let settings = RenderSettings {
         max_length: 512,
         train_on_all: false,
@@ -71,8 +70,8 @@ fn peak_bytes(n: usize, tokenizer: &Tokenizer) -> f64 {
 
 #[test]
 fn memory_is_an_index_of_the_rows_and_not_their_tokens() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/data/golden/models/tokenizer");
+    let folder =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/models/tokenizer");
     let tokenizer = Tokenizer::from_folder(&folder).unwrap();
     let (few, many) = (12_000, 60_000);
     let (small, large) = (peak_bytes(few, &tokenizer), peak_bytes(many, &tokenizer));
