@@ -1,12 +1,8 @@
 //! How the weights of linear layers are kept in memory: densely, in the blocks of their file, or
 //! quantized when they are read.
 
-use std::collections::BTreeMap;
-
 use forgelm_kernels_api::{Compute, Rounding, RowSource};
 use forgelm_tensor::{FourBit, FourBitMatrix, ScaleStorage};
-
-use crate::names::Linear;
 
 /// How the linear layers of the decoder's layers are kept. Embedding, head and norms are always
 /// dense.
@@ -22,6 +18,8 @@ pub enum LinearStorage {
     /// Eight bits and one scale a row, as [`LinearStorage::Blocks`] where the file has blocks
     /// already.
     Int8Rows,
+    /// The experts of a mixture as [`LinearStorage::Int8Rows`], everything else densely.
+    Int8Experts,
 }
 
 /// Paper: Dettmers et al. 2023, arXiv:2305.14314.
@@ -37,37 +35,19 @@ pub struct FourBitStorage {
 }
 
 /// How a model is read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     /// Format in which products with frozen weights are formed.
     pub compute: Compute,
     /// How linear layers are kept.
     pub linear: LinearStorage,
-    /// Experts that are kept in a way of their own, by number.
-    pub experts: BTreeMap<u16, LinearStorage>,
 }
 
 impl LoadOptions {
-    /// Experts as every other linear layer.
-    #[must_use]
-    pub const fn new(compute: Compute, linear: LinearStorage) -> Self {
-        Self { compute, linear, experts: BTreeMap::new() }
-    }
-
     /// Everything dense.
     #[must_use]
     pub const fn dense(compute: Compute) -> Self {
-        Self::new(compute, LinearStorage::Dense)
-    }
-
-    /// How a linear layer is kept.
-    pub(crate) fn storage(&self, linear: Linear) -> LinearStorage {
-        match linear {
-            // A router decides by small differences, and is small.
-            _ if linear.is_router() => LinearStorage::Dense,
-            Linear::Expert(expert, _) => self.experts.get(&expert).copied().unwrap_or(self.linear),
-            _ => self.linear,
-        }
+        Self { compute, linear: LinearStorage::Dense }
     }
 }
 

@@ -355,7 +355,7 @@ fn a_gguf_file_that_keeps_its_blocks_gives_the_bits_of_its_dense_values() {
     };
     let load = |linear| {
         let open = OpenModel::open(&ModelFiles::Gguf(path.clone())).expect("the header is good");
-        open.load_as(Arc::new(Cpu::new(2)), LoadOptions::new(Compute::Bf16, linear))
+        open.load_as(Arc::new(Cpu::new(2)), LoadOptions { compute: Compute::Bf16, linear })
     };
     gguf_changed(&path, &change);
     let packed = load(LinearStorage::Blocks).expect("good blocks");

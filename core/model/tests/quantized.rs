@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -102,12 +101,12 @@ fn pass_bits(decoder: &Decoder) -> [Vec<u32>; 2] {
 fn assert_trains_as_dense(store: &MemoryStore, storage: LinearStorage, format: &str) {
     let config = config();
     let cpu: Arc<dyn Ops> = Arc::new(Cpu::new(2));
-    let exact = load(&config, store, &cpu, LoadOptions::new(Compute::F32, storage));
+    let exact = load(&config, store, &cpu, LoadOptions { compute: Compute::F32, linear: storage });
     assert_eq!(exact.linear_formats().len(), 1, "{format}");
     assert_eq!(exact.linear_formats()[format], 7 * config.num_hidden_layers);
     let values = values_of(&exact, store);
     for compute in [Compute::F32, Compute::Bf16] {
-        let packed = load(&config, store, &cpu, LoadOptions::new(compute, storage));
+        let packed = load(&config, store, &cpu, LoadOptions { compute, linear: storage });
         let dense = load(&config, &values, &cpu, LoadOptions::dense(compute));
         assert_eq!(dense.linear_formats()["dense"], 7 * config.num_hidden_layers);
         assert!(packed.weights_bytes() < dense.weights_bytes(), "{format}");
@@ -115,7 +114,7 @@ fn assert_trains_as_dense(store: &MemoryStore, storage: LinearStorage, format: &
     }
     // The plain library forms the same values from the blocks.
     let reference: Arc<dyn Ops> = Arc::new(Reference);
-    let options = LoadOptions::new(Compute::F32, storage);
+    let options = LoadOptions { compute: Compute::F32, linear: storage };
     let plain = values_of(&load(&config, store, &reference, options), store);
     let again = load(&config, &plain, &cpu, LoadOptions::dense(Compute::F32));
     for (layer, linear, _, shape) in linears(&config) {
@@ -170,7 +169,7 @@ fn rows_that_share_a_block_are_kept_densely() {
     let config = tiny_config();
     let store = tiny_store(&config);
     let cpu: Arc<dyn Ops> = Arc::new(Cpu::new(1));
-    let options = LoadOptions::new(Compute::F32, LinearStorage::FourBit(NF4));
+    let options = LoadOptions { compute: Compute::F32, linear: LinearStorage::FourBit(NF4) };
     let decoder = load(&config, &store, &cpu, options);
     assert_eq!(decoder.linear_formats()["nf4, double quantized, unpacked"], 21);
     assert!(pass_bits(&decoder)[0].iter().any(|&b| b != 0));
@@ -207,7 +206,7 @@ fn every_block_format_is_taken_apart_exactly() {
         let mut values = vec![0.0; 4 * 256];
         dequantize(dtype, four_rows, &mut values).expect("whole blocks");
         for ops in [Arc::new(Cpu::new(2)) as Arc<dyn Ops>, Arc::new(Reference)] {
-            let options = LoadOptions::new(Compute::F32, LinearStorage::Blocks);
+            let options = LoadOptions { compute: Compute::F32, linear: LinearStorage::Blocks };
             let decoder = load(&config, &store, &ops, options);
             assert_eq!(decoder.linear_formats()[dtype.name()], 7);
             for (layer, linear, _, shape) in linears(&config) {
@@ -233,7 +232,7 @@ fn a_value_that_is_no_number_is_found_in_what_is_quantized_at_load() {
     store.insert(&role.hf_name(NAMES), &[128, 64], &values);
     let cpu: Arc<dyn Ops> = Arc::new(Cpu::new(1));
     for linear in [LinearStorage::FourBit(NF4), LinearStorage::Int8Rows] {
-        let options = LoadOptions::new(Compute::F32, linear);
+        let options = LoadOptions { compute: Compute::F32, linear };
         let error = Decoder::from_store_as(config.clone(), &store, Arc::clone(&cpu), options)
             .expect_err("it must be refused");
         let message = error.to_string();
@@ -289,7 +288,7 @@ fn products_with_nf4_are_those_of_bitsandbytes() {
     }
 }
 
-/// Experts that are not trained may be kept in eight bits; a router is always dense.
+/// Experts may be kept in eight bits alone; a router is never quantized.
 #[test]
 fn experts_are_kept_as_asked_and_routers_densely() {
     let config = ModelConfig {
@@ -308,16 +307,15 @@ fn experts_are_kept_as_asked_and_routers_densely() {
     };
     let store = tiny_store(&config);
     let cpu: Arc<dyn Ops> = Arc::new(Cpu::new(1));
-    let formats = |options: LoadOptions| {
-        let decoder = load(&config, &store, &cpu, options);
-        let formats = decoder.linear_formats().iter();
-        formats.map(|(name, &n)| (name.clone(), n)).collect::<Vec<_>>()
+    let formats = |linear| {
+        let options = LoadOptions { compute: Compute::F32, linear };
+        load(&config, &store, &cpu, options).linear_formats().clone()
     };
-    let mut options = LoadOptions::new(Compute::F32, LinearStorage::Dense);
-    options.experts = BTreeMap::from([(1, LinearStorage::Int8Rows), (2, LinearStorage::Int8Rows)]);
-    let expected = [("dense".to_owned(), 2 * (4 + 1 + 3)), ("int8 rows".to_owned(), 2 * 6)];
-    assert_eq!(formats(options), expected);
-    let options = LoadOptions::new(Compute::F32, LinearStorage::FourBit(NF4));
-    let expected = [("dense".to_owned(), 2), ("nf4, double quantized".to_owned(), 2 * (4 + 9))];
-    assert_eq!(formats(options), expected);
+    let (attention, experts) = (2 * 4, 2 * 3 * 3);
+    let eight = formats(LinearStorage::Int8Experts);
+    assert_eq!(eight["int8 rows"], experts);
+    assert_eq!(eight["dense"], attention);
+    let four = formats(LinearStorage::FourBit(NF4));
+    assert_eq!(four["nf4, double quantized"], attention + experts);
+    assert_eq!(four.len(), 1);
 }
