@@ -6,8 +6,8 @@
 //! all rows pass over it. Backward first turns the weight's panels around, a few megabytes at a
 //! time, and then is the same product.
 //!
-//! With one row to a few (generation) the same code streams every panel once and is limited by
-//! memory.
+//! With one row to a few (generation) the product is limited by memory and goes through
+//! [`skinny`], which gives the same bits.
 //!
 //! Numerics: the sum over K (forward) or N (backward) is formed in blocks of a size that depends on
 //! the weight alone; blocks are added in order.
@@ -26,6 +26,7 @@ use crate::scratch::Scratch;
 use crate::shared::Shared;
 use crate::simd::on_isa;
 use crate::simd::{Isa, Simd};
+use crate::skinny;
 use crate::tile::{Element, Left, PANEL, Right, Sizes, padded_rows, product, put};
 
 /// Rows of a task.
@@ -85,6 +86,10 @@ fn forward_as<E: Element>(
     assert!(x.len().is_multiple_of(k), "x is not [T, K]");
     let t = x.len() / k;
     assert_eq!(y.len(), t * n, "y is not [T, N]");
+    if t <= skinny::ROWS_MAX {
+        skinny::forward(pool, isa, y, x, w, write);
+        return;
+    }
     Multiply {
         x: Columns { data: x, width: k, terms: 0..k },
         panels: w.panels(),
@@ -238,6 +243,25 @@ impl<E: Element> PackedRows<E> {
         Self { rows, steps, stride, data }
     }
 
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Rows with those that only pad.
+    pub(crate) fn padded_rows(&self) -> usize {
+        self.data.len() / self.stride
+    }
+
+    /// Elements from a row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Row `row` and all that follow.
+    pub(crate) fn rows_from(&self, row: usize) -> &[E] {
+        &self.data[row * self.stride..]
+    }
+
     #[inline(always)]
     pub(crate) fn row_mut(&mut self, row: usize) -> &mut [E] {
         &mut self.data[row * self.stride..row * self.stride + self.steps]
@@ -252,7 +276,7 @@ impl<E: Element> PackedRows<E> {
         columns: usize,
         mut sink: impl FnMut(usize, usize, S::V, usize),
     ) {
-        let sizes = Sizes { rows: self.data.len() / self.stride, columns, steps: self.steps };
+        let sizes = Sizes { rows: self.padded_rows(), columns, steps: self.steps };
         let a = Left { data: &self.data, row_stride: self.stride, step_stride: 1 };
         let b = Right { data: panel, step_stride: PANEL };
         product(
