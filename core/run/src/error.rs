@@ -13,7 +13,7 @@ use forgelm_evidence::bundle::write::BundleError;
 use forgelm_evidence::keys::KeyError;
 use forgelm_generate::GenerateError;
 use forgelm_hub::HubError;
-use forgelm_model::{AdapterError, ConfigError, LoadError, OutOfMemory};
+use forgelm_model::{AdapterError, ConfigError, LoadError, OutOfMemory, WholeModelError};
 use forgelm_plugin::RegistryError;
 use forgelm_sdk::OptionsError;
 use forgelm_tokenize::{ChatError, TemplateError, TokenizeError};
@@ -43,6 +43,9 @@ pub enum RunError {
     /// The adapter cannot be made, read or used.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// A whole model cannot be written.
+    #[error(transparent)]
+    WholeModel(#[from] WholeModelError),
     /// The tokenizer cannot be read or used.
     #[error(transparent)]
     Tokenize(#[from] TokenizeError),
@@ -223,7 +226,14 @@ impl RunError {
             Self::Data(error) => error.class().into(),
             Self::Rows(error) => error.class().into(),
             Self::Lock(error) => error.class().into(),
-            Self::Write(error) => error.class().into(),
+            Self::Write(error) | Self::WholeModel(WholeModelError::Write(error)) => {
+                error.class().into()
+            }
+            Self::WholeModel(
+                WholeModelError::Weights(_)
+                | WholeModelError::Adapter(_)
+                | WholeModelError::Config(_),
+            ) => Exit::Config,
             Self::Checkpoint(CheckpointError::Damaged { .. }) => Exit::Integrity,
             Self::Checkpoint(CheckpointError::Newer { .. } | CheckpointError::Adapter(_)) => {
                 Exit::Config

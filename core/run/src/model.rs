@@ -9,7 +9,9 @@ use forgelm_config::{ComputeDtype, Secret};
 use forgelm_hub::{HubEvent, HubOptions, ModelFiles, ResolvedModel, Source, resolve};
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
-use forgelm_model::{ADAPTER_CONFIG, Adapter, Decoder, LoadedAdapter, OpenModel, PeftInfo};
+use forgelm_model::{
+    ADAPTER_CONFIG, Adapter, Decoder, LoadedAdapter, OpenModel, PeftInfo, Trainable,
+};
 use forgelm_tokenize::{ChatTemplate, Tokenizer};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -72,6 +74,8 @@ pub struct FoundModel {
 pub struct LoadedModel {
     /// The packed weights.
     pub decoder: Decoder,
+    /// The adapter that stands beside them, ready to run.
+    pub adapter: Option<Trainable>,
     /// SHA-256 of its weight files.
     pub sha256: String,
 }
@@ -134,7 +138,12 @@ pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, R
     if !found.open.is_unchanged() {
         return Err(RunError::Changed { path: found.resolved.files.path().to_owned() });
     }
-    Ok(LoadedModel { decoder, sha256 })
+    let adapter = found.adapter.as_ref().map(|loaded| {
+        let mut adapter = loaded.adapter.clone();
+        decoder.refresh(&mut adapter);
+        adapter
+    });
+    Ok(LoadedModel { decoder, adapter, sha256 })
 }
 
 /// The format that a setting stands for on this kernel library.

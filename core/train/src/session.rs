@@ -6,10 +6,10 @@ use crate::schedule::Schedule;
 use crate::state::State;
 use forgelm_data::{PackedBatch, PackedSequence, Plan, Sequence, evaluation_batches, pack};
 use forgelm_model::{
-    Activations, Adapter, Decoder, DropoutStep, Keep, MemoryPlan, OutOfMemory, PackedInput, Pass,
-    Scored, StepSize,
+    Activations, Decoder, DropoutStep, Keep, MemoryPlan, OutOfMemory, PackedInput, Pass, Scored,
+    StepSize, Trainable,
 };
-use forgelm_sdk::trainer::{self, Loss, Role, Trainer};
+use forgelm_sdk::trainer::{self, Loss, Role, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
 use std::collections::BTreeMap;
 
@@ -85,7 +85,7 @@ pub struct Session<'a> {
     plan: &'a Plan,
     settings: Settings,
     dropout: Stream,
-    adapter: Adapter,
+    adapter: Trainable,
     moments: Moments,
     state: State,
     grad: Vec<f32>,
@@ -116,7 +116,7 @@ pub struct Parts<'a> {
     /// Everything else.
     pub settings: Settings,
     /// What trains.
-    pub adapter: Adapter,
+    pub adapter: Trainable,
     /// Its moments.
     pub moments: Moments,
     /// Where the run stands.
@@ -153,6 +153,20 @@ fn validation_batches(validation: &[Sequence]) -> Vec<Vec<usize>> {
     evaluation_batches(&lengths, EVAL_BATCH_SIZE, None)
 }
 
+/// What the micro-batches of a step have together.
+fn step_totals(sequences: &[Sequence], micro_batches: &[Vec<usize>]) -> StepTotals {
+    let mut totals = StepTotals::default();
+    for sequence in micro_batches.iter().flatten().map(|&i| &sequences[i]) {
+        // The first token of a sequence is never predicted.
+        let n_rows = sequence.trained.iter().skip(1).filter(|trained| **trained).count() as u64;
+        let of_role = &mut totals.0[Role::Sole as usize];
+        of_role.n_sequences += 1;
+        of_role.n_scored += n_rows;
+        of_role.n_trained += n_rows;
+    }
+    totals
+}
+
 fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
     let chosen: Vec<&Sequence> = numbers.iter().map(|&i| &sequences[i]).collect();
     pack(&chosen)
@@ -160,7 +174,7 @@ fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
 
 /// Every buffer of a session, by name and size.
 #[must_use]
-pub fn memory_plan(decoder: &Decoder, adapter: &Adapter, size: StepSize) -> MemoryPlan {
+pub fn memory_plan(decoder: &Decoder, adapter: &Trainable, size: StepSize) -> MemoryPlan {
     let config = decoder.config();
     let mut plan = Activations::memory_plan(config, Some(adapter), size, Keep::Everything);
     let n_params = size_of_val(adapter.params());
@@ -180,6 +194,8 @@ impl<'a> Session<'a> {
         let size = largest_step(parts.train, parts.validation, parts.plan);
         let activations =
             Activations::new(parts.decoder.config(), Some(&parts.adapter), size, Keep::Everything)?;
+        let mut adapter = parts.adapter;
+        parts.decoder.refresh(&mut adapter);
         Ok(Self {
             decoder: parts.decoder,
             trainer: parts.trainer,
@@ -188,8 +204,8 @@ impl<'a> Session<'a> {
             plan: parts.plan,
             settings: parts.settings,
             dropout: Stream::new(parts.settings.seed, Purpose::Dropout),
-            grad: vec![0.0; parts.adapter.params().len()],
-            adapter: parts.adapter,
+            grad: vec![0.0; adapter.params().len()],
+            adapter,
             moments: parts.moments,
             state: parts.state,
             activations,
@@ -199,13 +215,17 @@ impl<'a> Session<'a> {
 
     /// What trains, as it stands.
     #[must_use]
-    pub fn adapter(&self) -> &Adapter {
+    pub fn adapter(&self) -> &Trainable {
         &self.adapter
     }
 
-    /// What trains, to be replaced by better weights.
-    pub fn adapter_mut(&mut self) -> &mut Adapter {
-        &mut self.adapter
+    /// Puts other numbers in the place of those that train: better ones of an earlier step.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn replace_params(&mut self, params: &[f32]) {
+        self.adapter.params_mut().copy_from_slice(params);
+        self.decoder.refresh(&mut self.adapter);
     }
 
     /// Its moments.
@@ -238,10 +258,12 @@ impl<'a> Session<'a> {
         self.grad.fill(0.0);
         let mut total = Loss::default();
         let mut n_tokens = 0;
-        for micro_batch in self.plan.step(step) {
+        let micro_batches = self.plan.step(step);
+        let totals = step_totals(self.train, &micro_batches);
+        for micro_batch in micro_batches {
             let batch = packed(self.train, &micro_batch);
             n_tokens += batch.tokens.len() as u64;
-            let loss = self.forward(&batch, Some(step));
+            let loss = self.forward(&batch, &totals, Some(step));
             if !loss.loss_sum.is_finite() {
                 return Err(self.not_finite(step, "the loss", loss.loss_sum));
             }
@@ -259,6 +281,7 @@ impl<'a> Session<'a> {
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
         let params = self.adapter.params_mut();
         optimizer::step(ops, &self.settings.adamw, params, &mut self.moments, &self.grad, at);
+        self.decoder.refresh(&mut self.adapter);
         self.state.global_step = step + 1;
         self.state.epoch = self.plan.epoch_after(step + 1);
         self.state.n_tokens += n_tokens;
@@ -277,9 +300,11 @@ impl<'a> Session<'a> {
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn evaluate(&mut self) -> Option<EvaluationReport> {
         let mut total = Loss::default();
-        for micro_batch in validation_batches(self.validation) {
+        let micro_batches = validation_batches(self.validation);
+        let totals = step_totals(self.validation, &micro_batches);
+        for micro_batch in micro_batches {
             let batch = packed(self.validation, &micro_batch);
-            let loss = self.forward(&batch, None);
+            let loss = self.forward(&batch, &totals, None);
             add_loss(&mut total, loss);
         }
         (total.n_terms > 0).then(|| EvaluationReport {
@@ -289,7 +314,12 @@ impl<'a> Session<'a> {
     }
 
     /// Runs the model and the objective; leaves `dlogp` for [`Session::backward`].
-    fn forward(&mut self, batch: &PackedBatch, dropout_step: Option<u64>) -> Loss {
+    fn forward(
+        &mut self,
+        batch: &PackedBatch,
+        totals: &StepTotals,
+        dropout_step: Option<u64>,
+    ) -> Loss {
         let n_rows = batch.labels.len();
         let buffers = &mut self.buffers;
         buffers.logp.resize(n_rows, 0.0);
@@ -300,7 +330,7 @@ impl<'a> Session<'a> {
         let pass = pass(&self.adapter, batch, dropout);
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
         self.decoder.forward(&pass, &mut self.activations);
-        self.decoder.logprobs(&mut self.activations, scored, &mut buffers.logp);
+        self.decoder.logprobs(&pass, &mut self.activations, scored, &mut buffers.logp);
         let sequences = scored_sequences(batch);
         let scored = trainer::Scored {
             sequences: &sequences,
@@ -310,6 +340,7 @@ impl<'a> Session<'a> {
             ref_logp: None,
             advantage: None,
             old_logp: None,
+            step: totals,
         };
         self.trainer.loss(&scored, &mut buffers.dlogp)
     }
@@ -341,7 +372,7 @@ impl<'a> Session<'a> {
 }
 
 fn pass<'a>(
-    adapter: &'a Adapter,
+    adapter: &'a Trainable,
     batch: &'a PackedBatch,
     dropout: Option<DropoutStep<'a>>,
 ) -> Pass<'a> {

@@ -12,7 +12,6 @@
 
 use forgelm_kernels_api::Write;
 
-use crate::frozen::Packed;
 use crate::linear::{PackedRows, part};
 use crate::pool::Pool;
 use crate::shared::Shared;
@@ -34,17 +33,42 @@ const AHEAD: usize = 4096;
 /// Numbers of 4 bytes in a cache line.
 const LINE: usize = 16;
 
+/// A weight whose panels are in memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Weight<'a, E> {
+    /// [panel][steps, PANEL]
+    pub panels: &'a [E],
+    pub n: usize,
+    pub k: usize,
+}
+
+impl<E: Element> Weight<'_, E> {
+    fn steps(&self) -> usize {
+        self.k.div_ceil(E::TERMS)
+    }
+
+    fn n_panels(&self) -> usize {
+        self.n.div_ceil(PANEL)
+    }
+
+    /// Shapes: [steps, PANEL].
+    #[inline(always)]
+    fn panel(&self, p: usize) -> &[E] {
+        let len = self.steps() * PANEL;
+        &self.panels[p * len..(p + 1) * len]
+    }
+}
+
 /// `y = x w^T`. Shapes: `y` [T, N], `x` [T, K], `w` [N, K], T at most [`ROWS_MAX`].
 pub(crate) fn forward<E: Element>(
     pool: &Pool,
     isa: Isa,
     y: &mut [f32],
     x: &[f32],
-    w: &Packed<E>,
+    w: Weight<'_, E>,
     write: Write,
 ) {
-    let k = w.k();
-    let packed = on_isa!(isa, s => PackedRows::<E>::new(s, x, k, 0..k));
+    let packed = on_isa!(isa, s => PackedRows::<E>::new(s, x, w.k, 0..w.k));
     let add = write == Write::Add;
     let product = Product { packed: &packed, w, y: Shared::new(y), add };
     let panel_bytes = w.steps() * PANEL * size_of::<E>();
@@ -61,7 +85,7 @@ pub(crate) fn forward<E: Element>(
 
 struct Product<'a, E: Element> {
     packed: &'a PackedRows<E>,
-    w: &'a Packed<E>,
+    w: Weight<'a, E>,
     /// [T, N]
     y: Shared<'a, f32>,
     add: bool,
@@ -71,7 +95,7 @@ impl<E: Element> Product<'_, E> {
     /// The columns of one panel, for all rows.
     #[inline(always)]
     fn panel<S: Simd>(&self, s: S, p: usize) {
-        let columns = (self.w.n() - p * PANEL).min(PANEL);
+        let columns = (self.w.n - p * PANEL).min(PANEL);
         let mut column = 0;
         while column < columns {
             let width = (columns - column).min(VECTORS * S::LANES);
@@ -123,7 +147,7 @@ impl<E: Element> Product<'_, E> {
                 for j in 0..VECTORS {
                     let skip = j * S::LANES;
                     if skip < width {
-                        let at = (row + i) * self.w.n() + p * PANEL + column + skip;
+                        let at = (row + i) * self.w.n + p * PANEL + column + skip;
                         let len = (width - skip).min(S::LANES);
                         // SAFETY: a panel's columns of y are one task's alone, and the slice ends
                         // with this call.

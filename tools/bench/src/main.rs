@@ -19,6 +19,7 @@ mod gemm;
 mod generate;
 mod load;
 mod ops;
+mod packed;
 mod peak;
 mod shapes;
 mod train;
@@ -28,11 +29,12 @@ use std::process::ExitCode;
 /// Name, summary, and what runs with the arguments that follow the name.
 type Command = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
-const COMMANDS: [Command; 5] = [
+const COMMANDS: [Command; 6] = [
     ("gemm", "products with frozen weights, as a share of this machine's peak", gemm::run),
     ("ops", "milliseconds and GB/s of every other op at the shapes of SmolLM2-135M", ops::run),
     ("generate", "new tokens of a real model: tokens/s, share of the bandwidth", generate::run),
     ("load", "weights of a real model from disk to memory: MB/s, beside reading alone", load::run),
+    ("packed", "products with weights in blocks, against dense weights", packed::run),
     ("train", "a training run of a real model: tokens/s, share of the limit, memory", train::run),
 ];
 
