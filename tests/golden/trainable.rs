@@ -186,9 +186,11 @@ fn trajectory(model: &str, ops: Arc<dyn Ops>) {
 }
 
 #[test]
-fn ten_steps_over_every_parameter_of_llama() {
-    for ops in libraries() {
-        trajectory("tiny-llama", ops);
+fn ten_steps_over_every_parameter() {
+    for model in ["tiny-llama", "tiny-qwen3", "tiny-gemma2"] {
+        for ops in libraries() {
+            trajectory(model, ops);
+        }
     }
 }
 
@@ -289,7 +291,8 @@ fn trained_numbers_come_back_from_their_files() {
         trained.params_mut().iter_mut().for_each(|p| *p *= 1.5);
         let folder = tempfile::tempdir().expect("a temporary folder");
         for (name, bytes) in trained.to_files(&info) {
-            std::fs::write(folder.path().join(name), bytes).expect("it can be written");
+            let path = folder.path().join(name);
+            forgelm_artifact::write::atomic(&path, &bytes).expect("it can be written");
         }
         let mut again = fresh(selection);
         assert_ne!(again.params(), trained.params());

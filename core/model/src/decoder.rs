@@ -223,6 +223,12 @@ impl std::fmt::Debug for Decoder {
     }
 }
 
+/// Refuses trained numbers whose derived form is old: the pass would run other weights.
+fn check_current(trainable: Option<&Trainable>) {
+    let is_current = trainable.is_none_or(Trainable::is_current);
+    assert!(is_current, "the trained numbers changed; `Decoder::refresh` comes first");
+}
+
 /// Takes the columns of `from` apart, from left to right.
 ///
 /// Shapes: `parts` [T, their width] written, `from` [T, sum of the widths] read.
@@ -253,12 +259,6 @@ fn join_columns<const N: usize>(to: &mut [f32], parts: [&[f32]; N], t: usize) {
         first += n;
     }
     assert_eq!(first, width, "the parts are not the whole");
-}
-
-/// Refuses trained numbers whose derived form is old: the pass would run other weights.
-fn check_current(trainable: Option<&Trainable>) {
-    let is_current = trainable.is_none_or(Trainable::is_current);
-    assert!(is_current, "the trained numbers changed; `Decoder::refresh` comes first");
 }
 
 /// Copies some rows of `from` to `to`, in the order of `rows`.

@@ -63,6 +63,8 @@ pub(crate) struct BaseTensor {
     pub(crate) range: Range<usize>,
     /// A matrix as the kernels read it; derived.
     packed: Option<Arc<dyn FrozenMatrix>>,
+    /// `1 + w` of a norm whose weight is stored as w; derived.
+    whole: Option<Vec<f32>>,
 }
 
 impl std::fmt::Debug for BaseTensor {
@@ -83,11 +85,11 @@ pub struct Trainable {
     modules: Vec<AdaptedModule>,
     /// Index into `modules` by layer and linear.
     places: Vec<Vec<Option<usize>>>,
+    /// What `all-linear` means: last components of names, sorted.
+    pub(crate) all_linear: Vec<String>,
     base: BTreeMap<Role, BaseTensor>,
     /// Whether head and embedding are one tensor.
     is_tied: bool,
-    /// What `all-linear` means: last components of names, sorted.
-    all_linear: Vec<String>,
     /// A and B as PiSSA began them, which the base lacks since; else empty.
     initial: Vec<f32>,
     derived: derived::Derived,
@@ -133,13 +135,16 @@ impl Trainable {
     ///
     /// # Errors
     /// If a setting is out of range or a name means nothing.
-    pub fn zeroed(selection: Selection, model: &ModelConfig) -> Result<Self, AdapterError> {
+    pub fn zeroed(
+        selection: impl Into<Selection>,
+        model: &ModelConfig,
+    ) -> Result<Self, AdapterError> {
+        let selection = selection.into();
         let modules = match &selection {
             Selection::Adapter(config) => adapted_modules(config, model)?,
             Selection::Everything | Selection::Weights(_) => Vec::new(),
         };
-        let dims = model.dims();
-        let mut places = vec![vec![None; Linear::n_places(&dims)]; dims.l];
+        let mut places = vec![vec![None; Linear::n_places(&model.dims())]; model.dims().l];
         for (i, module) in modules.iter().enumerate() {
             places[module.layer][module.linear.index()] = Some(i);
         }
@@ -153,8 +158,8 @@ impl Trainable {
             modules,
             places,
             base,
-            is_tied: model.tie_word_embeddings,
             all_linear: last_names(model),
+            is_tied: model.tie_word_embeddings,
             initial: Vec::new(),
         })
     }
@@ -172,11 +177,6 @@ impl Trainable {
             Selection::Adapter(config) => Some(config),
             Selection::Everything | Selection::Weights(_) => None,
         }
-    }
-
-    /// The last components of names that `all-linear` means, sorted.
-    pub(crate) fn all_linear(&self) -> &[String] {
-        &self.all_linear
     }
 
     /// Chance that an input of A becomes zero while training.
@@ -234,7 +234,7 @@ impl Trainable {
 
     /// The lowest trained linear of the lowest trained layer, if backward may end with it; `None`
     /// when something below it trains as well, and for other layers.
-    pub(crate) fn lowest_linear(&self, layer: usize) -> Option<Linear> {
+    pub(crate) fn lowest_linear(&self, layer: usize, model: &ModelConfig) -> Option<Linear> {
         let is_below = |role: &Role| match role {
             Role::Embedding => true,
             Role::Norm(l, _) => *l == layer,
@@ -247,12 +247,7 @@ impl Trainable {
         if layer > self.first_layer() || self.base.keys().any(is_below) {
             return None;
         }
-        let adapted = self.modules.iter().filter(|m| m.layer == layer).map(|m| m.linear);
-        let of_base = self.base.keys().filter_map(|role| match role {
-            Role::Linear(l, linear) | Role::Bias(l, linear) if *l == layer => Some(*linear),
-            _ => None,
-        });
-        adapted.chain(of_base).min()
+        model.linears(layer).into_iter().find(|linear| self.trains(layer, *linear))
     }
 
     /// Whether anything of a linear layer trains.
@@ -307,8 +302,14 @@ impl Trainable {
         self.base_tensor(role)?.packed.as_deref()
     }
 
-    /// A trained vector.
+    /// A trained vector as the kernels read it.
     pub(crate) fn vector(&self, role: Role) -> Option<&[f32]> {
+        let tensor = self.base_tensor(role)?;
+        Some(tensor.whole.as_deref().unwrap_or(&self.params[tensor.range.clone()]))
+    }
+
+    /// A trained weight as a Hugging Face folder stores it.
+    pub(crate) fn stored(&self, role: Role) -> Option<&[f32]> {
         self.base_tensor(role).map(|tensor| &self.params[tensor.range.clone()])
     }
 
@@ -328,19 +329,19 @@ fn base_tensors(
     let head = (!model.tie_word_embeddings).then_some(Role::Head);
     let mut roles: Vec<Role> = Role::always(model).into_iter().chain(head).collect();
     roles.sort();
-    let names = model.module_names();
-    let named = |name: &str| roles.iter().copied().find(|role| role.hf_name(names) == name);
+    let hf_name = |role: &Role| role.hf_name(model.module_names());
+    let named = |name: &str| roles.iter().find(|role| hf_name(role) == name);
     match selection {
         Selection::Adapter(config) => roles.retain(|role| is_trained_bias(config, modules, *role)),
         Selection::Everything => {}
-        Selection::Weights(list) => {
-            if let Some(unknown) = list.iter().find(|name| named(name).is_none()) {
+        Selection::Weights(names) => {
+            if let Some(unknown) = names.iter().find(|name| named(name).is_none()) {
                 return Err(AdapterError::NoSuchWeight { name: unknown.clone() });
             }
-            if list.is_empty() {
+            if names.is_empty() {
                 return Err(AdapterError::NothingTrains);
             }
-            roles.retain(|role| list.contains(&role.hf_name(names)));
+            roles.retain(|role| names.contains(&hf_name(role)));
         }
     }
     let dims = model.dims();
@@ -348,24 +349,18 @@ fn base_tensors(
         let shape = role.shape(&dims);
         let start = end;
         end += shape.iter().product::<usize>();
-        let name = base_name(role, modules, model);
-        (role, BaseTensor { name, shape, range: start..end, packed: None })
+        let is_norm = matches!(role, Role::Norm(..) | Role::FinalNorm);
+        let is_offset = is_norm && model.norms.stored_as_offsets;
+        let tensor = BaseTensor {
+            name: hf_name(&role),
+            shape,
+            range: start..end,
+            packed: None,
+            whole: is_offset.then(Vec::new),
+        };
+        (role, tensor)
     };
     Ok(roles.into_iter().map(tensor).collect())
-}
-
-/// Name of a weight of the base in files. The bias of an adapted layer is called as PEFT calls it.
-fn base_name(role: Role, modules: &[AdaptedModule], model: &ModelConfig) -> String {
-    match role {
-        Role::Bias(layer, linear) if is_adapted(modules, layer, linear) => {
-            format!("{}.base_layer.bias", linear.path(layer, model.module_names()))
-        }
-        _ => role.hf_name(model.module_names()),
-    }
-}
-
-fn is_adapted(modules: &[AdaptedModule], layer: usize, linear: Linear) -> bool {
-    modules.iter().any(|m| m.layer == layer && m.linear == linear)
 }
 
 /// Whether `bias` of an adapter means this tensor.
@@ -374,6 +369,6 @@ fn is_trained_bias(config: &LoraConfig, modules: &[AdaptedModule], role: Role) -
     match config.bias {
         TrainedBias::None => false,
         TrainedBias::All => true,
-        TrainedBias::LoraOnly => is_adapted(modules, layer, linear),
+        TrainedBias::LoraOnly => modules.iter().any(|m| (m.layer, m.linear) == (layer, linear)),
     }
 }

@@ -179,7 +179,7 @@ impl Weights {
     }
 }
 
-/// The values of one tensor in f32, as the model uses them: norms are what they multiply by.
+/// The values of one tensor in f32, as a Hugging Face folder holds them.
 ///
 /// # Errors
 /// If the tensor is missing, of the wrong shape or format, or holds a value that is not a number.
@@ -188,10 +188,19 @@ pub(crate) fn read_values(
     config: &ModelConfig,
     role: Role,
 ) -> Result<Vec<f32>, WeightsError> {
-    let rows = rows(store, config, role)?.plus(norm_offset(store, config, role));
+    let rows = stored_rows(store, config, role)?.1;
+    values(store, config, role, &rows)
+}
+
+fn values(
+    store: &dyn TensorStore,
+    config: &ModelConfig,
+    role: Role,
+    rows: &StoredRows<'_>,
+) -> Result<Vec<f32>, WeightsError> {
     let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
     rows.read_rows(0, &mut values);
-    check_finite(store, config, role, &rows)?;
+    check_finite(store, config, role, rows)?;
     Ok(values)
 }
 
@@ -357,6 +366,7 @@ impl<'a> Reader<'a> {
         missing(self.store, name)
     }
 
+    /// As stored: see [`norm_offset`].
     fn rows(&self, role: Role) -> Result<StoredRows<'a>, WeightsError> {
         rows(self.store, self.config, role)
     }
@@ -367,7 +377,7 @@ impl<'a> Reader<'a> {
             // A router decides by small differences, and is small.
             Role::Linear(_, linear) if !linear.is_router() => {
                 let rows = rows.with_blocks();
-                let packed = self.linear(&rows);
+                let packed = self.linear(linear, &rows);
                 (rows, packed)
             }
             _ => {
@@ -380,14 +390,17 @@ impl<'a> Reader<'a> {
     }
 
     /// A linear layer, kept as the options say.
-    fn linear(&self, rows: &StoredRows<'_>) -> Box<dyn FrozenMatrix> {
+    fn linear(&self, linear: Linear, rows: &StoredRows<'_>) -> Box<dyn FrozenMatrix> {
         let dense = || self.ops.freeze(rows, self.options.compute);
         let (packed, format) = match self.options.linear {
             LinearStorage::Dense => (dense(), "dense".to_owned()),
+            LinearStorage::Int8Experts if !matches!(linear, Linear::Expert(..)) => {
+                (dense(), "dense".to_owned())
+            }
             _ if rows.blocks().is_some() => self.keep(rows, rows.dtype().name().to_owned()),
             LinearStorage::Blocks => (dense(), "dense".to_owned()),
             LinearStorage::FourBit(storage) => self.keep(&storage.quantize(rows), storage.label()),
-            LinearStorage::Int8Rows => {
+            LinearStorage::Int8Rows | LinearStorage::Int8Experts => {
                 self.keep(&Int8Matrix::quantize(rows), "int8 rows".to_owned())
             }
         };
@@ -404,7 +417,8 @@ impl<'a> Reader<'a> {
     }
 
     fn vector(&self, role: Role) -> Result<Vec<f32>, WeightsError> {
-        read_values(self.store, self.config, role)
+        let offset = norm_offset(self.store, self.config, role);
+        values(self.store, self.config, role, &self.rows(role)?.plus(offset))
     }
 
     fn layer(&self, n: usize) -> Result<LayerWeights, WeightsError> {

@@ -1,6 +1,7 @@
 //! The evidence of a run: who ran it, what signs it, and the plain record from which all documents
 //! are made.
 
+use crate::data::Sources;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
@@ -10,7 +11,7 @@ use crate::plan::Plan;
 use crate::training::Completed;
 use forgelm_artifact::UtcTime;
 use forgelm_config::{RequireProvisioned, RiskTier, Secret, TargetModules, resolved_json};
-use forgelm_data::{Dataset, TokenStatistics};
+use forgelm_data::{Prepared, fingerprint};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_evidence::audit::operator::{OperatorCandidates, resolve_operator};
@@ -110,9 +111,9 @@ pub struct Dossier<'a> {
     /// The base model.
     pub loaded: &'a LoadedModel,
     /// The data.
-    pub dataset: &'a Dataset,
-    /// Of the training and the validation split.
-    pub statistics: [TokenStatistics; 2],
+    pub data: &'a Prepared,
+    /// Where it came from.
+    pub sources: &'a Sources,
     /// Where training ended.
     pub state: &'a State,
     /// Of this run.
@@ -279,7 +280,7 @@ impl Dossier<'_> {
             ("kernels".to_owned(), json!(self.loaded.decoder.ops().name())),
             ("saved_as".to_owned(), json!(self.saved_as())),
             ("bias".to_owned(), json!(run.lora.bias.to_string())),
-            ("rendering".to_owned(), json!(self.rendering())),
+            ("rendering".to_owned(), json!(self.data.rendering)),
             ("train_on".to_owned(), json!(run.data.train_on.to_string())),
             (
                 "template_now".to_owned(),
@@ -330,32 +331,41 @@ impl Dossier<'_> {
         }
     }
 
-    /// How rows became text.
-    fn rendering(&self) -> &'static str {
-        match self.dataset.layout {
-            forgelm_data::Layout::Messages => "chat template of the model",
-            _ => "plain text",
+    fn provenance(&self, now: UtcTime) -> DataProvenance {
+        let run = &self.plan.run;
+        let mut prints = (0..self.data.mixture.len()).map(|i| self.fingerprint(i, now));
+        let fingerprint = prints.next().unwrap_or_default();
+        let extras = run.data.extra_datasets.iter().flatten().cloned();
+        DataProvenance {
+            primary_dataset: run.data.dataset_name_or_path.clone(),
+            fingerprint,
+            shuffle: run.data.shuffle,
+            clean_text: run.data.clean_text,
+            extra_datasets: extras.zip(prints).collect(),
         }
     }
 
-    fn provenance(&self, now: UtcTime) -> DataProvenance {
-        let run = &self.plan.run;
-        let [train, validation] = &self.statistics;
-        let n_bytes = self.dataset.files.iter().map(|file| file.n_bytes).sum();
-        DataProvenance {
-            primary_dataset: run.data.dataset_name_or_path.clone(),
-            fingerprint: DatasetFingerprint {
-                path: run.data.dataset_name_or_path.clone(),
-                timestamp: now.to_string(),
-                size_bytes: Some(n_bytes),
-                sha256: Some(self.dataset.fingerprint().as_str().to_owned()),
-                rows: Some(train.rows + validation.rows),
-                hf_revision_source: "local_path".to_owned(),
-                ..DatasetFingerprint::default()
+    /// What pins one of the data sets.
+    fn fingerprint(&self, i: usize, now: UtcTime) -> DatasetFingerprint {
+        let part = &self.data.mixture[i];
+        let files = &self.data.files[i];
+        let revision = self.sources.revisions[i].as_ref();
+        let is_only = self.data.mixture.len() == 1;
+        let [train, validation] = &self.data.statistics;
+        let rows = if is_only { train.rows + validation.rows } else { part.n_taken as u64 };
+        DatasetFingerprint {
+            path: part.name.clone(),
+            timestamp: now.to_string(),
+            size_bytes: Some(files.iter().map(|file| file.n_bytes).sum()),
+            sha256: Some(fingerprint(files).as_str().to_owned()),
+            rows: Some(rows),
+            source: revision.map(|_| "huggingface_hub".to_owned()),
+            hf_revision_source: match revision {
+                Some(_) => "loaded".to_owned(),
+                None => "local_path".to_owned(),
             },
-            shuffle: run.data.shuffle,
-            clean_text: run.data.clean_text,
-            extra_datasets: Vec::new(),
+            hf_revision: revision.and_then(|revision| revision.revision_resolved.clone()),
+            ..DatasetFingerprint::default()
         }
     }
 }

@@ -6,7 +6,7 @@ use forgelm_artifact::lock::LockError;
 use forgelm_artifact::open::OpenError;
 use forgelm_artifact::write::WriteError;
 use forgelm_config::{Color, Diagnostic, render};
-use forgelm_data::{DataError, RenderError};
+use forgelm_data::{DataError, StoreError};
 use forgelm_evidence::audit::log::AuditError;
 use forgelm_evidence::audit::operator::NoOperator;
 use forgelm_evidence::bundle::write::BundleError;
@@ -58,9 +58,9 @@ pub enum RunError {
     /// The data cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// Rows cannot become tokens.
+    /// Tokens cannot be read back.
     #[error(transparent)]
-    Render(#[from] RenderError),
+    Tokens(#[from] StoreError),
     /// A row of a file of rows cannot be read.
     #[error(transparent)]
     Rows(#[from] JsonlError),
@@ -209,7 +209,6 @@ impl RunError {
             | Self::Tokenize(_)
             | Self::Template(_)
             | Self::Chat(_)
-            | Self::Render(_)
             | Self::Row { .. }
             | Self::Registry(_)
             | Self::Options(_)
@@ -224,6 +223,7 @@ impl RunError {
             Self::Hub(error) => error.class().into(),
             Self::Load(error) => error.class().into(),
             Self::Data(error) => error.class().into(),
+            Self::Tokens(error) | Self::Step(StepError::Data(error)) => error.class().into(),
             Self::Rows(error) => error.class().into(),
             Self::Lock(error) => error.class().into(),
             Self::Write(error) | Self::WholeModel(WholeModelError::Write(error)) => {

@@ -3,6 +3,7 @@
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
+use crate::plan::Plan;
 use forgelm_artifact::gguf::GgufFile;
 use forgelm_artifact::hash::{Hasher, sha256_file};
 use forgelm_config::{ComputeDtype, Secret};
@@ -53,6 +54,22 @@ impl ModelRequest {
             threads: None,
             chat_template: None,
         }
+    }
+}
+
+/// The model of a plan.
+#[must_use]
+pub fn request_of(plan: &Plan, offline: bool) -> ModelRequest {
+    let run = &plan.run;
+    ModelRequest {
+        name: run.model.name_or_path.clone(),
+        revision: run.model.revision.clone(),
+        adapter: None,
+        offline: run.model.offline || offline,
+        token: run.auth.as_ref().and_then(|auth| auth.hf_token.clone()),
+        compute: run.training.compute_dtype,
+        threads: run.training.threads,
+        chat_template: run.model.chat_template.clone(),
     }
 }
 
@@ -279,9 +296,10 @@ fn weights_sha256(files: &ModelFiles) -> Result<String, RunError> {
     Ok(hasher.finish().as_str().to_owned())
 }
 
-fn report(event: HubEvent, observer: &mut dyn Observer) {
+/// Passes on what happens while something is fetched.
+pub(crate) fn report(event: HubEvent, observer: &mut dyn Observer) {
     let event = match event {
-        HubEvent::CacheHit { source } => Event::Notice(format!("model `{source}`: cached")),
+        HubEvent::CacheHit { source } => Event::Notice(format!("`{source}`: cached")),
         HubEvent::Fetching { what } => Event::Notice(format!("fetching {what}")),
         HubEvent::Line { text } => Event::Detail(text),
         HubEvent::Progress { file, n_bytes_done, n_bytes_total } => {

@@ -10,11 +10,12 @@ mod room;
 mod steps;
 mod tokenized;
 
+use crate::data;
 use crate::dossier;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, ModelLoaded, Observer};
-use crate::model::{self, FoundModel, LoadedModel, ModelRequest};
+use crate::model::{self, FoundModel, LoadedModel};
 use crate::output::Start;
 use crate::plan::Plan;
 use crate::resume::{self, Resume};
@@ -23,7 +24,6 @@ use forgelm_artifact::UtcTime;
 use forgelm_artifact::lock::RunLock;
 use forgelm_artifact::write;
 use forgelm_config::{EnvironmentKey, environment_keys};
-use forgelm_data::Dataset;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_hub::Source;
 use forgelm_model::{LoadError, PeftInfo, Trainable};
@@ -113,11 +113,11 @@ pub fn train(
         None => template_now(plan, started_at),
     };
 
-    let dataset = forgelm_data::open(&plan.run.data, plan.run.training.trainer_type)?;
-    let model_request = model_request(plan, request);
+    let sources = data::find(plan, request.offline, env, observer)?;
+    let model_request = model::request_of(plan, request.offline);
     let load_start = env.clock.monotonic();
     let found = model::find(&model_request, env, observer)?;
-    let data = TokenizedData::new(plan, &dataset, &found, template_now, observer)?;
+    let data = TokenizedData::new(plan, &sources, &found, template_now, env, observer)?;
     let mut loaded = model::load(&found, &model_request)?;
     let adapter = new_trainable(plan, &found, &mut loaded)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
@@ -129,7 +129,7 @@ pub fn train(
         n_threads: loaded.decoder.ops().n_threads(),
         seconds: (env.clock.monotonic() - load_start).as_secs_f64(),
     }));
-    let identity = identity(plan, env, &dataset, &loaded, template_now);
+    let identity = identity(plan, env, &data, &loaded, template_now);
     let memory_planned = check_room(plan, &data, &loaded, &adapter)?;
 
     plan.output.create()?;
@@ -148,7 +148,7 @@ pub fn train(
         found: &found,
         loaded: &loaded,
         trainer: trainer.as_ref(),
-        dataset: &dataset,
+        sources: &sources,
         data: &data,
         peft: peft_info(plan, &found),
         stop_ids: model::stop_ids(&found.tokenizer, found.template.as_ref()),
@@ -183,20 +183,6 @@ fn local_inputs(plan: &Plan) -> Vec<&Path> {
     }
 }
 
-fn model_request(plan: &Plan, request: &Request) -> ModelRequest {
-    let run = &plan.run;
-    ModelRequest {
-        name: run.model.name_or_path.clone(),
-        revision: run.model.revision.clone(),
-        adapter: None,
-        offline: run.model.offline || request.offline,
-        token: run.auth.as_ref().and_then(|auth| auth.hf_token.clone()),
-        compute: run.training.compute_dtype,
-        threads: run.training.threads,
-        chat_template: run.model.chat_template.clone(),
-    }
-}
-
 /// What trains, as it stands before step 1.
 fn new_trainable(
     plan: &Plan,
@@ -221,7 +207,7 @@ fn peft_info(plan: &Plan, found: &FoundModel) -> PeftInfo {
 fn identity(
     plan: &Plan,
     env: &Environment,
-    dataset: &Dataset,
+    data: &TokenizedData,
     loaded: &LoadedModel,
     template_now: i64,
 ) -> Identity {
@@ -229,7 +215,7 @@ fn identity(
         run_id: env.run_id(),
         config_hash: plan.config_hash.clone(),
         config: plan.identity(),
-        data_sha256: dataset.fingerprint().as_str().to_owned(),
+        data_sha256: data.prepared.fingerprint().as_str().to_owned(),
         model_sha256: loaded.sha256.clone(),
         compute_dtype: model::compute_name(loaded.decoder.compute()).to_owned(),
         kernels: loaded.decoder.ops().name().to_owned(),
@@ -238,7 +224,8 @@ fn identity(
 }
 
 /// What chat templates take for the present: `data.template_now`, else the day of the run.
-fn template_now(plan: &Plan, started_at: UtcTime) -> i64 {
+#[must_use]
+pub fn template_now(plan: &Plan, started_at: UtcTime) -> i64 {
     const SECONDS_PER_DAY: i64 = 86_400;
     let configured = plan.run.data.template_now.as_ref();
     let date = configured.and_then(|date| format!("{date}T00:00:00Z").parse::<UtcTime>().ok());

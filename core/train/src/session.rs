@@ -4,12 +4,14 @@
 use crate::optimizer::{self, AdamWSettings, At, Moments, ScaledGradient};
 use crate::schedule::Schedule;
 use crate::state::State;
-use forgelm_data::{PackedBatch, PackedSequence, Plan, Sequence, evaluation_batches, pack};
+use forgelm_data::{
+    PackedBatch, PackedSequence, Plan, Sequence, Sequences, StoreError, evaluation_batches, pack,
+};
 use forgelm_model::{
     Activations, Decoder, DropoutStep, Keep, MemoryPlan, OutOfMemory, PackedInput, Pass, Scored,
     StepSize, Trainable,
 };
-use forgelm_sdk::trainer::{self, Loss, Role, StepTotals, Trainer};
+use forgelm_sdk::trainer::{self, Loss, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
 use std::collections::BTreeMap;
 
@@ -30,8 +32,11 @@ pub struct Settings {
 }
 
 /// Why a step did not happen. The adapter and the optimizer are as before it.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum StepError {
+    /// The step's sequences could not be read.
+    #[error(transparent)]
+    Data(#[from] StoreError),
     /// The loss or a gradient is not a finite number.
     #[error(
         "step {step}: {what} is {value}; nothing was updated (records of the step, by line: \
@@ -80,8 +85,8 @@ pub struct EvaluationReport {
 pub struct Session<'a> {
     decoder: &'a Decoder,
     trainer: &'a dyn Trainer,
-    train: &'a [Sequence],
-    validation: &'a [Sequence],
+    train: &'a Sequences,
+    validation: &'a Sequences,
     plan: &'a Plan,
     settings: Settings,
     dropout: Stream,
@@ -108,9 +113,9 @@ pub struct Parts<'a> {
     /// The objective.
     pub trainer: &'a dyn Trainer,
     /// Sequences to train on.
-    pub train: &'a [Sequence],
+    pub train: &'a Sequences,
     /// Sequences held out.
-    pub validation: &'a [Sequence],
+    pub validation: &'a Sequences,
     /// Which sequences each micro-batch has.
     pub plan: &'a Plan,
     /// Everything else.
@@ -125,51 +130,44 @@ pub struct Parts<'a> {
 
 /// The largest micro-batch that a plan has, training and validation together.
 #[must_use]
-pub fn largest_step(train: &[Sequence], validation: &[Sequence], plan: &Plan) -> StepSize {
+pub fn largest_step(train: &Sequences, validation: &Sequences, plan: &Plan) -> StepSize {
     let mut size = StepSize { tokens_max: 1, scored_rows_max: 1 };
-    let mut take = |sequences: &mut dyn Iterator<Item = &Sequence>| {
-        let (mut tokens, mut scored) = (0, 0);
-        for sequence in sequences {
-            tokens += sequence.tokens.len();
-            scored += sequence.n_trained();
-        }
+    let mut take = |sequences: &Sequences, units: &[usize]| {
+        let tokens = units.iter().map(|&unit| sequences.n_tokens(unit)).sum();
+        let scored = units.iter().map(|&unit| sequences.n_trained(unit)).sum();
         size.tokens_max = size.tokens_max.max(tokens);
         size.scored_rows_max = size.scored_rows_max.max(scored);
     };
     for step in 0..plan.n_steps() {
         for micro_batch in plan.step(step) {
-            take(&mut micro_batch.iter().map(|&i| &train[i]));
+            take(train, &micro_batch);
         }
     }
     for micro_batch in validation_batches(validation) {
-        take(&mut micro_batch.iter().map(|&i| &validation[i]));
+        take(validation, &micro_batch);
     }
     size
 }
 
 /// The validation split in micro-batches.
-fn validation_batches(validation: &[Sequence]) -> Vec<Vec<usize>> {
-    let lengths: Vec<usize> = validation.iter().map(|sequence| sequence.tokens.len()).collect();
-    evaluation_batches(&lengths, EVAL_BATCH_SIZE, None)
+fn validation_batches(validation: &Sequences) -> Vec<Vec<usize>> {
+    evaluation_batches(&validation.lengths(), EVAL_BATCH_SIZE, None)
 }
 
-/// What the micro-batches of a step have together.
-fn step_totals(sequences: &[Sequence], micro_batches: &[Vec<usize>]) -> StepTotals {
-    let mut totals = StepTotals::default();
-    for sequence in micro_batches.iter().flatten().map(|&i| &sequences[i]) {
-        // The first token of a sequence is never predicted.
-        let n_rows = sequence.trained.iter().skip(1).filter(|trained| **trained).count() as u64;
-        let of_role = &mut totals.0[Role::Sole as usize];
+/// Adds some sequences to what the micro-batches of a step have together.
+fn add_to_totals(totals: &mut StepTotals, sequences: &[Sequence]) {
+    for sequence in sequences {
+        let n_rows = sequence.n_trained() as u64;
+        let of_role = &mut totals.0[sequence.role as usize];
         of_role.n_sequences += 1;
         of_role.n_scored += n_rows;
         of_role.n_trained += n_rows;
     }
-    totals
 }
 
-fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
-    let chosen: Vec<&Sequence> = numbers.iter().map(|&i| &sequences[i]).collect();
-    pack(&chosen)
+fn packed(sequences: &[Sequence]) -> PackedBatch {
+    let refs: Vec<&Sequence> = sequences.iter().collect();
+    pack(&refs)
 }
 
 /// Every buffer of a session, by name and size.
@@ -251,17 +249,23 @@ impl<'a> Session<'a> {
     /// number of terms once.
     ///
     /// # Errors
-    /// If the loss or the gradient is not finite: nothing is changed then.
+    /// If the loss or the gradient is not finite, or the data cannot be read: nothing is changed
+    /// then.
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn step(&mut self) -> Result<StepReport, StepError> {
         let step = self.state.global_step;
         self.grad.fill(0.0);
         let mut total = Loss::default();
         let mut n_tokens = 0;
-        let micro_batches = self.plan.step(step);
-        let totals = step_totals(self.train, &micro_batches);
-        for micro_batch in micro_batches {
-            let batch = packed(self.train, &micro_batch);
+        let mut totals = StepTotals::default();
+        let mut micro_batches = Vec::new();
+        for units in self.plan.step(step) {
+            let sequences = self.train.read(&units)?;
+            add_to_totals(&mut totals, &sequences);
+            micro_batches.push(sequences);
+        }
+        for sequences in micro_batches {
+            let batch = packed(&sequences);
             n_tokens += batch.tokens.len() as u64;
             let loss = self.forward(&batch, &totals, Some(step));
             if !loss.loss_sum.is_finite() {
@@ -297,20 +301,26 @@ impl<'a> Session<'a> {
     }
 
     /// Mean loss over the validation split, without dropout. `None` when there is none.
+    ///
+    /// # Errors
+    /// If the data cannot be read.
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-    pub fn evaluate(&mut self) -> Option<EvaluationReport> {
+    pub fn evaluate(&mut self) -> Result<Option<EvaluationReport>, StoreError> {
         let mut total = Loss::default();
         let micro_batches = validation_batches(self.validation);
-        let totals = step_totals(self.validation, &micro_batches);
-        for micro_batch in micro_batches {
-            let batch = packed(self.validation, &micro_batch);
+        let mut totals = StepTotals::default();
+        for units in &micro_batches {
+            add_to_totals(&mut totals, &self.validation.read(units)?);
+        }
+        for units in micro_batches {
+            let batch = packed(&self.validation.read(&units)?);
             let loss = self.forward(&batch, &totals, None);
             add_loss(&mut total, loss);
         }
-        (total.n_terms > 0).then(|| EvaluationReport {
+        Ok((total.n_terms > 0).then(|| EvaluationReport {
             loss: total.loss_sum / total.n_terms as f64,
             n_terms: total.n_terms,
-        })
+        }))
     }
 
     /// Runs the model and the objective; leaves `dlogp` for [`Session::backward`].
@@ -355,7 +365,7 @@ impl<'a> Session<'a> {
 
     fn not_finite(&self, step: u64, what: &str, value: f64) -> StepError {
         let records = self.plan.step(step).into_iter().flatten();
-        let records = records.map(|i| self.train[i].record).collect();
+        let records = records.map(|i| self.train.record(i)).collect();
         StepError::NotFinite { step: step + 1, what: what.to_owned(), value, records }
     }
 
@@ -387,7 +397,7 @@ fn pass<'a>(
 
 fn scored_sequences(batch: &PackedBatch) -> Vec<trainer::Sequence> {
     let sequence = |packed: &PackedSequence| trainer::Sequence {
-        role: Role::Sole,
+        role: packed.role,
         record: packed.record,
         start: packed.start,
         len: packed.len,

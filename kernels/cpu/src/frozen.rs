@@ -26,7 +26,7 @@ use crate::tile::{Element, PANEL};
 pub(crate) enum CpuMatrix {
     F32(Packed<f32>),
     Bf16(Packed<u32>),
-    Blocks(PackedBlocks),
+    Blocks(Box<PackedBlocks>),
 }
 
 /// A weight as panels, packed already or made on the way.
@@ -72,7 +72,8 @@ impl CpuMatrix {
         source: &dyn RowSource,
         compute: Compute,
     ) -> Option<Self> {
-        PackedBlocks::pack(pool, isa, source, compute).map(Self::Blocks)
+        let packed = PackedBlocks::pack(pool, isa, source, compute)?;
+        Some(Self::Blocks(Box::new(packed)))
     }
 
     /// The matrix behind the trait object.
@@ -226,7 +227,7 @@ impl FrozenMatrix for CpuMatrix {
         match self {
             Self::F32(w) => w.n,
             Self::Bf16(w) => w.n,
-            Self::Blocks(w) => Panels::<f32>::n(w),
+            Self::Blocks(w) => Panels::<f32>::n(&**w),
         }
     }
 
@@ -234,7 +235,7 @@ impl FrozenMatrix for CpuMatrix {
         match self {
             Self::F32(w) => w.k,
             Self::Bf16(w) => w.k,
-            Self::Blocks(w) => Panels::<f32>::k(w),
+            Self::Blocks(w) => Panels::<f32>::k(&**w),
         }
     }
 

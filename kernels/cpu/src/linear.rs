@@ -55,8 +55,8 @@ pub(crate) fn forward(
         CpuMatrix::F32(w) => forward_as(pool, isa, y, x, w, write),
         CpuMatrix::Bf16(w) => forward_as(pool, isa, y, x, w, write),
         CpuMatrix::Blocks(w) => match w.compute() {
-            Compute::F32 => forward_as::<f32, _>(pool, isa, y, x, w, write),
-            Compute::Bf16 => forward_as::<u32, _>(pool, isa, y, x, w, write),
+            Compute::F32 => forward_as::<f32, _>(pool, isa, y, x, &**w, write),
+            Compute::Bf16 => forward_as::<u32, _>(pool, isa, y, x, &**w, write),
         },
     }
 }
@@ -74,8 +74,8 @@ pub(crate) fn backward(
         CpuMatrix::F32(w) => backward_as(pool, isa, dx, dy, w, write),
         CpuMatrix::Bf16(w) => backward_as(pool, isa, dx, dy, w, write),
         CpuMatrix::Blocks(w) => match w.compute() {
-            Compute::F32 => backward_as::<f32, _>(pool, isa, dx, dy, w, write),
-            Compute::Bf16 => backward_as::<u32, _>(pool, isa, dx, dy, w, write),
+            Compute::F32 => backward_as::<f32, _>(pool, isa, dx, dy, &**w, write),
+            Compute::Bf16 => backward_as::<u32, _>(pool, isa, dx, dy, &**w, write),
         },
     }
 }

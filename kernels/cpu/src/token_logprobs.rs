@@ -56,7 +56,7 @@ pub(crate) fn forward(
         CpuMatrix::F32(head) => forward_as(pool, isa, logp, lse, rows, head),
         CpuMatrix::Bf16(head) => forward_as(pool, isa, logp, lse, rows, head),
         CpuMatrix::Blocks(head) => {
-            let dense = CpuMatrix::pack(pool, isa, head, head.compute());
+            let dense = CpuMatrix::pack(pool, isa, &**head, head.compute());
             forward(pool, isa, logp, lse, rows, &dense);
         }
     }
@@ -82,7 +82,7 @@ pub(crate) fn backward(
         CpuMatrix::F32(head) => backward_as(pool, isa, dx, upstream, rows, head),
         CpuMatrix::Bf16(head) => backward_as(pool, isa, dx, upstream, rows, head),
         CpuMatrix::Blocks(head) => {
-            let dense = CpuMatrix::pack(pool, isa, head, head.compute());
+            let dense = CpuMatrix::pack(pool, isa, &**head, head.compute());
             backward(pool, isa, dx, upstream, rows, &dense);
         }
     }
@@ -390,7 +390,7 @@ pub(crate) fn head_backward(
         CpuMatrix::F32(head) => head_backward_as(pool, isa, dhead, upstream, rows, head),
         CpuMatrix::Bf16(head) => head_backward_as(pool, isa, dhead, upstream, rows, head),
         CpuMatrix::Blocks(head) => {
-            let dense = CpuMatrix::pack(pool, isa, head, head.compute());
+            let dense = CpuMatrix::pack(pool, isa, head.as_ref(), head.compute());
             head_backward(pool, isa, dhead, upstream, rows, &dense);
         }
     }

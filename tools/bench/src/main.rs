@@ -15,6 +15,7 @@
 
 mod bandwidth;
 mod clock;
+mod data;
 mod gemm;
 mod generate;
 mod load;
@@ -29,7 +30,8 @@ use std::process::ExitCode;
 /// Name, summary, and what runs with the arguments that follow the name.
 type Command = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
-const COMMANDS: [Command; 6] = [
+const COMMANDS: [Command; 7] = [
+    ("data", "rows of a file to packed batches: rows/s, tokens/s, memory", data::run),
     ("gemm", "products with frozen weights, as a share of this machine's peak", gemm::run),
     ("ops", "milliseconds and GB/s of every other op at the shapes of SmolLM2-135M", ops::run),
     ("generate", "new tokens of a real model: tokens/s, share of the bandwidth", generate::run),

@@ -6,7 +6,7 @@
 
 use crate::clock::time;
 use crate::peak::peak;
-use forgelm_data::{Plan, PlanSettings, Sequence};
+use forgelm_data::{Plan, PlanSettings, Role, Sequence, Sequences};
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_model::{ALL_LINEAR, Adapter, LoraConfig, ModelFiles, OpenModel};
@@ -63,19 +63,21 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     drop(open);
     let case = arguments.case;
     let n_steps = arguments.n_steps as u64 + 1;
-    let train = sequences(case, decoder.config().vocab_size);
-    let plan = Plan::new(plan_settings(case, n_steps), &vec![case.len; train.len()]);
+    let train = Sequences::from(sequences(case, decoder.config().vocab_size));
+    let validation = Sequences::default();
+    let plan = Plan::new(plan_settings(case, n_steps), &train.lengths());
     let config = LoraConfig::new(case.r, 2.0 * case.r as f64, case.modules);
     let adapter = Adapter::new(config, decoder.config(), &Stream::new(0, Purpose::LoraInit))
         .map_err(|error| error.to_string())?;
-    let planned = memory_plan(&decoder, &adapter, largest_step(&train, &[], &plan)).total_bytes();
+    let planned =
+        memory_plan(&decoder, &adapter, largest_step(&train, &validation, &plan)).total_bytes();
     let trainer = (SFT.build)(&[]).map_err(|error| error.to_string())?;
     let moments = Moments::zero(adapter.params().len());
     let mut session = Session::new(Parts {
         decoder: &decoder,
         trainer: trainer.as_ref(),
         train: &train,
-        validation: &[],
+        validation: &validation,
         plan: &plan,
         settings: Settings {
             schedule: Schedule::new(Decay::Constant, 1e-4, 0.0, n_steps),
@@ -168,6 +170,7 @@ fn sequences(case: &Case, vocab_size: usize) -> Vec<Sequence> {
     (0..case.n_sequences)
         .map(|i| Sequence {
             record: i as u64,
+            role: Role::Sole,
             tokens: (0..case.len).map(|t| token(i, t)).collect(),
             trained: vec![true; case.len],
         })

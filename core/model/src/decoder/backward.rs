@@ -40,7 +40,7 @@ impl Decoder {
         let step = self.step(pass);
         self.head_backward(trainable, acts, (scored, dlogp), grads);
         for layer in (trainable.first_layer()..self.dims.l).rev() {
-            let lowest = trainable.lowest_linear(layer);
+            let lowest = trainable.lowest_linear(layer, &self.config);
             if acts.keep == Keep::LayerInputs {
                 step.forward_again(layer, pass, acts);
             }

@@ -43,7 +43,8 @@ pub(crate) struct DoraFactors {
 impl Derived {
     pub(super) fn new(modules: &[AdaptedModule], base: &BTreeMap<Role, BaseTensor>) -> Self {
         let has_dora = modules.iter().any(|m| m.magnitude.is_some());
-        let has_matrices = base.values().any(|tensor| tensor.shape.len() > 1);
+        let has_matrices =
+            base.values().any(|tensor| tensor.shape.len() > 1 || tensor.whole.is_some());
         Self { exist: has_dora || has_matrices, is_current: false, dora: Vec::new() }
     }
 
@@ -127,6 +128,10 @@ impl Decoder {
             return;
         }
         for tensor in trainable.base.values_mut() {
+            if let Some(whole) = &mut tensor.whole {
+                whole.clear();
+                whole.extend(trainable.params[tensor.range.clone()].iter().map(|w| 1.0 + w));
+            }
             if let [_, n_cols] = *tensor.shape {
                 // The old one first: two packed copies of a weight need not fit.
                 tensor.packed = None;

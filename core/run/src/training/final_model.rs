@@ -78,13 +78,18 @@ impl Job<'_> {
         let open = OpenModel::open(&files)?;
         let decoder = &self.loaded.decoder;
         let saved = open.load(decoder.ops().clone(), decoder.compute())?;
-        let validation = &self.data.validation.sequences;
-        let rows = if validation.is_empty() { &self.data.train.sequences } else { validation };
-        let difference = Difference::between((decoder, trained), &saved, rows)?;
+        let validation = &self.data.prepared.validation;
+        let rows = if validation.is_empty() { &self.data.prepared.train } else { validation };
+        let units: Vec<usize> = (0..rows.len().min(COMPARED_MAX)).collect();
+        let rows = rows.read(&units)?;
+        let difference = Difference::between((decoder, trained), &saved, &rows)?;
         self.observer.observe(&Event::Notice(difference.to_string()));
         Ok(difference.metrics())
     }
 }
+
+/// Records over which a saved model is compared with what was trained.
+const COMPARED_MAX: usize = 4096;
 
 /// How far the logits of a saved model are from those of what was trained.
 #[derive(Clone, Copy, Debug, Default)]

@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use super::tokenized::TokenizedData;
+use crate::data::Sources;
 use crate::dossier::{self, Dossier};
 use crate::environment::Environment;
 use crate::error::RunError;
@@ -11,7 +12,6 @@ use crate::model::{FoundModel, LoadedModel};
 use crate::plan::Plan;
 use crate::{resume, settings};
 use forgelm_artifact::UtcTime;
-use forgelm_data::Dataset;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::keys::lookup::FoundKey;
@@ -30,7 +30,7 @@ pub(super) struct Job<'a> {
     pub(super) found: &'a FoundModel,
     pub(super) loaded: &'a LoadedModel,
     pub(super) trainer: &'a dyn Trainer,
-    pub(super) dataset: &'a Dataset,
+    pub(super) sources: &'a Sources,
     pub(super) data: &'a TokenizedData,
     pub(super) peft: PeftInfo,
     pub(super) stop_ids: Vec<u32>,
@@ -89,8 +89,8 @@ impl Job<'_> {
         let mut session = Session::new(Parts {
             decoder: &self.loaded.decoder,
             trainer: self.trainer,
-            train: &self.data.train.sequences,
-            validation: &self.data.validation.sequences,
+            train: &self.data.prepared.train,
+            validation: &self.data.prepared.validation,
             plan: &self.data.plan,
             settings: settings::training(&self.plan.run, self.data.plan.n_steps()),
             adapter,
@@ -123,8 +123,8 @@ impl Job<'_> {
             env: self.env,
             found: self.found,
             loaded: self.loaded,
-            dataset: self.dataset,
-            statistics: [self.data.train.statistics, self.data.validation.statistics],
+            data: &self.data.prepared,
+            sources: self.sources,
             state: session.state(),
             run_id: &run_id,
             started_at: self.started_at,

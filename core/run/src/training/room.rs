@@ -16,7 +16,7 @@ pub(super) fn check_room(
     loaded: &LoadedModel,
     adapter: &Trainable,
 ) -> Result<u64, RunError> {
-    let size = session::largest_step(&data.train.sequences, &data.validation.sequences, &data.plan);
+    let size = session::largest_step(&data.prepared.train, &data.prepared.validation, &data.plan);
     let memory_plan = session::memory_plan(&loaded.decoder, adapter, size);
     let needed = memory_plan.total_bytes() as u64;
     let held = loaded.decoder.weights_bytes() as u64;

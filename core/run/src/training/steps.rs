@@ -23,7 +23,7 @@ impl Job<'_> {
         audit: &mut AuditLog,
     ) -> Result<Option<Outcome>, RunError> {
         let training = &self.plan.run.training;
-        let log_every = settings::logging_steps(&self.plan.run, self.data.train.sequences.len());
+        let log_every = settings::logging_steps(&self.plan.run, self.data.prepared.train.len());
         while !session.state().is_finished() {
             if self.env.stop_requested() {
                 return self.interrupt(session, audit).map(Some);
@@ -80,7 +80,7 @@ impl Job<'_> {
         metrics: &mut MetricsFile,
     ) -> Result<bool, RunError> {
         let start = self.env.clock.monotonic();
-        let Some(report) = session.evaluate() else { return Ok(false) };
+        let Some(report) = session.evaluate()? else { return Ok(false) };
         let patience = self.plan.run.training.early_stopping_patience;
         let is_best = session.state_mut().record_evaluation(report.loss, patience);
         let evaluation = Evaluation {
@@ -132,15 +132,17 @@ impl Job<'_> {
 
     /// What is needed to look into a step that gave no finite number.
     fn write_replay(&self, error: &StepError) -> Result<(), RunError> {
-        let StepError::NotFinite { step, what, value, records } = error;
-        let line_of =
-            |record: &u64| usize::try_from(*record).ok().map(|i| self.dataset.records[i].line);
+        let StepError::NotFinite { step, what, value, records } = error else { return Ok(()) };
+        let origin = |record: &u64| self.data.prepared.train.origin(*record);
+        let line_of = |record: &u64| origin(record).map(|(_, line)| line);
+        let file_of = |record: &u64| origin(record).map(|(file, _)| file.display().to_string());
         let replay = json!({
             "step": step,
             "what": what,
             "value": value.to_string(),
             "records": records,
             "lines": records.iter().map(line_of).collect::<Vec<_>>(),
+            "files": records.iter().map(file_of).collect::<Vec<_>>(),
             "data": self.plan.run.data.dataset_name_or_path,
         });
         let text = forgelm_artifact::json::pretty(&replay);
