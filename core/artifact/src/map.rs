@@ -8,6 +8,9 @@ use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+/// Bytes that are asked for at a time: much, so that the disk works at full speed.
+const READ_AHEAD: usize = 8 << 20;
+
 /// What a file looked like when it was mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
@@ -60,6 +63,19 @@ impl MappedFile {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Asks the system to read the file from its first byte to its last, ahead of use, until it is
+    /// done or `is_enough` says so. Waits for the disk: for a thread of its own. A request only: a
+    /// system that refuses reads when the bytes are used.
+    pub fn read_ahead(&self, is_enough: &dyn Fn() -> bool) {
+        let Some(map) = &self.map else { return };
+        for first in (0..map.len()).step_by(READ_AHEAD) {
+            let len = READ_AHEAD.min(map.len() - first);
+            if is_enough() || map.advise_range(memmap2::Advice::WillNeed, first, len).is_err() {
+                return;
+            }
+        }
     }
 
     /// Whether the path still leads to the same file, with the length and change time it had.

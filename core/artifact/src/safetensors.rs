@@ -70,6 +70,11 @@ impl SafetensorsFile {
         self.map.unchanged()
     }
 
+    /// Reads ahead, for a thread of its own: see [`MappedFile::read_ahead`].
+    pub fn read_ahead(&self, is_enough: &dyn Fn() -> bool) {
+        self.map.read_ahead(is_enough);
+    }
+
     /// The whole file, for hashing.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {

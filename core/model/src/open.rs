@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use forgelm_artifact::gguf::{GgufError, GgufFile};
 use forgelm_artifact::safetensors::SafetensorsFile;
@@ -147,7 +148,24 @@ impl OpenModel {
     /// As [`OpenModel::load`].
     pub fn load_as(&self, ops: Arc<dyn Ops>, options: LoadOptions) -> Result<Decoder, LoadError> {
         self.config.validate()?;
-        Ok(Decoder::from_store_as(self.config.clone(), &self.store, ops, options)?)
+        // Packing goes from tensor to tensor and would wait for the disk at each; meanwhile the
+        // files are read in their own order.
+        let is_loaded = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.read_ahead(&|| is_loaded.load(Ordering::Relaxed)));
+            let decoder = Decoder::from_store_as(self.config.clone(), &self.store, ops, options);
+            is_loaded.store(true, Ordering::Relaxed);
+            Ok(decoder?)
+        })
+    }
+
+    fn read_ahead(&self, is_enough: &dyn Fn() -> bool) {
+        match &self.store.files {
+            Files::Folder(_, model) => {
+                model.files().iter().for_each(|file| file.read_ahead(is_enough));
+            }
+            Files::Gguf(file) => file.read_ahead(is_enough),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use forgelm_model::{
     ADAPTER_CONFIG, Adapter, Decoder, LoadedAdapter, OpenModel, PeftInfo, Trainable,
 };
 use forgelm_tokenize::{ChatTemplate, Tokenizer};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -36,6 +37,24 @@ pub struct ModelRequest {
     pub threads: Option<usize>,
     /// Name, path or text of the chat template; the model's own when `None`.
     pub chat_template: Option<String>,
+}
+
+impl ModelRequest {
+    /// A model by name and everything else as it comes: its newest revision, no adapter, the
+    /// network allowed, the format that the kernels prefer, all cores.
+    #[must_use]
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            revision: None,
+            adapter: None,
+            offline: false,
+            token: None,
+            compute: ComputeDtype::Auto,
+            threads: None,
+            chat_template: None,
+        }
+    }
 }
 
 /// The model of a plan.
@@ -122,11 +141,17 @@ pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, R
     let n_threads = request.threads.unwrap_or_else(all_cores);
     let ops: Arc<dyn Ops> = Arc::new(Cpu::new(n_threads));
     let compute = compute(request.compute, ops.as_ref());
-    let sha256 = match &found.resolved.sha256 {
-        Some(sha256) => sha256.clone(),
-        None => weights_sha256(&found.resolved.files)?,
+    let sha256 = || match &found.resolved.sha256 {
+        Some(sha256) => Ok(sha256.clone()),
+        None => weights_sha256(&found.resolved.files),
     };
-    let decoder = found.open.load(ops, compute)?;
+    // Both read every byte: together they wait for the disk once.
+    let (sha256, decoder) = std::thread::scope(|scope| {
+        let hashing = scope.spawn(sha256);
+        let decoder = found.open.load(ops, compute);
+        (hashing.join().unwrap_or_else(|panic| resume_unwind(panic)), decoder)
+    });
+    let (sha256, decoder) = (sha256?, decoder?);
     if !found.open.is_unchanged() {
         return Err(RunError::Changed { path: found.resolved.files.path().to_owned() });
     }

@@ -46,7 +46,7 @@ pub const CASES: [Case; 14] = [
 ];
 
 /// (H, H_kv, D), window, soft cap, new positions, all positions.
-pub const CACHED: [(Case, usize, usize); 8] = [
+pub const CACHED: [(Case, usize, usize); 10] = [
     (case((1, 1, 16), None, None, &[]), 1, 1),
     (case((9, 3, 64), None, None, &[]), 1, 100),
     (case((9, 3, 64), None, None, &[]), 7, 50),
@@ -55,6 +55,9 @@ pub const CACHED: [(Case, usize, usize); 8] = [
     (case((4, 2, 32), Some(9), None, &[]), 3, 40),
     (case((4, 1, 32), Some(9), Some(3.0), &[]), 30, 90),
     (case((2, 1, 64), None, None, &[]), 70, 700),
+    // A few queries whose head size is not whole vectors.
+    (case((4, 2, 20), Some(5), Some(3.0), &[]), 2, 13),
+    (case((2, 2, 88), None, None, &[]), 3, 11),
 ];
 
 impl Case {

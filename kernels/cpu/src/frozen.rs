@@ -15,6 +15,7 @@ use std::ops::Range;
 use forgelm_kernels_api::{Compute, FrozenMatrix, RowSource};
 
 use crate::blocks::PackedBlocks;
+use crate::pages::Pages;
 use crate::pool::Pool;
 use crate::scratch::Scratch;
 use crate::simd::on_isa;
@@ -52,9 +53,7 @@ pub(crate) struct Packed<E> {
     k: usize,
     /// Elements along K.
     steps: usize,
-    memory: Vec<u32>,
-    /// Where in `memory` the first panel begins, at a cache line.
-    first: usize,
+    memory: Pages,
     element: PhantomData<E>,
 }
 
@@ -87,14 +86,12 @@ impl<E: Element> Packed<E> {
     pub(crate) fn pack(pool: &Pool, isa: Isa, source: &dyn RowSource) -> Self {
         let (n, k) = (source.n_rows(), source.n_cols());
         let steps = k.div_ceil(E::TERMS);
-        let len = n.div_ceil(PANEL) * PANEL * steps;
-        let mut memory = vec![0_u32; len + 16];
-        let first = memory.as_ptr().align_offset(64).min(16);
-        pool.chunks(&mut memory[first..first + len], steps * PANEL, |p, panel| {
+        let mut memory = Pages::zeroed(n.div_ceil(PANEL) * PANEL * steps);
+        pool.chunks(&mut memory, steps * PANEL, |p, panel| {
             let rows = p * PANEL..((p + 1) * PANEL).min(n);
             on_isa!(isa, s => pack_panel::<_, E>(s, panel, source, rows));
         });
-        Self { n, k, steps, memory, first, element: PhantomData }
+        Self { n, k, steps, memory, element: PhantomData }
     }
 
     #[inline(always)]
@@ -120,14 +117,14 @@ impl<E: Element> Packed<E> {
     /// All panels. Shapes: [panels, steps, PANEL].
     #[inline(always)]
     pub(crate) fn panels(&self) -> &[E] {
-        E::view(&self.memory[self.first..self.first + self.n_panels() * self.steps * PANEL])
+        E::view(&self.memory)
     }
 
     /// Shapes: [steps, PANEL].
     #[inline(always)]
     pub(crate) fn panel(&self, p: usize) -> &[E] {
         let len = self.steps * PANEL;
-        E::view(&self.memory[self.first + p * len..self.first + (p + 1) * len])
+        E::view(&self.memory[p * len..(p + 1) * len])
     }
 
     /// Columns `column_panel * PANEL..` of the rows in `panels`, as the right factor of `dy w`.
@@ -244,8 +241,8 @@ impl FrozenMatrix for CpuMatrix {
 
     fn n_bytes(&self) -> usize {
         match self {
-            Self::F32(w) => size_of_val(w.memory.as_slice()),
-            Self::Bf16(w) => size_of_val(w.memory.as_slice()),
+            Self::F32(w) => size_of_val(&*w.memory),
+            Self::Bf16(w) => size_of_val(&*w.memory),
             Self::Blocks(w) => w.n_bytes(),
         }
     }

@@ -4,8 +4,8 @@
 //! an op's work is cut by sizes alone (`pool`). One file an op; products of every kind end in
 //! `tile`. Start reading at [`Cpu`], then `linear`.
 //!
-//! `unsafe` stands in the files that touch vectors, shared output slices, scratch memory and the
-//! pool; each block says why it is sound, and what they offer to the rest is checked.
+//! `unsafe` stands in the files that touch vectors, shared output slices, scratch memory, the pages
+//! of weights and the pool; each block says why it is sound, and what they offer to the rest is checked.
 #![expect(
     unsafe_code,
     reason = "vector instructions, and slices that several tasks write parts of"
@@ -30,12 +30,14 @@ mod gemm;
 mod glu;
 mod linear;
 mod math;
+mod pages;
 mod pool;
 mod rms_norm;
 mod rope;
 mod scratch;
 mod shared;
 mod simd;
+mod skinny;
 mod sum_of_squares;
 mod tile;
 mod token_logprobs;

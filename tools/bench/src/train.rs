@@ -119,6 +119,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         planned as f64 / 1e6,
         MemoryUse::now().resident_peak.unwrap_or(0) as f64 / 1e6,
     );
+    let what = format!("training, {}, {}", case.name, compute_name(arguments.compute));
+    crate::result(&what, mean, limit, "tokens/s");
     Ok(())
 }
 
