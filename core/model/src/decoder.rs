@@ -158,6 +158,7 @@ impl Decoder {
             scale: (1.0 / (self.dims.d as f64).sqrt()) as f32,
             window: self.config.sliding_window,
             soft_cap: None,
+            compute: self.compute,
         }
     }
 

@@ -64,6 +64,10 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// Scores become `cap * tanh(score / cap)` before the softmax (Gemma 2).
     pub soft_cap: Option<f32>,
+    /// Format of the factors of products, forward and backward. [`Compute::Bf16`] allows a library
+    /// to round `scale * q`, k, v, dout, probabilities and gradients of scores; sums, the softmax
+    /// and what is stored stay f32.
+    pub compute: Compute,
 }
 
 /// Direction of the rotary embedding: its transpose is its inverse.

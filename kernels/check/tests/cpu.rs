@@ -15,8 +15,8 @@ fn n_outcomes() -> usize {
         + 2 * embedding::CASES.len()
         + rms_norm::CASES.len()
         + 2 * rope::CASES.len()
-        + attention::CASES.len()
-        + attention::CACHED.len()
+        + 2 * attention::CASES.len()
+        + 2 * attention::CACHED.len()
         + 2 * glu::CASES.len()
         + 2 * token_logprobs::CASES.len()
         + elementwise::DROPOUT.len()
@@ -33,7 +33,7 @@ fn check(set: InstructionSet) {
     assert_eq!(cpu.prefers(Compute::Bf16), set == InstructionSet::Avx512Bf16);
     let one = compare_all(&cpu);
     assert_eq!(one.len(), n_outcomes());
-    assert_eq!(one.len(), 174);
+    assert_eq!(one.len(), 196);
     for n_threads in [2, 3] {
         let cpu = Cpu::with_instruction_set(n_threads, set).unwrap();
         assert_eq!(cpu.n_threads(), n_threads);

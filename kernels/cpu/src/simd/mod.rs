@@ -69,6 +69,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Rounds to bfloat16 (nearest even) and joins neighbors; an odd last one gets a zero.
     /// Shapes: `x` [K] read, `to` [ceil(K / 2)] written.
     fn pack_pairs(self, to: &mut [u32], x: &[f32]);
+    /// As [`Simd::pack_pairs`], from the bits of f32 into the front of the same memory.
+    fn pack_pairs_in_place(self, x: &mut [u32]) {
+        pack_pairs_in_place_plain(x);
+    }
+    /// Rounds two rows to bfloat16 and joins numbers of the same index; without a second row the
+    /// upper halves are zero. Shapes: all [N].
+    fn join_pairs(self, to: &mut [u32], low: &[f32], high: Option<&[f32]>) {
+        join_pairs_plain(to, low, high);
+    }
     /// Swaps rows and columns. Shapes: `to[c * to_stride + r] = from[r * from_stride + c]` for
     /// `r < rows`, `c < columns`.
     fn transpose(self, to: Grid<&mut [u32]>, from: Grid<&[u32]>, rows: usize, columns: usize) {
@@ -132,6 +141,32 @@ fn pack_pairs_plain(to: &mut [u32], x: &[f32]) {
     }
     if let (Some(to), [last]) = (to.last_mut(), last) {
         *to = bf16_bits(*last);
+    }
+}
+
+#[inline(always)]
+fn pack_pairs_in_place_plain(x: &mut [u32]) {
+    for i in 0..x.len().div_ceil(2) {
+        let high = x.get(2 * i + 1).map_or(0, |&bits| bf16_bits(f32::from_bits(bits)));
+        x[i] = bf16_bits(f32::from_bits(x[2 * i])) | (high << 16);
+    }
+}
+
+#[inline(always)]
+fn join_pairs_plain(to: &mut [u32], low: &[f32], high: Option<&[f32]>) {
+    assert_eq!(to.len(), low.len(), "rows of different lengths");
+    match high {
+        None => {
+            for (to, &low) in to.iter_mut().zip(low) {
+                *to = bf16_bits(low);
+            }
+        }
+        Some(high) => {
+            assert_eq!(to.len(), high.len(), "rows of different lengths");
+            for ((to, &low), &high) in to.iter_mut().zip(low).zip(high) {
+                *to = bf16_bits(low) | (bf16_bits(high) << 16);
+            }
+        }
     }
 }
 
