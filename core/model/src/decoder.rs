@@ -7,8 +7,10 @@ mod attention;
 mod backward;
 mod cached;
 mod forward;
+mod linear;
 mod lora;
 mod mlp;
+mod norm;
 
 use std::sync::Arc;
 

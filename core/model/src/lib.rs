@@ -39,7 +39,7 @@ pub use adapter::{
 };
 pub use config::{ConfigError, Dims, ModelConfig, read_config_json};
 pub use decoder::{CachedSequence, Decoder, DropoutStep, KvCache, PackedInput, Pass, Scored};
-pub use names::{Linear, Role};
+pub use names::{Linear, Norm, Role};
 pub use open::{LoadError, ModelFiles, OpenModel};
 pub use rope::{Rope, RopeScaling, yarn_attention_factor};
 pub use store::{MemoryStore, RotaryOrder, StoredTensor, TensorStore};

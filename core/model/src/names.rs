@@ -66,6 +66,29 @@ impl Linear {
     }
 }
 
+/// The norms of one decoder layer, in the order of the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Norm {
+    /// Before attention.
+    Input,
+    /// Before the MLP.
+    PostAttention,
+}
+
+impl Norm {
+    /// All, in order.
+    pub const ALL: [Self; 2] = [Self::Input, Self::PostAttention];
+
+    /// Module name within a layer.
+    #[must_use]
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Input => "input_layernorm",
+            Self::PostAttention => "post_attention_layernorm",
+        }
+    }
+}
+
 /// The part that a tensor plays in the decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
@@ -75,10 +98,8 @@ pub enum Role {
     Head,
     /// Norm before the head [C].
     FinalNorm,
-    /// Norm before attention [C].
-    InputNorm(usize),
-    /// Norm before the MLP [C].
-    PostAttentionNorm(usize),
+    /// A norm of a decoder layer [C].
+    Norm(usize, Norm),
     /// A linear layer of a decoder layer.
     Linear(usize, Linear),
     /// Divisors of the rotary frequencies [D / 2] (GGUF only; part of the configuration).
@@ -93,10 +114,7 @@ impl Role {
             Self::Embedding => "model.embed_tokens.weight".to_owned(),
             Self::Head => "lm_head.weight".to_owned(),
             Self::FinalNorm => "model.norm.weight".to_owned(),
-            Self::InputNorm(layer) => format!("model.layers.{layer}.input_layernorm.weight"),
-            Self::PostAttentionNorm(layer) => {
-                format!("model.layers.{layer}.post_attention_layernorm.weight")
-            }
+            Self::Norm(layer, norm) => format!("model.layers.{layer}.{}.weight", norm.module()),
             Self::Linear(layer, linear) => format!("{}.weight", linear.path(layer)),
             Self::RopeDivisors => "rope_freqs.weight".to_owned(),
         }
@@ -109,8 +127,13 @@ impl Role {
             Self::Embedding => "token_embd.weight".to_owned(),
             Self::Head => "output.weight".to_owned(),
             Self::FinalNorm => "output_norm.weight".to_owned(),
-            Self::InputNorm(layer) => format!("blk.{layer}.attn_norm.weight"),
-            Self::PostAttentionNorm(layer) => format!("blk.{layer}.ffn_norm.weight"),
+            Self::Norm(layer, norm) => {
+                let part = match norm {
+                    Norm::Input => "attn_norm",
+                    Norm::PostAttention => "ffn_norm",
+                };
+                format!("blk.{layer}.{part}.weight")
+            }
             Self::Linear(layer, linear) => {
                 let part = match linear {
                     Linear::Q => "attn_q",
@@ -132,7 +155,7 @@ impl Role {
     pub fn shape(self, dims: &crate::Dims) -> Vec<usize> {
         match self {
             Self::Embedding | Self::Head => vec![dims.v, dims.c],
-            Self::FinalNorm | Self::InputNorm(_) | Self::PostAttentionNorm(_) => vec![dims.c],
+            Self::FinalNorm | Self::Norm(..) => vec![dims.c],
             Self::Linear(_, linear) => linear.shape(dims).to_vec(),
             Self::RopeDivisors => vec![dims.d / 2],
         }
@@ -142,9 +165,8 @@ impl Role {
     /// model has.
     pub fn always(n_layers: usize) -> impl Iterator<Item = Self> {
         let layers = (0..n_layers).flat_map(|layer| {
-            [Self::InputNorm(layer), Self::PostAttentionNorm(layer)]
-                .into_iter()
-                .chain(Linear::ALL.into_iter().map(move |linear| Self::Linear(layer, linear)))
+            let norms = Norm::ALL.into_iter().map(move |norm| Self::Norm(layer, norm));
+            norms.chain(Linear::ALL.into_iter().map(move |linear| Self::Linear(layer, linear)))
         });
         [Self::Embedding, Self::FinalNorm].into_iter().chain(layers)
     }

@@ -7,7 +7,7 @@ use forgelm_kernels_api::{Compute, FrozenMatrix, Ops, RowSource};
 use thiserror::Error;
 
 use crate::config::{Dims, ModelConfig};
-use crate::names::{Linear, Role};
+use crate::names::{Linear, Norm, Role};
 use crate::store::{NotFinite, RotaryOrder, StoredRows, StoredTensor, TensorStore};
 
 /// Why weights cannot be used.
@@ -88,10 +88,8 @@ pub enum WeightsError {
 
 /// The weights of one decoder layer.
 pub(crate) struct LayerWeights {
-    /// Norm before attention [C].
-    pub(crate) input_norm: Vec<f32>,
-    /// Norm before the MLP [C].
-    pub(crate) post_attention_norm: Vec<f32>,
+    /// In the order of [`Norm::ALL`], each [C].
+    norm: Vec<Vec<f32>>,
     /// In the order of [`Linear::ALL`].
     ///
     /// Query, key and value stay three matrices: a fused product would leave them interleaved by
@@ -100,6 +98,10 @@ pub(crate) struct LayerWeights {
 }
 
 impl LayerWeights {
+    pub(crate) fn norm(&self, norm: Norm) -> &[f32] {
+        &self.norm[norm as usize]
+    }
+
     pub(crate) fn linear(&self, linear: Linear) -> &dyn FrozenMatrix {
         self.linear[linear.index()].as_ref()
     }
@@ -126,7 +128,7 @@ impl Weights {
             .layers
             .iter()
             .map(|layer| {
-                let norms = layer.input_norm.len() + layer.post_attention_norm.len();
+                let norms: usize = layer.norm.iter().map(Vec::len).sum();
                 4 * norms + layer.linear.iter().map(|w| w.n_bytes()).sum::<usize>()
             })
             .sum();
@@ -263,8 +265,10 @@ impl<'a> Reader<'a> {
 
     fn layer(&self, n: usize) -> Result<LayerWeights, WeightsError> {
         Ok(LayerWeights {
-            input_norm: self.vector(Role::InputNorm(n))?,
-            post_attention_norm: self.vector(Role::PostAttentionNorm(n))?,
+            norm: Norm::ALL
+                .into_iter()
+                .map(|norm| self.vector(Role::Norm(n, norm)))
+                .collect::<Result<_, _>>()?,
             linear: Linear::ALL
                 .into_iter()
                 .map(|linear| self.matrix(Role::Linear(n, linear)))

@@ -5,7 +5,7 @@ use forgelm_kernels_api::{Rotation, Segment, Write};
 
 use super::Step;
 use crate::activations::{LayerBuffers, Workspace};
-use crate::names::Linear;
+use crate::names::{Linear, Norm};
 
 impl Step<'_> {
     /// Norm, projections and rotation.
@@ -19,18 +19,14 @@ impl Step<'_> {
         ws: &mut Workspace,
     ) {
         let (t, decoder, ops) = (self.t, self.decoder, &self.decoder.ops);
-        let weights = &decoder.weights.layers[layer];
         let xn = ws.xn.get_mut(t);
-        let eps = decoder.config.rms_norm_eps;
-        let inv_rms = buffers.input_inv_rms.get_mut(t);
-        ops.rms_norm_forward(xn, inv_rms, x, &weights.input_norm, eps);
+        self.norm_forward((layer, Norm::Input), xn, buffers.input_inv_rms.get_mut(t), x);
         let outputs =
             [(Linear::Q, &mut buffers.q), (Linear::K, &mut buffers.k), (Linear::V, &mut buffers.v)];
         for (linear, y) in outputs {
-            let y = y.get_mut(t);
-            ops.linear_forward(y, xn, weights.linear(linear), Write::Replace);
+            let y = (y.get_mut(t), Write::Replace);
             let u = &mut buffers.u[linear.index()];
-            self.lora_forward((layer, linear), y, xn, u, &mut ws.dropped);
+            self.linear_forward((layer, linear), y, xn, u, &mut ws.dropped);
         }
         let (cos, sin, dims) = (ws.cos.get(t), ws.sin.get(t), &decoder.dims);
         ops.rope(buffers.q.get_mut(t), cos, sin, dims.h, dims.d, Rotation::Forward);
@@ -47,13 +43,10 @@ impl Step<'_> {
         buffers: &mut LayerBuffers,
         ws: &mut Workspace,
     ) {
-        let (t, ops) = (self.t, &self.decoder.ops);
-        let weight = self.decoder.weights.layers[layer].linear(Linear::O);
-        let (x_mid, attn) = (buffers.x_mid.get_mut(t), buffers.attn.get(t));
+        let (x_mid, attn) = (buffers.x_mid.get_mut(self.t), buffers.attn.get(self.t));
         x_mid.copy_from_slice(x);
-        ops.linear_forward(x_mid, attn, weight, Write::Add);
         let u = &mut buffers.u[Linear::O.index()];
-        self.lora_forward((layer, Linear::O), x_mid, attn, u, &mut ws.dropped);
+        self.linear_forward((layer, Linear::O), (x_mid, Write::Add), attn, u, &mut ws.dropped);
     }
 
     /// The whole half.
@@ -93,18 +86,17 @@ impl Step<'_> {
         grads: &mut [f32],
     ) {
         let (t, decoder, ops) = (self.t, self.decoder, &self.decoder.ops);
-        let weights = &decoder.weights.layers[layer];
         let (attn, dims) = (buffers.attn.get(t), &decoder.dims);
 
         let given = (ws.dx.get(t), attn, &buffers.u[Linear::O.index()]);
         let place = (layer, Linear::O);
-        self.lora_weight_gradients(place, grads, &mut ws.du[0], given, &mut ws.dropped);
+        self.linear_weight_gradients(place, grads, &mut ws.du[0], given, &mut ws.dropped);
         if lowest == Some(Linear::O) {
             return;
         }
         let dattn = ws.dattn.get_mut(t);
-        ops.linear_backward(dattn, ws.dx.get(t), weights.linear(Linear::O), Write::Replace);
-        self.lora_input_gradient(place, dattn, &ws.du[0], &mut ws.dropped);
+        let (dy, du) = (ws.dx.get(t), &ws.du[0]);
+        self.linear_input_gradient(place, (&mut *dattn, Write::Replace), dy, du, &mut ws.dropped);
 
         ops.attention_backward(
             ws.dq.get_mut(t),
@@ -124,18 +116,12 @@ impl Step<'_> {
         ops.rope(ws.dk.get_mut(t), cos, sin, dims.h_kv, dims.d, Rotation::Backward);
 
         let parts = [(Linear::Q, &ws.dq), (Linear::K, &ws.dk), (Linear::V, &ws.dv)];
-        if parts.iter().any(|(linear, _)| self.adapted(layer, *linear).is_some()) {
+        if parts.iter().any(|(linear, _)| self.is_trained((layer, *linear))) {
             // The normed rows were not kept: one pass over them costs less than holding them.
-            ops.rms_norm_forward(
-                ws.xn.get_mut(t),
-                ws.inv_rms.get_mut(t),
-                x,
-                &weights.input_norm,
-                decoder.config.rms_norm_eps,
-            );
+            self.norm_forward((layer, Norm::Input), ws.xn.get_mut(t), ws.inv_rms.get_mut(t), x);
             for ((linear, dy), du) in parts.iter().zip(&mut ws.du) {
                 let given = (dy.get(t), ws.xn.get(t), &buffers.u[linear.index()]);
-                self.lora_weight_gradients((layer, *linear), grads, du, given, &mut ws.dropped);
+                self.linear_weight_gradients((layer, *linear), grads, du, given, &mut ws.dropped);
             }
         }
         if lowest.is_some() {
@@ -144,16 +130,10 @@ impl Step<'_> {
         let dxn = ws.xn.get_mut(t);
         for (i, ((linear, dy), du)) in parts.iter().zip(&ws.du).enumerate() {
             let write = if i == 0 { Write::Replace } else { Write::Add };
-            ops.linear_backward(dxn, dy.get(t), weights.linear(*linear), write);
-            self.lora_input_gradient((layer, *linear), dxn, du, &mut ws.dropped);
+            let place = (layer, *linear);
+            self.linear_input_gradient(place, (&mut *dxn, write), dy.get(t), du, &mut ws.dropped);
         }
-        ops.rms_norm_backward(
-            ws.dx.get_mut(t),
-            dxn,
-            x,
-            buffers.input_inv_rms.get(t),
-            &weights.input_norm,
-            Write::Add,
-        );
+        let dx = (ws.dx.get_mut(t), Write::Add);
+        self.norm_backward((layer, Norm::Input), dx, dxn, (x, buffers.input_inv_rms.get(t)));
     }
 }
