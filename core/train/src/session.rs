@@ -300,7 +300,11 @@ impl<'a> Session<'a> {
         let pass = pass(&self.adapter, batch, dropout);
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
         self.decoder.forward(&pass, &mut self.activations);
-        self.decoder.logprobs(&mut self.activations, scored, &mut buffers.logp);
+        if dropout_step.is_some() {
+            self.decoder.logprobs_with_gradient(&mut self.activations, scored, &mut buffers.logp);
+        } else {
+            self.decoder.logprobs(&mut self.activations, scored, &mut buffers.logp);
+        }
         let sequences = scored_sequences(batch);
         let scored = trainer::Scored {
             sequences: &sequences,

@@ -308,6 +308,27 @@ pub trait Ops: Send + Sync {
         soft_cap: Option<f32>,
     );
 
+    /// [`Ops::token_logprobs_forward`] and the gradient of each log-probability by its own row, for
+    /// a caller that knows that it will need it: logits need not be computed twice.
+    ///
+    /// `dx[r]` is what [`Ops::token_logprobs_backward`] gives for `dlogp = 1`. Shapes: `logp`, `lse`
+    /// [R] and `dx` [R, C] written; the rest as there.
+    #[expect(clippy::too_many_arguments, reason = "inputs and outputs of one op")]
+    fn token_logprobs_with_gradient(
+        &self,
+        logp: &mut [f32],
+        lse: &mut [f32],
+        dx: &mut [f32],
+        x: &[f32],
+        head: &dyn FrozenMatrix,
+        labels: &[u32],
+        soft_cap: Option<f32>,
+    ) {
+        self.token_logprobs_forward(logp, lse, x, head, labels, soft_cap);
+        let ones = vec![1.0; labels.len()];
+        self.token_logprobs_backward(dx, &ones, lse, x, head, labels, soft_cap);
+    }
+
     /// `y = dropout(x)` (forward), or the gradient through it: the same product.
     ///
     /// Shapes: `y` [T, C] written or added to, `x` [T, C] read, `row_keys` [T] read: a number

@@ -60,12 +60,17 @@ fn avx2_is_the_reference_on_any_number_of_threads() {
 }
 
 #[test]
+fn neon_is_the_reference_on_any_number_of_threads() {
+    check(InstructionSet::Neon);
+}
+
+#[test]
 fn plain_code_is_the_reference_on_any_number_of_threads() {
     check(InstructionSet::Plain);
 }
 
 #[test]
 fn every_instruction_set_has_a_test() {
-    assert_eq!(InstructionSet::ALL.len(), 4);
+    assert_eq!(InstructionSet::ALL.len(), 5);
     assert!(InstructionSet::available().contains(&InstructionSet::Plain));
 }

@@ -12,8 +12,8 @@ use crate::names::Linear;
 impl Decoder {
     /// Adds the gradient of `sum(dlogp * logp)` with respect to every adapter number to `grads`.
     ///
-    /// `pass` and `scored` are those of [`Decoder::forward`] and [`Decoder::logprobs`], which came
-    /// just before; `acts` is spent afterwards. Nothing is divided by anything: the caller scales
+    /// `pass` and `scored` are those of [`Decoder::forward`] and [`Decoder::logprobs`] (or
+    /// [`Decoder::logprobs_with_gradient`]), which came just before; `acts` is spent afterwards. Nothing is divided by anything: the caller scales
     /// once per optimizer step.
     ///
     /// Shapes: `dlogp` [R] read, `grads` as [`Adapter::params`](crate::Adapter::params), added to.
@@ -31,7 +31,9 @@ impl Decoder {
     ) {
         let adapter = pass.adapter.expect("backward needs an adapter");
         assert!(acts.keep != Keep::Nothing, "these activations keep nothing for backward");
-        assert_eq!(acts.stage, Stage::Scored(dlogp.len()), "forward and logprobs come first");
+        let n = dlogp.len();
+        let scored_rows = acts.stage == Stage::Scored(n) || acts.stage == Stage::Differentiated(n);
+        assert!(scored_rows, "forward and logprobs come first");
         assert_eq!(acts.n_tokens, pass.batch.tokens.len(), "another batch went forward");
         assert_eq!(grads.len(), adapter.params().len(), "grads is not the adapter's shape");
         let step = self.step(pass);
@@ -64,15 +66,22 @@ impl Decoder {
     fn head_backward(&self, acts: &mut Activations, scored: Scored<'_>, dlogp: &[f32]) {
         let (n, t) = (dlogp.len(), acts.n_tokens);
         let head = &mut acts.head;
-        self.ops.token_logprobs_backward(
-            head.dxn.get_mut(n),
-            dlogp,
-            head.lse.get(n),
-            head.xn.get(n),
-            self.weights.head(),
-            scored.labels,
-            None,
-        );
+        if acts.stage == Stage::Differentiated(n) {
+            let rows = head.dxn.get_mut(n).chunks_exact_mut(self.dims.c);
+            for (row, &dlogp) in rows.zip(dlogp) {
+                row.iter_mut().for_each(|d| *d *= dlogp);
+            }
+        } else {
+            self.ops.token_logprobs_backward(
+                head.dxn.get_mut(n),
+                dlogp,
+                head.lse.get(n),
+                head.xn.get(n),
+                self.weights.head(),
+                scored.labels,
+                None,
+            );
+        }
         self.ops.rms_norm_backward(
             head.dx.get_mut(n),
             head.dxn.get(n),

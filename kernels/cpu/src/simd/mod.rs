@@ -9,6 +9,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod plain;
 
 /// Vectors of f32 and of pairs of bfloat16. Slices passed to a method must be long enough:
@@ -179,13 +181,16 @@ pub enum InstructionSet {
     Avx512,
     /// AVX2 and FMA.
     Avx2,
+    /// NEON of 64-bit ARM. Compiled for, not measured.
+    Neon,
     /// Whatever the compiler makes of plain code.
     Plain,
 }
 
 impl InstructionSet {
     /// All of them, the best first.
-    pub const ALL: [Self; 4] = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Plain];
+    pub const ALL: [Self; 5] =
+        [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Neon, Self::Plain];
 
     /// Those that this processor has, the best first. Never empty.
     #[must_use]
@@ -200,6 +205,7 @@ impl InstructionSet {
             Self::Avx512Bf16 => "avx512bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
+            Self::Neon => "neon",
             Self::Plain => "plain",
         }
     }
@@ -214,6 +220,8 @@ pub(crate) enum Isa {
     Avx512(avx512::Avx512),
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
     Plain(plain::Plain),
 }
 
@@ -226,6 +234,10 @@ impl Isa {
             InstructionSet::Avx512 => avx512::Avx512::new().map(Self::Avx512),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => avx2::Avx2::new().map(Self::Avx2),
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon => neon::Neon::new().map(Self::Neon),
+            #[cfg(not(target_arch = "aarch64"))]
+            InstructionSet::Neon => None,
             InstructionSet::Plain => Some(Self::Plain(plain::Plain)),
             #[cfg(not(target_arch = "x86_64"))]
             InstructionSet::Avx512Bf16 | InstructionSet::Avx512 | InstructionSet::Avx2 => None,
@@ -251,6 +263,12 @@ macro_rules! on_isa {
             ),
             #[cfg(target_arch = "x86_64")]
             $crate::simd::Isa::Avx2($s) => $crate::simd::Simd::vectorize(
+                $s,
+                #[inline(always)]
+                || $call,
+            ),
+            #[cfg(target_arch = "aarch64")]
+            $crate::simd::Isa::Neon($s) => $crate::simd::Simd::vectorize(
                 $s,
                 #[inline(always)]
                 || $call,
