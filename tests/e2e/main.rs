@@ -8,6 +8,7 @@
 
 mod chat;
 mod config;
+mod data;
 mod faults;
 mod resume;
 mod run;

@@ -69,8 +69,8 @@ fn packed_sequences_do_not_see_each_other() {
 fn training_moves_the_adapter_and_lowers_the_loss() {
     let decoder = tiny_decoder(1);
     let mut run = Run::new(&decoder, plan_settings(8, 1), 0.0);
-    let before = run.session.evaluate().expect("there is a validation split").loss;
+    let before = run.session.evaluate().expect("read").expect("there is a validation split").loss;
     run.steps(30);
-    let after = run.session.evaluate().expect("there is a validation split").loss;
+    let after = run.session.evaluate().expect("read").expect("there is a validation split").loss;
     assert!(after < before - 0.5, "{before} -> {after}");
 }

@@ -4,6 +4,7 @@
 use forgelm_artifact::time::{Clock, UtcTime};
 use forgelm_config::Secret;
 use forgelm_run::environment::Environment;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -41,6 +42,12 @@ impl Clock for SystemClock {
 #[expect(clippy::disallowed_methods, reason = "this is the room where the environment is read")]
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Whether results may be colored: standard output is a terminal, and `NO_COLOR` is not set.
+#[must_use]
+pub fn stdout_has_color() -> bool {
+    std::io::stdout().is_terminal() && variable("NO_COLOR").is_none()
 }
 
 /// Everything that a run may know of its environment.

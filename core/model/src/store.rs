@@ -2,12 +2,14 @@
 //! models that are made rather than read.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Mutex;
 
-use forgelm_kernels_api::RowSource;
-use forgelm_tensor::{Dtype, dequantize};
+use forgelm_kernels_api::{BlockFormat, BlockRows, BlockSource, Factor, FactorRows, RowSource};
+use forgelm_tensor::{Dtype, block_format, dequantize, no_rows, outer_factors, split_blocks};
 
-use crate::names::Role;
+use crate::config::Dims;
+use crate::names::{ExpertPart, Linear, ModuleNames, Role};
 
 /// A tensor's bytes and what they mean.
 #[derive(Clone, Debug)]
@@ -29,6 +31,17 @@ pub enum RotaryOrder {
     Interleaved,
 }
 
+/// Where a role lies in a store: some rows of a tensor, usually all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The tensor's name.
+    pub name: String,
+    /// Shape that the whole tensor must have.
+    pub shape: Vec<usize>,
+    /// The first row of the role, where all axes but the last are laid end to end.
+    pub first_row: usize,
+}
+
 /// A set of named tensors.
 pub trait TensorStore {
     /// File or folder, for messages.
@@ -40,20 +53,62 @@ pub trait TensorStore {
     /// The tensor of this name.
     fn tensor(&self, name: &str) -> Option<StoredTensor<'_>>;
 
-    /// How this store spells a role.
+    /// How this store spells a role that has a tensor of its own.
     fn name_of(&self, role: Role) -> String;
+
+    /// Where a role lies. Experts of a layer may share a tensor.
+    fn locate(&self, role: Role, dims: &Dims) -> Located {
+        Located { name: self.name_of(role), shape: role.shape(dims), first_row: 0 }
+    }
+
+    /// Whether norms that multiply by `1 + w` are stored as that sum rather than as w.
+    fn has_whole_norms(&self) -> bool {
+        false
+    }
 
     /// How query and key rows are ordered.
     fn rotary_order(&self) -> RotaryOrder;
 }
 
+/// Where an expert's weight lies in the newer form of a Hugging Face folder: one tensor holds the
+/// gates and widening projections of all experts [E, 2 F, C], another the narrowing ones [E, C, F].
+pub(crate) fn fused_experts(role: Role, dims: &Dims) -> Option<Located> {
+    let Role::Linear(layer, Linear::Expert(expert, part)) = role else { return None };
+    let expert = usize::from(expert);
+    let (last, shape, first_row) = match part {
+        ExpertPart::Gate => ("gate_up_proj", [dims.e, 2 * dims.f_expert, dims.c], 0),
+        ExpertPart::Up => ("gate_up_proj", [dims.e, 2 * dims.f_expert, dims.c], dims.f_expert),
+        ExpertPart::Down => ("down_proj", [dims.e, dims.c, dims.f_expert], 0),
+    };
+    Some(Located {
+        name: format!("model.layers.{layer}.mlp.experts.{last}"),
+        first_row: expert * shape[1] + first_row,
+        shape: shape.to_vec(),
+    })
+}
+
+/// Where an expert's weight lies in a GGUF file: one tensor for each part [E, rows, columns].
+pub(crate) fn stacked_experts(role: Role, name: String, dims: &Dims) -> Option<Located> {
+    let Role::Linear(_, linear @ Linear::Expert(expert, _)) = role else { return None };
+    let [n_rows, n_cols] = linear.shape(dims);
+    let first_row = usize::from(expert) * n_rows;
+    Some(Located { name, shape: vec![dims.e, n_rows, n_cols], first_row })
+}
+
 /// Tensors in memory under Hugging Face names.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
-    tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)>,
+    names: ModuleNames,
+    tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
 }
 
 impl MemoryStore {
+    /// A store whose experts are named in this way.
+    #[must_use]
+    pub fn named(names: ModuleNames) -> Self {
+        Self { names, tensors: BTreeMap::new() }
+    }
+
     /// Adds or replaces a tensor.
     ///
     /// # Panics
@@ -61,7 +116,12 @@ impl MemoryStore {
     pub fn insert(&mut self, name: &str, shape: &[usize], values: &[f32]) {
         assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}: values do not fit");
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.tensors.insert(name.to_owned(), (shape.to_vec(), bytes));
+        self.insert_stored(name, Dtype::F32, shape, bytes);
+    }
+
+    /// Adds or replaces a tensor that is stored in any format.
+    pub fn insert_stored(&mut self, name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) {
+        self.tensors.insert(name.to_owned(), (dtype, shape.to_vec(), bytes));
     }
 
     /// Takes a tensor out; whether it was there.
@@ -80,15 +140,21 @@ impl TensorStore for MemoryStore {
     }
 
     fn tensor(&self, name: &str) -> Option<StoredTensor<'_>> {
-        self.tensors.get(name).map(|(shape, bytes)| StoredTensor {
-            dtype: Dtype::F32,
+        self.tensors.get(name).map(|(dtype, shape, bytes)| StoredTensor {
+            dtype: *dtype,
             shape: shape.clone(),
             bytes,
         })
     }
 
     fn name_of(&self, role: Role) -> String {
-        role.hf_name()
+        role.hf_name(self.names)
+    }
+
+    fn locate(&self, role: Role, dims: &Dims) -> Located {
+        let name = self.name_of(role);
+        let fused = fused_experts(role, dims).filter(|_| !self.tensors.contains_key(&name));
+        fused.unwrap_or_else(|| Located { name, shape: role.shape(dims), first_row: 0 })
     }
 
     fn rotary_order(&self) -> RotaryOrder {
@@ -104,8 +170,8 @@ pub(crate) struct NotFinite {
     pub(crate) value: f32,
 }
 
-/// The rows of a stored matrix, dequantized on the way, put back into half-split order, and
-/// watched for values that are not numbers: the scan costs no second pass over the file.
+/// The rows of a stored matrix, dequantized on the way, put back into half-split order, increased
+/// by a constant (norms), and watched for values that are not numbers: the scan costs no second pass over the file.
 pub(crate) struct StoredRows<'a> {
     dtype: Dtype,
     bytes: &'a [u8],
@@ -114,6 +180,10 @@ pub(crate) struct StoredRows<'a> {
     row_bytes: usize,
     /// Head width, when the rows are interleaved.
     interleaved: Option<usize>,
+    /// Added to every value.
+    offset: f32,
+    /// The format of the file's blocks, when they are offered.
+    blocks: Option<BlockFormat>,
     first_bad: Mutex<Option<NotFinite>>,
 }
 
@@ -127,15 +197,44 @@ impl<'a> StoredRows<'a> {
     ) -> Option<Self> {
         let row_bytes = tensor.dtype.row_bytes(n_cols)?;
         let fits = row_bytes.checked_mul(n_rows)? == tensor.bytes.len();
-        (fits && tensor.dtype.is_float()).then_some(Self {
+        (fits && tensor.dtype.is_float()).then(|| Self {
             dtype: tensor.dtype,
             bytes: tensor.bytes,
             n_rows,
             n_cols,
             row_bytes,
             interleaved,
+            offset: 0.0,
+            blocks: None,
             first_bad: Mutex::new(None),
         })
+    }
+
+    /// The same rows with a constant added to every value.
+    pub(crate) fn plus(self, offset: f32) -> Self {
+        Self { offset, ..self }
+    }
+
+    /// The same rows, which offer their blocks if the format has blocks.
+    pub(crate) fn with_blocks(self) -> Self {
+        Self { blocks: block_format(self.dtype), ..self }
+    }
+
+    /// How the rows are stored.
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The bytes of a row of the model.
+    fn row_bytes(&self, row: usize) -> &'a [u8] {
+        let from = self.stored_row(row) * self.row_bytes;
+        &self.bytes[from..from + self.row_bytes]
+    }
+
+    /// Looks for a value that is not a number in some rows.
+    fn scan(&self, rows: Range<usize>) {
+        let mut values = vec![0.0; self.n_cols];
+        rows.for_each(|row| self.read_rows(row, &mut values));
     }
 
     /// The row of the file that holds row `row` of the model. In GGUF, row `2 j + p` of a head
@@ -172,10 +271,11 @@ impl RowSource for StoredRows<'_> {
     fn read_rows(&self, first_row: usize, out: &mut [f32]) {
         for (i, out_row) in out.chunks_exact_mut(self.n_cols).enumerate() {
             let row = first_row + i;
-            let from = self.stored_row(row) * self.row_bytes;
-            let bytes = &self.bytes[from..from + self.row_bytes];
-            dequantize(self.dtype, bytes, out_row)
+            dequantize(self.dtype, self.row_bytes(row), out_row)
                 .expect("the shape was checked against the bytes when the tensor was opened");
+            if self.offset != 0.0 {
+                out_row.iter_mut().for_each(|v| *v += self.offset);
+            }
             // One pass without a branch; the position is looked for only when there is one.
             let sum: f32 = out_row.iter().map(|v| v * 0.0).sum();
             if sum.is_nan() {
@@ -183,6 +283,42 @@ impl RowSource for StoredRows<'_> {
                 self.note(NotFinite { row, column: bad, value: out_row[bad] });
             }
         }
+    }
+
+    fn blocks(&self) -> Option<&dyn BlockSource> {
+        self.blocks.as_ref().map(|_| self as &dyn BlockSource)
+    }
+}
+
+impl BlockSource for StoredRows<'_> {
+    fn format(&self) -> &BlockFormat {
+        self.blocks.as_ref().expect("only rows that offer their blocks are asked for them")
+    }
+
+    fn read_blocks(&self, rows: Range<usize>) -> BlockRows {
+        let mut blocks = no_rows(self.format(), rows.len() * self.n_cols);
+        rows.clone().for_each(|row| split_blocks(self.dtype, self.row_bytes(row), &mut blocks));
+        // Codes are numbers always; a scale need not be.
+        let bad = |factors: &FactorRows| match factors {
+            FactorRows::Plain(factors) => factors.iter().any(|v| !v.is_finite()),
+            FactorRows::Nested(_) => false,
+        };
+        if bad(&blocks.scale) || blocks.min.as_ref().is_some_and(bad) {
+            self.scan(rows);
+        }
+        blocks
+    }
+
+    fn outer(&self, factor: Factor) -> Vec<f32> {
+        let mut outer = Vec::new();
+        for row in 0..self.n_rows {
+            let first = outer.len();
+            outer_factors(self.dtype, self.row_bytes(row), factor, &mut outer);
+            if outer[first..].iter().any(|v| !v.is_finite()) {
+                self.scan(row..row + 1);
+            }
+        }
+        outer
     }
 }
 

@@ -1,6 +1,7 @@
 //! The evidence of a run: who ran it, what signs it, and the plain record from which all documents
 //! are made.
 
+use crate::data::Sources;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
@@ -10,7 +11,7 @@ use crate::plan::Plan;
 use crate::training::Completed;
 use forgelm_artifact::UtcTime;
 use forgelm_config::{RequireProvisioned, RiskTier, Secret, TargetModules, resolved_json};
-use forgelm_data::{Dataset, TokenStatistics};
+use forgelm_data::{Prepared, fingerprint};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_evidence::audit::operator::{OperatorCandidates, resolve_operator};
@@ -110,9 +111,9 @@ pub struct Dossier<'a> {
     /// The base model.
     pub loaded: &'a LoadedModel,
     /// The data.
-    pub dataset: &'a Dataset,
-    /// Of the training and the validation split.
-    pub statistics: [TokenStatistics; 2],
+    pub data: &'a Prepared,
+    /// Where it came from.
+    pub sources: &'a Sources,
     /// Where training ended.
     pub state: &'a State,
     /// Of this run.
@@ -121,6 +122,8 @@ pub struct Dossier<'a> {
     pub started_at: UtcTime,
     /// Wall time of the training loop.
     pub train_seconds: f64,
+    /// How far a whole model that was saved is from what was trained.
+    pub merge_metrics: &'a BTreeMap<String, f64>,
     /// What chat templates took for the present.
     pub template_now: i64,
 }
@@ -180,6 +183,7 @@ impl Dossier<'_> {
         if let Some(best) = self.state.best_metric {
             metrics.insert("eval_loss".to_owned(), best);
         }
+        metrics.extend(self.merge_metrics.clone());
         metrics
     }
 
@@ -250,13 +254,12 @@ impl Dossier<'_> {
             revision_pinned: found.revision_pinned.clone(),
             sha256: Some(self.loaded.sha256.clone()),
         };
-        let method = if run.lora.is_rslora() { "rsLoRA" } else { "LoRA" };
         ModelLineage {
             base_model: run.model.name_or_path.clone(),
             base_model_revision: revision.clone(),
             component_revisions: vec![ComponentRevision { role: found.role.clone(), revision }],
             backend: "native".to_owned(),
-            adapter_method: adapter_method(method, false, None, run.lora.r as u64),
+            adapter_method: self.method(),
             quantization: "none".to_owned(),
             trust_remote_code: run.model.trust_remote_code,
         }
@@ -275,7 +278,9 @@ impl Dossier<'_> {
             ("packing".to_owned(), json!(training.is_packed())),
             ("compute_dtype".to_owned(), json!(compute_name(self.loaded.decoder.compute()))),
             ("kernels".to_owned(), json!(self.loaded.decoder.ops().name())),
-            ("rendering".to_owned(), json!(self.rendering())),
+            ("saved_as".to_owned(), json!(self.saved_as())),
+            ("bias".to_owned(), json!(run.lora.bias.to_string())),
+            ("rendering".to_owned(), json!(self.data.rendering)),
             ("train_on".to_owned(), json!(run.data.train_on.to_string())),
             (
                 "template_now".to_owned(),
@@ -289,10 +294,10 @@ impl Dossier<'_> {
             gradient_accumulation_steps: training.gradient_accumulation_steps as u64,
             learning_rate: training.learning_rate,
             max_length: run.model.max_length as u64,
-            lora_r: run.lora.r as u64,
+            lora_r: if run.lora.enabled { run.lora.r as u64 } else { 0 },
             lora_alpha: run.lora.alpha as f64,
             lora_dropout: run.lora.dropout,
-            dora: false,
+            dora: run.lora.enabled && run.lora.is_dora(),
             target_modules: match &run.lora.target_modules {
                 TargetModules::AllLinear => vec!["all-linear".to_owned()],
                 TargetModules::Suffixes(names) => names.clone(),
@@ -302,32 +307,65 @@ impl Dossier<'_> {
         }
     }
 
-    /// How rows became text.
-    fn rendering(&self) -> &'static str {
-        match self.dataset.layout {
-            forgelm_data::Layout::Messages => "chat template of the model",
-            _ => "plain text",
+    /// What trained, in words.
+    fn method(&self) -> String {
+        let lora = &self.plan.run.lora;
+        if !lora.enabled {
+            return "full fine-tuning".to_owned();
+        }
+        let name = match (lora.is_pissa(), lora.is_rslora()) {
+            (false, false) => "LoRA",
+            (false, true) => "rsLoRA",
+            (true, false) => "PiSSA",
+            (true, true) => "PiSSA + rsLoRA",
+        };
+        adapter_method(name, lora.is_dora(), None, lora.r as u64)
+    }
+
+    /// What the tuned model's folder holds.
+    fn saved_as(&self) -> &'static str {
+        match (self.plan.run.lora.enabled, self.merge_metrics.is_empty()) {
+            (false, _) => "whole model",
+            (true, false) => "merged model",
+            (true, true) => "adapter",
         }
     }
 
     fn provenance(&self, now: UtcTime) -> DataProvenance {
         let run = &self.plan.run;
-        let [train, validation] = &self.statistics;
-        let n_bytes = self.dataset.files.iter().map(|file| file.n_bytes).sum();
+        let mut prints = (0..self.data.mixture.len()).map(|i| self.fingerprint(i, now));
+        let fingerprint = prints.next().unwrap_or_default();
+        let extras = run.data.extra_datasets.iter().flatten().cloned();
         DataProvenance {
             primary_dataset: run.data.dataset_name_or_path.clone(),
-            fingerprint: DatasetFingerprint {
-                path: run.data.dataset_name_or_path.clone(),
-                timestamp: now.to_string(),
-                size_bytes: Some(n_bytes),
-                sha256: Some(self.dataset.fingerprint().as_str().to_owned()),
-                rows: Some(train.rows + validation.rows),
-                hf_revision_source: "local_path".to_owned(),
-                ..DatasetFingerprint::default()
-            },
+            fingerprint,
             shuffle: run.data.shuffle,
             clean_text: run.data.clean_text,
-            extra_datasets: Vec::new(),
+            extra_datasets: extras.zip(prints).collect(),
+        }
+    }
+
+    /// What pins one of the data sets.
+    fn fingerprint(&self, i: usize, now: UtcTime) -> DatasetFingerprint {
+        let part = &self.data.mixture[i];
+        let files = &self.data.files[i];
+        let revision = self.sources.revisions[i].as_ref();
+        let is_only = self.data.mixture.len() == 1;
+        let [train, validation] = &self.data.statistics;
+        let rows = if is_only { train.rows + validation.rows } else { part.n_taken as u64 };
+        DatasetFingerprint {
+            path: part.name.clone(),
+            timestamp: now.to_string(),
+            size_bytes: Some(files.iter().map(|file| file.n_bytes).sum()),
+            sha256: Some(fingerprint(files).as_str().to_owned()),
+            rows: Some(rows),
+            source: revision.map(|_| "huggingface_hub".to_owned()),
+            hf_revision_source: match revision {
+                Some(_) => "loaded".to_owned(),
+                None => "local_path".to_owned(),
+            },
+            hf_revision: revision.and_then(|revision| revision.revision_resolved.clone()),
+            ..DatasetFingerprint::default()
         }
     }
 }

@@ -6,14 +6,14 @@ use forgelm_artifact::lock::LockError;
 use forgelm_artifact::open::OpenError;
 use forgelm_artifact::write::WriteError;
 use forgelm_config::{Color, Diagnostic, render};
-use forgelm_data::{DataError, RenderError};
+use forgelm_data::{DataError, StoreError};
 use forgelm_evidence::audit::log::AuditError;
 use forgelm_evidence::audit::operator::NoOperator;
 use forgelm_evidence::bundle::write::BundleError;
 use forgelm_evidence::keys::KeyError;
 use forgelm_generate::GenerateError;
 use forgelm_hub::HubError;
-use forgelm_model::{AdapterError, ConfigError, LoadError, OutOfMemory};
+use forgelm_model::{AdapterError, ConfigError, LoadError, OutOfMemory, WholeModelError};
 use forgelm_plugin::RegistryError;
 use forgelm_sdk::OptionsError;
 use forgelm_tokenize::{ChatError, TemplateError, TokenizeError};
@@ -43,6 +43,9 @@ pub enum RunError {
     /// The adapter cannot be made, read or used.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// A whole model cannot be written.
+    #[error(transparent)]
+    WholeModel(#[from] WholeModelError),
     /// The tokenizer cannot be read or used.
     #[error(transparent)]
     Tokenize(#[from] TokenizeError),
@@ -55,9 +58,9 @@ pub enum RunError {
     /// The data cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// Rows cannot become tokens.
+    /// Tokens cannot be read back.
     #[error(transparent)]
-    Render(#[from] RenderError),
+    Tokens(#[from] StoreError),
     /// A row of a file of rows cannot be read.
     #[error(transparent)]
     Rows(#[from] JsonlError),
@@ -206,7 +209,6 @@ impl RunError {
             | Self::Tokenize(_)
             | Self::Template(_)
             | Self::Chat(_)
-            | Self::Render(_)
             | Self::Row { .. }
             | Self::Registry(_)
             | Self::Options(_)
@@ -221,9 +223,17 @@ impl RunError {
             Self::Hub(error) => error.class().into(),
             Self::Load(error) => error.class().into(),
             Self::Data(error) => error.class().into(),
+            Self::Tokens(error) | Self::Step(StepError::Data(error)) => error.class().into(),
             Self::Rows(error) => error.class().into(),
             Self::Lock(error) => error.class().into(),
-            Self::Write(error) => error.class().into(),
+            Self::Write(error) | Self::WholeModel(WholeModelError::Write(error)) => {
+                error.class().into()
+            }
+            Self::WholeModel(
+                WholeModelError::Weights(_)
+                | WholeModelError::Adapter(_)
+                | WholeModelError::Config(_),
+            ) => Exit::Config,
             Self::Checkpoint(CheckpointError::Damaged { .. }) => Exit::Integrity,
             Self::Checkpoint(CheckpointError::Newer { .. } | CheckpointError::Adapter(_)) => {
                 Exit::Config

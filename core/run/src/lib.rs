@@ -6,6 +6,7 @@
 //! [`training::train`].
 
 pub mod chat;
+pub mod data;
 pub mod dossier;
 pub mod environment;
 pub mod error;

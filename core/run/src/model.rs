@@ -3,13 +3,16 @@
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
+use crate::plan::Plan;
 use forgelm_artifact::gguf::GgufFile;
 use forgelm_artifact::hash::{Hasher, sha256_file};
 use forgelm_config::{ComputeDtype, Secret};
 use forgelm_hub::{HubEvent, HubOptions, ModelFiles, ResolvedModel, Source, resolve};
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
-use forgelm_model::{ADAPTER_CONFIG, Adapter, Decoder, LoadedAdapter, OpenModel, PeftInfo};
+use forgelm_model::{
+    ADAPTER_CONFIG, Adapter, Decoder, LoadedAdapter, OpenModel, PeftInfo, Trainable,
+};
 use forgelm_tokenize::{ChatTemplate, Tokenizer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +38,22 @@ pub struct ModelRequest {
     pub chat_template: Option<String>,
 }
 
+/// The model of a plan.
+#[must_use]
+pub fn request_of(plan: &Plan, offline: bool) -> ModelRequest {
+    let run = &plan.run;
+    ModelRequest {
+        name: run.model.name_or_path.clone(),
+        revision: run.model.revision.clone(),
+        adapter: None,
+        offline: run.model.offline || offline,
+        token: run.auth.as_ref().and_then(|auth| auth.hf_token.clone()),
+        compute: run.training.compute_dtype,
+        threads: run.training.threads,
+        chat_template: run.model.chat_template.clone(),
+    }
+}
+
 /// A model whose files are known and open, and whose tokenizer is loaded. No weight was read yet.
 pub struct FoundModel {
     /// What was asked for and found.
@@ -53,6 +72,8 @@ pub struct FoundModel {
 pub struct LoadedModel {
     /// The packed weights.
     pub decoder: Decoder,
+    /// The adapter that stands beside them, ready to run.
+    pub adapter: Option<Trainable>,
     /// SHA-256 of its weight files.
     pub sha256: String,
 }
@@ -109,7 +130,12 @@ pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, R
     if !found.open.is_unchanged() {
         return Err(RunError::Changed { path: found.resolved.files.path().to_owned() });
     }
-    Ok(LoadedModel { decoder, sha256 })
+    let adapter = found.adapter.as_ref().map(|loaded| {
+        let mut adapter = loaded.adapter.clone();
+        decoder.refresh(&mut adapter);
+        adapter
+    });
+    Ok(LoadedModel { decoder, adapter, sha256 })
 }
 
 /// The format that a setting stands for on this kernel library.
@@ -245,9 +271,10 @@ fn weights_sha256(files: &ModelFiles) -> Result<String, RunError> {
     Ok(hasher.finish().as_str().to_owned())
 }
 
-fn report(event: HubEvent, observer: &mut dyn Observer) {
+/// Passes on what happens while something is fetched.
+pub(crate) fn report(event: HubEvent, observer: &mut dyn Observer) {
     let event = match event {
-        HubEvent::CacheHit { source } => Event::Notice(format!("model `{source}`: cached")),
+        HubEvent::CacheHit { source } => Event::Notice(format!("`{source}`: cached")),
         HubEvent::Fetching { what } => Event::Notice(format!("fetching {what}")),
         HubEvent::Line { text } => Event::Detail(text),
         HubEvent::Progress { file, n_bytes_done, n_bytes_total } => {

@@ -1,7 +1,8 @@
-//! Number formats of stored tensors, what their bytes mean, and the engine's random numbers.
+//! Number formats of stored tensors, what their bytes mean, the engine's random numbers, and
+//! singular values.
 //!
 //! It refuses to know what a file, a model or a thread is. Start reading at [`Dtype`],
-//! [`dequantize`] and [`random::Stream`].
+//! [`dequantize`], [`random::Stream`] and [`linalg::svd_thin`].
 //!
 //! **Invariant:** dequantized values are exactly those of the reference implementation of each
 //! format (core/artifact: `tests/golden.rs`); random numbers are a function of (seed, purpose, step, index) that
@@ -9,9 +10,22 @@
 
 mod dequantize;
 mod dtype;
+mod dynamic;
+mod four_bit;
+mod int8;
+pub mod linalg;
+mod matrix;
 mod quantize;
 pub mod random;
+mod split;
 
 pub use dequantize::{DequantizeError, dequantize};
 pub use dtype::Dtype;
-pub use quantize::{QuantizeError, quantize};
+pub use dynamic::DynamicMap;
+pub use four_bit::{
+    BlockScales, FOUR_BIT_BLOCK, FourBit, FourBitTensor, FourBitWriter, NESTED_BLOCK, NestedScales,
+};
+pub use int8::Int8Rows;
+pub use matrix::{FourBitMatrix, Int8Matrix, ScaleStorage};
+pub use quantize::{QuantizeError, quantize, round_to_f16};
+pub use split::{block_format, no_rows, outer_factors, split_blocks};

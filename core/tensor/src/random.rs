@@ -21,6 +21,8 @@ pub enum Purpose {
     Dropout,
     /// Choice of tokens when text is generated.
     Sampling,
+    /// Which rows of a data set are taken into a mixture.
+    Mixture,
 }
 
 impl Purpose {
@@ -32,6 +34,7 @@ impl Purpose {
             Self::LoraInit => 3,
             Self::Dropout => 4,
             Self::Sampling => 5,
+            Self::Mixture => 6,
         }
     }
 }

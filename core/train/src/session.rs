@@ -4,12 +4,14 @@
 use crate::optimizer::{self, AdamWSettings, At, Moments, ScaledGradient};
 use crate::schedule::Schedule;
 use crate::state::State;
-use forgelm_data::{PackedBatch, PackedSequence, Plan, Sequence, evaluation_batches, pack};
-use forgelm_model::{
-    Activations, Adapter, Decoder, DropoutStep, Keep, MemoryPlan, OutOfMemory, PackedInput, Pass,
-    Scored, StepSize,
+use forgelm_data::{
+    PackedBatch, PackedSequence, Plan, Sequence, Sequences, StoreError, evaluation_batches, pack,
 };
-use forgelm_sdk::trainer::{self, Loss, Role, Trainer};
+use forgelm_model::{
+    Activations, Decoder, DropoutStep, Keep, MemoryPlan, OutOfMemory, PackedInput, Pass, Scored,
+    StepSize, Trainable,
+};
+use forgelm_sdk::trainer::{self, Loss, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
 use std::collections::BTreeMap;
 
@@ -30,8 +32,11 @@ pub struct Settings {
 }
 
 /// Why a step did not happen. The adapter and the optimizer are as before it.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum StepError {
+    /// The step's sequences could not be read.
+    #[error(transparent)]
+    Data(#[from] StoreError),
     /// The loss or a gradient is not a finite number.
     #[error(
         "step {step}: {what} is {value}; nothing was updated (records of the step, by line: \
@@ -80,12 +85,12 @@ pub struct EvaluationReport {
 pub struct Session<'a> {
     decoder: &'a Decoder,
     trainer: &'a dyn Trainer,
-    train: &'a [Sequence],
-    validation: &'a [Sequence],
+    train: &'a Sequences,
+    validation: &'a Sequences,
     plan: &'a Plan,
     settings: Settings,
     dropout: Stream,
-    adapter: Adapter,
+    adapter: Trainable,
     moments: Moments,
     state: State,
     grad: Vec<f32>,
@@ -108,15 +113,15 @@ pub struct Parts<'a> {
     /// The objective.
     pub trainer: &'a dyn Trainer,
     /// Sequences to train on.
-    pub train: &'a [Sequence],
+    pub train: &'a Sequences,
     /// Sequences held out.
-    pub validation: &'a [Sequence],
+    pub validation: &'a Sequences,
     /// Which sequences each micro-batch has.
     pub plan: &'a Plan,
     /// Everything else.
     pub settings: Settings,
     /// What trains.
-    pub adapter: Adapter,
+    pub adapter: Trainable,
     /// Its moments.
     pub moments: Moments,
     /// Where the run stands.
@@ -125,42 +130,49 @@ pub struct Parts<'a> {
 
 /// The largest micro-batch that a plan has, training and validation together.
 #[must_use]
-pub fn largest_step(train: &[Sequence], validation: &[Sequence], plan: &Plan) -> StepSize {
+pub fn largest_step(train: &Sequences, validation: &Sequences, plan: &Plan) -> StepSize {
     let mut size = StepSize { tokens_max: 1, scored_rows_max: 1 };
-    let mut take = |sequences: &mut dyn Iterator<Item = &Sequence>| {
-        let (mut tokens, mut scored) = (0, 0);
-        for sequence in sequences {
-            tokens += sequence.tokens.len();
-            scored += sequence.n_trained();
-        }
+    let mut take = |sequences: &Sequences, units: &[usize]| {
+        let tokens = units.iter().map(|&unit| sequences.n_tokens(unit)).sum();
+        let scored = units.iter().map(|&unit| sequences.n_trained(unit)).sum();
         size.tokens_max = size.tokens_max.max(tokens);
         size.scored_rows_max = size.scored_rows_max.max(scored);
     };
     for step in 0..plan.n_steps() {
         for micro_batch in plan.step(step) {
-            take(&mut micro_batch.iter().map(|&i| &train[i]));
+            take(train, &micro_batch);
         }
     }
     for micro_batch in validation_batches(validation) {
-        take(&mut micro_batch.iter().map(|&i| &validation[i]));
+        take(validation, &micro_batch);
     }
     size
 }
 
 /// The validation split in micro-batches.
-fn validation_batches(validation: &[Sequence]) -> Vec<Vec<usize>> {
-    let lengths: Vec<usize> = validation.iter().map(|sequence| sequence.tokens.len()).collect();
-    evaluation_batches(&lengths, EVAL_BATCH_SIZE, None)
+fn validation_batches(validation: &Sequences) -> Vec<Vec<usize>> {
+    evaluation_batches(&validation.lengths(), EVAL_BATCH_SIZE, None)
 }
 
-fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
-    let chosen: Vec<&Sequence> = numbers.iter().map(|&i| &sequences[i]).collect();
-    pack(&chosen)
+/// Adds some sequences to what the micro-batches of a step have together.
+fn add_to_totals(totals: &mut StepTotals, sequences: &[Sequence]) {
+    for sequence in sequences {
+        let n_rows = sequence.n_trained() as u64;
+        let of_role = &mut totals.0[sequence.role as usize];
+        of_role.n_sequences += 1;
+        of_role.n_scored += n_rows;
+        of_role.n_trained += n_rows;
+    }
+}
+
+fn packed(sequences: &[Sequence]) -> PackedBatch {
+    let refs: Vec<&Sequence> = sequences.iter().collect();
+    pack(&refs)
 }
 
 /// Every buffer of a session, by name and size.
 #[must_use]
-pub fn memory_plan(decoder: &Decoder, adapter: &Adapter, size: StepSize) -> MemoryPlan {
+pub fn memory_plan(decoder: &Decoder, adapter: &Trainable, size: StepSize) -> MemoryPlan {
     let config = decoder.config();
     let mut plan = Activations::memory_plan(config, Some(adapter), size, Keep::Everything);
     let n_params = size_of_val(adapter.params());
@@ -180,6 +192,8 @@ impl<'a> Session<'a> {
         let size = largest_step(parts.train, parts.validation, parts.plan);
         let activations =
             Activations::new(parts.decoder.config(), Some(&parts.adapter), size, Keep::Everything)?;
+        let mut adapter = parts.adapter;
+        parts.decoder.refresh(&mut adapter);
         Ok(Self {
             decoder: parts.decoder,
             trainer: parts.trainer,
@@ -188,8 +202,8 @@ impl<'a> Session<'a> {
             plan: parts.plan,
             settings: parts.settings,
             dropout: Stream::new(parts.settings.seed, Purpose::Dropout),
-            grad: vec![0.0; parts.adapter.params().len()],
-            adapter: parts.adapter,
+            grad: vec![0.0; adapter.params().len()],
+            adapter,
             moments: parts.moments,
             state: parts.state,
             activations,
@@ -199,13 +213,17 @@ impl<'a> Session<'a> {
 
     /// What trains, as it stands.
     #[must_use]
-    pub fn adapter(&self) -> &Adapter {
+    pub fn adapter(&self) -> &Trainable {
         &self.adapter
     }
 
-    /// What trains, to be replaced by better weights.
-    pub fn adapter_mut(&mut self) -> &mut Adapter {
-        &mut self.adapter
+    /// Puts other numbers in the place of those that train: better ones of an earlier step.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn replace_params(&mut self, params: &[f32]) {
+        self.adapter.params_mut().copy_from_slice(params);
+        self.decoder.refresh(&mut self.adapter);
     }
 
     /// Its moments.
@@ -231,17 +249,25 @@ impl<'a> Session<'a> {
     /// number of terms once.
     ///
     /// # Errors
-    /// If the loss or the gradient is not finite: nothing is changed then.
+    /// If the loss or the gradient is not finite, or the data cannot be read: nothing is changed
+    /// then.
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn step(&mut self) -> Result<StepReport, StepError> {
         let step = self.state.global_step;
         self.grad.fill(0.0);
         let mut total = Loss::default();
         let mut n_tokens = 0;
-        for micro_batch in self.plan.step(step) {
-            let batch = packed(self.train, &micro_batch);
+        let mut totals = StepTotals::default();
+        let mut micro_batches = Vec::new();
+        for units in self.plan.step(step) {
+            let sequences = self.train.read(&units)?;
+            add_to_totals(&mut totals, &sequences);
+            micro_batches.push(sequences);
+        }
+        for sequences in micro_batches {
+            let batch = packed(&sequences);
             n_tokens += batch.tokens.len() as u64;
-            let loss = self.forward(&batch, Some(step));
+            let loss = self.forward(&batch, &totals, Some(step));
             if !loss.loss_sum.is_finite() {
                 return Err(self.not_finite(step, "the loss", loss.loss_sum));
             }
@@ -259,6 +285,7 @@ impl<'a> Session<'a> {
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
         let params = self.adapter.params_mut();
         optimizer::step(ops, &self.settings.adamw, params, &mut self.moments, &self.grad, at);
+        self.decoder.refresh(&mut self.adapter);
         self.state.global_step = step + 1;
         self.state.epoch = self.plan.epoch_after(step + 1);
         self.state.n_tokens += n_tokens;
@@ -274,22 +301,35 @@ impl<'a> Session<'a> {
     }
 
     /// Mean loss over the validation split, without dropout. `None` when there is none.
+    ///
+    /// # Errors
+    /// If the data cannot be read.
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-    pub fn evaluate(&mut self) -> Option<EvaluationReport> {
+    pub fn evaluate(&mut self) -> Result<Option<EvaluationReport>, StoreError> {
         let mut total = Loss::default();
-        for micro_batch in validation_batches(self.validation) {
-            let batch = packed(self.validation, &micro_batch);
-            let loss = self.forward(&batch, None);
+        let micro_batches = validation_batches(self.validation);
+        let mut totals = StepTotals::default();
+        for units in &micro_batches {
+            add_to_totals(&mut totals, &self.validation.read(units)?);
+        }
+        for units in micro_batches {
+            let batch = packed(&self.validation.read(&units)?);
+            let loss = self.forward(&batch, &totals, None);
             add_loss(&mut total, loss);
         }
-        (total.n_terms > 0).then(|| EvaluationReport {
+        Ok((total.n_terms > 0).then(|| EvaluationReport {
             loss: total.loss_sum / total.n_terms as f64,
             n_terms: total.n_terms,
-        })
+        }))
     }
 
     /// Runs the model and the objective; leaves `dlogp` for [`Session::backward`].
-    fn forward(&mut self, batch: &PackedBatch, dropout_step: Option<u64>) -> Loss {
+    fn forward(
+        &mut self,
+        batch: &PackedBatch,
+        totals: &StepTotals,
+        dropout_step: Option<u64>,
+    ) -> Loss {
         let n_rows = batch.labels.len();
         let buffers = &mut self.buffers;
         buffers.logp.resize(n_rows, 0.0);
@@ -300,10 +340,11 @@ impl<'a> Session<'a> {
         let pass = pass(&self.adapter, batch, dropout);
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
         self.decoder.forward(&pass, &mut self.activations);
+        let (decoder, acts, logp) = (self.decoder, &mut self.activations, &mut buffers.logp);
         if dropout_step.is_some() {
-            self.decoder.logprobs_with_gradient(&mut self.activations, scored, &mut buffers.logp);
+            decoder.logprobs_with_gradient(&pass, acts, scored, logp);
         } else {
-            self.decoder.logprobs(&mut self.activations, scored, &mut buffers.logp);
+            decoder.logprobs(&pass, acts, scored, logp);
         }
         let sequences = scored_sequences(batch);
         let scored = trainer::Scored {
@@ -314,6 +355,7 @@ impl<'a> Session<'a> {
             ref_logp: None,
             advantage: None,
             old_logp: None,
+            step: totals,
         };
         self.trainer.loss(&scored, &mut buffers.dlogp)
     }
@@ -328,7 +370,7 @@ impl<'a> Session<'a> {
 
     fn not_finite(&self, step: u64, what: &str, value: f64) -> StepError {
         let records = self.plan.step(step).into_iter().flatten();
-        let records = records.map(|i| self.train[i].record).collect();
+        let records = records.map(|i| self.train.record(i)).collect();
         StepError::NotFinite { step: step + 1, what: what.to_owned(), value, records }
     }
 
@@ -345,7 +387,7 @@ impl<'a> Session<'a> {
 }
 
 fn pass<'a>(
-    adapter: &'a Adapter,
+    adapter: &'a Trainable,
     batch: &'a PackedBatch,
     dropout: Option<DropoutStep<'a>>,
 ) -> Pass<'a> {
@@ -360,7 +402,7 @@ fn pass<'a>(
 
 fn scored_sequences(batch: &PackedBatch) -> Vec<trainer::Sequence> {
     let sequence = |packed: &PackedSequence| trainer::Sequence {
-        role: Role::Sole,
+        role: packed.role,
         record: packed.record,
         start: packed.start,
         len: packed.len,

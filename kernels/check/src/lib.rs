@@ -16,11 +16,13 @@
 )]
 
 pub mod attention;
+pub mod columns;
 pub mod elementwise;
 pub mod embedding;
 pub mod gemm;
 pub mod glu;
 pub mod linear;
+pub mod packed;
 pub mod rms_norm;
 pub mod rope;
 pub mod token_logprobs;
@@ -45,9 +47,11 @@ pub struct Outcome {
 pub fn compare_all(library: &dyn Ops) -> Vec<Outcome> {
     [
         linear::compare(library),
+        packed::compare(library),
         gemm::compare(library),
         embedding::compare(library),
         rms_norm::compare(library),
+        columns::compare(library),
         rope::compare(library),
         attention::compare(library),
         glu::compare(library),

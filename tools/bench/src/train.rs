@@ -6,7 +6,7 @@
 
 use crate::clock::{Times, time};
 use crate::peak::peak;
-use forgelm_data::{Plan, PlanSettings, Sequence};
+use forgelm_data::{Plan, PlanSettings, Role, Sequence, Sequences};
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_model::{ALL_LINEAR, Adapter, Decoder, LoraConfig, ModelFiles, OpenModel};
@@ -113,18 +113,20 @@ pub(crate) fn steps(
     n_steps: u64,
     after: &mut dyn FnMut(u64, f64, Times),
 ) -> Result<usize, String> {
-    let lengths: Vec<_> = train.iter().map(|sequence| sequence.tokens.len()).collect();
-    let plan = Plan::new(plan_settings(train.len(), n_steps), &lengths);
+    let n_sequences = train.len();
+    let (train, validation) = (Sequences::from(train.to_vec()), Sequences::default());
+    let plan = Plan::new(plan_settings(n_sequences, n_steps), &train.lengths());
     let adapter = Adapter::new(config, decoder.config(), &Stream::new(0, Purpose::LoraInit))
         .map_err(|error| error.to_string())?;
-    let planned = memory_plan(decoder, &adapter, largest_step(train, &[], &plan)).total_bytes();
+    let planned =
+        memory_plan(decoder, &adapter, largest_step(&train, &validation, &plan)).total_bytes();
     let trainer = (SFT.build)(&[]).map_err(|error| error.to_string())?;
     let moments = Moments::zero(adapter.params().len());
     let mut session = Session::new(Parts {
         decoder,
         trainer: trainer.as_ref(),
-        train,
-        validation: &[],
+        train: &train,
+        validation: &validation,
         plan: &plan,
         settings: Settings {
             schedule: Schedule::new(Decay::Constant, 1e-4, 0.0, n_steps),
@@ -193,6 +195,7 @@ pub(crate) fn sequence(i: usize, len: usize, n_prompt: usize, vocab_size: usize)
     let token = |t: usize| (stream.uniform(i as u64, t as u64) * vocab_size as f32) as u32;
     Sequence {
         record: i as u64,
+        role: Role::Sole,
         tokens: (0..len).map(token).collect(),
         trained: (0..len).map(|t| t >= n_prompt).collect(),
     }

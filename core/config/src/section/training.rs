@@ -12,7 +12,7 @@ section! {
         /// The folder of the tuned model within `output_dir`.
         final_model_dir: String = "final_model".to_owned(), text(SUBFOLDER);
         /// Saves the whole model with the adapter merged in, not the adapter alone.
-        merge_adapters: bool = false, later("saving a merged model");
+        merge_adapters: bool = false;
         /// The objective.
         trainer_type: TrainerType = TrainerType::Sft;
         /// Optimizer steps; more than 0 wins over the epochs, -1 means by epochs.

@@ -27,10 +27,6 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
             "model: {name_or_path: m, moe: {quantize_experts: true}}\ndata: {dataset_name_or_path: d}\n",
             "`model.moe.quantize_experts: true`",
         ),
-        (
-            "model: {name_or_path: m}\ndata: {dataset_name_or_path: d, extra_datasets: [e]}\n",
-            "`data.extra_datasets: [e]`",
-        ),
         ("lora: {method: dora}\n", "`lora.method: dora`"),
         ("lora: {method: pissa}\n", "`lora.method: pissa`"),
         ("lora: {use_dora: true}\n", "`lora.use_dora: true`"),
@@ -74,7 +70,7 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ("plugins: {isolation: process}\n", "`plugins.isolation: process`"),
         ("signing: {timestamp_url: \"https://example.org\"}\n", "`signing.timestamp_url`"),
     ];
-    assert_eq!(cases.len(), 37);
+    assert_eq!(cases.len(), 36);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");

@@ -186,4 +186,24 @@ impl Simd for Neon {
     fn pack_pairs(self, to: &mut [u32], x: &[f32]) {
         pack_pairs_plain(to, x);
     }
+
+    #[inline(always)]
+    fn look_up(self, values: &[f32; 16], codes: &[u8]) -> (Self::V, Self::V) {
+        let codes = &codes[..LANES];
+        let (mut low, mut high) = ([0.0; LANES], [0.0; LANES]);
+        for (i, &code) in codes.iter().enumerate() {
+            low[i] = values[usize::from(code & 15)];
+            high[i] = values[usize::from(code >> 4)];
+        }
+        (self.load(&low), self.load(&high))
+    }
+
+    #[inline(always)]
+    fn integers(self, codes: &[u8]) -> Self::V {
+        let mut numbers = [0.0; LANES];
+        for (to, &code) in numbers.iter_mut().zip(&codes[..LANES]) {
+            *to = f32::from(code.cast_signed());
+        }
+        self.load(&numbers)
+    }
 }

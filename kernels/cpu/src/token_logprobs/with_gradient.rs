@@ -35,6 +35,10 @@ pub(crate) fn with_gradient(
     match CpuMatrix::of(head) {
         CpuMatrix::F32(head) => with_gradient_as(pool, isa, (logp, lse), dx, rows, head),
         CpuMatrix::Bf16(head) => with_gradient_as(pool, isa, (logp, lse), dx, rows, head),
+        CpuMatrix::Blocks(head) => {
+            let dense = CpuMatrix::pack(pool, isa, &**head, head.compute());
+            with_gradient(pool, isa, (logp, lse), dx, rows, &dense);
+        }
     }
 }
 

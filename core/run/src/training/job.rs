@@ -1,0 +1,171 @@
+//! A run from its first event to its documents.
+
+use super::Outcome;
+use super::tokenized::TokenizedData;
+use crate::data::Sources;
+use crate::dossier::{self, Dossier};
+use crate::environment::Environment;
+use crate::error::RunError;
+use crate::event::{Event, Observer, Started, When};
+use crate::metrics::MetricsFile;
+use crate::model::{FoundModel, LoadedModel};
+use crate::plan::Plan;
+use crate::{resume, settings};
+use forgelm_artifact::UtcTime;
+use forgelm_evidence::audit::event::AuditEvent;
+use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
+use forgelm_evidence::keys::lookup::FoundKey;
+use forgelm_model::{PeftInfo, Trainable};
+use forgelm_sdk::trainer::Trainer;
+use forgelm_train::checkpoint;
+use forgelm_train::optimizer::Moments;
+use forgelm_train::session::{Parts, Session};
+use forgelm_train::state::{Identity, State};
+
+/// A run whose inputs are all in memory.
+pub(super) struct Job<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) env: &'a Environment,
+    pub(super) observer: &'a mut dyn Observer,
+    pub(super) found: &'a FoundModel,
+    pub(super) loaded: &'a LoadedModel,
+    pub(super) trainer: &'a dyn Trainer,
+    pub(super) sources: &'a Sources,
+    pub(super) data: &'a TokenizedData,
+    pub(super) peft: PeftInfo,
+    pub(super) stop_ids: Vec<u32>,
+    pub(super) template_now: i64,
+    pub(super) started_at: UtcTime,
+    pub(super) memory_planned: u64,
+}
+
+impl Job<'_> {
+    pub(super) fn open_audit(
+        &self,
+        run_id: &str,
+        operator: String,
+        key: &Option<FoundKey>,
+    ) -> Result<AuditLog, RunError> {
+        let identity = AuditIdentity {
+            run_id: run_id.to_owned(),
+            operator,
+            secret: self.env.audit_secret.as_ref().and_then(dossier::to_evidence),
+            allow_reroot: self.env.allow_audit_reroot,
+        };
+        let mut audit = AuditLog::open(self.plan.output.root(), identity, self.env.clock.clone())?;
+        audit.append(&match key {
+            Some(found) => AuditEvent::SigningKeyLoaded {
+                keyid: found.signer.key.id().as_str().to_owned(),
+                key_origin: found.signer.origin.as_str().to_owned(),
+            },
+            None => AuditEvent::SigningSkipped { reason: "signing.enabled is false".to_owned() },
+        })?;
+        audit.append(&AuditEvent::PipelineInitialized {
+            model: self.plan.run.model.name_or_path.clone(),
+            trainer_type: self.plan.run.training.trainer_type.to_string(),
+        })?;
+        Ok(audit)
+    }
+
+    pub(super) fn run(
+        &mut self,
+        fresh: Trainable,
+        identity: Identity,
+        from: Option<resume::From>,
+        force_resume: bool,
+        key: &Option<FoundKey>,
+        audit: &mut AuditLog,
+    ) -> Result<Outcome, RunError> {
+        let run_id = identity.run_id.clone();
+        let (adapter, moments, state) = match &from {
+            None => {
+                let moments = Moments::zero(fresh.params().len());
+                (fresh, moments, State::new(self.data.plan.n_steps(), identity))
+            }
+            Some(from) => self.continued(from, &fresh, identity, force_resume, audit)?,
+        };
+        let n_steps_done = state.global_step;
+        let mut metrics = MetricsFile::open(&self.plan.output.metrics(), n_steps_done)?;
+        let mut session = Session::new(Parts {
+            decoder: &self.loaded.decoder,
+            trainer: self.trainer,
+            train: &self.data.prepared.train,
+            validation: &self.data.prepared.validation,
+            plan: &self.data.plan,
+            settings: settings::training(&self.plan.run, self.data.plan.n_steps()),
+            adapter,
+            moments,
+            state,
+        })?;
+        self.observer.observe(&Event::Started(Started {
+            run_id: run_id.clone(),
+            n_steps: self.data.plan.n_steps(),
+            n_steps_done,
+            output_dir: self.plan.output.root().to_owned(),
+            memory_bytes_planned: self.memory_planned,
+        }));
+        audit.append(&AuditEvent::TrainingStarted)?;
+        if n_steps_done == 0 {
+            self.sample(When::Before, Some(session.adapter()))?;
+            self.evaluate(&mut session, &mut metrics)?;
+        }
+        let train_start = self.env.clock.monotonic();
+        if let Some(interrupted) = self.steps(&mut session, &mut metrics, audit)? {
+            return Ok(interrupted);
+        }
+        let train_seconds = (self.env.clock.monotonic() - train_start).as_secs_f64();
+        self.restore_best(&mut session)?;
+        self.sample(When::After, Some(session.adapter()))?;
+        self.check_unchanged()?;
+        let merge_metrics = self.save_final_model(&session)?;
+        let dossier = Dossier {
+            plan: self.plan,
+            env: self.env,
+            found: self.found,
+            loaded: self.loaded,
+            data: &self.data.prepared,
+            sources: self.sources,
+            state: session.state(),
+            run_id: &run_id,
+            started_at: self.started_at,
+            train_seconds,
+            merge_metrics: &merge_metrics,
+            template_now: self.template_now,
+        };
+        let completed = dossier.write(key.as_ref(), audit)?;
+        Ok(Outcome::Completed(completed))
+    }
+
+    /// Trainable, moments and state out of a checkpoint, once it is sure that they belong to this
+    /// run.
+    fn continued(
+        &mut self,
+        from: &resume::From,
+        fresh: &Trainable,
+        identity: Identity,
+        force_resume: bool,
+        audit: &mut AuditLog,
+    ) -> Result<(Trainable, Moments, State), RunError> {
+        let differences = from.state.identity.differences(&identity);
+        if !differences.is_empty() && !force_resume {
+            return Err(RunError::OtherRun { checkpoint: from.path.clone(), differences });
+        }
+        let loaded = checkpoint::load(&from.path, fresh)?;
+        let previous = loaded.state.identity.run_id.clone();
+        audit.append(&AuditEvent::TrainingResumed {
+            from_checkpoint: from.path.display().to_string(),
+            step: loaded.state.global_step,
+            previous_run_id: Some(previous),
+            changes: differences.clone(),
+        })?;
+        let text = format!("continuing from `{}`", from.path.display());
+        self.observer.observe(&Event::Notice(text));
+        for difference in differences {
+            self.observer.observe(&Event::Warning(format!("forced although {difference}")));
+        }
+        let mut state = loaded.state;
+        state.max_steps = self.data.plan.n_steps();
+        state.identity = identity;
+        Ok((loaded.adapter, loaded.moments, state))
+    }
+}

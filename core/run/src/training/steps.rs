@@ -1,0 +1,152 @@
+//! The loop: steps, evaluations and checkpoints, and what is kept when a step fails.
+
+use super::Outcome;
+use super::job::Job;
+use crate::error::RunError;
+use crate::event::{Checkpoint, Evaluation, Event, Step};
+use crate::metrics::MetricsFile;
+use crate::settings;
+use forgelm_artifact::{Disk, write};
+use forgelm_evidence::audit::event::AuditEvent;
+use forgelm_evidence::audit::log::AuditLog;
+use forgelm_train::checkpoint::{self, View};
+use forgelm_train::session::{Session, StepError};
+use serde_json::json;
+use std::path::PathBuf;
+
+impl Job<'_> {
+    /// Steps, evaluations and checkpoints until the end or a request to stop.
+    pub(super) fn steps(
+        &mut self,
+        session: &mut Session<'_>,
+        metrics: &mut MetricsFile,
+        audit: &mut AuditLog,
+    ) -> Result<Option<Outcome>, RunError> {
+        let training = &self.plan.run.training;
+        let log_every = settings::logging_steps(&self.plan.run, self.data.prepared.train.len());
+        while !session.state().is_finished() {
+            if self.env.stop_requested() {
+                return self.interrupt(session, audit).map(Some);
+            }
+            self.step(session, metrics, log_every)?;
+            let step = session.state().global_step;
+            let is_last = step >= session.state().max_steps;
+            let is_save_due = step.is_multiple_of(training.save_steps) || is_last;
+            let is_eval_due = step.is_multiple_of(training.eval_steps) || is_save_due;
+            let is_best = is_eval_due && self.evaluate(session, metrics)?;
+            if is_save_due || is_best || session.state().is_stopped_early {
+                self.checkpoint(session)?;
+            }
+        }
+        Ok(None)
+    }
+
+    fn step(
+        &mut self,
+        session: &mut Session<'_>,
+        metrics: &mut MetricsFile,
+        log_every: u64,
+    ) -> Result<(), RunError> {
+        let start = self.env.clock.monotonic();
+        let report = match session.step() {
+            Ok(report) => report,
+            Err(error) => {
+                self.write_replay(&error)?;
+                return Err(error.into());
+            }
+        };
+        let state = session.state();
+        let step = Step {
+            step: state.global_step,
+            epoch: state.epoch,
+            loss: report.loss,
+            learning_rate: report.learning_rate,
+            grad_norm: report.grad_norm,
+            n_tokens: report.n_tokens,
+            n_trained_tokens: report.n_terms,
+            n_trained_tokens_total: state.n_trained_tokens,
+            seconds: (self.env.clock.monotonic() - start).as_secs_f64(),
+            log: state.global_step == 1 || state.global_step.is_multiple_of(log_every),
+        };
+        metrics.step(&step, &report.metrics)?;
+        self.observer.observe(&Event::Step(step));
+        Ok(())
+    }
+
+    /// Scores the validation split, if there is one; whether it is the best so far.
+    pub(super) fn evaluate(
+        &mut self,
+        session: &mut Session<'_>,
+        metrics: &mut MetricsFile,
+    ) -> Result<bool, RunError> {
+        let start = self.env.clock.monotonic();
+        let Some(report) = session.evaluate()? else { return Ok(false) };
+        let patience = self.plan.run.training.early_stopping_patience;
+        let is_best = session.state_mut().record_evaluation(report.loss, patience);
+        let evaluation = Evaluation {
+            step: session.state().global_step,
+            epoch: session.state().epoch,
+            loss: report.loss,
+            n_trained_tokens: report.n_terms,
+            seconds: (self.env.clock.monotonic() - start).as_secs_f64(),
+            is_best,
+        };
+        metrics.evaluation(&evaluation)?;
+        self.observer.observe(&Event::Evaluation(evaluation));
+        if session.state().is_stopped_early {
+            let text = format!("stopped early: no lower validation loss in {patience} evaluations");
+            self.observer.observe(&Event::Notice(text));
+        }
+        Ok(is_best)
+    }
+
+    fn checkpoint(&mut self, session: &Session<'_>) -> Result<PathBuf, RunError> {
+        let view = View {
+            adapter: session.adapter(),
+            peft: &self.peft,
+            moments: session.moments(),
+            state: session.state(),
+        };
+        let root = self.plan.output.root();
+        let path = checkpoint::save(&Disk::real(), root, view)?;
+        let best = session.state().best_global_step;
+        checkpoint::rotate(root, self.plan.run.training.save_total_limit, best)?;
+        let step = session.state().global_step;
+        self.observer.observe(&Event::Checkpoint(Checkpoint { step, path: path.clone() }));
+        Ok(path)
+    }
+
+    fn interrupt(
+        &mut self,
+        session: &Session<'_>,
+        audit: &mut AuditLog,
+    ) -> Result<Outcome, RunError> {
+        let step = session.state().global_step;
+        let checkpoint = self.checkpoint(session)?;
+        audit.append(&AuditEvent::TrainingInterrupted {
+            step,
+            checkpoint: Some(checkpoint.display().to_string()),
+        })?;
+        Ok(Outcome::Interrupted { checkpoint, step })
+    }
+
+    /// What is needed to look into a step that gave no finite number.
+    fn write_replay(&self, error: &StepError) -> Result<(), RunError> {
+        let StepError::NotFinite { step, what, value, records } = error else { return Ok(()) };
+        let origin = |record: &u64| self.data.prepared.train.origin(*record);
+        let line_of = |record: &u64| origin(record).map(|(_, line)| line);
+        let file_of = |record: &u64| origin(record).map(|(file, _)| file.display().to_string());
+        let replay = json!({
+            "step": step,
+            "what": what,
+            "value": value.to_string(),
+            "records": records,
+            "lines": records.iter().map(line_of).collect::<Vec<_>>(),
+            "files": records.iter().map(file_of).collect::<Vec<_>>(),
+            "data": self.plan.run.data.dataset_name_or_path,
+        });
+        let text = forgelm_artifact::json::pretty(&replay);
+        write::atomic(&self.plan.output.replay(*step), text.as_bytes())?;
+        Ok(())
+    }
+}
