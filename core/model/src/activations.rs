@@ -291,6 +291,8 @@ pub(crate) enum Stage {
     Forwarded,
     /// `logprobs` ran for this many rows.
     Scored(usize),
+    /// `logprobs_with_gradient` ran for this many rows: their gradients are in `head.dxn`.
+    Differentiated(usize),
 }
 
 /// All buffers of a step.

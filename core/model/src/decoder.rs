@@ -198,6 +198,7 @@ impl Decoder {
             scale: self.config.attention_scale(),
             window: self.config.window(layer),
             soft_cap: self.config.attention.soft_cap,
+            compute: self.compute,
         }
     }
 

@@ -340,7 +340,12 @@ impl<'a> Session<'a> {
         let pass = pass(&self.adapter, batch, dropout);
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
         self.decoder.forward(&pass, &mut self.activations);
-        self.decoder.logprobs(&pass, &mut self.activations, scored, &mut buffers.logp);
+        let (decoder, acts, logp) = (self.decoder, &mut self.activations, &mut buffers.logp);
+        if dropout_step.is_some() {
+            decoder.logprobs_with_gradient(&pass, acts, scored, logp);
+        } else {
+            decoder.logprobs(&pass, acts, scored, logp);
+        }
         let sequences = scored_sequences(batch);
         let scored = trainer::Scored {
             sequences: &sequences,

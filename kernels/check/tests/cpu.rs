@@ -23,8 +23,8 @@ fn n_outcomes() -> usize {
         + rms_norm::CASES.len()
         + columns::CASES.len()
         + 2 * rope::CASES.len()
-        + attention::CASES.len()
-        + attention::CACHED.len()
+        + 2 * attention::CASES.len()
+        + 2 * attention::CACHED.len()
         + 2 * glu::CASES.len()
         + 2 * token_logprobs::CASES.len()
         + elementwise::DROPOUT.len()
@@ -41,7 +41,7 @@ fn check(set: InstructionSet) {
     assert_eq!(cpu.prefers(Compute::Bf16), set == InstructionSet::Avx512Bf16);
     let one = compare_all(&cpu);
     assert_eq!(one.len(), n_outcomes());
-    assert_eq!(one.len(), 182 + 84);
+    assert_eq!(one.len(), 210 + 84);
     for n_threads in [2, 3] {
         let cpu = Cpu::with_instruction_set(n_threads, set).unwrap();
         assert_eq!(cpu.n_threads(), n_threads);
@@ -68,13 +68,18 @@ fn avx2_is_the_reference_on_any_number_of_threads() {
 }
 
 #[test]
+fn neon_is_the_reference_on_any_number_of_threads() {
+    check(InstructionSet::Neon);
+}
+
+#[test]
 fn plain_code_is_the_reference_on_any_number_of_threads() {
     check(InstructionSet::Plain);
 }
 
 #[test]
 fn every_instruction_set_has_a_test() {
-    assert_eq!(InstructionSet::ALL.len(), 4);
+    assert_eq!(InstructionSet::ALL.len(), 5);
     assert!(InstructionSet::available().contains(&InstructionSet::Plain));
 }
 

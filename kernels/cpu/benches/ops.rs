@@ -72,6 +72,7 @@ fn attention(c: &mut Criterion) {
         scale: 0.125,
         window: None,
         soft_cap: None,
+        compute: Compute::Bf16,
     };
     let t = 256;
     let (q, k, v) = (numbers(t * h * d), numbers(t * h_kv * d), numbers(t * h_kv * d));

@@ -15,8 +15,8 @@ impl Decoder {
     /// Adds the gradient of `sum(dlogp * logp)` with respect to every trainable number to
     /// `grads`.
     ///
-    /// `pass` and `scored` are those of [`Decoder::forward`] and [`Decoder::logprobs`], which came
-    /// just before; `acts` is spent afterwards. Nothing is divided by anything: the caller scales
+    /// `pass` and `scored` are those of [`Decoder::forward`] and [`Decoder::logprobs`] (or
+    /// [`Decoder::logprobs_with_gradient`]), which came just before; `acts` is spent afterwards. Nothing is divided by anything: the caller scales
     /// once per optimizer step.
     ///
     /// Shapes: `dlogp` [R] read, `grads` as
@@ -34,7 +34,9 @@ impl Decoder {
     ) {
         let trainable = pass.adapter.expect("backward needs something that trains");
         assert!(acts.keep != Keep::Nothing, "these activations keep nothing for backward");
-        assert_eq!(acts.stage, Stage::Scored(dlogp.len()), "forward and logprobs come first");
+        let n = dlogp.len();
+        let scored_rows = acts.stage == Stage::Scored(n) || acts.stage == Stage::Differentiated(n);
+        assert!(scored_rows, "forward and logprobs come first");
         assert_eq!(acts.n_tokens, pass.batch.tokens.len(), "another batch went forward");
         assert_eq!(grads.len(), trainable.params().len(), "grads is not the numbers' shape");
         let step = self.step(pass);
@@ -92,15 +94,22 @@ impl Decoder {
                 self.config.final_soft_cap,
             );
         }
-        self.ops.token_logprobs_backward(
-            head.dxn.get_mut(n),
-            dlogp,
-            head.lse.get(n),
-            head.xn.get(n),
-            head_weight,
-            scored.labels,
-            self.config.final_soft_cap,
-        );
+        if acts.stage == Stage::Differentiated(n) {
+            let rows = head.dxn.get_mut(n).chunks_exact_mut(self.dims.c);
+            for (row, &dlogp) in rows.zip(dlogp) {
+                row.iter_mut().for_each(|d| *d *= dlogp);
+            }
+        } else {
+            self.ops.token_logprobs_backward(
+                head.dxn.get_mut(n),
+                dlogp,
+                head.lse.get(n),
+                head.xn.get(n),
+                head_weight,
+                scored.labels,
+                self.config.final_soft_cap,
+            );
+        }
         if let Some(range) = trainable.range(Role::FinalNorm) {
             let (dxn, x) = (head.dxn.get(n), head.x.get(n));
             self.ops.rms_norm_weight_backward(&mut grads[range], dxn, x, head.inv_rms.get(n));

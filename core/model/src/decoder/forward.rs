@@ -62,6 +62,37 @@ impl Decoder {
         acts.stage = Stage::Scored(n);
     }
 
+    /// As [`Decoder::logprobs`], for a micro-batch that goes backward: the gradient of each
+    /// log-probability is formed in the same pass over the vocabulary.
+    ///
+    /// Shapes: `logp` [R] written.
+    ///
+    /// # Panics
+    /// As [`Decoder::logprobs`].
+    pub fn logprobs_with_gradient(
+        &self,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+        scored: Scored<'_>,
+        logp: &mut [f32],
+    ) {
+        let n = scored.rows.len();
+        assert_eq!(scored.labels.len(), n, "labels is not [R]");
+        assert_eq!(logp.len(), n, "logp is not [R]");
+        self.norm_rows(pass.adapter, acts, scored.rows);
+        let head = &mut acts.head;
+        self.ops.token_logprobs_with_gradient(
+            logp,
+            head.lse.get_mut(n),
+            head.dxn.get_mut(n),
+            head.xn.get(n),
+            self.head(pass.adapter),
+            scored.labels,
+            self.config.final_soft_cap,
+        );
+        acts.stage = Stage::Differentiated(n);
+    }
+
     /// Logits of some rows, after [`Decoder::forward`] with the same
     /// `adapter`: for tests and generation.
     ///
