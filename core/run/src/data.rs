@@ -157,7 +157,7 @@ pub fn preview(
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Result<PreviewRow, DataProblem>>, RunError> {
-    let sources = find(plan, offline, env, observer)?;
+    let sources = find_unchecked(plan, offline, env, observer)?;
     let found = model::find(&model::request_of(plan, offline), env, observer)?;
     let renderer = renderer(plan, &found, template_now);
     let trainer = plan.run.training.trainer_type;
