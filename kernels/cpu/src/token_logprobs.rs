@@ -390,7 +390,7 @@ pub(crate) fn head_backward(
         CpuMatrix::F32(head) => head_backward_as(pool, isa, dhead, upstream, rows, head),
         CpuMatrix::Bf16(head) => head_backward_as(pool, isa, dhead, upstream, rows, head),
         CpuMatrix::Blocks(head) => {
-            let dense = CpuMatrix::pack(pool, isa, head, head.compute());
+            let dense = CpuMatrix::pack(pool, isa, head.as_ref(), head.compute());
             head_backward(pool, isa, dhead, upstream, rows, &dense);
         }
     }
