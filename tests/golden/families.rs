@@ -232,10 +232,10 @@ fn weight_gradients(trainable: &Trainable, grads: &[f32]) -> BTreeMap<String, Ve
 fn gradients(
     golden: &Golden,
     trainable: &Trainable,
-    (keep, weight, balance): (Keep, f32, f32),
+    (keep, weight, n_terms): (Keep, f32, u64),
 ) -> BTreeMap<String, Vec<f32>> {
     let mut acts = activations(&golden.decoder, Some(trainable), keep);
-    acts.set_balance_weight(balance);
+    golden.decoder.weigh_balance(trainable, n_terms, &mut acts);
     loss(golden, Some(trainable), &mut acts);
     let mut grads = vec![0.0; trainable.params().len()];
     let batch = &golden.batch;
@@ -271,11 +271,11 @@ fn gradients_of_every_parameter_are_those_of_torch() {
             golden.decoder.begin(&mut whole, open.store()).expect("all weights");
             let weight = -1.0 / golden.batch.labels.len() as f32;
             let expected = golden.about["gradients"].as_object().expect("gradients by name");
-            let found = gradients(&golden, &whole, (keep, weight, 0.0));
+            let found = gradients(&golden, &whole, (keep, weight, 0));
             assert_eq!(found.len(), expected.len(), "{case}");
             // Through an adapter only the linear layers have one.
             let adapter = identity(&golden.decoder);
-            let through_adapter = gradients(&golden, &adapter, (keep, weight, 0.0));
+            let through_adapter = gradients(&golden, &adapter, (keep, weight, 0));
             for (name, found) in found.into_iter().chain(through_adapter) {
                 let found: Vec<f64> = found.iter().map(|&g| f64::from(g)).collect();
                 assert_gradient(&format!("{case}: {name}"), &found, &expected[&name]);
@@ -295,11 +295,12 @@ fn the_balance_loss_and_its_gradient_are_those_of_transformers() {
         let expected = number(&about["aux_loss"]);
         assert_close(case, acts.balance_loss().expect("experts"), expected, 1e-5 * expected);
         for keep in [Keep::Everything, Keep::LayerInputs] {
-            let all = gradients(&golden, &adapter, (keep, 0.0, 1.0));
+            let all = gradients(&golden, &adapter, (keep, 0.0, 1000));
             let routers = about["router_gradients"].as_object().expect("routers by name");
             assert_eq!(routers.len(), 2);
             for (name, expected) in routers {
-                let found: Vec<f64> = all[name].iter().map(|&g| f64::from(g)).collect();
+                let weight = 1000.0 * number(&about["coef"]);
+                let found: Vec<f64> = all[name].iter().map(|&g| f64::from(g) / weight).collect();
                 assert_gradient(&format!("{case}: {name}"), &found, expected);
             }
         }

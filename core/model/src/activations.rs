@@ -365,15 +365,6 @@ impl Activations {
         self.ws.balance.loss()
     }
 
-    /// From now on backward adds the gradient of `weight` times the balance loss: for a model
-    /// whose router trains, `router_aux_loss_coef` times what the caller divides the step's
-    /// gradient by. 0, as it is at first, leaves the loss out.
-    ///
-    /// The loss is that of one pass: a step of several passes adds one loss for each.
-    pub fn set_balance_weight(&mut self, weight: f32) {
-        self.ws.balance.weight = weight;
-    }
-
     /// Rows of the last forward pass.
     #[must_use]
     pub fn n_tokens(&self) -> usize {

@@ -250,6 +250,13 @@ impl Trainable {
         model.linears(layer).into_iter().find(|linear| self.trains(layer, *linear))
     }
 
+    /// Whether a router of experts trains.
+    #[must_use]
+    pub fn trains_router(&self) -> bool {
+        let of_base = self.base.keys().any(|role| matches!(role, Role::Linear(_, Linear::Router)));
+        of_base || self.modules.iter().any(|m| m.linear == Linear::Router)
+    }
+
     /// Whether anything of a linear layer trains.
     pub(crate) fn trains(&self, layer: usize, linear: Linear) -> bool {
         self.module(layer, linear).is_some()

@@ -271,6 +271,7 @@ impl<'a> Session<'a> {
             if !loss.loss_sum.is_finite() {
                 return Err(self.not_finite(step, "the loss", loss.loss_sum));
             }
+            self.decoder.weigh_balance(&self.adapter, loss.n_terms, &mut self.activations);
             self.backward(&batch, step);
             add_loss(&mut total, loss);
         }

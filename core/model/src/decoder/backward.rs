@@ -71,6 +71,16 @@ impl Decoder {
         acts.stage = Stage::Empty;
     }
 
+    /// Says how much the balance loss of experts counts in the next backward pass: where a router
+    /// trains, `router_aux_loss_coef` beside the mean of the terms, of which this pass has
+    /// `n_terms`; not at all where none trains. The balance is that of one pass, and a step of
+    /// several passes has the mean of theirs, weighted by their terms.
+    pub fn weigh_balance(&self, trainable: &Trainable, n_terms: u64, acts: &mut Activations) {
+        let experts = self.config.experts.as_ref().filter(|_| trainable.trains_router());
+        let coefficient = experts.map_or(0.0, |experts| experts.router_aux_loss_coef);
+        acts.ws.balance.weight = coefficient * n_terms as f32;
+    }
+
     /// Gradient of the residual stream after the last layer, into `ws.dx`, and those of the head
     /// and the last norm where they train.
     fn head_backward(
