@@ -3,7 +3,7 @@
 use forgelm_data::{Plan, PlanSettings, Sequence};
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_cpu::Cpu;
-use forgelm_model::{Adapter, Decoder, LoraConfig, ModelFiles, OpenModel};
+use forgelm_model::{Adapter, Decoder, Keep, LoraConfig, ModelFiles, OpenModel};
 use forgelm_plugin_trainer::sft::SFT;
 use forgelm_sdk::trainer::Trainer;
 use forgelm_tensor::random::{Purpose, Stream};
@@ -99,10 +99,12 @@ impl<'a> Run<'a> {
             train,
             validation: &train[..4],
             plan,
+            keep: Keep::Everything,
             settings: Settings {
                 schedule: Schedule::new(Decay::Linear, LEARNING_RATE, 0.1, plan.n_steps()),
                 adamw: AdamWSettings::with_weight_decay(0.01),
                 max_grad_norm: 1.0,
+                noise_alpha: None,
                 seed: SEED,
             },
             adapter,

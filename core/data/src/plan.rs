@@ -60,6 +60,32 @@ impl Plan {
         Plan { settings, units, steps_per_epoch, n_steps }
     }
 
+    /// The same steps in micro-batches of `b` units, `a` to a step.
+    ///
+    /// # Panics
+    /// If `b * a` is not the product that the plan has: the steps would be others.
+    #[must_use]
+    pub fn recut(&self, b: usize, a: usize) -> Plan {
+        let settings = &self.settings;
+        assert_eq!(
+            b * a,
+            settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
+            "another effective batch"
+        );
+        let settings = PlanSettings {
+            per_device_train_batch_size: b,
+            gradient_accumulation_steps: a,
+            ..settings.clone()
+        };
+        Plan { settings, ..self.clone() }
+    }
+
+    /// Units in a micro-batch and micro-batches in a step.
+    #[must_use]
+    pub fn cut(&self) -> (usize, usize) {
+        (self.settings.per_device_train_batch_size, self.settings.gradient_accumulation_steps)
+    }
+
     /// Optimizer steps in the run.
     #[must_use]
     pub fn n_steps(&self) -> u64 {
@@ -105,10 +131,23 @@ impl Plan {
     /// The sequences of each micro-batch of a step: one shuffle for them all.
     #[must_use]
     pub fn step(&self, step: u64) -> Vec<Vec<usize>> {
+        self.step_of(step, &self.order(step / self.steps_per_epoch))
+    }
+
+    /// [`Plan::step`] of every step from 0 to `n`, with one shuffle an epoch.
+    pub fn steps_before(&self, n: u64) -> impl Iterator<Item = Vec<Vec<usize>>> + '_ {
+        let n_epochs = n.div_ceil(self.steps_per_epoch);
+        (0..n_epochs).flat_map(move |epoch| {
+            let order = self.order(epoch);
+            let first = epoch * self.steps_per_epoch;
+            let steps = first..(first + self.steps_per_epoch).min(n);
+            steps.map(move |step| self.step_of(step, &order))
+        })
+    }
+
+    fn step_of(&self, step: u64, order: &[usize]) -> Vec<Vec<usize>> {
         let (from, to) = self.range(step);
-        let order = self.order(step / self.steps_per_epoch);
-        let units: Vec<usize> = order[from..to].to_vec();
-        let micro_batches = units.chunks(self.settings.per_device_train_batch_size);
+        let micro_batches = order[from..to].chunks(self.settings.per_device_train_batch_size);
         micro_batches
             .map(|chunk| chunk.iter().flat_map(|&unit| self.units[unit].iter().copied()).collect())
             .collect()
@@ -139,7 +178,8 @@ impl Plan {
     }
 }
 
-/// The batches of a validation pass, in order: `batch_size` sequences each, or bins when packed.
+/// The batches of a validation pass, in order: at most `batch_size` sequences each and, but for a
+/// sequence that is longer by itself, at most `tokens_max` tokens.
 ///
 /// # Panics
 /// If `batch_size` is 0.
@@ -147,14 +187,24 @@ impl Plan {
 pub fn evaluation_batches(
     lengths: &[usize],
     batch_size: usize,
-    packed_to: Option<usize>,
+    tokens_max: usize,
 ) -> Vec<Vec<usize>> {
     assert!(batch_size > 0, "a batch of no sequences");
-    let units: Vec<Vec<usize>> = match packed_to {
-        Some(capacity) => best_fit_decreasing(lengths, capacity),
-        None => (0..lengths.len()).map(|i| vec![i]).collect(),
-    };
-    units.chunks(batch_size).map(<[Vec<usize>]>::concat).collect()
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut n_tokens = 0;
+    for (i, &len) in lengths.iter().enumerate() {
+        match batches.last_mut() {
+            Some(batch) if batch.len() < batch_size && n_tokens + len <= tokens_max => {
+                batch.push(i);
+                n_tokens += len;
+            }
+            _ => {
+                batches.push(vec![i]);
+                n_tokens = len;
+            }
+        }
+    }
+    batches
 }
 
 #[cfg(test)]
@@ -188,6 +238,22 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_cut_again_has_the_same_steps() {
+        for n in [1, 7, 9, 40] {
+            let plan = Plan::new(settings(6, 2), &vec![10; n]);
+            for (b, a) in [(6, 2), (4, 3), (3, 4), (1, 12)] {
+                let recut = plan.recut(b, a);
+                let fresh = Plan::new(settings(b, a), &vec![10; n]);
+                assert_eq!((recut.cut(), recut.n_steps()), ((b, a), plan.n_steps()));
+                for step in 0..plan.n_steps() {
+                    assert_eq!(recut.step(step), fresh.step(step), "{n} rows, {b} x {a}");
+                    assert_eq!(recut.step(step).concat(), plan.step(step).concat());
+                }
+            }
+        }
+    }
+
+    #[test]
     fn each_epoch_has_every_sequence_once_and_epochs_differ() {
         let plan = Plan::new(settings(4, 2), &[10; 101]);
         let epoch = |e: u64| -> Vec<usize> {
@@ -195,6 +261,8 @@ mod tests {
                 .flat_map(|s| plan.step(s).concat())
                 .collect()
         };
+        let all: Vec<_> = plan.steps_before(plan.n_steps()).collect();
+        assert_eq!(all, (0..plan.n_steps()).map(|s| plan.step(s)).collect::<Vec<_>>());
         for e in 0..3 {
             let mut seen = epoch(e);
             seen.sort_unstable();
@@ -257,7 +325,15 @@ mod tests {
         let mut seen: Vec<usize> = (0..4).flat_map(|s| plan.step(s).concat()).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..13).collect::<Vec<_>>());
-        assert_eq!(evaluation_batches(&lengths, 8, Some(8)).len(), 1);
-        assert_eq!(evaluation_batches(&[3, 3, 3], 2, None), vec![vec![0, 1], vec![2]]);
+    }
+
+    #[test]
+    fn evaluation_batches_are_bounded_in_sequences_and_tokens() {
+        assert_eq!(evaluation_batches(&[3, 3, 3], 2, 100), vec![vec![0, 1], vec![2]]);
+        assert_eq!(
+            evaluation_batches(&[3, 3, 9, 1, 2], 8, 6),
+            vec![vec![0, 1], vec![2], vec![3, 4]],
+            "a sequence that is longer by itself stands alone"
+        );
     }
 }

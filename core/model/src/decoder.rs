@@ -9,6 +9,7 @@ mod cached;
 mod forward;
 mod lora;
 mod mlp;
+mod noise;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use crate::names::Linear;
 use crate::store::TensorStore;
 use crate::weights::{Weights, WeightsError};
 pub use cached::{CachedSequence, KvCache};
+pub use noise::EmbeddingNoise;
 
 /// A model ready to run. Its weights never change.
 pub struct Decoder {

@@ -38,7 +38,9 @@ pub use adapter::{
     LoadedAdapter, LoraConfig, NamedSlice, PeftInfo,
 };
 pub use config::{ConfigError, Dims, ModelConfig, read_config_json};
-pub use decoder::{CachedSequence, Decoder, DropoutStep, KvCache, PackedInput, Pass, Scored};
+pub use decoder::{
+    CachedSequence, Decoder, DropoutStep, EmbeddingNoise, KvCache, PackedInput, Pass, Scored,
+};
 pub use names::{Linear, Role};
 pub use open::{LoadError, ModelFiles, OpenModel};
 pub use rope::{Rope, RopeScaling, yarn_attention_factor};

@@ -148,7 +148,7 @@ pub enum RunError {
     Bundle(#[from] BundleError),
     /// The plan needs more memory than there is.
     #[error(
-        "the run needs {needed} bytes of memory and {available} are available; the largest parts \
+        "the run needs {needed} bytes of memory and {ceiling} leaves {available}; the largest parts \
          are {largest}\n  hint: {hint}"
     )]
     Memory {
@@ -156,10 +156,30 @@ pub enum RunError {
         needed: u64,
         /// Available, in bytes.
         available: u64,
+        /// What sets the limit.
+        ceiling: &'static str,
         /// The largest buffers of the plan.
         largest: String,
         /// The cheapest change.
         hint: String,
+    },
+    /// Memory ran out in the middle, and the step cannot be cut any smaller.
+    #[error(
+        "step {step}: {needed} bytes of memory are needed and {ceiling} leaves {available}; the batch \
+         is at its smallest, {batch_size}\n  hint: free some memory and continue with `--resume`; \
+         `training.oom_recovery_min_batch_size` is the floor"
+    )]
+    OutOfRoom {
+        /// 1-based number of the step.
+        step: u64,
+        /// Needed, in bytes.
+        needed: u64,
+        /// Available, in bytes.
+        available: u64,
+        /// What sets the limit.
+        ceiling: &'static str,
+        /// Sequences in a micro-batch.
+        batch_size: usize,
     },
     /// The checkpoints need more room than the disk has.
     #[error(
@@ -232,7 +252,10 @@ impl RunError {
             Self::Key(_) => Exit::Config,
             Self::Audit(error) if error.is_config() => Exit::Config,
             Self::Audit(_) | Self::Bundle(_) | Self::Step(_) | Self::Generate(_) => Exit::Runtime,
-            Self::Memory { .. } | Self::Disk { .. } | Self::OutOfMemory(_) => Exit::Resources,
+            Self::Memory { .. }
+            | Self::OutOfRoom { .. }
+            | Self::Disk { .. }
+            | Self::OutOfMemory(_) => Exit::Resources,
             Self::Changed { .. } => Exit::Integrity,
         }
     }

@@ -93,14 +93,33 @@ pub fn find(
     Ok(FoundModel { resolved, open, tokenizer, template, adapter })
 }
 
+/// The kernel library that a request asks for, and the format of products with frozen weights.
+#[must_use]
+pub fn kernels(request: &ModelRequest) -> (Arc<dyn Ops>, Compute) {
+    let n_threads = request.threads.unwrap_or_else(all_cores);
+    let ops: Arc<dyn Ops> = Arc::new(Cpu::new(n_threads));
+    let compute = compute(request.compute, ops.as_ref());
+    (ops, compute)
+}
+
 /// Reads and packs the weights of a model that was found.
 ///
 /// # Errors
 /// If they are not what the model's description says.
 pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, RunError> {
-    let n_threads = request.threads.unwrap_or_else(all_cores);
-    let ops: Arc<dyn Ops> = Arc::new(Cpu::new(n_threads));
-    let compute = compute(request.compute, ops.as_ref());
+    let (ops, compute) = kernels(request);
+    load_with(found, ops, compute)
+}
+
+/// [`load`] for kernels that are there.
+///
+/// # Errors
+/// If they are not what the model's description says.
+pub fn load_with(
+    found: &FoundModel,
+    ops: Arc<dyn Ops>,
+    compute: Compute,
+) -> Result<LoadedModel, RunError> {
     let sha256 = match &found.resolved.sha256 {
         Some(sha256) => sha256.clone(),
         None => weights_sha256(&found.resolved.files)?,

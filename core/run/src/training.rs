@@ -5,14 +5,17 @@
 
 mod finish;
 mod job;
-mod room;
+pub(crate) mod room;
+mod squeeze;
 mod steps;
-mod tokenized;
+pub(crate) mod tokenized;
 
+use crate::cost::EnergyMeter;
 use crate::dossier;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, ModelLoaded, Observer};
+use crate::footprint;
 use crate::model::{self, FoundModel, LoadedModel, ModelRequest};
 use crate::output::Start;
 use crate::plan::Plan;
@@ -28,9 +31,10 @@ use forgelm_hub::Source;
 use forgelm_model::{Adapter, PeftInfo};
 use forgelm_plugin::Registry;
 use forgelm_tensor::random::{Purpose, Stream};
+use forgelm_train::session::Cut;
 use forgelm_train::state::Identity;
 use job::Job;
-use room::check_room;
+use room::{Inputs, check_room};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -115,10 +119,22 @@ pub fn train(
     let dataset = forgelm_data::open(&plan.run.data, plan.run.training.trainer_type)?;
     let model_request = model_request(plan, request);
     let load_start = env.clock.monotonic();
-    let found = model::find(&model_request, env, observer)?;
+    let found = find(plan, &model_request, env, observer)?;
     let data = TokenizedData::new(plan, &dataset, &found, template_now, observer)?;
-    let loaded = model::load(&found, &model_request)?;
     let adapter = new_adapter(plan, &found)?;
+    let (ops, compute) = model::kernels(&model_request);
+    let inputs = Inputs {
+        plan,
+        data: &data,
+        found: &found,
+        adapter: &adapter,
+        compute,
+        n_threads: ops.n_threads(),
+        held: footprint::held_now(),
+    };
+    let configured = inputs.configured();
+    let fit = check_room(&inputs, cut_of(from.as_ref(), configured))?;
+    let loaded = model::load_with(&found, ops, compute)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: plan.run.model.name_or_path.clone(),
         n_params: loaded.decoder.config().n_parameters() as u64,
@@ -129,7 +145,6 @@ pub fn train(
         seconds: (env.clock.monotonic() - load_start).as_secs_f64(),
     }));
     let identity = identity(plan, env, &dataset, &loaded, template_now);
-    let memory_planned = check_room(plan, &data, &loaded, &adapter)?;
 
     plan.output.create()?;
     let lock = RunLock::acquire(plan.output.root(), &identity.run_id, started_at)?;
@@ -153,7 +168,12 @@ pub fn train(
         stop_ids: model::stop_ids(&found.tokenizer, found.template.as_ref()),
         template_now,
         started_at,
-        memory_planned,
+        memory_planned: fit.bytes_planned,
+        configured,
+        rung: fit.rung,
+        tried: fit.tried,
+        kept: 0,
+        energy: EnergyMeter::default(),
     };
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
     let result = job.run(adapter, identity, from, request.force_resume, &key, &mut audit);
@@ -182,7 +202,7 @@ fn local_inputs(plan: &Plan) -> Vec<&Path> {
     }
 }
 
-fn model_request(plan: &Plan, request: &Request) -> ModelRequest {
+pub(crate) fn model_request(plan: &Plan, request: &Request) -> ModelRequest {
     let run = &plan.run;
     ModelRequest {
         name: run.model.name_or_path.clone(),
@@ -196,7 +216,17 @@ fn model_request(plan: &Plan, request: &Request) -> ModelRequest {
     }
 }
 
-fn new_adapter(plan: &Plan, found: &FoundModel) -> Result<Adapter, RunError> {
+/// The model, described as the config overrides it.
+pub(crate) fn find(
+    _plan: &Plan,
+    request: &ModelRequest,
+    env: &Environment,
+    observer: &mut dyn Observer,
+) -> Result<FoundModel, RunError> {
+    model::find(request, env, observer)
+}
+
+pub(crate) fn new_adapter(plan: &Plan, found: &FoundModel) -> Result<Adapter, RunError> {
     let stream = Stream::new(plan.run.training.seed, Purpose::LoraInit);
     Ok(Adapter::new(settings::lora(&plan.run), found.open.config(), &stream)?)
 }
@@ -229,12 +259,19 @@ fn identity(
 }
 
 /// What chat templates take for the present: `data.template_now`, else the day of the run.
-fn template_now(plan: &Plan, started_at: UtcTime) -> i64 {
+pub(crate) fn template_now(plan: &Plan, started_at: UtcTime) -> i64 {
     const SECONDS_PER_DAY: i64 = 86_400;
     let configured = plan.run.data.template_now.as_ref();
     let date = configured.and_then(|date| format!("{date}T00:00:00Z").parse::<UtcTime>().ok());
     let seconds = date.unwrap_or(started_at).0.div_euclid(1_000_000);
     seconds.div_euclid(SECONDS_PER_DAY) * SECONDS_PER_DAY
+}
+
+/// How steps are cut: as the checkpoint's run did in the end, else as configured.
+fn cut_of(from: Option<&resume::From>, configured: Cut) -> Cut {
+    let effective = |cut: &Cut| cut.batch_size * cut.accumulation;
+    let kept = from.and_then(|from| from.state.cut);
+    kept.filter(|cut| effective(cut) == effective(&configured)).unwrap_or(configured)
 }
 
 /// A run whose last step, model and attestation are there.

@@ -1,20 +1,32 @@
 //! The loop body: one optimizer step, one evaluation. Who calls them, and when, is core/run's
 //! business.
 
+use crate::flops::{Work, training_flops};
 use crate::optimizer::{self, AdamWSettings, At, Moments, ScaledGradient};
 use crate::schedule::Schedule;
 use crate::state::State;
 use forgelm_data::{PackedBatch, PackedSequence, Plan, Sequence, evaluation_batches, pack};
 use forgelm_model::{
-    Activations, Adapter, Decoder, DropoutStep, Keep, MemoryPlan, OutOfMemory, PackedInput, Pass,
-    Scored, StepSize,
+    Activations, Adapter, Decoder, DropoutStep, EmbeddingNoise, Keep, MemoryPlan, ModelConfig,
+    OutOfMemory, PackedInput, Pass, Scored, StepSize,
 };
 use forgelm_sdk::trainer::{self, Loss, Role, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// Sequences of a micro-batch of the validation split.
+/// Sequences of a micro-batch of the validation split, at most.
 const EVAL_BATCH_SIZE: usize = 8;
+
+/// How a step is cut: sequences in a micro-batch (bins when packed), micro-batches in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cut {
+    /// Sequences in a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches in a step.
+    pub accumulation: usize,
+}
 
 /// What training is told besides model and data.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,7 +37,9 @@ pub struct Settings {
     pub adamw: AdamWSettings,
     /// Bound on the norm of the mean gradient.
     pub max_grad_norm: f64,
-    /// Seed of the dropout.
+    /// Scale of the noise on token vectors; none without it.
+    pub noise_alpha: Option<f64>,
+    /// Seed of the dropout and the noise.
     pub seed: u64,
 }
 
@@ -82,9 +96,11 @@ pub struct Session<'a> {
     trainer: &'a dyn Trainer,
     train: &'a [Sequence],
     validation: &'a [Sequence],
-    plan: &'a Plan,
+    plan: Cow<'a, Plan>,
+    validation_batches: Vec<Vec<usize>>,
     settings: Settings,
     dropout: Stream,
+    noise: Stream,
     adapter: Adapter,
     moments: Moments,
     state: State,
@@ -113,6 +129,8 @@ pub struct Parts<'a> {
     pub validation: &'a [Sequence],
     /// Which sequences each micro-batch has.
     pub plan: &'a Plan,
+    /// What the forward pass keeps for the backward pass; the bits do not depend on it.
+    pub keep: Keep,
     /// Everything else.
     pub settings: Settings,
     /// What trains.
@@ -126,31 +144,42 @@ pub struct Parts<'a> {
 /// The largest micro-batch that a plan has, training and validation together.
 #[must_use]
 pub fn largest_step(train: &[Sequence], validation: &[Sequence], plan: &Plan) -> StepSize {
-    let mut size = StepSize { tokens_max: 1, scored_rows_max: 1 };
-    let mut take = |sequences: &mut dyn Iterator<Item = &Sequence>| {
-        let (mut tokens, mut scored) = (0, 0);
-        for sequence in sequences {
-            tokens += sequence.tokens.len();
-            scored += sequence.n_trained();
-        }
-        size.tokens_max = size.tokens_max.max(tokens);
-        size.scored_rows_max = size.scored_rows_max.max(scored);
-    };
-    for step in 0..plan.n_steps() {
-        for micro_batch in plan.step(step) {
-            take(&mut micro_batch.iter().map(|&i| &train[i]));
-        }
-    }
-    for micro_batch in validation_batches(validation) {
-        take(&mut micro_batch.iter().map(|&i| &validation[i]));
+    let mut size = largest_training_step(train, plan);
+    for micro_batch in validation_batches(validation, size.tokens_max) {
+        take(&mut size, micro_batch.iter().map(|&i| &validation[i]));
     }
     size
 }
 
-/// The validation split in micro-batches.
-fn validation_batches(validation: &[Sequence]) -> Vec<Vec<usize>> {
+fn largest_training_step(train: &[Sequence], plan: &Plan) -> StepSize {
+    let mut size = StepSize { tokens_max: 1, scored_rows_max: 1 };
+    for micro_batch in plan.steps_before(plan.n_steps()).flatten() {
+        take(&mut size, micro_batch.iter().map(|&i| &train[i]));
+    }
+    size
+}
+
+/// Widens `size` until a micro-batch of these sequences fits.
+fn take<'s>(size: &mut StepSize, sequences: impl Iterator<Item = &'s Sequence>) {
+    let (mut tokens, mut scored) = (0, 0);
+    for sequence in sequences {
+        tokens += sequence.tokens.len();
+        scored += sequence.n_trained();
+    }
+    size.tokens_max = size.tokens_max.max(tokens);
+    size.scored_rows_max = size.scored_rows_max.max(scored);
+}
+
+/// The validation split in micro-batches. But for a sequence that is longer by itself, none has
+/// more than `tokens_max` tokens: evaluation needs no more memory than training.
+fn validation_batches(validation: &[Sequence], tokens_max: usize) -> Vec<Vec<usize>> {
     let lengths: Vec<usize> = validation.iter().map(|sequence| sequence.tokens.len()).collect();
-    evaluation_batches(&lengths, EVAL_BATCH_SIZE, None)
+    evaluation_batches(&lengths, EVAL_BATCH_SIZE, tokens_max)
+}
+
+fn no_activations(model: &ModelConfig) -> Result<Activations, OutOfMemory> {
+    let nothing = StepSize { tokens_max: 0, scored_rows_max: 0 };
+    Activations::new(model, None, nothing, Keep::Nothing)
 }
 
 fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
@@ -158,13 +187,16 @@ fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
     pack(&chosen)
 }
 
-/// Every buffer of a session, by name and size.
+/// Every buffer of a session, by name and size; the weights, which it borrows, are not among them.
 #[must_use]
-pub fn memory_plan(decoder: &Decoder, adapter: &Adapter, size: StepSize) -> MemoryPlan {
-    let config = decoder.config();
-    let mut plan = Activations::memory_plan(config, Some(adapter), size, Keep::Everything);
+pub fn memory_plan(
+    model: &ModelConfig,
+    adapter: &Adapter,
+    size: StepSize,
+    keep: Keep,
+) -> MemoryPlan {
+    let mut plan = Activations::memory_plan(model, Some(adapter), size, keep);
     let n_params = size_of_val(adapter.params());
-    plan.add("packed weights", decoder.weights_bytes());
     plan.add("adapter", n_params);
     plan.add("gradient of the adapter", n_params);
     plan.add("optimizer moments", 2 * n_params);
@@ -172,29 +204,84 @@ pub fn memory_plan(decoder: &Decoder, adapter: &Adapter, size: StepSize) -> Memo
 }
 
 impl<'a> Session<'a> {
-    /// Allocates every buffer of the run.
+    /// A session with every buffer of the run.
     ///
     /// # Errors
     /// If there is no memory for one.
     pub fn new(parts: Parts<'a>) -> Result<Self, OutOfMemory> {
-        let size = largest_step(parts.train, parts.validation, parts.plan);
-        let activations =
-            Activations::new(parts.decoder.config(), Some(&parts.adapter), size, Keep::Everything)?;
+        let keep = parts.keep;
+        let mut session = Self::without_buffers(parts)?;
+        session.allocate(session.cut(), keep)?;
+        Ok(session)
+    }
+
+    /// A session that cannot step before [`Session::allocate`].
+    ///
+    /// # Errors
+    /// If there is no memory for the gradient.
+    pub fn without_buffers(parts: Parts<'a>) -> Result<Self, OutOfMemory> {
+        let n_params = parts.adapter.params().len();
+        let mut grad = Vec::new();
+        grad.try_reserve_exact(n_params).map_err(|_| OutOfMemory {
+            buffer: "gradient of the adapter".to_owned(),
+            bytes: n_params * size_of::<f32>(),
+            total: n_params * size_of::<f32>(),
+        })?;
+        grad.resize(n_params, 0.0);
         Ok(Self {
             decoder: parts.decoder,
             trainer: parts.trainer,
             train: parts.train,
             validation: parts.validation,
-            plan: parts.plan,
+            validation_batches: Vec::new(),
+            plan: Cow::Borrowed(parts.plan),
             settings: parts.settings,
             dropout: Stream::new(parts.settings.seed, Purpose::Dropout),
-            grad: vec![0.0; parts.adapter.params().len()],
+            noise: Stream::new(parts.settings.seed, Purpose::EmbeddingNoise),
+            grad,
             adapter: parts.adapter,
             moments: parts.moments,
             state: parts.state,
-            activations,
+            activations: no_activations(parts.decoder.config())?,
             buffers: RowBuffers::default(),
         })
+    }
+
+    /// Gives back the buffers of a step and makes those of this cut of the same steps; returns the
+    /// bytes given back and the bytes made. What trains and its moments stay as they are.
+    ///
+    /// # Errors
+    /// If there is no memory for one. The session then has no buffers and cannot step before this
+    /// function succeeds, with a smaller cut.
+    pub fn allocate(&mut self, cut: Cut, keep: Keep) -> Result<(u64, u64), OutOfMemory> {
+        let model = self.decoder.config();
+        let plan = self.recut(cut);
+        let train_size = largest_training_step(self.train, &plan);
+        let size = largest_step(self.train, self.validation, &plan);
+        let before = self.activations.n_bytes() as u64;
+        self.buffers = RowBuffers::default();
+        self.activations = no_activations(model)?;
+        self.activations = Activations::new(model, Some(&self.adapter), size, keep)?;
+        self.validation_batches = validation_batches(self.validation, train_size.tokens_max);
+        self.plan = Cow::Owned(plan);
+        Ok((before, self.activations.n_bytes() as u64))
+    }
+
+    /// How a step is cut.
+    #[must_use]
+    pub fn cut(&self) -> Cut {
+        let (batch_size, accumulation) = self.plan.cut();
+        Cut { batch_size, accumulation }
+    }
+
+    /// The largest micro-batch that the buffers hold.
+    #[must_use]
+    pub fn size(&self) -> StepSize {
+        self.activations.size()
+    }
+
+    fn recut(&self, cut: Cut) -> Plan {
+        self.plan.recut(cut.batch_size, cut.accumulation)
     }
 
     /// What trains, as it stands.
@@ -237,10 +324,11 @@ impl<'a> Session<'a> {
         let step = self.state.global_step;
         self.grad.fill(0.0);
         let mut total = Loss::default();
-        let mut n_tokens = 0;
+        let (mut n_tokens, mut n_flops) = (0, 0.0);
         for micro_batch in self.plan.step(step) {
             let batch = packed(self.train, &micro_batch);
             n_tokens += batch.tokens.len() as u64;
+            n_flops += training_flops(self.decoder.config(), &self.adapter, Work::of(&batch));
             let loss = self.forward(&batch, Some(step));
             if !loss.loss_sum.is_finite() {
                 return Err(self.not_finite(step, "the loss", loss.loss_sum));
@@ -262,6 +350,7 @@ impl<'a> Session<'a> {
         self.state.global_step = step + 1;
         self.state.epoch = self.plan.epoch_after(step + 1);
         self.state.n_tokens += n_tokens;
+        self.state.flops += n_flops;
         self.state.n_trained_tokens += total.n_terms;
         Ok(StepReport {
             loss: total.loss_sum / total.n_terms.max(1) as f64,
@@ -277,7 +366,7 @@ impl<'a> Session<'a> {
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn evaluate(&mut self) -> Option<EvaluationReport> {
         let mut total = Loss::default();
-        for micro_batch in validation_batches(self.validation) {
+        for micro_batch in self.validation_batches.clone() {
             let batch = packed(self.validation, &micro_batch);
             let loss = self.forward(&batch, None);
             add_loss(&mut total, loss);
@@ -289,17 +378,20 @@ impl<'a> Session<'a> {
     }
 
     /// Runs the model and the objective; leaves `dlogp` for [`Session::backward`].
-    fn forward(&mut self, batch: &PackedBatch, dropout_step: Option<u64>) -> Loss {
+    /// With the number of a step, as training does it: with dropout and noise.
+    fn forward(&mut self, batch: &PackedBatch, training_step: Option<u64>) -> Loss {
         let n_rows = batch.labels.len();
         let buffers = &mut self.buffers;
         buffers.logp.resize(n_rows, 0.0);
         buffers.dlogp.resize(n_rows, 0.0);
         buffers.trained.clear();
         buffers.trained.resize(n_rows, 1);
-        let dropout = dropout_step.map(|step| DropoutStep { stream: &self.dropout, step });
+        let dropout = training_step.map(|step| DropoutStep { stream: &self.dropout, step });
+        let noise = training_step.zip(self.settings.noise_alpha);
+        let noise = noise.map(|(step, alpha)| EmbeddingNoise { stream: &self.noise, step, alpha });
         let pass = pass(&self.adapter, batch, dropout);
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
-        self.decoder.forward(&pass, &mut self.activations);
+        self.decoder.forward_with(&pass, noise, &mut self.activations);
         self.decoder.logprobs(&mut self.activations, scored, &mut buffers.logp);
         let sequences = scored_sequences(batch);
         let scored = trainer::Scored {

@@ -9,7 +9,7 @@ use crate::peak::peak;
 use forgelm_data::{Plan, PlanSettings, Sequence};
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
-use forgelm_model::{ALL_LINEAR, Adapter, LoraConfig, ModelFiles, OpenModel};
+use forgelm_model::{ALL_LINEAR, Adapter, Keep, LoraConfig, ModelFiles, OpenModel};
 use forgelm_plugin_trainer::sft::SFT;
 use forgelm_run::memory::MemoryUse;
 use forgelm_run::model::compute_name;
@@ -68,7 +68,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let config = LoraConfig::new(case.r, 2.0 * case.r as f64, case.modules);
     let adapter = Adapter::new(config, decoder.config(), &Stream::new(0, Purpose::LoraInit))
         .map_err(|error| error.to_string())?;
-    let planned = memory_plan(&decoder, &adapter, largest_step(&train, &[], &plan)).total_bytes();
+    let planned = {
+        let size = largest_step(&train, &[], &plan);
+        let plan = memory_plan(decoder.config(), &adapter, size, Keep::Everything);
+        decoder.weights_bytes() + plan.total_bytes()
+    };
     let trainer = (SFT.build)(&[]).map_err(|error| error.to_string())?;
     let moments = Moments::zero(adapter.params().len());
     let mut session = Session::new(Parts {
@@ -77,10 +81,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         train: &train,
         validation: &[],
         plan: &plan,
+        keep: Keep::Everything,
         settings: Settings {
             schedule: Schedule::new(Decay::Constant, 1e-4, 0.0, n_steps),
             adamw: AdamWSettings::with_weight_decay(0.01),
             max_grad_norm: 1.0,
+            noise_alpha: None,
             seed: 0,
         },
         adapter,

@@ -1,7 +1,9 @@
 //! A run from its first event to its documents.
 
 use super::Outcome;
+use super::room::Try;
 use super::tokenized::TokenizedData;
+use crate::cost::{EnergyMeter, Usage, seconds_between};
 use crate::dossier::{self, Dossier};
 use crate::environment::Environment;
 use crate::error::RunError;
@@ -9,6 +11,7 @@ use crate::event::{Event, Observer, Started, When};
 use crate::metrics::MetricsFile;
 use crate::model::{FoundModel, LoadedModel};
 use crate::plan::Plan;
+use crate::recovery::Rung;
 use crate::{resume, settings};
 use forgelm_artifact::UtcTime;
 use forgelm_data::Dataset;
@@ -19,7 +22,7 @@ use forgelm_model::{Adapter, PeftInfo};
 use forgelm_sdk::trainer::Trainer;
 use forgelm_train::checkpoint;
 use forgelm_train::optimizer::Moments;
-use forgelm_train::session::{Parts, Session};
+use forgelm_train::session::{Cut, Parts, Session};
 use forgelm_train::state::{Identity, State};
 
 /// A run whose inputs are all in memory.
@@ -37,6 +40,16 @@ pub(super) struct Job<'a> {
     pub(super) template_now: i64,
     pub(super) started_at: UtcTime,
     pub(super) memory_planned: u64,
+    /// As the config cuts a step.
+    pub(super) configured: Cut,
+    /// How steps are made now.
+    pub(super) rung: Rung,
+    /// What was tried before the start.
+    pub(super) tried: Vec<Try>,
+    /// Bytes that the allocator holds free since buffers were given back.
+    pub(super) kept: u64,
+    /// What the processors use.
+    pub(super) energy: EnergyMeter,
 }
 
 impl Job<'_> {
@@ -86,17 +99,19 @@ impl Job<'_> {
         };
         let n_steps_done = state.global_step;
         let mut metrics = MetricsFile::open(&self.plan.output.metrics(), n_steps_done)?;
-        let mut session = Session::new(Parts {
+        let mut session = Session::without_buffers(Parts {
             decoder: &self.loaded.decoder,
             trainer: self.trainer,
             train: &self.data.train.sequences,
             validation: &self.data.validation.sequences,
             plan: &self.data.plan,
+            keep: self.rung.keep,
             settings: settings::training(&self.plan.run, self.data.plan.n_steps()),
             adapter,
             moments,
             state,
         })?;
+        self.allocate(&mut session, audit)?;
         self.observer.observe(&Event::Started(Started {
             run_id: run_id.clone(),
             n_steps: self.data.plan.n_steps(),
@@ -109,11 +124,17 @@ impl Job<'_> {
             self.sample(When::Before, None)?;
             self.evaluate(&mut session, &mut metrics)?;
         }
-        let train_start = self.env.clock.monotonic();
+        let train_start = (self.env.clock.monotonic(), (self.env.cpu_time)());
+        self.energy = EnergyMeter::start();
         if let Some(interrupted) = self.steps(&mut session, &mut metrics, audit)? {
             return Ok(interrupted);
         }
-        let train_seconds = (self.env.clock.monotonic() - train_start).as_secs_f64();
+        self.energy.sample();
+        let usage = Usage {
+            wall_seconds: (self.env.clock.monotonic() - train_start.0).as_secs_f64(),
+            cpu_seconds: seconds_between(train_start.1, (self.env.cpu_time)()),
+            energy_joules: self.energy.joules(),
+        };
         self.restore_best(&mut session)?;
         self.sample(When::After, Some(session.adapter()))?;
         self.check_unchanged()?;
@@ -128,7 +149,8 @@ impl Job<'_> {
             state: session.state(),
             run_id: &run_id,
             started_at: self.started_at,
-            train_seconds,
+            usage,
+            rung: self.rung,
             template_now: self.template_now,
         };
         let completed = dossier.write(key.as_ref(), audit)?;

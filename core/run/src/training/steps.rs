@@ -28,7 +28,9 @@ impl Job<'_> {
             if self.env.stop_requested() {
                 return self.interrupt(session, audit).map(Some);
             }
+            self.make_room(session, audit)?;
             self.step(session, metrics, log_every)?;
+            self.energy.sample();
             let step = session.state().global_step;
             let is_last = step >= session.state().max_steps;
             let is_save_due = step.is_multiple_of(training.save_steps) || is_last;
@@ -100,7 +102,7 @@ impl Job<'_> {
         Ok(is_best)
     }
 
-    fn checkpoint(&mut self, session: &Session<'_>) -> Result<PathBuf, RunError> {
+    pub(super) fn checkpoint(&mut self, session: &Session<'_>) -> Result<PathBuf, RunError> {
         let view = View {
             adapter: session.adapter(),
             peft: &self.peft,

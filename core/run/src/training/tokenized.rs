@@ -9,15 +9,15 @@ use crate::settings;
 use forgelm_data::{Dataset, RenderSettings, Rendered, Renderer};
 
 /// The training and validation sequences of a run and the order in which they come.
-pub(super) struct TokenizedData {
-    pub(super) train: Rendered,
-    pub(super) validation: Rendered,
-    pub(super) plan: forgelm_data::Plan,
-    pub(super) question: Option<Question>,
+pub(crate) struct TokenizedData {
+    pub(crate) train: Rendered,
+    pub(crate) validation: Rendered,
+    pub(crate) plan: forgelm_data::Plan,
+    pub(crate) question: Option<Question>,
 }
 
 impl TokenizedData {
-    pub(super) fn new(
+    pub(crate) fn new(
         plan: &Plan,
         dataset: &Dataset,
         found: &FoundModel,
