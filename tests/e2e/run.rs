@@ -120,3 +120,54 @@ fn packing_trains_too() {
         lines.iter().filter_map(|line| line.get("eval_loss")?.as_f64()).collect();
     assert!(losses.last().unwrap() < &(losses[0] - 0.05), "{losses:?}");
 }
+
+#[test]
+fn fault_066_a_warm_up_that_never_ends_is_told_before_the_start() {
+    let workplace = Workplace::new();
+    workplace.edit_config("  max_steps: 12", "  max_steps: 12\n  warmup_ratio: 1.0");
+    let ran = workplace.run().expect_stderr("never reaches `training.learning_rate`");
+    let (warning, first) = (ran.stderr.find("never reaches"), ran.stderr.find("step 1/12"));
+    assert!(warning < first, "before the first step:\n{}", ran.stderr);
+}
+
+#[test]
+fn time_arithmetic_and_cost_are_in_the_result_and_the_evidence() {
+    let workplace = Workplace::new();
+    workplace.edit_config("training:\n", "training:\n  gpu_cost_per_hour: 36.0\n");
+    let ran = workplace.forgelm(&["--config", "run.yaml", "--output-format", "json"]);
+    let result = ran.expect_code(0).json();
+    let report: serde_json::Value =
+        serde_json::from_str(&workplace.read("out/compliance/compliance_report.json")).unwrap();
+    let usage = &report["resource_usage"];
+    assert_eq!(usage, &result["resource_usage"]);
+    let number = |key: &str| usage[key].as_f64().unwrap_or_else(|| panic!("{key} in {usage}"));
+    let seconds = number("training_duration_seconds");
+    // A cent a second; the duration is rounded to a tenth.
+    assert!((number("estimated_cost_usd") - seconds / 100.0).abs() < 0.0006, "{usage}");
+    assert_eq!(usage["cost_source"], "user_config");
+    assert_eq!(result["estimated_cost_usd"], usage["estimated_cost_usd"]);
+    assert!(number("cpu_seconds") > 0.0);
+    let energy = &usage["energy_joules"];
+    assert!(energy == "not measured" || energy.as_f64() > Some(0.0), "{energy}");
+    assert_eq!(result["metrics"]["resource/flops"], usage["flops"]);
+    // 2 layers of 64 x (4 x 64 .. ) weights: between the forward pass alone and six times it.
+    let (tokens, flops) = (number("tokens"), number("flops"));
+    let per_token = flops / tokens;
+    assert!((1e5..1e6).contains(&per_token), "{per_token} a token");
+}
+
+#[test]
+fn noise_on_embeddings_changes_training_alone() {
+    let plain = Workplace::new();
+    plain.run();
+    let noisy = Workplace::new();
+    noisy.edit_config("training:\n", "training:\n  neftune_noise_alpha: 5\n");
+    noisy.run();
+    assert!(plain.adapter("out") != noisy.adapter("out"));
+    let first = |workplace: &Workplace, key: &str| {
+        let lines = workplace.json_lines("out/metrics.jsonl");
+        lines.iter().find_map(|line| line.get(key)?.as_f64()).unwrap()
+    };
+    assert_eq!(first(&plain, "eval_loss").to_bits(), first(&noisy, "eval_loss").to_bits());
+    assert_ne!(first(&plain, "loss").to_bits(), first(&noisy, "loss").to_bits());
+}

@@ -88,7 +88,17 @@ impl<'a> Run<'a> {
         decoder: &'a Decoder,
         settings: PlanSettings,
         trainer: &'a dyn Trainer,
+        parts: (Adapter, Moments, State),
+    ) -> Self {
+        Self::with_noise(decoder, settings, trainer, parts, (None, Keep::Everything))
+    }
+
+    pub fn with_noise(
+        decoder: &'a Decoder,
+        settings: PlanSettings,
+        trainer: &'a dyn Trainer,
         (adapter, moments, state): (Adapter, Moments, State),
+        (noise_alpha, keep): (Option<f64>, Keep),
     ) -> Self {
         let train: &'static [Sequence] = leaked(sequences());
         let lengths: Vec<usize> = train.iter().map(|sequence| sequence.tokens.len()).collect();
@@ -99,12 +109,12 @@ impl<'a> Run<'a> {
             train,
             validation: &train[..4],
             plan,
-            keep: Keep::Everything,
+            keep,
             settings: Settings {
                 schedule: Schedule::new(Decay::Linear, LEARNING_RATE, 0.1, plan.n_steps()),
                 adamw: AdamWSettings::with_weight_decay(0.01),
                 max_grad_norm: 1.0,
-                noise_alpha: None,
+                noise_alpha,
                 seed: SEED,
             },
             adapter,

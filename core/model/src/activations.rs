@@ -8,11 +8,14 @@
 //!
 //! **Invariant:** the plan and the allocation are the same list ([`Activations::memory_plan`]).
 
+mod not_finite;
+
 use thiserror::Error;
 
 use crate::adapter::Adapter;
 use crate::config::{Dims, ModelConfig};
 use crate::names::Linear;
+pub use not_finite::NotFiniteAt;
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

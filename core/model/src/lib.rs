@@ -32,7 +32,9 @@ mod rope;
 mod store;
 mod weights;
 
-pub use activations::{Activations, Keep, MemoryPlan, OutOfMemory, PlannedBuffer, StepSize};
+pub use activations::{
+    Activations, Keep, MemoryPlan, NotFiniteAt, OutOfMemory, PlannedBuffer, StepSize,
+};
 pub use adapter::{
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, ALL_LINEAR, AdaptedModule, Adapter, AdapterError,
     LoadedAdapter, LoraConfig, NamedSlice, PeftInfo,

@@ -157,6 +157,15 @@ impl TensorStore for FileStore {
         Some(StoredTensor { dtype: view.dtype, shape: view.shape.to_vec(), bytes: view.bytes })
     }
 
+    fn release(&self, tensor: &StoredTensor<'_>) {
+        match self {
+            Self::Folder(_, model) => {
+                model.files().iter().for_each(|file| file.release(tensor.bytes));
+            }
+            Self::Gguf(file) => file.release(tensor.bytes),
+        }
+    }
+
     fn name_of(&self, role: Role) -> String {
         match self {
             Self::Folder(..) => role.hf_name(),

@@ -250,6 +250,8 @@ impl<'a> Reader<'a> {
         let rows = self.rows(role)?;
         let packed = self.ops.freeze(&rows, self.compute);
         self.check_finite(role, &rows)?;
+        // Packed once, the file's own bytes are not needed in memory any more.
+        self.store.release(&self.tensor(role)?);
         Ok(packed)
     }
 

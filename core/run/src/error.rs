@@ -18,7 +18,6 @@ use forgelm_plugin::RegistryError;
 use forgelm_sdk::OptionsError;
 use forgelm_tokenize::{ChatError, TemplateError, TokenizeError};
 use forgelm_train::checkpoint::CheckpointError;
-use forgelm_train::session::StepError;
 use std::error::Error;
 use std::path::PathBuf;
 
@@ -198,9 +197,35 @@ pub enum RunError {
     /// The system refused memory that was planned.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
-    /// A step gave a number that is not finite.
-    #[error(transparent)]
-    Step(#[from] StepError),
+    /// A step gave a number that is not finite: nothing was updated.
+    #[error(
+        "step {step}: {what} is {value}, from {rows}; nothing was updated, and the last checkpoint \
+         is good\n  hint: a lower `training.learning_rate` often helps; `{}` says more",
+        .replay.display()
+    )]
+    NotFinite {
+        /// 1-based number of the step.
+        step: u64,
+        /// The tensor, with its layer.
+        what: String,
+        /// The number.
+        value: f64,
+        /// File and line of the rows that it comes from.
+        rows: String,
+        /// The file that says more.
+        replay: PathBuf,
+    },
+    /// Step after step has no gradient.
+    #[error(
+        "step {step}: nothing is being learned, the gradient of the last {n} steps was zero\n  \
+         hint: are the trained tokens and `lora.target_modules` what was meant?"
+    )]
+    NothingLearned {
+        /// 1-based number of the step.
+        step: u64,
+        /// Steps in a row.
+        n: u64,
+    },
     /// Text could not be generated.
     #[error(transparent)]
     Generate(#[from] GenerateError),
@@ -251,7 +276,11 @@ impl RunError {
             Self::Key(error) if error.is_runtime() => Exit::Runtime,
             Self::Key(_) => Exit::Config,
             Self::Audit(error) if error.is_config() => Exit::Config,
-            Self::Audit(_) | Self::Bundle(_) | Self::Step(_) | Self::Generate(_) => Exit::Runtime,
+            Self::Audit(_)
+            | Self::Bundle(_)
+            | Self::NotFinite { .. }
+            | Self::NothingLearned { .. }
+            | Self::Generate(_) => Exit::Runtime,
             Self::Memory { .. }
             | Self::OutOfRoom { .. }
             | Self::Disk { .. }

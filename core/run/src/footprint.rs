@@ -17,6 +17,17 @@ const HEAD_TASKS: usize = 16;
 const ATTENTION_CHUNK: usize = 128;
 const ATTENTION_CHUNKS_MAX: usize = 8;
 
+/// Small allocations of a step, beside what grows with its size.
+const STEP_BYTES: u64 = 4 << 20;
+/// Bytes a token of a packed batch: ids, positions, keys, labels.
+const TOKEN_BYTES: u64 = 64;
+
+/// What must be left over for the small things that a step allocates.
+#[must_use]
+pub fn slack(step: StepSize) -> u64 {
+    STEP_BYTES + TOKEN_BYTES * step.tokens_max as u64
+}
+
 /// What decides the memory of a run.
 #[derive(Clone, Copy)]
 pub struct Sizes<'a> {

@@ -9,6 +9,7 @@ pub(crate) mod room;
 mod squeeze;
 mod steps;
 pub(crate) mod tokenized;
+mod watch;
 
 use crate::cost::EnergyMeter;
 use crate::dossier;
@@ -39,6 +40,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenized::TokenizedData;
+use watch::Watch;
 
 /// How a run ended that did not fail.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,6 +113,9 @@ pub fn train(
     if let Some(outcome) = already_complete(plan, from.as_ref()) {
         return Ok(outcome);
     }
+    if let Some(previous) = from.as_ref().and_then(|_| resume::ended_silently(&plan.output)) {
+        observer.observe(&Event::Warning(previous));
+    }
     let template_now = match &from {
         Some(from) => from.state.identity.template_now,
         None => template_now(plan, started_at),
@@ -174,6 +179,7 @@ pub fn train(
         tried: fit.tried,
         kept: 0,
         energy: EnergyMeter::default(),
+        watch: Watch::default(),
     };
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
     let result = job.run(adapter, identity, from, request.force_resume, &key, &mut audit);

@@ -1,6 +1,8 @@
 //! The loop body: one optimizer step, one evaluation. Who calls them, and when, is core/run's
 //! business.
 
+mod not_finite;
+
 use crate::flops::{Work, training_flops};
 use crate::optimizer::{self, AdamWSettings, At, Moments, ScaledGradient};
 use crate::schedule::Schedule;
@@ -12,6 +14,7 @@ use forgelm_model::{
 };
 use forgelm_sdk::trainer::{self, Loss, Role, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
+pub use not_finite::StepError;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -41,27 +44,6 @@ pub struct Settings {
     pub noise_alpha: Option<f64>,
     /// Seed of the dropout and the noise.
     pub seed: u64,
-}
-
-/// Why a step did not happen. The adapter and the optimizer are as before it.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum StepError {
-    /// The loss or a gradient is not a finite number.
-    #[error(
-        "step {step}: {what} is {value}; nothing was updated (records of the step, by line: \
-         {records:?})\n  hint: a lower `training.learning_rate` often helps; the last checkpoint \
-         is good"
-    )]
-    NotFinite {
-        /// 1-based number of the step.
-        step: u64,
-        /// `the loss` or a parameter's gradient.
-        what: String,
-        /// The value.
-        value: f64,
-        /// Records of the step.
-        records: Vec<u64>,
-    },
 }
 
 /// What one step did.
@@ -331,7 +313,7 @@ impl<'a> Session<'a> {
             n_flops += training_flops(self.decoder.config(), &self.adapter, Work::of(&batch));
             let loss = self.forward(&batch, Some(step));
             if !loss.loss_sum.is_finite() {
-                return Err(self.not_finite(step, "the loss", loss.loss_sum));
+                return Err(self.bad_loss(step, &batch, loss.loss_sum));
             }
             self.backward(&batch, step);
             add_loss(&mut total, loss);
@@ -340,8 +322,7 @@ impl<'a> Session<'a> {
         let gradient =
             ScaledGradient::new(ops, &self.grad, total.n_terms, self.settings.max_grad_norm);
         if !gradient.norm.is_finite() {
-            let what = self.first_bad_gradient();
-            return Err(self.not_finite(step, &what, gradient.norm));
+            return Err(self.bad_gradient(step, gradient.norm));
         }
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
@@ -412,23 +393,6 @@ impl<'a> Session<'a> {
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
         let dlogp = &self.buffers.dlogp;
         self.decoder.backward(&pass, &mut self.activations, scored, dlogp, &mut self.grad);
-    }
-
-    fn not_finite(&self, step: u64, what: &str, value: f64) -> StepError {
-        let records = self.plan.step(step).into_iter().flatten();
-        let records = records.map(|i| self.train[i].record).collect();
-        StepError::NotFinite { step: step + 1, what: what.to_owned(), value, records }
-    }
-
-    fn first_bad_gradient(&self) -> String {
-        let is_bad = |slice: &forgelm_model::NamedSlice| {
-            self.grad[slice.range.clone()].iter().any(|d| !d.is_finite())
-        };
-        let named = self.adapter.slices().into_iter().find(is_bad);
-        named.map_or_else(
-            || "the norm of the gradient".to_owned(),
-            |slice| format!("the gradient of `{}`", slice.name),
-        )
     }
 }
 

@@ -3,6 +3,7 @@
 use super::Outcome;
 use super::room::Try;
 use super::tokenized::TokenizedData;
+use super::watch::Watch;
 use crate::cost::{EnergyMeter, Usage, seconds_between};
 use crate::dossier::{self, Dossier};
 use crate::environment::Environment;
@@ -50,6 +51,8 @@ pub(super) struct Job<'a> {
     pub(super) kept: u64,
     /// What the processors use.
     pub(super) energy: EnergyMeter,
+    /// What stands out from step to step.
+    pub(super) watch: Watch,
 }
 
 impl Job<'_> {
@@ -119,6 +122,15 @@ impl Job<'_> {
             output_dir: self.plan.output.root().to_owned(),
             memory_bytes_planned: self.memory_planned,
         }));
+        let schedule = settings::training(&self.plan.run, self.data.plan.n_steps()).schedule;
+        if schedule.n_warmup_steps >= schedule.n_steps {
+            let text = format!(
+                "the learning rate rises in all of the {} steps and never reaches \
+                 `training.learning_rate`; a lower `training.warmup_ratio` or more steps help",
+                schedule.n_steps
+            );
+            self.observer.observe(&Event::Warning(text));
+        }
         audit.append(&AuditEvent::TrainingStarted)?;
         if n_steps_done == 0 {
             self.sample(When::Before, None)?;

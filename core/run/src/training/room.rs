@@ -9,7 +9,7 @@ use crate::plan::Plan;
 use crate::recovery::{Ladder, Rung};
 use forgelm_artifact::write;
 use forgelm_kernels_api::Compute;
-use forgelm_model::{Adapter, MemoryPlan};
+use forgelm_model::{Adapter, MemoryPlan, StepSize};
 use forgelm_train::session::{self, Cut};
 
 /// What the memory of a run follows from.
@@ -48,16 +48,28 @@ impl Inputs<'_> {
         Cut { batch_size, accumulation }
     }
 
+    /// The largest micro-batch with this cut.
+    fn step_size(&self, cut: Cut) -> StepSize {
+        let plan = self.data.plan.recut(cut.batch_size, cut.accumulation);
+        let (train, validation) = (&self.data.train, &self.data.validation);
+        session::largest_step(&train.sequences, &validation.sequences, &plan)
+    }
+
+    /// The bytes that are not yet in memory, with something left for small things.
+    fn needed(&self, memory: &MemoryPlan, rung: Rung) -> u64 {
+        let slack = footprint::slack(self.step_size(rung.cut));
+        footprint::still_needed(memory, self.held) + slack
+    }
+
     /// Every buffer of the run on this rung.
     pub(crate) fn memory(&self, rung: Rung) -> MemoryPlan {
-        let plan = self.data.plan.recut(rung.cut.batch_size, rung.cut.accumulation);
         let (train, validation) = (&self.data.train, &self.data.validation);
         let longest = train.statistics.longest.max(validation.statistics.longest);
         footprint::plan(&Sizes {
             model: self.found.open.config(),
             adapter: self.adapter,
             compute: self.compute,
-            step: session::largest_step(&train.sequences, &validation.sequences, &plan),
+            step: self.step_size(rung.cut),
             longest: usize::try_from(longest).unwrap_or(usize::MAX),
             keep: rung.keep,
             n_threads: self.n_threads,
@@ -72,7 +84,7 @@ impl Inputs<'_> {
         let mut tried = Vec::new();
         loop {
             let memory = self.memory(rung);
-            let needed = footprint::still_needed(&memory, self.held);
+            let needed = self.needed(&memory, rung);
             let Some(room) = room.filter(|room| room.bytes < needed) else {
                 return Ok(Fit { rung, bytes_planned: memory.total_bytes() as u64, tried });
             };

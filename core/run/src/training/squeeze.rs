@@ -5,17 +5,13 @@ use super::job::Job;
 use super::room::Try;
 use crate::error::RunError;
 use crate::event::Event;
+use crate::footprint;
 use crate::memory::{self, Room};
 use crate::recovery::{Ladder, Rung};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_model::Keep;
 use forgelm_train::session::Session;
-
-/// Small allocations of a step, beside what grows with its size.
-const STEP_BYTES: u64 = 8 << 20;
-/// Bytes a token of a packed batch: ids, positions, keys, labels.
-const TOKEN_BYTES: u64 = 64;
 
 impl Job<'_> {
     /// Makes the buffers of the session, in smaller pieces where the config allows it and the
@@ -67,7 +63,7 @@ impl Job<'_> {
 
     fn headroom(&self, session: &Session<'_>) -> u64 {
         let params = size_of_val(session.adapter().params()) as u64;
-        2 * params + TOKEN_BYTES * session.size().tokens_max as u64 + STEP_BYTES
+        2 * params + footprint::slack(session.size())
     }
 
     fn squeeze(

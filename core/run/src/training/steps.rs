@@ -52,10 +52,7 @@ impl Job<'_> {
         let start = self.env.clock.monotonic();
         let report = match session.step() {
             Ok(report) => report,
-            Err(error) => {
-                self.write_replay(&error)?;
-                return Err(error.into());
-            }
+            Err(error) => return Err(self.given_up(&error)?),
         };
         let state = session.state();
         let step = Step {
@@ -72,6 +69,9 @@ impl Job<'_> {
         };
         metrics.step(&step, &report.metrics)?;
         self.observer.observe(&Event::Step(step));
+        if let Some(text) = self.watch.look(&step)? {
+            self.observer.observe(&Event::Warning(text));
+        }
         Ok(())
     }
 
@@ -132,21 +132,42 @@ impl Job<'_> {
         Ok(Outcome::Interrupted { checkpoint, step })
     }
 
-    /// What is needed to look into a step that gave no finite number.
-    fn write_replay(&self, error: &StepError) -> Result<(), RunError> {
-        let StepError::NotFinite { step, what, value, records } = error;
-        let line_of =
-            |record: &u64| usize::try_from(*record).ok().map(|i| self.dataset.records[i].line);
+    /// Keeps what is needed to look into a step that gave no finite number, and says what is known.
+    fn given_up(&self, error: &StepError) -> Result<RunError, RunError> {
+        let StepError::NotFinite { step, what, layer, value, records } = error;
+        let place_of = |record: &u64| {
+            let record = self.dataset.records.get(usize::try_from(*record).ok()?)?;
+            Some(format!("{}:{}", record.file.display(), record.line))
+        };
+        let rows: Vec<String> = records.iter().filter_map(place_of).collect();
         let replay = json!({
             "step": step,
             "what": what,
+            "layer": layer,
             "value": value.to_string(),
             "records": records,
-            "lines": records.iter().map(line_of).collect::<Vec<_>>(),
+            "rows": rows,
             "data": self.plan.run.data.dataset_name_or_path,
         });
         let text = forgelm_artifact::json::pretty(&replay);
-        write::atomic(&self.plan.output.replay(*step), text.as_bytes())?;
-        Ok(())
+        let path = self.plan.output.replay(*step);
+        write::atomic(&path, text.as_bytes())?;
+        Ok(RunError::NotFinite {
+            step: *step,
+            what: what.clone(),
+            value: *value,
+            rows: shortened(&rows),
+            replay: path,
+        })
     }
+}
+
+/// The first few places, and how many more there are.
+fn shortened(rows: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let mut text = rows.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if rows.len() > SHOWN {
+        text.push_str(&format!(" and {} more", rows.len() - SHOWN));
+    }
+    text
 }
