@@ -69,6 +69,23 @@ fn killed_at_any_time_and_resumed_gives_the_same_adapter() {
 }
 
 #[test]
+fn fault_069_071_a_killed_run_is_told_of_and_goes_on_with_another_number_of_threads() {
+    let expected = uninterrupted("1");
+    let workplace = long_run("1");
+    let mut child = workplace.start(&["--config", "run.yaml"]);
+    wait_for(&workplace.path("out/checkpoint-4"), &mut child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    workplace.edit_config("threads: 1", "threads: 2");
+    workplace
+        .forgelm(&["--config", "run.yaml", "--resume"])
+        .expect_code(0)
+        .expect_stderr("ended without a word after `training.started`")
+        .expect_stderr("continuing from");
+    assert!(workplace.adapter("out") == expected);
+}
+
+#[test]
 fn fault_088_a_first_signal_finishes_the_step_and_exits_7() {
     let expected = uninterrupted("1");
     for name in ["-TERM", "-INT", "-HUP"] {

@@ -84,7 +84,7 @@ pub fn fields(plan: &Plan, usage: &Usage) -> Map<String, Value> {
     add("training_duration_seconds", json!(rounded(usage.wall_seconds, 1)));
     add("gpu_count", json!(0));
     add("gpu_hours", json!(rounded(hours, 3)));
-    add("cpu_seconds", json!(usage.cpu_seconds.map(|seconds| rounded(seconds, 1))));
+    add("cpu_seconds", json!(usage.cpu_seconds.map(|seconds| rounded(seconds, 3))));
     add(
         "energy_joules",
         usage.energy_joules.map_or(json!("not measured"), |joules| json!(rounded(joules, 0))),
