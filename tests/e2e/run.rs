@@ -171,3 +171,51 @@ fn noise_on_embeddings_changes_training_alone() {
     assert_eq!(first(&plain, "eval_loss").to_bits(), first(&noisy, "eval_loss").to_bits());
     assert_ne!(first(&plain, "loss").to_bits(), first(&noisy, "loss").to_bits());
 }
+
+/// Mean loss of the rows of `rows.jsonl` under a model.
+fn scored(workplace: &Workplace, model: &str) -> f64 {
+    let args = ["score", "--model", model, "--input", "rows.jsonl", "--output", "scores.jsonl"];
+    let args = [&args[..], &["--compute-dtype", "float32"]].concat();
+    workplace.forgelm(&args).expect_code(0);
+    let lines = workplace.json_lines("scores.jsonl");
+    std::fs::remove_file(workplace.path("scores.jsonl")).unwrap();
+    let logps = lines.iter().flat_map(|line| line["logprobs"].as_array().unwrap());
+    let logps: Vec<f64> = logps.filter_map(serde_json::Value::as_f64).collect();
+    -logps.iter().sum::<f64>() / logps.len() as f64
+}
+
+#[test]
+fn rotary_scaling_trains_and_stands_beside_the_adapter_that_needs_it() {
+    let workplace = Workplace::new();
+    workplace.write("rows.jsonl", &crate::support::conversation(1));
+    let plain = scored(&workplace, "model");
+    workplace
+        .edit_config("training:\n", "training:\n  rope_scaling: {type: linear, factor: 4.0}\n");
+    workplace.run();
+    let overrides = "out/final_model/forgelm_model_overrides.json";
+    let written: serde_json::Value = serde_json::from_str(&workplace.read(overrides)).unwrap();
+    assert_eq!(written, serde_json::json!({"rope_scaling": {"type": "linear", "factor": 4.0}}));
+    let with = scored(&workplace, "out/final_model");
+    std::fs::remove_file(workplace.path(overrides)).unwrap();
+    let without = scored(&workplace, "out/final_model");
+    assert!((with - without).abs() > 1e-3, "{with} and {without}: the scaling does nothing");
+    assert!(with < plain, "{plain} -> {with}");
+    // A key that cannot be is named before anything is loaded.
+    workplace.edit_config("factor: 4.0", "factor: 0");
+    workplace
+        .forgelm(&["--config", "run.yaml", "--dry-run"])
+        .expect_code(1)
+        .expect_stderr("training.rope_scaling.factor");
+}
+
+#[test]
+fn a_window_for_a_family_without_windows_is_refused() {
+    let workplace = Workplace::new();
+    workplace.edit_config("training:\n", "training:\n  sliding_window_attention: 8\n");
+    workplace
+        .forgelm(&["--config", "run.yaml"])
+        .expect_code(1)
+        .expect_stderr("`training.sliding_window_attention`")
+        .expect_stderr("llama");
+    assert!(!workplace.path("out").exists());
+}

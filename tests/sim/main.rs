@@ -34,8 +34,7 @@ fn resumed<'a>(decoder: &'a Decoder, dir: &Path) -> Run<'a> {
     let fresh = Run::new(decoder, plan_settings(4, 2), DROPOUT);
     let (found, _) = checkpoint::newest(dir).unwrap();
     let Some(path) = found else { return fresh };
-    let config = fresh.session.adapter().config();
-    let loaded = checkpoint::load(&path, config, decoder.config()).unwrap();
+    let loaded = checkpoint::load(&path, fresh.session.adapter()).unwrap();
     let parts = (loaded.adapter, loaded.moments, loaded.state);
     Run::from_parts(decoder, plan_settings(4, 2), sft(), parts)
 }

@@ -14,7 +14,7 @@ pub use fault::{Fault, SafetensorsError};
 pub use header::{Entry, Header};
 use std::collections::BTreeMap;
 use std::path::Path;
-pub use writer::{TensorToWrite, to_bytes, to_writer, write};
+pub use writer::{PlannedTensor, TensorToWrite, to_bytes, to_writer, to_writer_with, write};
 
 /// Longest header read: 100 MB, as the reference reader.
 pub const HEADER_BYTES_MAX: u64 = 100_000_000;

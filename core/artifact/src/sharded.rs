@@ -1,5 +1,7 @@
 //! The weights of a model folder: one safetensors file, or several with an index.
 
+mod write;
+
 use crate::Class;
 use crate::json::parse_unique;
 use crate::open::{self, OpenError};
@@ -11,6 +13,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+
+pub use write::{SHARD_BYTES_MAX, write_model};
 
 /// The file of a model in one piece.
 const SINGLE: &str = "model.safetensors";

@@ -12,9 +12,11 @@ mod not_finite;
 
 use thiserror::Error;
 
-use crate::adapter::Adapter;
+use crate::adapter::AdaptedModule;
 use crate::config::{Dims, ModelConfig};
-use crate::names::Linear;
+use crate::decoder::routing::{Balance, Routing};
+use crate::names::{ExpertPart, Linear};
+use crate::trainable::Adapter;
 pub use not_finite::NotFiniteAt;
 
 /// What the forward pass keeps for the backward pass.
@@ -113,6 +115,31 @@ impl Rows {
     }
 }
 
+/// What the adapter of one linear layer keeps for backward.
+#[derive(Debug, Default)]
+pub(crate) struct AdapterRows {
+    /// `dropout(x) A^T` [T, r].
+    pub(crate) u: Rows,
+    /// Output before the magnitudes [T, n_out]; empty where none train.
+    pub(crate) z: Rows,
+}
+
+impl AdapterRows {
+    /// The first `t` rows of `z`, `n_out` numbers each.
+    pub(crate) fn z(&self, t: usize, n_out: usize) -> &[f32] {
+        &self.z.data[..t * n_out]
+    }
+}
+
+/// What an adapter works in.
+#[derive(Debug, Default)]
+pub(crate) struct AdapterScratch {
+    /// Input of A after dropout, and the gradient before it [T, widest input].
+    pub(crate) dropped: Rows,
+    /// Gradient of the output before the magnitudes [T, widest output].
+    pub(crate) dz: Rows,
+}
+
 /// What one layer keeps.
 #[derive(Debug, Default)]
 pub(crate) struct LayerBuffers {
@@ -136,25 +163,66 @@ pub(crate) struct LayerBuffers {
     pub(crate) gate: Rows,
     /// [T, F]; holds its gradient after backward.
     pub(crate) up: Rows,
-    /// `dropout(x) A^T` of each adapted module [T, r].
-    pub(crate) u: [Rows; 7],
+    /// Before their norm [T, H D], where heads are normed.
+    pub(crate) raw_q: Rows,
+    /// [T, H_kv D]
+    pub(crate) raw_k: Rows,
+    /// [T, H]
+    pub(crate) q_inv_rms: Rows,
+    /// [T, H_kv]
+    pub(crate) k_inv_rms: Rows,
+    /// Result of attention before its norm [T, C], where it is normed.
+    pub(crate) attn_out: Rows,
+    /// [T]
+    pub(crate) attn_out_inv_rms: Rows,
+    /// Result of the MLP before its norm [T, C], where it is normed.
+    pub(crate) mlp_out: Rows,
+    /// [T]
+    pub(crate) mlp_out_inv_rms: Rows,
+    /// Probability of each expert [T, E].
+    pub(crate) probs: Rows,
+    /// Gates of the chosen experts, rows ordered by expert [T k, F_expert]; holds its gradient
+    /// after backward.
+    pub(crate) expert_gate: Rows,
+    /// As the gates.
+    pub(crate) expert_up: Rows,
+    /// [T, F_shared]; holds its gradient after backward.
+    pub(crate) shared_gate: Rows,
+    /// [T, F_shared]; holds its gradient after backward.
+    pub(crate) shared_up: Rows,
+    /// Score of the shared expert [T]; holds its gradient after backward.
+    pub(crate) shared_score: Rows,
+    /// What the adapter of each linear layer keeps, by [`Linear::index`].
+    pub(crate) u: Vec<AdapterRows>,
 }
 
 /// What lives only within a layer.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
-    /// [T, D / 2]
+    /// [T, R / 2]
     pub(crate) cos: Rows,
-    /// [T, D / 2]
+    /// [T, R / 2]
     pub(crate) sin: Rows,
+    /// Of windowed layers, where they have a rotary embedding of their own [T, R / 2].
+    pub(crate) local_cos: Rows,
+    /// [T, R / 2]
+    pub(crate) local_sin: Rows,
+    /// Query, key and value side by side, and later their gradients [T, (H + 2 H_kv) D], where one
+    /// matrix makes them.
+    pub(crate) qkv: Rows,
+    /// Gate and up side by side, and later their gradients [T, 2 F], where one matrix makes them.
+    pub(crate) gate_up: Rows,
+    /// Gradient of what a half adds to the residual stream, before its norm [T, C], where it is
+    /// normed.
+    pub(crate) dbranch: Rows,
     /// Normed rows, and later their gradient [T, C].
     pub(crate) xn: Rows,
     /// Factors of a norm that is computed again [T].
     pub(crate) inv_rms: Rows,
     /// Gated product, and later its gradient [T, F].
     pub(crate) h: Rows,
-    /// Input of A after dropout, and the gradient before it [T, widest input].
-    pub(crate) dropped: Rows,
+    /// What adapters work in.
+    pub(crate) dropped: AdapterScratch,
     /// Gradient of the residual stream [T, C].
     pub(crate) dx: Rows,
     /// [T, H D]
@@ -167,6 +235,37 @@ pub(crate) struct Workspace {
     pub(crate) dv: Rows,
     /// Gradients of `u` of the modules that share an input [T, largest rank].
     pub(crate) du: [Rows; 3],
+    /// What one expert needs at a time.
+    pub(crate) experts: ExpertSpace,
+    /// Which rows go to which experts: 18 bytes for each row and choice, outside the plan.
+    pub(crate) routing: Routing,
+    /// How evenly they go.
+    pub(crate) balance: Balance,
+}
+
+/// What lives only within an expert; an expert has at most T rows.
+#[derive(Debug, Default)]
+pub(crate) struct ExpertSpace {
+    /// Gathered rows, and later the result or the gradient [T, C].
+    pub(crate) x: Rows,
+    /// Gathered gradient of the result [T, C].
+    pub(crate) dy: Rows,
+    /// Gated product [T, F_expert].
+    pub(crate) h: Rows,
+    /// The same times the expert's factor [T, F_expert].
+    pub(crate) scaled_h: Rows,
+    /// [T, F_expert]
+    pub(crate) dh: Rows,
+    /// What the adapter of one linear layer keeps; formed again in backward.
+    pub(crate) u: AdapterRows,
+    /// Gated product of the shared expert [T, F_shared].
+    pub(crate) shared_h: Rows,
+    /// [T, F_shared]
+    pub(crate) shared_dh: Rows,
+    /// Gradient of the normed rows [T, C].
+    pub(crate) dxn: Rows,
+    /// Gradient of the router's scores [T, E].
+    pub(crate) dscores: Rows,
 }
 
 /// The wide end.
@@ -224,7 +323,7 @@ impl Activations {
         size: StepSize,
         keep: Keep,
     ) -> Result<Self, OutOfMemory> {
-        let mut acts = Self::planned(&model.dims(), adapter, size, keep);
+        let mut acts = Self::planned(model, adapter, size, keep);
         let total = acts.plan().total_bytes();
         let mut refused = None;
         acts.each(&mut |name, rows| {
@@ -243,7 +342,7 @@ impl Activations {
         size: StepSize,
         keep: Keep,
     ) -> MemoryPlan {
-        Self::planned(&model.dims(), adapter, size, keep).plan()
+        Self::planned(model, adapter, size, keep).plan()
     }
 
     /// Bytes allocated.
@@ -260,13 +359,30 @@ impl Activations {
         self.size
     }
 
+    /// The balance loss of the last forward pass, `E sum_e f_e P_e` over the rows of all layers; 1
+    /// when every expert is used alike, `None` for a model without experts.
+    #[must_use]
+    pub fn balance_loss(&self) -> Option<f64> {
+        self.ws.balance.loss()
+    }
+
+    /// From now on backward adds the gradient of `weight` times the balance loss: for a model
+    /// whose router trains, `router_aux_loss_coef` times what the caller divides the step's
+    /// gradient by. 0, as it is at first, leaves the loss out.
+    ///
+    /// The loss is that of one pass: a step of several passes adds one loss for each.
+    pub fn set_balance_weight(&mut self, weight: f32) {
+        self.ws.balance.weight = weight;
+    }
+
     /// Rows of the last forward pass.
     #[must_use]
     pub fn n_tokens(&self) -> usize {
         self.n_tokens
     }
 
-    fn planned(dims: &Dims, adapter: Option<&Adapter>, size: StepSize, keep: Keep) -> Self {
+    fn planned(model: &ModelConfig, adapter: Option<&Adapter>, size: StepSize, keep: Keep) -> Self {
+        let dims = &model.dims();
         let t = size.tokens_max;
         let first_layer = match keep {
             Keep::Nothing => dims.l,
@@ -279,7 +395,7 @@ impl Activations {
         let layers = (0..n_kept)
             .map(|slot| {
                 let layer = (keep == Keep::Everything).then_some(first_layer + slot);
-                layer_buffers(dims, t, &ranks(adapter, layer))
+                layer_buffers(model, t, (layer, adapter_widths(adapter, layer)))
             })
             .collect();
         Self {
@@ -288,7 +404,7 @@ impl Activations {
             first_layer,
             inputs: (first_layer..=dims.l).map(|_| Rows::planned(t, dims.c)).collect(),
             layers,
-            ws: workspace(dims, t, adapter, keep),
+            ws: workspace(model, t, adapter, keep),
             head: head_buffers(dims, size.scored_rows_max, keep),
             stage: Stage::Empty,
             n_tokens: 0,
@@ -336,17 +452,38 @@ impl Activations {
             visit("attention denominators", &mut layer.lse);
             visit("gate", &mut layer.gate);
             visit("up", &mut layer.up);
+            visit("queries before their norm", &mut layer.raw_q);
+            visit("keys before their norm", &mut layer.raw_k);
+            visit("norm factors", &mut layer.q_inv_rms);
+            visit("norm factors", &mut layer.k_inv_rms);
+            visit("results before their norm", &mut layer.attn_out);
+            visit("norm factors", &mut layer.attn_out_inv_rms);
+            visit("results before their norm", &mut layer.mlp_out);
+            visit("norm factors", &mut layer.mlp_out_inv_rms);
+            visit("expert probabilities", &mut layer.probs);
+            visit("gates of experts", &mut layer.expert_gate);
+            visit("ups of experts", &mut layer.expert_up);
+            visit("gates of experts", &mut layer.shared_gate);
+            visit("ups of experts", &mut layer.shared_up);
+            visit("expert probabilities", &mut layer.shared_score);
             for rows in &mut layer.u {
-                visit("low-rank products", rows);
+                visit("low-rank products", &mut rows.u);
+                visit("outputs before magnitudes", &mut rows.z);
             }
         }
         let ws = &mut self.ws;
         visit("rotary tables", &mut ws.cos);
         visit("rotary tables", &mut ws.sin);
+        visit("rotary tables", &mut ws.local_cos);
+        visit("rotary tables", &mut ws.local_sin);
+        visit("fused projections", &mut ws.qkv);
+        visit("fused projections", &mut ws.gate_up);
+        visit("gradient of results before their norm", &mut ws.dbranch);
         visit("normed rows", &mut ws.xn);
         visit("norm factors", &mut ws.inv_rms);
         visit("gated product", &mut ws.h);
-        visit("dropped-out input", &mut ws.dropped);
+        visit("dropped-out input", &mut ws.dropped.dropped);
+        visit("gradient before magnitudes", &mut ws.dropped.dz);
         visit("gradient of the residual stream", &mut ws.dx);
         visit("gradient of attention output", &mut ws.dattn);
         visit("gradient of queries", &mut ws.dq);
@@ -354,6 +491,22 @@ impl Activations {
         visit("gradient of values", &mut ws.dv);
         for rows in &mut ws.du {
             visit("gradients of low-rank products", rows);
+        }
+        let experts = &mut ws.experts;
+        for rows in [
+            &mut experts.x,
+            &mut experts.dy,
+            &mut experts.h,
+            &mut experts.scaled_h,
+            &mut experts.dh,
+            &mut experts.u.u,
+            &mut experts.u.z,
+            &mut experts.shared_h,
+            &mut experts.shared_dh,
+            &mut experts.dxn,
+            &mut experts.dscores,
+        ] {
+            visit("rows of an expert", rows);
         }
         let head = &mut self.head;
         visit("scored rows", &mut head.x);
@@ -365,20 +518,44 @@ impl Activations {
     }
 }
 
-/// Rank of each linear of a layer, or the largest of any layer when buffers are shared.
-fn ranks(adapter: Option<&Adapter>, layer: Option<usize>) -> [usize; 7] {
-    let mut ranks = [0; 7];
+/// Rank and width of the outputs before magnitudes, by [`Linear::index`].
+type Widths = [(usize, usize); Linear::N_FIXED];
+
+/// Rank and width of the outputs before magnitudes of each linear of a layer, or the largest of any
+/// layer when buffers are shared. What experts need is not kept.
+fn adapter_widths(adapter: Option<&Adapter>, layer: Option<usize>) -> Widths {
+    let mut widths = [(0, 0); Linear::N_FIXED];
     for module in adapter.iter().flat_map(|a| a.modules()) {
-        if layer.is_none_or(|layer| layer == module.layer) {
-            let rank = &mut ranks[module.linear.index()];
-            *rank = module.r.max(*rank);
+        let is_here = layer.is_none_or(|layer| layer == module.layer);
+        if let Some(width) = widths.get_mut(module.linear.index()).filter(|_| is_here) {
+            *width = (module.r.max(width.0), n_outputs(module).max(width.1));
         }
     }
-    ranks
+    widths
 }
 
-fn layer_buffers(dims: &Dims, t: usize, ranks: &[usize; 7]) -> LayerBuffers {
+/// Outputs of a module that its magnitudes scale.
+fn n_outputs(module: &AdaptedModule) -> usize {
+    if module.magnitude.is_some() { module.n_out } else { 0 }
+}
+
+/// Buffers of one layer, or of any when they are shared.
+fn layer_buffers(
+    model: &ModelConfig,
+    t: usize,
+    (layer, widths): (Option<usize>, Widths),
+) -> LayerBuffers {
+    let dims = &model.dims();
+    let is = |kind: &dyn Fn(usize) -> bool| match layer {
+        Some(layer) => kind(layer.min(dims.l - 1)),
+        None => (0..dims.l).any(kind),
+    };
+    let has_experts = is(&|layer| model.layer_experts(layer).is_some());
+    let has_mlp = is(&|layer| model.layer_experts(layer).is_none());
+    let k = model.experts.as_ref().map_or(0, |experts| experts.num_experts_per_tok);
     let rows = |width| Rows::planned(t, width);
+    let rows_if = |is_needed, width| if is_needed { rows(width) } else { Rows::default() };
+    let (qk_norm, post_norms) = (model.attention.qk_norm, model.norms.post_norms);
     LayerBuffers {
         x_mid: rows(dims.c),
         input_inv_rms: rows(1),
@@ -388,42 +565,124 @@ fn layer_buffers(dims: &Dims, t: usize, ranks: &[usize; 7]) -> LayerBuffers {
         v: rows(dims.kv_width()),
         attn: rows(dims.q_width()),
         lse: rows(dims.h),
-        gate: rows(dims.f),
-        up: rows(dims.f),
-        u: ranks.map(rows),
+        gate: rows_if(has_mlp, dims.f),
+        up: rows_if(has_mlp, dims.f),
+        probs: rows_if(has_experts, dims.e),
+        expert_gate: rows_if(has_experts, k * dims.f_expert),
+        expert_up: rows_if(has_experts, k * dims.f_expert),
+        shared_gate: rows_if(has_experts, dims.f_shared),
+        shared_up: rows_if(has_experts, dims.f_shared),
+        shared_score: rows_if(has_experts && dims.f_shared > 0, 1),
+        raw_q: rows_if(qk_norm, dims.q_width()),
+        raw_k: rows_if(qk_norm, dims.kv_width()),
+        q_inv_rms: rows_if(qk_norm, dims.h),
+        k_inv_rms: rows_if(qk_norm, dims.h_kv),
+        attn_out: rows_if(post_norms, dims.c),
+        attn_out_inv_rms: rows_if(post_norms, 1),
+        mlp_out: rows_if(post_norms, dims.c),
+        mlp_out_inv_rms: rows_if(post_norms, 1),
+        u: widths.map(|(r, n_out)| AdapterRows { u: rows(r), z: rows(n_out) }).into(),
     }
 }
 
-fn workspace(dims: &Dims, t: usize, adapter: Option<&Adapter>, keep: Keep) -> Workspace {
+/// Which of the buffers for the gradient of `u` a module uses.
+fn du_place(linear: Linear) -> usize {
+    match linear {
+        Linear::K | Linear::Up | Linear::Expert(_, ExpertPart::Up) => 1,
+        Linear::V => 2,
+        Linear::Q
+        | Linear::Qkv
+        | Linear::O
+        | Linear::Gate
+        | Linear::GateUp
+        | Linear::Down
+        | Linear::Router
+        | Linear::SharedGate
+        | Linear::SharedUp
+        | Linear::SharedDown
+        | Linear::SharedExpertGate
+        | Linear::Expert(_, ExpertPart::Gate | ExpertPart::Down) => 0,
+    }
+}
+
+fn workspace(model: &ModelConfig, t: usize, adapter: Option<&Adapter>, keep: Keep) -> Workspace {
+    let dims = &model.dims();
     let rows = |width| Rows::planned(t, width);
+    let half = model.rotary_dim() / 2;
     let mut ws = Workspace {
-        cos: rows(dims.d / 2),
-        sin: rows(dims.d / 2),
+        cos: rows(half),
+        sin: rows(half),
         xn: rows(dims.c),
-        h: rows(dims.f),
+        h: rows(if (0..dims.l).any(|l| model.layer_experts(l).is_none()) { dims.f } else { 0 }),
+        experts: expert_space(model, t, adapter, keep),
         ..Workspace::default()
     };
-    if let Some(adapter) = adapter.filter(|a| a.config().dropout > 0.0) {
-        ws.dropped = rows(adapter.modules().iter().map(|m| m.n_in).max().unwrap_or(0));
+    if model.attention.local_rope.is_some() {
+        (ws.local_cos, ws.local_sin) = (rows(half), rows(half));
+    }
+    if model.attention.is_fused {
+        ws.qkv = rows(dims.q_width() + 2 * dims.kv_width());
+    }
+    if model.mlp.is_fused {
+        ws.gate_up = rows(2 * dims.f);
+    }
+    if let Some(adapter) = adapter.filter(|a| a.dropout() > 0.0) {
+        ws.dropped.dropped = rows(adapter.modules().iter().map(|m| m.n_in).max().unwrap_or(0));
     }
     if keep != Keep::Nothing {
         ws.inv_rms = rows(1);
         ws.dx = rows(dims.c);
+        if model.norms.post_norms {
+            ws.dbranch = rows(dims.c);
+        }
         ws.dattn = rows(dims.q_width());
         ws.dq = rows(dims.q_width());
         ws.dk = rows(dims.kv_width());
         ws.dv = rows(dims.kv_width());
-        let rank_of = |linears: &[Linear]| {
-            let r = ranks(adapter, None);
-            linears.iter().map(|l| r[l.index()]).max().unwrap_or(0)
+        // Modules that share an input have places of their own; every other is first.
+        let rank_of = |place: usize| {
+            let modules = adapter.iter().flat_map(|a| a.modules());
+            let here = modules.filter(|m| du_place(m.linear) == place);
+            here.map(|m| m.r).max().unwrap_or(0)
         };
-        ws.du = [
-            rows(rank_of(&[Linear::Q, Linear::O, Linear::Gate, Linear::Down])),
-            rows(rank_of(&[Linear::K, Linear::Up])),
-            rows(rank_of(&[Linear::V])),
-        ];
+        let outputs = adapter.iter().flat_map(|a| a.modules()).map(n_outputs);
+        ws.dropped.dz = rows(outputs.max().unwrap_or(0));
+        ws.du = [0, 1, 2].map(|place| rows(rank_of(place)));
     }
     ws
+}
+
+fn expert_space(
+    model: &ModelConfig,
+    t: usize,
+    adapter: Option<&Adapter>,
+    keep: Keep,
+) -> ExpertSpace {
+    if model.experts.is_none() {
+        return ExpertSpace::default();
+    }
+    let (dims, rows) = (&model.dims(), |width| Rows::planned(t, width));
+    let modules = || {
+        let modules = adapter.iter().flat_map(|a| a.modules());
+        modules.filter(|m| matches!(m.linear, Linear::Expert(..)))
+    };
+    let (rank, outputs) = (modules().map(|m| m.r).max(), modules().map(n_outputs).max());
+    let mut space = ExpertSpace {
+        x: rows(dims.c),
+        h: rows(dims.f_expert),
+        u: AdapterRows { u: rows(rank.unwrap_or(0)), z: rows(outputs.unwrap_or(0)) },
+        shared_h: rows(dims.f_shared),
+        ..ExpertSpace::default()
+    };
+    if keep != Keep::Nothing {
+        space.dy = rows(dims.c);
+        space.scaled_h = rows(dims.f_expert);
+        space.dh = rows(dims.f_expert);
+        space.shared_dh = rows(dims.f_shared);
+        space.dxn = rows(dims.c);
+        space.dscores = rows(dims.e);
+    }
+    space
 }
 
 fn head_buffers(dims: &Dims, r: usize, keep: Keep) -> HeadBuffers {

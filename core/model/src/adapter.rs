@@ -1,8 +1,9 @@
-//! Low-rank adapters: which modules are adapted, and one flat buffer with every trainable number.
+//! Low-rank adapters: what kind, and which modules are adapted.
 //!
-//! Paper: Hu et al. 2021, arXiv:2106.09685, eq. 3; the rank-stabilized scale: Kalajdzievski 2023,
-//! arXiv:2312.03732. Optimizer, checkpoint and hash see [`Adapter::params`] and nothing else.
-//! Start at [`Adapter::new`]; files are in [`peft`](crate::adapter::PeftInfo).
+//! Papers: Hu et al. 2021, arXiv:2106.09685, eq. 3; the rank-stabilized scale: Kalajdzievski 2023,
+//! arXiv:2312.03732; magnitudes: Liu et al. 2024, arXiv:2402.09353; principal components: Meng et
+//! al. 2024, arXiv:2404.02948. The numbers are in a [`Trainable`](crate::Trainable); files are in
+//! [`peft`](crate::adapter::PeftInfo).
 
 mod peft;
 
@@ -11,16 +12,48 @@ use std::ops::Range;
 
 use forgelm_artifact::open::OpenError;
 use forgelm_artifact::safetensors::SafetensorsError;
-use forgelm_kernels_api::FrozenMatrix;
-use forgelm_tensor::random::Stream;
 use thiserror::Error;
 
 use crate::config::{Dims, ModelConfig};
 use crate::names::Linear;
-pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoadedAdapter, PeftInfo};
+pub use peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoadedAdapter, PeftInfo, TRAINED_WEIGHTS};
 
 /// The word that stands for every linear layer but the head.
 pub const ALL_LINEAR: &str = "all-linear";
+
+/// Where A and B begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoraInit {
+    /// A random, B zero: nothing changes yet.
+    #[default]
+    Noise,
+    /// The principal components of the weight, which are taken out of the base (PiSSA).
+    PrincipalComponents,
+}
+
+/// Which biases are trained beside the adapter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrainedBias {
+    /// None.
+    #[default]
+    None,
+    /// All of the model.
+    All,
+    /// Those of adapted layers.
+    LoraOnly,
+}
+
+impl TrainedBias {
+    /// The word of configurations and adapter files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::All => "all",
+            Self::LoraOnly => "lora_only",
+        }
+    }
+}
 
 /// What kind of adapter, as `lora:` of the configuration says it.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +68,12 @@ pub struct LoraConfig {
     pub target_modules: Vec<String>,
     /// Scale `alpha / sqrt(r)` rather than `alpha / r`.
     pub rslora: bool,
+    /// A magnitude is trained for each output of an adapted layer (DoRA).
+    pub dora: bool,
+    /// Where A and B begin.
+    pub init: LoraInit,
+    /// Which biases are trained.
+    pub bias: TrainedBias,
     /// Ranks that differ, by module name as in `target_modules`.
     pub rank_pattern: BTreeMap<String, usize>,
     /// Alphas that differ, by module name as in `target_modules`.
@@ -51,6 +90,9 @@ impl LoraConfig {
             dropout: 0.0,
             target_modules: target_modules.iter().map(|&s| s.to_owned()).collect(),
             rslora: false,
+            dora: false,
+            init: LoraInit::Noise,
+            bias: TrainedBias::None,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
         }
@@ -71,7 +113,7 @@ fn by_pattern<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> 
 }
 
 /// Whether `target` is the module's whole name or the last components of it.
-fn names_module(target: &str, path: &str) -> bool {
+pub(crate) fn names_module(target: &str, path: &str) -> bool {
     path.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
@@ -99,6 +141,15 @@ pub enum AdapterError {
         /// The last components that exist.
         available: String,
     },
+    /// A name means no weight of the model.
+    #[error("`{name}` is no weight of this model\n  hint: `model.norm.weight` is one")]
+    NoSuchWeight {
+        /// The name.
+        name: String,
+    },
+    /// The list of weights to train is empty.
+    #[error("nothing would train: the list of weights is empty")]
+    NothingTrains,
     /// Adapters of this kind cannot be used yet.
     #[error("{place}: {what} is not available yet")]
     NotAvailable {
@@ -152,183 +203,68 @@ pub struct AdaptedModule {
     pub a: Range<usize>,
     /// Where B [n_out, r] lies in the flat buffer.
     pub b: Range<usize>,
+    /// Where the magnitudes [n_out] lie in the flat buffer, if they are trained.
+    pub magnitude: Option<Range<usize>>,
 }
 
 impl AdaptedModule {
+    /// Where its part of the flat buffer ends.
+    pub(crate) fn end(&self) -> usize {
+        self.magnitude.as_ref().unwrap_or(&self.b).end
+    }
+
     /// A number that names the module whatever else is adapted: the step of its first values and
     /// the index of its dropout mask.
     #[must_use]
     pub fn index(&self) -> u64 {
-        (self.layer * Linear::ALL.len() + self.linear.index()) as u64
+        // The first seven keep the numbers that they had when there were no others, so that a seed
+        // still means the same adapter.
+        let first = match self.linear {
+            Linear::Q => 0,
+            Linear::K => 1,
+            Linear::V => 2,
+            Linear::O => 3,
+            Linear::Gate => 4,
+            Linear::Up => 5,
+            Linear::Down => 6,
+            other => return 1 << 63 | (self.layer as u64) << 32 | other.index() as u64,
+        };
+        self.layer as u64 * 7 + first
     }
 }
 
-/// A named part of the flat buffer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamedSlice {
-    /// Name as in adapter files.
-    pub name: String,
-    /// Rows and columns.
-    pub shape: [usize; 2],
-    /// Where it lies.
-    pub range: Range<usize>,
-}
-
-/// LoRA on some linear layers of a model.
+/// The modules that `config` adapts, in the order of the buffer: layer, then forward pass; A before
+/// B before the magnitudes.
 ///
-/// **Invariant:** the slices of [`Adapter::slices`] cover the buffer without gap or overlap, in
-/// the order layer, module (q, k, v, o, gate, up, down), A before B.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Adapter {
-    config: LoraConfig,
-    params: Vec<f32>,
-    modules: Vec<AdaptedModule>,
-    /// Index into `modules` by layer and linear.
-    places: Vec<[Option<usize>; Linear::ALL.len()]>,
-}
-
-impl Adapter {
-    /// A new adapter: A uniform in `[-1/sqrt(n_in), 1/sqrt(n_in)]` from the stream, B = 0, so that
-    /// it changes nothing yet.
-    ///
-    /// Element i of A of module m is `(2 uniform(m, i) - 1) / sqrt(n_in)`.
-    ///
-    /// # Errors
-    /// If a setting is out of range or a target names nothing.
-    pub fn new(
-        config: LoraConfig,
-        model: &ModelConfig,
-        stream: &Stream,
-    ) -> Result<Self, AdapterError> {
-        let mut adapter = Self::zeroed(config, model)?;
-        for module in &adapter.modules {
-            let bound = 1.0 / (module.n_in as f32).sqrt();
-            for (i, value) in adapter.params[module.a.clone()].iter_mut().enumerate() {
-                *value = (2.0 * stream.uniform(module.index(), i as u64) - 1.0) * bound;
+/// # Errors
+/// If a setting is out of range or a target names nothing.
+pub(crate) fn adapted_modules(
+    config: &LoraConfig,
+    model: &ModelConfig,
+) -> Result<Vec<AdaptedModule>, AdapterError> {
+    check_settings(config)?;
+    check_targets(&config.target_modules, model)?;
+    let dims = model.dims();
+    let mut modules: Vec<AdaptedModule> = Vec::new();
+    for layer in 0..dims.l {
+        for linear in model.linears(layer) {
+            let path = linear.path(layer, model.module_names());
+            let is_target =
+                |t: &String| (t == ALL_LINEAR && !linear.is_router()) || names_module(t, &path);
+            if config.target_modules.iter().any(is_target) {
+                let start = modules.last().map_or(0, AdaptedModule::end);
+                modules.push(adapted_module(config, &dims, layer, linear, path, start));
             }
         }
-        Ok(adapter)
     }
-
-    /// An adapter whose every number is zero, to be filled from a file.
-    ///
-    /// # Errors
-    /// If a setting is out of range or a target names nothing.
-    pub fn zeroed(config: LoraConfig, model: &ModelConfig) -> Result<Self, AdapterError> {
-        check_settings(&config)?;
-        let dims = model.dims();
-        check_targets(&config.target_modules)?;
-        let mut modules = Vec::new();
-        let mut places = vec![[None; Linear::ALL.len()]; dims.l];
-        let mut end = 0;
-        for (layer, place) in places.iter_mut().enumerate() {
-            for linear in Linear::ALL {
-                let path = linear.path(layer);
-                let is_target = |t: &String| t == ALL_LINEAR || names_module(t, &path);
-                if !config.target_modules.iter().any(is_target) {
-                    continue;
-                }
-                place[linear.index()] = Some(modules.len());
-                let module = adapted_module(&config, &dims, layer, linear, path, end);
-                end = module.b.end;
-                modules.push(module);
-            }
+    // Whole names may point at layers that do not exist.
+    for target in &config.target_modules {
+        let found = |m: &AdaptedModule| target == ALL_LINEAR || names_module(target, &m.path);
+        if !modules.iter().any(found) {
+            return Err(no_such_module(target, model));
         }
-        // Whole names may point at layers that do not exist.
-        for target in &config.target_modules {
-            let found = |m: &AdaptedModule| target == ALL_LINEAR || names_module(target, &m.path);
-            if !modules.iter().any(found) {
-                return Err(no_such_module(target));
-            }
-        }
-        Ok(Self { config, params: vec![0.0; end], modules, places })
     }
-
-    /// What it was made from.
-    #[must_use]
-    pub fn config(&self) -> &LoraConfig {
-        &self.config
-    }
-
-    /// Every trainable number.
-    #[must_use]
-    pub fn params(&self) -> &[f32] {
-        &self.params
-    }
-
-    /// Every trainable number, for the optimizer.
-    pub fn params_mut(&mut self) -> &mut [f32] {
-        &mut self.params
-    }
-
-    /// Adapted modules, in the order of the buffer.
-    #[must_use]
-    pub fn modules(&self) -> &[AdaptedModule] {
-        &self.modules
-    }
-
-    /// The adapter of one linear layer.
-    #[must_use]
-    pub fn module(&self, layer: usize, linear: Linear) -> Option<&AdaptedModule> {
-        self.places.get(layer)?[linear.index()].map(|i| &self.modules[i])
-    }
-
-    /// Lowest decoder layer that is adapted; nothing below it needs a gradient.
-    #[must_use]
-    pub fn first_layer(&self) -> usize {
-        self.modules.first().map_or(0, |m| m.layer)
-    }
-
-    /// The parts of the buffer under the names that adapter files use.
-    #[must_use]
-    pub fn slices(&self) -> Vec<NamedSlice> {
-        self.modules
-            .iter()
-            .flat_map(|m| {
-                let name = |part| format!("base_model.model.{}.{part}.weight", m.path);
-                [
-                    NamedSlice { name: name("lora_A"), shape: [m.r, m.n_in], range: m.a.clone() },
-                    NamedSlice { name: name("lora_B"), shape: [m.n_out, m.r], range: m.b.clone() },
-                ]
-            })
-            .collect()
-    }
-
-    /// A [r, n_in] of a module.
-    pub(crate) fn a(&self, module: &AdaptedModule) -> &[f32] {
-        &self.params[module.a.clone()]
-    }
-
-    /// B [n_out, r] of a module.
-    pub(crate) fn b(&self, module: &AdaptedModule) -> &[f32] {
-        &self.params[module.b.clone()]
-    }
-
-    /// The weight with its adapter folded in, `W + s B A`: what a merged model stores.
-    ///
-    /// Shapes: result [n_out, n_in]; sums in f64.
-    ///
-    /// # Panics
-    /// If `weight` is not the weight of `module`.
-    #[must_use]
-    pub fn merged(&self, module: &AdaptedModule, weight: &dyn FrozenMatrix) -> Vec<f32> {
-        assert_eq!(weight.n_rows(), module.n_out, "not the weight of this module");
-        assert_eq!(weight.n_cols(), module.n_in, "not the weight of this module");
-        let mut merged = vec![0.0; module.n_out * module.n_in];
-        weight.read_rows(0, &mut merged);
-        let (a, b) = (self.a(module), self.b(module));
-        for (row, b_row) in merged.chunks_exact_mut(module.n_in).zip(b.chunks_exact(module.r)) {
-            for (column, value) in row.iter_mut().enumerate() {
-                let sum: f64 = b_row
-                    .iter()
-                    .enumerate()
-                    .map(|(j, &b)| f64::from(b) * f64::from(a[j * module.n_in + column]))
-                    .sum();
-                *value = (f64::from(*value) + f64::from(module.scale) * sum) as f32;
-            }
-        }
-        merged
-    }
+    Ok(modules)
 }
 
 fn adapted_module(
@@ -343,7 +279,8 @@ fn adapted_module(
     let (r, scale) = config.rank_and_scale(&path);
     let a = start..start + r * n_in;
     let b = a.end..a.end + n_out * r;
-    AdaptedModule { layer, linear, path, r, scale, n_in, n_out, a, b }
+    let magnitude = config.dora.then(|| b.end..b.end + n_out);
+    AdaptedModule { layer, linear, path, r, scale, n_in, n_out, a, b, magnitude }
 }
 
 fn check_settings(config: &LoraConfig) -> Result<(), AdapterError> {
@@ -374,7 +311,7 @@ fn check_settings(config: &LoraConfig) -> Result<(), AdapterError> {
 }
 
 /// Refuses an empty list early; single targets are checked against the modules.
-fn check_targets(targets: &[String]) -> Result<(), AdapterError> {
+fn check_targets(targets: &[String], model: &ModelConfig) -> Result<(), AdapterError> {
     if targets.is_empty() {
         return Err(AdapterError::Setting {
             key: "target_modules",
@@ -383,15 +320,24 @@ fn check_targets(targets: &[String]) -> Result<(), AdapterError> {
         });
     }
     if let Some(empty) = targets.iter().find(|t| t.is_empty()) {
-        return Err(no_such_module(empty));
+        return Err(no_such_module(empty, model));
     }
     Ok(())
 }
 
-fn no_such_module(target: &str) -> AdapterError {
-    let names: Vec<String> = Linear::ALL
-        .iter()
-        .map(|l| format!("`{}`", l.module().rsplit('.').next().unwrap_or_default()))
-        .collect();
+fn no_such_module(target: &str, model: &ModelConfig) -> AdapterError {
+    let names: Vec<String> = last_names(model).iter().map(|name| format!("`{name}`")).collect();
     AdapterError::NoSuchModule { target: target.to_owned(), available: names.join(", ") }
+}
+
+/// Last components of the names of the linear layers that `all-linear` means, sorted.
+pub(crate) fn last_names(model: &ModelConfig) -> Vec<String> {
+    let mut names = std::collections::BTreeSet::new();
+    for linear in (0..model.num_hidden_layers).flat_map(|layer| model.linears(layer)) {
+        let module = linear.module(model.module_names());
+        if let Some((_, last)) = module.rsplit_once('.').filter(|_| !linear.is_router()) {
+            names.insert(last.to_owned());
+        }
+    }
+    names.into_iter().collect()
 }

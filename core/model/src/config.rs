@@ -5,11 +5,18 @@
 
 mod gguf;
 mod hf;
+mod hf_rope;
+mod keys;
+mod options;
+mod rope;
+mod write;
 
 use thiserror::Error;
 
-use crate::rope::{Rope, RopeScaling};
+use crate::names::{Linear, ModuleNames, Norm, Role};
+use crate::rope::Rope;
 pub use hf::read_config_json;
+pub use options::{AttentionOptions, Experts, MlpOptions, NormOptions};
 
 /// Why a model's description cannot be used.
 #[derive(Debug, Error, PartialEq)]
@@ -93,8 +100,20 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// Rotary embedding.
     pub rope: Rope,
-    /// Position p attends to `(p - window, p]`; `None` to everything before.
+    /// Position p of a windowed layer attends to `(p - window, p]`; `None` to everything before.
     pub sliding_window: Option<usize>,
+    /// Options of attention.
+    pub attention: AttentionOptions,
+    /// Options of the norms.
+    pub norms: NormOptions,
+    /// Options of the MLP.
+    pub mlp: MlpOptions,
+    /// The mixture of experts that stands in the place of the MLP, if there is one.
+    pub experts: Option<Experts>,
+    /// Factor on the vectors of the embedding.
+    pub embedding_scale: Option<f32>,
+    /// Logits become `cap * tanh(logit / cap)`.
+    pub final_soft_cap: Option<f32>,
     /// Whether the embedding is also the output head.
     pub tie_word_embeddings: bool,
     /// Longest sequence the model was made for.
@@ -122,6 +141,12 @@ pub struct Dims {
     pub f: usize,
     /// `vocab_size`.
     pub v: usize,
+    /// Number of experts, E; 0 without experts.
+    pub e: usize,
+    /// Width of an expert's MLP.
+    pub f_expert: usize,
+    /// Width of the shared expert's MLP; 0 without one.
+    pub f_shared: usize,
 }
 
 impl Dims {
@@ -142,7 +167,11 @@ impl ModelConfig {
     /// The one place where the two vocabularies of sizes meet.
     #[must_use]
     pub fn dims(&self) -> Dims {
+        let experts = self.experts.as_ref();
         Dims {
+            e: experts.map_or(0, |e| e.num_experts),
+            f_expert: experts.map_or(0, |e| e.intermediate_size),
+            f_shared: experts.and_then(|e| e.shared_intermediate_size).unwrap_or(0),
             c: self.hidden_size,
             l: self.num_hidden_layers,
             h: self.num_attention_heads,
@@ -156,10 +185,129 @@ impl ModelConfig {
     /// Number of weights.
     #[must_use]
     pub fn n_parameters(&self) -> usize {
-        let Dims { c, l, f, v, .. } = self.dims();
-        let attention = 2 * c * (self.dims().q_width() + self.dims().kv_width());
+        let dims = self.dims();
         let heads = if self.tie_word_embeddings { 1 } else { 2 };
-        l * (attention + 3 * c * f + 2 * c) + heads * v * c + c
+        let layer = |layer: usize| -> usize {
+            let linears = self.linears(layer).into_iter();
+            let linears: usize = linears
+                .map(|linear| {
+                    let [n_out, n_in] = linear.shape(&dims);
+                    n_out * n_in + if self.has_bias(linear) { n_out } else { 0 }
+                })
+                .sum();
+            linears + self.norms().iter().map(|norm| norm.width(&dims)).sum::<usize>()
+        };
+        (0..dims.l).map(layer).sum::<usize>() + heads * dims.v * dims.c + dims.c
+    }
+
+    /// The linear layers of a decoder layer, in the order of the forward pass.
+    #[must_use]
+    pub fn linears(&self, layer: usize) -> Vec<Linear> {
+        let mut linears = match self.attention.is_fused {
+            true => vec![Linear::Qkv, Linear::O],
+            false => vec![Linear::Q, Linear::K, Linear::V, Linear::O],
+        };
+        match self.layer_experts(layer) {
+            Some(experts) => linears.extend(experts.linears()),
+            None if self.mlp.is_fused => linears.extend([Linear::GateUp, Linear::Down]),
+            None => linears.extend([Linear::Gate, Linear::Up, Linear::Down]),
+        }
+        linears
+    }
+
+    /// The norms of every decoder layer, in the order of the forward pass.
+    #[must_use]
+    pub fn norms(&self) -> Vec<Norm> {
+        let mut norms = vec![Norm::Input];
+        if self.attention.qk_norm {
+            norms.extend([Norm::Query, Norm::Key]);
+        }
+        norms.push(Norm::PostAttention);
+        if self.norms.post_norms {
+            norms.extend([Norm::PreFeedforward, Norm::PostFeedforward]);
+        }
+        norms
+    }
+
+    /// The norm before the MLP.
+    #[must_use]
+    pub fn mlp_norm(&self) -> Norm {
+        if self.norms.post_norms { Norm::PreFeedforward } else { Norm::PostAttention }
+    }
+
+    /// Whether a Hugging Face folder stores this tensor as what is added to 1.
+    pub(crate) fn is_norm_offset(&self, role: Role) -> bool {
+        self.norms.stored_as_offsets && matches!(role, Role::Norm(..) | Role::FinalNorm)
+    }
+
+    /// How modules of experts are named.
+    #[must_use]
+    pub fn module_names(&self) -> ModuleNames {
+        self.experts.as_ref().map_or(ModuleNames::default(), |experts| experts.names)
+    }
+
+    /// Whether a linear layer has a bias.
+    #[must_use]
+    pub fn has_bias(&self, linear: Linear) -> bool {
+        match linear {
+            Linear::Q | Linear::K | Linear::V | Linear::Qkv => self.attention.qkv_bias,
+            Linear::O => self.attention.o_bias,
+            Linear::Gate | Linear::Up | Linear::GateUp | Linear::Down => self.mlp.bias,
+            Linear::Router
+            | Linear::SharedGate
+            | Linear::SharedUp
+            | Linear::SharedDown
+            | Linear::SharedExpertGate
+            | Linear::Expert(..) => false,
+        }
+    }
+
+    /// The experts of a layer; `None` where it has an MLP.
+    #[must_use]
+    pub fn layer_experts(&self, layer: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|experts| experts.layers.get(layer).is_some_and(|on| *on))
+    }
+
+    /// How far back a layer looks; `None` for all the way.
+    #[must_use]
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| self.is_windowed(layer))
+    }
+
+    /// Whether a layer is one of those that have a window.
+    pub(crate) fn is_windowed(&self, layer: usize) -> bool {
+        self.attention.windowed_layers.get(layer).is_some_and(|on| *on)
+    }
+
+    /// Factor on the scores of attention.
+    #[must_use]
+    pub fn attention_scale(&self) -> f32 {
+        let width = self.attention.query_pre_attn_scalar.unwrap_or(self.head_dim as f64);
+        (1.0 / width.sqrt()) as f32
+    }
+
+    /// The part of a head that is rotated, R.
+    #[must_use]
+    pub fn rotary_dim(&self) -> usize {
+        self.attention.rotary_dim.unwrap_or(self.head_dim)
+    }
+
+    /// Puts another window in the place of the model's own, in the layers that have one. In a
+    /// family whose members may have a window but whose `config.json` switches it off, every layer
+    /// gets it. Returns whether the family knows windows at all; if not, nothing changes.
+    #[must_use]
+    pub fn override_sliding_window(&mut self, window: usize) -> bool {
+        use crate::architecture::{AVAILABLE, Windows};
+        let knows = |a: &&crate::Architecture| a.model_type == self.model_type;
+        let family = AVAILABLE.iter().find(knows);
+        if family.is_none_or(|family| family.windows == Windows::Never) {
+            return false;
+        }
+        self.sliding_window = Some(window);
+        if !self.attention.windowed_layers.contains(&true) {
+            self.attention.windowed_layers = vec![true; self.num_hidden_layers];
+        }
+        true
     }
 
     /// Checks that the numbers agree with each other. Readers call it; call it again after
@@ -196,10 +344,25 @@ impl ModelConfig {
                  `num_key_value_heads`, {kv}"
             ));
         }
+        let rotary_dim = self.rotary_dim();
         if !self.head_dim.is_multiple_of(2) {
             return contradiction(format!(
                 "`head_dim` is {}; the rotary embedding needs an even number",
                 self.head_dim
+            ));
+        }
+        if rotary_dim == 0 || rotary_dim > self.head_dim || !rotary_dim.is_multiple_of(2) {
+            return contradiction(format!(
+                "{rotary_dim} elements of a head are rotated, but `head_dim` is {}; expected an \
+                 even number up to it",
+                self.head_dim
+            ));
+        }
+        if let Some(scalar) = self.attention.query_pre_attn_scalar
+            && !(scalar > 0.0 && scalar.is_finite())
+        {
+            return contradiction(format!(
+                "`query_pre_attn_scalar` is {scalar}; expected a positive number"
             ));
         }
         if self.sliding_window == Some(0) {
@@ -211,54 +374,25 @@ impl ModelConfig {
                 self.rms_norm_eps
             ));
         }
+        if self.attention.windowed_layers.len() != self.num_hidden_layers {
+            return contradiction(format!(
+                "the kinds of {} layers are given, but `num_hidden_layers` is {}",
+                self.attention.windowed_layers.len(),
+                self.num_hidden_layers
+            ));
+        }
+        for (key, cap) in [
+            ("attn_logit_softcapping", self.attention.soft_cap),
+            ("final_logit_softcapping", self.final_soft_cap),
+        ] {
+            if let Some(cap) = cap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
+                return contradiction(format!("`{key}` is {cap}; expected a positive number"));
+            }
+        }
+        if let Some(experts) = &self.experts {
+            experts.validate(&self.place, self.num_hidden_layers)?;
+        }
         self.validate_rope()
-    }
-
-    fn validate_rope(&self) -> Result<(), ConfigError> {
-        let wrong = |key: &str, found: String, expected: &str| {
-            Err(ConfigError::Wrong {
-                place: self.place.clone(),
-                key: key.to_owned(),
-                found,
-                expected: expected.to_owned(),
-            })
-        };
-        if !(self.rope.theta > 1.0 && self.rope.theta.is_finite()) {
-            return wrong("rope_theta", self.rope.theta.to_string(), "a number above 1");
-        }
-        match &self.rope.scaling {
-            RopeScaling::Default => {}
-            RopeScaling::Linear { factor } | RopeScaling::Yarn { factor, .. } => {
-                if !(*factor >= 1.0 && factor.is_finite()) {
-                    return wrong("rope_scaling.factor", factor.to_string(), "at least 1");
-                }
-            }
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, .. } => {
-                if !(*factor >= 1.0 && factor.is_finite()) {
-                    return wrong("rope_scaling.factor", factor.to_string(), "at least 1");
-                }
-                if !(high_freq_factor > low_freq_factor && *low_freq_factor > 0.0) {
-                    return wrong(
-                        "rope_scaling.high_freq_factor",
-                        high_freq_factor.to_string(),
-                        &format!("above `low_freq_factor`, {low_freq_factor}"),
-                    );
-                }
-            }
-            RopeScaling::Divisors(divisors) => {
-                if divisors.len() != self.head_dim / 2 {
-                    return wrong(
-                        "rope_freqs.weight",
-                        format!("{} numbers", divisors.len()),
-                        &format!("{}, half of head_dim", self.head_dim / 2),
-                    );
-                }
-                if let Some(bad) = divisors.iter().find(|d| !(**d > 0.0 && d.is_finite())) {
-                    return wrong("rope_freqs.weight", bad.to_string(), "positive numbers");
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Checks that every token the tokenizer can make has a row in the embedding. An embedding

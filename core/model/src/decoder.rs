@@ -6,20 +6,26 @@
 mod attention;
 mod backward;
 mod cached;
+mod dora;
+mod experts;
 mod forward;
+mod linear;
 mod lora;
 mod mlp;
 mod noise;
+mod norm;
+pub(crate) mod routing;
 
 use std::sync::Arc;
 
-use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, Segment};
+use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, RowSource, Segment};
 use forgelm_tensor::random::Stream;
 
-use crate::adapter::Adapter;
 use crate::config::{Dims, ModelConfig};
 use crate::names::Linear;
+use crate::rope::{Rope, Rotary};
 use crate::store::TensorStore;
+use crate::trainable::Trainable;
 use crate::weights::{Weights, WeightsError};
 pub use cached::{CachedSequence, KvCache};
 pub use noise::EmbeddingNoise;
@@ -31,8 +37,9 @@ pub struct Decoder {
     ops: Arc<dyn Ops>,
     compute: Compute,
     weights: Weights,
-    inv_freq: Vec<f32>,
-    attention_factor: f32,
+    rotary: Rotary,
+    /// Of the windowed layers, where it is another.
+    local_rotary: Option<Rotary>,
 }
 
 /// Tokens of many sequences laid end to end.
@@ -61,8 +68,8 @@ pub struct DropoutStep<'a> {
 /// What a pass over the model is told; the same for forward and backward.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
-    /// Adapter to apply; `None` runs the frozen model.
-    pub adapter: Option<&'a Adapter>,
+    /// What stands beside or in the place of frozen weights; `None` runs the model as it is.
+    pub adapter: Option<&'a Trainable>,
     /// Rows.
     pub batch: PackedInput<'a>,
     /// `None` turns the adapter's dropout off (evaluation).
@@ -82,7 +89,7 @@ pub struct Scored<'a> {
 #[derive(Clone, Copy)]
 struct Step<'a> {
     decoder: &'a Decoder,
-    adapter: Option<&'a Adapter>,
+    adapter: Option<&'a Trainable>,
     dropout: Option<DropoutStep<'a>>,
     row_keys: &'a [u64],
     /// Number of rows, T.
@@ -102,10 +109,11 @@ impl Decoder {
         compute: Compute,
     ) -> Result<Self, WeightsError> {
         let weights = Weights::load(store, &config, ops.as_ref(), compute)?;
+        let rotary = |rope: &Rope| Rotary::new(rope.clone(), config.rotary_dim());
         Ok(Self {
             dims: config.dims(),
-            inv_freq: config.rope.inv_freq(config.head_dim),
-            attention_factor: config.rope.attention_factor(),
+            rotary: rotary(&config.rope),
+            local_rotary: config.attention.local_rope.as_ref().map(rotary),
             config,
             ops,
             compute,
@@ -152,24 +160,33 @@ impl Decoder {
         self.weights.layers[layer].linear(linear)
     }
 
-    fn attention_shape(&self) -> AttentionShape {
+    /// Puts other values in the place of a linear layer's weight, in the form that the others have.
+    pub(crate) fn replace_linear(
+        &mut self,
+        (layer, linear): (usize, Linear),
+        values: &dyn RowSource,
+    ) {
+        let weight = self.ops.freeze(values, self.compute);
+        self.weights.layers[layer].set_linear(linear, weight);
+    }
+
+    fn attention_shape(&self, layer: usize) -> AttentionShape {
         AttentionShape {
             n_heads: self.dims.h,
             n_kv_heads: self.dims.h_kv,
             head_dim: self.dims.d,
-            scale: (1.0 / (self.dims.d as f64).sqrt()) as f32,
-            window: self.config.sliding_window,
-            soft_cap: None,
+            scale: self.config.attention_scale(),
+            window: self.config.window(layer),
+            soft_cap: self.config.attention.soft_cap,
         }
     }
 
     fn step<'a>(&'a self, pass: &Pass<'a>) -> Step<'a> {
+        check_current(pass.adapter);
         Step {
             decoder: self,
             adapter: pass.adapter,
-            dropout: pass
-                .dropout
-                .filter(|_| pass.adapter.is_some_and(|a| a.config().dropout > 0.0)),
+            dropout: pass.dropout.filter(|_| pass.adapter.is_some_and(|a| a.dropout() > 0.0)),
             row_keys: pass.batch.row_keys,
             t: pass.batch.tokens.len(),
         }
@@ -184,6 +201,44 @@ impl std::fmt::Debug for Decoder {
             .field("compute", &self.compute)
             .finish_non_exhaustive()
     }
+}
+
+/// Takes the columns of `from` apart, from left to right.
+///
+/// Shapes: `parts` [T, their width] written, `from` [T, sum of the widths] read.
+fn split_columns<const N: usize>(parts: [&mut [f32]; N], from: &[f32], t: usize) {
+    let width = from.len() / t;
+    let mut first = 0;
+    for part in parts {
+        let n = part.len() / t;
+        for (to, from) in part.chunks_exact_mut(n).zip(from.chunks_exact(width)) {
+            to.copy_from_slice(&from[first..first + n]);
+        }
+        first += n;
+    }
+    assert_eq!(first, width, "the parts are not the whole");
+}
+
+/// Lays matrices side by side: the inverse of [`split_columns`].
+///
+/// Shapes: `to` [T, sum of the widths] written, `parts` [T, their width] read.
+fn join_columns<const N: usize>(to: &mut [f32], parts: [&[f32]; N], t: usize) {
+    let width = to.len() / t;
+    let mut first = 0;
+    for part in parts {
+        let n = part.len() / t;
+        for (to, from) in to.chunks_exact_mut(width).zip(part.chunks_exact(n)) {
+            to[first..first + n].copy_from_slice(from);
+        }
+        first += n;
+    }
+    assert_eq!(first, width, "the parts are not the whole");
+}
+
+/// Refuses trained numbers whose derived form is old: the pass would run other weights.
+fn check_current(trainable: Option<&Trainable>) {
+    let is_current = trainable.is_none_or(Trainable::is_current);
+    assert!(is_current, "the trained numbers changed; `Decoder::refresh` comes first");
 }
 
 /// Copies some rows of `from` to `to`, in the order of `rows`.

@@ -2,7 +2,8 @@
 //! written by hand.
 //!
 //! One decoder with options covers a family of architectures ([`architecture`]). The base is
-//! frozen; what trains is an [`Adapter`]. The crate refuses to know what a loss, an optimizer, a
+//! frozen; what trains is a [`Trainable`]: an adapter, or weights that stand in the base's place.
+//! The crate refuses to know what a loss, an optimizer, a
 //! tokenizer or a run is: it takes packed rows and gives log-probabilities, and takes their
 //! gradient back.
 //!
@@ -30,21 +31,29 @@ mod names;
 mod open;
 mod rope;
 mod store;
+mod trainable;
 mod weights;
+mod whole;
 
 pub use activations::{
     Activations, Keep, MemoryPlan, NotFiniteAt, OutOfMemory, PlannedBuffer, StepSize,
 };
 pub use adapter::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, ALL_LINEAR, AdaptedModule, Adapter, AdapterError,
-    LoadedAdapter, LoraConfig, NamedSlice, PeftInfo,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, ALL_LINEAR, AdaptedModule, AdapterError, LoadedAdapter,
+    LoraConfig, LoraInit, PeftInfo, TRAINED_WEIGHTS, TrainedBias,
 };
-pub use config::{ConfigError, Dims, ModelConfig, read_config_json};
+pub use architecture::Architecture;
+pub use config::{
+    AttentionOptions, ConfigError, Dims, Experts, MlpOptions, ModelConfig, NormOptions,
+    read_config_json,
+};
 pub use decoder::{
     CachedSequence, Decoder, DropoutStep, EmbeddingNoise, KvCache, PackedInput, Pass, Scored,
 };
-pub use names::{Linear, Role};
+pub use names::{ExpertPart, Linear, ModuleNames, Norm, Role};
 pub use open::{LoadError, ModelFiles, OpenModel};
-pub use rope::{Rope, RopeScaling, yarn_attention_factor};
-pub use store::{MemoryStore, RotaryOrder, StoredTensor, TensorStore};
+pub use rope::{Rope, RopeScaling, longrope_attention_factor, yarn_attention_factor};
+pub use store::{Located, MemoryStore, RotaryOrder, StoredTensor, TensorStore};
+pub use trainable::{Adapter, NamedSlice, Selection, Trainable};
 pub use weights::WeightsError;
+pub use whole::WholeModelError;

@@ -6,15 +6,19 @@ use std::sync::Arc;
 use forgelm_artifact::gguf::{GgufError, GgufFile};
 use forgelm_artifact::safetensors::SafetensorsFile;
 use forgelm_artifact::sharded::{ShardedError, ShardedModel};
-use forgelm_artifact::{Class, TensorView};
+use forgelm_artifact::{Class, TensorView, json};
 use forgelm_kernels_api::{Compute, Ops};
 use thiserror::Error;
 
-use crate::config::{ConfigError, ModelConfig, read_config_json};
+use crate::architecture::{AVAILABLE, Architecture};
+use crate::config::{ConfigError, Dims, ModelConfig, read_config_json};
 use crate::decoder::Decoder;
-use crate::names::Role;
-use crate::store::{RotaryOrder, StoredTensor, TensorStore};
+use crate::names::{ModuleNames, Role, gguf};
+use crate::store::{
+    Located, RotaryOrder, StoredTensor, TensorStore, fused_experts, stacked_experts,
+};
 use crate::weights::WeightsError;
+use crate::whole::description_of;
 
 /// Where a model lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,13 +84,13 @@ impl OpenModel {
             ModelFiles::Folder(folder) => {
                 // The description first: it says why a foreign architecture cannot run.
                 let config = read_config_json(folder)?;
-                let store = FileStore::Folder(folder.clone(), ShardedModel::open(folder)?);
-                Ok(Self { config, store })
+                let files = Files::Folder(folder.clone(), ShardedModel::open(folder)?);
+                Ok(Self { store: FileStore::new(files, &config), config })
             }
             ModelFiles::Gguf(path) => {
                 let file = GgufFile::open(path)?;
                 let config = ModelConfig::from_gguf(&file)?;
-                Ok(Self { config, store: FileStore::Gguf(file) })
+                Ok(Self { store: FileStore::new(Files::Gguf(file), &config), config })
             }
         }
     }
@@ -108,12 +112,23 @@ impl OpenModel {
         &self.store
     }
 
+    /// The files that describe the model in a Hugging Face folder, by name.
+    pub(crate) fn description(&self) -> Result<Vec<(&'static str, String)>, ConfigError> {
+        match &self.store.files {
+            Files::Folder(folder, _) => description_of(folder),
+            Files::Gguf(_) => {
+                let text = json::pretty(&self.config.to_hf_json()?);
+                Ok(vec![("config.json", text)])
+            }
+        }
+    }
+
     /// Whether every weight file is still the one that was opened.
     #[must_use]
     pub fn is_unchanged(&self) -> bool {
-        match &self.store {
-            FileStore::Folder(_, model) => model.files().iter().all(SafetensorsFile::unchanged),
-            FileStore::Gguf(file) => file.unchanged(),
+        match &self.store.files {
+            Files::Folder(_, model) => model.files().iter().all(SafetensorsFile::unchanged),
+            Files::Gguf(file) => file.unchanged(),
         }
     }
 
@@ -129,54 +144,92 @@ impl OpenModel {
 
 /// The file formats behind one seam.
 #[derive(Debug)]
-enum FileStore {
+struct FileStore {
+    files: Files,
+    names: ModuleNames,
+    post_norms: bool,
+    /// Whether query and key rows of a GGUF file are interleaved.
+    is_interleaved: bool,
+}
+
+#[derive(Debug)]
+enum Files {
     Folder(PathBuf, ShardedModel),
     Gguf(GgufFile),
 }
 
+impl FileStore {
+    fn new(files: Files, config: &ModelConfig) -> Self {
+        // Only the tool's `llama` family reorders these rows.
+        let is_llama = |a: &&Architecture| a.gguf == "llama" && a.model_type == config.model_type;
+        Self {
+            names: config.module_names(),
+            post_norms: config.norms.post_norms,
+            is_interleaved: matches!(files, Files::Gguf(_))
+                && AVAILABLE.iter().any(|a| is_llama(&a)),
+            files,
+        }
+    }
+
+    fn view(&self, name: &str) -> Option<TensorView<'_>> {
+        match &self.files {
+            Files::Folder(_, model) => model.tensor(name),
+            Files::Gguf(file) => file.tensor(name),
+        }
+    }
+}
+
 impl TensorStore for FileStore {
     fn place(&self) -> String {
-        match self {
-            Self::Folder(folder, _) => folder.display().to_string(),
-            Self::Gguf(file) => file.path().display().to_string(),
+        match &self.files {
+            Files::Folder(folder, _) => folder.display().to_string(),
+            Files::Gguf(file) => file.path().display().to_string(),
         }
     }
 
     fn names(&self) -> Vec<String> {
-        match self {
-            Self::Folder(_, model) => model.names().map(str::to_owned).collect(),
-            Self::Gguf(file) => file.names().map(str::to_owned).collect(),
+        match &self.files {
+            Files::Folder(_, model) => model.names().map(str::to_owned).collect(),
+            Files::Gguf(file) => file.names().map(str::to_owned).collect(),
         }
     }
 
     fn tensor(&self, name: &str) -> Option<StoredTensor<'_>> {
-        let view: TensorView<'_> = match self {
-            Self::Folder(_, model) => model.tensor(name)?,
-            Self::Gguf(file) => file.tensor(name)?,
-        };
+        let view = self.view(name)?;
         Some(StoredTensor { dtype: view.dtype, shape: view.shape.to_vec(), bytes: view.bytes })
     }
 
     fn release(&self, tensor: &StoredTensor<'_>) {
-        match self {
-            Self::Folder(_, model) => {
+        match &self.files {
+            Files::Folder(_, model) => {
                 model.files().iter().for_each(|file| file.release(tensor.bytes));
             }
-            Self::Gguf(file) => file.release(tensor.bytes),
+            Files::Gguf(file) => file.release(tensor.bytes),
         }
     }
 
     fn name_of(&self, role: Role) -> String {
-        match self {
-            Self::Folder(..) => role.hf_name(),
-            Self::Gguf(_) => role.gguf_name(),
+        match &self.files {
+            Files::Folder(..) => role.hf_name(self.names),
+            Files::Gguf(_) => gguf::name(role, self.post_norms),
         }
     }
 
+    fn locate(&self, role: Role, dims: &Dims) -> Located {
+        let name = self.name_of(role);
+        let shared = match &self.files {
+            Files::Folder(..) if self.view(&name).is_none() => fused_experts(role, dims),
+            Files::Folder(..) => None,
+            Files::Gguf(_) => stacked_experts(role, name.clone(), dims),
+        };
+        shared.unwrap_or_else(|| Located { name, shape: role.shape(dims), first_row: 0 })
+    }
+
+    fn has_whole_norms(&self) -> bool {
+        matches!(self.files, Files::Gguf(_))
+    }
+
     fn rotary_order(&self) -> RotaryOrder {
-        match self {
-            Self::Folder(..) => RotaryOrder::HalfSplit,
-            Self::Gguf(_) => RotaryOrder::Interleaved,
-        }
+        if self.is_interleaved { RotaryOrder::Interleaved } else { RotaryOrder::HalfSplit }
     }
 }

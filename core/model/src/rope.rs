@@ -2,8 +2,13 @@
 //! cosines and sines that the `rope` op reads.
 //!
 //! Papers: Su et al. 2021, arXiv:2104.09864 (rotary embedding); Chen et al. 2023,
-//! arXiv:2306.15595 (linear); Peng et al. 2023, arXiv:2309.00071 (YaRN, sec. 3.2 to 3.4); the
-//! `llama3` rule is the one of Llama 3.1's published code.
+//! arXiv:2306.15595 (linear); Peng et al. 2023, arXiv:2309.00071 (dynamic NTK, sec. 3.3, and
+//! YaRN, sec. 3.2 to 3.4); Ding et al. 2024, arXiv:2402.13753 (LongRoPE); the `llama3` rule is the
+//! one of Llama 3.1's published code.
+//!
+//! Two kinds depend on the length of the sequence. A packed batch holds many sequences: each has
+//! the frequencies of its own length, as it would have alone. During generation the length is that
+//! of the sequence so far; keys that are already cached keep the rotation they were given.
 
 /// How the frequencies of a model trained on short sequences are stretched.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,8 +47,28 @@ pub enum RopeScaling {
         /// Whether the ends of the ramp are rounded outward to whole indices.
         truncate: bool,
     },
+    /// A larger base for sequences longer than those of training:
+    /// `theta' = theta (factor L / original - (factor - 1))^(d / (d - 2))`.
+    Dynamic {
+        /// How fast the base grows.
+        factor: f64,
+        /// Longest sequence of the first training; up to it nothing changes.
+        original_max_position_embeddings: usize,
+    },
+    /// Each frequency divided by its own factor, from one list for sequences up to the original
+    /// length and from another beyond it; cosines and sines multiplied by the attention factor.
+    Longrope {
+        /// Divisors for short sequences. Length R / 2.
+        short_factor: Vec<f32>,
+        /// Divisors for long ones. Length R / 2.
+        long_factor: Vec<f32>,
+        /// Longest sequence of the first training.
+        original_max_position_embeddings: usize,
+        /// Factor on cosines and sines.
+        attention_factor: f64,
+    },
     /// Each frequency divided by its own factor: how GGUF files store the `llama3` rule
-    /// (`rope_freqs.weight`). Length D / 2.
+    /// (`rope_freqs.weight`). Length R / 2.
     Divisors(Vec<f32>),
 }
 
@@ -56,6 +81,12 @@ pub struct Rope {
     pub scaling: RopeScaling,
 }
 
+/// The default attention factor of LongRoPE: `sqrt(1 + ln(factor) / ln(original))`.
+#[must_use]
+pub fn longrope_attention_factor(factor: f64, original: usize) -> f64 {
+    if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() }
+}
+
 /// The default attention factor of YaRN: `0.1 ln(factor) + 1` (eq. 22 of the paper).
 #[must_use]
 pub fn yarn_attention_factor(factor: f64, mscale: f64) -> f64 {
@@ -63,12 +94,19 @@ pub fn yarn_attention_factor(factor: f64, mscale: f64) -> f64 {
 }
 
 impl Rope {
-    /// Inverse frequencies [D / 2], rounded to f32 as every implementation stores them.
+    /// Whether the frequencies differ from one length to another.
     #[must_use]
-    pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
-        let d = head_dim as f64;
+    pub fn depends_on_length(&self) -> bool {
+        matches!(self.scaling, RopeScaling::Dynamic { .. } | RopeScaling::Longrope { .. })
+    }
+
+    /// Inverse frequencies [R / 2] of a sequence of `seq_len` tokens, rounded to f32 as every
+    /// implementation stores them. `rotary_dim` is R, the part of a head that is rotated.
+    #[must_use]
+    pub fn inv_freq(&self, rotary_dim: usize, seq_len: usize) -> Vec<f32> {
+        let d = rotary_dim as f64;
         let base = |j: usize| self.theta.powf(-2.0 * j as f64 / d);
-        let half = head_dim / 2;
+        let half = rotary_dim / 2;
         match &self.scaling {
             RopeScaling::Default => (0..half).map(|j| base(j) as f32).collect(),
             RopeScaling::Linear { factor } => {
@@ -112,18 +150,35 @@ impl Rope {
                     })
                     .collect()
             }
-            RopeScaling::Divisors(divisors) => divisors
-                .iter()
-                .enumerate()
-                .map(|(j, &divisor)| (base(j) / f64::from(divisor)) as f32)
-                .collect(),
+            RopeScaling::Dynamic { factor, original_max_position_embeddings } => {
+                let stretch = seq_len.max(*original_max_position_embeddings) as f64
+                    / *original_max_position_embeddings as f64;
+                let growth = (factor * stretch - (factor - 1.0)).powf(d / (d - 2.0));
+                let theta = self.theta * growth;
+                (0..half).map(|j| theta.powf(-2.0 * j as f64 / d) as f32).collect()
+            }
+            RopeScaling::Longrope {
+                short_factor,
+                long_factor,
+                original_max_position_embeddings,
+                ..
+            } => {
+                let is_long = seq_len > *original_max_position_embeddings;
+                divided(base, if is_long { long_factor } else { short_factor })
+            }
+            RopeScaling::Divisors(divisors) => divided(base, divisors),
         }
     }
 
-    /// Cosines and sines of these positions, each [T, D / 2].
+    /// Cosines and sines of these positions of a sequence of `seq_len` tokens, each [T, R / 2].
     #[must_use]
-    pub fn tables(&self, head_dim: usize, positions: &[u32]) -> (Vec<f32>, Vec<f32>) {
-        let inv_freq = self.inv_freq(head_dim);
+    pub fn tables(
+        &self,
+        rotary_dim: usize,
+        seq_len: usize,
+        positions: &[u32],
+    ) -> (Vec<f32>, Vec<f32>) {
+        let inv_freq = self.inv_freq(rotary_dim, seq_len);
         let n = positions.len() * inv_freq.len();
         let (mut cos, mut sin) = (vec![0.0; n], vec![0.0; n]);
         write_tables(&mut cos, &mut sin, positions, &inv_freq, self.attention_factor());
@@ -134,13 +189,20 @@ impl Rope {
     #[must_use]
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            RopeScaling::Yarn { attention_factor, .. }
+            | RopeScaling::Longrope { attention_factor, .. } => attention_factor as f32,
             RopeScaling::Default
             | RopeScaling::Linear { .. }
             | RopeScaling::Llama3 { .. }
+            | RopeScaling::Dynamic { .. }
             | RopeScaling::Divisors(_) => 1.0,
         }
     }
+}
+
+/// Frequencies, each divided by its own factor.
+fn divided(base: impl Fn(usize) -> f64, divisors: &[f32]) -> Vec<f32> {
+    divisors.iter().enumerate().map(|(j, &d)| (base(j) / f64::from(d)) as f32).collect()
 }
 
 /// Ends of YaRN's ramp as indices of frequencies.
@@ -161,7 +223,7 @@ fn yarn_ramp(d: f64, theta: f64, original: f64, betas: [f64; 2], truncate: bool)
 /// The angle is the f32 product of position and inverse frequency, as the models saw it when they
 /// were trained.
 ///
-/// Shapes: `cos` and `sin` [T, D / 2] written, `positions` [T] and `inv_freq` [D / 2] read.
+/// Shapes: `cos` and `sin` [T, R / 2] written, `positions` [T] and `inv_freq` [R / 2] read.
 pub(crate) fn write_tables(
     cos: &mut [f32],
     sin: &mut [f32],
@@ -180,5 +242,34 @@ pub(crate) fn write_tables(
             cos[j] = c as f32 * attention_factor;
             sin[j] = s as f32 * attention_factor;
         }
+    }
+}
+
+/// The rotary embedding of some layers with what does not depend on the batch computed once.
+#[derive(Debug)]
+pub(crate) struct Rotary {
+    rope: Rope,
+    rotary_dim: usize,
+    /// Frequencies of a sequence within the original length.
+    inv_freq: Vec<f32>,
+}
+
+impl Rotary {
+    pub(crate) fn new(rope: Rope, rotary_dim: usize) -> Self {
+        let inv_freq = rope.inv_freq(rotary_dim, 0);
+        Self { rope, rotary_dim, inv_freq }
+    }
+
+    /// Writes the tables of one sequence, of which `positions` are the rows at hand.
+    ///
+    /// Shapes: `cos` and `sin` [T, R / 2] written, `positions` [T] read.
+    pub(crate) fn write(&self, cos: &mut [f32], sin: &mut [f32], positions: &[u32]) {
+        let factor = self.rope.attention_factor();
+        if !self.rope.depends_on_length() {
+            return write_tables(cos, sin, positions, &self.inv_freq, factor);
+        }
+        let seq_len = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        let inv_freq = self.rope.inv_freq(self.rotary_dim, seq_len);
+        write_tables(cos, sin, positions, &inv_freq, factor);
     }
 }

@@ -7,7 +7,8 @@ use std::sync::Mutex;
 use forgelm_kernels_api::RowSource;
 use forgelm_tensor::{Dtype, dequantize};
 
-use crate::names::Role;
+use crate::config::Dims;
+use crate::names::{ExpertPart, Linear, ModuleNames, Role};
 
 /// A tensor's bytes and what they mean.
 #[derive(Clone, Debug)]
@@ -29,6 +30,17 @@ pub enum RotaryOrder {
     Interleaved,
 }
 
+/// Where a role lies in a store: some rows of a tensor, usually all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The tensor's name.
+    pub name: String,
+    /// Shape that the whole tensor must have.
+    pub shape: Vec<usize>,
+    /// The first row of the role, where all axes but the last are laid end to end.
+    pub first_row: usize,
+}
+
 /// A set of named tensors.
 pub trait TensorStore {
     /// File or folder, for messages.
@@ -43,20 +55,62 @@ pub trait TensorStore {
     /// Lets go of the memory of a tensor that was read, where it is a mapped file's.
     fn release(&self, _tensor: &StoredTensor<'_>) {}
 
-    /// How this store spells a role.
+    /// How this store spells a role that has a tensor of its own.
     fn name_of(&self, role: Role) -> String;
+
+    /// Where a role lies. Experts of a layer may share a tensor.
+    fn locate(&self, role: Role, dims: &Dims) -> Located {
+        Located { name: self.name_of(role), shape: role.shape(dims), first_row: 0 }
+    }
+
+    /// Whether norms that multiply by `1 + w` are stored as that sum rather than as w.
+    fn has_whole_norms(&self) -> bool {
+        false
+    }
 
     /// How query and key rows are ordered.
     fn rotary_order(&self) -> RotaryOrder;
 }
 
+/// Where an expert's weight lies in the newer form of a Hugging Face folder: one tensor holds the
+/// gates and widening projections of all experts [E, 2 F, C], another the narrowing ones [E, C, F].
+pub(crate) fn fused_experts(role: Role, dims: &Dims) -> Option<Located> {
+    let Role::Linear(layer, Linear::Expert(expert, part)) = role else { return None };
+    let expert = usize::from(expert);
+    let (last, shape, first_row) = match part {
+        ExpertPart::Gate => ("gate_up_proj", [dims.e, 2 * dims.f_expert, dims.c], 0),
+        ExpertPart::Up => ("gate_up_proj", [dims.e, 2 * dims.f_expert, dims.c], dims.f_expert),
+        ExpertPart::Down => ("down_proj", [dims.e, dims.c, dims.f_expert], 0),
+    };
+    Some(Located {
+        name: format!("model.layers.{layer}.mlp.experts.{last}"),
+        first_row: expert * shape[1] + first_row,
+        shape: shape.to_vec(),
+    })
+}
+
+/// Where an expert's weight lies in a GGUF file: one tensor for each part [E, rows, columns].
+pub(crate) fn stacked_experts(role: Role, name: String, dims: &Dims) -> Option<Located> {
+    let Role::Linear(_, linear @ Linear::Expert(expert, _)) = role else { return None };
+    let [n_rows, n_cols] = linear.shape(dims);
+    let first_row = usize::from(expert) * n_rows;
+    Some(Located { name, shape: vec![dims.e, n_rows, n_cols], first_row })
+}
+
 /// Tensors in memory under Hugging Face names.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
+    names: ModuleNames,
     tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)>,
 }
 
 impl MemoryStore {
+    /// A store whose experts are named in this way.
+    #[must_use]
+    pub fn named(names: ModuleNames) -> Self {
+        Self { names, tensors: BTreeMap::new() }
+    }
+
     /// Adds or replaces a tensor.
     ///
     /// # Panics
@@ -91,7 +145,13 @@ impl TensorStore for MemoryStore {
     }
 
     fn name_of(&self, role: Role) -> String {
-        role.hf_name()
+        role.hf_name(self.names)
+    }
+
+    fn locate(&self, role: Role, dims: &Dims) -> Located {
+        let name = self.name_of(role);
+        let fused = fused_experts(role, dims).filter(|_| !self.tensors.contains_key(&name));
+        fused.unwrap_or_else(|| Located { name, shape: role.shape(dims), first_row: 0 })
     }
 
     fn rotary_order(&self) -> RotaryOrder {
@@ -107,8 +167,8 @@ pub(crate) struct NotFinite {
     pub(crate) value: f32,
 }
 
-/// The rows of a stored matrix, dequantized on the way, put back into half-split order, and
-/// watched for values that are not numbers: the scan costs no second pass over the file.
+/// The rows of a stored matrix, dequantized on the way, put back into half-split order, increased
+/// by a constant (norms), and watched for values that are not numbers: the scan costs no second pass over the file.
 pub(crate) struct StoredRows<'a> {
     dtype: Dtype,
     bytes: &'a [u8],
@@ -117,6 +177,8 @@ pub(crate) struct StoredRows<'a> {
     row_bytes: usize,
     /// Head width, when the rows are interleaved.
     interleaved: Option<usize>,
+    /// Added to every value.
+    offset: f32,
     first_bad: Mutex<Option<NotFinite>>,
 }
 
@@ -130,15 +192,21 @@ impl<'a> StoredRows<'a> {
     ) -> Option<Self> {
         let row_bytes = tensor.dtype.row_bytes(n_cols)?;
         let fits = row_bytes.checked_mul(n_rows)? == tensor.bytes.len();
-        (fits && tensor.dtype.is_float()).then_some(Self {
+        (fits && tensor.dtype.is_float()).then(|| Self {
             dtype: tensor.dtype,
             bytes: tensor.bytes,
             n_rows,
             n_cols,
             row_bytes,
             interleaved,
+            offset: 0.0,
             first_bad: Mutex::new(None),
         })
+    }
+
+    /// The same rows with a constant added to every value.
+    pub(crate) fn plus(self, offset: f32) -> Self {
+        Self { offset, ..self }
     }
 
     /// The row of the file that holds row `row` of the model. In GGUF, row `2 j + p` of a head
@@ -179,6 +247,9 @@ impl RowSource for StoredRows<'_> {
             let bytes = &self.bytes[from..from + self.row_bytes];
             dequantize(self.dtype, bytes, out_row)
                 .expect("the shape was checked against the bytes when the tensor was opened");
+            if self.offset != 0.0 {
+                out_row.iter_mut().for_each(|v| *v += self.offset);
+            }
             // One pass without a branch; the position is looked for only when there is one.
             let sum: f32 = out_row.iter().map(|v| v * 0.0).sum();
             if sum.is_nan() {

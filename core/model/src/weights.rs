@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 
 use forgelm_kernels_api::{Compute, FrozenMatrix, Ops, RowSource};
+use forgelm_tensor::Dtype;
 use thiserror::Error;
 
 use crate::config::{Dims, ModelConfig};
-use crate::names::{Linear, Role};
-use crate::store::{NotFinite, RotaryOrder, StoredRows, StoredTensor, TensorStore};
+use crate::names::{Linear, Norm, Role, gguf};
+use crate::store::{Located, NotFinite, RotaryOrder, StoredRows, StoredTensor, TensorStore};
 
 /// Why weights cannot be used.
 #[derive(Debug, Error, PartialEq)]
@@ -88,20 +89,37 @@ pub enum WeightsError {
 
 /// The weights of one decoder layer.
 pub(crate) struct LayerWeights {
-    /// Norm before attention [C].
-    pub(crate) input_norm: Vec<f32>,
-    /// Norm before the MLP [C].
-    pub(crate) post_attention_norm: Vec<f32>,
-    /// In the order of [`Linear::ALL`].
-    ///
-    /// Query, key and value stay three matrices: a fused product would leave them interleaved by
-    /// row, and taking them apart costs more traffic than reading the input three times.
-    linear: Vec<Box<dyn FrozenMatrix>>,
+    /// By [`Norm::index`]; empty where the layer has none.
+    norm: Vec<Vec<f32>>,
+    /// By [`Linear::index`]. Query, key and value stay three matrices unless the file has one: a
+    /// fused product would leave them interleaved by row, and taking them apart costs more traffic
+    /// than reading the input three times.
+    linear: Vec<Option<Box<dyn FrozenMatrix>>>,
+    /// By [`Linear::index`].
+    bias: Vec<Option<Vec<f32>>>,
 }
 
 impl LayerWeights {
+    pub(crate) fn norm(&self, norm: Norm) -> &[f32] {
+        &self.norm[norm.index()]
+    }
+
     pub(crate) fn linear(&self, linear: Linear) -> &dyn FrozenMatrix {
-        self.linear[linear.index()].as_ref()
+        self.linear[linear.index()].as_deref().expect("the layer has this linear layer")
+    }
+
+    pub(crate) fn set_linear(&mut self, linear: Linear, weight: Box<dyn FrozenMatrix>) {
+        self.linear[linear.index()] = Some(weight);
+    }
+
+    pub(crate) fn bias(&self, linear: Linear) -> Option<&[f32]> {
+        self.bias[linear.index()].as_deref()
+    }
+
+    fn n_bytes(&self) -> usize {
+        let vectors = self.norm.iter().chain(self.bias.iter().flatten());
+        let vectors: usize = vectors.map(Vec::len).sum();
+        4 * vectors + self.linear.iter().flatten().map(|w| w.n_bytes()).sum::<usize>()
     }
 }
 
@@ -122,14 +140,7 @@ impl Weights {
 
     /// Memory held, in bytes.
     pub(crate) fn n_bytes(&self) -> usize {
-        let layers: usize = self
-            .layers
-            .iter()
-            .map(|layer| {
-                let norms = layer.input_norm.len() + layer.post_attention_norm.len();
-                4 * norms + layer.linear.iter().map(|w| w.n_bytes()).sum::<usize>()
-            })
-            .sum();
+        let layers: usize = self.layers.iter().map(LayerWeights::n_bytes).sum();
         let head = self.head.as_ref().map_or(0, |w| w.n_bytes());
         layers + self.embedding.n_bytes() + head + 4 * self.final_norm.len()
     }
@@ -141,8 +152,8 @@ impl Weights {
         ops: &dyn Ops,
         compute: Compute,
     ) -> Result<Self, WeightsError> {
-        let reader = Reader { store, dims: config.dims(), ops, compute };
-        let has_head = reader.check_names(config)?;
+        let reader = Reader { store, config, dims: config.dims(), ops, compute };
+        let has_head = reader.check_names()?;
         let layers =
             (0..config.num_hidden_layers).map(|n| reader.layer(n)).collect::<Result<_, _>>()?;
         let head = match (config.tie_word_embeddings, has_head) {
@@ -162,8 +173,139 @@ impl Weights {
     }
 }
 
+/// The values of one tensor in f32, as the model uses them: norms are what they multiply by.
+///
+/// # Errors
+/// If the tensor is missing, of the wrong shape or format, or holds a value that is not a number.
+pub(crate) fn read_values(
+    store: &dyn TensorStore,
+    config: &ModelConfig,
+    role: Role,
+) -> Result<Vec<f32>, WeightsError> {
+    let rows = rows(store, config, role)?.plus(norm_offset(store, config, role));
+    let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
+    rows.read_rows(0, &mut values);
+    check_finite(store, config, role, &rows)?;
+    Ok(values)
+}
+
+/// The rows of one tensor as a Hugging Face folder holds them, and the number format they are
+/// stored in.
+///
+/// # Errors
+/// If the tensor is missing, or of the wrong shape or format.
+pub(crate) fn stored_rows<'a>(
+    store: &'a dyn TensorStore,
+    config: &ModelConfig,
+    role: Role,
+) -> Result<(Dtype, StoredRows<'a>), WeightsError> {
+    let dtype = tensor(store, &config.dims(), role)?.dtype;
+    let is_whole = store.has_whole_norms() && config.is_norm_offset(role);
+    let offset = if is_whole { -1.0 } else { 0.0 };
+    Ok((dtype, rows(store, config, role)?.plus(offset)))
+}
+
+fn missing(store: &dyn TensorStore, name: String) -> WeightsError {
+    WeightsError::Missing { place: store.place(), name }
+}
+
+/// What is added to the stored weights of a norm.
+fn norm_offset(store: &dyn TensorStore, config: &ModelConfig, role: Role) -> f32 {
+    if config.is_norm_offset(role) && !store.has_whole_norms() { 1.0 } else { 0.0 }
+}
+
+/// The tensor of a role, its shape checked, cut down to the rows of the role.
+fn tensor<'a>(
+    store: &'a dyn TensorStore,
+    dims: &Dims,
+    role: Role,
+) -> Result<StoredTensor<'a>, WeightsError> {
+    let Located { name, shape: expected, first_row } = store.locate(role, dims);
+    let Some(mut tensor) = store.tensor(&name) else { return Err(missing(store, name)) };
+    // A matrix of one row may be stored as a vector.
+    let is_row = expected.len() == 2 && expected[0] == 1 && tensor.shape == expected[1..];
+    if tensor.shape != expected && !is_row {
+        let place = store.place();
+        return Err(WeightsError::Shape { place, name, found: tensor.shape, expected });
+    }
+    let shape = role.shape(dims);
+    if shape != expected {
+        let n_cols = expected.last().copied().unwrap_or(0);
+        let row_bytes = tensor.dtype.row_bytes(n_cols);
+        let bytes = row_bytes.and_then(|row_bytes| {
+            tensor.bytes.get(first_row * row_bytes..(first_row + shape[0]) * row_bytes)
+        });
+        let Some(bytes) = bytes else { return Err(format_error(store, dims, role, &tensor)) };
+        tensor.bytes = bytes;
+    }
+    tensor.shape = shape;
+    Ok(tensor)
+}
+
+fn format_error(
+    store: &dyn TensorStore,
+    dims: &Dims,
+    role: Role,
+    tensor: &StoredTensor<'_>,
+) -> WeightsError {
+    WeightsError::Format {
+        place: store.place(),
+        name: store.locate(role, dims).name,
+        shape: tensor.shape.clone(),
+        dtype: tensor.dtype.name().to_owned(),
+    }
+}
+
+fn rows<'a>(
+    store: &'a dyn TensorStore,
+    config: &ModelConfig,
+    role: Role,
+) -> Result<StoredRows<'a>, WeightsError> {
+    let dims = config.dims();
+    let tensor = tensor(store, &dims, role)?;
+    let is_rotated = matches!(
+        role,
+        Role::Linear(_, Linear::Q | Linear::K) | Role::Bias(_, Linear::Q | Linear::K)
+    );
+    let interleaved = match store.rotary_order() {
+        RotaryOrder::Interleaved if is_rotated => Some(dims.d),
+        RotaryOrder::Interleaved | RotaryOrder::HalfSplit => None,
+    };
+    let (n_rows, n_cols) = match tensor.shape.as_slice() {
+        [n_rows, n_cols] => (*n_rows, *n_cols),
+        // A bias that is reordered is a column.
+        [n_rows] if interleaved.is_some() => (*n_rows, 1),
+        other => (1, other.iter().product()),
+    };
+    StoredRows::new(&tensor, n_rows, n_cols, interleaved)
+        .ok_or_else(|| format_error(store, &dims, role, &tensor))
+}
+
+/// Refuses rows in which a value that is no number was met.
+///
+/// # Errors
+/// Naming the first.
+pub(crate) fn check_finite(
+    store: &dyn TensorStore,
+    config: &ModelConfig,
+    role: Role,
+    rows: &StoredRows<'_>,
+) -> Result<(), WeightsError> {
+    match rows.first_bad() {
+        None => Ok(()),
+        Some(NotFinite { row, column, value }) => Err(WeightsError::NotFinite {
+            place: store.place(),
+            name: store.locate(role, &config.dims()).name,
+            value: value.to_string(),
+            row,
+            column,
+        }),
+    }
+}
+
 struct Reader<'a> {
     store: &'a dyn TensorStore,
+    config: &'a ModelConfig,
     dims: Dims,
     ops: &'a dyn Ops,
     compute: Compute,
@@ -171,23 +313,28 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Compares the names with the roles; whether there is a head of its own.
-    fn check_names(&self, config: &ModelConfig) -> Result<bool, WeightsError> {
+    fn check_names(&self) -> Result<bool, WeightsError> {
         let mut names: BTreeSet<String> = self.store.names().into_iter().collect();
         let head = self.store.name_of(Role::Head);
         let has_head = names.remove(&head);
-        if !has_head && !config.tie_word_embeddings {
+        if !has_head && !self.config.tie_word_embeddings {
             return Err(self.missing(head));
         }
-        for role in Role::always(config.num_hidden_layers) {
-            let name = self.store.name_of(role);
-            if !names.remove(&name) {
+        let mut used = BTreeSet::new();
+        for role in Role::always(self.config) {
+            let name = self.store.locate(role, &self.dims).name;
+            if !names.contains(&name) {
                 return Err(self.missing(name));
             }
+            used.insert(name);
         }
         // Old folders store the rotary frequencies, which follow from the configuration; GGUF
         // stores divisors, which the configuration has already taken up.
         names.retain(|name| {
-            !name.ends_with(".self_attn.rotary_emb.inv_freq") && name != "rope_freqs.weight"
+            let is_divisors = [gguf::ROPE_DIVISORS, gguf::ROPE_LONG, gguf::ROPE_SHORT];
+            !used.contains(name)
+                && !name.ends_with(".self_attn.rotary_emb.inv_freq")
+                && !is_divisors.contains(&name.as_str())
         });
         match names.first() {
             None => Ok(has_head),
@@ -200,78 +347,45 @@ impl<'a> Reader<'a> {
     }
 
     fn missing(&self, name: String) -> WeightsError {
-        WeightsError::Missing { place: self.store.place(), name }
-    }
-
-    /// The tensor of a role, its shape checked.
-    fn tensor(&self, role: Role) -> Result<StoredTensor<'a>, WeightsError> {
-        let name = self.store.name_of(role);
-        let Some(tensor) = self.store.tensor(&name) else { return Err(self.missing(name)) };
-        let expected = role.shape(&self.dims);
-        if tensor.shape == expected {
-            return Ok(tensor);
-        }
-        Err(WeightsError::Shape { place: self.store.place(), name, found: tensor.shape, expected })
+        missing(self.store, name)
     }
 
     fn rows(&self, role: Role) -> Result<StoredRows<'a>, WeightsError> {
-        let tensor = self.tensor(role)?;
-        let (n_rows, n_cols) = match tensor.shape.as_slice() {
-            [n_rows, n_cols] => (*n_rows, *n_cols),
-            other => (1, other.iter().product()),
-        };
-        let rotary = matches!(role, Role::Linear(_, Linear::Q | Linear::K));
-        let interleaved = match self.store.rotary_order() {
-            RotaryOrder::Interleaved if rotary => Some(self.dims.d),
-            RotaryOrder::Interleaved | RotaryOrder::HalfSplit => None,
-        };
-        StoredRows::new(&tensor, n_rows, n_cols, interleaved).ok_or_else(|| WeightsError::Format {
-            place: self.store.place(),
-            name: self.store.name_of(role),
-            shape: tensor.shape.clone(),
-            dtype: tensor.dtype.name().to_owned(),
-        })
-    }
-
-    fn check_finite(&self, role: Role, rows: &StoredRows<'_>) -> Result<(), WeightsError> {
-        match rows.first_bad() {
-            None => Ok(()),
-            Some(NotFinite { row, column, value }) => Err(WeightsError::NotFinite {
-                place: self.store.place(),
-                name: self.store.name_of(role),
-                value: value.to_string(),
-                row,
-                column,
-            }),
-        }
+        rows(self.store, self.config, role)
     }
 
     fn matrix(&self, role: Role) -> Result<Box<dyn FrozenMatrix>, WeightsError> {
         let rows = self.rows(role)?;
         let packed = self.ops.freeze(&rows, self.compute);
-        self.check_finite(role, &rows)?;
+        check_finite(self.store, self.config, role, &rows)?;
         // Packed once, the file's own bytes are not needed in memory any more.
-        self.store.release(&self.tensor(role)?);
+        if let Some(tensor) = self.store.tensor(&self.store.locate(role, &self.dims).name) {
+            self.store.release(&tensor);
+        }
         Ok(packed)
     }
 
     fn vector(&self, role: Role) -> Result<Vec<f32>, WeightsError> {
-        let rows = self.rows(role)?;
-        let mut values = vec![0.0; rows.n_cols()];
-        rows.read_rows(0, &mut values);
-        self.check_finite(role, &rows)?;
-        Ok(values)
+        read_values(self.store, self.config, role)
     }
 
     fn layer(&self, n: usize) -> Result<LayerWeights, WeightsError> {
-        Ok(LayerWeights {
-            input_norm: self.vector(Role::InputNorm(n))?,
-            post_attention_norm: self.vector(Role::PostAttentionNorm(n))?,
-            linear: Linear::ALL
-                .into_iter()
-                .map(|linear| self.matrix(Role::Linear(n, linear)))
-                .collect::<Result<_, _>>()?,
-        })
+        let n_places = Linear::n_places(&self.dims);
+        let mut layer = LayerWeights {
+            norm: vec![Vec::new(); Norm::ALL.len()],
+            linear: (0..n_places).map(|_| None).collect(),
+            bias: vec![None; n_places],
+        };
+        for norm in self.config.norms() {
+            layer.norm[norm.index()] = self.vector(Role::Norm(n, norm))?;
+        }
+        for linear in self.config.linears(n) {
+            layer.linear[linear.index()] = Some(self.matrix(Role::Linear(n, linear))?);
+            if self.config.has_bias(linear) {
+                layer.bias[linear.index()] = Some(self.vector(Role::Bias(n, linear))?);
+            }
+        }
+        Ok(layer)
     }
 
     /// A tied model may carry its head a second time; it must then be the same.

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use forgelm_kernels_api::Segment;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Adapter, Decoder, DropoutStep, Keep, Linear, LoraConfig, PackedInput, Pass,
-    Scored, StepSize,
+    Activations, Adapter, Decoder, DropoutStep, Keep, LoraConfig, ModelConfig, ModuleNames,
+    PackedInput, Pass, Scored, Selection, StepSize, Trainable,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 use support::counting::Counting;
-use support::{Batch, noise, short_name, tiny_config, tiny_decoder};
+use support::{Batch, noise, short_name, tiny_config, tiny_decoder, tiny_store};
 
 const LENGTHS: [usize; 3] = [5, 1, 7];
 
@@ -28,14 +28,24 @@ struct Case {
 
 impl Case {
     fn new(lora: LoraConfig) -> Self {
-        let config = tiny_config();
-        let decoder = tiny_decoder(&config, Arc::new(Reference));
         let stream = Stream::new(3, Purpose::LoraInit);
-        let mut adapter = Adapter::new(lora, &config, &stream).expect("a good adapter");
+        let adapter = Adapter::new(lora, &tiny_config(), &stream).expect("a good adapter");
+        Self::of(&tiny_config(), adapter)
+    }
+
+    /// Weights of the base that train.
+    fn of_weights(config: &ModelConfig, selection: Selection) -> Self {
+        Self::of(config, Trainable::zeroed(selection, config).expect("good names"))
+    }
+
+    fn of(config: &ModelConfig, mut adapter: Trainable) -> Self {
+        let mut decoder = tiny_decoder(config, Arc::new(Reference));
+        decoder.begin(&mut adapter, &tiny_store(config)).expect("the tiny model is complete");
         let n = adapter.params().len();
         for (p, add) in adapter.params_mut().iter_mut().zip(noise(77, n, 0.1)) {
             *p += add;
         }
+        decoder.refresh(&mut adapter);
         let batch = Batch::random(1, &LENGTHS, config.vocab_size);
         let dlogp = noise(5, batch.scored().0.len(), 1.0);
         Self { decoder, adapter, batch, dlogp, stream: Stream::new(9, Purpose::Dropout) }
@@ -55,8 +65,9 @@ impl Case {
     fn loss(&self, adapter: &Adapter, acts: &mut Activations) -> f64 {
         let (rows, labels) = self.batch.scored();
         let mut logp = vec![0.0; rows.len()];
-        self.decoder.forward(&self.pass(adapter), acts);
-        self.decoder.logprobs(acts, Scored { rows: &rows, labels: &labels }, &mut logp);
+        let pass = self.pass(adapter);
+        self.decoder.forward(&pass, acts);
+        self.decoder.logprobs(&pass, acts, Scored { rows: &rows, labels: &labels }, &mut logp);
         logp.iter().zip(&self.dlogp).map(|(&l, &d)| f64::from(l) * f64::from(d)).sum()
     }
 
@@ -80,6 +91,7 @@ impl Case {
             for (p, d) in adapter.params_mut()[at.clone()].iter_mut().zip(direction) {
                 *p += sign * h * d;
             }
+            self.decoder.refresh(&mut adapter);
             self.loss(&adapter, &mut acts)
         };
         let (near, far) = (moved(1.0) - moved(-1.0), moved(2.0) - moved(-2.0));
@@ -91,9 +103,14 @@ impl Case {
 /// near 4 that went through f32, each known to a few 2.4e-7, so a difference of fourth order is
 /// known to about 1.5 * 10 * 1e-6 / (2 h) = 1.5e-3 in the worst case at h = 5e-3.
 fn assert_gradient_is_the_derivative(case: &Case) {
+    assert_derivatives(case, |_| true);
+}
+
+/// As [`assert_gradient_is_the_derivative`], of the slices whose names are chosen.
+fn assert_derivatives(case: &Case, is_chosen: impl Fn(&str) -> bool) {
     let grads = case.gradient(Keep::Everything);
     let mut largest = 0.0_f64;
-    for slice in case.adapter.slices() {
+    for slice in case.adapter.slices().into_iter().filter(|slice| is_chosen(&slice.name)) {
         let mut direction = noise(slice.range.start as u64 + 100, slice.range.len(), 1.0);
         let length = direction.iter().map(|d| d * d).sum::<f32>().sqrt();
         direction.iter_mut().for_each(|d| *d /= length);
@@ -130,23 +147,103 @@ fn gradient_is_the_derivative_under_dropout() {
 
 #[test]
 fn gradient_is_the_derivative_for_each_target_alone() {
-    for linear in Linear::ALL {
+    for linear in tiny_config().linears(1) {
         assert_gradient_is_the_derivative(&Case::new(LoraConfig::new(
             2,
             4.0,
-            &[short_name(linear)],
+            &[&short_name(linear)],
         )));
     }
 }
 
 #[test]
 fn gradient_is_the_derivative_when_only_upper_layers_are_adapted() {
-    for linear in Linear::ALL {
-        let target = linear.path(1);
+    for linear in tiny_config().linears(1) {
+        let target = linear.path(1, ModuleNames::Qwen);
         let case = Case::new(LoraConfig::new(2, 4.0, &[&target, "model.layers.2.mlp.up_proj"]));
         assert_eq!(case.adapter.first_layer(), 1);
         assert_gradient_is_the_derivative(&case);
     }
+}
+
+#[test]
+fn gradient_is_the_derivative_for_every_weight_of_the_model() {
+    let case = Case::of_weights(&tiny_config(), Selection::Everything);
+    assert_eq!(case.adapter.slices().len(), 3 * 9 + 3);
+    assert_gradient_is_the_derivative(&case);
+}
+
+/// A tied head: one gradient, the sum of both uses.
+#[test]
+fn gradient_is_the_derivative_when_head_and_embedding_are_one() {
+    let mut config = tiny_config();
+    config.tie_word_embeddings = true;
+    let case = Case::of_weights(&config, Selection::Everything);
+    assert_eq!(case.adapter.slices().len(), 3 * 9 + 2);
+    assert_gradient_is_the_derivative(&case);
+}
+
+#[test]
+fn gradient_is_the_derivative_for_chosen_weights_alone() {
+    let config = tiny_config();
+    for names in [
+        &["model.layers.1.mlp.down_proj.weight", "model.layers.2.self_attn.q_proj.weight"][..],
+        &["model.layers.2.post_attention_layernorm.weight", "lm_head.weight"],
+        &["model.layers.1.input_layernorm.weight", "model.layers.1.mlp.up_proj.weight"],
+        &["model.norm.weight"],
+        &["model.embed_tokens.weight"],
+    ] {
+        let names = names.iter().map(|&name| name.to_owned()).collect();
+        assert_gradient_is_the_derivative(&Case::of_weights(&config, Selection::Weights(names)));
+    }
+}
+
+/// The norm under a magnitude is taken as constant, so only magnitudes have derivatives that
+/// differences can show; theirs come through the layers above, whose inputs' gradients they need.
+#[test]
+fn gradient_is_the_derivative_for_magnitudes_with_and_without_dropout() {
+    for dropout in [0.0, 0.3] {
+        let mut lora = LoraConfig::new(4, 8.0, &["all-linear"]);
+        (lora.dora, lora.dropout) = (true, dropout);
+        let case = Case::new(lora);
+        assert_derivatives(&case, |name| name.ends_with("lora_magnitude_vector"));
+        assert_eq!(case.gradient(Keep::Everything), case.gradient(Keep::LayerInputs));
+    }
+}
+
+/// Dropout acts on the change of the weight alone: with magnitudes at their start there is none.
+#[test]
+fn magnitudes_at_their_start_change_nothing_even_under_dropout() {
+    let config = tiny_config();
+    let mut lora = LoraConfig::new(4, 8.0, &["all-linear"]);
+    (lora.dora, lora.dropout) = (true, 0.5);
+    let stream = Stream::new(3, Purpose::LoraInit);
+    let mut case = Case::new(lora.clone());
+    let mut adapter = Adapter::new(lora, &config, &stream).expect("a good adapter");
+    case.decoder.begin(&mut adapter, &tiny_store(&config)).expect("the tiny model is complete");
+    case.adapter = adapter;
+    let mut acts = case.activations(Keep::Nothing);
+    let found = case.loss(&case.adapter, &mut acts);
+    let plain = Case::new(LoraConfig::new(4, 8.0, &["q_proj"]));
+    let mut acts = plain.activations(Keep::Nothing);
+    let (rows, labels) = plain.batch.scored();
+    let pass = Pass { adapter: None, batch: plain.batch.input(), dropout: None };
+    let mut logp = vec![0.0; rows.len()];
+    plain.decoder.forward(&pass, &mut acts);
+    let scored = Scored { rows: &rows, labels: &labels };
+    plain.decoder.logprobs(&pass, &mut acts, scored, &mut logp);
+    let expected: f64 =
+        logp.iter().zip(&plain.dlogp).map(|(&l, &d)| f64::from(l) * f64::from(d)).sum();
+    assert!((found - expected).abs() < 2e-5, "{found}, without an adapter {expected}");
+}
+
+#[test]
+#[should_panic(expected = "the trained numbers changed; `Decoder::refresh` comes first")]
+fn a_pass_over_old_derived_forms_is_refused() {
+    let mut case = Case::of_weights(&tiny_config(), Selection::Everything);
+    case.adapter.params_mut()[0] += 1.0;
+    let mut acts = case.activations(Keep::Nothing);
+    let _ = case.loss(&case.adapter, &mut acts);
 }
 
 /// A token's dropout mask belongs to the token, not to its place in a batch. Only the order of the
@@ -177,7 +274,7 @@ fn a_batch_s_gradient_is_the_sum_of_its_sequences() {
         let mut acts = case.activations(Keep::Everything);
         let mut logp = vec![0.0; rows.len()];
         case.decoder.forward(&pass, &mut acts);
-        case.decoder.logprobs(&mut acts, scored, &mut logp);
+        case.decoder.logprobs(&pass, &mut acts, scored, &mut logp);
         case.decoder.backward(&pass, &mut acts, scored, &dlogp, &mut sum);
     }
     for (i, (a, b)) in sum.iter().zip(&whole).enumerate() {
@@ -207,13 +304,12 @@ fn gradients_are_added_and_masked_terms_add_nothing() {
 /// touched on the way back, and with q and v only, layer 2 needs no gradient of its input.
 #[test]
 fn nothing_below_the_lowest_adapted_module_goes_backward() {
-    let backward_calls = |targets: &[&str]| {
+    let calls = |make: &dyn Fn(&ModelConfig) -> Trainable| {
         let config = tiny_config();
         let ops = Arc::new(Counting::new(Arc::new(Reference)));
-        let decoder = tiny_decoder(&config, ops.clone());
-        let stream = Stream::new(3, Purpose::LoraInit);
-        let lora = LoraConfig::new(2, 4.0, targets);
-        let adapter = Adapter::new(lora, &config, &stream).expect("a good adapter");
+        let mut decoder = tiny_decoder(&config, ops.clone());
+        let mut adapter = make(&config);
+        decoder.begin(&mut adapter, &tiny_store(&config)).expect("the tiny model is complete");
         let size = StepSize { tokens_max: 16, scored_rows_max: 16 };
         let mut acts = Activations::new(&config, Some(&adapter), size, Keep::Everything)
             .expect("there is memory");
@@ -223,7 +319,7 @@ fn nothing_below_the_lowest_adapted_module_goes_backward() {
         let pass = Pass { adapter: Some(&adapter), batch: batch.input(), dropout: None };
         let mut logp = vec![0.0; rows.len()];
         decoder.forward(&pass, &mut acts);
-        decoder.logprobs(&mut acts, scored, &mut logp);
+        decoder.logprobs(&pass, &mut acts, scored, &mut logp);
         ops.take();
         let mut grads = vec![0.0; adapter.params().len()];
         decoder.backward(&pass, &mut acts, scored, &logp, &mut grads);
@@ -236,6 +332,12 @@ fn nothing_below_the_lowest_adapted_module_goes_backward() {
             calls("rms_norm_backward"),
         ]
     };
+    let backward_calls = |targets: &[&str]| {
+        calls(&|config| {
+            let stream = Stream::new(3, Purpose::LoraInit);
+            Adapter::new(LoraConfig::new(2, 4.0, targets), config, &stream).expect("good targets")
+        })
+    };
     // One norm is the last one, before the head.
     assert_eq!(backward_calls(&["model.layers.2.mlp.down_proj"]), [0, 0, 0, 1]);
     assert_eq!(backward_calls(&["model.layers.2.mlp.up_proj"]), [1, 0, 1, 1]);
@@ -244,4 +346,16 @@ fn nothing_below_the_lowest_adapted_module_goes_backward() {
     assert_eq!(backward_calls(&qv_of_layer_2), [4, 1, 1, 2]);
     // Layers 2 and 1 whole (7 products, 2 norms each), and layer 0 down to q and v.
     assert_eq!(backward_calls(&["q_proj", "v_proj"]), [7 + 7 + 4, 3, 3, 1 + 2 + 2 + 1]);
+    // The same for weights of the base; a norm needs the products above it.
+    let weights_calls = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        calls(&|config| {
+            Trainable::zeroed(Selection::Weights(names.clone()), config).expect("good names")
+        })
+    };
+    assert_eq!(weights_calls(&["lm_head.weight", "model.norm.weight"]), [0, 0, 0, 1]);
+    assert_eq!(weights_calls(&["model.layers.2.mlp.down_proj.weight"]), [0, 0, 0, 1]);
+    assert_eq!(weights_calls(&["model.layers.2.self_attn.v_proj.weight"]), [4, 1, 1, 2]);
+    assert_eq!(weights_calls(&["model.layers.2.input_layernorm.weight"]), [7, 1, 1, 3]);
+    assert_eq!(weights_calls(&["model.embed_tokens.weight"]), [3 * 7, 3, 3, 1 + 3 * 2]);
 }

@@ -34,7 +34,7 @@ fn logits(decoder: &Decoder, adapter: Option<&Adapter>, batch: &Batch) -> Vec<f3
     decoder.forward(&Pass { adapter, batch: batch.input(), dropout: None }, &mut acts);
     let rows: Vec<u32> = (0..batch.tokens.len() as u32).collect();
     let mut logits = vec![0.0; rows.len() * decoder.dims().v];
-    decoder.logits(&mut acts, &rows, &mut logits);
+    decoder.logits(adapter, &mut acts, &rows, &mut logits);
     logits
 }
 
@@ -111,6 +111,7 @@ fn cached_generation_equals_the_whole_pass() {
 fn cached_generation_equals_the_whole_pass_under_a_window() {
     let mut config = tiny_config();
     config.sliding_window = Some(4);
+    config.attention.windowed_layers = vec![true; 3];
     assert_cached_is_whole(&config);
 }
 
@@ -120,9 +121,11 @@ fn a_window_changes_only_rows_beyond_it() {
     let batch = Batch::random(4, &[12], config.vocab_size);
     let whole = logits(&tiny_decoder(&config, Arc::new(Reference)), None, &batch);
     config.sliding_window = Some(12);
+    config.attention.windowed_layers = vec![true; 3];
     let wide = logits(&tiny_decoder(&config, Arc::new(Reference)), None, &batch);
     assert_eq!(whole, wide);
     config.sliding_window = Some(5);
+    config.attention.windowed_layers = vec![true; 3];
     let narrow = logits(&tiny_decoder(&config, Arc::new(Reference)), None, &batch);
     let v = config.vocab_size;
     assert_eq!(narrow[..5 * v], whole[..5 * v]);
@@ -206,6 +209,6 @@ fn layers_below_the_first_adapted_one_share_their_buffers() {
     let pass = Pass { adapter: None, batch: batch.input(), dropout: None };
     decoder.forward(&pass, &mut acts);
     let mut found = vec![0.0; 12 * config.vocab_size];
-    decoder.logits(&mut acts, &(0..12).collect::<Vec<u32>>(), &mut found);
+    decoder.logits(None, &mut acts, &(0..12).collect::<Vec<u32>>(), &mut found);
     assert_eq!(found, logits(&decoder, None, &batch));
 }

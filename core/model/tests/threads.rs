@@ -8,8 +8,8 @@ use std::sync::Arc;
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_cpu::Cpu;
 use forgelm_model::{
-    Activations, Adapter, CachedSequence, Decoder, DropoutStep, Keep, KvCache, LoraConfig,
-    ModelConfig, Pass, Scored, StepSize,
+    Activations, CachedSequence, Decoder, DropoutStep, Keep, KvCache, LoraConfig, ModelConfig,
+    Pass, Scored, Selection, StepSize, Trainable,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 use support::{Batch, noise, tiny_config, tiny_store};
@@ -24,18 +24,38 @@ fn config() -> ModelConfig {
     config
 }
 
-/// Log-probabilities, gradients and cached logits of one step.
-fn step(n_threads: usize, compute: Compute) -> [Vec<f32>; 3] {
-    let config = config();
-    let ops = Arc::new(Cpu::new(n_threads));
-    let decoder = Decoder::from_store(config.clone(), &tiny_store(&config), ops, compute)
-        .expect("the tiny model is complete");
+/// What trains: low-rank matrices, also with magnitudes, or every weight.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Lora,
+    Dora,
+    Everything,
+}
+
+fn selection(kind: Kind) -> Selection {
     let mut lora = LoraConfig::new(5, 10.0, &["all-linear"]);
     lora.dropout = 0.1;
-    let mut adapter =
-        Adapter::new(lora, &config, &Stream::new(3, Purpose::LoraInit)).expect("good settings");
+    lora.dora = matches!(kind, Kind::Dora);
+    match kind {
+        Kind::Lora | Kind::Dora => Selection::Adapter(lora),
+        Kind::Everything => Selection::Everything,
+    }
+}
+
+/// Log-probabilities, gradients and cached logits of one step.
+fn step(n_threads: usize, compute: Compute, kind: Kind) -> [Vec<f32>; 3] {
+    let config = config();
+    let ops = Arc::new(Cpu::new(n_threads));
+    let store = tiny_store(&config);
+    let mut decoder = Decoder::from_store(config.clone(), &store, ops, compute)
+        .expect("the tiny model is complete");
+    let mut adapter = Trainable::zeroed(selection(kind), &config).expect("good settings");
+    decoder.begin(&mut adapter, &store).expect("the tiny model is complete");
     let n = adapter.params().len();
-    adapter.params_mut().copy_from_slice(&noise(4, n, 0.1));
+    for (param, noise) in adapter.params_mut().iter_mut().zip(noise(4, n, 0.1)) {
+        *param += noise;
+    }
+    decoder.refresh(&mut adapter);
     let batch = Batch::random(1, &[70, 3, 129], config.vocab_size);
     let size = StepSize { tokens_max: 202, scored_rows_max: 202 };
     let mut acts =
@@ -48,7 +68,7 @@ fn step(n_threads: usize, compute: Compute) -> [Vec<f32>; 3] {
     let mut logp = vec![0.0; rows.len()];
     let mut grads = vec![0.0; n];
     decoder.forward(&pass, &mut acts);
-    decoder.logprobs(&mut acts, scored, &mut logp);
+    decoder.logprobs(&pass, &mut acts, scored, &mut logp);
     decoder.backward(&pass, &mut acts, scored, &noise(6, rows.len(), 1.0), &mut grads);
     let mut logits = vec![0.0; config.vocab_size];
     let mut cache = KvCache::new(&config, 70);
@@ -61,13 +81,15 @@ fn step(n_threads: usize, compute: Compute) -> [Vec<f32>; 3] {
 
 #[test]
 fn a_step_gives_the_same_bits_on_1_2_3_and_4_threads() {
+    let bits =
+        |values: [Vec<f32>; 3]| values.map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>());
     for compute in [Compute::F32, Compute::Bf16] {
-        let bits = |values: [Vec<f32>; 3]| {
-            values.map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>())
-        };
-        let one = bits(step(1, compute));
-        for n_threads in [2, 3, 4] {
-            assert!(bits(step(n_threads, compute)) == one, "{compute:?}, {n_threads} threads");
+        for kind in [Kind::Lora, Kind::Dora, Kind::Everything] {
+            let one = bits(step(1, compute, kind));
+            for n_threads in [2, 3, 4] {
+                let more = bits(step(n_threads, compute, kind));
+                assert!(more == one, "{kind:?}, {compute:?}, {n_threads} threads");
+            }
         }
     }
 }

@@ -46,7 +46,7 @@ impl<'a> Conversation<'a> {
         loaded: &'a LoadedModel,
         settings: ChatSettings,
     ) -> Result<Self, RunError> {
-        let adapter = found.adapter.as_ref().map(|loaded| &loaded.adapter);
+        let adapter = loaded.adapter.as_ref();
         Ok(Self {
             generator: Generator::new(&loaded.decoder, adapter, CONTEXT_MAX)?,
             stop_ids: model::stop_ids(&found.tokenizer, found.template.as_ref()),

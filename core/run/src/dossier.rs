@@ -127,6 +127,8 @@ pub struct Dossier<'a> {
     pub usage: Usage,
     /// How steps were made in the end.
     pub rung: Rung,
+    /// How far a whole model that was saved is from what was trained.
+    pub merge_metrics: &'a BTreeMap<String, f64>,
     /// What chat templates took for the present.
     pub template_now: i64,
 }
@@ -190,6 +192,7 @@ impl Dossier<'_> {
         if let Some(best) = self.state.best_metric {
             metrics.insert("eval_loss".to_owned(), best);
         }
+        metrics.extend(self.merge_metrics.clone());
         metrics
     }
 
@@ -263,13 +266,12 @@ impl Dossier<'_> {
             revision_pinned: found.revision_pinned.clone(),
             sha256: Some(self.loaded.sha256.clone()),
         };
-        let method = if run.lora.is_rslora() { "rsLoRA" } else { "LoRA" };
         ModelLineage {
             base_model: run.model.name_or_path.clone(),
             base_model_revision: revision.clone(),
             component_revisions: vec![ComponentRevision { role: found.role.clone(), revision }],
             backend: "native".to_owned(),
-            adapter_method: adapter_method(method, false, None, run.lora.r as u64),
+            adapter_method: self.method(),
             quantization: "none".to_owned(),
             trust_remote_code: run.model.trust_remote_code,
         }
@@ -288,6 +290,8 @@ impl Dossier<'_> {
             ("packing".to_owned(), json!(training.is_packed())),
             ("compute_dtype".to_owned(), json!(compute_name(self.loaded.decoder.compute()))),
             ("kernels".to_owned(), json!(self.loaded.decoder.ops().name())),
+            ("saved_as".to_owned(), json!(self.saved_as())),
+            ("bias".to_owned(), json!(run.lora.bias.to_string())),
             ("rendering".to_owned(), json!(self.rendering())),
             ("train_on".to_owned(), json!(run.data.train_on.to_string())),
             (
@@ -316,16 +320,40 @@ impl Dossier<'_> {
             gradient_accumulation_steps: training.gradient_accumulation_steps as u64,
             learning_rate: training.learning_rate,
             max_length: run.model.max_length as u64,
-            lora_r: run.lora.r as u64,
+            lora_r: if run.lora.enabled { run.lora.r as u64 } else { 0 },
             lora_alpha: run.lora.alpha as f64,
             lora_dropout: run.lora.dropout,
-            dora: false,
+            dora: run.lora.enabled && run.lora.is_dora(),
             target_modules: match &run.lora.target_modules {
                 TargetModules::AllLinear => vec!["all-linear".to_owned()],
                 TargetModules::Suffixes(names) => names.clone(),
             },
             seed: training.seed,
             more,
+        }
+    }
+
+    /// What trained, in words.
+    fn method(&self) -> String {
+        let lora = &self.plan.run.lora;
+        if !lora.enabled {
+            return "full fine-tuning".to_owned();
+        }
+        let name = match (lora.is_pissa(), lora.is_rslora()) {
+            (false, false) => "LoRA",
+            (false, true) => "rsLoRA",
+            (true, false) => "PiSSA",
+            (true, true) => "PiSSA + rsLoRA",
+        };
+        adapter_method(name, lora.is_dora(), None, lora.r as u64)
+    }
+
+    /// What the tuned model's folder holds.
+    fn saved_as(&self) -> &'static str {
+        match (self.plan.run.lora.enabled, self.merge_metrics.is_empty()) {
+            (false, _) => "whole model",
+            (true, false) => "merged model",
+            (true, true) => "adapter",
         }
     }
 

@@ -13,7 +13,7 @@ use forgelm_evidence::bundle::write::BundleError;
 use forgelm_evidence::keys::KeyError;
 use forgelm_generate::GenerateError;
 use forgelm_hub::HubError;
-use forgelm_model::{AdapterError, ConfigError, LoadError, OutOfMemory};
+use forgelm_model::{AdapterError, ConfigError, LoadError, OutOfMemory, WholeModelError};
 use forgelm_plugin::RegistryError;
 use forgelm_sdk::OptionsError;
 use forgelm_tokenize::{ChatError, TemplateError, TokenizeError};
@@ -42,6 +42,9 @@ pub enum RunError {
     /// The adapter cannot be made, read or used.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// A whole model cannot be written.
+    #[error(transparent)]
+    WholeModel(#[from] WholeModelError),
     /// The tokenizer cannot be read or used.
     #[error(transparent)]
     Tokenize(#[from] TokenizeError),
@@ -197,6 +200,23 @@ pub enum RunError {
     /// The system refused memory that was planned.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+    /// The file of overrides beside a model is not one.
+    #[error("{}: not overrides of a model: {problem}", .path.display())]
+    Overrides {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A sliding window for a family that has none.
+    #[error(
+        "`training.sliding_window_attention`: models of the family `{model_type}` attend to all \
+         that came before\n  hint: remove the key"
+    )]
+    NoWindow {
+        /// The family.
+        model_type: String,
+    },
     /// A step gave a number that is not finite: nothing was updated.
     #[error(
         "step {step}: {what} is {value}, from {rows}; nothing was updated, and the last checkpoint \
@@ -257,6 +277,8 @@ impl RunError {
             | Self::Options(_)
             | Self::OutputDir { .. }
             | Self::OtherRun { .. }
+            | Self::Overrides { .. }
+            | Self::NoWindow { .. }
             | Self::NoCheckpoint { .. }
             | Self::Variable { .. }
             | Self::Operator(_)
@@ -268,7 +290,14 @@ impl RunError {
             Self::Data(error) => error.class().into(),
             Self::Rows(error) => error.class().into(),
             Self::Lock(error) => error.class().into(),
-            Self::Write(error) => error.class().into(),
+            Self::Write(error) | Self::WholeModel(WholeModelError::Write(error)) => {
+                error.class().into()
+            }
+            Self::WholeModel(
+                WholeModelError::Weights(_)
+                | WholeModelError::Adapter(_)
+                | WholeModelError::Config(_),
+            ) => Exit::Config,
             Self::Checkpoint(CheckpointError::Damaged { .. }) => Exit::Integrity,
             Self::Checkpoint(CheckpointError::Newer { .. } | CheckpointError::Adapter(_)) => {
                 Exit::Config

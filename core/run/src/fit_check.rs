@@ -131,11 +131,11 @@ fn on_this_machine(
 ) -> Result<FitCheck, RunError> {
     let mut model_request = training::model_request(plan, request);
     model_request.offline = true;
-    let found = training::find(plan, &model_request, env, observer)?;
+    let found = model::find(&model_request, env, observer)?;
     let dataset = forgelm_data::open(&plan.run.data, plan.run.training.trainer_type)?;
     let now = training::template_now(plan, env.clock.utc());
     let data = TokenizedData::new(plan, &dataset, &found, now, observer)?;
-    let adapter = training::new_adapter(plan, &found)?;
+    let adapter = training::new_trainable(plan, &found)?;
     let (ops, compute) = model::kernels(&model_request);
     let held = footprint::held_now();
     let n_threads = ops.n_threads();

@@ -3,7 +3,7 @@
 
 use crate::memory::MemoryUse;
 use forgelm_kernels_api::Compute;
-use forgelm_model::{Adapter, Keep, MemoryPlan, ModelConfig, PlannedBuffer, StepSize};
+use forgelm_model::{Keep, MemoryPlan, ModelConfig, PlannedBuffer, StepSize, Trainable};
 use forgelm_train::session;
 
 /// Tokens of the sample that is asked before and after training, prompt and answer.
@@ -34,7 +34,7 @@ pub struct Sizes<'a> {
     /// The base model.
     pub model: &'a ModelConfig,
     /// What trains.
-    pub adapter: &'a Adapter,
+    pub adapter: &'a Trainable,
     /// The format of the frozen weights.
     pub compute: Compute,
     /// The largest micro-batch.

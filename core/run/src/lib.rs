@@ -18,6 +18,7 @@ pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod output;
+pub mod overrides;
 pub mod plan;
 pub mod recovery;
 pub mod resume;

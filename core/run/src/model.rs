@@ -3,13 +3,16 @@
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
+use crate::overrides::Overrides;
 use forgelm_artifact::gguf::GgufFile;
 use forgelm_artifact::hash::{Hasher, sha256_file};
 use forgelm_config::{ComputeDtype, Secret};
 use forgelm_hub::{HubEvent, HubOptions, ModelFiles, ResolvedModel, Source, resolve};
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
-use forgelm_model::{ADAPTER_CONFIG, Adapter, Decoder, LoadedAdapter, OpenModel, PeftInfo};
+use forgelm_model::{
+    ADAPTER_CONFIG, Adapter, Decoder, LoadedAdapter, OpenModel, PeftInfo, Trainable,
+};
 use forgelm_tokenize::{ChatTemplate, Tokenizer};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,14 +36,18 @@ pub struct ModelRequest {
     pub threads: Option<usize>,
     /// Name, path or text of the chat template; the model's own when `None`.
     pub chat_template: Option<String>,
+    /// What a run changes of the model's own description; what stands beside the model is added.
+    pub overrides: Overrides,
 }
 
 /// A model whose files are known and open, and whose tokenizer is loaded. No weight was read yet.
 pub struct FoundModel {
     /// What was asked for and found.
     pub resolved: ResolvedModel,
-    /// Its files.
+    /// Its files; the description is as the overrides have it.
     pub open: OpenModel,
+    /// What is changed of the model's own description.
+    pub overrides: Overrides,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Its chat template, when it has one.
@@ -53,6 +60,8 @@ pub struct FoundModel {
 pub struct LoadedModel {
     /// The packed weights.
     pub decoder: Decoder,
+    /// The adapter that stands beside them, ready to run.
+    pub adapter: Option<Trainable>,
     /// SHA-256 of its weight files.
     pub sha256: String,
 }
@@ -73,7 +82,16 @@ pub fn find(
     options.token = request.token.clone().or_else(|| env.hub_token.clone());
     let source = Source::parse(&base.name)?;
     let resolved = resolve(&source, &options, &mut |event| report(event, observer))?;
-    let open = OpenModel::open(&model_files(&resolved.files))?;
+    let mut open = OpenModel::open(&model_files(&resolved.files))?;
+    let mut overrides = request.overrides.clone();
+    let base_dir = match &resolved.files {
+        ModelFiles::Folder(dir) => Some(dir.as_path()),
+        ModelFiles::Gguf(_) => None,
+    };
+    for dir in [adapter_dir.as_deref(), base_dir].into_iter().flatten() {
+        overrides = overrides.or(Overrides::read(dir)?);
+    }
+    overrides.apply(open.config_mut())?;
     let tokenizer = tokenizer(&resolved.files, adapter_dir.as_deref())?;
     open.config().check_tokenizer_size(tokenizer.vocab_size())?;
     for note in tokenizer.notes() {
@@ -90,7 +108,7 @@ pub fn find(
         observer.observe(&Event::Warning(text));
     }
     let adapter = adapter_dir.map(|dir| Adapter::load(&dir, open.config())).transpose()?;
-    Ok(FoundModel { resolved, open, tokenizer, template, adapter })
+    Ok(FoundModel { resolved, open, overrides, tokenizer, template, adapter })
 }
 
 /// The kernel library that a request asks for, and the format of products with frozen weights.
@@ -128,7 +146,12 @@ pub fn load_with(
     if !found.open.is_unchanged() {
         return Err(RunError::Changed { path: found.resolved.files.path().to_owned() });
     }
-    Ok(LoadedModel { decoder, sha256 })
+    let adapter = found.adapter.as_ref().map(|loaded| {
+        let mut adapter = loaded.adapter.clone();
+        decoder.refresh(&mut adapter);
+        adapter
+    });
+    Ok(LoadedModel { decoder, adapter, sha256 })
 }
 
 /// The format that a setting stands for on this kernel library.

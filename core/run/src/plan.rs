@@ -162,7 +162,16 @@ impl Plan {
         line("model", run.model.name_or_path.clone());
         line(
             "adapter",
-            format!("LoRA r={} alpha={} dropout={}", run.lora.r, run.lora.alpha, run.lora.dropout),
+            match run.lora.enabled {
+                false => "none: every weight of the model is trained".to_owned(),
+                true => format!(
+                    "{} r={} alpha={} dropout={}",
+                    if run.lora.is_dora() { "DoRA" } else { "LoRA" },
+                    run.lora.r,
+                    run.lora.alpha,
+                    run.lora.dropout
+                ),
+            },
         );
         line("data", format!("{}; {trained}", run.data.dataset_name_or_path));
         line(

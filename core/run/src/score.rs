@@ -43,10 +43,9 @@ pub fn score(
     let loaded = model::load(&found, request)?;
     let longest = rows.iter().map(Vec::len).max().unwrap_or(1);
     let size = StepSize { tokens_max: longest, scored_rows_max: longest };
-    let adapter = found.adapter.as_ref().map(|loaded| &loaded.adapter);
+    let adapter = loaded.adapter.as_ref();
     let mut scorer = Scorer {
         activations: Activations::new(loaded.decoder.config(), adapter, size, Keep::Nothing)?,
-        found: &found,
         loaded: &loaded,
     };
     let mut summary = Summary { n_rows: 0, n_scored: 0 };
@@ -64,7 +63,6 @@ pub fn score(
 
 struct Scorer<'a> {
     activations: Activations,
-    found: &'a FoundModel,
     loaded: &'a LoadedModel,
 }
 
@@ -91,7 +89,7 @@ impl Scorer<'_> {
         }
         let positions: Vec<u32> = (0..tokens.len() as u32).collect();
         let pass = Pass {
-            adapter: self.found.adapter.as_ref().map(|loaded| &loaded.adapter),
+            adapter: self.loaded.adapter.as_ref(),
             batch: PackedInput {
                 tokens,
                 positions: &positions,
@@ -102,7 +100,7 @@ impl Scorer<'_> {
         };
         let scored = Scored { rows: &positions[..n_scored], labels: &tokens[1..] };
         self.loaded.decoder.forward(&pass, &mut self.activations);
-        self.loaded.decoder.logprobs(&mut self.activations, scored, &mut logprobs);
+        self.loaded.decoder.logprobs(&pass, &mut self.activations, scored, &mut logprobs);
         logprobs
     }
 }

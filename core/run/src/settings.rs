@@ -1,12 +1,18 @@
 //! From a config's words to the numbers that training takes.
 
-use forgelm_config::{LrSchedulerType, Run, TargetModules};
+use forgelm_config::{LoraBias, LrSchedulerType, Run, TargetModules};
 use forgelm_data::PlanSettings;
-use forgelm_model::{ALL_LINEAR, LoraConfig};
+use forgelm_model::{ALL_LINEAR, LoraConfig, LoraInit, Selection, TrainedBias};
 use forgelm_train::optimizer::AdamWSettings;
 use forgelm_train::schedule::{Decay, Schedule};
 use forgelm_train::session::Settings;
 use std::collections::BTreeMap;
+
+/// What a config trains.
+#[must_use]
+pub fn selection(run: &Run) -> Selection {
+    if run.lora.enabled { Selection::Adapter(lora(run)) } else { Selection::Everything }
+}
 
 /// The adapter that a config asks for.
 #[must_use]
@@ -26,6 +32,13 @@ pub fn lora(run: &Run) -> LoraConfig {
         dropout: run.lora.dropout as f32,
         target_modules,
         rslora: run.lora.is_rslora(),
+        dora: run.lora.is_dora(),
+        init: if run.lora.is_pissa() { LoraInit::PrincipalComponents } else { LoraInit::Noise },
+        bias: match run.lora.bias {
+            LoraBias::None => TrainedBias::None,
+            LoraBias::All => TrainedBias::All,
+            LoraBias::LoraOnly => TrainedBias::LoraOnly,
+        },
         rank_pattern: BTreeMap::new(),
         alpha_pattern: BTreeMap::new(),
     }

@@ -3,6 +3,7 @@
 //! Read [`train`] from top to bottom: it is the order in which things happen. Everything that can
 //! be refused is refused before the run's folder is made.
 
+mod final_model;
 mod finish;
 mod job;
 pub(crate) mod room;
@@ -19,6 +20,7 @@ use crate::event::{Event, ModelLoaded, Observer};
 use crate::footprint;
 use crate::model::{self, FoundModel, LoadedModel, ModelRequest};
 use crate::output::Start;
+use crate::overrides::Overrides;
 use crate::plan::Plan;
 use crate::resume::{self, Resume};
 use crate::settings;
@@ -29,13 +31,13 @@ use forgelm_config::{EnvironmentKey, environment_keys};
 use forgelm_data::Dataset;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_hub::Source;
-use forgelm_model::{Adapter, PeftInfo};
+use forgelm_model::{LoadError, PeftInfo, Trainable};
 use forgelm_plugin::Registry;
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_train::session::Cut;
 use forgelm_train::state::Identity;
 use job::Job;
-use room::{Inputs, check_room};
+use room::{Inputs, check_room, configured_cut};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -124,22 +126,25 @@ pub fn train(
     let dataset = forgelm_data::open(&plan.run.data, plan.run.training.trainer_type)?;
     let model_request = model_request(plan, request);
     let load_start = env.clock.monotonic();
-    let found = find(plan, &model_request, env, observer)?;
+    let found = model::find(&model_request, env, observer)?;
     let data = TokenizedData::new(plan, &dataset, &found, template_now, observer)?;
-    let adapter = new_adapter(plan, &found)?;
+    let mut adapter = new_trainable(plan, &found)?;
     let (ops, compute) = model::kernels(&model_request);
-    let inputs = Inputs {
-        plan,
-        data: &data,
-        found: &found,
-        adapter: &adapter,
-        compute,
-        n_threads: ops.n_threads(),
-        held: footprint::held_now(),
+    let configured = configured_cut(&data);
+    let fit = {
+        let inputs = Inputs {
+            plan,
+            data: &data,
+            found: &found,
+            adapter: &adapter,
+            compute,
+            n_threads: ops.n_threads(),
+            held: footprint::held_now(),
+        };
+        check_room(&inputs, cut_of(from.as_ref(), configured))?
     };
-    let configured = inputs.configured();
-    let fit = check_room(&inputs, cut_of(from.as_ref(), configured))?;
-    let loaded = model::load_with(&found, ops, compute)?;
+    let mut loaded = model::load_with(&found, ops, compute)?;
+    loaded.decoder.begin(&mut adapter, found.open.store()).map_err(LoadError::from)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: plan.run.model.name_or_path.clone(),
         n_params: loaded.decoder.config().n_parameters() as u64,
@@ -219,22 +224,16 @@ pub(crate) fn model_request(plan: &Plan, request: &Request) -> ModelRequest {
         compute: run.training.compute_dtype,
         threads: run.training.threads,
         chat_template: run.model.chat_template.clone(),
+        overrides: Overrides::of(run),
     }
 }
 
-/// The model, described as the config overrides it.
-pub(crate) fn find(
-    _plan: &Plan,
-    request: &ModelRequest,
-    env: &Environment,
-    observer: &mut dyn Observer,
-) -> Result<FoundModel, RunError> {
-    model::find(request, env, observer)
-}
-
-pub(crate) fn new_adapter(plan: &Plan, found: &FoundModel) -> Result<Adapter, RunError> {
+/// What trains, as it stands before the weights are there: with PiSSA, `Decoder::begin` puts its
+/// numbers in.
+pub(crate) fn new_trainable(plan: &Plan, found: &FoundModel) -> Result<Trainable, RunError> {
     let stream = Stream::new(plan.run.training.seed, Purpose::LoraInit);
-    Ok(Adapter::new(settings::lora(&plan.run), found.open.config(), &stream)?)
+    let selection = settings::selection(&plan.run);
+    Ok(Trainable::new(selection, found.open.config(), &stream)?)
 }
 
 /// The base as the adapter's config file names it; for a wheel the revision is its SHA-256.

@@ -1,7 +1,8 @@
-//! Number formats of stored tensors, what their bytes mean, and the engine's random numbers.
+//! Number formats of stored tensors, what their bytes mean, the engine's random numbers, and
+//! singular values.
 //!
 //! It refuses to know what a file, a model or a thread is. Start reading at [`Dtype`],
-//! [`dequantize`] and [`random::Stream`].
+//! [`dequantize`], [`random::Stream`] and [`linalg::svd_thin`].
 //!
 //! **Invariant:** dequantized values are exactly those of the reference implementation of each
 //! format (core/artifact: `tests/golden.rs`); random numbers are a function of (seed, purpose, step, index) that
@@ -9,6 +10,7 @@
 
 mod dequantize;
 mod dtype;
+pub mod linalg;
 mod quantize;
 pub mod random;
 

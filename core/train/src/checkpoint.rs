@@ -13,7 +13,7 @@ use forgelm_artifact::hash::sha256_file;
 use forgelm_artifact::safetensors::{self, SafetensorsFile, TensorToWrite};
 use forgelm_artifact::write::{self, StagedDir, WriteError};
 use forgelm_artifact::{Disk, hash};
-use forgelm_model::{Adapter, AdapterError, LoraConfig, ModelConfig, PeftInfo};
+use forgelm_model::{AdapterError, PeftInfo, Trainable};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ const PREFIX: &str = "checkpoint-";
 #[derive(Debug)]
 pub struct Checkpoint {
     /// What trains.
-    pub adapter: Adapter,
+    pub adapter: Trainable,
     /// Its moments.
     pub moments: Moments,
     /// Where the run stood.
@@ -114,7 +114,7 @@ pub fn save(disk: &Disk, run_dir: &Path, checkpoint: View<'_>) -> Result<PathBuf
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     /// What trains.
-    pub adapter: &'a Adapter,
+    pub adapter: &'a Trainable,
     /// What its config file says besides.
     pub peft: &'a PeftInfo,
     /// Its moments.
@@ -132,17 +132,12 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 /// Reads a checkpoint, every byte of it verified first.
 ///
 /// # Errors
-/// If a file is missing, extra or changed, or the adapter is not of `expected`'s kind.
-pub fn load(
-    path: &Path,
-    expected: &LoraConfig,
-    model: &ModelConfig,
-) -> Result<Checkpoint, CheckpointError> {
+/// If a file is missing, extra or changed, or what trained is not what trains in `like`.
+pub fn load(path: &Path, like: &Trainable) -> Result<Checkpoint, CheckpointError> {
     verify(path)?;
     let state = read_state(path)?;
-    let loaded = Adapter::load(path, model)?;
-    loaded.check(expected, None)?;
-    let adapter = loaded.adapter;
+    let mut adapter = like.clone();
+    adapter.restore(path)?;
     let moments = read_moments(&path.join(OPTIMIZER), adapter.params().len())?;
     Ok(Checkpoint { adapter, moments, state })
 }

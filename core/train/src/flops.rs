@@ -2,7 +2,7 @@
 //! do besides (recomputed activations and logits are not counted again).
 
 use forgelm_data::PackedBatch;
-use forgelm_model::{Adapter, ModelConfig};
+use forgelm_model::{ModelConfig, Trainable};
 
 /// What of a batch costs arithmetic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Work {
 /// left out.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-pub fn training_flops(model: &ModelConfig, adapter: &Adapter, work: Work) -> f64 {
+pub fn training_flops(model: &ModelConfig, adapter: &Trainable, work: Work) -> f64 {
     let dims = model.dims();
     let head = (dims.v * dims.c) as f64;
     let outside = if model.tie_word_embeddings { head } else { 2.0 * head };

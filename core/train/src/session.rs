@@ -9,10 +9,10 @@ use crate::schedule::Schedule;
 use crate::state::State;
 use forgelm_data::{PackedBatch, PackedSequence, Plan, Sequence, evaluation_batches, pack};
 use forgelm_model::{
-    Activations, Adapter, Decoder, DropoutStep, EmbeddingNoise, Keep, MemoryPlan, ModelConfig,
-    OutOfMemory, PackedInput, Pass, Scored, StepSize,
+    Activations, Decoder, DropoutStep, EmbeddingNoise, Keep, MemoryPlan, ModelConfig, OutOfMemory,
+    PackedInput, Pass, Scored, StepSize, Trainable,
 };
-use forgelm_sdk::trainer::{self, Loss, Role, Trainer};
+use forgelm_sdk::trainer::{self, Loss, Role, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
 pub use not_finite::StepError;
 use std::borrow::Cow;
@@ -83,7 +83,7 @@ pub struct Session<'a> {
     settings: Settings,
     dropout: Stream,
     noise: Stream,
-    adapter: Adapter,
+    adapter: Trainable,
     moments: Moments,
     state: State,
     grad: Vec<f32>,
@@ -116,7 +116,7 @@ pub struct Parts<'a> {
     /// Everything else.
     pub settings: Settings,
     /// What trains.
-    pub adapter: Adapter,
+    pub adapter: Trainable,
     /// Its moments.
     pub moments: Moments,
     /// Where the run stands.
@@ -164,6 +164,20 @@ fn no_activations(model: &ModelConfig) -> Result<Activations, OutOfMemory> {
     Activations::new(model, None, nothing, Keep::Nothing)
 }
 
+/// What the micro-batches of a step have together.
+fn step_totals(sequences: &[Sequence], micro_batches: &[Vec<usize>]) -> StepTotals {
+    let mut totals = StepTotals::default();
+    for sequence in micro_batches.iter().flatten().map(|&i| &sequences[i]) {
+        // The first token of a sequence is never predicted.
+        let n_rows = sequence.trained.iter().skip(1).filter(|trained| **trained).count() as u64;
+        let of_role = &mut totals.0[Role::Sole as usize];
+        of_role.n_sequences += 1;
+        of_role.n_scored += n_rows;
+        of_role.n_trained += n_rows;
+    }
+    totals
+}
+
 fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
     let chosen: Vec<&Sequence> = numbers.iter().map(|&i| &sequences[i]).collect();
     pack(&chosen)
@@ -173,7 +187,7 @@ fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
 #[must_use]
 pub fn memory_plan(
     model: &ModelConfig,
-    adapter: &Adapter,
+    adapter: &Trainable,
     size: StepSize,
     keep: Keep,
 ) -> MemoryPlan {
@@ -210,6 +224,8 @@ impl<'a> Session<'a> {
             total: n_params * size_of::<f32>(),
         })?;
         grad.resize(n_params, 0.0);
+        let mut adapter = parts.adapter;
+        parts.decoder.refresh(&mut adapter);
         Ok(Self {
             decoder: parts.decoder,
             trainer: parts.trainer,
@@ -221,7 +237,7 @@ impl<'a> Session<'a> {
             dropout: Stream::new(parts.settings.seed, Purpose::Dropout),
             noise: Stream::new(parts.settings.seed, Purpose::EmbeddingNoise),
             grad,
-            adapter: parts.adapter,
+            adapter,
             moments: parts.moments,
             state: parts.state,
             activations: no_activations(parts.decoder.config())?,
@@ -268,13 +284,17 @@ impl<'a> Session<'a> {
 
     /// What trains, as it stands.
     #[must_use]
-    pub fn adapter(&self) -> &Adapter {
+    pub fn adapter(&self) -> &Trainable {
         &self.adapter
     }
 
-    /// What trains, to be replaced by better weights.
-    pub fn adapter_mut(&mut self) -> &mut Adapter {
-        &mut self.adapter
+    /// Puts other numbers in the place of those that train: better ones of an earlier step.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn replace_params(&mut self, params: &[f32]) {
+        self.adapter.params_mut().copy_from_slice(params);
+        self.decoder.refresh(&mut self.adapter);
     }
 
     /// Its moments.
@@ -307,11 +327,13 @@ impl<'a> Session<'a> {
         self.grad.fill(0.0);
         let mut total = Loss::default();
         let (mut n_tokens, mut n_flops) = (0, 0.0);
-        for micro_batch in self.plan.step(step) {
+        let micro_batches = self.plan.step(step);
+        let totals = step_totals(self.train, &micro_batches);
+        for micro_batch in micro_batches {
             let batch = packed(self.train, &micro_batch);
             n_tokens += batch.tokens.len() as u64;
             n_flops += training_flops(self.decoder.config(), &self.adapter, Work::of(&batch));
-            let loss = self.forward(&batch, Some(step));
+            let loss = self.forward(&batch, &totals, Some(step));
             if !loss.loss_sum.is_finite() {
                 return Err(self.bad_loss(step, &batch, loss.loss_sum));
             }
@@ -328,6 +350,7 @@ impl<'a> Session<'a> {
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
         let params = self.adapter.params_mut();
         optimizer::step(ops, &self.settings.adamw, params, &mut self.moments, &self.grad, at);
+        self.decoder.refresh(&mut self.adapter);
         self.state.global_step = step + 1;
         self.state.epoch = self.plan.epoch_after(step + 1);
         self.state.n_tokens += n_tokens;
@@ -347,9 +370,11 @@ impl<'a> Session<'a> {
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn evaluate(&mut self) -> Option<EvaluationReport> {
         let mut total = Loss::default();
-        for micro_batch in self.validation_batches.clone() {
+        let micro_batches = self.validation_batches.clone();
+        let totals = step_totals(self.validation, &micro_batches);
+        for micro_batch in micro_batches {
             let batch = packed(self.validation, &micro_batch);
-            let loss = self.forward(&batch, None);
+            let loss = self.forward(&batch, &totals, None);
             add_loss(&mut total, loss);
         }
         (total.n_terms > 0).then(|| EvaluationReport {
@@ -360,7 +385,12 @@ impl<'a> Session<'a> {
 
     /// Runs the model and the objective; leaves `dlogp` for [`Session::backward`].
     /// With the number of a step, as training does it: with dropout and noise.
-    fn forward(&mut self, batch: &PackedBatch, training_step: Option<u64>) -> Loss {
+    fn forward(
+        &mut self,
+        batch: &PackedBatch,
+        totals: &StepTotals,
+        training_step: Option<u64>,
+    ) -> Loss {
         let n_rows = batch.labels.len();
         let buffers = &mut self.buffers;
         buffers.logp.resize(n_rows, 0.0);
@@ -373,7 +403,7 @@ impl<'a> Session<'a> {
         let pass = pass(&self.adapter, batch, dropout);
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
         self.decoder.forward_with(&pass, noise, &mut self.activations);
-        self.decoder.logprobs(&mut self.activations, scored, &mut buffers.logp);
+        self.decoder.logprobs(&pass, &mut self.activations, scored, &mut buffers.logp);
         let sequences = scored_sequences(batch);
         let scored = trainer::Scored {
             sequences: &sequences,
@@ -383,6 +413,7 @@ impl<'a> Session<'a> {
             ref_logp: None,
             advantage: None,
             old_logp: None,
+            step: totals,
         };
         self.trainer.loss(&scored, &mut buffers.dlogp)
     }
@@ -397,7 +428,7 @@ impl<'a> Session<'a> {
 }
 
 fn pass<'a>(
-    adapter: &'a Adapter,
+    adapter: &'a Trainable,
     batch: &'a PackedBatch,
     dropout: Option<DropoutStep<'a>>,
 ) -> Pass<'a> {

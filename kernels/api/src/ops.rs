@@ -165,6 +165,14 @@ pub trait Ops: Send + Sync {
     /// Shapes: `y` [T, C] written, `tokens` [T] read, each below V, `table` [V, C] read.
     fn embedding_forward(&self, y: &mut [f32], tokens: &[u32], table: &dyn FrozenMatrix);
 
+    /// Gradient of [`Ops::embedding_forward`] with respect to the table:
+    /// `dtable[tokens[t]] += dy[t]`.
+    ///
+    /// Shapes: `dtable` [V, C] added to, `dy` [T, C] read, `tokens` [T] read, each below V.
+    ///
+    /// Numerics: rows of the same token are added in the order of the tokens.
+    fn embedding_backward(&self, dtable: &mut [f32], dy: &[f32], tokens: &[u32]);
+
     /// RMSNorm over the last axis: `y[r, c] = x[r, c] * inv_rms[r] * weight[c]`,
     /// `inv_rms = 1 / sqrt(mean(x^2) + eps)`.
     ///
@@ -194,12 +202,40 @@ pub trait Ops: Send + Sync {
         write: Write,
     );
 
+    /// Gradient of [`Ops::rms_norm_forward`] with respect to its weight:
+    /// `dweight[c] += sum_t dy[t, c] * x[t, c] * inv_rms[t]`.
+    ///
+    /// Shapes: `dweight` [C] added to; `dy` [T, C], `x` [T, C], `inv_rms` [T] read.
+    fn rms_norm_weight_backward(&self, dweight: &mut [f32], dy: &[f32], x: &[f32], inv_rms: &[f32]);
+
+    /// `y[t] += bias`.
+    ///
+    /// Shapes: `y` [T, N] added to, `bias` [N] read.
+    fn add_bias(&self, y: &mut [f32], bias: &[f32]);
+
+    /// Gradient of [`Ops::add_bias`] with respect to the bias: `sums[n] += sum_t x[t, n]`.
+    ///
+    /// Shapes: `sums` [N] added to, `x` [T, N] read.
+    fn column_sums(&self, sums: &mut [f32], x: &[f32]);
+
+    /// `y[t, n] = x[t, n] * factors[n]`: a magnitude for each output of a layer.
+    ///
+    /// Shapes: `y` [T, N] written or added to, `x` [T, N] read, `factors` [N] read.
+    fn scale_columns(&self, y: &mut [f32], x: &[f32], factors: &[f32], write: Write);
+
+    /// Gradient of [`Ops::scale_columns`] with respect to the factors:
+    /// `sums[n] += sum_t a[t, n] * b[t, n]`.
+    ///
+    /// Shapes: `sums` [N] added to, `a` and `b` [T, N] read.
+    fn column_dots(&self, sums: &mut [f32], a: &[f32], b: &[f32]);
+
     /// Rotary embedding in place, half-split (NeoX) layout: element j of a head pairs with
-    /// element j + D/2.
+    /// element j + R/2. R is the rotated part of a head, at most D; what follows stays as it is.
     ///
-    /// Paper: Su et al. 2021, arXiv:2104.09864, eq. 34.
+    /// Paper: Su et al. 2021, arXiv:2104.09864, eq. 34; a part of the head: Black et al. 2022,
+    /// arXiv:2204.06745, sec. 2.1.1.
     ///
-    /// Shapes: `x` [T, n_heads * D] changed, `cos` and `sin` [T, D/2] read; `head_dim` is D.
+    /// Shapes: `x` [T, n_heads * D] changed, `cos` and `sin` [T, R/2] read; `head_dim` is D.
     fn rope(
         &self,
         x: &mut [f32],
@@ -296,6 +332,26 @@ pub trait Ops: Send + Sync {
     fn token_logprobs_backward(
         &self,
         dx: &mut [f32],
+        dlogp: &[f32],
+        lse: &[f32],
+        x: &[f32],
+        head: &dyn FrozenMatrix,
+        labels: &[u32],
+        soft_cap: Option<f32>,
+    );
+
+    /// Gradient of [`Ops::token_logprobs_forward`] with respect to the head; logits are computed
+    /// again, in blocks: nothing [R, V] is stored.
+    ///
+    /// `dhead[v] += sum_r dlogp[r] * (onehot - softmax)[r, v] * x[r]` (times the soft cap's slope).
+    /// Shapes: `dhead` [V, C] added to; `dlogp`, `lse` [R], `x` [R, C], `labels` [R] read.
+    ///
+    /// Numerics: the logits are those of the head's format, the sums over R are of f32 factors in
+    /// every format, because a gradient of weights is added up over a whole step.
+    #[expect(clippy::too_many_arguments, reason = "inputs and outputs of one op")]
+    fn token_logprobs_head_backward(
+        &self,
+        dhead: &mut [f32],
         dlogp: &[f32],
         lse: &[f32],
         x: &[f32],

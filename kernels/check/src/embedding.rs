@@ -3,13 +3,13 @@
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_reference::Reference;
 
-use crate::{Matrix, Outcome, bits_of, indices};
+use crate::{Matrix, Outcome, bits_of, indices, numbers};
 
 /// (T, V, C).
 pub const CASES: [(usize, usize, usize); 4] =
     [(1, 1, 1), (5, 48, 16), (100, 130, 33), (40, 1000, 96)];
 
-/// Exactly the rows.
+/// Exactly the rows, and exactly their sums: each element is added in the order of the tokens.
 #[must_use]
 pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
@@ -22,7 +22,13 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             library.embedding_forward(&mut y, &tokens, &*library.freeze(&table, compute));
             Reference.embedding_forward(&mut want, &tokens, &*Reference.freeze(&table, compute));
             assert_eq!(bits_of(&[&y]), bits_of(&[&want]), "{name}");
-            outcomes.push(Outcome { name, bits: bits_of(&[&y]) });
+            let dy = numbers(i as u32 + 100, t * c);
+            let start = numbers(i as u32 + 200, v * c);
+            let (mut dtable, mut want) = (start.clone(), start);
+            library.embedding_backward(&mut dtable, &dy, &tokens);
+            Reference.embedding_backward(&mut want, &dy, &tokens);
+            assert_eq!(bits_of(&[&dtable]), bits_of(&[&want]), "{name}: dtable");
+            outcomes.push(Outcome { name, bits: bits_of(&[&y, &dtable]) });
         }
     }
     outcomes

@@ -16,6 +16,7 @@
 )]
 
 pub mod attention;
+pub mod columns;
 pub mod elementwise;
 pub mod embedding;
 pub mod gemm;
@@ -48,6 +49,7 @@ pub fn compare_all(library: &dyn Ops) -> Vec<Outcome> {
         gemm::compare(library),
         embedding::compare(library),
         rms_norm::compare(library),
+        columns::compare(library),
         rope::compare(library),
         attention::compare(library),
         glu::compare(library),

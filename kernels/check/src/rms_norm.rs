@@ -45,7 +45,20 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             (inv * (8.0 * g(i - c0) + (c as f64 + 12.0) * along_x) + 2.0 * start) * U
         };
         assert_within(&format!("{name}: dx"), &dx, &want, bound);
-        outcomes.push(Outcome { name, bits: bits_of(&[&y, &inv, &dx]) });
+
+        let start = numbers(seed + 400, c);
+        let (mut dweight, mut want) = (start.clone(), start.clone());
+        library.rms_norm_weight_backward(&mut dweight, &dy, &x, &want_inv);
+        Reference.rms_norm_weight_backward(&mut want, &dy, &x, &want_inv);
+        let bound = |i: usize| {
+            let term = |r: usize| {
+                f64::from(gs[r * c + i]) * f64::from(xs[r * c + i]) * f64::from(want_inv[r])
+            };
+            let terms: f64 = (0..t).map(term).sum();
+            (t as f64 + 4.0) * U * (terms + f64::from(start[i].abs()))
+        };
+        assert_within(&format!("{name}: dweight"), &dweight, &want, bound);
+        outcomes.push(Outcome { name, bits: bits_of(&[&y, &inv, &dx, &dweight]) });
     }
     outcomes
 }

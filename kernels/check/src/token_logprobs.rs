@@ -75,7 +75,26 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             let relative = 2.0 * factor + 2.0 * (v as f64 + 8.0) * U;
             let bound = |i: usize| relative * f64::from(dlogp[i / c].abs());
             assert_within(&format!("{name}: dx"), &dx, &want, bound);
-            outcomes.push(Outcome { name, bits: bits_of(&[&logp, &lse, &dx]) });
+
+            let start = numbers(seed + 300, v * c);
+            let (mut dhead, mut want) = (start.clone(), start.clone());
+            library.token_logprobs_head_backward(
+                &mut dhead, &dlogp, &want_lse, &x, &*head, &labels, soft_cap,
+            );
+            Reference.token_logprobs_head_backward(
+                &mut want, &dlogp, &want_lse, &x, &*plain, &labels, soft_cap,
+            );
+            // A factor is at most 1 and off as its logit is (the products of this sum are f32 in
+            // both formats); R terms are added, and the cap's slope is off by a few roundings.
+            let factor = 2.0 * logit + 16.0 * U;
+            let bound = |i: usize| {
+                let term =
+                    |row: usize| f64::from(dlogp[row].abs()) * f64::from(x[row * c + i % c].abs());
+                let terms: f64 = (0..r).map(term).sum();
+                (factor + (r as f64 + 8.0) * U) * terms + 2.0 * U * f64::from(start[i].abs())
+            };
+            assert_within(&format!("{name}: dhead"), &dhead, &want, bound);
+            outcomes.push(Outcome { name, bits: bits_of(&[&logp, &lse, &dx, &dhead]) });
         }
     }
     outcomes

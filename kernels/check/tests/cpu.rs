@@ -3,7 +3,7 @@
 
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_check::{
-    attention, compare_all, elementwise, embedding, gemm, glu, linear, rms_norm, rope,
+    attention, columns, compare_all, elementwise, embedding, gemm, glu, linear, rms_norm, rope,
     token_logprobs,
 };
 use forgelm_kernels_cpu::{Cpu, InstructionSet};
@@ -14,6 +14,7 @@ fn n_outcomes() -> usize {
         + 3 * gemm::CASES.len()
         + 2 * embedding::CASES.len()
         + rms_norm::CASES.len()
+        + columns::CASES.len()
         + 2 * rope::CASES.len()
         + attention::CASES.len()
         + attention::CACHED.len()
@@ -33,7 +34,7 @@ fn check(set: InstructionSet) {
     assert_eq!(cpu.prefers(Compute::Bf16), set == InstructionSet::Avx512Bf16);
     let one = compare_all(&cpu);
     assert_eq!(one.len(), n_outcomes());
-    assert_eq!(one.len(), 174);
+    assert_eq!(one.len(), 180);
     for n_threads in [2, 3] {
         let cpu = Cpu::with_instruction_set(n_threads, set).unwrap();
         assert_eq!(cpu.n_threads(), n_threads);

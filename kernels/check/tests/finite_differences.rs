@@ -73,6 +73,50 @@ fn rms_norm_backward_is_the_gradient_of_rms_norm_forward() {
     let mut dx = vec![0.0; t * c];
     Reference.rms_norm_backward(&mut dx, &r, &x, &forward(&x).1, &weight, Write::Replace);
     check("rms_norm", &x, &dx, &r, |x| forward(x).0);
+
+    let mut dweight = vec![0.0; c];
+    Reference.rms_norm_weight_backward(&mut dweight, &r, &x, &forward(&x).1);
+    check("rms_norm weight", &weight, &dweight, &r, |weight| {
+        let (mut y, mut inv) = (vec![0.0; t * c], vec![0.0; t]);
+        Reference.rms_norm_forward(&mut y, &mut inv, &x, weight, 1e-3);
+        y
+    });
+}
+
+#[test]
+fn embedding_backward_is_the_gradient_of_embedding_forward() {
+    let (v, c) = (4, 3);
+    // Token 2 comes three times, token 3 never.
+    let tokens = [2, 0, 2, 1, 2];
+    let (table, r) = (numbers(1, v * c), numbers(2, tokens.len() * c));
+    let mut dtable = vec![0.0; v * c];
+    Reference.embedding_backward(&mut dtable, &r, &tokens);
+    check("embedding", &table, &dtable, &r, |table| {
+        let table = Matrix { n: v, k: c, data: table.to_vec() };
+        let mut y = vec![0.0; tokens.len() * c];
+        Reference.embedding_forward(&mut y, &tokens, &*Reference.freeze(&table, Compute::F32));
+        y
+    });
+}
+
+#[test]
+fn sums_over_rows_are_the_gradients_of_biases_and_magnitudes() {
+    let (t, n) = (4, 5);
+    let (x, bias, r) = (numbers(1, t * n), numbers(2, n), numbers(3, t * n));
+    let mut dbias = vec![0.0; n];
+    Reference.column_sums(&mut dbias, &r);
+    check("bias", &bias, &dbias, &r, |bias| {
+        let mut y = x.clone();
+        Reference.add_bias(&mut y, bias);
+        y
+    });
+    let mut dfactors = vec![0.0; n];
+    Reference.column_dots(&mut dfactors, &r, &x);
+    check("magnitude", &bias, &dfactors, &r, |factors| {
+        let mut y = vec![0.0; t * n];
+        Reference.scale_columns(&mut y, &x, factors, Write::Replace);
+        y
+    });
 }
 
 #[test]
@@ -152,6 +196,17 @@ fn token_logprobs_backward_is_the_gradient_of_token_logprobs_forward() {
         let lse = forward(&x).1;
         Reference.token_logprobs_backward(&mut dx, &r, &lse, &x, &*head, &labels, soft_cap);
         check(&format!("token_logprobs cap {soft_cap:?}"), &x, &dx, &r, |x| forward(x).0);
+
+        let mut dhead = vec![0.0; v * c];
+        Reference.token_logprobs_head_backward(&mut dhead, &r, &lse, &x, &*head, &labels, soft_cap);
+        let what = format!("token_logprobs head cap {soft_cap:?}");
+        check(&what, &Matrix::random(1, v, c).data, &dhead, &r, |head| {
+            let head = Matrix { n: v, k: c, data: head.to_vec() };
+            let head = Reference.freeze(&head, Compute::F32);
+            let (mut logp, mut lse) = (vec![0.0; rows], vec![0.0; rows]);
+            Reference.token_logprobs_forward(&mut logp, &mut lse, &x, &*head, &labels, soft_cap);
+            logp
+        });
     }
 }
 

@@ -21,6 +21,7 @@
 mod adamw;
 mod add;
 mod attention;
+mod columns;
 mod dropout;
 mod embedding;
 mod frozen;
@@ -138,6 +139,10 @@ impl Ops for Cpu {
         embedding::forward(&self.pool, y, tokens, table);
     }
 
+    fn embedding_backward(&self, dtable: &mut [f32], dy: &[f32], tokens: &[u32]) {
+        embedding::backward(&self.pool, self.isa, dtable, dy, tokens);
+    }
+
     fn rms_norm_forward(
         &self,
         y: &mut [f32],
@@ -159,6 +164,32 @@ impl Ops for Cpu {
         write: Write,
     ) {
         rms_norm::backward(&self.pool, self.isa, dx, dy, x, inv_rms, weight, write);
+    }
+
+    fn rms_norm_weight_backward(
+        &self,
+        dweight: &mut [f32],
+        dy: &[f32],
+        x: &[f32],
+        inv_rms: &[f32],
+    ) {
+        rms_norm::weight_backward(&self.pool, self.isa, dweight, dy, x, inv_rms);
+    }
+
+    fn add_bias(&self, y: &mut [f32], bias: &[f32]) {
+        columns::add_bias(&self.pool, self.isa, y, bias);
+    }
+
+    fn column_sums(&self, sums: &mut [f32], x: &[f32]) {
+        columns::sums(&self.pool, self.isa, sums, x);
+    }
+
+    fn scale_columns(&self, y: &mut [f32], x: &[f32], factors: &[f32], write: Write) {
+        columns::scale(&self.pool, self.isa, y, x, factors, write);
+    }
+
+    fn column_dots(&self, sums: &mut [f32], a: &[f32], b: &[f32]) {
+        columns::dots(&self.pool, self.isa, sums, a, b);
     }
 
     fn rope(
@@ -250,6 +281,21 @@ impl Ops for Cpu {
         let rows = token_logprobs::Rows { x, labels, soft_cap };
         let upstream = token_logprobs::Upstream { dlogp, lse };
         token_logprobs::backward(&self.pool, self.isa, dx, upstream, rows, head);
+    }
+
+    fn token_logprobs_head_backward(
+        &self,
+        dhead: &mut [f32],
+        dlogp: &[f32],
+        lse: &[f32],
+        x: &[f32],
+        head: &dyn FrozenMatrix,
+        labels: &[u32],
+        soft_cap: Option<f32>,
+    ) {
+        let rows = token_logprobs::Rows { x, labels, soft_cap };
+        let upstream = token_logprobs::Upstream { dlogp, lse };
+        token_logprobs::head_backward(&self.pool, self.isa, dhead, upstream, rows, head);
     }
 
     fn dropout(&self, y: &mut [f32], x: &[f32], row_keys: &[u64], dropout: &Dropout, write: Write) {

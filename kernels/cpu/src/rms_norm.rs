@@ -7,6 +7,7 @@
 
 use forgelm_kernels_api::Write;
 
+use crate::columns::{Terms, add_rows};
 use crate::math::{for_vectors, load};
 use crate::pool::Pool;
 use crate::simd::on_isa;
@@ -119,4 +120,21 @@ fn backward_rows<S: Simd>(
             put(s, &mut dx[i], s.mul(g, inv), write == Write::Add);
         },);
     }
+}
+
+/// `dweight[c] += sum_t dy[t, c] * x[t, c] * inv_rms[t]`.
+///
+/// Shapes: `dweight` [C] added to; `dy`, `x` [T, C], `inv_rms` [T] read.
+pub(crate) fn weight_backward(
+    pool: &Pool,
+    isa: Isa,
+    dweight: &mut [f32],
+    dy: &[f32],
+    x: &[f32],
+    inv_rms: &[f32],
+) {
+    assert_eq!(x.len(), inv_rms.len() * dweight.len(), "x is not [T, C]");
+    assert_eq!(dy.len(), x.len(), "dy is not [T, C]");
+    let terms = Terms { a: dy, b: Some(x), row_factors: Some(inv_rms) };
+    add_rows(pool, isa, dweight, terms);
 }

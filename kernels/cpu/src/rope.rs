@@ -12,11 +12,22 @@ use crate::simd::{Isa, Simd};
 /// Rows of a task.
 const ROWS: usize = 32;
 
-/// Cosines and sines [T, D/2].
+/// Cosines and sines [T, R/2].
 #[derive(Clone, Copy)]
 pub(crate) struct Angles<'a> {
     pub cos: &'a [f32],
     pub sin: &'a [f32],
+}
+
+/// Widths within a row.
+#[derive(Clone, Copy)]
+struct Widths {
+    /// All heads.
+    row: usize,
+    /// D.
+    head: usize,
+    /// R / 2.
+    half: usize,
 }
 
 /// Shapes: `x` [T, n_heads * D] changed.
@@ -29,36 +40,35 @@ pub(crate) fn rope(
     head_dim: usize,
     direction: Rotation,
 ) {
-    let half = head_dim / 2;
     let Angles { cos, sin } = angles;
-    assert_eq!(head_dim, 2 * half, "head_dim is odd");
+    let row = n_heads * head_dim;
+    assert!(x.len().is_multiple_of(row), "x is not [T, n_heads * D]");
     assert_eq!(cos.len(), sin.len(), "cos and sin differ in length");
-    assert!(cos.len().is_multiple_of(half), "cos is not [T, D/2]");
-    assert_eq!(x.len(), 2 * n_heads * cos.len(), "x is not [T, n_heads * D]");
-    pool.chunks(x, ROWS * n_heads * head_dim, |i, x| {
+    let t = x.len() / row;
+    if t == 0 {
+        return;
+    }
+    assert!(cos.len().is_multiple_of(t), "cos is not [T, R/2]");
+    let half = cos.len() / t;
+    assert!(half > 0 && 2 * half <= head_dim, "R is not between 2 and D");
+    let widths = Widths { row, head: head_dim, half };
+    pool.chunks(x, ROWS * row, |i, x| {
         let angles = Angles { cos: &cos[i * ROWS * half..], sin: &sin[i * ROWS * half..] };
-        on_isa!(isa, s => rows(s, x, angles, n_heads, head_dim, direction));
+        on_isa!(isa, s => rows(s, x, angles, widths, direction));
     });
 }
 
 #[inline(always)]
-fn rows<S: Simd>(
-    s: S,
-    x: &mut [f32],
-    angles: Angles<'_>,
-    n_heads: usize,
-    head_dim: usize,
-    direction: Rotation,
-) {
-    let half = head_dim / 2;
+fn rows<S: Simd>(s: S, x: &mut [f32], angles: Angles<'_>, widths: Widths, direction: Rotation) {
+    let half = widths.half;
     let sign = s.splat(match direction {
         Rotation::Forward => 1.0,
         Rotation::Backward => -1.0,
     });
     let angles = angles.cos.chunks_exact(half).zip(angles.sin.chunks_exact(half));
-    for (x, (cos, sin)) in x.chunks_exact_mut(n_heads * head_dim).zip(angles) {
-        for head in x.chunks_exact_mut(head_dim) {
-            let (first, second) = head.split_at_mut(half);
+    for (x, (cos, sin)) in x.chunks_exact_mut(widths.row).zip(angles) {
+        for head in x.chunks_exact_mut(widths.head) {
+            let (first, second) = head[..2 * half].split_at_mut(half);
             for_vectors!(s, half, |i| {
                 let cos = load(s, &cos[i.clone()]);
                 let sin = s.mul(load(s, &sin[i.clone()]), sign);

@@ -22,7 +22,7 @@ use crate::scratch::Scratch;
 use crate::shared::Shared;
 use crate::simd::on_isa;
 use crate::simd::{Isa, Simd};
-use crate::tile::{Element, PANEL, put};
+use crate::tile::{Element, Left, PANEL, Right, Sizes, product, put};
 
 /// Rows of a task, at most.
 const ROWS: usize = 128;
@@ -358,6 +358,109 @@ fn backward_part<S: Simd, E: Element>(
             let v = s.mul(load(s, &dx[i.clone()]), dlogp);
             store(s, &mut dx[i], v);
         },);
+    }
+}
+
+/// Panels of the vocabulary of a task of the head's gradient.
+const PANELS_TASK: usize = 16;
+
+/// The head's gradient. The grid: parts of the vocabulary, each with all rows, in chunks.
+///
+/// Numerics: factors and rows in f32 whatever the head's format; each chunk's sums in f32, chunks
+/// added in order.
+///
+/// Shapes: `dhead` [V, C] added to.
+pub(crate) fn head_backward(
+    pool: &Pool,
+    isa: Isa,
+    dhead: &mut [f32],
+    upstream: Upstream<'_>,
+    rows: Rows<'_>,
+    head: &dyn FrozenMatrix,
+) {
+    match CpuMatrix::of(head) {
+        CpuMatrix::F32(head) => head_backward_as(pool, isa, dhead, upstream, rows, head),
+        CpuMatrix::Bf16(head) => head_backward_as(pool, isa, dhead, upstream, rows, head),
+    }
+}
+
+fn head_backward_as<E: Element>(
+    pool: &Pool,
+    isa: Isa,
+    dhead: &mut [f32],
+    upstream: Upstream<'_>,
+    rows: Rows<'_>,
+    head: &Packed<E>,
+) {
+    let (r, c) = (rows.labels.len(), head.k());
+    check(r, rows, head);
+    assert_eq!(dhead.len(), head.n() * c, "dhead is not [V, C]");
+    assert_eq!(upstream.dlogp.len(), r, "dlogp is not [R]");
+    assert_eq!(upstream.lse.len(), r, "lse is not [R]");
+    let chunk = (PACKED / c / 8 * 8).clamp(16, ROWS);
+    pool.chunks(dhead, PANELS_TASK * PANEL * c, |task, dhead| {
+        let first = task * PANELS_TASK;
+        let panels = first..(first + PANELS_TASK).min(head.n_panels());
+        for start in (0..r).step_by(chunk) {
+            let at = start..(start + chunk).min(r);
+            let upstream =
+                Upstream { dlogp: &upstream.dlogp[at.clone()], lse: &upstream.lse[at.clone()] };
+            let rows = rows.part(at, c);
+            let panels = panels.clone();
+            on_isa!(isa, s => head_backward_part(s, dhead, upstream, rows, head, panels));
+        }
+    });
+}
+
+/// Shapes: `dhead` [columns of the panels, C] added to.
+#[inline(always)]
+fn head_backward_part<S: Simd, E: Element>(
+    s: S,
+    dhead: &mut [f32],
+    upstream: Upstream<'_>,
+    rows: Rows<'_>,
+    head: &Packed<E>,
+    panels: Range<usize>,
+) {
+    let (c, n_rows) = (head.k(), rows.labels.len());
+    let packed = PackedRows::<E>::new(s, rows.x, c, 0..c);
+    // Whole vectors of the rows are read: the last one reaches past them.
+    let x_stride = c.next_multiple_of(PANEL);
+    let mut x = Scratch::<f32>::take(n_rows * x_stride);
+    for (to, from) in x.chunks_exact_mut(x_stride).zip(rows.x.chunks_exact(c)) {
+        to[..c].copy_from_slice(from);
+        to[c..].fill(0.0);
+    }
+    let stride = PANELS * E::TERMS * PANEL;
+    let mut logits = Scratch::<f32>::take(n_rows * stride);
+    let first = panels.start * PANEL;
+    for block in blocks::<E>(panels) {
+        let columns = block.start * PANEL..(block.end * PANEL).min(head.n());
+        block_logits(s, &mut logits, stride, &packed, head, block, rows.soft_cap);
+        for (row, logits) in logits.chunks_exact_mut(stride).enumerate() {
+            let logits = &mut logits[..columns.len()];
+            let label = (rows.labels[row] as usize).checked_sub(columns.start);
+            softmax_gradient(s, logits, label, upstream.lse[row], rows.soft_cap);
+            let dlogp = s.splat(upstream.dlogp[row]);
+            for_vectors!(s, logits.len(), |i| {
+                let v = s.mul(load(s, &logits[i.clone()]), dlogp);
+                store(s, &mut logits[i], v);
+            },);
+        }
+        let sizes = Sizes { rows: columns.len(), columns: c, steps: n_rows };
+        let a = Left { data: &logits, row_stride: 1, step_stride: stride };
+        let b = Right { data: &x, step_stride: x_stride };
+        product(
+            s,
+            sizes,
+            a,
+            b,
+            #[inline(always)]
+            |row, column, sum, width| {
+                let at = (columns.start - first + row) * c + column;
+                put(s, &mut dhead[at..at + width], sum, true);
+            },
+        );
     }
 }
 

@@ -13,3 +13,16 @@ pub(crate) fn forward(y: &mut [f32], tokens: &[u32], table: &dyn FrozenMatrix) {
         y_t.copy_from_slice(table.row(token as usize));
     }
 }
+
+/// `dtable[tokens[t]] += dy[t]`. Shapes: `dtable` [V, C], `dy` [T, C], `tokens` [T].
+pub(crate) fn backward(dtable: &mut [f32], dy: &[f32], tokens: &[u32]) {
+    assert!(!tokens.is_empty() && dy.len().is_multiple_of(tokens.len()), "dy is not [T, C]");
+    let c = dy.len() / tokens.len();
+    assert!(dtable.len().is_multiple_of(c), "dtable is not [V, C]");
+    for (dy_t, &token) in dy.chunks_exact(c).zip(tokens) {
+        let row = &mut dtable[token as usize * c..][..c];
+        for (row, &dy) in row.iter_mut().zip(dy_t) {
+            *row += dy;
+        }
+    }
+}

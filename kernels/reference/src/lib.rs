@@ -12,6 +12,7 @@
 mod adamw;
 mod add;
 mod attention;
+mod columns;
 mod dropout;
 mod embedding;
 mod frozen;
@@ -80,6 +81,10 @@ impl Ops for Reference {
         embedding::forward(y, tokens, table);
     }
 
+    fn embedding_backward(&self, dtable: &mut [f32], dy: &[f32], tokens: &[u32]) {
+        embedding::backward(dtable, dy, tokens);
+    }
+
     fn rms_norm_forward(
         &self,
         y: &mut [f32],
@@ -101,6 +106,32 @@ impl Ops for Reference {
         write: Write,
     ) {
         rms_norm::backward(dx, dy, x, inv_rms, weight, write);
+    }
+
+    fn rms_norm_weight_backward(
+        &self,
+        dweight: &mut [f32],
+        dy: &[f32],
+        x: &[f32],
+        inv_rms: &[f32],
+    ) {
+        rms_norm::weight_backward(dweight, dy, x, inv_rms);
+    }
+
+    fn add_bias(&self, y: &mut [f32], bias: &[f32]) {
+        columns::add_bias(y, bias);
+    }
+
+    fn column_sums(&self, sums: &mut [f32], x: &[f32]) {
+        columns::sums(sums, x);
+    }
+
+    fn scale_columns(&self, y: &mut [f32], x: &[f32], factors: &[f32], write: Write) {
+        columns::scale(y, x, factors, write);
+    }
+
+    fn column_dots(&self, sums: &mut [f32], a: &[f32], b: &[f32]) {
+        columns::dots(sums, a, b);
     }
 
     fn rope(
@@ -189,6 +220,20 @@ impl Ops for Reference {
     ) {
         let given = token_logprobs::Given { dlogp, lse, x, labels };
         token_logprobs::backward(dx, &given, head, soft_cap);
+    }
+
+    fn token_logprobs_head_backward(
+        &self,
+        dhead: &mut [f32],
+        dlogp: &[f32],
+        lse: &[f32],
+        x: &[f32],
+        head: &dyn FrozenMatrix,
+        labels: &[u32],
+        soft_cap: Option<f32>,
+    ) {
+        let given = token_logprobs::Given { dlogp, lse, x, labels };
+        token_logprobs::head_backward(dhead, &given, head, soft_cap);
     }
 
     fn dropout(&self, y: &mut [f32], x: &[f32], row_keys: &[u64], dropout: &Dropout, write: Write) {

@@ -48,3 +48,18 @@ pub(crate) fn backward(
         }
     }
 }
+
+/// `dweight[c] += sum_t dy[t, c] * x[t, c] * inv_rms[t]`.
+///
+/// Shapes: `dweight` [C] added to; `dy`, `x` [T, C], `inv_rms` [T] read.
+pub(crate) fn weight_backward(dweight: &mut [f32], dy: &[f32], x: &[f32], inv_rms: &[f32]) {
+    let c = dweight.len();
+    assert_eq!(x.len(), inv_rms.len() * c, "x is not [T, C]");
+    assert_eq!(dy.len(), x.len(), "dy is not [T, C]");
+    for (i, dweight) in dweight.iter_mut().enumerate() {
+        let term = |(r, &inv): (usize, &f32)| {
+            f64::from(dy[r * c + i]) * f64::from(x[r * c + i]) * f64::from(inv)
+        };
+        put(dweight, inv_rms.iter().enumerate().map(term).sum(), Write::Add);
+    }
+}

@@ -4,7 +4,7 @@
 
 use forgelm_kernels_api::Rotation;
 
-/// Shapes: `x` [T, n_heads * D] changed, `cos` and `sin` [T, D/2] read.
+/// Shapes: `x` [T, n_heads * D] changed, `cos` and `sin` [T, R/2] read, R <= D.
 pub(crate) fn rope(
     x: &mut [f32],
     cos: &[f32],
@@ -13,11 +13,15 @@ pub(crate) fn rope(
     head_dim: usize,
     direction: Rotation,
 ) {
-    let half = head_dim / 2;
-    assert_eq!(head_dim, 2 * half, "head_dim is odd");
+    assert!(x.len().is_multiple_of(n_heads * head_dim), "x is not [T, n_heads * D]");
     assert_eq!(cos.len(), sin.len(), "cos and sin differ in length");
-    assert!(cos.len().is_multiple_of(half), "cos is not [T, D/2]");
-    assert_eq!(x.len(), 2 * n_heads * cos.len(), "x is not [T, n_heads * D]");
+    let t = x.len() / (n_heads * head_dim);
+    if t == 0 {
+        return;
+    }
+    assert!(cos.len().is_multiple_of(t), "cos is not [T, R/2]");
+    let half = cos.len() / t;
+    assert!(half > 0 && 2 * half <= head_dim, "R is not between 2 and D");
     let rows = x.chunks_exact_mut(n_heads * head_dim);
     for (x_t, (cos_t, sin_t)) in rows.zip(cos.chunks_exact(half).zip(sin.chunks_exact(half))) {
         for head in x_t.chunks_exact_mut(head_dim) {

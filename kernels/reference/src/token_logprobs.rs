@@ -1,9 +1,9 @@
 //! Log-probabilities of labels under the softmax of `x head^T`, one row of logits at a time.
 
-use forgelm_kernels_api::{Compute, FrozenMatrix};
+use forgelm_kernels_api::{Compute, FrozenMatrix, Write};
 
-use crate::dot;
 use crate::frozen::PlainMatrix;
+use crate::{dot, put};
 
 /// What backward reads. Shapes: `dlogp`, `lse`, `labels` [R], `x` [R, C].
 pub(crate) struct Given<'a> {
@@ -74,6 +74,43 @@ pub(crate) fn backward(
         }
         for (dx, &sum) in dx_r.iter_mut().zip(&sums) {
             *dx = (f64::from(dlogp[r]) * sum) as f32;
+        }
+    }
+}
+
+/// The sums over R are of factors in f64, whatever the head's format; its logits are those of
+/// forward.
+///
+/// Shapes: `dhead` [V, C] added to.
+pub(crate) fn head_backward(
+    dhead: &mut [f32],
+    given: &Given<'_>,
+    head: &dyn FrozenMatrix,
+    soft_cap: Option<f32>,
+) {
+    let head = PlainMatrix::of(head);
+    let c = head.n_cols();
+    let &Given { dlogp, lse, x, labels } = given;
+    assert_eq!(dlogp.len(), labels.len(), "dlogp is not [R]");
+    assert_eq!(lse.len(), labels.len(), "lse is not [R]");
+    assert_eq!(x.len(), labels.len() * c, "x is not [R, C]");
+    assert_eq!(dhead.len(), head.n_rows() * c, "dhead is not [V, C]");
+    let rounded = head.rounded(x);
+    let mut sums = vec![0.0_f64; c];
+    for (v, dhead_v) in dhead.chunks_exact_mut(c).enumerate() {
+        sums.fill(0.0);
+        for (r, &label) in labels.iter().enumerate() {
+            let row = r * c..(r + 1) * c;
+            let logit = capped(dot(&rounded[row.clone()], head.row(v)), soft_cap);
+            let slope = soft_cap.map_or(1.0, |cap| 1.0 - (logit / f64::from(cap)).powi(2));
+            let one_hot = if label as usize == v { 1.0 } else { 0.0 };
+            let factor = (one_hot - (logit - f64::from(lse[r])).exp()) * slope;
+            for (sum, &x) in sums.iter_mut().zip(&x[row]) {
+                *sum += f64::from(dlogp[r]) * factor * f64::from(x);
+            }
+        }
+        for (dhead, &sum) in dhead_v.iter_mut().zip(&sums) {
+            put(dhead, sum, Write::Add);
         }
     }
 }

@@ -15,6 +15,7 @@ pub struct Batch {
     pub labels: Vec<u32>,
 }
 
+#[allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of it")]
 impl Batch {
     /// A padded batch: `<prefix>input_ids`, `<prefix>labels`, `<prefix>attention_mask`.
     pub fn read(file: &SafetensorsFile, prefix: &str) -> Self {
@@ -58,7 +59,8 @@ impl Batch {
         batch
     }
 
-    fn push(&mut self, ids: &[i64], labels: &[i64]) {
+    /// Adds a sequence; `labels` are those of its tokens, -100 where one is not predicted.
+    pub fn push(&mut self, ids: &[i64], labels: &[i64]) {
         let start = self.tokens.len();
         self.segments.push(Segment { start, len: ids.len() });
         for (p, &id) in ids.iter().enumerate() {

@@ -74,19 +74,64 @@ pub fn to_writer(
     tensors: &[TensorToWrite<'_>],
     metadata: &BTreeMap<String, String>,
 ) -> io::Result<()> {
-    let mut order: Vec<&TensorToWrite<'_>> = tensors.iter().collect();
-    order.sort_by_key(|t| (std::cmp::Reverse(t.dtype.block_bytes()), t.name));
+    let plan: Vec<PlannedTensor<'_>> = tensors
+        .iter()
+        .map(|t| {
+            let expected = t.dtype.tensor_bytes(t.shape);
+            assert_eq!(expected, Some(t.bytes.len()), "{}: bytes and shape disagree", t.name);
+            PlannedTensor { name: t.name, dtype: t.dtype, shape: t.shape }
+        })
+        .collect();
+    to_writer_with(w, &plan, metadata, &mut |i, w| w.write_all(&tensors[i].bytes))
+}
+
+/// A tensor whose bytes are made when it is its turn.
+#[derive(Clone, Copy, Debug)]
+pub struct PlannedTensor<'a> {
+    /// Its name; each is there once.
+    pub name: &'a str,
+    /// Number format; no block format.
+    pub dtype: Dtype,
+    /// Axes, outermost first.
+    pub shape: &'a [usize],
+}
+
+impl PlannedTensor<'_> {
+    /// Bytes of the tensor.
+    ///
+    /// # Panics
+    /// If it has a block format or a size past what fits into memory.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        assert_eq!(self.dtype.block_len(), 1, "{}: no block format fits this file", self.name);
+        self.dtype.tensor_bytes(self.shape).expect("a size that fits into memory")
+    }
+}
+
+/// As [`to_writer`], of tensors that need not be in memory together: `fill` writes the bytes of the
+/// tensor of this index.
+///
+/// # Errors
+/// If writing fails, or `fill` does.
+///
+/// # Panics
+/// If `fill` writes another number of bytes than the tensor has, and as [`to_writer`].
+pub fn to_writer_with(
+    w: &mut dyn Write,
+    tensors: &[PlannedTensor<'_>],
+    metadata: &BTreeMap<String, String>,
+    fill: &mut dyn FnMut(usize, &mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(tensors[i].dtype.block_bytes()), tensors[i].name));
     let mut header = Map::new();
     if !metadata.is_empty() {
         let pairs = metadata.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str())));
         header.insert("__metadata__".to_owned(), Value::Object(pairs.collect()));
     }
     let mut offset = 0;
-    for t in &order {
-        assert_eq!(t.dtype.block_len(), 1, "{}: no block format fits this file", t.name);
-        let expected = t.dtype.tensor_bytes(t.shape);
-        assert_eq!(expected, Some(t.bytes.len()), "{}: bytes and shape disagree", t.name);
-        let end = offset + t.bytes.len();
+    for t in order.iter().map(|&i| &tensors[i]) {
+        let end = offset + t.n_bytes();
         let entry = serde_json::json!({
             "dtype": t.dtype.name(), "shape": t.shape, "data_offsets": [offset, end],
         });
@@ -100,5 +145,28 @@ pub fn to_writer(
     text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
     w.write_all(&(text.len() as u64).to_le_bytes())?;
     w.write_all(text.as_bytes())?;
-    order.iter().try_for_each(|t| w.write_all(&t.bytes))
+    for i in order {
+        let mut counted = Counted { w, n_bytes: 0 };
+        fill(i, &mut counted)?;
+        assert_eq!(counted.n_bytes, tensors[i].n_bytes(), "{}: bytes missing", tensors[i].name);
+    }
+    Ok(())
+}
+
+/// Counts what passes through.
+struct Counted<'a> {
+    w: &'a mut dyn Write,
+    n_bytes: usize,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.w.write(bytes)?;
+        self.n_bytes += n;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.w.flush()
+    }
 }

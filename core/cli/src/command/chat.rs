@@ -8,6 +8,7 @@ use forgelm_run::chat::{ChatSettings, Conversation};
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use forgelm_run::model::{ModelRequest, find, load};
+use forgelm_run::overrides::Overrides;
 use serde_json::json;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
@@ -42,6 +43,7 @@ fn talk(args: &ChatArgs, context: &mut Context) -> Result<(), RunError> {
         compute: ComputeDtype::Auto,
         threads: None,
         chat_template: None,
+        overrides: Overrides::default(),
     };
     let found = find(&request, &env, &mut context.progress)?;
     let loaded = load(&found, &request)?;

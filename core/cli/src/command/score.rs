@@ -6,6 +6,7 @@ use crate::progress::count;
 use forgelm_config::ComputeDtype;
 use forgelm_run::exit::Exit;
 use forgelm_run::model::ModelRequest;
+use forgelm_run::overrides::Overrides;
 use forgelm_run::score;
 use serde_json::json;
 
@@ -21,6 +22,7 @@ pub fn score(args: &ScoreArgs, context: &mut Context) -> Exit {
         compute: compute_dtype(&args.compute_dtype),
         threads: None,
         chat_template: None,
+        overrides: Overrides::default(),
     };
     match score::score(&request, &args.input, &args.output, &env, &mut context.progress) {
         Err(error) => context.failed(&error),

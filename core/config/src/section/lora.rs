@@ -12,6 +12,8 @@ use crate::yaml::{Node, Value};
 section! {
     /// The low-rank adapter that is trained beside the frozen model.
     Lora {
+        /// Whether an adapter is trained; without one every weight of the model is, and the run's result is a whole model.
+        enabled: bool = true;
         /// Rank of the update.
         r: usize = 8, min(1.0), max(65_536.0);
         /// Numerator of the scale: alpha / r, or alpha / sqrt(r) for rslora.
@@ -23,7 +25,7 @@ section! {
         /// The variant.
         method: LoraMethod = LoraMethod::Lora;
         /// The same as `method: dora`; may be combined with rslora.
-        use_dora: bool = false, later("DoRA");
+        use_dora: bool = false;
         /// The same as `method: rslora`; may be combined with dora.
         use_rslora: bool = false;
         /// Names of the linear layers that get an adapter, matched at the end of the module's name; or `all-linear`: every linear layer but the output.
@@ -79,9 +81,9 @@ choice! {
         /// Hu et al. 2021.
         Lora = "lora",
         /// Weight-decomposed; Liu et al. 2024.
-        Dora = "dora" later "DoRA",
+        Dora = "dora",
         /// Begins at the principal components; Meng et al. 2024.
-        Pissa = "pissa" later "PiSSA",
+        Pissa = "pissa",
         /// Scaled by alpha / sqrt(r); Kalajdzievski 2023.
         Rslora = "rslora",
     }

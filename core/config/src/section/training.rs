@@ -12,7 +12,7 @@ section! {
         /// The folder of the tuned model within `output_dir`.
         final_model_dir: String = "final_model".to_owned(), text(SUBFOLDER);
         /// Saves the whole model with the adapter merged in, not the adapter alone.
-        merge_adapters: bool = false, later("saving a merged model");
+        merge_adapters: bool = false;
         /// The objective.
         trainer_type: TrainerType = TrainerType::Sft;
         /// Optimizer steps; more than 0 wins over the epochs, -1 means by epochs.
@@ -80,11 +80,11 @@ section! {
         /// Patterns of the modules that are projected. Null: attention and MLP.
         galore_target_modules: Option<Vec<String>> = None, text(NOT_BLANK);
         /// Stretches positions beyond the length that the model was trained for.
-        rope_scaling: Option<RopeScaling> = None, later("RoPE scaling");
+        rope_scaling: Option<RopeScaling> = None;
         /// Scale of the noise that is added to embeddings in training.
         neftune_noise_alpha: Option<f64> = None, above(0.0), max(1e9);
         /// Tokens back that attention sees.
-        sliding_window_attention: Option<u64> = None, min(1.0), max(1e9), later("a sliding window set by the config");
+        sliding_window_attention: Option<u64> = None, min(1.0), max(1e9);
         /// Price of a GPU hour, for the cost in the report.
         gpu_cost_per_hour: Option<f64> = None, min(0.0), max(1e9);
         /// Strength of the pull to the reference model.

@@ -24,7 +24,8 @@ pub fn model_card(evidence: &Evidence) -> String {
     };
     write!(
         card,
-        "An adapter for `{}`, fine-tuned with ForgeLM {}.{outcome}\n\n## Training\n\n",
+        "{} `{}`, fine-tuned with ForgeLM {}.{outcome}\n\n## Training\n\n",
+        if is_adapter(evidence) { "An adapter for" } else { "A model made from" },
         inline(base),
         inline(&evidence.forgelm_version)
     )
@@ -47,9 +48,18 @@ pub fn model_card(evidence: &Evidence) -> String {
     card
 }
 
+/// Whether the folder holds an adapter, not a whole model.
+fn is_adapter(evidence: &Evidence) -> bool {
+    let saved_as = evidence.training_parameters.more.get("saved_as").and_then(Value::as_str);
+    saved_as.is_none_or(|saved_as| saved_as == "adapter")
+}
+
 fn front_matter(evidence: &Evidence) -> String {
     let parameters = &evidence.training_parameters;
-    let mut tags = vec!["forgelm", "fine-tuned", "lora"];
+    let mut tags = vec!["forgelm", "fine-tuned"];
+    if parameters.lora_r > 0 {
+        tags.push("lora");
+    }
     if parameters.dora {
         tags.push("dora");
     }
@@ -59,7 +69,8 @@ fn front_matter(evidence: &Evidence) -> String {
     let mut matter = Map::new();
     matter.insert("tags".to_owned(), json!(tags));
     matter.insert("base_model".to_owned(), json!(evidence.model_lineage.base_model));
-    matter.insert("library_name".to_owned(), json!("peft"));
+    let library = if is_adapter(evidence) { "peft" } else { "transformers" };
+    matter.insert("library_name".to_owned(), json!(library));
     let text = serde_yaml::to_string(&Value::Object(matter)).expect("plain values");
     format!("---\n{text}---\n")
 }

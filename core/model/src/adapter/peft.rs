@@ -9,14 +9,16 @@ use forgelm_artifact::{Quoted, TensorView, json, open, write};
 use forgelm_tensor::dequantize;
 use serde_json::{Map, Value, json};
 
-use super::{ALL_LINEAR, Adapter, AdapterError, LoraConfig, NamedSlice};
+use super::{ALL_LINEAR, AdapterError, LoraConfig, LoraInit, TrainedBias};
 use crate::config::ModelConfig;
-use crate::names::Linear;
+use crate::trainable::{Adapter, NamedSlice, Selection, Trainable};
 
 /// Name of the settings file.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Name of the tensor file.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// Name of the tensor file where weights of the base train, without an adapter.
+pub const TRAINED_WEIGHTS: &str = "trained_weights.safetensors";
 /// Longest settings file that is read.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -60,24 +62,14 @@ impl LoadedAdapter {
     /// # Errors
     /// Names each difference with both values.
     pub fn check(&self, expected: &LoraConfig, base: Option<&str>) -> Result<(), AdapterError> {
-        let found = self.adapter.config();
-        let mut differences = Vec::new();
-        let mut compare = |key: &str, found: String, expected: String| {
-            if found != expected {
-                differences.push(format!("`{key}` is {found}, expected {expected}"));
-            }
+        let found = self.adapter.lora();
+        let mut differences = match found {
+            Some(found) => differences(found, expected, self.adapter.all_linear()),
+            None => Vec::new(),
         };
-        compare("r", found.r.to_string(), expected.r.to_string());
-        compare("lora_alpha", found.alpha.to_string(), expected.alpha.to_string());
-        compare("use_rslora", found.rslora.to_string(), expected.rslora.to_string());
-        compare(
-            "target_modules",
-            module_names(&found.target_modules).join(", "),
-            module_names(&expected.target_modules).join(", "),
-        );
-        if let Some(base) = base {
-            let found = self.info.base_model_name_or_path.clone();
-            compare("base_model_name_or_path", found, base.to_owned());
+        if let Some(base) = base.filter(|base| *base != self.info.base_model_name_or_path) {
+            let found = &self.info.base_model_name_or_path;
+            differences.push(format!("`base_model_name_or_path` is {found}, expected {base}"));
         }
         if differences.is_empty() {
             return Ok(());
@@ -86,24 +78,51 @@ impl LoadedAdapter {
     }
 }
 
-impl Adapter {
-    /// The two files of the adapter, by name.
+/// What changes the meaning of the numbers and differs, each with both values. Dropout does not.
+fn differences(found: &LoraConfig, expected: &LoraConfig, all_linear: &[String]) -> Vec<String> {
+    let modules = |config: &LoraConfig| module_names(&config.target_modules, all_linear).join(", ");
+    let is_pissa = |config: &LoraConfig| config.init == LoraInit::PrincipalComponents;
+    let rows = [
+        ("r", found.r.to_string(), expected.r.to_string()),
+        ("lora_alpha", found.alpha.to_string(), expected.alpha.to_string()),
+        ("use_rslora", found.rslora.to_string(), expected.rslora.to_string()),
+        ("use_dora", found.dora.to_string(), expected.dora.to_string()),
+        ("bias", found.bias.name().to_owned(), expected.bias.name().to_owned()),
+        ("pissa", is_pissa(found).to_string(), is_pissa(expected).to_string()),
+        ("target_modules", modules(found), modules(expected)),
+    ];
+    let differing = rows.into_iter().filter(|(_, found, expected)| found != expected);
+    differing.map(|(key, a, b)| format!("`{key}` is {a}, expected {b}")).collect()
+}
+
+impl Trainable {
+    /// The files that hold every trained number as it stands, by name: an adapter's two files, or
+    /// the trained weights in f32.
+    ///
+    /// An adapter that began at principal components means something only on a base that lacks
+    /// them: see [`Trainable::on_original_weights`] for one that others can use.
     #[must_use]
-    pub fn to_files(&self, info: &PeftInfo) -> [(&'static str, Vec<u8>); 2] {
-        let settings = json::pretty(&settings(self.config(), info));
+    pub fn to_files(&self, info: &PeftInfo) -> Vec<(&'static str, Vec<u8>)> {
         let slices = self.slices();
         let tensors: Vec<TensorToWrite<'_>> = slices
             .iter()
             .map(|s| TensorToWrite::f32(&s.name, &s.shape, &self.params()[s.range.clone()]))
             .collect();
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        [
-            (ADAPTER_CONFIG, settings.into_bytes()),
-            (ADAPTER_WEIGHTS, safetensors::to_bytes(&tensors, &metadata)),
-        ]
+        let tensors = safetensors::to_bytes(&tensors, &metadata);
+        match self.lora() {
+            Some(config) => vec![
+                (
+                    ADAPTER_CONFIG,
+                    json::pretty(&settings(config, self.all_linear(), info)).into_bytes(),
+                ),
+                (ADAPTER_WEIGHTS, tensors),
+            ],
+            None => vec![(TRAINED_WEIGHTS, tensors)],
+        }
     }
 
-    /// Writes the two files into `folder`, each whole or not at all.
+    /// Writes the files into `folder`, each whole or not at all.
     ///
     /// # Errors
     /// If the system refuses.
@@ -114,7 +133,8 @@ impl Adapter {
         Ok(())
     }
 
-    /// Reads an adapter folder for `model`.
+    /// Reads an adapter folder for `model`. Before it runs,
+    /// [`Decoder::refresh`](crate::Decoder::refresh) forms what is derived from its numbers.
     ///
     /// # Errors
     /// If a file cannot be read, the adapter is of a kind that is not available, or its tensors
@@ -124,9 +144,31 @@ impl Adapter {
         let place = path.display().to_string();
         let settings = read_settings(&path, &place)?;
         let (config, info) = parse_settings(&settings, &place)?;
-        let mut adapter = Self::zeroed(config, model)?;
+        if config.init == LoraInit::PrincipalComponents {
+            // The base it needs is not in the folder.
+            let what = "`init_lora_weights: pissa`".to_owned();
+            return Err(AdapterError::NotAvailable { place, what });
+        }
+        let mut adapter = Self::zeroed(Selection::Adapter(config), model)?;
         adapter.fill(&folder.join(ADAPTER_WEIGHTS))?;
         Ok(LoadedAdapter { adapter, info, place: folder.display().to_string() })
+    }
+
+    /// Puts the numbers of a folder that [`Trainable::to_files`] filled in the place of its own.
+    /// [`Decoder::refresh`](crate::Decoder::refresh) comes after it.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or they hold something else than what trains here.
+    pub fn restore(&mut self, folder: &Path) -> Result<(), AdapterError> {
+        let Some(expected) = self.lora() else { return self.fill(&folder.join(TRAINED_WEIGHTS)) };
+        let path = folder.join(ADAPTER_CONFIG);
+        let place = path.display().to_string();
+        let (found, _) = parse_settings(&read_settings(&path, &place)?, &place)?;
+        let differences = differences(&found, expected, self.all_linear());
+        if !differences.is_empty() {
+            return Err(AdapterError::Differs { place, differences });
+        }
+        self.fill(&folder.join(ADAPTER_WEIGHTS))
     }
 
     fn fill(&mut self, path: &Path) -> Result<(), AdapterError> {
@@ -138,7 +180,7 @@ impl Adapter {
             match file.tensor(&slice.name) {
                 None => differences.push(format!("tensor `{}` is missing", slice.name)),
                 Some(tensor) => {
-                    let out = &mut self.params[slice.range.clone()];
+                    let out = &mut self.params_mut()[slice.range.clone()];
                     differences.extend(copy_tensor(slice, &tensor, out).err());
                 }
             }
@@ -190,12 +232,10 @@ fn read_settings(path: &Path, place: &str) -> Result<Map<String, Value>, Adapter
 }
 
 /// Last names of modules, sorted, with `all-linear` spelled out.
-fn module_names(targets: &[String]) -> Vec<String> {
-    let mut names: Vec<String> = if targets.iter().any(|t| t == ALL_LINEAR) {
-        let last = |l: &Linear| l.module().rsplit('.').next().unwrap_or_default().to_owned();
-        Linear::ALL.iter().map(last).collect()
-    } else {
-        targets.to_vec()
+fn module_names(targets: &[String], all_linear: &[String]) -> Vec<String> {
+    let mut names = match targets.iter().any(|t| t == ALL_LINEAR) {
+        true => all_linear.to_vec(),
+        false => targets.to_vec(),
     };
     names.sort();
     names.dedup();
@@ -206,17 +246,20 @@ fn whole_or_fraction(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() < 9e15 { json!(x as i64) } else { json!(x) }
 }
 
-fn settings(config: &LoraConfig, info: &PeftInfo) -> Value {
+fn settings(config: &LoraConfig, all_linear: &[String], info: &PeftInfo) -> Value {
     let alphas: Map<String, Value> =
         config.alpha_pattern.iter().map(|(k, v)| (k.clone(), whole_or_fraction(*v))).collect();
     json!({
         "alpha_pattern": alphas,
         "base_model_name_or_path": info.base_model_name_or_path,
-        "bias": "none",
+        "bias": config.bias.name(),
         "exclude_modules": null,
         "fan_in_fan_out": false,
         "inference_mode": true,
-        "init_lora_weights": true,
+        "init_lora_weights": match config.init {
+            LoraInit::Noise => json!(true),
+            LoraInit::PrincipalComponents => json!("pissa"),
+        },
         "layers_pattern": null,
         "layers_to_transform": null,
         "lora_alpha": whole_or_fraction(config.alpha),
@@ -227,9 +270,9 @@ fn settings(config: &LoraConfig, info: &PeftInfo) -> Value {
         "r": config.r,
         "rank_pattern": config.rank_pattern,
         "revision": info.revision,
-        "target_modules": module_names(&config.target_modules),
+        "target_modules": module_names(&config.target_modules, all_linear),
         "task_type": "CAUSAL_LM",
-        "use_dora": false,
+        "use_dora": config.dora,
         "use_rslora": config.rslora,
     })
 }
@@ -247,18 +290,13 @@ fn refuse_other_kinds(map: &Map<String, Value>, place: &str) -> Result<(), Adapt
         Some("LORA") => {}
         other => return refuse(format!("an adapter of type `{}`", other.unwrap_or("(none)"))),
     }
-    match map.get("bias").and_then(Value::as_str) {
-        None | Some("none") => {}
-        Some(other) => return refuse(format!("`bias: {other}`")),
-    }
     if let Some(init) = map.get("init_lora_weights").and_then(Value::as_str)
-        && !matches!(init, "gaussian" | "true" | "orthogonal")
+        && !matches!(init, "gaussian" | "true" | "orthogonal" | "pissa")
     {
         // These change the base weights, which an adapter file does not hold.
         return refuse(format!("`init_lora_weights: {init}`"));
     }
     for key in [
-        "use_dora",
         "fan_in_fan_out",
         "lora_bias",
         "modules_to_save",
@@ -306,12 +344,23 @@ fn parse_settings(
             .ok_or_else(|| wrong("target_modules", "a list of names"))?,
         _ => return Err(wrong("target_modules", "a list of names, or `all-linear`")),
     };
+    let is_true = |key: &str| map.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let bias = match map.get("bias").and_then(Value::as_str) {
+        None | Some("none") => TrainedBias::None,
+        Some("all") => TrainedBias::All,
+        Some("lora_only") => TrainedBias::LoraOnly,
+        Some(_) => return Err(wrong("bias", "`none`, `all` or `lora_only`")),
+    };
+    let is_pissa = map.get("init_lora_weights").and_then(Value::as_str) == Some("pissa");
     let config = LoraConfig {
         r,
         alpha,
         dropout: map.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0) as f32,
         target_modules,
-        rslora: map.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+        rslora: is_true("use_rslora"),
+        dora: is_true("use_dora"),
+        init: if is_pissa { LoraInit::PrincipalComponents } else { LoraInit::Noise },
+        bias,
         rank_pattern: pattern(map, "rank_pattern", place, &whole)?,
         alpha_pattern: pattern(map, "alpha_pattern", place, &Value::as_f64)?,
     };

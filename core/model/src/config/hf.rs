@@ -6,11 +6,17 @@ use std::io::BufReader;
 use std::path::Path;
 
 use forgelm_artifact::open;
-use serde_json::{Map, Value};
+use forgelm_kernels_api::Activation;
+use forgelm_tensor::{Dtype, dequantize, quantize};
+use serde_json::Value;
 
-use super::{ConfigError, ModelConfig};
-use crate::architecture::{AVAILABLE, Architecture, available_names, what_is_missing};
-use crate::rope::{Rope, RopeScaling, yarn_attention_factor};
+use super::hf_rope::ropes;
+use super::keys::Keys;
+use super::{AttentionOptions, ConfigError, Experts, MlpOptions, ModelConfig, NormOptions};
+use crate::architecture::{
+    AVAILABLE, Architecture, AttentionBias, ExpertFamily, Windows, available_names, what_is_missing,
+};
+use crate::names::ModuleNames;
 
 /// Longest `config.json` that is read.
 const MAX_BYTES: u64 = 16 << 20;
@@ -77,11 +83,11 @@ impl ModelConfig {
         };
         let keys = Keys { place, prefix: "", map };
         let family = family(&keys)?;
-        refuse_options(&keys)?;
+        refuse_options(&keys, &family)?;
 
         let hidden_size = keys.size("hidden_size")?;
         let heads = keys.size("num_attention_heads")?;
-        let head_dim = match keys.size_or("head_dim", 0)? {
+        let head_dim = match keys.size_or("head_dim", family.head_dim)? {
             0 if heads > 0 && hidden_size % heads == 0 => hidden_size / heads,
             0 => {
                 return Err(ConfigError::Contradiction {
@@ -95,24 +101,58 @@ impl ModelConfig {
             given => given,
         };
         let max_position_embeddings = keys.size_or("max_position_embeddings", 2048)?;
+        let n_layers = keys.size("num_hidden_layers")?;
+        if n_layers > MAX_LAYERS {
+            let found = &map["num_hidden_layers"];
+            return Err(keys.wrong("num_hidden_layers", found, &format!("at most {MAX_LAYERS}")));
+        }
+        let (sliding_window, windowed_layers) = windows(&keys, &family, n_layers)?;
+        let (rope, local_rope) = ropes(&keys, &family, max_position_embeddings)?;
+        let soft_cap = |key: &str, default: f64| -> Result<Option<f32>, ConfigError> {
+            let gemma2 = family.post_norms && !family.local_rope;
+            Ok(match (family.soft_caps, map.contains_key(key)) {
+                (false, _) => None,
+                (true, true) => keys.optional_number(key)?.map(|cap| cap as f32),
+                (true, false) => gemma2.then_some(default as f32),
+            })
+        };
         let config = Self {
             place: place.to_owned(),
             model_type: family.model_type.to_owned(),
             hidden_size,
-            num_hidden_layers: keys.size("num_hidden_layers")?,
+            num_hidden_layers: n_layers,
             num_attention_heads: heads,
             num_key_value_heads: keys.size_or("num_key_value_heads", heads)?,
             head_dim,
             intermediate_size: keys.size("intermediate_size")?,
             vocab_size: keys.size("vocab_size")?,
             rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6)? as f32,
-            rope: rope(&keys, max_position_embeddings)?,
-            sliding_window: if family.has_sliding_window {
-                keys.optional_size("sliding_window")?
-            } else {
-                None
+            rope,
+            sliding_window,
+            attention: AttentionOptions {
+                local_rope,
+                windowed_layers,
+                rotary_dim: rotary_dim(&keys, &family, head_dim)?,
+                soft_cap: soft_cap("attn_logit_softcapping", 50.0)?,
+                query_pre_attn_scalar: match family.post_norms {
+                    true => Some(keys.number_or("query_pre_attn_scalar", 256.0)?),
+                    false => None,
+                },
+                ..attention(&keys, &family)?
             },
-            tie_word_embeddings: keys.boolean_or("tie_word_embeddings", false)?,
+            norms: NormOptions {
+                stored_as_offsets: family.is_gemma,
+                post_norms: family.post_norms,
+            },
+            mlp: MlpOptions {
+                bias: family.mlp_bias && keys.boolean_or("mlp_bias", false)?,
+                is_fused: family.is_fused,
+                act: activation(&keys, &family)?,
+            },
+            experts: experts(&keys, &family, n_layers)?,
+            embedding_scale: family.is_gemma.then(|| embedding_scale(&keys, hidden_size)),
+            final_soft_cap: soft_cap("final_logit_softcapping", 30.0)?,
+            tie_word_embeddings: keys.boolean_or("tie_word_embeddings", family.is_tied)?,
             max_position_embeddings,
             bos_token_id: token_ids(value, "bos_token_id").first().copied(),
             eos_token_ids: token_ids(value, "eos_token_id"),
@@ -120,6 +160,183 @@ impl ModelConfig {
         config.validate()?;
         Ok(config)
     }
+}
+
+/// No model is near this; it keeps lists by layer small.
+pub(super) const MAX_LAYERS: usize = 65_536;
+
+fn attention(keys: &Keys<'_>, family: &Architecture) -> Result<AttentionOptions, ConfigError> {
+    let (qkv_bias, o_bias) = match family.attention_bias {
+        AttentionBias::Never => (false, false),
+        AttentionBias::Qkv => (true, false),
+        AttentionBias::QkvUnlessOff => (keys.boolean_or("qkv_bias", true)?, false),
+        AttentionBias::IfAsked => {
+            let asked = keys.boolean_or("attention_bias", false)?;
+            (asked, asked)
+        }
+    };
+    Ok(AttentionOptions {
+        qkv_bias,
+        o_bias,
+        is_fused: family.is_fused,
+        qk_norm: family.qk_norm,
+        ..AttentionOptions::default()
+    })
+}
+
+/// The root of the width, in the number format of the published weights: that is the factor with
+/// which they were trained.
+fn embedding_scale(keys: &Keys<'_>, hidden_size: usize) -> f32 {
+    let scale = (hidden_size as f64).sqrt() as f32;
+    let dtype = match keys.text("dtype").or_else(|| keys.text("torch_dtype")) {
+        Some("bfloat16") => Dtype::Bf16,
+        Some("float16") => Dtype::F16,
+        Some(_) | None => return scale,
+    };
+    let mut rounded = [scale];
+    let bytes = quantize(dtype, &rounded).expect("one number has a half");
+    dequantize(dtype, &bytes, &mut rounded).expect("two bytes are one half");
+    rounded[0]
+}
+
+fn activation(keys: &Keys<'_>, family: &Architecture) -> Result<Activation, ConfigError> {
+    let key = if family.is_gemma && family.post_norms { "hidden_activation" } else { "hidden_act" };
+    match keys.text(key) {
+        None => Ok(family.act),
+        Some("silu" | "swish") => Ok(Activation::Silu),
+        Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+        // The first Gemma files say `gelu` and mean the approximation.
+        Some("gelu") if family.is_gemma => Ok(Activation::GeluTanh),
+        Some(other) => Err(ConfigError::NotAvailable {
+            place: keys.place.to_owned(),
+            what: format!("`{key}: {other}`"),
+            hint: "available: `silu`, `gelu_pytorch_tanh`".to_owned(),
+        }),
+    }
+}
+
+fn rotary_dim(
+    keys: &Keys<'_>,
+    family: &Architecture,
+    head_dim: usize,
+) -> Result<Option<usize>, ConfigError> {
+    let outer = keys.number_or("partial_rotary_factor", 1.0)?;
+    let factor = match keys.object("rope_parameters")? {
+        Some(newer) => newer.number_or("partial_rotary_factor", outer)?,
+        None => outer,
+    };
+    if factor >= 1.0 {
+        return Ok(None);
+    }
+    if !family.is_fused {
+        return Err(ConfigError::NotAvailable {
+            place: keys.place.to_owned(),
+            what: format!("`partial_rotary_factor: {factor}` of a `{}` model", family.model_type),
+            hint: "available in this family: a rotary embedding over the whole head".to_owned(),
+        });
+    }
+    Ok(Some((head_dim as f64 * factor.max(0.0)) as usize))
+}
+
+/// The window, and which layers have it.
+fn windows(
+    keys: &Keys<'_>,
+    family: &Architecture,
+    n_layers: usize,
+) -> Result<(Option<usize>, Vec<bool>), ConfigError> {
+    let none = || vec![false; n_layers];
+    if family.windows == Windows::Never {
+        return Ok((None, none()));
+    }
+    let default = if family.post_norms { Some(4096) } else { None };
+    let window = keys.optional_size("sliding_window")?.or(default);
+    let used = keys.boolean_or("use_sliding_window", false)?;
+    let first = keys.size_or("max_window_layers", 28)?;
+    let by_layer = |is_windowed: &dyn Fn(usize) -> bool| (0..n_layers).map(is_windowed).collect();
+    let layers: Vec<bool> = match family.windows {
+        Windows::Never => none(),
+        Windows::Always => by_layer(&|_| window.is_some()),
+        Windows::FromLayer => by_layer(&|layer| used && layer >= first),
+        Windows::AlternateBelow => by_layer(&|layer| used && layer % 2 == 0 && layer < first),
+        Windows::WhenUsed => by_layer(&|_| used),
+        Windows::AllButEvery(n) => {
+            let n = match keys.size_or("sliding_window_pattern", n)? {
+                0 => return Err(keys.wrong("sliding_window_pattern", &Value::from(0), "above 0")),
+                n => n,
+            };
+            by_layer(&|layer| !(layer + 1).is_multiple_of(n))
+        }
+    };
+    // The newer form names the kind of each layer, but not in families where it never varies.
+    let varies = !matches!(family.windows, Windows::Always | Windows::WhenUsed);
+    let layers = match keys.given("layer_types").filter(|_| varies) {
+        Some(kinds) => layer_kinds(keys, kinds, n_layers)?,
+        None => layers,
+    };
+    if window.is_none() && layers.contains(&true) {
+        return Err(keys.missing("sliding_window"));
+    }
+    Ok((window.filter(|_| layers.contains(&true)), layers))
+}
+
+fn layer_kinds(keys: &Keys<'_>, kinds: &Value, n_layers: usize) -> Result<Vec<bool>, ConfigError> {
+    let expected = || format!("a list of {n_layers}, each `full_attention` or `sliding_attention`");
+    let list = kinds.as_array().filter(|list| list.len() == n_layers);
+    let list = list.ok_or_else(|| keys.wrong("layer_types", kinds, &expected()))?;
+    let kind = |value: &Value| match value.as_str() {
+        Some("full_attention") => Ok(false),
+        Some("sliding_attention") => Ok(true),
+        Some(_) | None => Err(keys.wrong("layer_types", value, &expected())),
+    };
+    list.iter().map(kind).collect()
+}
+
+fn experts(
+    keys: &Keys<'_>,
+    family: &Architecture,
+    n_layers: usize,
+) -> Result<Option<Experts>, ConfigError> {
+    let Some(kind) = family.experts else { return Ok(None) };
+    let is_mixtral = kind == ExpertFamily::Mixtral;
+    // Older files of the Qwen families call it `num_experts`, newer ones as Mixtral does.
+    let (older, newer) = ("num_experts", "num_local_experts");
+    let num_experts = match keys.optional_size(newer)? {
+        Some(n) => n,
+        None => match keys.optional_size(older)? {
+            Some(n) => n,
+            None => return Err(keys.missing(if is_mixtral { newer } else { older })),
+        },
+    };
+    let width = if is_mixtral { "intermediate_size" } else { "moe_intermediate_size" };
+    let step = keys.size_or("decoder_sparse_step", 1)?;
+    let dense: Vec<u64> = match keys.given("mlp_only_layers") {
+        None => Vec::new(),
+        Some(list) => {
+            let numbers = list.as_array().map(|l| l.iter().map(Value::as_u64).collect());
+            let numbers: Option<Option<Vec<u64>>> = numbers;
+            let wrong = || keys.wrong("mlp_only_layers", list, "a list of layer numbers");
+            numbers.flatten().ok_or_else(wrong)?
+        }
+    };
+    let is_sparse = |layer: usize| {
+        let on_step = step > 0 && (layer + 1).is_multiple_of(step);
+        is_mixtral || (num_experts > 0 && on_step && !dense.contains(&(layer as u64)))
+    };
+    let shared = match kind {
+        ExpertFamily::Qwen2 => Some(keys.size("shared_expert_intermediate_size")?),
+        ExpertFamily::Mixtral | ExpertFamily::Qwen3 => None,
+    };
+    Ok(Some(Experts {
+        num_experts,
+        num_experts_per_tok: keys.size("num_experts_per_tok")?,
+        intermediate_size: keys.size(width)?,
+        shared_intermediate_size: shared,
+        norm_topk_prob: is_mixtral || keys.boolean_or("norm_topk_prob", false)?,
+        layers: (0..n_layers).map(is_sparse).collect(),
+        router_aux_loss_coef: keys.number_or("router_aux_loss_coef", 0.001)? as f32,
+        output_router_logits: keys.boolean_or("output_router_logits", false)?,
+        names: if is_mixtral { ModuleNames::Mixtral } else { ModuleNames::Qwen },
+    }))
 }
 
 /// Finds the family, or says in what it differs.
@@ -158,32 +375,27 @@ fn family(keys: &Keys<'_>) -> Result<Architecture, ConfigError> {
 }
 
 /// Options that members of these families may have and the decoder lacks.
-fn refuse_options(keys: &Keys<'_>) -> Result<(), ConfigError> {
+fn refuse_options(keys: &Keys<'_>, family: &Architecture) -> Result<(), ConfigError> {
     let refuse = |what: String, hint: &str| {
         Err(ConfigError::NotAvailable { place: keys.place.to_owned(), what, hint: hint.to_owned() })
     };
-    for key in ["attention_bias", "mlp_bias"] {
-        if keys.boolean_or(key, false)? {
+    let never = family.attention_bias == AttentionBias::Never;
+    for (key, is_known) in [("attention_bias", !never), ("mlp_bias", family.mlp_bias)] {
+        if !is_known && keys.boolean_or(key, false)? {
             return refuse(
-                format!("`{key}: true`"),
+                format!("`{key}: true` of a `{}` model", family.model_type),
                 "use a model whose linear layers have no bias",
             );
         }
     }
-    for key in ["hidden_act", "hidden_activation"] {
-        match keys.map.get(key).and_then(Value::as_str) {
-            None | Some("silu" | "swish") => {}
-            Some(other) => {
-                return refuse(format!("`{key}: {other}`"), "available: `silu`");
-            }
+    match keys.given("use_bidirectional_attention") {
+        None | Some(Value::Bool(false)) => {}
+        Some(other) => {
+            return refuse(
+                format!("`use_bidirectional_attention: {other}`"),
+                "available: attention to earlier tokens",
+            );
         }
-    }
-    let partial = keys.number_or("partial_rotary_factor", 1.0)?;
-    if partial < 1.0 {
-        return refuse(
-            format!("`partial_rotary_factor: {partial}`"),
-            "available: a rotary embedding over the whole head",
-        );
     }
     if let Some(quantized) = keys.map.get("quantization_config").filter(|v| !v.is_null()) {
         let method = quantized.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
@@ -193,160 +405,4 @@ fn refuse_options(keys: &Keys<'_>) -> Result<(), ConfigError> {
         );
     }
     Ok(())
-}
-
-fn rope(keys: &Keys<'_>, max_position: usize) -> Result<Rope, ConfigError> {
-    let newer = keys.object("rope_parameters")?;
-    let older = keys.object("rope_scaling")?;
-    let outer_theta = keys.number_or("rope_theta", 10_000.0)?;
-    let Some(sub) = newer.or(older) else {
-        return Ok(Rope { theta: outer_theta, scaling: RopeScaling::Default });
-    };
-    let theta = sub.number_or("rope_theta", outer_theta)?;
-    let kind = sub.text("rope_type").or_else(|| sub.text("type")).unwrap_or("default");
-    let original = |sub: &Keys<'_>| {
-        let outer = keys.size_or("original_max_position_embeddings", max_position)?;
-        sub.size_or("original_max_position_embeddings", outer)
-    };
-    let scaling = match kind {
-        "default" => RopeScaling::Default,
-        "linear" => RopeScaling::Linear { factor: sub.number("factor")? },
-        "llama3" => RopeScaling::Llama3 {
-            factor: sub.number("factor")?,
-            low_freq_factor: sub.number("low_freq_factor")?,
-            high_freq_factor: sub.number("high_freq_factor")?,
-            original_max_position_embeddings: original(&sub)?,
-        },
-        "yarn" => yarn(&sub, original(&sub)?)?,
-        other => {
-            return Err(ConfigError::NotAvailable {
-                place: keys.place.to_owned(),
-                what: format!("the rotary scaling `{other}`"),
-                hint: "available: `default`, `linear`, `llama3`, `yarn`".to_owned(),
-            });
-        }
-    };
-    Ok(Rope { theta, scaling })
-}
-
-fn yarn(sub: &Keys<'_>, original: usize) -> Result<RopeScaling, ConfigError> {
-    let factor = sub.number("factor")?;
-    let given = sub.number_or("attention_factor", 0.0)?;
-    let (mscale, mscale_all) =
-        (sub.number_or("mscale", 0.0)?, sub.number_or("mscale_all_dim", 0.0)?);
-    let attention_factor = if given > 0.0 {
-        given
-    } else if mscale > 0.0 && mscale_all > 0.0 {
-        yarn_attention_factor(factor, mscale) / yarn_attention_factor(factor, mscale_all)
-    } else {
-        yarn_attention_factor(factor, 1.0)
-    };
-    Ok(RopeScaling::Yarn {
-        factor,
-        original_max_position_embeddings: original,
-        beta_fast: sub.number_or("beta_fast", 32.0)?,
-        beta_slow: sub.number_or("beta_slow", 1.0)?,
-        attention_factor,
-        truncate: sub.boolean_or("truncate", true)?,
-    })
-}
-
-/// Typed reads of one object, with errors that name the key and what was found.
-struct Keys<'a> {
-    place: &'a str,
-    prefix: &'static str,
-    map: &'a Map<String, Value>,
-}
-
-impl<'a> Keys<'a> {
-    fn given(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|v| !v.is_null())
-    }
-
-    fn wrong(&self, key: &str, found: &Value, expected: &str) -> ConfigError {
-        ConfigError::Wrong {
-            place: self.place.to_owned(),
-            key: format!("{}{key}", self.prefix),
-            found: shortened(found),
-            expected: expected.to_owned(),
-        }
-    }
-
-    fn optional_size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
-        let Some(value) = self.given(key) else { return Ok(None) };
-        // Some files write whole numbers as `8192.0`.
-        let whole = value.as_u64().or_else(|| {
-            value
-                .as_f64()
-                .filter(|x| *x >= 0.0 && x.fract() == 0.0 && *x < 9.0e15)
-                .map(|x| x as u64)
-        });
-        match whole.and_then(|n| usize::try_from(n).ok()) {
-            Some(size) => Ok(Some(size)),
-            None => Err(self.wrong(key, value, "a whole number, not negative")),
-        }
-    }
-
-    fn size(&self, key: &str) -> Result<usize, ConfigError> {
-        self.optional_size(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    fn size_or(&self, key: &str, default: usize) -> Result<usize, ConfigError> {
-        Ok(self.optional_size(key)?.unwrap_or(default))
-    }
-
-    fn missing(&self, key: &str) -> ConfigError {
-        ConfigError::Missing { place: self.place.to_owned(), key: format!("{}{key}", self.prefix) }
-    }
-
-    fn optional_number(&self, key: &str) -> Result<Option<f64>, ConfigError> {
-        let Some(value) = self.given(key) else { return Ok(None) };
-        match value.as_f64().filter(|x| x.is_finite()) {
-            Some(number) => Ok(Some(number)),
-            None => Err(self.wrong(key, value, "a number")),
-        }
-    }
-
-    fn number(&self, key: &str) -> Result<f64, ConfigError> {
-        self.optional_number(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    fn number_or(&self, key: &str, default: f64) -> Result<f64, ConfigError> {
-        Ok(self.optional_number(key)?.unwrap_or(default))
-    }
-
-    fn boolean_or(&self, key: &str, default: bool) -> Result<bool, ConfigError> {
-        match self.given(key) {
-            None => Ok(default),
-            Some(Value::Bool(b)) => Ok(*b),
-            Some(other) => Err(self.wrong(key, other, "true or false")),
-        }
-    }
-
-    fn text(&self, key: &str) -> Option<&'a str> {
-        self.given(key).and_then(Value::as_str)
-    }
-
-    fn object(&self, key: &'static str) -> Result<Option<Keys<'a>>, ConfigError> {
-        match self.given(key) {
-            None => Ok(None),
-            Some(Value::Object(map)) => {
-                let prefix = match key {
-                    "rope_parameters" => "rope_parameters.",
-                    _ => "rope_scaling.",
-                };
-                Ok(Some(Keys { place: self.place, prefix, map }))
-            }
-            Some(other) => Err(self.wrong(key, other, "an object or null")),
-        }
-    }
-}
-
-/// A value for a message: long ones (a list of a million numbers) are cut.
-fn shortened(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(60) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text,
-    }
 }

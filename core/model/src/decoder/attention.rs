@@ -1,11 +1,12 @@
 //! The attention half of a layer: `x_mid = x + O(attention(rope(Q(n)), rope(K(n)), V(n)))` with
-//! `n = norm(x)`.
+//! `n = norm(x)`. Options: one matrix for Q, K and V; a norm over each query and key head before
+//! the rotation; a norm over the half's result before it is added.
 
 use forgelm_kernels_api::{Rotation, Segment, Write};
 
-use super::Step;
+use super::{Step, join_columns, split_columns};
 use crate::activations::{LayerBuffers, Workspace};
-use crate::names::Linear;
+use crate::names::{Linear, Norm};
 
 impl Step<'_> {
     /// Norm, projections and rotation.
@@ -19,22 +20,45 @@ impl Step<'_> {
         ws: &mut Workspace,
     ) {
         let (t, decoder, ops) = (self.t, self.decoder, &self.decoder.ops);
-        let weights = &decoder.weights.layers[layer];
+        let options = &decoder.config.attention;
         let xn = ws.xn.get_mut(t);
-        let eps = decoder.config.rms_norm_eps;
-        let inv_rms = buffers.input_inv_rms.get_mut(t);
-        ops.rms_norm_forward(xn, inv_rms, x, &weights.input_norm, eps);
-        let outputs =
-            [(Linear::Q, &mut buffers.q), (Linear::K, &mut buffers.k), (Linear::V, &mut buffers.v)];
-        for (linear, y) in outputs {
-            let y = y.get_mut(t);
-            ops.linear_forward(y, xn, weights.linear(linear), Write::Replace);
-            let u = &mut buffers.u[linear.index()];
-            self.lora_forward((layer, linear), y, xn, u, &mut ws.dropped);
+        self.norm_forward((layer, Norm::Input), xn, buffers.input_inv_rms.get_mut(t), x);
+        // What is normed before it is rotated goes through buffers of its own.
+        let (q, k) = match options.qk_norm {
+            true => (&mut buffers.raw_q, &mut buffers.raw_k),
+            false => (&mut buffers.q, &mut buffers.k),
+        };
+        if options.is_fused {
+            let qkv = &mut ws.qkv.get_mut(t);
+            let u = &mut buffers.u[Linear::Qkv.index()];
+            let y = (&mut qkv[..], Write::Replace);
+            self.linear_forward((layer, Linear::Qkv), y, xn, u, &mut ws.dropped);
+            split_columns([q.get_mut(t), k.get_mut(t), buffers.v.get_mut(t)], qkv, t);
+        } else {
+            for (linear, y) in [(Linear::Q, q), (Linear::K, k), (Linear::V, &mut buffers.v)] {
+                let y = (y.get_mut(t), Write::Replace);
+                let u = &mut buffers.u[linear.index()];
+                self.linear_forward((layer, linear), y, xn, u, &mut ws.dropped);
+            }
         }
-        let (cos, sin, dims) = (ws.cos.get(t), ws.sin.get(t), &decoder.dims);
+        if options.qk_norm {
+            let (q, inv_rms) = (buffers.q.get_mut(t), buffers.q_inv_rms.get_mut(t));
+            self.norm_forward((layer, Norm::Query), q, inv_rms, buffers.raw_q.get(t));
+            let (k, inv_rms) = (buffers.k.get_mut(t), buffers.k_inv_rms.get_mut(t));
+            self.norm_forward((layer, Norm::Key), k, inv_rms, buffers.raw_k.get(t));
+        }
+        let ((cos, sin), dims) = (self.tables(layer, ws), &decoder.dims);
         ops.rope(buffers.q.get_mut(t), cos, sin, dims.h, dims.d, Rotation::Forward);
         ops.rope(buffers.k.get_mut(t), cos, sin, dims.h_kv, dims.d, Rotation::Forward);
+    }
+
+    /// Cosines and sines of a layer.
+    fn tables<'b>(&self, layer: usize, ws: &'b Workspace) -> (&'b [f32], &'b [f32]) {
+        let decoder = self.decoder;
+        if decoder.local_rotary.is_some() && decoder.config.is_windowed(layer) {
+            return (ws.local_cos.get(self.t), ws.local_sin.get(self.t));
+        }
+        (ws.cos.get(self.t), ws.sin.get(self.t))
     }
 
     /// Output projection and residual.
@@ -47,13 +71,19 @@ impl Step<'_> {
         buffers: &mut LayerBuffers,
         ws: &mut Workspace,
     ) {
-        let (t, ops) = (self.t, &self.decoder.ops);
-        let weight = self.decoder.weights.layers[layer].linear(Linear::O);
+        let (t, place) = (self.t, (layer, Linear::O));
         let (x_mid, attn) = (buffers.x_mid.get_mut(t), buffers.attn.get(t));
         x_mid.copy_from_slice(x);
-        ops.linear_forward(x_mid, attn, weight, Write::Add);
         let u = &mut buffers.u[Linear::O.index()];
-        self.lora_forward((layer, Linear::O), x_mid, attn, u, &mut ws.dropped);
+        if !self.decoder.config.norms.post_norms {
+            self.linear_forward(place, (x_mid, Write::Add), attn, u, &mut ws.dropped);
+            return;
+        }
+        let y = (buffers.attn_out.get_mut(t), Write::Replace);
+        self.linear_forward(place, y, attn, u, &mut ws.dropped);
+        let (y, inv_rms) = (ws.xn.get_mut(t), buffers.attn_out_inv_rms.get_mut(t));
+        self.norm_forward((layer, Norm::PostAttention), y, inv_rms, buffers.attn_out.get(t));
+        self.decoder.ops.add(x_mid, y);
     }
 
     /// The whole half.
@@ -73,7 +103,7 @@ impl Step<'_> {
             buffers.q.get(t),
             buffers.k.get(t),
             buffers.v.get(t),
-            &self.decoder.attention_shape(),
+            &self.decoder.attention_shape(layer),
             segments,
         );
         self.project_output(layer, x, buffers, ws);
@@ -93,18 +123,24 @@ impl Step<'_> {
         grads: &mut [f32],
     ) {
         let (t, decoder, ops) = (self.t, self.decoder, &self.decoder.ops);
-        let weights = &decoder.weights.layers[layer];
         let (attn, dims) = (buffers.attn.get(t), &decoder.dims);
+        let options = &decoder.config.attention;
 
-        let given = (ws.dx.get(t), attn, &buffers.u[Linear::O.index()]);
+        if decoder.config.norms.post_norms {
+            let given = (buffers.attn_out.get(t), buffers.attn_out_inv_rms.get(t));
+            let dbranch = (ws.dbranch.get_mut(t), Write::Replace);
+            self.norm_backward((layer, Norm::PostAttention), grads, dbranch, ws.dx.get(t), given);
+        }
+        let dy = if decoder.config.norms.post_norms { ws.dbranch.get(t) } else { ws.dx.get(t) };
         let place = (layer, Linear::O);
-        self.lora_weight_gradients(place, grads, &mut ws.du[0], given, &mut ws.dropped);
+        let given = (dy, attn, &buffers.u[Linear::O.index()]);
+        self.linear_weight_gradients(place, grads, &mut ws.du[0], given, &mut ws.dropped);
         if lowest == Some(Linear::O) {
             return;
         }
         let dattn = ws.dattn.get_mut(t);
-        ops.linear_backward(dattn, ws.dx.get(t), weights.linear(Linear::O), Write::Replace);
-        self.lora_input_gradient(place, dattn, &ws.du[0], &mut ws.dropped);
+        let du = &ws.du[0];
+        self.linear_input_gradient(place, (&mut *dattn, Write::Replace), dy, du, &mut ws.dropped);
 
         ops.attention_backward(
             ws.dq.get_mut(t),
@@ -116,26 +152,31 @@ impl Step<'_> {
             buffers.q.get(t),
             buffers.k.get(t),
             buffers.v.get(t),
-            &decoder.attention_shape(),
+            &decoder.attention_shape(layer),
             segments,
         );
-        let (cos, sin) = (ws.cos.get(t), ws.sin.get(t));
-        ops.rope(ws.dq.get_mut(t), cos, sin, dims.h, dims.d, Rotation::Backward);
-        ops.rope(ws.dk.get_mut(t), cos, sin, dims.h_kv, dims.d, Rotation::Backward);
+        let (mut dq, mut dk) = (std::mem::take(&mut ws.dq), std::mem::take(&mut ws.dk));
+        let (cos, sin) = self.tables(layer, ws);
+        ops.rope(dq.get_mut(t), cos, sin, dims.h, dims.d, Rotation::Backward);
+        ops.rope(dk.get_mut(t), cos, sin, dims.h_kv, dims.d, Rotation::Backward);
+        (ws.dq, ws.dk) = (dq, dk);
+        if options.qk_norm {
+            self.head_norms_backward(layer, buffers, ws, grads);
+        }
+        if options.is_fused {
+            let parts = [ws.dq.get(t), ws.dk.get(t), ws.dv.get(t)];
+            join_columns(ws.qkv.get_mut(t), parts, t);
+        }
 
-        let parts = [(Linear::Q, &ws.dq), (Linear::K, &ws.dk), (Linear::V, &ws.dv)];
-        if parts.iter().any(|(linear, _)| self.adapted(layer, *linear).is_some()) {
+        let fused = [(Linear::Qkv, &ws.qkv)];
+        let apart = [(Linear::Q, &ws.dq), (Linear::K, &ws.dk), (Linear::V, &ws.dv)];
+        let parts = if options.is_fused { &fused[..] } else { &apart[..] };
+        if parts.iter().any(|(linear, _)| self.is_trained((layer, *linear))) {
             // The normed rows were not kept: one pass over them costs less than holding them.
-            ops.rms_norm_forward(
-                ws.xn.get_mut(t),
-                ws.inv_rms.get_mut(t),
-                x,
-                &weights.input_norm,
-                decoder.config.rms_norm_eps,
-            );
+            self.norm_forward((layer, Norm::Input), ws.xn.get_mut(t), ws.inv_rms.get_mut(t), x);
             for ((linear, dy), du) in parts.iter().zip(&mut ws.du) {
                 let given = (dy.get(t), ws.xn.get(t), &buffers.u[linear.index()]);
-                self.lora_weight_gradients((layer, *linear), grads, du, given, &mut ws.dropped);
+                self.linear_weight_gradients((layer, *linear), grads, du, given, &mut ws.dropped);
             }
         }
         if lowest.is_some() {
@@ -144,16 +185,33 @@ impl Step<'_> {
         let dxn = ws.xn.get_mut(t);
         for (i, ((linear, dy), du)) in parts.iter().zip(&ws.du).enumerate() {
             let write = if i == 0 { Write::Replace } else { Write::Add };
-            ops.linear_backward(dxn, dy.get(t), weights.linear(*linear), write);
-            self.lora_input_gradient((layer, *linear), dxn, du, &mut ws.dropped);
+            let place = (layer, *linear);
+            self.linear_input_gradient(place, (&mut *dxn, write), dy.get(t), du, &mut ws.dropped);
         }
-        ops.rms_norm_backward(
-            ws.dx.get_mut(t),
-            dxn,
-            x,
-            buffers.input_inv_rms.get(t),
-            &weights.input_norm,
-            Write::Add,
-        );
+        let dx = (ws.dx.get_mut(t), Write::Add);
+        self.norm_backward((layer, Norm::Input), grads, dx, dxn, (x, buffers.input_inv_rms.get(t)));
+    }
+
+    /// Gradients of `ws.dq` and `ws.dk` through the norms of the heads, in place.
+    fn head_norms_backward(
+        &self,
+        layer: usize,
+        buffers: &LayerBuffers,
+        ws: &mut Workspace,
+        grads: &mut [f32],
+    ) {
+        let t = self.t;
+        let heads = [
+            (Norm::Query, &mut ws.dq, &buffers.raw_q, &buffers.q_inv_rms),
+            (Norm::Key, &mut ws.dk, &buffers.raw_k, &buffers.k_inv_rms),
+        ];
+        for (norm, dy, x, inv_rms) in heads {
+            let dy = dy.get_mut(t);
+            // The gradient of attention's output was read; its buffer is the larger of the two.
+            let dx = &mut ws.dattn.get_mut(t)[..dy.len()];
+            let given = (x.get(t), inv_rms.get(t));
+            self.norm_backward((layer, norm), grads, (&mut *dx, Write::Replace), dy, given);
+            dy.copy_from_slice(dx);
+        }
     }
 }

@@ -1,26 +1,29 @@
-//! The pass down: from the gradient of the log-probabilities to the gradient of the adapter.
+//! The pass down: from the gradient of the log-probabilities to the gradient of what trains.
 //!
-//! The base is frozen, so only the gradient of the residual stream travels, and only as far down
-//! as the lowest adapted layer; within that layer only as far as its lowest adapted module.
+//! Where the base is frozen, only the gradient of the residual stream travels, and only as far down
+//! as the lowest layer in which something trains; within that layer only as far as its lowest
+//! trained module.
 
 use forgelm_kernels_api::Write;
 
 use super::{Decoder, Pass, Scored, Step, scatter_rows};
 use crate::activations::{Activations, Keep, Stage};
-use crate::names::Linear;
+use crate::names::Role;
+use crate::trainable::Trainable;
 
 impl Decoder {
-    /// Adds the gradient of `sum(dlogp * logp)` with respect to every adapter number to `grads`.
+    /// Adds the gradient of `sum(dlogp * logp)` with respect to every trainable number to
+    /// `grads`.
     ///
     /// `pass` and `scored` are those of [`Decoder::forward`] and [`Decoder::logprobs`], which came
     /// just before; `acts` is spent afterwards. Nothing is divided by anything: the caller scales
     /// once per optimizer step.
     ///
-    /// Shapes: `dlogp` [R] read, `grads` as [`Adapter::params`](crate::Adapter::params), added to.
+    /// Shapes: `dlogp` [R] read, `grads` as
+    /// [`Trainable::params`](crate::Trainable::params), added to.
     ///
     /// # Panics
-    /// If the passes before it are missing or kept nothing, or there is no adapter: bugs of the
-    /// caller.
+    /// If the passes before it are missing or kept nothing, or nothing trains: bugs of the caller.
     pub fn backward(
         &self,
         pass: &Pass<'_>,
@@ -29,16 +32,15 @@ impl Decoder {
         dlogp: &[f32],
         grads: &mut [f32],
     ) {
-        let adapter = pass.adapter.expect("backward needs an adapter");
+        let trainable = pass.adapter.expect("backward needs something that trains");
         assert!(acts.keep != Keep::Nothing, "these activations keep nothing for backward");
         assert_eq!(acts.stage, Stage::Scored(dlogp.len()), "forward and logprobs come first");
         assert_eq!(acts.n_tokens, pass.batch.tokens.len(), "another batch went forward");
-        assert_eq!(grads.len(), adapter.params().len(), "grads is not the adapter's shape");
+        assert_eq!(grads.len(), trainable.params().len(), "grads is not the numbers' shape");
         let step = self.step(pass);
-        self.head_backward(acts, scored, dlogp);
-        let first = adapter.first_layer();
-        for layer in (first..self.dims.l).rev() {
-            let lowest = lowest_linear(&step, layer, first);
+        self.head_backward(trainable, acts, (scored, dlogp), grads);
+        for layer in (trainable.first_layer()..self.dims.l).rev() {
+            let lowest = trainable.lowest_linear(layer);
             if acts.keep == Keep::LayerInputs {
                 step.forward_again(layer, pass, acts);
             }
@@ -57,40 +59,64 @@ impl Decoder {
                 grads,
             );
         }
+        if let Some(range) = trainable.range(Role::Embedding) {
+            let dx = acts.ws.dx.get_mut(step.t);
+            if let Some(scale) = self.config.embedding_scale {
+                dx.iter_mut().for_each(|dx| *dx *= scale);
+            }
+            self.ops.embedding_backward(&mut grads[range], dx, pass.batch.tokens);
+        }
         acts.stage = Stage::Empty;
     }
 
-    /// Gradient of the residual stream after the last layer, into `ws.dx`.
-    fn head_backward(&self, acts: &mut Activations, scored: Scored<'_>, dlogp: &[f32]) {
+    /// Gradient of the residual stream after the last layer, into `ws.dx`, and those of the head
+    /// and the last norm where they train.
+    fn head_backward(
+        &self,
+        trainable: &Trainable,
+        acts: &mut Activations,
+        (scored, dlogp): (Scored<'_>, &[f32]),
+        grads: &mut [f32],
+    ) {
         let (n, t) = (dlogp.len(), acts.n_tokens);
         let head = &mut acts.head;
+        let head_weight = self.head(Some(trainable));
+        if let Some(range) = trainable.range(Role::Head) {
+            self.ops.token_logprobs_head_backward(
+                &mut grads[range],
+                dlogp,
+                head.lse.get(n),
+                head.xn.get(n),
+                head_weight,
+                scored.labels,
+                self.config.final_soft_cap,
+            );
+        }
         self.ops.token_logprobs_backward(
             head.dxn.get_mut(n),
             dlogp,
             head.lse.get(n),
             head.xn.get(n),
-            self.weights.head(),
+            head_weight,
             scored.labels,
-            None,
+            self.config.final_soft_cap,
         );
+        if let Some(range) = trainable.range(Role::FinalNorm) {
+            let (dxn, x) = (head.dxn.get(n), head.x.get(n));
+            self.ops.rms_norm_weight_backward(&mut grads[range], dxn, x, head.inv_rms.get(n));
+        }
         self.ops.rms_norm_backward(
             head.dx.get_mut(n),
             head.dxn.get(n),
             head.x.get(n),
             head.inv_rms.get(n),
-            &self.weights.final_norm,
+            self.final_norm(Some(trainable)),
             Write::Replace,
         );
         let dx = acts.ws.dx.get_mut(t);
         dx.fill(0.0);
         scatter_rows(dx, head.dx.get(n), scored.rows, self.dims.c);
     }
-}
-
-/// The lowest adapted module of the lowest adapted layer; `None` for layers above it.
-fn lowest_linear(step: &Step<'_>, layer: usize, first: usize) -> Option<Linear> {
-    let adapted = |linear: &Linear| step.adapted(layer, *linear).is_some();
-    if layer > first { None } else { Linear::ALL.into_iter().find(adapted) }
 }
 
 impl Step<'_> {

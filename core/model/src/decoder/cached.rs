@@ -2,10 +2,10 @@
 
 use forgelm_kernels_api::Segment;
 
-use super::{Decoder, Step};
+use super::{Decoder, PackedInput, Step, check_current};
 use crate::activations::{Activations, LayerBuffers, Stage};
-use crate::adapter::Adapter;
 use crate::config::ModelConfig;
+use crate::trainable::Trainable;
 
 /// Keys and values of one sequence, for every layer.
 #[derive(Clone, Debug)]
@@ -77,23 +77,32 @@ impl Decoder {
     /// small: bugs of the caller.
     pub fn forward_cached(
         &self,
-        adapter: Option<&Adapter>,
+        adapter: Option<&Trainable>,
         sequences: &mut [CachedSequence<'_>],
         acts: &mut Activations,
         logits: &mut [f32],
     ) {
-        let (mut tokens, mut positions, mut last_rows) = (Vec::new(), Vec::new(), Vec::new());
+        check_current(adapter);
+        let (mut tokens, mut positions) = (Vec::new(), Vec::new());
+        let (mut segments, mut last_rows) = (Vec::new(), Vec::new());
         for sequence in sequences.iter() {
             let (from, n) = (sequence.cache.len, sequence.tokens.len());
             assert!(n > 0, "a sequence has no new token");
             assert!(from + n <= sequence.cache.capacity, "the cache is full");
+            segments.push(Segment { start: tokens.len(), len: n });
             tokens.extend_from_slice(sequence.tokens);
             positions.extend((from..from + n).map(|p| p as u32));
             last_rows.push((tokens.len() - 1) as u32);
         }
         assert!(tokens.iter().all(|id| (*id as usize) < self.dims.v), "a token above V");
         let step = Step { decoder: self, adapter, dropout: None, row_keys: &[], t: tokens.len() };
-        step.begin(&tokens, &positions, acts);
+        let batch = PackedInput {
+            tokens: &tokens,
+            positions: &positions,
+            segments: &segments,
+            row_keys: &[],
+        };
+        step.begin(&batch, acts);
         for layer in 0..self.dims.l {
             let (input, slot) = (acts.input(layer), acts.slot(layer));
             let buffers = &mut acts.layers[slot];
@@ -110,7 +119,7 @@ impl Decoder {
             sequence.cache.len += sequence.tokens.len();
         }
         acts.stage = Stage::Forwarded;
-        self.logits(acts, &last_rows, logits);
+        self.logits(adapter, acts, &last_rows, logits);
     }
 }
 
@@ -123,7 +132,7 @@ impl Step<'_> {
         buffers: &mut LayerBuffers,
     ) {
         let (t, ops) = (self.t, &self.decoder.ops);
-        let shape = self.decoder.attention_shape();
+        let shape = self.decoder.attention_shape(layer);
         let (q_width, kv_width) = (self.decoder.dims.q_width(), self.decoder.dims.kv_width());
         let (q, k, v) = (buffers.q.get(t), buffers.k.get(t), buffers.v.get(t));
         let (attn, lse) = (buffers.attn.get_mut(t), buffers.lse.get_mut(t));

@@ -1,11 +1,12 @@
 //! The pass up: tokens to the residual stream after the last layer, and from there to
 //! log-probabilities or logits of chosen rows.
 
-use forgelm_kernels_api::Write;
+use forgelm_kernels_api::{FrozenMatrix, Write};
 
 use super::{Decoder, EmbeddingNoise, PackedInput, Pass, Scored, Step, gather_rows};
 use crate::activations::{Activations, Stage};
-use crate::rope::write_tables;
+use crate::names::Role;
+use crate::trainable::Trainable;
 
 impl Decoder {
     /// Runs every layer over the packed rows; the result stays in `acts`.
@@ -29,7 +30,7 @@ impl Decoder {
     ) {
         let step = self.step(pass);
         check_batch(&pass.batch, self.dims.v, step.dropout.is_some());
-        step.begin(pass.batch.tokens, pass.batch.positions, acts);
+        step.begin(&pass.batch, acts);
         if let Some(noise) = noise {
             noise.add(acts.inputs[0].get_mut(step.t), &pass.batch, self.dims.c);
         }
@@ -48,46 +49,72 @@ impl Decoder {
 
     /// Log-probability of the label of each scored row, after [`Decoder::forward`].
     ///
-    /// Only these rows go through the last norm and the head; nothing [R, V] is stored.
+    /// `pass` is that of the forward pass. Only these rows go through the last norm and the head; nothing [R, V] is stored.
     ///
     /// Shapes: `logp` [R] written.
     ///
     /// # Panics
     /// If there was no forward pass, or a row or label does not exist.
-    pub fn logprobs(&self, acts: &mut Activations, scored: Scored<'_>, logp: &mut [f32]) {
+    pub fn logprobs(
+        &self,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+        scored: Scored<'_>,
+        logp: &mut [f32],
+    ) {
         let n = scored.rows.len();
         assert_eq!(scored.labels.len(), n, "labels is not [R]");
         assert_eq!(logp.len(), n, "logp is not [R]");
-        self.norm_rows(acts, scored.rows);
+        self.norm_rows(pass.adapter, acts, scored.rows);
         let head = &mut acts.head;
         self.ops.token_logprobs_forward(
             logp,
             head.lse.get_mut(n),
             head.xn.get(n),
-            self.weights.head(),
+            self.head(pass.adapter),
             scored.labels,
-            None,
+            self.config.final_soft_cap,
         );
         acts.stage = Stage::Scored(n);
     }
 
-    /// Logits of some rows, after [`Decoder::forward`]: for tests and generation.
+    /// Logits of some rows, after [`Decoder::forward`] with the same
+    /// `adapter`: for tests and generation.
     ///
     /// Shapes: `logits` [R, V] written.
     ///
     /// # Panics
     /// If there was no forward pass, or a row does not exist.
-    pub fn logits(&self, acts: &mut Activations, rows: &[u32], logits: &mut [f32]) {
+    pub fn logits(
+        &self,
+        adapter: Option<&Trainable>,
+        acts: &mut Activations,
+        rows: &[u32],
+        logits: &mut [f32],
+    ) {
         assert_eq!(logits.len(), rows.len() * self.dims.v, "logits is not [R, V]");
-        self.norm_rows(acts, rows);
+        self.norm_rows(adapter, acts, rows);
         let xn = acts.head.xn.get(rows.len());
-        self.ops.linear_forward(logits, xn, self.weights.head(), Write::Replace);
+        self.ops.linear_forward(logits, xn, self.head(adapter), Write::Replace);
+        if let Some(cap) = self.config.final_soft_cap {
+            logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
         // The scored rows of an earlier `logprobs` are gone.
         acts.stage = Stage::Forwarded;
     }
 
+    /// The output head: the trained one, else the decoder's own.
+    pub(super) fn head<'a>(&'a self, adapter: Option<&'a Trainable>) -> &'a dyn FrozenMatrix {
+        adapter.and_then(|t| t.matrix(Role::Head)).unwrap_or_else(|| self.weights.head())
+    }
+
+    /// The weight of the last norm: the trained one, else the decoder's own.
+    pub(super) fn final_norm<'a>(&'a self, adapter: Option<&'a Trainable>) -> &'a [f32] {
+        adapter.and_then(|t| t.vector(Role::FinalNorm)).unwrap_or(&self.weights.final_norm)
+    }
+
     /// Gathers rows of the residual stream and norms them.
-    fn norm_rows(&self, acts: &mut Activations, rows: &[u32]) {
+    fn norm_rows(&self, adapter: Option<&Trainable>, acts: &mut Activations, rows: &[u32]) {
         assert!(acts.stage != Stage::Empty, "there was no forward pass");
         let (n, c, last) = (rows.len(), self.dims.c, acts.input(self.dims.l));
         assert!(n <= acts.size.scored_rows_max, "more scored rows than planned");
@@ -98,7 +125,7 @@ impl Decoder {
             head.xn.get_mut(n),
             head.inv_rms.get_mut(n),
             head.x.get(n),
-            &self.weights.final_norm,
+            self.final_norm(adapter),
             self.config.rms_norm_eps,
         );
     }
@@ -106,19 +133,34 @@ impl Decoder {
 
 impl Step<'_> {
     /// Rotary tables and token vectors.
-    pub(super) fn begin(&self, tokens: &[u32], positions: &[u32], acts: &mut Activations) {
+    pub(super) fn begin(&self, batch: &PackedInput<'_>, acts: &mut Activations) {
         let (t, decoder) = (self.t, self.decoder);
         assert!(t > 0, "a batch of no rows");
         assert!(t <= acts.size.tokens_max, "{t} rows, but {} were planned", acts.size.tokens_max);
-        write_tables(
-            acts.ws.cos.get_mut(t),
-            acts.ws.sin.get_mut(t),
-            positions,
-            &decoder.inv_freq,
-            decoder.attention_factor,
-        );
-        let embedding = decoder.weights.embedding.as_ref();
-        decoder.ops.embedding_forward(acts.inputs[0].get_mut(t), tokens, embedding);
+        let ws = &mut acts.ws;
+        let local = decoder.local_rotary.as_ref();
+        let tables = [
+            (Some(&decoder.rotary), &mut ws.cos, &mut ws.sin),
+            (local, &mut ws.local_cos, &mut ws.local_sin),
+        ];
+        for (rotary, cos, sin) in tables {
+            let Some(rotary) = rotary else { continue };
+            let (cos, sin, half) =
+                (cos.get_mut(t), sin.get_mut(t), decoder.config.rotary_dim() / 2);
+            for segment in batch.segments {
+                let rows = segment.start..segment.start + segment.len;
+                let at = rows.start * half..rows.end * half;
+                rotary.write(&mut cos[at.clone()], &mut sin[at], &batch.positions[rows]);
+            }
+        }
+        let trained = self.adapter.and_then(|t| t.matrix(Role::Embedding));
+        let embedding = trained.unwrap_or(decoder.weights.embedding.as_ref());
+        let x = acts.inputs[0].get_mut(t);
+        decoder.ops.embedding_forward(x, batch.tokens, embedding);
+        if let Some(scale) = decoder.config.embedding_scale {
+            x.iter_mut().for_each(|x| *x *= scale);
+        }
+        acts.ws.balance.clear();
         acts.stage = Stage::Empty;
         acts.n_tokens = t;
     }

@@ -8,15 +8,15 @@
 //! dB += s dy^T u      du = s dy B      dA += du^T x'      dx += dropout'(du A)
 //! ```
 //!
-//! Another kind of adapter (a magnitude for each output row, say) would change these three
-//! functions and the slices of [`Adapter`](crate::Adapter), and nothing else.
+//! Magnitudes for each output are in `dora`.
 
 use forgelm_kernels_api::{Dropout, GemmDims, GemmLayout, Write};
 
 use super::Step;
-use crate::activations::Rows;
-use crate::adapter::{AdaptedModule, Adapter};
+use crate::activations::{AdapterRows, AdapterScratch, Rows};
+use crate::adapter::AdaptedModule;
 use crate::names::Linear;
+use crate::trainable::Trainable;
 
 impl<'a> Step<'a> {
     /// The adapter's part of a linear layer, if it has one.
@@ -24,60 +24,60 @@ impl<'a> Step<'a> {
         &self,
         layer: usize,
         linear: Linear,
-    ) -> Option<(&'a Adapter, &'a AdaptedModule)> {
+    ) -> Option<(&'a Trainable, &'a AdaptedModule)> {
         let adapter = self.adapter?;
         adapter.module(layer, linear).map(|module| (adapter, module))
     }
 
     /// The mask of a module's input in this step.
-    fn mask(&self, adapter: &Adapter, module: &AdaptedModule) -> Option<Dropout> {
+    pub(super) fn mask(&self, adapter: &Trainable, module: &AdaptedModule) -> Option<Dropout> {
         self.dropout.map(|dropout| Dropout {
-            p: adapter.config().dropout,
+            p: adapter.dropout(),
             key: dropout.stream.dropout_key(dropout.step, module.index()),
         })
     }
 
     /// `u = dropout(x) A^T`; nothing when the layer is not adapted.
     ///
-    /// Shapes: `u` [T, r] written, `x` [T, n_in] read.
+    /// Shapes: `kept.u` [T, r] written, `x` [T, n_in] read.
     pub(super) fn lora_products(
         &self,
         (layer, linear): (usize, Linear),
         x: &[f32],
-        u: &mut Rows,
-        dropped: &mut Rows,
+        kept: &mut AdapterRows,
+        scratch: &mut AdapterScratch,
     ) {
         let Some((adapter, module)) = self.adapted(layer, linear) else { return };
-        let x = self.after_dropout(adapter, module, x, dropped);
+        let x = self.after_dropout(adapter, module, x, &mut scratch.dropped);
         let dims = GemmDims { m: self.t, n: module.r, k: module.n_in };
-        let u = &mut u.get_mut(self.t)[..self.t * module.r];
+        let u = &mut kept.u.get_mut(self.t)[..self.t * module.r];
         let ops = &self.decoder.ops;
         ops.gemm(u, x, adapter.a(module), GemmLayout::Nt, dims, 1.0, Write::Replace);
     }
 
     /// `u = dropout(x) A^T`, `y += s u B^T`; nothing when the layer is not adapted.
     ///
-    /// Shapes: `y` [T, n_out] added to, `u` [T, r] written, `x` [T, n_in] read.
+    /// Shapes: `y` [T, n_out] added to, `kept.u` [T, r] written, `x` [T, n_in] read.
     pub(super) fn lora_forward(
         &self,
         (layer, linear): (usize, Linear),
         y: &mut [f32],
         x: &[f32],
-        u: &mut Rows,
-        dropped: &mut Rows,
+        kept: &mut AdapterRows,
+        scratch: &mut AdapterScratch,
     ) {
         let Some((adapter, module)) = self.adapted(layer, linear) else { return };
-        self.lora_products((layer, linear), x, u, dropped);
-        let u = &u.get(self.t)[..self.t * module.r];
+        self.lora_products((layer, linear), x, kept, scratch);
+        let u = &kept.u.get(self.t)[..self.t * module.r];
         let dims = GemmDims { m: self.t, n: module.n_out, k: module.r };
         let (ops, b) = (&self.decoder.ops, adapter.b(module));
         ops.gemm(y, u, b, GemmLayout::Nt, dims, module.scale, Write::Add);
     }
 
     /// The input of A: `x` itself, or what dropout leaves of it.
-    fn after_dropout<'b>(
+    pub(super) fn after_dropout<'b>(
         &self,
-        adapter: &Adapter,
+        adapter: &Trainable,
         module: &AdaptedModule,
         x: &'b [f32],
         dropped: &'b mut Rows,
@@ -91,19 +91,19 @@ impl<'a> Step<'a> {
     /// Adds the gradients of A and B, and leaves the gradient of `u` for
     /// [`Step::lora_input_gradient`].
     ///
-    /// Shapes: `grads` as the adapter's buffer, added to; `du` [T, r] written; `dy` [T, n_out],
-    /// `x` [T, n_in] and `u` [T, r] read.
+    /// Shapes: `grads` as the trainable numbers, added to; `du` [T, r] written; `dy` [T, n_out],
+    /// `x` [T, n_in] and `kept.u` [T, r] read.
     pub(super) fn lora_weight_gradients(
         &self,
         (layer, linear): (usize, Linear),
         grads: &mut [f32],
         du: &mut Rows,
-        (dy, x, u): (&[f32], &[f32], &Rows),
+        (dy, x, kept): (&[f32], &[f32], &AdapterRows),
         dropped: &mut Rows,
     ) {
         let Some((adapter, module)) = self.adapted(layer, linear) else { return };
         let (t, ops) = (self.t, &self.decoder.ops);
-        let u = &u.get(t)[..t * module.r];
+        let u = &kept.u.get(t)[..t * module.r];
         let du = &mut du.get_mut(t)[..t * module.r];
         let dims = GemmDims { m: module.n_out, n: module.r, k: t };
         let db = &mut grads[module.b.clone()];
@@ -124,7 +124,7 @@ impl<'a> Step<'a> {
         (layer, linear): (usize, Linear),
         dx: &mut [f32],
         du: &Rows,
-        dropped: &mut Rows,
+        scratch: &mut AdapterScratch,
     ) {
         let Some((adapter, module)) = self.adapted(layer, linear) else { return };
         let (t, ops) = (self.t, &self.decoder.ops);
@@ -134,7 +134,7 @@ impl<'a> Step<'a> {
         match self.mask(adapter, module) {
             None => ops.gemm(dx, du, a, GemmLayout::Nn, dims, 1.0, Write::Add),
             Some(mask) => {
-                let before = &mut dropped.get_mut(t)[..dx.len()];
+                let before = &mut scratch.dropped.get_mut(t)[..dx.len()];
                 ops.gemm(before, du, a, GemmLayout::Nn, dims, 1.0, Write::Replace);
                 ops.dropout(dx, before, self.row_keys, &mask, Write::Add);
             }

@@ -1,13 +1,11 @@
 //! The MLP half of a layer: `x_out = x_mid + Down(act(Gate(n)) * Up(n))` with `n = norm(x_mid)`.
+//! Options: one matrix for gate and up; a norm over the half's result before it is added.
 
-use forgelm_kernels_api::{Activation, Write};
+use forgelm_kernels_api::Write;
 
-use super::Step;
+use super::{Step, join_columns, split_columns};
 use crate::activations::{LayerBuffers, Workspace};
-use crate::names::Linear;
-
-/// The gate of every family that runs.
-const GATE: Activation = Activation::Silu;
+use crate::names::{Linear, Norm};
 
 impl Step<'_> {
     /// The whole half; without `out` the last product is left out, for a layer that runs forward
@@ -21,33 +19,52 @@ impl Step<'_> {
         ws: &mut Workspace,
         out: Option<&mut [f32]>,
     ) {
-        let (t, decoder, ops) = (self.t, self.decoder, &self.decoder.ops);
-        let weights = &decoder.weights.layers[layer];
+        let (t, ops, config) = (self.t, &self.decoder.ops, &self.decoder.config);
         let x_mid = buffers.x_mid.get(t);
         let xn = ws.xn.get_mut(t);
         let inv_rms = buffers.post_inv_rms.get_mut(t);
-        let eps = decoder.config.rms_norm_eps;
-        ops.rms_norm_forward(xn, inv_rms, x_mid, &weights.post_attention_norm, eps);
-        for (linear, y) in [(Linear::Gate, &mut buffers.gate), (Linear::Up, &mut buffers.up)] {
-            let y = y.get_mut(t);
-            ops.linear_forward(y, xn, weights.linear(linear), Write::Replace);
-            let u = &mut buffers.u[linear.index()];
-            self.lora_forward((layer, linear), y, xn, u, &mut ws.dropped);
+        self.norm_forward((layer, config.mlp_norm()), xn, inv_rms, x_mid);
+        if let Some(experts) = config.layer_experts(layer) {
+            return self.experts_forward((layer, experts), buffers, ws, out);
         }
-        let down_is_adapted = self.adapted(layer, Linear::Down).is_some();
-        if out.is_none() && !down_is_adapted {
+        let (gate, up) = (buffers.gate.get_mut(t), buffers.up.get_mut(t));
+        if config.mlp.is_fused {
+            let both = ws.gate_up.get_mut(t);
+            let u = &mut buffers.u[Linear::GateUp.index()];
+            let y = (&mut *both, Write::Replace);
+            self.linear_forward((layer, Linear::GateUp), y, xn, u, &mut ws.dropped);
+            split_columns([&mut *gate, &mut *up], both, t);
+        } else {
+            for (linear, y) in [(Linear::Gate, &mut *gate), (Linear::Up, &mut *up)] {
+                let y = (y, Write::Replace);
+                let u = &mut buffers.u[linear.index()];
+                self.linear_forward((layer, linear), y, xn, u, &mut ws.dropped);
+            }
+        }
+        let post_norm = config.norms.post_norms;
+        if out.is_none() && !post_norm && !self.is_trained((layer, Linear::Down)) {
             return;
         }
         let h = ws.h.get_mut(t);
-        ops.glu_forward(h, buffers.gate.get(t), buffers.up.get(t), GATE);
-        let u = &mut buffers.u[Linear::Down.index()];
+        ops.glu_forward(h, gate, up, config.mlp.act);
+        let (place, u) = ((layer, Linear::Down), &mut buffers.u[Linear::Down.index()]);
         match out {
-            Some(out) => {
+            Some(out) if !post_norm => {
                 out.copy_from_slice(x_mid);
-                ops.linear_forward(out, h, weights.linear(Linear::Down), Write::Add);
-                self.lora_forward((layer, Linear::Down), out, h, u, &mut ws.dropped);
+                self.linear_forward(place, (out, Write::Add), h, u, &mut ws.dropped);
             }
-            None => self.lora_products((layer, Linear::Down), h, u, &mut ws.dropped),
+            None if !post_norm => self.linear_kept(place, h, u, &mut ws.dropped),
+            out => {
+                let y = (buffers.mlp_out.get_mut(t), Write::Replace);
+                self.linear_forward(place, y, h, u, &mut ws.dropped);
+                let (y, inv_rms) = (ws.xn.get_mut(t), buffers.mlp_out_inv_rms.get_mut(t));
+                let norm = (layer, Norm::PostFeedforward);
+                self.norm_forward(norm, y, inv_rms, buffers.mlp_out.get(t));
+                if let Some(out) = out {
+                    out.copy_from_slice(x_mid);
+                    ops.add(out, y);
+                }
+            }
         }
     }
 
@@ -62,53 +79,66 @@ impl Step<'_> {
         ws: &mut Workspace,
         grads: &mut [f32],
     ) -> bool {
-        let (t, decoder, ops) = (self.t, self.decoder, &self.decoder.ops);
-        let weights = &decoder.weights.layers[layer];
+        let (t, ops, config) = (self.t, &self.decoder.ops, &self.decoder.config);
+        let act = config.mlp.act;
+        if let Some(experts) = config.layer_experts(layer) {
+            let (xn, inv_rms) = (ws.xn.get_mut(t), ws.inv_rms.get_mut(t));
+            self.norm_forward((layer, config.mlp_norm()), xn, inv_rms, buffers.x_mid.get(t));
+            self.experts_backward((layer, experts), buffers, ws, grads);
+            if lowest.is_some_and(Linear::is_mlp) {
+                return false;
+            }
+            let (dx, x) = ((ws.dx.get_mut(t), Write::Add), buffers.x_mid.get(t));
+            let given = (x, buffers.post_inv_rms.get(t));
+            self.norm_backward((layer, config.mlp_norm()), grads, dx, ws.experts.dxn.get(t), given);
+            return true;
+        }
+        if config.norms.post_norms {
+            let given = (buffers.mlp_out.get(t), buffers.mlp_out_inv_rms.get(t));
+            let dbranch = (ws.dbranch.get_mut(t), Write::Replace);
+            self.norm_backward((layer, Norm::PostFeedforward), grads, dbranch, ws.dx.get(t), given);
+        }
+        let dy = if config.norms.post_norms { ws.dbranch.get(t) } else { ws.dx.get(t) };
         let place = (layer, Linear::Down);
-        if self.adapted(layer, Linear::Down).is_some() {
-            ops.glu_forward(ws.h.get_mut(t), buffers.gate.get(t), buffers.up.get(t), GATE);
-            let given = (ws.dx.get(t), ws.h.get(t), &buffers.u[Linear::Down.index()]);
-            self.lora_weight_gradients(place, grads, &mut ws.du[0], given, &mut ws.dropped);
+        if self.is_trained(place) {
+            ops.glu_forward(ws.h.get_mut(t), buffers.gate.get(t), buffers.up.get(t), act);
+            let given = (dy, ws.h.get(t), &buffers.u[Linear::Down.index()]);
+            self.linear_weight_gradients(place, grads, &mut ws.du[0], given, &mut ws.dropped);
         }
         if lowest == Some(Linear::Down) {
             return false;
         }
         let dh = ws.h.get_mut(t);
-        ops.linear_backward(dh, ws.dx.get(t), weights.linear(Linear::Down), Write::Replace);
-        self.lora_input_gradient(place, dh, &ws.du[0], &mut ws.dropped);
-        ops.glu_backward(buffers.gate.get_mut(t), buffers.up.get_mut(t), dh, GATE);
+        let du = &ws.du[0];
+        self.linear_input_gradient(place, (&mut *dh, Write::Replace), dy, du, &mut ws.dropped);
+        ops.glu_backward(buffers.gate.get_mut(t), buffers.up.get_mut(t), dh, act);
+        if config.mlp.is_fused {
+            join_columns(ws.gate_up.get_mut(t), [buffers.gate.get(t), buffers.up.get(t)], t);
+        }
 
-        let parts = [(Linear::Gate, &buffers.gate), (Linear::Up, &buffers.up)];
-        if parts.iter().any(|(linear, _)| self.adapted(layer, *linear).is_some()) {
-            ops.rms_norm_forward(
-                ws.xn.get_mut(t),
-                ws.inv_rms.get_mut(t),
-                buffers.x_mid.get(t),
-                &weights.post_attention_norm,
-                decoder.config.rms_norm_eps,
-            );
+        let fused = [(Linear::GateUp, &ws.gate_up)];
+        let apart = [(Linear::Gate, &buffers.gate), (Linear::Up, &buffers.up)];
+        let parts = if config.mlp.is_fused { &fused[..] } else { &apart[..] };
+        if parts.iter().any(|(linear, _)| self.is_trained((layer, *linear))) {
+            let (xn, inv_rms) = (ws.xn.get_mut(t), ws.inv_rms.get_mut(t));
+            self.norm_forward((layer, config.mlp_norm()), xn, inv_rms, buffers.x_mid.get(t));
             for ((linear, dy), du) in parts.iter().zip(&mut ws.du) {
                 let given = (dy.get(t), ws.xn.get(t), &buffers.u[linear.index()]);
-                self.lora_weight_gradients((layer, *linear), grads, du, given, &mut ws.dropped);
+                self.linear_weight_gradients((layer, *linear), grads, du, given, &mut ws.dropped);
             }
         }
-        if lowest.is_some_and(|linear| linear >= Linear::Gate) {
+        if lowest.is_some_and(Linear::is_mlp) {
             return false;
         }
         let dxn = ws.xn.get_mut(t);
         for (i, ((linear, dy), du)) in parts.iter().zip(&ws.du).enumerate() {
             let write = if i == 0 { Write::Replace } else { Write::Add };
-            ops.linear_backward(dxn, dy.get(t), weights.linear(*linear), write);
-            self.lora_input_gradient((layer, *linear), dxn, du, &mut ws.dropped);
+            let place = (layer, *linear);
+            self.linear_input_gradient(place, (&mut *dxn, write), dy.get(t), du, &mut ws.dropped);
         }
-        ops.rms_norm_backward(
-            ws.dx.get_mut(t),
-            dxn,
-            buffers.x_mid.get(t),
-            buffers.post_inv_rms.get(t),
-            &weights.post_attention_norm,
-            Write::Add,
-        );
+        let (dx, x) = ((ws.dx.get_mut(t), Write::Add), buffers.x_mid.get(t));
+        let inv_rms = buffers.post_inv_rms.get(t);
+        self.norm_backward((layer, config.mlp_norm()), grads, dx, dxn, (x, inv_rms));
         true
     }
 }

@@ -91,6 +91,10 @@ impl Ops for Counting {
         self.timed("embedding_forward", || self.inner.embedding_forward(y, tokens, table))
     }
 
+    fn embedding_backward(&self, dtable: &mut [f32], dy: &[f32], tokens: &[u32]) {
+        self.timed("embedding_backward", || self.inner.embedding_backward(dtable, dy, tokens))
+    }
+
     fn rms_norm_forward(
         &self,
         y: &mut [f32],
@@ -114,6 +118,34 @@ impl Ops for Counting {
         self.timed("rms_norm_backward", || {
             self.inner.rms_norm_backward(dx, dy, x, inv_rms, weight, write)
         })
+    }
+
+    fn rms_norm_weight_backward(
+        &self,
+        dweight: &mut [f32],
+        dy: &[f32],
+        x: &[f32],
+        inv_rms: &[f32],
+    ) {
+        self.timed("rms_norm_weight_backward", || {
+            self.inner.rms_norm_weight_backward(dweight, dy, x, inv_rms)
+        })
+    }
+
+    fn add_bias(&self, y: &mut [f32], bias: &[f32]) {
+        self.timed("add_bias", || self.inner.add_bias(y, bias))
+    }
+
+    fn column_sums(&self, sums: &mut [f32], x: &[f32]) {
+        self.timed("column_sums", || self.inner.column_sums(sums, x))
+    }
+
+    fn scale_columns(&self, y: &mut [f32], x: &[f32], factors: &[f32], write: Write) {
+        self.timed("scale_columns", || self.inner.scale_columns(y, x, factors, write))
+    }
+
+    fn column_dots(&self, sums: &mut [f32], a: &[f32], b: &[f32]) {
+        self.timed("column_dots", || self.inner.column_dots(sums, a, b))
     }
 
     fn rope(
@@ -207,6 +239,21 @@ impl Ops for Counting {
     ) {
         self.timed("token_logprobs_backward", || {
             self.inner.token_logprobs_backward(dx, dlogp, lse, x, head, labels, soft_cap)
+        })
+    }
+
+    fn token_logprobs_head_backward(
+        &self,
+        dhead: &mut [f32],
+        dlogp: &[f32],
+        lse: &[f32],
+        x: &[f32],
+        head: &dyn FrozenMatrix,
+        labels: &[u32],
+        soft_cap: Option<f32>,
+    ) {
+        self.timed("token_logprobs_head_backward", || {
+            self.inner.token_logprobs_head_backward(dhead, dlogp, lse, x, head, labels, soft_cap)
         })
     }
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use forgelm_kernels_api::{Compute, Ops, Segment};
 use forgelm_model::{
-    Decoder, Linear, MemoryStore, ModelConfig, PackedInput, Role, Rope, RopeScaling,
+    AttentionOptions, Decoder, Linear, MemoryStore, MlpOptions, ModelConfig, ModuleNames,
+    NormOptions, PackedInput, Role, Rope, RopeScaling,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 
@@ -26,6 +27,12 @@ pub fn tiny_config() -> ModelConfig {
         rms_norm_eps: 1e-5,
         rope: Rope { theta: 10_000.0, scaling: RopeScaling::Default },
         sliding_window: None,
+        attention: AttentionOptions { windowed_layers: vec![false; 3], ..Default::default() },
+        norms: NormOptions::default(),
+        mlp: MlpOptions::default(),
+        experts: None,
+        embedding_scale: None,
+        final_soft_cap: None,
         tie_word_embeddings: false,
         max_position_embeddings: 64,
         bos_token_id: Some(0),
@@ -41,10 +48,10 @@ pub fn noise(seed: u64, n: usize, size: f32) -> Vec<f32> {
 
 /// Random weights of the size that keeps activations near 1.
 pub fn tiny_store(config: &ModelConfig) -> MemoryStore {
-    let mut store = MemoryStore::default();
+    let mut store = MemoryStore::named(config.module_names());
     let dims = config.dims();
     let head = (!config.tie_word_embeddings).then_some(Role::Head);
-    for (i, role) in Role::always(dims.l).chain(head).enumerate() {
+    for (i, role) in Role::always(config).into_iter().chain(head).enumerate() {
         let shape = role.shape(&dims);
         let n: usize = shape.iter().product();
         let values = match shape.as_slice() {
@@ -52,7 +59,7 @@ pub fn tiny_store(config: &ModelConfig) -> MemoryStore {
             [.., k] => noise(i as u64, n, (3.0 / *k as f32).sqrt()),
             [] => unreachable!("every role has an axis"),
         };
-        store.insert(&role.hf_name(), &shape, &values);
+        store.insert(&role.hf_name(config.module_names()), &shape, &values);
     }
     store
 }
@@ -109,6 +116,7 @@ impl Batch {
 }
 
 /// Every linear layer's last name.
-pub fn short_name(linear: Linear) -> &'static str {
-    linear.module().rsplit('.').next().expect("a name has a last part")
+pub fn short_name(linear: Linear) -> String {
+    let module = linear.module(ModuleNames::Qwen);
+    module.rsplit('.').next().expect("a name has a last part").to_owned()
 }

@@ -1,11 +1,10 @@
-//! What comes after the last step: the best weights, a sample, the model's folder.
+//! What comes after the last step: the best weights, a sample.
 
 use super::job::Job;
 use crate::error::RunError;
 use crate::event::{Event, When};
 use crate::sample::Voice;
-use forgelm_artifact::write::StagedDir;
-use forgelm_model::Adapter;
+use forgelm_model::Trainable;
 use forgelm_train::checkpoint;
 use forgelm_train::session::Session;
 
@@ -17,15 +16,18 @@ impl Job<'_> {
             return Ok(());
         };
         let path = checkpoint::path(self.plan.output.root(), best);
-        let loaded =
-            checkpoint::load(&path, session.adapter().config(), self.loaded.decoder.config())?;
+        let loaded = checkpoint::load(&path, session.adapter())?;
         let text = format!("step {best} had the lowest validation loss; its weights are kept");
         self.observer.observe(&Event::Notice(text));
-        session.adapter_mut().params_mut().copy_from_slice(loaded.adapter.params());
+        session.replace_params(loaded.adapter.params());
         Ok(())
     }
 
-    pub(super) fn sample(&mut self, when: When, adapter: Option<&Adapter>) -> Result<(), RunError> {
+    pub(super) fn sample(
+        &mut self,
+        when: When,
+        adapter: Option<&Trainable>,
+    ) -> Result<(), RunError> {
         let (Some(question), Some(template)) = (&self.data.question, &self.found.template) else {
             return Ok(());
         };
@@ -47,18 +49,6 @@ impl Job<'_> {
                 return Err(RunError::Changed { path: file.path.clone() });
             }
         }
-        Ok(())
-    }
-
-    pub(super) fn save_final_model(&self, session: &Session<'_>) -> Result<(), RunError> {
-        let mut dir = StagedDir::new(self.plan.output.final_model())?;
-        for (name, bytes) in session.adapter().to_files(&self.peft) {
-            dir.write(name, &bytes)?;
-        }
-        for (name, text) in self.found.tokenizer.files()? {
-            dir.write(&name, text.as_bytes())?;
-        }
-        dir.commit_replacing()?;
         Ok(())
     }
 }

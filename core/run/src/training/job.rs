@@ -19,7 +19,7 @@ use forgelm_data::Dataset;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::keys::lookup::FoundKey;
-use forgelm_model::{Adapter, PeftInfo};
+use forgelm_model::{PeftInfo, Trainable};
 use forgelm_sdk::trainer::Trainer;
 use forgelm_train::checkpoint;
 use forgelm_train::optimizer::Moments;
@@ -85,7 +85,7 @@ impl Job<'_> {
 
     pub(super) fn run(
         &mut self,
-        fresh: Adapter,
+        fresh: Trainable,
         identity: Identity,
         from: Option<resume::From>,
         force_resume: bool,
@@ -133,7 +133,7 @@ impl Job<'_> {
         }
         audit.append(&AuditEvent::TrainingStarted)?;
         if n_steps_done == 0 {
-            self.sample(When::Before, None)?;
+            self.sample(When::Before, Some(session.adapter()))?;
             self.evaluate(&mut session, &mut metrics)?;
         }
         let train_start = (self.env.clock.monotonic(), (self.env.cpu_time)());
@@ -150,7 +150,7 @@ impl Job<'_> {
         self.restore_best(&mut session)?;
         self.sample(When::After, Some(session.adapter()))?;
         self.check_unchanged()?;
-        self.save_final_model(&session)?;
+        let merge_metrics = self.save_final_model(&session)?;
         let dossier = Dossier {
             plan: self.plan,
             env: self.env,
@@ -163,27 +163,28 @@ impl Job<'_> {
             started_at: self.started_at,
             usage,
             rung: self.rung,
+            merge_metrics: &merge_metrics,
             template_now: self.template_now,
         };
         let completed = dossier.write(key.as_ref(), audit)?;
         Ok(Outcome::Completed(completed))
     }
 
-    /// Adapter, moments and state out of a checkpoint, once it is sure that they belong to this
+    /// Trainable, moments and state out of a checkpoint, once it is sure that they belong to this
     /// run.
     fn continued(
         &mut self,
         from: &resume::From,
-        fresh: &Adapter,
+        fresh: &Trainable,
         identity: Identity,
         force_resume: bool,
         audit: &mut AuditLog,
-    ) -> Result<(Adapter, Moments, State), RunError> {
+    ) -> Result<(Trainable, Moments, State), RunError> {
         let differences = from.state.identity.differences(&identity);
         if !differences.is_empty() && !force_resume {
             return Err(RunError::OtherRun { checkpoint: from.path.clone(), differences });
         }
-        let loaded = checkpoint::load(&from.path, fresh.config(), self.loaded.decoder.config())?;
+        let loaded = checkpoint::load(&from.path, fresh)?;
         let previous = loaded.state.identity.run_id.clone();
         audit.append(&AuditEvent::TrainingResumed {
             from_checkpoint: from.path.display().to_string(),

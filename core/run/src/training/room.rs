@@ -9,7 +9,7 @@ use crate::plan::Plan;
 use crate::recovery::{Ladder, Rung};
 use forgelm_artifact::write;
 use forgelm_kernels_api::Compute;
-use forgelm_model::{Adapter, MemoryPlan, StepSize};
+use forgelm_model::{MemoryPlan, StepSize, Trainable};
 use forgelm_train::session::{self, Cut};
 
 /// What the memory of a run follows from.
@@ -18,7 +18,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) data: &'a TokenizedData,
     pub(crate) found: &'a FoundModel,
-    pub(crate) adapter: &'a Adapter,
+    pub(crate) adapter: &'a Trainable,
     pub(crate) compute: Compute,
     pub(crate) n_threads: usize,
     /// What the process holds before weights and buffers.
@@ -41,11 +41,16 @@ pub(super) struct Fit {
     pub(super) tried: Vec<Try>,
 }
 
+/// The cut that the config of this data asks for.
+pub(crate) fn configured_cut(data: &TokenizedData) -> Cut {
+    let (batch_size, accumulation) = data.plan.cut();
+    Cut { batch_size, accumulation }
+}
+
 impl Inputs<'_> {
     /// The cut that the config asks for.
     pub(crate) fn configured(&self) -> Cut {
-        let (batch_size, accumulation) = self.data.plan.cut();
-        Cut { batch_size, accumulation }
+        configured_cut(self.data)
     }
 
     /// The largest micro-batch with this cut.
@@ -103,8 +108,7 @@ impl Inputs<'_> {
             .iter()
             .map(|buffer| format!("{} ({} bytes)", buffer.name, buffer.bytes))
             .collect::<Vec<_>>();
-        let fits =
-            |rung: &Rung| footprint::still_needed(&self.memory(*rung), self.held) <= room.bytes;
+        let fits = |rung: &Rung| self.needed(&self.memory(*rung), *rung) <= room.bytes;
         let any = Ladder { gradient_checkpointing: None, is_recovering: true, min_batch_size: 1 };
         let hint = match any.rungs(self.configured()).find(fits) {
             Some(rung) => change(self.configured(), rung),

@@ -1,7 +1,7 @@
 //! What is said about a step that gave no finite number: which tensor, of which layer, and from
 //! which rows. Costs at most one more pass over the step, and only then.
 
-use super::{Session, packed};
+use super::{Session, packed, step_totals};
 use forgelm_data::PackedBatch;
 
 /// Why a step did not happen. The adapter and the optimizer are as before it.
@@ -68,13 +68,14 @@ impl Session<'_> {
         let (what, layer, value) =
             self.first_bad_slice().unwrap_or(("the norm of the gradient".to_owned(), None, norm));
         let micro_batches = self.plan.step(step);
+        let totals = step_totals(self.train, &micro_batches);
         let of = |session: &Self, micro_batch: &[usize]| {
             micro_batch.iter().map(|&i| session.train[i].record).collect::<Vec<_>>()
         };
         for micro_batch in &micro_batches {
             let batch = packed(self.train, micro_batch);
             self.grad.fill(0.0);
-            self.forward(&batch, Some(step));
+            self.forward(&batch, &totals, Some(step));
             self.backward(&batch, step);
             if let Some((what, layer, value)) = self.first_bad_slice() {
                 let records = of(self, micro_batch);

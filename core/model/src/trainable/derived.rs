@@ -1,0 +1,196 @@
+//! What the kernels read of trained numbers in another form, and the start at values of the base.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use forgelm_kernels_api::{FrozenMatrix, GemmDims, GemmLayout, Ops, RowSource, Write};
+
+use super::{AdaptedModule, BaseTensor, Trainable};
+use crate::adapter::LoraInit;
+use crate::decoder::Decoder;
+use crate::names::Role;
+use crate::store::TensorStore;
+use crate::weights::{WeightsError, read_values};
+
+/// Elements of a weight that are looked at together.
+const BLOCK: usize = 1 << 18;
+
+/// State of the derived forms, and the factors of DoRA.
+#[derive(Clone, Debug)]
+pub(super) struct Derived {
+    /// Whether there are any.
+    exist: bool,
+    is_current: bool,
+    /// By module: see [`DoraFactors`]; empty where magnitudes do not train.
+    dora: Vec<DoraFactors>,
+}
+
+/// What DoRA multiplies outputs with, and what its gradient needs.
+///
+/// Paper: Liu et al. 2024, arXiv:2402.09353, eq. 5; norms constant in backward: eq. 11.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DoraFactors {
+    /// Magnitude over norm, for each output [n_out].
+    pub(crate) factors: Vec<f32>,
+    /// `factors - 1`, formed in f64 [n_out].
+    pub(crate) factors_less_one: Vec<f32>,
+    /// -1 for each output [n_out]: a difference is formed by the op that scales columns.
+    pub(crate) minus_ones: Vec<f32>,
+    /// One over the norm of each row of `W + s B A` [n_out].
+    pub(crate) inv_norms: Vec<f32>,
+}
+
+impl Derived {
+    pub(super) fn new(modules: &[AdaptedModule], base: &BTreeMap<Role, BaseTensor>) -> Self {
+        let has_dora = modules.iter().any(|m| m.magnitude.is_some());
+        let has_matrices = base.values().any(|tensor| tensor.shape.len() > 1);
+        Self { exist: has_dora || has_matrices, is_current: false, dora: Vec::new() }
+    }
+
+    pub(super) fn outdate(&mut self) {
+        self.is_current = false;
+    }
+}
+
+/// Rows in memory.
+pub(super) struct Dense<'a> {
+    pub(super) n_cols: usize,
+    pub(super) values: &'a [f32],
+}
+
+impl RowSource for Dense<'_> {
+    fn n_rows(&self) -> usize {
+        self.values.len() / self.n_cols
+    }
+
+    fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    fn read_rows(&self, first_row: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.values[first_row * self.n_cols..][..out.len()]);
+    }
+}
+
+impl Trainable {
+    /// Whether the derived forms are those of the numbers.
+    pub(crate) fn is_current(&self) -> bool {
+        self.derived.is_current || !self.derived.exist
+    }
+
+    /// The factors of a module whose magnitudes train.
+    pub(crate) fn dora(&self, module: &AdaptedModule) -> Option<&DoraFactors> {
+        module.magnitude.as_ref()?;
+        let index = self.places[module.layer][module.linear.index()]?;
+        self.derived.dora.get(index)
+    }
+}
+
+impl Decoder {
+    /// Starts `trainable` at the values of the base: weights, biases, magnitudes, and principal
+    /// components, which the base lacks from then on.
+    ///
+    /// `store` is what the decoder was loaded from: weights come from it in full precision, not as
+    /// rounded for products.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read.
+    pub fn begin(
+        &mut self,
+        trainable: &mut Trainable,
+        store: &dyn TensorStore,
+    ) -> Result<(), WeightsError> {
+        if trainable.lora().is_some_and(|c| c.init == LoraInit::PrincipalComponents) {
+            self.take_principal_components(trainable, store)?;
+        }
+        for (role, tensor) in &trainable.base {
+            let values = read_values(store, self.config(), *role)?;
+            trainable.params[tensor.range.clone()].copy_from_slice(&values);
+        }
+        for module in trainable.modules.clone() {
+            let Some(range) = module.magnitude.clone() else { continue };
+            let norms = self.row_norms(trainable, &module);
+            for (m, norm) in trainable.params[range].iter_mut().zip(norms) {
+                *m = norm as f32;
+            }
+        }
+        trainable.derived.outdate();
+        self.refresh(trainable);
+        Ok(())
+    }
+
+    /// Forms again what is derived from the trained numbers: packed weights and the factors of
+    /// DoRA. To be called after every change of [`Trainable::params_mut`]; does nothing when
+    /// nothing is derived or nothing changed.
+    pub fn refresh(&self, trainable: &mut Trainable) {
+        if trainable.is_current() {
+            return;
+        }
+        for tensor in trainable.base.values_mut() {
+            if let [_, n_cols] = *tensor.shape {
+                // The old one first: two packed copies of a weight need not fit.
+                tensor.packed = None;
+                let values = &trainable.params[tensor.range.clone()];
+                let packed = self.ops().freeze(&Dense { n_cols, values }, self.compute());
+                tensor.packed = Some(Arc::from(packed));
+            }
+        }
+        if trainable.modules.iter().any(|m| m.magnitude.is_some()) {
+            let factors = trainable.modules.iter().map(|m| self.dora_factors(trainable, m));
+            trainable.derived.dora = factors.collect();
+        }
+        trainable.derived.is_current = true;
+    }
+
+    fn dora_factors(&self, trainable: &Trainable, module: &AdaptedModule) -> DoraFactors {
+        let Some(range) = module.magnitude.clone() else { return DoraFactors::default() };
+        let norms = self.row_norms(trainable, module);
+        let magnitudes = &trainable.params[range];
+        let ratio = || magnitudes.iter().zip(&norms).map(|(&m, norm)| f64::from(m) / norm);
+        DoraFactors {
+            factors: ratio().map(|f| f as f32).collect(),
+            factors_less_one: ratio().map(|f| (f - 1.0) as f32).collect(),
+            minus_ones: vec![-1.0; module.n_out],
+            inv_norms: norms.iter().map(|norm| (1.0 / norm) as f32).collect(),
+        }
+    }
+
+    /// Norm of each row of `W + s B A`, with W as the kernels read it. Rows are formed in f32, a
+    /// block at a time, and their squares added in f64: nothing cancels, as it would in the sum
+    /// over the squares of the parts.
+    ///
+    /// Shapes: result [n_out].
+    fn row_norms(&self, trainable: &Trainable, module: &AdaptedModule) -> Vec<f64> {
+        let weight = self.linear(module.layer, module.linear);
+        let rows_max = (BLOCK / module.n_in).clamp(1, module.n_out);
+        let mut block = vec![0.0; rows_max * module.n_in];
+        let mut norms = Vec::with_capacity(module.n_out);
+        for first in (0..module.n_out).step_by(rows_max) {
+            let n = rows_max.min(module.n_out - first);
+            let rows = &mut block[..n * module.n_in];
+            self.adapted_rows(trainable, module, weight, (first, rows));
+            norms.extend(
+                rows.chunks_exact(module.n_in).map(|row| {
+                    row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt()
+                }),
+            );
+        }
+        norms
+    }
+
+    /// Rows `first..` of `W + s B A`. Shapes: `rows` [n, n_in] written.
+    fn adapted_rows(
+        &self,
+        trainable: &Trainable,
+        module: &AdaptedModule,
+        weight: &dyn FrozenMatrix,
+        (first, rows): (usize, &mut [f32]),
+    ) {
+        weight.read_rows(first, rows);
+        let n = rows.len() / module.n_in;
+        let b = &trainable.b(module)[first * module.r..(first + n) * module.r];
+        let dims = GemmDims { m: n, n: module.n_in, k: module.r };
+        let (ops, a): (&dyn Ops, _) = (self.ops().as_ref(), trainable.a(module));
+        ops.gemm(rows, b, a, GemmLayout::Nn, dims, module.scale, Write::Add);
+    }
+}

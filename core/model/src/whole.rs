@@ -1,0 +1,162 @@
+//! A whole model as a folder: the base with what was trained in it.
+//!
+//! Tensors keep the number format that the base stores them in; those of block formats (GGUF)
+//! become bfloat16. An adapter is folded in with sums in f64 and rounded once.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use forgelm_artifact::safetensors::PlannedTensor;
+use forgelm_artifact::sharded::{SHARD_BYTES_MAX, write_model};
+use forgelm_artifact::write::{StagedDir, WriteError};
+use forgelm_kernels_api::RowSource;
+use forgelm_tensor::{Dtype, quantize};
+use thiserror::Error;
+
+use crate::adapter::{AdaptedModule, AdapterError};
+use crate::config::ConfigError;
+use crate::names::Role;
+use crate::open::OpenModel;
+use crate::store::StoredRows;
+use crate::trainable::Trainable;
+use crate::weights::{WeightsError, stored_rows};
+
+/// Elements that are changed together.
+const BLOCK: usize = 1 << 20;
+
+/// Why a whole model could not be written.
+#[derive(Debug, Error)]
+pub enum WholeModelError {
+    /// A tensor of the base.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The description of the model.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The files.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// A tensor on its way to the folder.
+struct Part<'a> {
+    role: Role,
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    rows: StoredRows<'a>,
+    change: Change<'a>,
+    /// Added to trained values, which are what a norm multiplies by.
+    offset: f32,
+}
+
+/// What training did to a tensor.
+enum Change<'a> {
+    Nothing,
+    Adapter(&'a AdaptedModule),
+    Trained(&'a [f32]),
+}
+
+impl OpenModel {
+    /// Writes the weights of this model with `trainable` in them and its description to `dir`:
+    /// `config.json`, `generation_config.json` where there is one, and safetensors, in shards when
+    /// they are large.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read, the model cannot be described, or the system refuses.
+    pub fn write_whole(
+        &self,
+        trainable: &Trainable,
+        dir: &mut StagedDir,
+    ) -> Result<(), WholeModelError> {
+        for (name, text) in self.description()? {
+            dir.write(name, text.as_bytes())?;
+        }
+        let trainable = trainable.on_original_weights(self.config())?;
+        let parts = self.parts(&trainable)?;
+        let planned: Vec<PlannedTensor<'_>> = parts
+            .iter()
+            .map(|part| PlannedTensor { name: &part.name, dtype: part.dtype, shape: &part.shape })
+            .collect();
+        let mut fill = |i: usize, w: &mut dyn Write| parts[i].write(&trainable, w);
+        write_model(dir, &planned, SHARD_BYTES_MAX, &mut fill)?;
+        for part in &parts {
+            crate::weights::check_finite(self.store(), self.config(), part.role, &part.rows)?;
+        }
+        Ok(())
+    }
+
+    fn parts<'a>(&'a self, trainable: &'a Trainable) -> Result<Vec<Part<'a>>, WeightsError> {
+        let config = self.config();
+        let head = (!config.tie_word_embeddings).then_some(Role::Head);
+        let dims = config.dims();
+        let part = |role: Role| {
+            let (stored, rows) = stored_rows(self.store(), config, role)?;
+            let adapted = match role {
+                Role::Linear(layer, linear) => trainable.module(layer, linear),
+                _ => None,
+            };
+            let change = match (trainable.vector(role), adapted) {
+                (Some(values), _) => Change::Trained(values),
+                (None, Some(module)) => Change::Adapter(module),
+                (None, None) => Change::Nothing,
+            };
+            let dtype = match stored {
+                Dtype::F32 | Dtype::F16 | Dtype::Bf16 => stored,
+                _ => Dtype::Bf16,
+            };
+            let (name, shape) = (role.hf_name(config.module_names()), role.shape(&dims));
+            let offset = if config.is_norm_offset(role) { -1.0 } else { 0.0 };
+            Ok(Part { role, name, dtype, shape, rows, change, offset })
+        };
+        Role::always(config).into_iter().chain(head).map(part).collect()
+    }
+}
+
+impl Part<'_> {
+    fn write(&self, trainable: &Trainable, w: &mut dyn Write) -> io::Result<()> {
+        let n_cols = self.rows.n_cols();
+        let rows_max = (BLOCK / n_cols).max(1);
+        let mut block = Vec::new();
+        for first in (0..self.rows.n_rows()).step_by(rows_max) {
+            let n = rows_max.min(self.rows.n_rows() - first);
+            block.resize(n * n_cols, 0.0);
+            match self.change {
+                Change::Trained(values) => {
+                    block.copy_from_slice(&values[first * n_cols..][..n * n_cols]);
+                    if self.offset != 0.0 {
+                        block.iter_mut().for_each(|v| *v += self.offset);
+                    }
+                }
+                Change::Nothing => self.rows.read_rows(first, &mut block),
+                Change::Adapter(module) => {
+                    self.rows.read_rows(first, &mut block);
+                    trainable.merge_rows(module, first, &mut block);
+                }
+            }
+            let bytes = quantize(self.dtype, &block).map_err(io::Error::other)?;
+            w.write_all(&bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// The files of a Hugging Face folder that describe a model, as they are.
+pub(crate) fn description_of(folder: &Path) -> Result<Vec<(&'static str, String)>, ConfigError> {
+    let mut files = Vec::new();
+    for name in ["config.json", "generation_config.json"] {
+        let path = folder.join(name);
+        if name != "config.json" && !path.is_file() {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).map_err(|e| ConfigError::Unreadable {
+            place: path.display().to_string(),
+            cause: e.to_string(),
+        })?;
+        files.push((name, text));
+    }
+    Ok(files)
+}
