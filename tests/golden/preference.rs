@@ -7,7 +7,6 @@
     reason = "a test"
 )]
 
-#[expect(dead_code, reason = "shared with the tests of the model, which read more kinds")]
 #[path = "model/batch.rs"]
 mod batch;
 
@@ -185,7 +184,7 @@ fn measure(
     let (mut logp, mut dlogp) = (vec![0.0; n], vec![0.0; n]);
     let pass = Pass { adapter: Some(&adapter), batch: answers.batch.input(), dropout: None };
     decoder.forward(&pass, &mut acts);
-    decoder.logprobs(&mut acts, answers.batch.scored(), &mut logp);
+    decoder.logprobs(&pass, &mut acts, answers.batch.scored(), &mut logp);
     let scored = trainer::Scored {
         sequences: &answers.sequences,
         labels: &answers.batch.labels,
@@ -213,8 +212,9 @@ fn activations(decoder: &Decoder, adapter: Option<&Adapter>) -> Activations {
 fn log_probabilities(decoder: &Decoder, adapter: Option<&Adapter>, batch: &Batch) -> Vec<f32> {
     let mut acts = activations(decoder, adapter);
     let mut logp = vec![0.0; batch.labels.len()];
-    decoder.forward(&Pass { adapter, batch: batch.input(), dropout: None }, &mut acts);
-    decoder.logprobs(&mut acts, batch.scored(), &mut logp);
+    let pass = Pass { adapter, batch: batch.input(), dropout: None };
+    decoder.forward(&pass, &mut acts);
+    decoder.logprobs(&pass, &mut acts, batch.scored(), &mut logp);
     logp
 }
 

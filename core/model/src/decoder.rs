@@ -16,6 +16,7 @@ mod noise;
 mod norm;
 pub(crate) mod routing;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, RowSource, Segment};
@@ -24,6 +25,7 @@ use forgelm_tensor::random::Stream;
 use crate::config::{Dims, ModelConfig};
 use crate::names::Linear;
 use crate::rope::{Rope, Rotary};
+use crate::storage::LoadOptions;
 use crate::store::TensorStore;
 use crate::trainable::Trainable;
 use crate::weights::{Weights, WeightsError};
@@ -108,7 +110,20 @@ impl Decoder {
         ops: Arc<dyn Ops>,
         compute: Compute,
     ) -> Result<Self, WeightsError> {
-        let weights = Weights::load(store, &config, ops.as_ref(), compute)?;
+        Self::from_store_as(config, store, ops, LoadOptions::dense(compute))
+    }
+
+    /// As [`Decoder::from_store`], with the linear layers kept as the options say.
+    ///
+    /// # Errors
+    /// As [`Decoder::from_store`].
+    pub fn from_store_as(
+        config: ModelConfig,
+        store: &dyn TensorStore,
+        ops: Arc<dyn Ops>,
+        options: LoadOptions,
+    ) -> Result<Self, WeightsError> {
+        let weights = Weights::load(store, &config, ops.as_ref(), options)?;
         let rotary = |rope: &Rope| Rotary::new(rope.clone(), config.rotary_dim());
         Ok(Self {
             dims: config.dims(),
@@ -116,7 +131,7 @@ impl Decoder {
             local_rotary: config.attention.local_rope.as_ref().map(rotary),
             config,
             ops,
-            compute,
+            compute: options.compute,
             weights,
         })
     }
@@ -149,6 +164,13 @@ impl Decoder {
     #[must_use]
     pub fn weights_bytes(&self) -> usize {
         self.weights.n_bytes()
+    }
+
+    /// How the linear layers are kept in memory, and how many of them: `dense`, the name of the
+    /// file's block format (`Q4_1`), `nf4, double quantized` and the like. For evidence.
+    #[must_use]
+    pub fn linear_formats(&self) -> &BTreeMap<String, usize> {
+        &self.weights.formats
     }
 
     /// The packed weight of a linear layer, as the kernels see it.

@@ -1,14 +1,16 @@
 //! From stored tensors to packed weights, strictly: every tensor has a role and every role a
 //! tensor, shapes agree with the configuration, and every value is a number.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
-use forgelm_kernels_api::{Compute, FrozenMatrix, Ops, RowSource};
-use forgelm_tensor::Dtype;
+use forgelm_kernels_api::{FrozenMatrix, Ops, RowSource};
+use forgelm_tensor::{Dtype, Int8Matrix};
 use thiserror::Error;
 
 use crate::config::{Dims, ModelConfig};
 use crate::names::{Linear, Norm, Role, gguf};
+use crate::storage::{LinearStorage, LoadOptions};
 use crate::store::{Located, NotFinite, RotaryOrder, StoredRows, StoredTensor, TensorStore};
 
 /// Why weights cannot be used.
@@ -130,6 +132,8 @@ pub(crate) struct Weights {
     head: Option<Box<dyn FrozenMatrix>>,
     pub(crate) final_norm: Vec<f32>,
     pub(crate) layers: Vec<LayerWeights>,
+    /// How the linear layers are kept, and how many of them.
+    pub(crate) formats: BTreeMap<String, usize>,
 }
 
 impl Weights {
@@ -150,9 +154,10 @@ impl Weights {
         store: &dyn TensorStore,
         config: &ModelConfig,
         ops: &dyn Ops,
-        compute: Compute,
+        options: LoadOptions,
     ) -> Result<Self, WeightsError> {
-        let reader = Reader { store, config, dims: config.dims(), ops, compute };
+        let dims = config.dims();
+        let reader = Reader { store, config, dims, ops, options, formats: RefCell::default() };
         let has_head = reader.check_names()?;
         let layers =
             (0..config.num_hidden_layers).map(|n| reader.layer(n)).collect::<Result<_, _>>()?;
@@ -169,6 +174,7 @@ impl Weights {
             head,
             final_norm: reader.vector(Role::FinalNorm)?,
             layers,
+            formats: reader.formats.into_inner(),
         })
     }
 }
@@ -308,7 +314,8 @@ struct Reader<'a> {
     config: &'a ModelConfig,
     dims: Dims,
     ops: &'a dyn Ops,
-    compute: Compute,
+    options: LoadOptions,
+    formats: RefCell<BTreeMap<String, usize>>,
 }
 
 impl<'a> Reader<'a> {
@@ -356,13 +363,48 @@ impl<'a> Reader<'a> {
 
     fn matrix(&self, role: Role) -> Result<Box<dyn FrozenMatrix>, WeightsError> {
         let rows = self.rows(role)?;
-        let packed = self.ops.freeze(&rows, self.compute);
+        let (rows, packed) = match role {
+            // A router decides by small differences, and is small.
+            Role::Linear(_, linear) if !linear.is_router() => {
+                let rows = rows.with_blocks();
+                let packed = self.linear(&rows);
+                (rows, packed)
+            }
+            _ => {
+                let packed = self.ops.freeze(&rows, self.options.compute);
+                (rows, packed)
+            }
+        };
         check_finite(self.store, self.config, role, &rows)?;
         // Packed once, the file's own bytes are not needed in memory any more.
         if let Some(tensor) = self.store.tensor(&self.store.locate(role, &self.dims).name) {
             self.store.release(&tensor);
         }
         Ok(packed)
+    }
+
+    /// A linear layer, kept as the options say.
+    fn linear(&self, rows: &StoredRows<'_>) -> Box<dyn FrozenMatrix> {
+        let dense = || self.ops.freeze(rows, self.options.compute);
+        let (packed, format) = match self.options.linear {
+            LinearStorage::Dense => (dense(), "dense".to_owned()),
+            _ if rows.blocks().is_some() => self.keep(rows, rows.dtype().name().to_owned()),
+            LinearStorage::Blocks => (dense(), "dense".to_owned()),
+            LinearStorage::FourBit(storage) => self.keep(&storage.quantize(rows), storage.label()),
+            LinearStorage::Int8Rows => {
+                self.keep(&Int8Matrix::quantize(rows), "int8 rows".to_owned())
+            }
+        };
+        *self.formats.borrow_mut().entry(format).or_default() += 1;
+        packed
+    }
+
+    /// In blocks, if the kernel library can keep them.
+    fn keep(&self, rows: &dyn RowSource, format: String) -> (Box<dyn FrozenMatrix>, String) {
+        match self.ops.freeze_packed(rows, self.options.compute) {
+            Some(packed) => (packed, format),
+            None => (self.ops.freeze(rows, self.options.compute), format + ", unpacked"),
+        }
     }
 
     fn vector(&self, role: Role) -> Result<Vec<f32>, WeightsError> {

@@ -134,6 +134,22 @@ pub trait Ops: Send + Sync {
     /// Packs a weight once, for many products.
     fn freeze(&self, source: &dyn RowSource, compute: Compute) -> Box<dyn FrozenMatrix>;
 
+    /// As [`Ops::freeze`], but keeps the blocks of a quantized weight
+    /// ([`RowSource::blocks`]): products unpack a few rows at a time. `None` if the source has no
+    /// blocks or this library cannot keep them; then freeze it densely.
+    ///
+    /// Results of products are equal to those with the same weight frozen densely, to the last bit.
+    /// As the head of [`Ops::token_logprobs_forward`] such a weight is unpacked whole for the time
+    /// of the call.
+    fn freeze_packed(
+        &self,
+        source: &dyn RowSource,
+        compute: Compute,
+    ) -> Option<Box<dyn FrozenMatrix>> {
+        let _ = (source, compute);
+        None
+    }
+
     /// `y = x w^T`.
     ///
     /// Shapes: `y` [T, N] written or added to, `x` [T, K] read, `w` [N, K] read.
