@@ -4,6 +4,8 @@
 //! The sum is the one that the run itself is held to ([`crate::footprint`]). When the model is not
 //! on this machine, its sizes are guessed from its name by the published rule of thumb.
 
+#![expect(clippy::cast_precision_loss, reason = "sizes are shown, and compared with shares")]
+
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};

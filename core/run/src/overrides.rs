@@ -7,7 +7,7 @@
 use crate::error::RunError;
 use forgelm_config::Run;
 use forgelm_model::ModelConfig;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -15,14 +15,14 @@ use std::path::Path;
 pub const FILE: &str = "forgelm_model_overrides.json";
 
 /// The changes. The default changes nothing.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Overrides {
     /// `training.rope_scaling`, as it was written.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub rope_scaling: Option<Map<String, Value>>,
     /// `training.sliding_window_attention`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub sliding_window: Option<usize>,
 }
 
@@ -71,8 +71,12 @@ impl Overrides {
     /// The file's content.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let value = serde_json::to_value(self).expect("plain data is serializable");
-        forgelm_artifact::json::pretty(&value)
+        let mut object = Map::new();
+        if let Some(scaling) = &self.rope_scaling {
+            object.insert("rope_scaling".to_owned(), Value::Object(scaling.clone()));
+        }
+        object.extend(self.sliding_window.map(|n| ("sliding_window".to_owned(), Value::from(n))));
+        forgelm_artifact::json::pretty(&Value::Object(object))
     }
 
     /// Applies them.
@@ -83,10 +87,10 @@ impl Overrides {
         if let Some(scaling) = &self.rope_scaling {
             config.override_rope_scaling(scaling)?;
         }
-        if let Some(window) = self.sliding_window {
-            if !config.override_sliding_window(window) {
-                return Err(RunError::NoWindow { model_type: config.model_type.clone() });
-            }
+        if let Some(window) = self.sliding_window
+            && !config.override_sliding_window(window)
+        {
+            return Err(RunError::NoWindow { model_type: config.model_type.clone() });
         }
         config.validate()?;
         Ok(())

@@ -217,11 +217,12 @@ impl<'a> Session<'a> {
     /// If there is no memory for the gradient.
     pub fn without_buffers(parts: Parts<'a>) -> Result<Self, OutOfMemory> {
         let n_params = parts.adapter.params().len();
+        let n_bytes = size_of_val(parts.adapter.params());
         let mut grad = Vec::new();
         grad.try_reserve_exact(n_params).map_err(|_| OutOfMemory {
             buffer: "gradient of the adapter".to_owned(),
-            bytes: n_params * size_of::<f32>(),
-            total: n_params * size_of::<f32>(),
+            bytes: n_bytes,
+            total: n_bytes,
         })?;
         grad.resize(n_params, 0.0);
         let mut adapter = parts.adapter;
