@@ -10,6 +10,7 @@ mod chat;
 mod config;
 mod data;
 mod faults;
+mod memory;
 mod resume;
 mod run;
 mod score;

@@ -3,7 +3,7 @@
 use forgelm_data::{Plan, PlanSettings, Sequence, Sequences};
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_cpu::Cpu;
-use forgelm_model::{Adapter, Decoder, LoraConfig, ModelFiles, OpenModel};
+use forgelm_model::{Adapter, Decoder, Keep, LoraConfig, ModelFiles, OpenModel};
 use forgelm_plugin_trainer::sft::SFT;
 use forgelm_sdk::trainer::{Role, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
@@ -89,7 +89,17 @@ impl<'a> Run<'a> {
         decoder: &'a Decoder,
         settings: PlanSettings,
         trainer: &'a dyn Trainer,
+        parts: (Adapter, Moments, State),
+    ) -> Self {
+        Self::with_noise(decoder, settings, trainer, parts, (None, Keep::Everything))
+    }
+
+    pub fn with_noise(
+        decoder: &'a Decoder,
+        settings: PlanSettings,
+        trainer: &'a dyn Trainer,
         (adapter, moments, state): (Adapter, Moments, State),
+        (noise_alpha, keep): (Option<f64>, Keep),
     ) -> Self {
         let train = leaked(Sequences::from(sequences()));
         let validation = leaked(Sequences::from(sequences()[..4].to_vec()));
@@ -100,10 +110,12 @@ impl<'a> Run<'a> {
             train,
             validation,
             plan,
+            keep,
             settings: Settings {
                 schedule: Schedule::new(Decay::Linear, LEARNING_RATE, 0.1, plan.n_steps()),
                 adamw: AdamWSettings::with_weight_decay(0.01),
                 max_grad_norm: 1.0,
+                noise_alpha,
                 seed: SEED,
             },
             adapter,

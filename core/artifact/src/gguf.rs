@@ -65,6 +65,11 @@ impl GgufFile {
         self.map.path()
     }
 
+    /// Lets go of the memory of `bytes`, if they are of this file; they can be read again.
+    pub fn release(&self, bytes: &[u8]) {
+        self.map.release(bytes);
+    }
+
     /// The tensor of this name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {

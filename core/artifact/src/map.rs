@@ -78,6 +78,25 @@ impl MappedFile {
         }
     }
 
+    /// Lets go of the pages of `bytes`, a part of this file, which was read and will hardly be read
+    /// again; reading it again reads the file again.
+    ///
+    /// Does nothing for bytes that are not of this file, and where the system does not know how.
+    pub fn release(&self, bytes: &[u8]) {
+        let Some(map) = &self.map else { return };
+        let start = (bytes.as_ptr() as usize).wrapping_sub(map.as_ptr() as usize);
+        if start.checked_add(bytes.len()).is_none_or(|end| end > map.len()) {
+            return;
+        }
+        // SAFETY: the mapping is read-only and of a file, so that no page was written: each comes
+        // back from the file with the same bytes when it is read again.
+        let released = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, bytes.len())
+        };
+        // Pages that stay are a loss of memory and nothing else.
+        drop(released);
+    }
+
     /// Whether the path still leads to the same file, with the length and change time it had.
     #[must_use]
     pub fn unchanged(&self) -> bool {
@@ -90,5 +109,26 @@ impl Deref for MappedFile {
 
     fn deref(&self) -> &[u8] {
         self.map.as_deref().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test makes files")]
+mod tests {
+    use super::MappedFile;
+
+    #[test]
+    fn released_bytes_are_read_again_from_the_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("weights");
+        let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).expect("written");
+        let map = MappedFile::open(&path).expect("opens");
+        for range in [0..bytes.len(), 5000..70_001, 99_999..100_000, 7..7] {
+            map.release(&map[range.clone()]);
+            assert!(*map == bytes[..], "{range:?}");
+        }
+        map.release(&bytes); // of no file: nothing happens
+        assert!(*map == bytes[..] && bytes[99_999] == (99_999 % 251) as u8);
     }
 }

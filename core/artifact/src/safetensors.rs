@@ -64,6 +64,11 @@ impl SafetensorsFile {
         &self.header.metadata
     }
 
+    /// Lets go of the memory of `bytes`, if they are of this file; they can be read again.
+    pub fn release(&self, bytes: &[u8]) {
+        self.map.release(bytes);
+    }
+
     /// Whether the file is still the one that was opened.
     #[must_use]
     pub fn unchanged(&self) -> bool {

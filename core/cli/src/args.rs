@@ -78,7 +78,8 @@ pub struct RunFlags {
     /// Print the plan; read nothing but the config, write nothing.
     #[arg(long, group = "mode")]
     pub dry_run: bool,
-    /// Estimate the memory of the run (not available yet).
+    /// Say whether the run fits into memory, its largest parts, and the cheapest change that fits;
+    /// nothing is fetched or written.
     #[arg(long, group = "mode")]
     pub fit_check: bool,
     /// Benchmark an existing model (not available yet).
@@ -129,7 +130,6 @@ impl RunFlags {
     #[must_use]
     pub fn not_available(&self) -> Option<&'static str> {
         let given = [
-            (self.fit_check, "--fit-check"),
             (self.benchmark_only.is_some(), "--benchmark-only"),
             (self.merge, "--merge"),
             (self.generate_data, "--generate-data"),

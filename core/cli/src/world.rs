@@ -61,6 +61,7 @@ pub fn environment(clock: Arc<dyn Clock>) -> Environment {
     let hub_home = under_home("HF_HOME", ".cache/huggingface").unwrap_or_else(fallback);
     Environment {
         clock,
+        cpu_time,
         user: user(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         operator: variable("FORGELM_OPERATOR"),
@@ -82,6 +83,13 @@ pub fn environment(clock: Arc<dyn Clock>) -> Environment {
         random_bits: random_bits(),
         stop: Arc::new(AtomicBool::new(false)),
     }
+}
+
+/// Processor time of this process, over all threads.
+fn cpu_time() -> Option<Duration> {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(time.tv_sec).ok()?;
+    Some(Duration::new(seconds, u32::try_from(time.tv_nsec).ok()?))
 }
 
 /// Turns the first SIGINT, SIGTERM or SIGHUP into a request to stop after the step; the second

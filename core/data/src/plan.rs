@@ -98,6 +98,32 @@ impl Plan {
         Plan { settings, units, steps_per_epoch, n_steps, last_order: Arc::default() }
     }
 
+    /// The same steps in micro-batches of `b` units, `a` to a step.
+    ///
+    /// # Panics
+    /// If `b * a` is not the product that the plan has: the steps would be others.
+    #[must_use]
+    pub fn recut(&self, b: usize, a: usize) -> Plan {
+        let settings = &self.settings;
+        assert_eq!(
+            b * a,
+            settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
+            "another effective batch"
+        );
+        let settings = PlanSettings {
+            per_device_train_batch_size: b,
+            gradient_accumulation_steps: a,
+            ..settings.clone()
+        };
+        Plan { settings, ..self.clone() }
+    }
+
+    /// Units in a micro-batch and micro-batches in a step.
+    #[must_use]
+    pub fn cut(&self) -> (usize, usize) {
+        (self.settings.per_device_train_batch_size, self.settings.gradient_accumulation_steps)
+    }
+
     /// Optimizer steps in the run.
     #[must_use]
     pub fn n_steps(&self) -> u64 {
@@ -182,7 +208,8 @@ impl Plan {
     }
 }
 
-/// The batches of a validation pass, in order: `batch_size` sequences each, or bins when packed.
+/// The batches of a validation pass, in order: at most `batch_size` sequences each and, but for a
+/// sequence that is longer by itself, at most `tokens_max` tokens.
 ///
 /// # Panics
 /// If `batch_size` is 0.
@@ -190,12 +217,24 @@ impl Plan {
 pub fn evaluation_batches(
     lengths: &[usize],
     batch_size: usize,
-    packed_to: Option<usize>,
+    tokens_max: usize,
 ) -> Vec<Vec<usize>> {
     assert!(batch_size > 0, "a batch of no sequences");
-    let units = Units::new(lengths, packed_to);
-    let n = units.len();
-    (0..n).step_by(batch_size).map(|at| units.sequences(at..(at + batch_size).min(n))).collect()
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut n_tokens = 0;
+    for (i, &len) in lengths.iter().enumerate() {
+        match batches.last_mut() {
+            Some(batch) if batch.len() < batch_size && n_tokens + len <= tokens_max => {
+                batch.push(i);
+                n_tokens += len;
+            }
+            _ => {
+                batches.push(vec![i]);
+                n_tokens = len;
+            }
+        }
+    }
+    batches
 }
 
 #[cfg(test)]
@@ -226,6 +265,22 @@ mod tests {
         }
         let limited = Plan::new(PlanSettings { max_steps: Some(5), ..settings(4, 2) }, &[10; 100]);
         assert_eq!(limited.n_steps(), 5);
+    }
+
+    #[test]
+    fn a_plan_cut_again_has_the_same_steps() {
+        for n in [1, 7, 9, 40] {
+            let plan = Plan::new(settings(6, 2), &vec![10; n]);
+            for (b, a) in [(6, 2), (4, 3), (3, 4), (1, 12)] {
+                let recut = plan.recut(b, a);
+                let fresh = Plan::new(settings(b, a), &vec![10; n]);
+                assert_eq!((recut.cut(), recut.n_steps()), ((b, a), plan.n_steps()));
+                for step in 0..plan.n_steps() {
+                    assert_eq!(recut.step(step), fresh.step(step), "{n} rows, {b} x {a}");
+                    assert_eq!(recut.step(step).concat(), plan.step(step).concat());
+                }
+            }
+        }
     }
 
     #[test]
@@ -298,7 +353,15 @@ mod tests {
         let mut seen: Vec<usize> = (0..4).flat_map(|s| plan.step(s).concat()).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..13).collect::<Vec<_>>());
-        assert_eq!(evaluation_batches(&lengths, 8, Some(8)).len(), 1);
-        assert_eq!(evaluation_batches(&[3, 3, 3], 2, None), vec![vec![0, 1], vec![2]]);
+    }
+
+    #[test]
+    fn evaluation_batches_are_bounded_in_sequences_and_tokens() {
+        assert_eq!(evaluation_batches(&[3, 3, 3], 2, 100), vec![vec![0, 1], vec![2]]);
+        assert_eq!(
+            evaluation_batches(&[3, 3, 9, 1, 2], 8, 6),
+            vec![vec![0, 1], vec![2], vec![3, 4]],
+            "a sequence that is longer by itself stands alone"
+        );
     }
 }

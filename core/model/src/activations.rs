@@ -8,6 +8,8 @@
 //!
 //! **Invariant:** the plan and the allocation are the same list ([`Activations::memory_plan`]).
 
+mod not_finite;
+
 use thiserror::Error;
 
 use crate::adapter::AdaptedModule;
@@ -15,6 +17,7 @@ use crate::config::{Dims, ModelConfig};
 use crate::decoder::routing::{Balance, Routing};
 use crate::names::{ExpertPart, Linear};
 use crate::trainable::Adapter;
+pub use not_finite::NotFiniteAt;
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

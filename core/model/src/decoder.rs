@@ -12,6 +12,7 @@ mod forward;
 mod linear;
 mod lora;
 mod mlp;
+mod noise;
 mod norm;
 pub(crate) mod routing;
 
@@ -29,6 +30,7 @@ use crate::store::TensorStore;
 use crate::trainable::Trainable;
 use crate::weights::{Weights, WeightsError};
 pub use cached::{CachedSequence, KvCache};
+pub use noise::EmbeddingNoise;
 
 /// A model ready to run. Its weights never change.
 pub struct Decoder {

@@ -226,6 +226,15 @@ impl TensorStore for FileStore {
         Some(StoredTensor { dtype: view.dtype, shape: view.shape.to_vec(), bytes: view.bytes })
     }
 
+    fn release(&self, tensor: &StoredTensor<'_>) {
+        match &self.files {
+            Files::Folder(_, model) => {
+                model.files().iter().for_each(|file| file.release(tensor.bytes));
+            }
+            Files::Gguf(file) => file.release(tensor.bytes),
+        }
+    }
+
     fn name_of(&self, role: Role) -> String {
         match &self.files {
             Files::Folder(..) => role.hf_name(self.names),

@@ -386,6 +386,10 @@ impl<'a> Reader<'a> {
             }
         };
         check_finite(self.store, self.config, role, &rows)?;
+        // Packed once, the file's own bytes are not needed in memory any more.
+        if let Some(tensor) = self.store.tensor(&self.store.locate(role, &self.dims).name) {
+            self.store.release(&tensor);
+        }
         Ok(packed)
     }
 

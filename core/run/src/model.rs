@@ -3,6 +3,7 @@
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
+use crate::overrides::Overrides;
 use crate::plan::Plan;
 use forgelm_artifact::gguf::GgufFile;
 use forgelm_artifact::hash::{Hasher, sha256_file};
@@ -37,6 +38,8 @@ pub struct ModelRequest {
     pub threads: Option<usize>,
     /// Name, path or text of the chat template; the model's own when `None`.
     pub chat_template: Option<String>,
+    /// What a run changes of the model's own description; what stands beside the model is added.
+    pub overrides: Overrides,
 }
 
 impl ModelRequest {
@@ -53,6 +56,7 @@ impl ModelRequest {
             compute: ComputeDtype::Auto,
             threads: None,
             chat_template: None,
+            overrides: Overrides::default(),
         }
     }
 }
@@ -70,6 +74,7 @@ pub fn request_of(plan: &Plan, offline: bool) -> ModelRequest {
         compute: run.training.compute_dtype,
         threads: run.training.threads,
         chat_template: run.model.chat_template.clone(),
+        overrides: Overrides::of(run),
     }
 }
 
@@ -77,8 +82,10 @@ pub fn request_of(plan: &Plan, offline: bool) -> ModelRequest {
 pub struct FoundModel {
     /// What was asked for and found.
     pub resolved: ResolvedModel,
-    /// Its files.
+    /// Its files; the description is as the overrides have it.
     pub open: OpenModel,
+    /// What is changed of the model's own description.
+    pub overrides: Overrides,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Its chat template, when it has one.
@@ -113,7 +120,16 @@ pub fn find(
     options.token = request.token.clone().or_else(|| env.hub_token.clone());
     let source = Source::parse(&base.name)?;
     let resolved = resolve(&source, &options, &mut |event| report(event, observer))?;
-    let open = OpenModel::open(&model_files(&resolved.files))?;
+    let mut open = OpenModel::open(&model_files(&resolved.files))?;
+    let mut overrides = request.overrides.clone();
+    let base_dir = match &resolved.files {
+        ModelFiles::Folder(dir) => Some(dir.as_path()),
+        ModelFiles::Gguf(_) => None,
+    };
+    for dir in [adapter_dir.as_deref(), base_dir].into_iter().flatten() {
+        overrides = overrides.or(Overrides::read(dir)?);
+    }
+    overrides.apply(open.config_mut())?;
     let tokenizer = tokenizer(&resolved.files, adapter_dir.as_deref())?;
     open.config().check_tokenizer_size(tokenizer.vocab_size())?;
     for note in tokenizer.notes() {
@@ -130,7 +146,16 @@ pub fn find(
         observer.observe(&Event::Warning(text));
     }
     let adapter = adapter_dir.map(|dir| Adapter::load(&dir, open.config())).transpose()?;
-    Ok(FoundModel { resolved, open, tokenizer, template, adapter })
+    Ok(FoundModel { resolved, open, overrides, tokenizer, template, adapter })
+}
+
+/// The kernel library that a request asks for, and the format of products with frozen weights.
+#[must_use]
+pub fn kernels(request: &ModelRequest) -> (Arc<dyn Ops>, Compute) {
+    let n_threads = request.threads.unwrap_or_else(all_cores);
+    let ops: Arc<dyn Ops> = Arc::new(Cpu::new(n_threads));
+    let compute = compute(request.compute, ops.as_ref());
+    (ops, compute)
 }
 
 /// Reads and packs the weights of a model that was found.
@@ -138,9 +163,19 @@ pub fn find(
 /// # Errors
 /// If they are not what the model's description says.
 pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, RunError> {
-    let n_threads = request.threads.unwrap_or_else(all_cores);
-    let ops: Arc<dyn Ops> = Arc::new(Cpu::new(n_threads));
-    let compute = compute(request.compute, ops.as_ref());
+    let (ops, compute) = kernels(request);
+    load_with(found, ops, compute)
+}
+
+/// [`load`] for kernels that are there.
+///
+/// # Errors
+/// If they are not what the model's description says.
+pub fn load_with(
+    found: &FoundModel,
+    ops: Arc<dyn Ops>,
+    compute: Compute,
+) -> Result<LoadedModel, RunError> {
     let sha256 = || match &found.resolved.sha256 {
         Some(sha256) => Ok(sha256.clone()),
         None => weights_sha256(&found.resolved.files),

@@ -29,9 +29,10 @@ pub struct Plan {
 
 /// Keys that may differ between a checkpoint and the run that continues it: they decide no bit of
 /// the weights.
-const NOT_OF_THE_WEIGHTS: [&str; 10] = [
+const NOT_OF_THE_WEIGHTS: [&str; 11] = [
     "final_model_dir",
     "gpu_cost_per_hour",
+    "gradient_checkpointing",
     "logging_steps",
     "oom_recovery",
     "oom_recovery_min_batch_size",

@@ -6,15 +6,19 @@
 mod final_model;
 mod finish;
 mod job;
-mod room;
+pub(crate) mod room;
+mod squeeze;
 mod steps;
-mod tokenized;
+pub(crate) mod tokenized;
+mod watch;
 
+use crate::cost::EnergyMeter;
 use crate::data;
 use crate::dossier;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, ModelLoaded, Observer};
+use crate::footprint;
 use crate::model::{self, FoundModel, LoadedModel};
 use crate::output::Start;
 use crate::plan::Plan;
@@ -29,13 +33,15 @@ use forgelm_hub::Source;
 use forgelm_model::{LoadError, PeftInfo, Trainable};
 use forgelm_plugin::Registry;
 use forgelm_tensor::random::{Purpose, Stream};
+use forgelm_train::session::Cut;
 use forgelm_train::state::Identity;
 use job::Job;
-use room::check_room;
+use room::{Inputs, check_room, configured_cut};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenized::TokenizedData;
+use watch::Watch;
 
 /// How a run ended that did not fail.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,6 +114,9 @@ pub fn train(
     if let Some(outcome) = already_complete(plan, from.as_ref()) {
         return Ok(outcome);
     }
+    if let Some(previous) = from.as_ref().and_then(|_| resume::ended_silently(&plan.output)) {
+        observer.observe(&Event::Warning(previous));
+    }
     let template_now = match &from {
         Some(from) => from.state.identity.template_now,
         None => template_now(plan, started_at),
@@ -118,8 +127,23 @@ pub fn train(
     let load_start = env.clock.monotonic();
     let found = model::find(&model_request, env, observer)?;
     let data = TokenizedData::new(plan, &sources, &found, template_now, env, observer)?;
-    let mut loaded = model::load(&found, &model_request)?;
-    let adapter = new_trainable(plan, &found, &mut loaded)?;
+    let mut adapter = new_trainable(plan, &found)?;
+    let (ops, compute) = model::kernels(&model_request);
+    let configured = configured_cut(&data);
+    let fit = {
+        let inputs = Inputs {
+            plan,
+            data: &data,
+            found: &found,
+            adapter: &adapter,
+            compute,
+            n_threads: ops.n_threads(),
+            held: footprint::held_now(),
+        };
+        check_room(&inputs, cut_of(from.as_ref(), configured))?
+    };
+    let mut loaded = model::load_with(&found, ops, compute)?;
+    loaded.decoder.begin(&mut adapter, found.open.store()).map_err(LoadError::from)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: plan.run.model.name_or_path.clone(),
         n_params: loaded.decoder.config().n_parameters() as u64,
@@ -130,7 +154,6 @@ pub fn train(
         seconds: (env.clock.monotonic() - load_start).as_secs_f64(),
     }));
     let identity = identity(plan, env, &data, &loaded, template_now);
-    let memory_planned = check_room(plan, &data, &loaded, &adapter)?;
 
     plan.output.create()?;
     let lock = RunLock::acquire(plan.output.root(), &identity.run_id, started_at)?;
@@ -154,7 +177,13 @@ pub fn train(
         stop_ids: model::stop_ids(&found.tokenizer, found.template.as_ref()),
         template_now,
         started_at,
-        memory_planned,
+        memory_planned: fit.bytes_planned,
+        configured,
+        rung: fit.rung,
+        tried: fit.tried,
+        kept: 0,
+        energy: EnergyMeter::default(),
+        watch: Watch::default(),
     };
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
     let result = job.run(adapter, identity, from, request.force_resume, &key, &mut audit);
@@ -183,17 +212,12 @@ fn local_inputs(plan: &Plan) -> Vec<&Path> {
     }
 }
 
-/// What trains, as it stands before step 1.
-fn new_trainable(
-    plan: &Plan,
-    found: &FoundModel,
-    loaded: &mut LoadedModel,
-) -> Result<Trainable, RunError> {
+/// What trains, as it stands before the weights are there: with PiSSA, `Decoder::begin` puts its
+/// numbers in.
+pub(crate) fn new_trainable(plan: &Plan, found: &FoundModel) -> Result<Trainable, RunError> {
     let stream = Stream::new(plan.run.training.seed, Purpose::LoraInit);
     let selection = settings::selection(&plan.run);
-    let mut trainable = Trainable::new(selection, found.open.config(), &stream)?;
-    loaded.decoder.begin(&mut trainable, found.open.store()).map_err(LoadError::from)?;
-    Ok(trainable)
+    Ok(Trainable::new(selection, found.open.config(), &stream)?)
 }
 
 /// The base as the adapter's config file names it; for a wheel the revision is its SHA-256.
@@ -231,6 +255,13 @@ pub fn template_now(plan: &Plan, started_at: UtcTime) -> i64 {
     let date = configured.and_then(|date| format!("{date}T00:00:00Z").parse::<UtcTime>().ok());
     let seconds = date.unwrap_or(started_at).0.div_euclid(1_000_000);
     seconds.div_euclid(SECONDS_PER_DAY) * SECONDS_PER_DAY
+}
+
+/// How steps are cut: as the checkpoint's run did in the end, else as configured.
+fn cut_of(from: Option<&resume::From>, configured: Cut) -> Cut {
+    let effective = |cut: &Cut| cut.batch_size * cut.accumulation;
+    let kept = from.and_then(|from| from.state.cut);
+    kept.filter(|cut| effective(cut) == effective(&configured)).unwrap_or(configured)
 }
 
 /// A run whose last step, model and attestation are there.

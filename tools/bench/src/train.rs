@@ -9,7 +9,7 @@ use crate::peak::peak;
 use forgelm_data::{Plan, PlanSettings, Role, Sequence, Sequences};
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
-use forgelm_model::{ALL_LINEAR, Adapter, Decoder, LoraConfig, ModelFiles, OpenModel};
+use forgelm_model::{ALL_LINEAR, Adapter, Decoder, Keep, LoraConfig, ModelFiles, OpenModel};
 use forgelm_plugin_trainer::sft::SFT;
 use forgelm_run::memory::MemoryUse;
 use forgelm_run::model::compute_name;
@@ -120,8 +120,9 @@ pub(crate) fn steps(
     let plan = Plan::new(plan_settings(n_sequences, n_steps), &train.lengths());
     let adapter = Adapter::new(config, decoder.config(), &Stream::new(0, Purpose::LoraInit))
         .map_err(|error| error.to_string())?;
-    let planned =
-        memory_plan(decoder, &adapter, largest_step(&train, &validation, &plan)).total_bytes();
+    let size = largest_step(&train, &validation, &plan);
+    let planned = memory_plan(decoder.config(), &adapter, size, Keep::Everything).total_bytes()
+        + decoder.weights_bytes();
     let trainer = (SFT.build)(&[]).map_err(|error| error.to_string())?;
     let moments = Moments::zero(adapter.params().len());
     let mut session = Session::new(Parts {
@@ -130,10 +131,12 @@ pub(crate) fn steps(
         train: &train,
         validation: &validation,
         plan: &plan,
+        keep: Keep::Everything,
         settings: Settings {
             schedule: Schedule::new(Decay::Constant, 1e-4, 0.0, n_steps),
             adamw: AdamWSettings::with_weight_decay(0.01),
             max_grad_norm: 1.0,
+            noise_alpha: None,
             seed: 0,
         },
         adapter,

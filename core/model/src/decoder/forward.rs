@@ -3,7 +3,7 @@
 
 use forgelm_kernels_api::{FrozenMatrix, Write};
 
-use super::{Decoder, PackedInput, Pass, Scored, Step, gather_rows};
+use super::{Decoder, EmbeddingNoise, PackedInput, Pass, Scored, Step, gather_rows};
 use crate::activations::{Activations, Stage};
 use crate::names::Role;
 use crate::trainable::Trainable;
@@ -15,9 +15,25 @@ impl Decoder {
     /// If the batch is not consistent, has a token outside the vocabulary, or is larger than
     /// `acts`: bugs of the caller.
     pub fn forward(&self, pass: &Pass<'_>, acts: &mut Activations) {
+        self.forward_with(pass, None, acts);
+    }
+
+    /// [`Decoder::forward`], with noise on the token vectors where there is some.
+    ///
+    /// # Panics
+    /// As [`Decoder::forward`]; and if there is noise but no row key for each row.
+    pub fn forward_with(
+        &self,
+        pass: &Pass<'_>,
+        noise: Option<EmbeddingNoise<'_>>,
+        acts: &mut Activations,
+    ) {
         let step = self.step(pass);
         check_batch(&pass.batch, self.dims.v, step.dropout.is_some());
         step.begin(&pass.batch, acts);
+        if let Some(noise) = noise {
+            noise.add(acts.inputs[0].get_mut(step.t), &pass.batch, self.dims.c);
+        }
         for layer in 0..self.dims.l {
             let (input, slot) = (acts.input(layer), acts.slot(layer));
             let buffers = &mut acts.layers[slot];

@@ -4,6 +4,7 @@
 use super::job::Job;
 use crate::error::RunError;
 use crate::event::Event;
+use crate::overrides;
 use forgelm_artifact::write::StagedDir;
 use forgelm_data::{Sequence, pack};
 use forgelm_model::{
@@ -67,6 +68,10 @@ impl Job<'_> {
         for (name, text) in self.found.tokenizer.files()? {
             dir.write(&name, text.as_bytes())?;
         }
+        let overrides = &self.found.overrides;
+        if !overrides.is_empty() {
+            dir.write(overrides::FILE, overrides.to_json().as_bytes())?;
+        }
         dir.commit_replacing()?;
         Ok(())
     }
@@ -75,7 +80,8 @@ impl Job<'_> {
     /// validation rows, or the first of the training rows when there are none.
     fn compare_saved(&mut self, trained: &Trainable) -> Result<BTreeMap<String, f64>, RunError> {
         let files = ModelFiles::Folder(self.plan.output.final_model().to_owned());
-        let open = OpenModel::open(&files)?;
+        let mut open = OpenModel::open(&files)?;
+        self.found.overrides.apply(open.config_mut())?;
         let decoder = &self.loaded.decoder;
         let saved = open.load(decoder.ops().clone(), decoder.compute())?;
         let validation = &self.data.prepared.validation;

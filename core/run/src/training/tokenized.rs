@@ -11,14 +11,14 @@ use crate::settings;
 use forgelm_data::Prepared;
 
 /// The training and validation sequences of a run and the order in which they come.
-pub(super) struct TokenizedData {
-    pub(super) prepared: Prepared,
-    pub(super) plan: forgelm_data::Plan,
-    pub(super) question: Option<Question>,
+pub(crate) struct TokenizedData {
+    pub(crate) prepared: Prepared,
+    pub(crate) plan: forgelm_data::Plan,
+    pub(crate) question: Option<Question>,
 }
 
 impl TokenizedData {
-    pub(super) fn new(
+    pub(crate) fn new(
         plan: &Plan,
         sources: &Sources,
         found: &FoundModel,
