@@ -9,6 +9,7 @@
 mod chat;
 mod config;
 mod faults;
+mod methods;
 mod resume;
 mod run;
 mod score;

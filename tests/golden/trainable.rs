@@ -16,12 +16,12 @@ use std::sync::Arc;
 use batch::Batch;
 use forgelm_artifact::safetensors::SafetensorsFile;
 use forgelm_artifact::write::StagedDir;
-use forgelm_kernels_api::{AdamW, Compute, Ops};
+use forgelm_kernels_api::{AdamW, Compute, Ops, Segment};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Decoder, Keep, LoraConfig, LoraInit, ModelFiles, OpenModel, Pass, PeftInfo,
-    Selection, StepSize, Trainable,
+    Activations, Decoder, Keep, LoraConfig, LoraInit, ModelFiles, OpenModel, PackedInput, Pass,
+    PeftInfo, Selection, StepSize, Trainable,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 use serde_json::Value;
@@ -186,9 +186,11 @@ fn trajectory(model: &str, ops: Arc<dyn Ops>) {
 }
 
 #[test]
-fn ten_steps_over_every_parameter_of_llama() {
-    for ops in libraries() {
-        trajectory("tiny-llama", ops);
+fn ten_steps_over_every_parameter() {
+    for model in ["tiny-llama", "tiny-qwen3", "tiny-gemma2"] {
+        for ops in libraries() {
+            trajectory(model, ops);
+        }
     }
 }
 
@@ -299,4 +301,103 @@ fn trained_numbers_come_back_from_their_files() {
             assert!(fresh(other).restore(folder.path()).is_err(), "{other:?} from {selection:?}");
         }
     }
+}
+
+/// Logits of the tokens of a golden case, and those that PEFT computed.
+fn peft_logits(folder: &str, model: &str, adapter: Option<Trainable>) -> (Vec<f32>, Vec<f32>) {
+    let about = json(&format!("peft/{folder}/golden.json"));
+    let tokens: Vec<u32> = numbers(&about["tokens"]).iter().map(|&id| id as u32).collect();
+    let positions: Vec<u32> = (0..tokens.len() as u32).collect();
+    let files = ModelFiles::Folder(golden(model));
+    let open = OpenModel::open(&files).expect("the folder is good");
+    let decoder = open.load(Arc::new(Reference), Compute::F32).expect("the weights are good");
+    let loaded = || {
+        let folder = golden(&format!("peft/{folder}"));
+        Trainable::load(&folder, decoder.config()).expect("the adapter is good").adapter
+    };
+    let mut adapter = adapter.unwrap_or_else(loaded);
+    decoder.refresh(&mut adapter);
+    let size = StepSize { tokens_max: tokens.len(), scored_rows_max: tokens.len() };
+    let mut acts = Activations::new(decoder.config(), Some(&adapter), size, Keep::Nothing)
+        .expect("there is memory");
+    let batch = PackedInput {
+        tokens: &tokens,
+        positions: &positions,
+        segments: &[Segment { start: 0, len: tokens.len() }],
+        row_keys: &[],
+    };
+    decoder.forward(&Pass { adapter: Some(&adapter), batch, dropout: None }, &mut acts);
+    let mut found = vec![0.0; tokens.len() * decoder.dims().v];
+    decoder.logits(Some(&adapter), &mut acts, &positions, &mut found);
+    let expected = tensors(&format!("peft/{folder}/logits.safetensors"));
+    (found, expected.tensor("logits").expect("there").to_f32().expect("floats"))
+}
+
+#[track_caller]
+fn assert_logits(what: &str, (found, expected): (Vec<f32>, Vec<f32>)) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
+        let tolerance = 1e-4 + 1e-4 * f64::from(expected.abs());
+        assert_close(
+            &format!("{what}: logit {i}"),
+            f64::from(found),
+            f64::from(expected),
+            tolerance,
+        );
+    }
+}
+
+/// Adapters with trained biases as PEFT saves them: its logits, and the same files when we save.
+#[test]
+fn adapters_with_trained_biases_are_those_of_peft() {
+    for bias in ["all", "lora_only"] {
+        let folder = format!("bias/{bias}");
+        assert_logits(bias, peft_logits(&folder, "families/qwen2", None));
+        let files = ModelFiles::Folder(golden("families/qwen2"));
+        let open = OpenModel::open(&files).expect("the folder is good");
+        let path = golden(&format!("peft/{folder}"));
+        let loaded = Trainable::load(&path, open.config()).expect("the adapter is good");
+        let trained = &json(&format!("peft/{folder}/golden.json"))["trained"];
+        let slices = loaded.adapter.slices();
+        assert_eq!(trained.as_array().map(Vec::len), Some(slices.len()), "{bias}");
+        let saved = tempfile::tempdir().expect("a temporary folder");
+        loaded.adapter.save(saved.path(), &loaded.info).expect("it can be written");
+        let again = Trainable::load(saved.path(), open.config()).expect("our own folder");
+        assert_eq!(again.adapter, loaded.adapter);
+    }
+}
+
+/// Adapters that we trained and saved, and the logits that PEFT computes with them
+/// (`tools/golden/peft_reads_ours.py`).
+#[test]
+fn peft_computes_our_logits_with_our_adapters() {
+    for (case, n_tensors) in [("dora", 12), ("pissa", 8)] {
+        let folder = format!("ours/{case}");
+        assert_logits(case, peft_logits(&folder, "models/tiny-llama", None));
+        let ours = our_adapter(case);
+        assert_eq!(ours.slices().len(), n_tensors, "{case}");
+        assert_logits(case, peft_logits(&folder, "models/tiny-llama", Some(ours)));
+    }
+}
+
+/// One step of plain descent from the start, as it is saved for others.
+fn our_adapter(case: &str) -> Trainable {
+    let mut lora = LoraConfig::new(4, 8.0, &["q_proj", "down_proj"]);
+    match case {
+        "dora" => lora.dora = true,
+        _ => lora.init = LoraInit::PrincipalComponents,
+    }
+    let ops: Arc<dyn Ops> = Arc::new(Reference);
+    let mut training = Training::new("tiny-llama", Selection::Adapter(lora), ops, Keep::Everything);
+    let batch = Batch::read(&tensors("lora/inputs/train_batches.safetensors"), "step0.");
+    for _ in 0..2 {
+        let _ = training.loss_and_gradient(&batch);
+        let grads = training.grads.clone();
+        for (param, grad) in training.trainable.params_mut().iter_mut().zip(&grads) {
+            *param -= 2e-3 * grad;
+        }
+        training.decoder.refresh(&mut training.trainable);
+    }
+    let converted = training.trainable.on_original_weights(training.decoder.config());
+    converted.expect("twice the rank is 8")
 }

@@ -63,6 +63,8 @@ pub(crate) struct BaseTensor {
     pub(crate) range: Range<usize>,
     /// A matrix as the kernels read it; derived.
     packed: Option<Arc<dyn FrozenMatrix>>,
+    /// `1 + w` of a norm whose weight is stored as w; derived. What trains (and decays) is w.
+    whole: Option<Vec<f32>>,
 }
 
 impl std::fmt::Debug for BaseTensor {
@@ -307,8 +309,14 @@ impl Trainable {
         self.base_tensor(role)?.packed.as_deref()
     }
 
-    /// A trained vector.
+    /// A trained vector as the kernels read it.
     pub(crate) fn vector(&self, role: Role) -> Option<&[f32]> {
+        let tensor = self.base_tensor(role)?;
+        Some(tensor.whole.as_deref().unwrap_or(&self.params[tensor.range.clone()]))
+    }
+
+    /// A trained weight as a Hugging Face folder stores it.
+    pub(crate) fn stored(&self, role: Role) -> Option<&[f32]> {
         self.base_tensor(role).map(|tensor| &self.params[tensor.range.clone()])
     }
 
@@ -349,7 +357,8 @@ fn base_tensors(
         let start = end;
         end += shape.iter().product::<usize>();
         let name = base_name(role, modules, model);
-        (role, BaseTensor { name, shape, range: start..end, packed: None })
+        let whole = model.is_norm_offset(role).then(Vec::new);
+        (role, BaseTensor { name, shape, range: start..end, packed: None, whole })
     };
     Ok(roles.into_iter().map(tensor).collect())
 }

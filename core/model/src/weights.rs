@@ -189,6 +189,22 @@ pub(crate) fn read_values(
     Ok(values)
 }
 
+/// The values of one tensor in f32, as a Hugging Face folder holds them.
+///
+/// # Errors
+/// If the tensor is missing, of the wrong shape or format, or holds a value that is not a number.
+pub(crate) fn stored_values(
+    store: &dyn TensorStore,
+    config: &ModelConfig,
+    role: Role,
+) -> Result<Vec<f32>, WeightsError> {
+    let rows = stored_rows(store, config, role)?.1;
+    let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
+    rows.read_rows(0, &mut values);
+    check_finite(store, config, role, &rows)?;
+    Ok(values)
+}
+
 /// The rows of one tensor as a Hugging Face folder holds them, and the number format they are
 /// stored in.
 ///

@@ -49,8 +49,6 @@ struct Part<'a> {
     shape: Vec<usize>,
     rows: StoredRows<'a>,
     change: Change<'a>,
-    /// Added to trained values, which are what a norm multiplies by.
-    offset: f32,
 }
 
 /// What training did to a tensor.
@@ -99,7 +97,7 @@ impl OpenModel {
                 Role::Linear(layer, linear) => trainable.module(layer, linear),
                 _ => None,
             };
-            let change = match (trainable.vector(role), adapted) {
+            let change = match (trainable.stored(role), adapted) {
                 (Some(values), _) => Change::Trained(values),
                 (None, Some(module)) => Change::Adapter(module),
                 (None, None) => Change::Nothing,
@@ -109,8 +107,7 @@ impl OpenModel {
                 _ => Dtype::Bf16,
             };
             let (name, shape) = (role.hf_name(config.module_names()), role.shape(&dims));
-            let offset = if config.is_norm_offset(role) { -1.0 } else { 0.0 };
-            Ok(Part { role, name, dtype, shape, rows, change, offset })
+            Ok(Part { role, name, dtype, shape, rows, change })
         };
         Role::always(config).into_iter().chain(head).map(part).collect()
     }
@@ -127,9 +124,6 @@ impl Part<'_> {
             match self.change {
                 Change::Trained(values) => {
                     block.copy_from_slice(&values[first * n_cols..][..n * n_cols]);
-                    if self.offset != 0.0 {
-                        block.iter_mut().for_each(|v| *v += self.offset);
-                    }
                 }
                 Change::Nothing => self.rows.read_rows(first, &mut block),
                 Change::Adapter(module) => {

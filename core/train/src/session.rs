@@ -165,8 +165,9 @@ pub fn memory_plan(decoder: &Decoder, adapter: &Trainable, size: StepSize) -> Me
     let mut plan = Activations::memory_plan(config, Some(adapter), size, Keep::Everything);
     let n_params = size_of_val(adapter.params());
     plan.add("packed weights", decoder.weights_bytes());
-    plan.add("adapter", n_params);
-    plan.add("gradient of the adapter", n_params);
+    plan.add("trained numbers", n_params);
+    plan.add("trained numbers as the kernels read them", adapter.derived_bytes());
+    plan.add("gradient of the trained numbers", n_params);
     plan.add("optimizer moments", 2 * n_params);
     plan
 }

@@ -1,5 +1,6 @@
 //! A `config.json` for a model that was read from something else.
 
+use forgelm_kernels_api::Activation;
 use serde_json::{Map, Value, json};
 
 use super::{ConfigError, ModelConfig};
@@ -30,7 +31,13 @@ impl ModelConfig {
         put("head_dim", json!(self.head_dim));
         put("intermediate_size", json!(self.intermediate_size));
         put("vocab_size", json!(self.vocab_size));
-        put("hidden_act", json!("silu"));
+        put(
+            "hidden_act",
+            match self.mlp.act {
+                Activation::Silu => json!("silu"),
+                Activation::GeluTanh => json!("gelu_pytorch_tanh"),
+            },
+        );
         // The shortest decimal of the f32, not its digits as an f64.
         put("rms_norm_eps", json!(self.rms_norm_eps.to_string().parse::<f64>().unwrap_or(1e-6)));
         put("max_position_embeddings", json!(self.max_position_embeddings));
@@ -73,6 +80,10 @@ impl ModelConfig {
                 ids => json!(ids),
             },
         );
-        Ok(Value::Object(map))
+        let value = Value::Object(map);
+        // Whatever has no place above would silently become its default.
+        let mut read = Self::from_hf_json(&value, &self.place)?;
+        read.place.clone_from(&self.place);
+        if &read == self { Ok(value) } else { Err(not_available("all options of this model")) }
     }
 }
