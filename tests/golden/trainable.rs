@@ -16,14 +16,15 @@ use std::sync::Arc;
 use batch::Batch;
 use forgelm_artifact::safetensors::SafetensorsFile;
 use forgelm_artifact::write::StagedDir;
-use forgelm_kernels_api::{AdamW, Compute, Ops, Segment};
+use forgelm_kernels_api::{AdamW, Compute, Ops, Rounding, Segment};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Decoder, Keep, LoraConfig, LoraInit, ModelFiles, OpenModel, PackedInput, Pass,
-    PeftInfo, Selection, StepSize, Trainable,
+    Activations, Decoder, FourBitStorage, Keep, LinearStorage, LoadOptions, LoraConfig, LoraInit,
+    ModelFiles, OpenModel, PackedInput, Pass, PeftInfo, Selection, StepSize, Trainable,
 };
 use forgelm_tensor::random::{Purpose, Stream};
+use forgelm_tensor::{FourBit, ScaleStorage};
 use serde_json::Value;
 
 fn golden(path: &str) -> PathBuf {
@@ -200,9 +201,13 @@ fn tiny_llama() -> OpenModel {
 }
 
 /// The folder that `write_whole` makes, opened.
-fn whole(open: &OpenModel, trainable: &Trainable, folder: &std::path::Path) -> OpenModel {
+fn whole(
+    (open, decoder): (&OpenModel, &Decoder),
+    trainable: &Trainable,
+    folder: &std::path::Path,
+) -> OpenModel {
     let mut dir = StagedDir::new(folder).expect("a staged folder");
-    open.write_whole(trainable, &mut dir).expect("it can be written");
+    open.write_whole(decoder, trainable, &mut dir).expect("it can be written");
     dir.commit().expect("it can be committed");
     let written = ModelFiles::Folder(folder.to_owned());
     OpenModel::open(&written).expect("our own folder is good")
@@ -226,10 +231,11 @@ fn merged_models_are_those_of_peft() {
     let batch = Batch::read(&tensors("lora/inputs/train_batches.safetensors"), "step0.");
     for case in ["qv", "all", "rslora", "dora"] {
         let about = json(&format!("lora/tiny-llama/{case}/golden.json"));
+        let decoder = open.load(Arc::new(Reference), Compute::F32).expect("good weights");
         let last = golden(&format!("lora/tiny-llama/{case}/final"));
         let adapter = Trainable::load(&last, open.config()).expect("PEFT's folder").adapter;
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let merged = whole(&open, &adapter, &folder.path().join("model"));
+        let merged = whole((&open, &decoder), &adapter, &folder.path().join("model"));
         let expected = about["merged_weights"].as_object().expect("weights by name");
         assert!(expected.len() >= 2, "{case}: nothing to compare");
         for (name, about) in expected {
@@ -268,7 +274,8 @@ fn a_whole_model_read_again_is_what_was_trained() {
         let trained = training.loss_and_gradient(&batch);
         assert!(before - trained > 0.01, "{selection:?}: the loss went from {before} to {trained}");
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let saved = whole(&open, &training.trainable, &folder.path().join("model"));
+        let saved =
+            whole((&open, &training.decoder), &training.trainable, &folder.path().join("model"));
         let decoder = saved.load(Arc::new(Reference), Compute::F32).expect("good weights");
         assert_close("the saved model", loss(&decoder, None, &batch), trained, 1e-5);
     }
@@ -400,4 +407,47 @@ fn our_adapter(case: &str) -> Trainable {
     }
     let converted = training.trainable.on_original_weights(training.decoder.config());
     converted.expect("twice the rank is 8")
+}
+
+/// On a base of four bits: the principal components are those of the full weights, the residual is
+/// what is quantized, magnitudes are lengths of its rows, and the merged model is what ran.
+#[test]
+fn adapters_train_on_four_bits_and_merge_into_what_ran() {
+    let batch = Batch::read(&tensors("lora/inputs/train_batches.safetensors"), "step0.");
+    let storage = FourBitStorage {
+        kind: FourBit::Nf4,
+        scales: ScaleStorage::Double,
+        rounding: Rounding::Exact,
+    };
+    let options = LoadOptions { compute: Compute::F32, linear: LinearStorage::FourBit(storage) };
+    let open = tiny_llama();
+    let full = loss(&open.load(Arc::new(Reference), Compute::F32).expect("good"), None, &batch);
+    let plain = loss(&open.load_as(Arc::new(Reference), options).expect("good"), None, &batch);
+    for is_pissa in [false, true] {
+        let mut lora = LoraConfig::new(16, 32.0, &["all-linear"]);
+        lora.dora = true;
+        if is_pissa {
+            lora.init = LoraInit::PrincipalComponents;
+        }
+        let mut decoder = open.load_as(Arc::new(Cpu::new(2)), options).expect("good weights");
+        let stream = Stream::new(42, Purpose::LoraInit);
+        let mut trainable = Trainable::new(lora, decoder.config(), &stream).expect("good settings");
+        decoder.begin(&mut trainable, open.store()).expect("the weights are there");
+        let start = loss(&decoder, Some(&trainable), &batch);
+        // A residual has less to lose: PiSSA starts nearer to the full model.
+        let (near, far) = ((start - full).abs(), (plain - full).abs());
+        match is_pissa {
+            true => assert!(near < far, "starts {near} from the full model, plain is {far} away"),
+            false => assert_close("start", start, plain, 1e-4),
+        }
+        for param in trainable.params_mut().iter_mut() {
+            *param *= 1.01;
+        }
+        decoder.refresh(&mut trainable);
+        let trained = loss(&decoder, Some(&trainable), &batch);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let saved = whole((&open, &decoder), &trainable, &folder.path().join("model"));
+        let saved = saved.load(Arc::new(Reference), Compute::F32).expect("good weights");
+        assert_close("the merged model", loss(&saved, None, &batch), trained, 1e-4);
+    }
 }

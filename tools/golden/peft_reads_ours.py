@@ -29,7 +29,7 @@ def main():
         )
         with warnings.catch_warnings():
             # PEFT warns when a key of the file is missing or not used.
-            warnings.simplefilter("error")
+            warnings.filterwarnings("error", message=".*adapter keys.*")
             model = peft.PeftModel.from_pretrained(base, folder).eval()
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([TOKENS])).logits[0]

@@ -15,6 +15,7 @@ mod mlp;
 mod norm;
 pub(crate) mod routing;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, RowSource, Segment};
@@ -23,9 +24,10 @@ use forgelm_tensor::random::Stream;
 use crate::config::{Dims, ModelConfig};
 use crate::names::Linear;
 use crate::rope::{Rope, Rotary};
+use crate::storage::{LinearStorage, LoadOptions};
 use crate::store::TensorStore;
 use crate::trainable::Trainable;
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{Weights, WeightsError, freeze_linear};
 pub use cached::{CachedSequence, KvCache};
 
 /// A model ready to run. Its weights never change.
@@ -34,6 +36,7 @@ pub struct Decoder {
     dims: Dims,
     ops: Arc<dyn Ops>,
     compute: Compute,
+    storage: LinearStorage,
     weights: Weights,
     rotary: Rotary,
     /// Of the windowed layers, where it is another.
@@ -106,7 +109,20 @@ impl Decoder {
         ops: Arc<dyn Ops>,
         compute: Compute,
     ) -> Result<Self, WeightsError> {
-        let weights = Weights::load(store, &config, ops.as_ref(), compute)?;
+        Self::from_store_as(config, store, ops, LoadOptions::dense(compute))
+    }
+
+    /// As [`Decoder::from_store`], with the linear layers kept as the options say.
+    ///
+    /// # Errors
+    /// As [`Decoder::from_store`].
+    pub fn from_store_as(
+        config: ModelConfig,
+        store: &dyn TensorStore,
+        ops: Arc<dyn Ops>,
+        options: LoadOptions,
+    ) -> Result<Self, WeightsError> {
+        let weights = Weights::load(store, &config, ops.as_ref(), options)?;
         let rotary = |rope: &Rope| Rotary::new(rope.clone(), config.rotary_dim());
         Ok(Self {
             dims: config.dims(),
@@ -114,7 +130,8 @@ impl Decoder {
             local_rotary: config.attention.local_rope.as_ref().map(rotary),
             config,
             ops,
-            compute,
+            compute: options.compute,
+            storage: options.linear,
             weights,
         })
     }
@@ -149,6 +166,13 @@ impl Decoder {
         self.weights.n_bytes()
     }
 
+    /// How the linear layers are kept in memory, and how many of them: `dense`, the name of the
+    /// file's block format (`Q4_1`), `nf4, double quantized` and the like. For evidence.
+    #[must_use]
+    pub fn linear_formats(&self) -> &BTreeMap<String, usize> {
+        &self.weights.formats
+    }
+
     /// The packed weight of a linear layer, as the kernels see it.
     ///
     /// # Panics
@@ -164,8 +188,18 @@ impl Decoder {
         (layer, linear): (usize, Linear),
         values: &dyn RowSource,
     ) {
-        let weight = self.ops.freeze(values, self.compute);
+        let options = LoadOptions { compute: self.compute, linear: self.storage };
+        let (weight, _) = freeze_linear(self.ops.as_ref(), options, values);
         self.weights.layers[layer].set_linear(linear, weight);
+    }
+
+    /// Whether linear layers were quantized when they were read: what runs is then not what the
+    /// files hold.
+    pub(crate) fn is_quantized_on_load(&self) -> bool {
+        match self.storage {
+            LinearStorage::FourBit(_) | LinearStorage::Int8Rows => true,
+            LinearStorage::Dense | LinearStorage::Blocks => false,
+        }
     }
 
     fn attention_shape(&self, layer: usize) -> AttentionShape {

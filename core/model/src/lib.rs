@@ -30,6 +30,7 @@ mod decoder;
 mod names;
 mod open;
 mod rope;
+mod storage;
 mod store;
 mod trainable;
 mod weights;
@@ -49,6 +50,7 @@ pub use decoder::{CachedSequence, Decoder, DropoutStep, KvCache, PackedInput, Pa
 pub use names::{ExpertPart, Linear, ModuleNames, Norm, Role};
 pub use open::{LoadError, ModelFiles, OpenModel};
 pub use rope::{Rope, RopeScaling, longrope_attention_factor, yarn_attention_factor};
+pub use storage::{FourBitStorage, LinearStorage, LoadOptions};
 pub use store::{Located, MemoryStore, RotaryOrder, StoredTensor, TensorStore};
 pub use trainable::{Adapter, NamedSlice, Selection, Trainable};
 pub use weights::WeightsError;

@@ -14,6 +14,7 @@ use crate::architecture::{AVAILABLE, Architecture};
 use crate::config::{ConfigError, Dims, ModelConfig, read_config_json};
 use crate::decoder::Decoder;
 use crate::names::{ModuleNames, Role, gguf};
+use crate::storage::LoadOptions;
 use crate::store::{
     Located, RotaryOrder, StoredTensor, TensorStore, fused_experts, stacked_experts,
 };
@@ -137,8 +138,16 @@ impl OpenModel {
     /// # Errors
     /// If an override contradicts the rest, or the weights are not those of the configuration.
     pub fn load(&self, ops: Arc<dyn Ops>, compute: Compute) -> Result<Decoder, LoadError> {
+        self.load_as(ops, LoadOptions::dense(compute))
+    }
+
+    /// As [`OpenModel::load`], with the linear layers kept as the options say.
+    ///
+    /// # Errors
+    /// As [`OpenModel::load`].
+    pub fn load_as(&self, ops: Arc<dyn Ops>, options: LoadOptions) -> Result<Decoder, LoadError> {
         self.config.validate()?;
-        Ok(Decoder::from_store(self.config.clone(), &self.store, ops, compute)?)
+        Ok(Decoder::from_store_as(self.config.clone(), &self.store, ops, options)?)
     }
 }
 

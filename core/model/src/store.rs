@@ -2,10 +2,11 @@
 //! models that are made rather than read.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Mutex;
 
-use forgelm_kernels_api::RowSource;
-use forgelm_tensor::{Dtype, dequantize};
+use forgelm_kernels_api::{BlockFormat, BlockRows, BlockSource, Factor, FactorRows, RowSource};
+use forgelm_tensor::{Dtype, block_format, dequantize, no_rows, outer_factors, split_blocks};
 
 use crate::config::Dims;
 use crate::names::{ExpertPart, Linear, ModuleNames, Role};
@@ -98,7 +99,7 @@ pub(crate) fn stacked_experts(role: Role, name: String, dims: &Dims) -> Option<L
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     names: ModuleNames,
-    tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)>,
+    tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
 }
 
 impl MemoryStore {
@@ -115,7 +116,12 @@ impl MemoryStore {
     pub fn insert(&mut self, name: &str, shape: &[usize], values: &[f32]) {
         assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}: values do not fit");
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.tensors.insert(name.to_owned(), (shape.to_vec(), bytes));
+        self.insert_stored(name, Dtype::F32, shape, bytes);
+    }
+
+    /// Adds or replaces a tensor that is stored in any format.
+    pub fn insert_stored(&mut self, name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) {
+        self.tensors.insert(name.to_owned(), (dtype, shape.to_vec(), bytes));
     }
 
     /// Takes a tensor out; whether it was there.
@@ -134,8 +140,8 @@ impl TensorStore for MemoryStore {
     }
 
     fn tensor(&self, name: &str) -> Option<StoredTensor<'_>> {
-        self.tensors.get(name).map(|(shape, bytes)| StoredTensor {
-            dtype: Dtype::F32,
+        self.tensors.get(name).map(|(dtype, shape, bytes)| StoredTensor {
+            dtype: *dtype,
             shape: shape.clone(),
             bytes,
         })
@@ -176,6 +182,8 @@ pub(crate) struct StoredRows<'a> {
     interleaved: Option<usize>,
     /// Added to every value.
     offset: f32,
+    /// The format of the file's blocks, when they are offered.
+    blocks: Option<BlockFormat>,
     first_bad: Mutex<Option<NotFinite>>,
 }
 
@@ -197,6 +205,7 @@ impl<'a> StoredRows<'a> {
             row_bytes,
             interleaved,
             offset: 0.0,
+            blocks: None,
             first_bad: Mutex::new(None),
         })
     }
@@ -204,6 +213,28 @@ impl<'a> StoredRows<'a> {
     /// The same rows with a constant added to every value.
     pub(crate) fn plus(self, offset: f32) -> Self {
         Self { offset, ..self }
+    }
+
+    /// The same rows, which offer their blocks if the format has blocks.
+    pub(crate) fn with_blocks(self) -> Self {
+        Self { blocks: block_format(self.dtype), ..self }
+    }
+
+    /// How the rows are stored.
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The bytes of a row of the model.
+    fn row_bytes(&self, row: usize) -> &'a [u8] {
+        let from = self.stored_row(row) * self.row_bytes;
+        &self.bytes[from..from + self.row_bytes]
+    }
+
+    /// Looks for a value that is not a number in some rows.
+    fn scan(&self, rows: Range<usize>) {
+        let mut values = vec![0.0; self.n_cols];
+        rows.for_each(|row| self.read_rows(row, &mut values));
     }
 
     /// The row of the file that holds row `row` of the model. In GGUF, row `2 j + p` of a head
@@ -240,9 +271,7 @@ impl RowSource for StoredRows<'_> {
     fn read_rows(&self, first_row: usize, out: &mut [f32]) {
         for (i, out_row) in out.chunks_exact_mut(self.n_cols).enumerate() {
             let row = first_row + i;
-            let from = self.stored_row(row) * self.row_bytes;
-            let bytes = &self.bytes[from..from + self.row_bytes];
-            dequantize(self.dtype, bytes, out_row)
+            dequantize(self.dtype, self.row_bytes(row), out_row)
                 .expect("the shape was checked against the bytes when the tensor was opened");
             if self.offset != 0.0 {
                 out_row.iter_mut().for_each(|v| *v += self.offset);
@@ -254,6 +283,42 @@ impl RowSource for StoredRows<'_> {
                 self.note(NotFinite { row, column: bad, value: out_row[bad] });
             }
         }
+    }
+
+    fn blocks(&self) -> Option<&dyn BlockSource> {
+        self.blocks.as_ref().map(|_| self as &dyn BlockSource)
+    }
+}
+
+impl BlockSource for StoredRows<'_> {
+    fn format(&self) -> &BlockFormat {
+        self.blocks.as_ref().expect("only rows that offer their blocks are asked for them")
+    }
+
+    fn read_blocks(&self, rows: Range<usize>) -> BlockRows {
+        let mut blocks = no_rows(self.format(), rows.len() * self.n_cols);
+        rows.clone().for_each(|row| split_blocks(self.dtype, self.row_bytes(row), &mut blocks));
+        // Codes are numbers always; a scale need not be.
+        let bad = |factors: &FactorRows| match factors {
+            FactorRows::Plain(factors) => factors.iter().any(|v| !v.is_finite()),
+            FactorRows::Nested(_) => false,
+        };
+        if bad(&blocks.scale) || blocks.min.as_ref().is_some_and(bad) {
+            self.scan(rows);
+        }
+        blocks
+    }
+
+    fn outer(&self, factor: Factor) -> Vec<f32> {
+        let mut outer = Vec::new();
+        for row in 0..self.n_rows {
+            let first = outer.len();
+            outer_factors(self.dtype, self.row_bytes(row), factor, &mut outer);
+            if outer[first..].iter().any(|v| !v.is_finite()) {
+                self.scan(row..row + 1);
+            }
+        }
+        outer
     }
 }
 

@@ -1,14 +1,16 @@
 //! From stored tensors to packed weights, strictly: every tensor has a role and every role a
 //! tensor, shapes agree with the configuration, and every value is a number.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use forgelm_kernels_api::{Compute, FrozenMatrix, Ops, RowSource};
-use forgelm_tensor::Dtype;
+use forgelm_tensor::{Dtype, Int8Matrix};
 use thiserror::Error;
 
 use crate::config::{Dims, ModelConfig};
 use crate::names::{Linear, Norm, Role, gguf};
+use crate::storage::{LinearStorage, LoadOptions};
 use crate::store::{Located, NotFinite, RotaryOrder, StoredRows, StoredTensor, TensorStore};
 
 /// Why weights cannot be used.
@@ -130,6 +132,8 @@ pub(crate) struct Weights {
     head: Option<Box<dyn FrozenMatrix>>,
     pub(crate) final_norm: Vec<f32>,
     pub(crate) layers: Vec<LayerWeights>,
+    /// How the linear layers are kept, and how many of them.
+    pub(crate) formats: BTreeMap<String, usize>,
 }
 
 impl Weights {
@@ -150,9 +154,10 @@ impl Weights {
         store: &dyn TensorStore,
         config: &ModelConfig,
         ops: &dyn Ops,
-        compute: Compute,
+        options: LoadOptions,
     ) -> Result<Self, WeightsError> {
-        let reader = Reader { store, config, dims: config.dims(), ops, compute };
+        let dims = config.dims();
+        let reader = Reader { store, config, dims, ops, options, formats: RefCell::default() };
         let has_head = reader.check_names()?;
         let layers =
             (0..config.num_hidden_layers).map(|n| reader.layer(n)).collect::<Result<_, _>>()?;
@@ -169,7 +174,42 @@ impl Weights {
             head,
             final_norm: reader.vector(Role::FinalNorm)?,
             layers,
+            formats: reader.formats.into_inner(),
         })
+    }
+}
+
+/// The weight of a linear layer that has no blocks of its own, kept as the options say, and the
+/// name of what it is kept in.
+pub(crate) fn freeze_linear(
+    ops: &dyn Ops,
+    options: LoadOptions,
+    rows: &dyn RowSource,
+) -> (Box<dyn FrozenMatrix>, String) {
+    let compute = options.compute;
+    match options.linear {
+        LinearStorage::Dense | LinearStorage::Blocks => {
+            (ops.freeze(rows, compute), "dense".to_owned())
+        }
+        LinearStorage::FourBit(storage) => {
+            keep(ops, compute, &storage.quantize(rows), storage.label())
+        }
+        LinearStorage::Int8Rows => {
+            keep(ops, compute, &Int8Matrix::quantize(rows), "int8 rows".to_owned())
+        }
+    }
+}
+
+/// In blocks, if the kernel library can keep them.
+fn keep(
+    ops: &dyn Ops,
+    compute: Compute,
+    rows: &dyn RowSource,
+    format: String,
+) -> (Box<dyn FrozenMatrix>, String) {
+    match ops.freeze_packed(rows, compute) {
+        Some(packed) => (packed, format),
+        None => (ops.freeze(rows, compute), format + ", unpacked"),
     }
 }
 
@@ -324,7 +364,8 @@ struct Reader<'a> {
     config: &'a ModelConfig,
     dims: Dims,
     ops: &'a dyn Ops,
-    compute: Compute,
+    options: LoadOptions,
+    formats: RefCell<BTreeMap<String, usize>>,
 }
 
 impl<'a> Reader<'a> {
@@ -372,9 +413,33 @@ impl<'a> Reader<'a> {
 
     fn matrix(&self, role: Role) -> Result<Box<dyn FrozenMatrix>, WeightsError> {
         let rows = self.rows(role)?;
-        let packed = self.ops.freeze(&rows, self.compute);
+        let (rows, packed) = match role {
+            // A router decides by small differences, and is small.
+            Role::Linear(_, linear) if !linear.is_router() => {
+                let rows = rows.with_blocks();
+                let packed = self.linear(&rows);
+                (rows, packed)
+            }
+            _ => {
+                let packed = self.ops.freeze(&rows, self.options.compute);
+                (rows, packed)
+            }
+        };
         check_finite(self.store, self.config, role, &rows)?;
         Ok(packed)
+    }
+
+    /// A linear layer, kept as the options say.
+    fn linear(&self, rows: &StoredRows<'_>) -> Box<dyn FrozenMatrix> {
+        let is_dense = self.options.linear == LinearStorage::Dense;
+        let (packed, format) = match rows.blocks() {
+            Some(_) if !is_dense => {
+                keep(self.ops, self.options.compute, rows, rows.dtype().name().to_owned())
+            }
+            _ => freeze_linear(self.ops, self.options, rows),
+        };
+        *self.formats.borrow_mut().entry(format).or_default() += 1;
+        packed
     }
 
     fn vector(&self, role: Role) -> Result<Vec<f32>, WeightsError> {

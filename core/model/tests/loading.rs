@@ -11,11 +11,13 @@ use forgelm_artifact::gguf::{GgufFile, Value as GgufValue};
 use forgelm_artifact::write::StagedDir;
 use forgelm_artifact::{Class, Disk};
 use forgelm_kernels_api::Compute;
+use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Adapter, AdapterError, ConfigError, Decoder, Keep, Linear, LoadError, LoraConfig,
-    MemoryStore, ModelConfig, ModelFiles, OpenModel, Pass, PeftInfo, Role, Rope, RopeScaling,
-    Selection, StepSize, TensorStore, Trainable, WeightsError, read_config_json,
+    Activations, Adapter, AdapterError, ConfigError, Decoder, Keep, Linear, LinearStorage,
+    LoadError, LoadOptions, LoraConfig, MemoryStore, ModelConfig, ModelFiles, OpenModel, Pass,
+    PeftInfo, Role, Rope, RopeScaling, Selection, StepSize, TensorStore, Trainable, WeightsError,
+    read_config_json,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_tensor::{Dtype, quantize};
@@ -290,7 +292,7 @@ fn a_folder_made_from_a_gguf_file_is_the_same_model() {
     let mut decoder = gguf.load(Arc::new(Reference), Compute::F32).expect("good weights");
     decoder.begin(&mut trainable, gguf.store()).expect("the weights are there");
     let mut dir = StagedDir::new(&folder.path().join("hf")).expect("a staged folder");
-    gguf.write_whole(&trainable, &mut dir).expect("it can be written");
+    gguf.write_whole(&decoder, &trainable, &mut dir).expect("it can be written");
     dir.commit().expect("it can be committed");
     let hf = OpenModel::open(&ModelFiles::Folder(folder.path().join("hf"))).expect("our folder");
     let mut described = hf.config().clone();
@@ -331,6 +333,42 @@ fn fault_049_a_damaged_block_scale_is_found_and_named() {
     let error = load().expect_err("it must be refused");
     assert_eq!(error.class(), Class::Integrity);
     assert!(error.to_string().contains("blk.1.ffn_down.weight"), "{error}");
+}
+
+/// Query and key rows are reordered on the way, whole blocks at a time.
+#[test]
+fn a_gguf_file_that_keeps_its_blocks_gives_the_bits_of_its_dense_values() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("model.gguf");
+    let damage = std::cell::Cell::new(false);
+    let change = |role: Role, bytes: Vec<u8>| {
+        if !matches!(role, Role::Linear(..)) {
+            return (Dtype::F32, bytes);
+        }
+        let word = |b: &[u8]| f32::from_le_bytes(b.try_into().expect("four bytes"));
+        let values: Vec<f32> = bytes.chunks_exact(4).map(word).collect();
+        let mut blocks = quantize(Dtype::Q4_1, &values).expect("whole blocks");
+        if damage.get() && matches!(role, Role::Linear(0, Linear::Q)) {
+            blocks[20 * 7 + 2..20 * 7 + 4].copy_from_slice(&[0xFF, 0xFF]);
+        }
+        (Dtype::Q4_1, blocks)
+    };
+    let load = |linear| {
+        let open = OpenModel::open(&ModelFiles::Gguf(path.clone())).expect("the header is good");
+        open.load_as(Arc::new(Cpu::new(2)), LoadOptions { compute: Compute::Bf16, linear })
+    };
+    gguf_changed(&path, &change);
+    let packed = load(LinearStorage::Blocks).expect("good blocks");
+    let dense = load(LinearStorage::Dense).expect("good blocks");
+    assert_eq!(packed.linear_formats().keys().collect::<Vec<_>>(), ["Q4_1"]);
+    assert!(packed.weights_bytes() < dense.weights_bytes());
+    let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    assert!(bits(logits(&packed)) == bits(logits(&dense)));
+    damage.set(true);
+    gguf_changed(&path, &change);
+    let error = load(LinearStorage::Blocks).expect_err("it must be refused");
+    assert_eq!(error.class(), Class::Integrity);
+    assert!(error.to_string().contains("blk.0.attn_q.weight"), "{error}");
 }
 
 #[test]

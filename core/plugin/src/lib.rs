@@ -83,7 +83,13 @@ mod tests {
             name,
             summary: "a test's",
             source: "none",
-            needs: Needs { records: Records::Text, reference: false, rollouts: false },
+            needs: Needs {
+                records: Records::Text,
+                reference: false,
+                rollouts: false,
+                prompts: false,
+                dropout: true,
+            },
             build: |_| unreachable!("never built"),
         }
     }

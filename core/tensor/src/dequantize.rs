@@ -113,7 +113,7 @@ fn halves(bytes: &[u8], out: &mut [f32]) {
 }
 
 #[inline]
-fn scale(low: u8, high: u8) -> f32 {
+pub(crate) fn scale(low: u8, high: u8) -> f32 {
     half::f16::from_le_bytes([low, high]).to_f32()
 }
 
@@ -188,7 +188,7 @@ fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
 
 /// Where the 16 two-bit values of a group lie: first byte and bit.
 #[inline]
-const fn two_bit_place(group: usize) -> (usize, usize) {
+pub(crate) const fn two_bit_place(group: usize) -> (usize, usize) {
     (group / 8 * 32 + group % 2 * 16, group % 8 / 2 * 2)
 }
 
@@ -210,13 +210,13 @@ fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
 
 /// The eight six-bit (scale, min) pairs of `Q4_K` and `Q5_K`.
 #[inline]
-fn scale_and_min(scales: &[u8], j: usize) -> (f32, f32) {
+pub(crate) fn scale_and_min(scales: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
-        (f32::from(scales[j] & 63), f32::from(scales[j + 4] & 63))
+        (scales[j] & 63, scales[j + 4] & 63)
     } else {
         let s = scales[j + 4] & 15 | scales[j - 4] >> 6 << 4;
         let m = scales[j + 4] >> 4 | scales[j] >> 6 << 4;
-        (f32::from(s), f32::from(m))
+        (s, m)
     }
 }
 
@@ -225,7 +225,7 @@ fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
     let (d, dmin) = (scale(block[0], block[1]), scale(block[2], block[3]));
     for (group, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let (sc, m) = scale_and_min(&block[4..16], group);
-        let (dl, ml) = (d * sc, dmin * m);
+        let (dl, ml) = (d * f32::from(sc), dmin * f32::from(m));
         let (byte, shift) = (16 + group / 2 * 32, group % 2 * 4);
         for (l, v) in out.iter_mut().enumerate() {
             *v = dl * f32::from(block[byte + l] >> shift & 15) - ml;
@@ -238,7 +238,7 @@ fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     let (d, dmin) = (scale(block[0], block[1]), scale(block[2], block[3]));
     for (group, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let (sc, m) = scale_and_min(&block[4..16], group);
-        let (dl, ml) = (d * sc, dmin * m);
+        let (dl, ml) = (d * f32::from(sc), dmin * f32::from(m));
         let (byte, shift) = (48 + group / 2 * 32, group % 2 * 4);
         for (l, v) in out.iter_mut().enumerate() {
             let fifth = block[16 + l] >> group & 1;

@@ -10,10 +10,22 @@
 
 mod dequantize;
 mod dtype;
+mod dynamic;
+mod four_bit;
+mod int8;
 pub mod linalg;
+mod matrix;
 mod quantize;
 pub mod random;
+mod split;
 
 pub use dequantize::{DequantizeError, dequantize};
 pub use dtype::Dtype;
-pub use quantize::{QuantizeError, quantize};
+pub use dynamic::DynamicMap;
+pub use four_bit::{
+    BlockScales, FOUR_BIT_BLOCK, FourBit, FourBitTensor, FourBitWriter, NESTED_BLOCK, NestedScales,
+};
+pub use int8::Int8Rows;
+pub use matrix::{FourBitMatrix, Int8Matrix, ScaleStorage};
+pub use quantize::{QuantizeError, quantize, round_to_f16};
+pub use split::{block_format, no_rows, outer_factors, split_blocks};

@@ -47,6 +47,11 @@ pub fn quantize(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>, QuantizeError> 
     Ok(out)
 }
 
+/// Rounds values to half precision, to nearest even; what is too large becomes infinite.
+pub fn round_to_f16(values: &mut [f32]) {
+    values.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32());
+}
+
 fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }

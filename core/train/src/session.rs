@@ -9,7 +9,7 @@ use forgelm_model::{
     Activations, Decoder, DropoutStep, Keep, MemoryPlan, OutOfMemory, PackedInput, Pass, Scored,
     StepSize, Trainable,
 };
-use forgelm_sdk::trainer::{self, Loss, Role, Trainer};
+use forgelm_sdk::trainer::{self, Loss, Role, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
 use std::collections::BTreeMap;
 
@@ -153,6 +153,20 @@ fn validation_batches(validation: &[Sequence]) -> Vec<Vec<usize>> {
     evaluation_batches(&lengths, EVAL_BATCH_SIZE, None)
 }
 
+/// What the micro-batches of a step have together.
+fn step_totals(sequences: &[Sequence], micro_batches: &[Vec<usize>]) -> StepTotals {
+    let mut totals = StepTotals::default();
+    for sequence in micro_batches.iter().flatten().map(|&i| &sequences[i]) {
+        // The first token of a sequence is never predicted.
+        let n_rows = sequence.trained.iter().skip(1).filter(|trained| **trained).count() as u64;
+        let of_role = &mut totals.0[Role::Sole as usize];
+        of_role.n_sequences += 1;
+        of_role.n_scored += n_rows;
+        of_role.n_trained += n_rows;
+    }
+    totals
+}
+
 fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
     let chosen: Vec<&Sequence> = numbers.iter().map(|&i| &sequences[i]).collect();
     pack(&chosen)
@@ -245,10 +259,12 @@ impl<'a> Session<'a> {
         self.grad.fill(0.0);
         let mut total = Loss::default();
         let mut n_tokens = 0;
-        for micro_batch in self.plan.step(step) {
+        let micro_batches = self.plan.step(step);
+        let totals = step_totals(self.train, &micro_batches);
+        for micro_batch in micro_batches {
             let batch = packed(self.train, &micro_batch);
             n_tokens += batch.tokens.len() as u64;
-            let loss = self.forward(&batch, Some(step));
+            let loss = self.forward(&batch, &totals, Some(step));
             if !loss.loss_sum.is_finite() {
                 return Err(self.not_finite(step, "the loss", loss.loss_sum));
             }
@@ -285,9 +301,11 @@ impl<'a> Session<'a> {
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn evaluate(&mut self) -> Option<EvaluationReport> {
         let mut total = Loss::default();
-        for micro_batch in validation_batches(self.validation) {
+        let micro_batches = validation_batches(self.validation);
+        let totals = step_totals(self.validation, &micro_batches);
+        for micro_batch in micro_batches {
             let batch = packed(self.validation, &micro_batch);
-            let loss = self.forward(&batch, None);
+            let loss = self.forward(&batch, &totals, None);
             add_loss(&mut total, loss);
         }
         (total.n_terms > 0).then(|| EvaluationReport {
@@ -297,7 +315,12 @@ impl<'a> Session<'a> {
     }
 
     /// Runs the model and the objective; leaves `dlogp` for [`Session::backward`].
-    fn forward(&mut self, batch: &PackedBatch, dropout_step: Option<u64>) -> Loss {
+    fn forward(
+        &mut self,
+        batch: &PackedBatch,
+        totals: &StepTotals,
+        dropout_step: Option<u64>,
+    ) -> Loss {
         let n_rows = batch.labels.len();
         let buffers = &mut self.buffers;
         buffers.logp.resize(n_rows, 0.0);
@@ -318,6 +341,7 @@ impl<'a> Session<'a> {
             ref_logp: None,
             advantage: None,
             old_logp: None,
+            step: totals,
         };
         self.trainer.loss(&scored, &mut buffers.dlogp)
     }

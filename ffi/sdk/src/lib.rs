@@ -7,4 +7,4 @@
 pub mod options;
 pub mod trainer;
 
-pub use options::OptionsError;
+pub use options::{OptionValue, OptionsError};

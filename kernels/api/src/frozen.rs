@@ -2,6 +2,8 @@
 
 use std::any::Any;
 
+use crate::blocks::BlockSource;
+
 /// The number format in which products of a frozen weight are formed. Sums are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compute {
@@ -28,6 +30,12 @@ pub trait RowSource: Sync {
     /// # Panics
     /// If `out` is not whole rows or reaches past the last row: a bug in the caller.
     fn read_rows(&self, first_row: usize, out: &mut [f32]);
+
+    /// The same matrix in blocks, if it is quantized: a kernel library may keep it so. The values
+    /// are equal to those of [`RowSource::read_rows`] to the last bit.
+    fn blocks(&self) -> Option<&dyn BlockSource> {
+        None
+    }
 }
 
 /// A weight packed by [`Ops::freeze`](crate::Ops::freeze). Only the library that packed it can

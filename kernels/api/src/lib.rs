@@ -7,10 +7,14 @@
 //! heads, H_kv key/value heads, D head size, F width of the MLP; N and K are the rows and columns
 //! of a weight (out and in features). Everything is row-major `f32` unless said otherwise.
 
+mod blocks;
 mod frozen;
 mod ops;
 pub mod philox;
 
+pub use blocks::{
+    BlockFormat, BlockRows, BlockSource, Codes, Factor, FactorRows, Factors, Rounding,
+};
 pub use frozen::{Compute, FrozenMatrix, RowSource};
 pub use ops::{
     Activation, AdamW, AttentionShape, Dropout, GemmDims, GemmLayout, Ops, Rotation, Segment, Write,

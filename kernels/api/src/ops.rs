@@ -134,6 +134,22 @@ pub trait Ops: Send + Sync {
     /// Packs a weight once, for many products.
     fn freeze(&self, source: &dyn RowSource, compute: Compute) -> Box<dyn FrozenMatrix>;
 
+    /// As [`Ops::freeze`], but keeps the blocks of a quantized weight
+    /// ([`RowSource::blocks`]): products unpack a few rows at a time. `None` if the source has no
+    /// blocks or this library cannot keep them; then freeze it densely.
+    ///
+    /// Results of products are equal to those with the same weight frozen densely, to the last bit.
+    /// As the head of [`Ops::token_logprobs_forward`] such a weight is unpacked whole for the time
+    /// of the call.
+    fn freeze_packed(
+        &self,
+        source: &dyn RowSource,
+        compute: Compute,
+    ) -> Option<Box<dyn FrozenMatrix>> {
+        let _ = (source, compute);
+        None
+    }
+
     /// `y = x w^T`.
     ///
     /// Shapes: `y` [T, N] written or added to, `x` [T, K] read, `w` [N, K] read.
@@ -206,13 +222,7 @@ pub trait Ops: Send + Sync {
     /// `dweight[c] += sum_t dy[t, c] * x[t, c] * inv_rms[t]`.
     ///
     /// Shapes: `dweight` [C] added to; `dy` [T, C], `x` [T, C], `inv_rms` [T] read.
-    fn rms_norm_weight_backward(
-        &self,
-        dweight: &mut [f32],
-        dy: &[f32],
-        x: &[f32],
-        inv_rms: &[f32],
-    );
+    fn rms_norm_weight_backward(&self, dweight: &mut [f32], dy: &[f32], x: &[f32], inv_rms: &[f32]);
 
     /// `y[t] += bias`.
     ///

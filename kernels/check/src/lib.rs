@@ -22,6 +22,7 @@ pub mod embedding;
 pub mod gemm;
 pub mod glu;
 pub mod linear;
+pub mod packed;
 pub mod rms_norm;
 pub mod rope;
 pub mod token_logprobs;
@@ -46,6 +47,7 @@ pub struct Outcome {
 pub fn compare_all(library: &dyn Ops) -> Vec<Outcome> {
     [
         linear::compare(library),
+        packed::compare(library),
         gemm::compare(library),
         embedding::compare(library),
         rms_norm::compare(library),

@@ -3,14 +3,15 @@
 
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_check::{
-    attention, columns, compare_all, elementwise, embedding, gemm, glu, linear, rms_norm, rope,
-    token_logprobs,
+    attention, columns, compare_all, elementwise, embedding, gemm, glu, linear, packed, rms_norm,
+    rope, token_logprobs,
 };
 use forgelm_kernels_cpu::{Cpu, InstructionSet};
 
 /// Outcomes that the lists must give: nothing may be skipped silently.
 fn n_outcomes() -> usize {
     2 * linear::CASES.len()
+        + 2 * packed::SIZES.len() * packed::FORMATS.len()
         + 3 * gemm::CASES.len()
         + 2 * embedding::CASES.len()
         + rms_norm::CASES.len()
@@ -34,7 +35,7 @@ fn check(set: InstructionSet) {
     assert_eq!(cpu.prefers(Compute::Bf16), set == InstructionSet::Avx512Bf16);
     let one = compare_all(&cpu);
     assert_eq!(one.len(), n_outcomes());
-    assert_eq!(one.len(), 180);
+    assert_eq!(one.len(), 180 + 84);
     for n_threads in [2, 3] {
         let cpu = Cpu::with_instruction_set(n_threads, set).unwrap();
         assert_eq!(cpu.n_threads(), n_threads);

@@ -25,6 +25,7 @@ pub(crate) fn forward(pool: &Pool, y: &mut [f32], tokens: &[u32], table: &dyn Fr
             match table {
                 CpuMatrix::F32(w) => w.read_rows(token as usize, y_t),
                 CpuMatrix::Bf16(w) => w.read_rows(token as usize, y_t),
+                CpuMatrix::Blocks(w) => w.read_rows(token as usize, y_t),
             }
         }
     });

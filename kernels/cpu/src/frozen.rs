@@ -4,6 +4,9 @@
 //! `x w^T` as [`tile`](crate::tile) reads it. There is one copy, for both directions: `dy w` turns
 //! the panels around on the fly, a block at a time ([`Packed::turned`]), which costs 1 to 2 % of
 //! the product it serves.
+//!
+//! A quantized weight may stay as it is ([`blocks`](crate::blocks)): its panels are then made when
+//! a product asks for them.
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -11,6 +14,7 @@ use std::ops::Range;
 
 use forgelm_kernels_api::{Compute, FrozenMatrix, RowSource};
 
+use crate::blocks::PackedBlocks;
 use crate::pool::Pool;
 use crate::scratch::Scratch;
 use crate::simd::on_isa;
@@ -21,6 +25,25 @@ use crate::tile::{Element, PANEL};
 pub(crate) enum CpuMatrix {
     F32(Packed<f32>),
     Bf16(Packed<u32>),
+    Blocks(PackedBlocks),
+}
+
+/// A weight as panels, packed already or made on the way.
+pub(crate) trait Panels<E>: Sync {
+    /// Rows.
+    fn n(&self) -> usize;
+    /// Columns.
+    fn k(&self) -> usize;
+    /// Elements along K.
+    fn steps(&self) -> usize;
+    /// All panels, if they are there. Shapes: [panels, steps, PANEL].
+    fn whole(&self) -> Option<&[E]>;
+    /// A panel, made in `room` unless it is there. Shapes: [steps, PANEL] both.
+    fn read<'a>(&'a self, isa: Isa, room: &'a mut [E], p: usize) -> &'a [E];
+
+    fn n_panels(&self) -> usize {
+        self.n().div_ceil(PANEL)
+    }
 }
 
 /// A weight packed as elements `E`.
@@ -43,6 +66,16 @@ impl CpuMatrix {
         }
     }
 
+    /// Keeps the blocks of a quantized source, if it has them and they fit.
+    pub(crate) fn pack_blocks(
+        pool: &Pool,
+        isa: Isa,
+        source: &dyn RowSource,
+        compute: Compute,
+    ) -> Option<Self> {
+        PackedBlocks::pack(pool, isa, source, compute).map(Self::Blocks)
+    }
+
     /// The matrix behind the trait object.
     pub(crate) fn of(w: &dyn FrozenMatrix) -> &Self {
         w.as_any().downcast_ref().expect("the weight was frozen by another kernel library")
@@ -50,7 +83,7 @@ impl CpuMatrix {
 }
 
 impl<E: Element> Packed<E> {
-    fn pack(pool: &Pool, isa: Isa, source: &dyn RowSource) -> Self {
+    pub(crate) fn pack(pool: &Pool, isa: Isa, source: &dyn RowSource) -> Self {
         let (n, k) = (source.n_rows(), source.n_cols());
         let steps = k.div_ceil(E::TERMS);
         let len = n.div_ceil(PANEL) * PANEL * steps;
@@ -78,6 +111,7 @@ impl<E: Element> Packed<E> {
         self.steps
     }
 
+    #[inline(always)]
     pub(crate) fn n_panels(&self) -> usize {
         self.n.div_ceil(PANEL)
     }
@@ -91,13 +125,8 @@ impl<E: Element> Packed<E> {
     /// Shapes: [steps, PANEL].
     #[inline(always)]
     pub(crate) fn panel(&self, p: usize) -> &[E] {
-        E::view(self.panel_bits(p))
-    }
-
-    #[inline(always)]
-    fn panel_bits(&self, p: usize) -> &[u32] {
         let len = self.steps * PANEL;
-        &self.memory[self.first + p * len..self.first + (p + 1) * len]
+        E::view(&self.memory[self.first + p * len..self.first + (p + 1) * len])
     }
 
     /// Columns `column_panel * PANEL..` of the rows in `panels`, as the right factor of `dy w`.
@@ -114,18 +143,8 @@ impl<E: Element> Packed<E> {
     ) {
         let per_panel = PANEL / E::TERMS * PANEL;
         assert_eq!(to.len(), panels.len() * per_panel, "to is not whole panels");
-        let first_step = column_panel * PANEL / E::TERMS;
-        let rows = (self.steps - first_step).min(PANEL / E::TERMS);
-        let to = E::bits_mut(to);
         for (to, p) in to.chunks_exact_mut(per_panel).zip(panels) {
-            let stride = PANEL / E::TERMS;
-            let to = Grid { data: to, stride };
-            let from = Grid { data: &self.panel_bits(p)[first_step * PANEL..], stride };
-            if E::TERMS == 1 {
-                s.transpose(to, from, rows, PANEL);
-            } else {
-                s.transpose_squares(to, from, rows, PANEL / E::TERMS);
-            }
+            turn(s, to, self.panel(p), column_panel);
         }
     }
 
@@ -142,6 +161,46 @@ impl<E: Element> Packed<E> {
                 }
             }
         }
+    }
+}
+
+impl<E: Element> Panels<E> for Packed<E> {
+    fn n(&self) -> usize {
+        self.n
+    }
+
+    fn k(&self) -> usize {
+        self.k
+    }
+
+    fn steps(&self) -> usize {
+        self.steps
+    }
+
+    fn whole(&self) -> Option<&[E]> {
+        Some(self.panels())
+    }
+
+    fn read<'a>(&'a self, _: Isa, _: &'a mut [E], p: usize) -> &'a [E] {
+        self.panel(p)
+    }
+}
+
+/// Columns `column_panel * PANEL..` of a panel, as the right factor of `dy w`. What lies beyond
+/// the last column is left as it was.
+///
+/// Shapes: `to` [PANEL / TERMS, PANEL] written, `panel` [steps, PANEL] read.
+#[inline(always)]
+pub(crate) fn turn<S: Simd, E: Element>(s: S, to: &mut [E], panel: &[E], column_panel: usize) {
+    let stride = PANEL / E::TERMS;
+    let first_step = column_panel * stride;
+    let rows = (panel.len() / PANEL - first_step).min(stride);
+    let to = Grid { data: E::bits_mut(to), stride };
+    let from = Grid { data: &E::bits(panel)[first_step * PANEL..], stride };
+    if E::TERMS == 1 {
+        s.transpose(to, from, rows, PANEL);
+    } else {
+        s.transpose_squares(to, from, rows, stride);
     }
 }
 
@@ -170,6 +229,7 @@ impl FrozenMatrix for CpuMatrix {
         match self {
             Self::F32(w) => w.n,
             Self::Bf16(w) => w.n,
+            Self::Blocks(w) => Panels::<f32>::n(w),
         }
     }
 
@@ -177,6 +237,7 @@ impl FrozenMatrix for CpuMatrix {
         match self {
             Self::F32(w) => w.k,
             Self::Bf16(w) => w.k,
+            Self::Blocks(w) => Panels::<f32>::k(w),
         }
     }
 
@@ -184,6 +245,7 @@ impl FrozenMatrix for CpuMatrix {
         match self {
             Self::F32(w) => size_of_val(w.memory.as_slice()),
             Self::Bf16(w) => size_of_val(w.memory.as_slice()),
+            Self::Blocks(w) => w.n_bytes(),
         }
     }
 
@@ -191,6 +253,7 @@ impl FrozenMatrix for CpuMatrix {
         match self {
             Self::F32(w) => w.read_rows(first_row, out),
             Self::Bf16(w) => w.read_rows(first_row, out),
+            Self::Blocks(w) => w.read_rows(first_row, out),
         }
     }
 

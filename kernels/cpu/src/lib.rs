@@ -21,6 +21,7 @@
 mod adamw;
 mod add;
 mod attention;
+mod blocks;
 mod columns;
 mod dropout;
 mod embedding;
@@ -111,6 +112,15 @@ impl Ops for Cpu {
 
     fn freeze(&self, source: &dyn RowSource, compute: Compute) -> Box<dyn FrozenMatrix> {
         Box::new(CpuMatrix::pack(&self.pool, self.isa, source, compute))
+    }
+
+    fn freeze_packed(
+        &self,
+        source: &dyn RowSource,
+        compute: Compute,
+    ) -> Option<Box<dyn FrozenMatrix>> {
+        let packed = CpuMatrix::pack_blocks(&self.pool, self.isa, source, compute)?;
+        Some(Box::new(packed))
     }
 
     fn linear_forward(&self, y: &mut [f32], x: &[f32], w: &dyn FrozenMatrix, write: Write) {

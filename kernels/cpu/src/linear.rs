@@ -6,6 +6,9 @@
 //! all rows pass over it. Backward first turns the weight's panels around, a few megabytes at a
 //! time, and then is the same product.
 //!
+//! A weight in blocks is unpacked on the way: a few megabytes of panels at a time, or, with few
+//! rows, the panels of a task within the task. Nothing else changes.
+//!
 //! With one row to a few (generation) the same code streams every panel once and is limited by
 //! memory.
 //!
@@ -18,9 +21,9 @@
 
 use std::ops::Range;
 
-use forgelm_kernels_api::{FrozenMatrix, Write};
+use forgelm_kernels_api::{Compute, FrozenMatrix, Write};
 
-use crate::frozen::{CpuMatrix, Packed};
+use crate::frozen::{CpuMatrix, Panels, turn};
 use crate::pool::Pool;
 use crate::scratch::Scratch;
 use crate::shared::Shared;
@@ -50,6 +53,10 @@ pub(crate) fn forward(
     match CpuMatrix::of(w) {
         CpuMatrix::F32(w) => forward_as(pool, isa, y, x, w, write),
         CpuMatrix::Bf16(w) => forward_as(pool, isa, y, x, w, write),
+        CpuMatrix::Blocks(w) => match w.compute() {
+            Compute::F32 => forward_as::<f32, _>(pool, isa, y, x, w, write),
+            Compute::Bf16 => forward_as::<u32, _>(pool, isa, y, x, w, write),
+        },
     }
 }
 
@@ -65,6 +72,10 @@ pub(crate) fn backward(
     match CpuMatrix::of(w) {
         CpuMatrix::F32(w) => backward_as(pool, isa, dx, dy, w, write),
         CpuMatrix::Bf16(w) => backward_as(pool, isa, dx, dy, w, write),
+        CpuMatrix::Blocks(w) => match w.compute() {
+            Compute::F32 => backward_as::<f32, _>(pool, isa, dx, dy, w, write),
+            Compute::Bf16 => backward_as::<u32, _>(pool, isa, dx, dy, w, write),
+        },
     }
 }
 
@@ -73,35 +84,60 @@ pub(crate) fn part(i: usize, parts: usize, n: usize) -> Range<usize> {
     i * n / parts..(i + 1) * n / parts
 }
 
-fn forward_as<E: Element>(
+fn forward_as<E: Element, W: Panels<E>>(
     pool: &Pool,
     isa: Isa,
     y: &mut [f32],
     x: &[f32],
-    w: &Packed<E>,
+    w: &W,
     write: Write,
 ) {
     let (n, k) = (w.n(), w.k());
     assert!(x.len().is_multiple_of(k), "x is not [T, K]");
     let t = x.len() / k;
     assert_eq!(y.len(), t * n, "y is not [T, N]");
-    Multiply {
+    let len = w.steps() * PANEL;
+    let product = Multiply {
         x: Columns { data: x, width: k, terms: 0..k },
-        panels: w.panels(),
+        panels: &[],
         steps: w.steps(),
         y: Shared::new(y),
+        columns: 0..0,
         width: n,
         add: write == Write::Add,
+    };
+    if let Some(panels) = w.whole() {
+        product.over(panels, 0..w.n_panels()).run(pool, isa, t);
+    } else if t <= ROWS {
+        // Each panel serves one task: it is made there, and is still in the cache when it is read.
+        let n_groups = w.n_panels().div_ceil(PANELS_MIN).max(TASKS.min(w.n_panels()));
+        pool.run(n_groups, &|group| {
+            let range = part(group, n_groups, w.n_panels());
+            let mut room = Scratch::<E>::take(range.len() * len);
+            for (room, p) in room.chunks_exact_mut(len).zip(range.clone()) {
+                w.read(isa, room, p);
+            }
+            product.over(&room, range.clone()).alone(isa, 0..t, 0..range.len());
+        });
+    } else {
+        let n_blocks = (w.n_panels() * len).div_ceil(TURNED).min(w.n_panels());
+        for block in 0..n_blocks {
+            let range = part(block, n_blocks, w.n_panels());
+            let mut made = Scratch::<E>::take(range.len() * len);
+            pool.chunks(&mut made, len, |i, room| {
+                w.read(isa, room, range.start + i);
+            });
+            product.over(&made, range).run(pool, isa, t);
+        }
     }
-    .run(pool, isa, t);
 }
 
-fn backward_as<E: Element>(
+fn backward_as<E: Element, W: Panels<E>>(
     pool: &Pool,
     isa: Isa,
     dx: &mut [f32],
     dy: &[f32],
-    w: &Packed<E>,
+    w: &W,
     write: Write,
 ) {
     let (n, k) = (w.n(), w.k());
@@ -111,6 +147,7 @@ fn backward_as<E: Element>(
     let n_columns = k.div_ceil(PANEL);
     // A panel of the weight becomes this many elements in each panel of columns.
     let piece = PANEL / E::TERMS * PANEL;
+    let room_len = if w.whole().is_some() { 0 } else { w.steps() * PANEL };
     let n_blocks = (w.n_panels() * piece * n_columns).div_ceil(TURNED).min(w.n_panels());
     for block in 0..n_blocks {
         let panels = part(block, n_blocks, w.n_panels());
@@ -118,13 +155,10 @@ fn backward_as<E: Element>(
         let mut turned = Scratch::<E>::take(n_columns * per_column);
         let pieces = Shared::new(&mut turned);
         pool.run(panels.len(), &|i| {
-            for q in 0..n_columns {
-                let at = q * per_column + i * piece;
-                // SAFETY: piece i of each panel of columns is this task's alone.
-                let to = unsafe { pieces.slice(at..at + piece) };
-                let p = panels.start + i;
-                on_isa!(isa, s => w.turned(s, to, p..p + 1, q));
-            }
+            let mut room = Scratch::<E>::take(room_len);
+            let panel = w.read(isa, &mut room, panels.start + i);
+            let place = Turned { to: pieces, per_column, first: i * piece };
+            turn_whole(isa, panel, place, n_columns);
         });
         let terms = panels.start * PANEL..(panels.end * PANEL).min(n);
         Multiply {
@@ -132,11 +166,30 @@ fn backward_as<E: Element>(
             panels: &turned,
             steps: per_column / PANEL,
             y: Shared::new(dx),
+            columns: 0..k,
             width: k,
             add: block > 0 || write == Write::Add,
         }
         .run(pool, isa, t);
     }
+}
+
+/// Where a panel's pieces belong: at `first` in each panel of columns.
+#[derive(Clone, Copy)]
+struct Turned<'a, E> {
+    to: Shared<'a, E>,
+    per_column: usize,
+    first: usize,
+}
+
+/// Turns all columns of a panel around.
+fn turn_whole<E: Element>(isa: Isa, panel: &[E], place: Turned<'_, E>, n_columns: usize) {
+    let piece = PANEL / E::TERMS * PANEL;
+    on_isa!(isa, s => for q in 0..n_columns {
+        let at = q * place.per_column + place.first;
+        // SAFETY: this piece of each panel of columns is the task's alone.
+        turn(s, unsafe { place.to.slice(at..at + piece) }, panel, q);
+    });
 }
 
 /// Some columns of a row-major matrix.
@@ -154,14 +207,22 @@ struct Multiply<'a, E> {
     panels: &'a [E],
     steps: usize,
     y: Shared<'a, f32>,
+    /// Columns of y that are formed.
+    columns: Range<usize>,
     /// Columns of y.
     width: usize,
     add: bool,
 }
 
 impl<E: Element> Multiply<'_, E> {
+    /// The part of the product that some panels give, which are numbers `range` of the weight.
+    fn over<'b>(&'b self, panels: &'b [E], range: Range<usize>) -> Multiply<'b, E> {
+        let columns = range.start * PANEL..(range.end * PANEL).min(self.width);
+        Multiply { x: self.x.clone(), panels, columns, y: self.y, ..*self }
+    }
+
     fn run(&self, pool: &Pool, isa: Isa, n_rows: usize) {
-        let n_panels = self.width.div_ceil(PANEL);
+        let n_panels = self.columns.len().div_ceil(PANEL);
         let n_chunks = n_rows.div_ceil(ROWS);
         let n_groups = TASKS
             .div_ceil(n_chunks.max(1))
@@ -170,8 +231,13 @@ impl<E: Element> Multiply<'_, E> {
         pool.run(n_chunks * n_groups, &|task| {
             let rows = part(task % n_chunks, n_chunks, n_rows);
             let panels = part(task / n_chunks, n_groups, n_panels);
-            on_isa!(isa, s => self.task(s, rows, panels));
+            self.alone(isa, rows, panels);
         });
+    }
+
+    /// Some rows and panels, on one thread.
+    fn alone(&self, isa: Isa, rows: Range<usize>, panels: Range<usize>) {
+        on_isa!(isa, s => self.task(s, rows, panels));
     }
 
     #[inline(always)]
@@ -187,7 +253,8 @@ impl<E: Element> Multiply<'_, E> {
             let packed = PackedRows::<E>::new(s, x, x_width, columns);
             let add = block > 0 || self.add;
             for p in panels.clone() {
-                let columns = (self.width - p * PANEL).min(PANEL);
+                let columns = (self.columns.len() - p * PANEL).min(PANEL);
+                let first_column = self.columns.start + p * PANEL;
                 let first = p * self.steps;
                 let b = &self.panels[(first + steps.start) * PANEL..(first + steps.end) * PANEL];
                 packed.multiply(
@@ -196,7 +263,7 @@ impl<E: Element> Multiply<'_, E> {
                     columns,
                     #[inline(always)]
                     |row, column, sum, width| {
-                        let at = (rows.start + row) * self.width + p * PANEL + column;
+                        let at = (rows.start + row) * self.width + first_column + column;
                         // SAFETY: these rows and panels of y are this task's alone, and the
                         // slice ends with this call.
                         put(s, unsafe { self.y.slice(at..at + width) }, sum, add);

@@ -37,6 +37,9 @@ pub(crate) trait Element: Bits + Send + Sync {
     fn pack<S: Simd>(s: S, to: &mut [Self], x: &[f32]);
     /// Term `i` of element; `i < TERMS`.
     fn term(self, i: usize) -> f32;
+    /// Two neighboring terms of a vector of rows, rounded as `pack` does, to their place in a
+    /// panel. Shapes: `to` begins at the first row's element of the first term.
+    fn store_two<S: Simd>(s: S, to: &mut [Self], first: S::V, second: S::V);
 }
 
 impl Element for f32 {
@@ -71,6 +74,12 @@ impl Element for f32 {
     fn term(self, _: usize) -> f32 {
         self
     }
+
+    #[inline(always)]
+    fn store_two<S: Simd>(s: S, to: &mut [f32], first: S::V, second: S::V) {
+        s.store(to, first);
+        s.store(&mut to[PANEL..], second);
+    }
 }
 
 impl Element for u32 {
@@ -104,6 +113,11 @@ impl Element for u32 {
     #[inline(always)]
     fn term(self, i: usize) -> f32 {
         f32::from_bits(if i == 0 { self << 16 } else { self & 0xffff_0000 })
+    }
+
+    #[inline(always)]
+    fn store_two<S: Simd>(s: S, to: &mut [u32], first: S::V, second: S::V) {
+        s.store_pairs(to, first, second);
     }
 }
 

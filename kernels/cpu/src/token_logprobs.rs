@@ -55,6 +55,10 @@ pub(crate) fn forward(
     match CpuMatrix::of(head) {
         CpuMatrix::F32(head) => forward_as(pool, isa, logp, lse, rows, head),
         CpuMatrix::Bf16(head) => forward_as(pool, isa, logp, lse, rows, head),
+        CpuMatrix::Blocks(head) => {
+            let dense = CpuMatrix::pack(pool, isa, head, head.compute());
+            forward(pool, isa, logp, lse, rows, &dense);
+        }
     }
 }
 
@@ -77,6 +81,10 @@ pub(crate) fn backward(
     match CpuMatrix::of(head) {
         CpuMatrix::F32(head) => backward_as(pool, isa, dx, upstream, rows, head),
         CpuMatrix::Bf16(head) => backward_as(pool, isa, dx, upstream, rows, head),
+        CpuMatrix::Blocks(head) => {
+            let dense = CpuMatrix::pack(pool, isa, head, head.compute());
+            backward(pool, isa, dx, upstream, rows, &dense);
+        }
     }
 }
 
@@ -381,6 +389,10 @@ pub(crate) fn head_backward(
     match CpuMatrix::of(head) {
         CpuMatrix::F32(head) => head_backward_as(pool, isa, dhead, upstream, rows, head),
         CpuMatrix::Bf16(head) => head_backward_as(pool, isa, dhead, upstream, rows, head),
+        CpuMatrix::Blocks(head) => {
+            let dense = CpuMatrix::pack(pool, isa, head, head.compute());
+            head_backward(pool, isa, dhead, upstream, rows, &dense);
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::any::Any;
 
-use forgelm_kernels_api::{Compute, FrozenMatrix, RowSource};
-use half::bf16;
+use forgelm_kernels_api::{
+    Compute, Factor, FactorRows, Factors, FrozenMatrix, Rounding, RowSource,
+};
+use half::{bf16, f16};
 
 /// Rows of f32, rounded to the compute format.
 pub(crate) struct PlainMatrix {
@@ -20,6 +22,30 @@ impl PlainMatrix {
         source.read_rows(0, &mut rows);
         round(&mut rows, compute);
         Self { n_rows, n_cols, compute, rows }
+    }
+
+    /// The formula of the block format, value by value; `None` if the source has no blocks.
+    pub(crate) fn unpack(source: &dyn RowSource, compute: Compute) -> Option<Self> {
+        let blocks = source.blocks()?;
+        let (n_rows, n_cols) = (source.n_rows(), source.n_cols());
+        let format = blocks.format();
+        let read = blocks.read_blocks(0..n_rows);
+        let scales = factors(&format.scale, &read.scale, &blocks.outer(Factor::Scale));
+        let mins = format.min.as_ref().zip(read.min.as_ref());
+        let mins = mins.map(|(min, rows)| factors(min, rows, &blocks.outer(Factor::Min)));
+        let mut rows = vec![0.0; n_rows * n_cols];
+        for (i, (w, &code)) in rows.iter_mut().zip(&read.codes).enumerate() {
+            let group = i / n_cols * format.n_groups(n_cols) + i % n_cols / format.group_len;
+            *w = format.value(code) * scales[group];
+            if let Some(mins) = &mins {
+                *w += mins[group];
+            }
+            if format.rounding == Rounding::F16 {
+                *w = f16::from_f32(*w).to_f32();
+            }
+        }
+        round(&mut rows, compute);
+        Some(Self { n_rows, n_cols, compute, rows })
     }
 
     /// The matrix behind the trait object.
@@ -63,6 +89,16 @@ impl FrozenMatrix for PlainMatrix {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+/// All factors of a matrix as numbers.
+fn factors(format: &Factors, rows: &FactorRows, outer: &[f32]) -> Vec<f32> {
+    match rows {
+        FactorRows::Plain(factors) => factors.clone(),
+        FactorRows::Nested(bytes) => {
+            bytes.iter().enumerate().map(|(i, &byte)| format.nested(byte, outer, i)).collect()
+        }
     }
 }
 

@@ -56,6 +56,14 @@ impl Ops for Reference {
         Box::new(frozen::PlainMatrix::read(source, compute))
     }
 
+    fn freeze_packed(
+        &self,
+        source: &dyn RowSource,
+        compute: Compute,
+    ) -> Option<Box<dyn FrozenMatrix>> {
+        Some(Box::new(frozen::PlainMatrix::unpack(source, compute)?))
+    }
+
     fn linear_forward(&self, y: &mut [f32], x: &[f32], w: &dyn FrozenMatrix, write: Write) {
         linear::forward(y, x, w, write);
     }

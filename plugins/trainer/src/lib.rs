@@ -1,12 +1,21 @@
 //! The trainers that ship with ForgeLM. One file a method; this list is the only place that names
 //! them all.
 
+pub mod dpo;
+pub mod grpo;
+pub mod kto;
+mod logistic;
+pub mod orpo;
 pub mod sft;
+pub mod simpo;
+#[cfg(test)]
+mod testing;
 
 use forgelm_sdk::trainer::Descriptor;
 
 /// Every trainer of this library, by name.
-pub const TRAINERS: &[Descriptor] = &[sft::SFT];
+pub const TRAINERS: &[Descriptor] =
+    &[dpo::DPO, grpo::GRPO, kto::KTO, orpo::ORPO, sft::SFT, simpo::SIMPO];
 
 #[cfg(test)]
 mod tests {
@@ -14,7 +23,7 @@ mod tests {
 
     #[test]
     fn the_list_is_sorted_and_has_every_trainer_once() {
-        assert_eq!(TRAINERS.len(), 1);
+        assert_eq!(TRAINERS.len(), 6);
         assert!(TRAINERS.windows(2).all(|pair| pair[0].name < pair[1].name));
     }
 

@@ -9,27 +9,28 @@
 //!
 //! Numerics: the sum is in f64, in the order of the rows.
 
-use forgelm_sdk::OptionsError;
+use forgelm_sdk::options::Reader;
 use forgelm_sdk::trainer::{Descriptor, Loss, Needs, Records, Scored, Trainer};
+use forgelm_sdk::{OptionValue, OptionsError};
 
 /// The entry in the kind's list.
 pub const SFT: Descriptor = Descriptor {
     name: "sft",
     summary: "supervised fine-tuning: negative log-likelihood of the trained tokens",
     source: "Radford et al. 2018, eq. 1, over trained tokens",
-    needs: Needs { records: Records::Text, reference: false, rollouts: false },
+    needs: Needs {
+        records: Records::Text,
+        reference: false,
+        rollouts: false,
+        prompts: false,
+        dropout: true,
+    },
     build,
 };
 
-fn build(options: &[(&str, f64)]) -> Result<Box<dyn Trainer>, OptionsError> {
-    match options.first() {
-        None => Ok(Box::new(Sft)),
-        Some((key, _)) => Err(OptionsError::Unknown {
-            plugin: SFT.name.to_owned(),
-            key: (*key).to_owned(),
-            expected: "none".to_owned(),
-        }),
-    }
+fn build(options: &[(&str, OptionValue)]) -> Result<Box<dyn Trainer>, OptionsError> {
+    Reader::new(SFT.name, options).finish()?;
+    Ok(Box::new(Sft))
 }
 
 struct Sft;
@@ -54,7 +55,7 @@ impl Trainer for Sft {
 #[expect(clippy::float_cmp, reason = "the values are exact")]
 mod tests {
     use super::*;
-    use forgelm_sdk::trainer::{Role, Sequence};
+    use forgelm_sdk::trainer::{Role, Sequence, StepTotals};
 
     /// Rows 0 and 2 are trained with log-probabilities -0.5 and -2.25: the sum is 2.75, two terms.
     #[test]
@@ -68,6 +69,7 @@ mod tests {
             ref_logp: None,
             advantage: None,
             old_logp: None,
+            step: &StepTotals::default(),
         };
         let mut dlogp = [9.0; 3];
         let loss = (SFT.build)(&[]).expect("no options").loss(&scored, &mut dlogp);
@@ -78,7 +80,8 @@ mod tests {
 
     #[test]
     fn an_option_is_refused_by_name() {
-        let refused = (SFT.build)(&[("beta", 0.1)]).err().expect("sft has no options");
+        let refused =
+            (SFT.build)(&[("beta", OptionValue::Number(0.1))]).err().expect("sft has no options");
         assert_eq!(refused.to_string(), "`beta` is not an option of `sft`; expected one of: none");
     }
 }

@@ -59,7 +59,8 @@ impl Batch {
         batch
     }
 
-    fn push(&mut self, ids: &[i64], labels: &[i64]) {
+    /// Adds a sequence; `labels` are those of its tokens, -100 where one is not predicted.
+    pub fn push(&mut self, ids: &[i64], labels: &[i64]) {
         let start = self.tokens.len();
         self.segments.push(Segment { start, len: ids.len() });
         for (p, &id) in ids.iter().enumerate() {

@@ -16,6 +16,7 @@
 mod clock;
 mod gemm;
 mod ops;
+mod packed;
 mod peak;
 mod shapes;
 mod train;
@@ -25,9 +26,10 @@ use std::process::ExitCode;
 /// Name, summary, and what runs with the arguments that follow the name.
 type Command = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
-const COMMANDS: [Command; 3] = [
+const COMMANDS: [Command; 4] = [
     ("gemm", "products with frozen weights, as a share of this machine's peak", gemm::run),
     ("ops", "milliseconds and GB/s of every other op at the shapes of SmolLM2-135M", ops::run),
+    ("packed", "products with weights in blocks, against dense weights", packed::run),
     ("train", "a training run of a real model: tokens/s, share of the limit, memory", train::run),
 ];
 

@@ -66,6 +66,14 @@ impl Ops for Counting {
         self.inner.freeze(source, compute)
     }
 
+    fn freeze_packed(
+        &self,
+        source: &dyn RowSource,
+        compute: Compute,
+    ) -> Option<Box<dyn FrozenMatrix>> {
+        self.inner.freeze_packed(source, compute)
+    }
+
     fn linear_forward(&self, y: &mut [f32], x: &[f32], w: &dyn FrozenMatrix, write: Write) {
         self.timed("linear_forward", || self.inner.linear_forward(y, x, w, write))
     }

@@ -185,6 +185,31 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn look_up(self, values: &[f32; 16], codes: &[u8]) -> (Self::V, Self::V) {
+        assert!(codes.len() >= LANES, "too few codes for a vector");
+        let (first, second) = (self.load(&values[..LANES]), self.load(&values[LANES..]));
+        let low = instruction!(_mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.as_ptr().cast())));
+        let high = instruction!(_mm256_srli_epi32::<4>(low));
+        // The lower three bits choose within a half of the values, the fourth one the half.
+        let pick = |code: __m256i| {
+            let (a, b) = instruction!((
+                _mm256_permutevar8x32_ps(first, code),
+                _mm256_permutevar8x32_ps(second, code),
+            ));
+            let half = instruction!(_mm256_castsi256_ps(_mm256_slli_epi32::<28>(code)));
+            instruction!(_mm256_blendv_ps(a, b, half))
+        };
+        (pick(low), pick(high))
+    }
+
+    #[inline(always)]
+    fn integers(self, codes: &[u8]) -> Self::V {
+        assert!(codes.len() >= LANES, "too few codes for a vector");
+        let wide = instruction!(_mm256_cvtepi8_epi32(_mm_loadl_epi64(codes.as_ptr().cast())));
+        instruction!(_mm256_cvtepi32_ps(wide))
+    }
+
+    #[inline(always)]
     fn pack_pairs(self, to: &mut [u32], x: &[f32]) {
         pack_pairs_plain(to, x);
     }

@@ -202,6 +202,29 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn look_up(self, values: &[f32; 16], codes: &[u8]) -> (Self::V, Self::V) {
+        assert!(codes.len() >= LANES, "too few codes for a vector");
+        let values = self.load(values);
+        let low = instruction!(_mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast())));
+        let high = instruction!(_mm512_srli_epi32::<4>(low));
+        // The lower four bits of an index count.
+        instruction!((_mm512_permutexvar_ps(low, values), _mm512_permutexvar_ps(high, values)))
+    }
+
+    #[inline(always)]
+    fn integers(self, codes: &[u8]) -> Self::V {
+        assert!(codes.len() >= LANES, "too few codes for a vector");
+        let wide = instruction!(_mm512_cvtepi8_epi32(_mm_loadu_si128(codes.as_ptr().cast())));
+        instruction!(_mm512_cvtepi32_ps(wide))
+    }
+
+    #[inline(always)]
+    fn round_to_f16(self, v: Self::V) -> Self::V {
+        let half = instruction!(_mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(v));
+        instruction!(_mm512_cvtph_ps(half))
+    }
+
+    #[inline(always)]
     fn pack_pairs(self, to: &mut [u32], x: &[f32]) {
         pack_pairs_plain(to, x);
     }
@@ -396,6 +419,9 @@ impl Simd for Avx512Bf16 {
         sum(a: Self::V) -> f32;
         largest(a: Self::V) -> f32;
         splat_pair(x: u32) -> Self::P;
+        look_up(values: &[f32; 16], codes: &[u8]) -> (Self::V, Self::V);
+        integers(codes: &[u8]) -> Self::V;
+        round_to_f16(v: Self::V) -> Self::V;
         transpose(to: Grid<&mut [u32]>, from: Grid<&[u32]>, rows: usize, columns: usize);
         transpose_squares(to: Grid<&mut [u32]>, from: Grid<&[u32]>, rows: usize, columns: usize);
     }
@@ -425,6 +451,21 @@ impl Simd for Avx512Bf16 {
             )
         };
         instruction!(_mm512_dpbf16_ps(acc, a, b))
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, to: &mut [u32], low: Self::V, high: Self::V) {
+        assert!(to.len() >= LANES, "too little room for a vector");
+        // Halves 0..16 are of `low`, 16..32 of `high`: half i and half 16 + i become neighbors.
+        let order = instruction!(_mm512_set_epi32(
+            0x1f_000f, 0x1e_000e, 0x1d_000d, 0x1c_000c, 0x1b_000b, 0x1a_000a, 0x19_0009, 0x18_0008,
+            0x17_0007, 0x16_0006, 0x15_0005, 0x14_0004, 0x13_0003, 0x12_0002, 0x11_0001, 0x10_0000,
+        ));
+        let rounded = instruction!(_mm512_cvtne2ps_pbh(high, low));
+        // SAFETY: the same 512 bits under another name.
+        let rounded = unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) };
+        let pairs = instruction!(_mm512_permutexvar_epi16(order, rounded));
+        instruction!(_mm512_storeu_si512(to.as_mut_ptr().cast(), pairs));
     }
 
     #[inline(always)]

@@ -69,6 +69,33 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Rounds to bfloat16 (nearest even) and joins neighbors; an odd last one gets a zero.
     /// Shapes: `x` [K] read, `to` [ceil(K / 2)] written.
     fn pack_pairs(self, to: &mut [u32], x: &[f32]);
+    /// Rounds two vectors to bfloat16 as [`Simd::pack_pairs`] does, and joins them lane by lane.
+    /// Shapes: `to` at least [LANES] written.
+    #[inline(always)]
+    fn store_pairs(self, to: &mut [u32], low: Self::V, high: Self::V) {
+        let (mut a, mut b) = ([0.0; LANES_MAX], [0.0; LANES_MAX]);
+        self.store(&mut a, low);
+        self.store(&mut b, high);
+        let to = &mut to[..Self::LANES];
+        for (to, (&a, &b)) in to.iter_mut().zip(a.iter().zip(&b)) {
+            *to = bf16_bits(a) | (bf16_bits(b) << 16);
+        }
+    }
+    /// Rounds to half precision, to nearest even.
+    #[inline(always)]
+    fn round_to_f16(self, v: Self::V) -> Self::V {
+        let mut x = [0.0; LANES_MAX];
+        self.store(&mut x, v);
+        for x in &mut x[..Self::LANES] {
+            *x = half::f16::from_f32(*x).to_f32();
+        }
+        self.load(&x)
+    }
+    /// What the lower and the upper four bits of each byte stand for. Shapes: `codes` at least
+    /// [LANES] read.
+    fn look_up(self, values: &[f32; 16], codes: &[u8]) -> (Self::V, Self::V);
+    /// Signed bytes as numbers. Shapes: `codes` at least [LANES] read.
+    fn integers(self, codes: &[u8]) -> Self::V;
     /// Swaps rows and columns. Shapes: `to[c * to_stride + r] = from[r * from_stride + c]` for
     /// `r < rows`, `c < columns`.
     fn transpose(self, to: Grid<&mut [u32]>, from: Grid<&[u32]>, rows: usize, columns: usize) {
@@ -86,6 +113,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         transpose_squares_plain(to, from, rows, columns);
     }
 }
+
+/// Lanes of the widest vector.
+const LANES_MAX: usize = 16;
 
 /// A slice read as rows.
 pub(crate) struct Grid<T> {
@@ -117,7 +147,7 @@ fn transpose_squares_plain(to: Grid<&mut [u32]>, from: Grid<&[u32]>, rows: usize
 
 /// Bits of the nearest bfloat16, ties to even; NaN stays NaN.
 #[inline(always)]
-fn bf16_bits(x: f32) -> u32 {
+pub(crate) fn bf16_bits(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     if x.is_nan() { (bits >> 16) | 0x40 } else { rounded }
@@ -194,6 +224,17 @@ impl Isa {
             InstructionSet::Plain => Some(Self::Plain(plain::Plain)),
             #[cfg(not(target_arch = "x86_64"))]
             InstructionSet::Avx512Bf16 | InstructionSet::Avx512 | InstructionSet::Avx2 => None,
+        }
+    }
+
+    /// Whether rounding to bfloat16 takes denormal numbers for zero.
+    pub(crate) fn flushes_denormals(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(_) => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) | Self::Avx2(_) => false,
+            Self::Plain(_) => false,
         }
     }
 }

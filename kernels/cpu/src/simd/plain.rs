@@ -154,4 +154,16 @@ impl Simd for Plain {
     fn pack_pairs(self, to: &mut [u32], x: &[f32]) {
         pack_pairs_plain(to, x);
     }
+
+    #[inline(always)]
+    fn look_up(self, values: &[f32; 16], codes: &[u8]) -> (Self::V, Self::V) {
+        let codes = &codes[..LANES];
+        (each(|i| values[usize::from(codes[i] & 15)]), each(|i| values[usize::from(codes[i] >> 4)]))
+    }
+
+    #[inline(always)]
+    fn integers(self, codes: &[u8]) -> Self::V {
+        let codes = &codes[..LANES];
+        each(|i| f32::from(codes[i].cast_signed()))
+    }
 }

@@ -1,0 +1,186 @@
+//! Matrices that are quantized when they are read, a few rows at a time: no dense copy exists.
+
+use std::ops::Range;
+
+use forgelm_kernels_api::{
+    BlockFormat, BlockRows, BlockSource, Codes, Factor, FactorRows, Factors, Rounding, RowSource,
+};
+
+use crate::{
+    BlockScales, DynamicMap, FOUR_BIT_BLOCK, FourBit, FourBitTensor, FourBitWriter, Int8Rows,
+    NESTED_BLOCK, round_to_f16,
+};
+
+/// How the scales of four-bit blocks are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScaleStorage {
+    /// An f32 for each block of 64.
+    Single,
+    /// Eight bits, in blocks of 256 of their own.
+    Double,
+}
+
+/// Weights that are read at a time.
+const PIECE: usize = 1 << 20;
+
+/// Reads all rows, a few at a time.
+fn in_pieces(source: &dyn RowSource, mut take: impl FnMut(&[f32])) {
+    let (n_rows, n_cols) = (source.n_rows(), source.n_cols());
+    let at_a_time = (PIECE / n_cols.max(1)).clamp(1, n_rows.max(1));
+    let mut piece = vec![0.0; at_a_time * n_cols];
+    for first in (0..n_rows).step_by(at_a_time) {
+        let len = (n_rows - first).min(at_a_time) * n_cols;
+        source.read_rows(first, &mut piece[..len]);
+        take(&piece[..len]);
+    }
+}
+
+/// A matrix in four bits, as kernels read it.
+#[derive(Debug)]
+pub struct FourBitMatrix {
+    n_rows: usize,
+    n_cols: usize,
+    tensor: FourBitTensor,
+    format: BlockFormat,
+}
+
+impl FourBitMatrix {
+    /// Quantizes the rows of a source, flattened row by row. With [`Rounding::F16`] the values it
+    /// stands for are rounded to half precision.
+    #[must_use]
+    pub fn quantize(
+        source: &dyn RowSource,
+        kind: FourBit,
+        scales: ScaleStorage,
+        rounding: Rounding,
+    ) -> Self {
+        let (n_rows, n_cols) = (source.n_rows(), source.n_cols());
+        let mut writer = FourBitWriter::new(kind, n_rows * n_cols);
+        in_pieces(source, |piece| writer.push(piece));
+        let tensor = writer.finish(scales == ScaleStorage::Double);
+        let scale = match &tensor.scales {
+            BlockScales::Single(_) => Factors::Plain,
+            BlockScales::Double(nested) => Factors::Nested {
+                values: Box::new(*DynamicMap::Signed.values()),
+                outer_len: NESTED_BLOCK,
+                offset: Some(nested.offset),
+            },
+        };
+        let format = BlockFormat {
+            codes: Codes::Four { values: *kind.values() },
+            group_len: FOUR_BIT_BLOCK,
+            scale,
+            min: None,
+            rounding,
+        };
+        Self { n_rows, n_cols, tensor, format }
+    }
+}
+
+impl RowSource for FourBitMatrix {
+    fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    fn read_rows(&self, first_row: usize, out: &mut [f32]) {
+        self.tensor.dequantize(first_row * self.n_cols, out);
+        if self.format.rounding == Rounding::F16 {
+            round_to_f16(out);
+        }
+    }
+
+    /// Only where no block belongs to two rows.
+    fn blocks(&self) -> Option<&dyn BlockSource> {
+        self.n_cols.is_multiple_of(FOUR_BIT_BLOCK).then_some(self)
+    }
+}
+
+impl BlockSource for FourBitMatrix {
+    fn format(&self) -> &BlockFormat {
+        &self.format
+    }
+
+    fn read_blocks(&self, rows: Range<usize>) -> BlockRows {
+        let values = rows.start * self.n_cols..rows.end * self.n_cols;
+        let blocks = values.start / FOUR_BIT_BLOCK..values.end / FOUR_BIT_BLOCK;
+        let packed = &self.tensor.packed[values.start / 2..values.end / 2];
+        let scale = match &self.tensor.scales {
+            BlockScales::Single(scales) => FactorRows::Plain(scales[blocks].to_vec()),
+            BlockScales::Double(nested) => FactorRows::Nested(nested.codes[blocks].to_vec()),
+        };
+        let codes = packed.iter().flat_map(|byte| [byte >> 4, byte & 15]).collect();
+        BlockRows { codes, scale, min: None }
+    }
+
+    fn outer(&self, factor: Factor) -> Vec<f32> {
+        match (&self.tensor.scales, factor) {
+            (BlockScales::Double(nested), Factor::Scale) => nested.absmax.clone(),
+            (BlockScales::Double(_) | BlockScales::Single(_), _) => Vec::new(),
+        }
+    }
+}
+
+/// A matrix in eight bits, with one scale a row, as kernels read it.
+#[derive(Debug)]
+pub struct Int8Matrix {
+    rows: Int8Rows,
+    format: BlockFormat,
+}
+
+impl Int8Matrix {
+    /// Quantizes the rows of a source.
+    #[must_use]
+    pub fn quantize(source: &dyn RowSource) -> Self {
+        let mut rows = Int8Rows::new(source.n_cols());
+        in_pieces(source, |piece| rows.push(piece));
+        let format = BlockFormat {
+            codes: Codes::Eight,
+            group_len: source.n_cols(),
+            scale: Factors::Plain,
+            min: None,
+            rounding: Rounding::Exact,
+        };
+        Self { rows, format }
+    }
+}
+
+impl RowSource for Int8Matrix {
+    fn n_rows(&self) -> usize {
+        self.rows.scales.len()
+    }
+
+    fn n_cols(&self) -> usize {
+        self.rows.n_cols
+    }
+
+    fn read_rows(&self, first_row: usize, out: &mut [f32]) {
+        self.rows.dequantize(first_row, out);
+    }
+
+    fn blocks(&self) -> Option<&dyn BlockSource> {
+        Some(self)
+    }
+}
+
+impl BlockSource for Int8Matrix {
+    fn format(&self) -> &BlockFormat {
+        &self.format
+    }
+
+    fn read_blocks(&self, rows: Range<usize>) -> BlockRows {
+        let codes = &self.rows.codes[rows.start * self.rows.n_cols..rows.end * self.rows.n_cols];
+        BlockRows {
+            codes: codes.iter().map(|q| q.cast_unsigned()).collect(),
+            scale: FactorRows::Plain(self.rows.scales[rows].to_vec()),
+            min: None,
+        }
+    }
+
+    fn outer(&self, _: Factor) -> Vec<f32> {
+        Vec::new()
+    }
+}
