@@ -11,6 +11,7 @@ mod config;
 mod data;
 mod faults;
 mod memory;
+mod methods;
 mod resume;
 mod run;
 mod score;

@@ -16,14 +16,15 @@ use std::sync::Arc;
 use batch::Batch;
 use forgelm_artifact::safetensors::SafetensorsFile;
 use forgelm_artifact::write::StagedDir;
-use forgelm_kernels_api::{AdamW, Compute, Ops};
+use forgelm_kernels_api::{AdamW, Compute, Ops, Rounding, Segment};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Decoder, Keep, LoraConfig, LoraInit, ModelFiles, OpenModel, Pass, PeftInfo,
-    Selection, StepSize, Trainable,
+    Activations, Decoder, FourBitStorage, Keep, LinearStorage, LoadOptions, LoraConfig, LoraInit,
+    ModelFiles, OpenModel, PackedInput, Pass, PeftInfo, Selection, StepSize, Trainable,
 };
 use forgelm_tensor::random::{Purpose, Stream};
+use forgelm_tensor::{FourBit, ScaleStorage};
 use serde_json::Value;
 
 fn golden(path: &str) -> PathBuf {
@@ -200,9 +201,13 @@ fn tiny_llama() -> OpenModel {
 }
 
 /// The folder that `write_whole` makes, opened.
-fn whole(open: &OpenModel, trainable: &Trainable, folder: &std::path::Path) -> OpenModel {
+fn whole(
+    (open, decoder): (&OpenModel, &Decoder),
+    trainable: &Trainable,
+    folder: &std::path::Path,
+) -> OpenModel {
     let mut dir = StagedDir::new(folder).expect("a staged folder");
-    open.write_whole(trainable, &mut dir).expect("it can be written");
+    open.write_whole(decoder, trainable, &mut dir).expect("it can be written");
     dir.commit().expect("it can be committed");
     let written = ModelFiles::Folder(folder.to_owned());
     OpenModel::open(&written).expect("our own folder is good")
@@ -226,10 +231,11 @@ fn merged_models_are_those_of_peft() {
     let batch = Batch::read(&tensors("lora/inputs/train_batches.safetensors"), "step0.");
     for case in ["qv", "all", "rslora", "dora"] {
         let about = json(&format!("lora/tiny-llama/{case}/golden.json"));
+        let decoder = open.load(Arc::new(Reference), Compute::F32).expect("good weights");
         let last = golden(&format!("lora/tiny-llama/{case}/final"));
         let adapter = Trainable::load(&last, open.config()).expect("PEFT's folder").adapter;
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let merged = whole(&open, &adapter, &folder.path().join("model"));
+        let merged = whole((&open, &decoder), &adapter, &folder.path().join("model"));
         let expected = about["merged_weights"].as_object().expect("weights by name");
         assert!(expected.len() >= 2, "{case}: nothing to compare");
         for (name, about) in expected {
@@ -268,7 +274,8 @@ fn a_whole_model_read_again_is_what_was_trained() {
         let trained = training.loss_and_gradient(&batch);
         assert!(before - trained > 0.01, "{selection:?}: the loss went from {before} to {trained}");
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let saved = whole(&open, &training.trainable, &folder.path().join("model"));
+        let saved =
+            whole((&open, &training.decoder), &training.trainable, &folder.path().join("model"));
         let decoder = saved.load(Arc::new(Reference), Compute::F32).expect("good weights");
         assert_close("the saved model", loss(&decoder, None, &batch), trained, 1e-5);
     }
@@ -301,5 +308,147 @@ fn trained_numbers_come_back_from_their_files() {
         for other in selections.iter().filter(|other| *other != selection) {
             assert!(fresh(other).restore(folder.path()).is_err(), "{other:?} from {selection:?}");
         }
+    }
+}
+
+/// Logits of the tokens of a golden case, and those that PEFT computed.
+fn peft_logits(folder: &str, model: &str, adapter: Option<Trainable>) -> (Vec<f32>, Vec<f32>) {
+    let about = json(&format!("peft/{folder}/golden.json"));
+    let tokens: Vec<u32> = numbers(&about["tokens"]).iter().map(|&id| id as u32).collect();
+    let positions: Vec<u32> = (0..tokens.len() as u32).collect();
+    let files = ModelFiles::Folder(golden(model));
+    let open = OpenModel::open(&files).expect("the folder is good");
+    let decoder = open.load(Arc::new(Reference), Compute::F32).expect("the weights are good");
+    let loaded = || {
+        let folder = golden(&format!("peft/{folder}"));
+        Trainable::load(&folder, decoder.config()).expect("the adapter is good").adapter
+    };
+    let mut adapter = adapter.unwrap_or_else(loaded);
+    decoder.refresh(&mut adapter);
+    let size = StepSize { tokens_max: tokens.len(), scored_rows_max: tokens.len() };
+    let mut acts = Activations::new(decoder.config(), Some(&adapter), size, Keep::Nothing)
+        .expect("there is memory");
+    let batch = PackedInput {
+        tokens: &tokens,
+        positions: &positions,
+        segments: &[Segment { start: 0, len: tokens.len() }],
+        row_keys: &[],
+    };
+    decoder.forward(&Pass { adapter: Some(&adapter), batch, dropout: None }, &mut acts);
+    let mut found = vec![0.0; tokens.len() * decoder.dims().v];
+    decoder.logits(Some(&adapter), &mut acts, &positions, &mut found);
+    let expected = tensors(&format!("peft/{folder}/logits.safetensors"));
+    (found, expected.tensor("logits").expect("there").to_f32().expect("floats"))
+}
+
+#[track_caller]
+fn assert_logits(what: &str, (found, expected): (Vec<f32>, Vec<f32>)) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
+        let tolerance = 1e-4 + 1e-4 * f64::from(expected.abs());
+        assert_close(
+            &format!("{what}: logit {i}"),
+            f64::from(found),
+            f64::from(expected),
+            tolerance,
+        );
+    }
+}
+
+/// Adapters with trained biases as PEFT saves them: its logits, and the same files when we save.
+#[test]
+fn adapters_with_trained_biases_are_those_of_peft() {
+    for bias in ["all", "lora_only"] {
+        let folder = format!("bias/{bias}");
+        assert_logits(bias, peft_logits(&folder, "families/qwen2", None));
+        let files = ModelFiles::Folder(golden("families/qwen2"));
+        let open = OpenModel::open(&files).expect("the folder is good");
+        let path = golden(&format!("peft/{folder}"));
+        let loaded = Trainable::load(&path, open.config()).expect("the adapter is good");
+        let trained = &json(&format!("peft/{folder}/golden.json"))["trained"];
+        let slices = loaded.adapter.slices();
+        assert_eq!(trained.as_array().map(Vec::len), Some(slices.len()), "{bias}");
+        let saved = tempfile::tempdir().expect("a temporary folder");
+        loaded.adapter.save(saved.path(), &loaded.info).expect("it can be written");
+        let again = Trainable::load(saved.path(), open.config()).expect("our own folder");
+        assert_eq!(again.adapter, loaded.adapter);
+    }
+}
+
+/// Adapters that we trained and saved, and the logits that PEFT computes with them
+/// (`tools/golden/peft_reads_ours.py`).
+#[test]
+fn peft_computes_our_logits_with_our_adapters() {
+    for (case, n_tensors) in [("dora", 12), ("pissa", 8)] {
+        let folder = format!("ours/{case}");
+        assert_logits(case, peft_logits(&folder, "models/tiny-llama", None));
+        let ours = our_adapter(case);
+        assert_eq!(ours.slices().len(), n_tensors, "{case}");
+        assert_logits(case, peft_logits(&folder, "models/tiny-llama", Some(ours)));
+    }
+}
+
+/// One step of plain descent from the start, as it is saved for others.
+fn our_adapter(case: &str) -> Trainable {
+    let mut lora = LoraConfig::new(4, 8.0, &["q_proj", "down_proj"]);
+    match case {
+        "dora" => lora.dora = true,
+        _ => lora.init = LoraInit::PrincipalComponents,
+    }
+    let ops: Arc<dyn Ops> = Arc::new(Reference);
+    let mut training = Training::new("tiny-llama", Selection::Adapter(lora), ops, Keep::Everything);
+    let batch = Batch::read(&tensors("lora/inputs/train_batches.safetensors"), "step0.");
+    for _ in 0..2 {
+        let _ = training.loss_and_gradient(&batch);
+        let grads = training.grads.clone();
+        for (param, grad) in training.trainable.params_mut().iter_mut().zip(&grads) {
+            *param -= 2e-3 * grad;
+        }
+        training.decoder.refresh(&mut training.trainable);
+    }
+    let converted = training.trainable.on_original_weights(training.decoder.config());
+    converted.expect("twice the rank is 8")
+}
+
+/// On a base of four bits: the principal components are those of the full weights, the residual is
+/// what is quantized, magnitudes are lengths of its rows, and the merged model is what ran.
+#[test]
+fn adapters_train_on_four_bits_and_merge_into_what_ran() {
+    let batch = Batch::read(&tensors("lora/inputs/train_batches.safetensors"), "step0.");
+    let storage = FourBitStorage {
+        kind: FourBit::Nf4,
+        scales: ScaleStorage::Double,
+        rounding: Rounding::Exact,
+    };
+    let options = LoadOptions { compute: Compute::F32, linear: LinearStorage::FourBit(storage) };
+    let open = tiny_llama();
+    let full = loss(&open.load(Arc::new(Reference), Compute::F32).expect("good"), None, &batch);
+    let plain = loss(&open.load_as(Arc::new(Reference), options).expect("good"), None, &batch);
+    for is_pissa in [false, true] {
+        let mut lora = LoraConfig::new(16, 32.0, &["all-linear"]);
+        lora.dora = true;
+        if is_pissa {
+            lora.init = LoraInit::PrincipalComponents;
+        }
+        let mut decoder = open.load_as(Arc::new(Cpu::new(2)), options).expect("good weights");
+        let stream = Stream::new(42, Purpose::LoraInit);
+        let mut trainable = Trainable::new(lora, decoder.config(), &stream).expect("good settings");
+        decoder.begin(&mut trainable, open.store()).expect("the weights are there");
+        let start = loss(&decoder, Some(&trainable), &batch);
+        // A residual has less to lose: PiSSA starts nearer to the full model.
+        let (near, far) = ((start - full).abs(), (plain - full).abs());
+        match is_pissa {
+            true => assert!(near < far, "starts {near} from the full model, plain is {far} away"),
+            false => assert_close("start", start, plain, 1e-4),
+        }
+        for param in trainable.params_mut().iter_mut() {
+            *param *= 1.01;
+        }
+        decoder.refresh(&mut trainable);
+        let trained = loss(&decoder, Some(&trainable), &batch);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let saved = whole((&open, &decoder), &trainable, &folder.path().join("model"));
+        let saved = saved.load(Arc::new(Reference), Compute::F32).expect("good weights");
+        assert_close("the merged model", loss(&saved, None, &batch), trained, 1e-4);
     }
 }

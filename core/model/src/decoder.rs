@@ -25,10 +25,10 @@ use forgelm_tensor::random::Stream;
 use crate::config::{Dims, ModelConfig};
 use crate::names::Linear;
 use crate::rope::{Rope, Rotary};
-use crate::storage::LoadOptions;
+use crate::storage::{LinearStorage, LoadOptions};
 use crate::store::TensorStore;
 use crate::trainable::Trainable;
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{Weights, WeightsError, freeze_linear};
 pub use cached::{CachedSequence, KvCache};
 pub use noise::EmbeddingNoise;
 
@@ -38,6 +38,7 @@ pub struct Decoder {
     dims: Dims,
     ops: Arc<dyn Ops>,
     compute: Compute,
+    storage: LinearStorage,
     weights: Weights,
     rotary: Rotary,
     /// Of the windowed layers, where it is another.
@@ -132,6 +133,7 @@ impl Decoder {
             config,
             ops,
             compute: options.compute,
+            storage: options.linear,
             weights,
         })
     }
@@ -188,8 +190,20 @@ impl Decoder {
         (layer, linear): (usize, Linear),
         values: &dyn RowSource,
     ) {
-        let weight = self.ops.freeze(values, self.compute);
+        let options = LoadOptions { compute: self.compute, linear: self.storage };
+        let (weight, _) = freeze_linear(self.ops.as_ref(), options, linear, values);
         self.weights.layers[layer].set_linear(linear, weight);
+    }
+
+    /// Whether linear layers were quantized when they were read: what runs is then not what the
+    /// files hold.
+    pub(crate) fn is_quantized_on_load(&self) -> bool {
+        match self.storage {
+            LinearStorage::FourBit(_) | LinearStorage::Int8Rows | LinearStorage::Int8Experts => {
+                true
+            }
+            LinearStorage::Dense | LinearStorage::Blocks => false,
+        }
     }
 
     fn attention_shape(&self, layer: usize) -> AttentionShape {

@@ -63,7 +63,7 @@ pub(crate) struct BaseTensor {
     pub(crate) range: Range<usize>,
     /// A matrix as the kernels read it; derived.
     packed: Option<Arc<dyn FrozenMatrix>>,
-    /// `1 + w` of a norm whose weight is stored as w; derived.
+    /// `1 + w` of a norm whose weight is stored as w; derived. What trains (and decays) is w.
     whole: Option<Vec<f32>>,
 }
 
@@ -336,19 +336,19 @@ fn base_tensors(
     let head = (!model.tie_word_embeddings).then_some(Role::Head);
     let mut roles: Vec<Role> = Role::always(model).into_iter().chain(head).collect();
     roles.sort();
-    let hf_name = |role: &Role| role.hf_name(model.module_names());
-    let named = |name: &str| roles.iter().find(|role| hf_name(role) == name);
+    let names = model.module_names();
+    let named = |name: &str| roles.iter().copied().find(|role| role.hf_name(names) == name);
     match selection {
         Selection::Adapter(config) => roles.retain(|role| is_trained_bias(config, modules, *role)),
         Selection::Everything => {}
-        Selection::Weights(names) => {
-            if let Some(unknown) = names.iter().find(|name| named(name).is_none()) {
+        Selection::Weights(list) => {
+            if let Some(unknown) = list.iter().find(|name| named(name).is_none()) {
                 return Err(AdapterError::NoSuchWeight { name: unknown.clone() });
             }
-            if names.is_empty() {
+            if list.is_empty() {
                 return Err(AdapterError::NothingTrains);
             }
-            roles.retain(|role| names.contains(&hf_name(role)));
+            roles.retain(|role| list.contains(&role.hf_name(names)));
         }
     }
     let dims = model.dims();
@@ -356,18 +356,25 @@ fn base_tensors(
         let shape = role.shape(&dims);
         let start = end;
         end += shape.iter().product::<usize>();
-        let is_norm = matches!(role, Role::Norm(..) | Role::FinalNorm);
-        let is_offset = is_norm && model.norms.stored_as_offsets;
-        let tensor = BaseTensor {
-            name: hf_name(&role),
-            shape,
-            range: start..end,
-            packed: None,
-            whole: is_offset.then(Vec::new),
-        };
-        (role, tensor)
+        let name = base_name(role, modules, model);
+        let whole = model.is_norm_offset(role).then(Vec::new);
+        (role, BaseTensor { name, shape, range: start..end, packed: None, whole })
     };
     Ok(roles.into_iter().map(tensor).collect())
+}
+
+/// Name of a weight of the base in files. The bias of an adapted layer is called as PEFT calls it.
+fn base_name(role: Role, modules: &[AdaptedModule], model: &ModelConfig) -> String {
+    match role {
+        Role::Bias(layer, linear) if is_adapted(modules, layer, linear) => {
+            format!("{}.base_layer.bias", linear.path(layer, model.module_names()))
+        }
+        _ => role.hf_name(model.module_names()),
+    }
+}
+
+fn is_adapted(modules: &[AdaptedModule], layer: usize, linear: Linear) -> bool {
+    modules.iter().any(|m| m.layer == layer && m.linear == linear)
 }
 
 /// Whether `bias` of an adapter means this tensor.

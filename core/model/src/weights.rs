@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use forgelm_kernels_api::{FrozenMatrix, Ops, RowSource};
+use forgelm_kernels_api::{Compute, FrozenMatrix, Ops, RowSource};
 use forgelm_tensor::{Dtype, Int8Matrix};
 use thiserror::Error;
 
@@ -179,6 +179,43 @@ impl Weights {
     }
 }
 
+/// The weight of a linear layer that has no blocks of its own, kept as the options say, and the
+/// name of what it is kept in.
+pub(crate) fn freeze_linear(
+    ops: &dyn Ops,
+    options: LoadOptions,
+    linear: Linear,
+    rows: &dyn RowSource,
+) -> (Box<dyn FrozenMatrix>, String) {
+    let compute = options.compute;
+    let is_expert = matches!(linear, Linear::Expert(..));
+    match options.linear {
+        LinearStorage::Dense | LinearStorage::Blocks => {
+            (ops.freeze(rows, compute), "dense".to_owned())
+        }
+        LinearStorage::Int8Experts if !is_expert => (ops.freeze(rows, compute), "dense".to_owned()),
+        LinearStorage::FourBit(storage) => {
+            keep(ops, compute, &storage.quantize(rows), storage.label())
+        }
+        LinearStorage::Int8Rows | LinearStorage::Int8Experts => {
+            keep(ops, compute, &Int8Matrix::quantize(rows), "int8 rows".to_owned())
+        }
+    }
+}
+
+/// In blocks, if the kernel library can keep them.
+fn keep(
+    ops: &dyn Ops,
+    compute: Compute,
+    rows: &dyn RowSource,
+    format: String,
+) -> (Box<dyn FrozenMatrix>, String) {
+    match ops.freeze_packed(rows, compute) {
+        Some(packed) => (packed, format),
+        None => (ops.freeze(rows, compute), format + ", unpacked"),
+    }
+}
+
 /// The values of one tensor in f32, as a Hugging Face folder holds them.
 ///
 /// # Errors
@@ -201,6 +238,22 @@ fn values(
     let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
     rows.read_rows(0, &mut values);
     check_finite(store, config, role, rows)?;
+    Ok(values)
+}
+
+/// The values of one tensor in f32, as a Hugging Face folder holds them.
+///
+/// # Errors
+/// If the tensor is missing, of the wrong shape or format, or holds a value that is not a number.
+pub(crate) fn stored_values(
+    store: &dyn TensorStore,
+    config: &ModelConfig,
+    role: Role,
+) -> Result<Vec<f32>, WeightsError> {
+    let rows = stored_rows(store, config, role)?.1;
+    let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
+    rows.read_rows(0, &mut values);
+    check_finite(store, config, role, &rows)?;
     Ok(values)
 }
 
@@ -395,29 +448,19 @@ impl<'a> Reader<'a> {
 
     /// A linear layer, kept as the options say.
     fn linear(&self, linear: Linear, rows: &StoredRows<'_>) -> Box<dyn FrozenMatrix> {
-        let dense = || self.ops.freeze(rows, self.options.compute);
-        let (packed, format) = match self.options.linear {
-            LinearStorage::Dense => (dense(), "dense".to_owned()),
-            LinearStorage::Int8Experts if !matches!(linear, Linear::Expert(..)) => {
-                (dense(), "dense".to_owned())
+        let is_dense = match self.options.linear {
+            LinearStorage::Dense => true,
+            LinearStorage::Int8Experts => !matches!(linear, Linear::Expert(..)),
+            LinearStorage::Blocks | LinearStorage::FourBit(_) | LinearStorage::Int8Rows => false,
+        };
+        let (packed, format) = match rows.blocks() {
+            Some(_) if !is_dense => {
+                keep(self.ops, self.options.compute, rows, rows.dtype().name().to_owned())
             }
-            _ if rows.blocks().is_some() => self.keep(rows, rows.dtype().name().to_owned()),
-            LinearStorage::Blocks => (dense(), "dense".to_owned()),
-            LinearStorage::FourBit(storage) => self.keep(&storage.quantize(rows), storage.label()),
-            LinearStorage::Int8Rows | LinearStorage::Int8Experts => {
-                self.keep(&Int8Matrix::quantize(rows), "int8 rows".to_owned())
-            }
+            _ => freeze_linear(self.ops, self.options, linear, rows),
         };
         *self.formats.borrow_mut().entry(format).or_default() += 1;
         packed
-    }
-
-    /// In blocks, if the kernel library can keep them.
-    fn keep(&self, rows: &dyn RowSource, format: String) -> (Box<dyn FrozenMatrix>, String) {
-        match self.ops.freeze_packed(rows, self.options.compute) {
-            Some(packed) => (packed, format),
-            None => (self.ops.freeze(rows, self.options.compute), format + ", unpacked"),
-        }
     }
 
     fn vector(&self, role: Role) -> Result<Vec<f32>, WeightsError> {

@@ -9,12 +9,13 @@ use std::path::Path;
 use forgelm_artifact::safetensors::PlannedTensor;
 use forgelm_artifact::sharded::{SHARD_BYTES_MAX, write_model};
 use forgelm_artifact::write::{StagedDir, WriteError};
-use forgelm_kernels_api::RowSource;
+use forgelm_kernels_api::{FrozenMatrix, RowSource};
 use forgelm_tensor::{Dtype, quantize};
 use thiserror::Error;
 
 use crate::adapter::{AdaptedModule, AdapterError};
 use crate::config::ConfigError;
+use crate::decoder::Decoder;
 use crate::names::Role;
 use crate::open::OpenModel;
 use crate::store::StoredRows;
@@ -48,6 +49,8 @@ struct Part<'a> {
     dtype: Dtype,
     shape: Vec<usize>,
     rows: StoredRows<'a>,
+    /// The weight as it ran, where that is not what the files hold.
+    loaded: Option<&'a dyn FrozenMatrix>,
     change: Change<'a>,
 }
 
@@ -63,18 +66,27 @@ impl OpenModel {
     /// `config.json`, `generation_config.json` where there is one, and safetensors, in shards when
     /// they are large.
     ///
+    /// `decoder` is what was loaded from it. Where its linear layers were quantized on the way,
+    /// their values as they ran are what is written: the adapter was trained beside these.
+    ///
     /// # Errors
     /// If a tensor cannot be read, the model cannot be described, or the system refuses.
     pub fn write_whole(
         &self,
+        decoder: &Decoder,
         trainable: &Trainable,
         dir: &mut StagedDir,
     ) -> Result<(), WholeModelError> {
         for (name, text) in self.description()? {
             dir.write(name, text.as_bytes())?;
         }
-        let trainable = trainable.on_original_weights(self.config())?;
-        let parts = self.parts(&trainable)?;
+        let loaded = decoder.is_quantized_on_load().then_some(decoder);
+        let trainable = match loaded {
+            // Its layers lack what the adapter took from them.
+            Some(_) => trainable.clone(),
+            None => trainable.on_original_weights(self.config())?,
+        };
+        let parts = self.parts(loaded, &trainable)?;
         let planned: Vec<PlannedTensor<'_>> = parts
             .iter()
             .map(|part| PlannedTensor { name: &part.name, dtype: part.dtype, shape: &part.shape })
@@ -87,7 +99,11 @@ impl OpenModel {
         Ok(())
     }
 
-    fn parts<'a>(&'a self, trainable: &'a Trainable) -> Result<Vec<Part<'a>>, WeightsError> {
+    fn parts<'a>(
+        &'a self,
+        loaded: Option<&'a Decoder>,
+        trainable: &'a Trainable,
+    ) -> Result<Vec<Part<'a>>, WeightsError> {
         let config = self.config();
         let head = (!config.tie_word_embeddings).then_some(Role::Head);
         let dims = config.dims();
@@ -107,13 +123,24 @@ impl OpenModel {
                 _ => Dtype::Bf16,
             };
             let (name, shape) = (role.hf_name(config.module_names()), role.shape(&dims));
-            Ok(Part { role, name, dtype, shape, rows, change })
+            let loaded = match role {
+                Role::Linear(layer, linear) => loaded.map(|d| d.linear(layer, linear)),
+                _ => None,
+            };
+            Ok(Part { role, name, dtype, shape, rows, loaded, change })
         };
         Role::always(config).into_iter().chain(head).map(part).collect()
     }
 }
 
 impl Part<'_> {
+    fn read_rows(&self, first: usize, out: &mut [f32]) {
+        match self.loaded {
+            Some(weight) => weight.read_rows(first, out),
+            None => self.rows.read_rows(first, out),
+        }
+    }
+
     fn write(&self, trainable: &Trainable, w: &mut dyn Write) -> io::Result<()> {
         let n_cols = self.rows.n_cols();
         let rows_max = (BLOCK / n_cols).max(1);
@@ -125,9 +152,9 @@ impl Part<'_> {
                 Change::Trained(values) => {
                     block.copy_from_slice(&values[first * n_cols..][..n * n_cols]);
                 }
-                Change::Nothing => self.rows.read_rows(first, &mut block),
+                Change::Nothing => self.read_rows(first, &mut block),
                 Change::Adapter(module) => {
-                    self.rows.read_rows(first, &mut block);
+                    self.read_rows(first, &mut block);
                     trainable.merge_rows(module, first, &mut block);
                 }
             }

@@ -292,7 +292,7 @@ fn a_folder_made_from_a_gguf_file_is_the_same_model() {
     let mut decoder = gguf.load(Arc::new(Reference), Compute::F32).expect("good weights");
     decoder.begin(&mut trainable, gguf.store()).expect("the weights are there");
     let mut dir = StagedDir::new(&folder.path().join("hf")).expect("a staged folder");
-    gguf.write_whole(&trainable, &mut dir).expect("it can be written");
+    gguf.write_whole(&decoder, &trainable, &mut dir).expect("it can be written");
     dir.commit().expect("it can be committed");
     let hf = OpenModel::open(&ModelFiles::Folder(folder.path().join("hf"))).expect("our folder");
     let mut described = hf.config().clone();

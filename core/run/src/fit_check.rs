@@ -311,7 +311,11 @@ impl FitCheck {
 }
 
 const WEIGHTS: &str = "packed weights";
-const ADAPTER: [&str; 2] = ["adapter", "gradient of the adapter"];
+const ADAPTER: [&str; 3] = [
+    "trained numbers",
+    "trained numbers as the kernels read them",
+    "gradient of the trained numbers",
+];
 const MOMENTS: &str = "optimizer moments";
 const PROGRAM: &str = "program, tokenizer and data";
 

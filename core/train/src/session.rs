@@ -197,8 +197,9 @@ pub fn memory_plan(
 ) -> MemoryPlan {
     let mut plan = Activations::memory_plan(model, Some(adapter), size, keep);
     let n_params = size_of_val(adapter.params());
-    plan.add("adapter", n_params);
-    plan.add("gradient of the adapter", n_params);
+    plan.add("trained numbers", n_params);
+    plan.add("trained numbers as the kernels read them", adapter.derived_bytes());
+    plan.add("gradient of the trained numbers", n_params);
     plan.add("optimizer moments", 2 * n_params);
     plan
 }
@@ -224,7 +225,7 @@ impl<'a> Session<'a> {
         let n_bytes = size_of_val(parts.adapter.params());
         let mut grad = Vec::new();
         grad.try_reserve_exact(n_params).map_err(|_| OutOfMemory {
-            buffer: "gradient of the adapter".to_owned(),
+            buffer: "gradient of the trained numbers".to_owned(),
             bytes: n_bytes,
             total: n_bytes,
         })?;

@@ -117,13 +117,14 @@ fn adapter(scope: &Scope<'_>, findings: &mut Findings<'_>) {
             "write `backend: transformers`",
         );
     }
-    if lora.is_pissa() && scope.model.0.load_in_4bit {
+    if !lora.enabled && scope.model.0.load_in_4bit {
+        let enabled = scope.in_lora("enabled");
         let bits = scope.in_model("load_in_4bit");
         let message = format!(
-            "`{method}` is `pissa` and `{bits}`{} is true: its decomposition needs the full weights",
+            "`{enabled}` is false and `{bits}`{} is true: weights of four bits do not train",
             findings.at(&bits)
         );
-        findings.error(Code::Conflict, &[&method, &bits], message, "write `load_in_4bit: false`");
+        findings.error(Code::Conflict, &[&enabled, &bits], message, "write `load_in_4bit: false`");
     }
 }
 

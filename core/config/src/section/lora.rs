@@ -69,9 +69,9 @@ choice! {
         /// None.
         None = "none",
         /// All biases of the model.
-        All = "all" later "training of biases",
+        All = "all",
         /// The biases of the layers that have an adapter.
-        LoraOnly = "lora_only" later "training of biases",
+        LoraOnly = "lora_only",
     }
 }
 

@@ -21,8 +21,8 @@ fn combinations_that_are_refused() {
             "`lora.method` is `pissa` and `model.backend` (line 1) is `unsloth`",
         ),
         (
-            "model: {name_or_path: m, load_in_4bit: true}\ndata: {dataset_name_or_path: d}\nlora: {method: pissa}\n",
-            "`lora.method` is `pissa` and `model.load_in_4bit` (line 1) is true",
+            "model: {name_or_path: m, load_in_4bit: true}\ndata: {dataset_name_or_path: d}\nlora: {enabled: false}\n",
+            "`lora.enabled` is false and `model.load_in_4bit` (line 1) is true",
         ),
         (
             "distributed: {strategy: deepspeed}\ntraining: {galore_enabled: true, galore_optim: galore_adamw_layerwise, gradient_accumulation_steps: 1}\n",
@@ -269,7 +269,7 @@ fn the_switches_of_the_adapter_combine() {
 #[test]
 fn a_stage_is_checked_as_the_training_that_it_will_be() {
     let text = with(
-        "lora: {method: pissa}\npipeline:\n  stages:\n  - name: a\n    model: {name_or_path: n, load_in_4bit: true}\n",
+        "lora: {enabled: false}\npipeline:\n  stages:\n  - name: a\n    model: {name_or_path: n, load_in_4bit: true}\n",
     );
     let message = only(&text);
     assert!(

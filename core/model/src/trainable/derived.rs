@@ -10,7 +10,7 @@ use crate::adapter::LoraInit;
 use crate::decoder::Decoder;
 use crate::names::Role;
 use crate::store::TensorStore;
-use crate::weights::{WeightsError, read_values};
+use crate::weights::{WeightsError, stored_values};
 
 /// Elements of a weight that are looked at together.
 const BLOCK: usize = 1 << 18;
@@ -43,9 +43,9 @@ pub(crate) struct DoraFactors {
 impl Derived {
     pub(super) fn new(modules: &[AdaptedModule], base: &BTreeMap<Role, BaseTensor>) -> Self {
         let has_dora = modules.iter().any(|m| m.magnitude.is_some());
-        let has_matrices =
-            base.values().any(|tensor| tensor.shape.len() > 1 || tensor.whole.is_some());
-        Self { exist: has_dora || has_matrices, is_current: false, dora: Vec::new() }
+        let is_derived = |tensor: &BaseTensor| tensor.shape.len() > 1 || tensor.whole.is_some();
+        let exist = has_dora || base.values().any(is_derived);
+        Self { exist, is_current: false, dora: Vec::new() }
     }
 
     pub(super) fn outdate(&mut self) {
@@ -74,6 +74,17 @@ impl RowSource for Dense<'_> {
 }
 
 impl Trainable {
+    /// Memory of what is derived from the numbers, in bytes: packed weights, factors of DoRA.
+    #[must_use]
+    pub fn derived_bytes(&self) -> usize {
+        let of_base = self.base.values().map(|tensor| {
+            let packed = tensor.packed.as_ref().map_or(0, |packed| packed.n_bytes());
+            packed + tensor.whole.as_ref().map_or(0, |whole| size_of_val(whole.as_slice()))
+        });
+        let of_dora = self.derived.dora.iter().map(|d| 4 * size_of_val(d.factors.as_slice()));
+        of_base.chain(of_dora).sum()
+    }
+
     /// Whether the derived forms are those of the numbers.
     pub(crate) fn is_current(&self) -> bool {
         self.derived.is_current || !self.derived.exist
@@ -105,7 +116,7 @@ impl Decoder {
             self.take_principal_components(trainable, store)?;
         }
         for (role, tensor) in &trainable.base {
-            let values = read_values(store, self.config(), *role)?;
+            let values = stored_values(store, self.config(), *role)?;
             trainable.params[tensor.range.clone()].copy_from_slice(&values);
         }
         for module in trainable.modules.clone() {

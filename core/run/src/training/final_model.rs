@@ -60,7 +60,7 @@ impl Job<'_> {
 
     fn save_whole(&self, trained: &Trainable) -> Result<(), RunError> {
         let mut dir = StagedDir::new(self.plan.output.final_model())?;
-        self.found.open.write_whole(trained, &mut dir)?;
+        self.found.open.write_whole(&self.loaded.decoder, trained, &mut dir)?;
         self.finish_folder(dir)
     }
 
