@@ -7,11 +7,14 @@
 //! heads, H_kv key/value heads, D head size, F width of the MLP; N and K are the rows and columns
 //! of a weight (out and in features). Everything is row-major `f32` unless said otherwise.
 
+pub mod dynamic_map;
 mod frozen;
 mod ops;
+mod optimizer;
 pub mod philox;
 
 pub use frozen::{Compute, FrozenMatrix, RowSource};
 pub use ops::{
-    Activation, AdamW, AttentionShape, Dropout, GemmDims, GemmLayout, Ops, Rotation, Segment, Write,
+    Activation, AttentionShape, Dropout, GemmDims, GemmLayout, Ops, Rotation, Segment, Write,
 };
+pub use optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};

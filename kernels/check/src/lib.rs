@@ -21,6 +21,7 @@ pub mod embedding;
 pub mod gemm;
 pub mod glu;
 pub mod linear;
+pub mod optimizers;
 pub mod rms_norm;
 pub mod rope;
 pub mod token_logprobs;
@@ -53,6 +54,7 @@ pub fn compare_all(library: &dyn Ops) -> Vec<Outcome> {
         glu::compare(library),
         token_logprobs::compare(library),
         elementwise::compare(library),
+        optimizers::compare(library),
     ]
     .into_iter()
     .flatten()

@@ -18,7 +18,9 @@
     reason = "sizes become factors, bits of numbers are taken apart"
 )]
 
+mod adafactor;
 mod adamw;
+mod adamw_8bit;
 mod add;
 mod attention;
 mod dropout;
@@ -39,8 +41,8 @@ mod tile;
 mod token_logprobs;
 
 use forgelm_kernels_api::{
-    Activation, AdamW, AttentionShape, Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, Ops,
-    Rotation, RowSource, Segment, Write,
+    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Compute, Dropout,
+    FrozenMatrix, GemmDims, GemmLayout, Ops, Rotation, RowSource, Segment, Write,
 };
 
 use frozen::CpuMatrix;
@@ -273,5 +275,26 @@ impl Ops for Cpu {
         constants: &AdamW,
     ) {
         adamw::step(&self.pool, self.isa, param, m, v, grad, constants);
+    }
+
+    fn adamw_8bit_step(
+        &self,
+        param: &mut [f32],
+        m: Blocks8bit<'_>,
+        v: Blocks8bit<'_>,
+        grad: &[f32],
+        constants: &AdamW,
+    ) {
+        adamw_8bit::step(&self.pool, self.isa, param, m, v, grad, constants);
+    }
+
+    fn adafactor_step(
+        &self,
+        param: &mut [f32],
+        moments: AdafactorMoments<'_>,
+        grad: &[f32],
+        constants: &Adafactor,
+    ) {
+        adafactor::step(&self.pool, self.isa, param, moments, grad, constants);
     }
 }
