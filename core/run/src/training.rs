@@ -30,7 +30,7 @@ use forgelm_plugin::Registry;
 use forgelm_sdk::trainer::Trainer;
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_train::checkpoint::{self, View};
-use forgelm_train::optimizer::Moments;
+use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::{self, Parts, Session, StepError};
 use forgelm_train::state::{Identity, State};
 use serde_json::{Value, json};
@@ -120,6 +120,7 @@ pub fn train(
     let data = TokenizedData::new(plan, &dataset, &found, template_now, observer)?;
     let loaded = model::load(&found, &model_request)?;
     let adapter = new_adapter(plan, &found)?;
+    let optimizer = Optimizer::new(settings::optimizer(&plan.run), &adapter.slices())?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: plan.run.model.name_or_path.clone(),
         n_params: loaded.decoder.config().n_parameters() as u64,
@@ -130,7 +131,7 @@ pub fn train(
         seconds: (env.clock.monotonic() - load_start).as_secs_f64(),
     }));
     let identity = identity(plan, env, &dataset, &loaded, template_now);
-    let memory_planned = check_room(plan, &data, &loaded, &adapter)?;
+    let memory_planned = check_room(plan, &data, &loaded, &adapter, &optimizer)?;
 
     plan.output.create()?;
     let lock = RunLock::acquire(plan.output.root(), &identity.run_id, started_at)?;
@@ -157,7 +158,8 @@ pub fn train(
         memory_planned,
     };
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
-    let result = job.run(adapter, identity, from, request.force_resume, &key, &mut audit);
+    let result =
+        job.run((adapter, optimizer), identity, from, request.force_resume, &key, &mut audit);
     if let Err(error) = &result {
         // The error itself matters more than a log that cannot take it.
         let _ = audit.append(&AuditEvent::PipelineFailed { error: error.chain() });
@@ -282,7 +284,7 @@ impl Job<'_> {
 
     fn run(
         &mut self,
-        fresh: Adapter,
+        (fresh, optimizer): (Adapter, Optimizer),
         identity: Identity,
         from: Option<resume::From>,
         force_resume: bool,
@@ -290,12 +292,12 @@ impl Job<'_> {
         audit: &mut AuditLog,
     ) -> Result<Outcome, RunError> {
         let run_id = identity.run_id.clone();
-        let (adapter, moments, state) = match &from {
-            None => {
-                let moments = Moments::zero(fresh.params().len());
-                (fresh, moments, State::new(self.data.plan.n_steps(), identity))
+        let (adapter, optimizer, state) = match &from {
+            None => (fresh, optimizer, State::new(self.data.plan.n_steps(), identity)),
+            Some(from) => {
+                let fresh = (&fresh, optimizer);
+                self.continued(from, fresh, identity, force_resume, audit)?
             }
-            Some(from) => self.continued(from, &fresh, identity, force_resume, audit)?,
         };
         let n_steps_done = state.global_step;
         let mut metrics = MetricsFile::open(&self.plan.output.metrics(), n_steps_done)?;
@@ -307,7 +309,7 @@ impl Job<'_> {
             plan: &self.data.plan,
             settings: settings::training(&self.plan.run, self.data.plan.n_steps()),
             adapter,
-            moments,
+            optimizer,
             state,
         })?;
         self.observer.observe(&Event::Started(Started {
@@ -353,16 +355,17 @@ impl Job<'_> {
     fn continued(
         &mut self,
         from: &resume::From,
-        fresh: &Adapter,
+        (fresh, optimizer): (&Adapter, Optimizer),
         identity: Identity,
         force_resume: bool,
         audit: &mut AuditLog,
-    ) -> Result<(Adapter, Moments, State), RunError> {
+    ) -> Result<(Adapter, Optimizer, State), RunError> {
         let differences = from.state.identity.differences(&identity);
         if !differences.is_empty() && !force_resume {
             return Err(RunError::OtherRun { checkpoint: from.path.clone(), differences });
         }
-        let loaded = checkpoint::load(&from.path, fresh.config(), self.loaded.decoder.config())?;
+        let model = self.loaded.decoder.config();
+        let loaded = checkpoint::load(&from.path, fresh.config(), model, optimizer)?;
         let previous = loaded.state.identity.run_id.clone();
         audit.append(&AuditEvent::TrainingResumed {
             from_checkpoint: from.path.display().to_string(),
@@ -378,7 +381,7 @@ impl Job<'_> {
         let mut state = loaded.state;
         state.max_steps = self.data.plan.n_steps();
         state.identity = identity;
-        Ok((loaded.adapter, loaded.moments, state))
+        Ok((loaded.adapter, loaded.optimizer, state))
     }
 
     /// Steps, evaluations and checkpoints until the end or a request to stop.
@@ -470,7 +473,7 @@ impl Job<'_> {
         let view = View {
             adapter: session.adapter(),
             peft: &self.peft,
-            moments: session.moments(),
+            optimizer: session.optimizer(),
             state: session.state(),
         };
         let root = self.plan.output.root();
@@ -503,11 +506,11 @@ impl Job<'_> {
             return Ok(());
         };
         let path = checkpoint::path(self.plan.output.root(), best);
-        let loaded =
-            checkpoint::load(&path, session.adapter().config(), self.loaded.decoder.config())?;
+        let (config, model) = (session.adapter().config(), self.loaded.decoder.config());
+        let best_adapter = checkpoint::load_adapter(&path, config, model)?;
         let text = format!("step {best} had the lowest validation loss; its weights are kept");
         self.observer.observe(&Event::Notice(text));
-        session.adapter_mut().params_mut().copy_from_slice(loaded.adapter.params());
+        session.adapter_mut().params_mut().copy_from_slice(best_adapter.params());
         Ok(())
     }
 
@@ -657,9 +660,10 @@ fn check_room(
     data: &TokenizedData,
     loaded: &LoadedModel,
     adapter: &Adapter,
+    optimizer: &Optimizer,
 ) -> Result<u64, RunError> {
     let size = session::largest_step(&data.train.sequences, &data.validation.sequences, &data.plan);
-    let memory_plan = session::memory_plan(&loaded.decoder, adapter, size);
+    let memory_plan = session::memory_plan(&loaded.decoder, adapter, optimizer, size);
     let needed = memory_plan.total_bytes() as u64;
     let held = loaded.decoder.weights_bytes() as u64;
     if let Some(available) = memory::available().filter(|&free| free < needed - held) {
@@ -674,7 +678,8 @@ fn check_room(
             .to_owned();
         return Err(RunError::Memory { needed: needed - held, available, largest, hint });
     }
-    let checkpoint_bytes = 3 * size_of_val(adapter.params()) as u64 + (1 << 20);
+    let n_bytes = size_of_val(adapter.params()) + optimizer.n_bytes();
+    let checkpoint_bytes = n_bytes as u64 + (1 << 20);
     let n_checkpoints = plan.run.training.save_total_limit as u64 + 3;
     let needed_on_disk = n_checkpoints * checkpoint_bytes + (32 << 20);
     let dir = plan.output.root();

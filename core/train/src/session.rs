@@ -1,7 +1,7 @@
 //! The loop body: one optimizer step, one evaluation. Who calls them, and when, is core/run's
 //! business.
 
-use crate::optimizer::{self, AdamWSettings, At, Moments, ScaledGradient};
+use crate::optimizer::{At, Optimizer, ScaledGradient};
 use crate::schedule::Schedule;
 use crate::state::State;
 use forgelm_data::{PackedBatch, PackedSequence, Plan, Sequence, evaluation_batches, pack};
@@ -21,8 +21,6 @@ const EVAL_BATCH_SIZE: usize = 8;
 pub struct Settings {
     /// Learning rate of each step.
     pub schedule: Schedule,
-    /// Optimizer.
-    pub adamw: AdamWSettings,
     /// Bound on the norm of the mean gradient.
     pub max_grad_norm: f64,
     /// Seed of the dropout.
@@ -86,7 +84,7 @@ pub struct Session<'a> {
     settings: Settings,
     dropout: Stream,
     adapter: Adapter,
-    moments: Moments,
+    optimizer: Optimizer,
     state: State,
     grad: Vec<f32>,
     activations: Activations,
@@ -117,8 +115,8 @@ pub struct Parts<'a> {
     pub settings: Settings,
     /// What trains.
     pub adapter: Adapter,
-    /// Its moments.
-    pub moments: Moments,
+    /// How it trains, with the optimizer's state.
+    pub optimizer: Optimizer,
     /// Where the run stands.
     pub state: State,
 }
@@ -160,14 +158,20 @@ fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
 
 /// Every buffer of a session, by name and size.
 #[must_use]
-pub fn memory_plan(decoder: &Decoder, adapter: &Adapter, size: StepSize) -> MemoryPlan {
+pub fn memory_plan(
+    decoder: &Decoder,
+    adapter: &Adapter,
+    optimizer: &Optimizer,
+    size: StepSize,
+) -> MemoryPlan {
     let config = decoder.config();
     let mut plan = Activations::memory_plan(config, Some(adapter), size, Keep::Everything);
     let n_params = size_of_val(adapter.params());
     plan.add("packed weights", decoder.weights_bytes());
     plan.add("adapter", n_params);
     plan.add("gradient of the adapter", n_params);
-    plan.add("optimizer moments", 2 * n_params);
+    plan.add("optimizer state", optimizer.n_bytes());
+    plan.add("optimizer scratch", optimizer.scratch_bytes(decoder.ops().n_threads()));
     plan
 }
 
@@ -190,7 +194,7 @@ impl<'a> Session<'a> {
             dropout: Stream::new(parts.settings.seed, Purpose::Dropout),
             grad: vec![0.0; parts.adapter.params().len()],
             adapter: parts.adapter,
-            moments: parts.moments,
+            optimizer: parts.optimizer,
             state: parts.state,
             activations,
             buffers: RowBuffers::default(),
@@ -208,10 +212,10 @@ impl<'a> Session<'a> {
         &mut self.adapter
     }
 
-    /// Its moments.
+    /// The optimizer, with its state.
     #[must_use]
-    pub fn moments(&self) -> &Moments {
-        &self.moments
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
     }
 
     /// Where the run stands.
@@ -249,8 +253,8 @@ impl<'a> Session<'a> {
             add_loss(&mut total, loss);
         }
         let ops = self.decoder.ops().as_ref();
-        let gradient =
-            ScaledGradient::new(ops, &self.grad, total.n_terms, self.settings.max_grad_norm);
+        let max_norm = self.optimizer.settings().max_grad_norm(self.settings.max_grad_norm);
+        let gradient = ScaledGradient::new(ops, &self.grad, total.n_terms, max_norm);
         if !gradient.norm.is_finite() {
             let what = self.first_bad_gradient();
             return Err(self.not_finite(step, &what, gradient.norm));
@@ -258,7 +262,7 @@ impl<'a> Session<'a> {
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
         let params = self.adapter.params_mut();
-        optimizer::step(ops, &self.settings.adamw, params, &mut self.moments, &self.grad, at);
+        self.optimizer.step(ops, params, &self.grad, at);
         self.state.global_step = step + 1;
         self.state.epoch = self.plan.epoch_after(step + 1);
         self.state.n_tokens += n_tokens;

@@ -14,7 +14,7 @@ use forgelm_plugin_trainer::sft::SFT;
 use forgelm_run::memory::MemoryUse;
 use forgelm_run::model::compute_name;
 use forgelm_tensor::random::{Purpose, Stream};
-use forgelm_train::optimizer::{AdamWSettings, Moments};
+use forgelm_train::optimizer::{Optimizer, OptimizerSettings};
 use forgelm_train::schedule::{Decay, Schedule};
 use forgelm_train::session::{Parts, Session, Settings, largest_step, memory_plan};
 use forgelm_train::state::{Identity, State};
@@ -68,9 +68,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let config = LoraConfig::new(case.r, 2.0 * case.r as f64, case.modules);
     let adapter = Adapter::new(config, decoder.config(), &Stream::new(0, Purpose::LoraInit))
         .map_err(|error| error.to_string())?;
-    let planned = memory_plan(&decoder, &adapter, largest_step(&train, &[], &plan)).total_bytes();
+    let optimizer = Optimizer::new(OptimizerSettings::adamw(0.01), &adapter.slices())
+        .map_err(|error| error.to_string())?;
+    let size = largest_step(&train, &[], &plan);
+    let planned = memory_plan(&decoder, &adapter, &optimizer, size).total_bytes();
     let trainer = (SFT.build)(&[]).map_err(|error| error.to_string())?;
-    let moments = Moments::zero(adapter.params().len());
     let mut session = Session::new(Parts {
         decoder: &decoder,
         trainer: trainer.as_ref(),
@@ -79,12 +81,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         plan: &plan,
         settings: Settings {
             schedule: Schedule::new(Decay::Constant, 1e-4, 0.0, n_steps),
-            adamw: AdamWSettings::with_weight_decay(0.01),
             max_grad_norm: 1.0,
             seed: 0,
         },
         adapter,
-        moments,
+        optimizer,
         state: State::new(n_steps, Identity::default()),
     })
     .map_err(|error| error.to_string())?;
