@@ -11,7 +11,9 @@ use crate::plan::Plan;
 use crate::recovery::Rung;
 use crate::training::Completed;
 use forgelm_artifact::UtcTime;
-use forgelm_config::{RequireProvisioned, RiskTier, Secret, TargetModules, resolved_json};
+use forgelm_config::{
+    QuantType, RequireProvisioned, RiskTier, Secret, TargetModules, resolved_json,
+};
 use forgelm_data::{Dataset, TokenStatistics};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
@@ -272,7 +274,11 @@ impl Dossier<'_> {
             component_revisions: vec![ComponentRevision { role: found.role.clone(), revision }],
             backend: "native".to_owned(),
             adapter_method: self.method(),
-            quantization: "none".to_owned(),
+            quantization: match (run.model.load_in_4bit, run.model.bnb_4bit_quant_type) {
+                (false, _) => "none".to_owned(),
+                (true, QuantType::Nf4) => "4-bit NF4".to_owned(),
+                (true, QuantType::Fp4) => "4-bit FP4".to_owned(),
+            },
             trust_remote_code: run.model.trust_remote_code,
         }
     }
@@ -299,6 +305,7 @@ impl Dossier<'_> {
                 json!(UtcTime(self.template_now * 1_000_000).to_text_date()),
             ),
         ]);
+        more.insert("linear_formats".to_owned(), json!(self.loaded.decoder.linear_formats()));
         let is_recomputed = self.rung.keep == Keep::LayerInputs;
         more.insert("gradient_checkpointing".to_owned(), json!(is_recomputed));
         let (batch_size, accumulation) =

@@ -14,12 +14,13 @@ use crate::memory::{self, Room};
 use crate::model;
 use crate::plan::Plan;
 use crate::recovery::{Ladder, Rung};
+use crate::settings;
 use crate::training::room::{Inputs, change};
 use crate::training::tokenized::TokenizedData;
 use crate::training::{self, Request};
 use forgelm_config::{Run, TargetModules};
 use forgelm_kernels_api::Compute;
-use forgelm_model::MemoryPlan;
+use forgelm_model::{LinearStorage, MemoryPlan};
 use forgelm_train::session::Cut;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -139,10 +140,11 @@ fn on_this_machine(
     let data = TokenizedData::new(plan, &dataset, &found, now, observer)?;
     let adapter = training::new_trainable(plan, &found)?;
     let (ops, compute) = model::kernels(&model_request);
+    let options = settings::load_options(&plan.run, compute);
     let held = footprint::held_now();
     let n_threads = ops.n_threads();
     let inputs =
-        Inputs { plan, data: &data, found: &found, adapter: &adapter, compute, n_threads, held };
+        Inputs { plan, data: &data, found: &found, adapter: &adapter, options, n_threads, held };
     let configured = inputs.configured();
     let ladder = Ladder::of(&plan.run);
     let mut check = FitCheck::of(
@@ -150,9 +152,10 @@ fn on_this_machine(
         held,
         found.open.config().n_parameters() as u64,
     );
-    check.quant_scheme = match compute {
-        Compute::F32 => "fp32",
-        Compute::Bf16 => "bf16",
+    check.quant_scheme = match (options.linear, options.compute) {
+        (LinearStorage::FourBit(_), _) => "4bit",
+        (_, Compute::F32) => "fp32",
+        (_, Compute::Bf16) => "bf16",
     };
     let statistics = &data.train.statistics;
     check.notes.push(format!(

@@ -11,7 +11,7 @@ use forgelm_hub::{HubEvent, HubOptions, ModelFiles, ResolvedModel, Source, resol
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_model::{
-    ADAPTER_CONFIG, Adapter, Decoder, LoadedAdapter, OpenModel, PeftInfo, Trainable,
+    ADAPTER_CONFIG, Adapter, Decoder, LoadOptions, LoadedAdapter, OpenModel, PeftInfo, Trainable,
 };
 use forgelm_tokenize::{ChatTemplate, Tokenizer};
 use std::path::{Path, PathBuf};
@@ -126,7 +126,7 @@ pub fn kernels(request: &ModelRequest) -> (Arc<dyn Ops>, Compute) {
 /// If they are not what the model's description says.
 pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, RunError> {
     let (ops, compute) = kernels(request);
-    load_with(found, ops, compute)
+    load_with(found, ops, LoadOptions::dense(compute))
 }
 
 /// [`load`] for kernels that are there.
@@ -136,13 +136,13 @@ pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, R
 pub fn load_with(
     found: &FoundModel,
     ops: Arc<dyn Ops>,
-    compute: Compute,
+    options: LoadOptions,
 ) -> Result<LoadedModel, RunError> {
     let sha256 = match &found.resolved.sha256 {
         Some(sha256) => sha256.clone(),
         None => weights_sha256(&found.resolved.files)?,
     };
-    let decoder = found.open.load(ops, compute)?;
+    let decoder = found.open.load_as(ops, options)?;
     if !found.open.is_unchanged() {
         return Err(RunError::Changed { path: found.resolved.files.path().to_owned() });
     }

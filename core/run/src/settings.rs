@@ -1,8 +1,13 @@
 //! From a config's words to the numbers that training takes.
 
-use forgelm_config::{LoraBias, LrSchedulerType, Run, TargetModules};
+use forgelm_config::{LoraBias, LrSchedulerType, QuantComputeDtype, QuantType, Run, TargetModules};
 use forgelm_data::PlanSettings;
-use forgelm_model::{ALL_LINEAR, LoraConfig, LoraInit, Selection, TrainedBias};
+use forgelm_kernels_api::{Compute, Rounding};
+use forgelm_model::{
+    ALL_LINEAR, FourBitStorage, LinearStorage, LoadOptions, LoraConfig, LoraInit, Selection,
+    TrainedBias,
+};
+use forgelm_tensor::{FourBit, ScaleStorage};
 use forgelm_train::optimizer::AdamWSettings;
 use forgelm_train::schedule::{Decay, Schedule};
 use forgelm_train::session::Settings;
@@ -42,6 +47,38 @@ pub fn lora(run: &Run) -> LoraConfig {
         rank_pattern: BTreeMap::new(),
         alpha_pattern: BTreeMap::new(),
     }
+}
+
+/// How the base model is read.
+#[must_use]
+pub fn load_options(run: &Run, compute: Compute) -> LoadOptions {
+    let model = &run.model;
+    if !model.load_in_4bit {
+        return LoadOptions::dense(compute);
+    }
+    let storage = FourBitStorage {
+        kind: match model.bnb_4bit_quant_type {
+            QuantType::Nf4 => FourBit::Nf4,
+            QuantType::Fp4 => FourBit::Fp4,
+        },
+        scales: if model.bnb_4bit_use_double_quant {
+            ScaleStorage::Double
+        } else {
+            ScaleStorage::Single
+        },
+        rounding: match model.bnb_4bit_compute_dtype {
+            QuantComputeDtype::Float16 => Rounding::F16,
+            QuantComputeDtype::Auto | QuantComputeDtype::Bfloat16 | QuantComputeDtype::Float32 => {
+                Rounding::Exact
+            }
+        },
+    };
+    let compute = match model.bnb_4bit_compute_dtype {
+        QuantComputeDtype::Auto => compute,
+        QuantComputeDtype::Bfloat16 => Compute::Bf16,
+        QuantComputeDtype::Float16 | QuantComputeDtype::Float32 => Compute::F32,
+    };
+    LoadOptions { compute, linear: LinearStorage::FourBit(storage) }
 }
 
 /// The order of the data.

@@ -130,6 +130,7 @@ pub fn train(
     let data = TokenizedData::new(plan, &dataset, &found, template_now, observer)?;
     let mut adapter = new_trainable(plan, &found)?;
     let (ops, compute) = model::kernels(&model_request);
+    let options = settings::load_options(&plan.run, compute);
     let configured = configured_cut(&data);
     let fit = {
         let inputs = Inputs {
@@ -137,13 +138,13 @@ pub fn train(
             data: &data,
             found: &found,
             adapter: &adapter,
-            compute,
+            options,
             n_threads: ops.n_threads(),
             held: footprint::held_now(),
         };
         check_room(&inputs, cut_of(from.as_ref(), configured))?
     };
-    let mut loaded = model::load_with(&found, ops, compute)?;
+    let mut loaded = model::load_with(&found, ops, options)?;
     loaded.decoder.begin(&mut adapter, found.open.store()).map_err(LoadError::from)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: plan.run.model.name_or_path.clone(),

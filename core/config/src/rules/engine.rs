@@ -117,6 +117,14 @@ fn adapter(scope: &Scope<'_>, findings: &mut Findings<'_>) {
             "write `backend: transformers`",
         );
     }
+    if !lora.enabled && scope.model.0.load_in_4bit {
+        let (enabled, bits) = (scope.in_lora("enabled"), scope.in_model("load_in_4bit"));
+        let message = format!(
+            "`{enabled}` is false and `{bits}`{} is true: weights of 4 bits cannot be trained",
+            findings.at(&bits)
+        );
+        findings.error(Code::Conflict, &[&enabled, &bits], message, "write `load_in_4bit: false`");
+    }
     if lora.is_pissa() && scope.model.0.load_in_4bit {
         let bits = scope.in_model("load_in_4bit");
         let message = format!(

@@ -16,10 +16,6 @@ fn refused(more: &str) -> Vec<String> {
 fn features_that_are_missing_are_refused_when_they_are_asked_for() {
     let cases = [
         (
-            "model: {name_or_path: m, load_in_4bit: true}\ndata: {dataset_name_or_path: d}\n",
-            "`model.load_in_4bit: true`",
-        ),
-        (
             "model: {name_or_path: m, multimodal: {enabled: true}}\ndata: {dataset_name_or_path: d}\n",
             "`model.multimodal.enabled: true`",
         ),
@@ -65,7 +61,7 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ("plugins: {isolation: process}\n", "`plugins.isolation: process`"),
         ("signing: {timestamp_url: \"https://example.org\"}\n", "`signing.timestamp_url`"),
     ];
-    assert_eq!(cases.len(), 28);
+    assert_eq!(cases.len(), 27);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");
@@ -89,6 +85,7 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "training: {rope_scaling: {type: linear, factor: 2}, sliding_window_attention: 512, merge_adapters: true}\n",
         "lora: {method: dora}\n",
         "lora: {enabled: false}\n",
+        "model: {name_or_path: m, load_in_4bit: true, bnb_4bit_quant_type: fp4}\ndata: {dataset_name_or_path: d}\n",
         "training: {oom_recovery: true, gradient_checkpointing: false, neftune_noise_alpha: 5, gpu_cost_per_hour: 1.5}\n",
         "evaluation: {auto_revert: false, safety: {enabled: false}, benchmark: {tasks: [a]}}\n",
         "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: log_only}\n",
