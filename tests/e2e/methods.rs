@@ -2,6 +2,7 @@
 //! models, and training of every weight.
 
 use crate::support::Workplace;
+use forgelm_artifact::safetensors::SafetensorsFile;
 use serde_json::{Value, json};
 use std::fs;
 
@@ -105,4 +106,28 @@ fn a_merged_model_is_the_adapter_folded_in() {
     for key in ["merge_logit_difference_max", "merge_logit_difference_mean", "merge_kl_mean"] {
         assert!(text.contains(key), "no {key} in the report");
     }
+}
+
+/// The matched matrices train, and nothing else; there is no adapter.
+#[test]
+fn galore_trains_the_matched_matrices() {
+    let run = Workplace::new();
+    let keys = "  output_dir: out\n  galore_enabled: true\n  galore_rank: 8\n  \
+                galore_update_proj_gap: 5\n  galore_target_modules: [\".*\\\\.mlp\\\\..*\"]\n";
+    run.edit_config("  output_dir: out\n", keys);
+    let ran = run.run();
+    assert!(ran.stderr.contains("adds no adapter"), "{}", ran.stderr);
+    let tensors = |path: &str| SafetensorsFile::open(&run.path(path)).unwrap();
+    let (base, tuned) =
+        (tensors("model/model.safetensors"), tensors("out/final_model/model.safetensors"));
+    let mut changed: Vec<String> = Vec::new();
+    for name in base.names() {
+        let values = |file: &SafetensorsFile| file.tensor(name).unwrap().to_f32().unwrap();
+        if values(&base) != values(&tuned) {
+            changed.push(name.to_owned());
+        }
+    }
+    assert_eq!(changed.len(), 2 * 3, "{changed:?}");
+    assert!(changed.iter().all(|name| name.contains(".mlp.")), "{changed:?}");
+    assert!(run.read("out/final_model/README.md").contains("GaLore r=8"));
 }

@@ -219,3 +219,32 @@ fn a_window_for_a_family_without_windows_is_refused() {
         .expect_stderr("llama");
     assert!(!workplace.path("out").exists());
 }
+
+#[test]
+fn four_bit_weights_train_and_are_recorded_as_what_they_are() {
+    for (quant_type, name) in [("nf4", "4-bit NF4"), ("fp4", "4-bit FP4")] {
+        let workplace = Workplace::new();
+        workplace.edit_config(
+            "load_in_4bit: false",
+            &format!("load_in_4bit: true\n  bnb_4bit_quant_type: {quant_type}"),
+        );
+        workplace.run();
+        let lines = workplace.json_lines("out/metrics.jsonl");
+        let losses: Vec<f64> =
+            lines.iter().filter_map(|line| line.get("eval_loss")?.as_f64()).collect();
+        assert!(losses[3] < losses[0] - 0.05, "{losses:?}");
+        let report: serde_json::Value =
+            serde_json::from_str(&workplace.read("out/compliance/compliance_report.json")).unwrap();
+        assert_eq!(report["model_lineage"]["quantization"], name);
+        let formats = &report["training_parameters"]["linear_formats"];
+        // Two layers of seven.
+        assert_eq!(formats[format!("{quant_type}, double quantized")], 14, "{formats}");
+    }
+    let workplace = Workplace::new();
+    workplace.edit_config("load_in_4bit: false", "load_in_4bit: true");
+    workplace.edit_config("lora:\n", "lora:\n  enabled: false\n");
+    workplace
+        .forgelm(&["--config", "run.yaml", "--dry-run"])
+        .expect_code(1)
+        .expect_stderr("weights of 4 bits cannot be trained");
+}

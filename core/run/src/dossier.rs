@@ -12,7 +12,9 @@ use crate::plan::Plan;
 use crate::recovery::Rung;
 use crate::training::Completed;
 use forgelm_artifact::UtcTime;
-use forgelm_config::{RequireProvisioned, RiskTier, Secret, TargetModules, resolved_json};
+use forgelm_config::{
+    QuantType, RequireProvisioned, RiskTier, Secret, TargetModules, resolved_json,
+};
 use forgelm_data::{Prepared, fingerprint};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
@@ -273,7 +275,11 @@ impl Dossier<'_> {
             component_revisions: vec![ComponentRevision { role: found.role.clone(), revision }],
             backend: "native".to_owned(),
             adapter_method: self.method(),
-            quantization: "none".to_owned(),
+            quantization: match (run.model.load_in_4bit, run.model.bnb_4bit_quant_type) {
+                (false, _) => "none".to_owned(),
+                (true, QuantType::Nf4) => "4-bit NF4".to_owned(),
+                (true, QuantType::Fp4) => "4-bit FP4".to_owned(),
+            },
             trust_remote_code: run.model.trust_remote_code,
         }
     }
@@ -300,6 +306,7 @@ impl Dossier<'_> {
                 json!(UtcTime(self.template_now * 1_000_000).to_text_date()),
             ),
         ]);
+        more.insert("linear_formats".to_owned(), json!(self.loaded.decoder.linear_formats()));
         let is_recomputed = self.rung.keep == Keep::LayerInputs;
         more.insert("gradient_checkpointing".to_owned(), json!(is_recomputed));
         let (batch_size, accumulation) =
@@ -337,6 +344,9 @@ impl Dossier<'_> {
     /// What trained, in words.
     fn method(&self) -> String {
         let lora = &self.plan.run.lora;
+        if self.plan.run.training.galore_enabled {
+            return format!("GaLore r={}", self.plan.run.training.galore_rank);
+        }
         if !lora.enabled {
             return "full fine-tuning".to_owned();
         }

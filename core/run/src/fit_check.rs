@@ -21,7 +21,7 @@ use crate::training::room::{Inputs, change};
 use crate::training::tokenized::TokenizedData;
 use forgelm_config::{Run, TargetModules};
 use forgelm_kernels_api::Compute;
-use forgelm_model::MemoryPlan;
+use forgelm_model::{LinearStorage, MemoryPlan};
 use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::Cut;
 use serde_json::{Value, json};
@@ -139,6 +139,7 @@ fn on_this_machine(
     let data = TokenizedData::new(plan, &sources, &found, now, env, observer)?;
     let adapter = training::new_trainable(plan, &found)?;
     let (ops, compute) = model::kernels(&model_request);
+    let options = settings::load_options(&plan.run, compute);
     let held = footprint::held_now();
     let n_threads = ops.n_threads();
     let optimizer = settings::optimizer(&plan.run);
@@ -149,7 +150,7 @@ fn on_this_machine(
         found: &found,
         adapter: &adapter,
         optimizer,
-        compute,
+        options,
         n_threads,
         held,
     };
@@ -160,9 +161,10 @@ fn on_this_machine(
         held,
         found.open.config().n_parameters() as u64,
     );
-    check.quant_scheme = match compute {
-        Compute::F32 => "fp32",
-        Compute::Bf16 => "bf16",
+    check.quant_scheme = match (options.linear, options.compute) {
+        (LinearStorage::FourBit(_), _) => "4bit",
+        (_, Compute::F32) => "fp32",
+        (_, Compute::Bf16) => "bf16",
     };
     let [statistics, _] = &data.prepared.statistics;
     check.notes.push(format!(

@@ -3,7 +3,10 @@
 
 use crate::memory::MemoryUse;
 use forgelm_kernels_api::Compute;
-use forgelm_model::{Keep, MemoryPlan, ModelConfig, PlannedBuffer, StepSize, Trainable};
+use forgelm_model::{
+    Keep, LinearStorage, LoadOptions, MemoryPlan, ModelConfig, PlannedBuffer, StepSize, Trainable,
+};
+use forgelm_tensor::ScaleStorage;
 use forgelm_train::optimizer::OptimizerMemory;
 use forgelm_train::session;
 
@@ -36,8 +39,8 @@ pub struct Sizes<'a> {
     pub model: &'a ModelConfig,
     /// What trains.
     pub adapter: &'a Trainable,
-    /// The format of the frozen weights.
-    pub compute: Compute,
+    /// How the frozen weights are kept.
+    pub options: LoadOptions,
     /// The largest micro-batch.
     pub step: StepSize,
     /// The longest sequence, in tokens.
@@ -60,12 +63,24 @@ pub fn held_now() -> u64 {
 
 /// The packed weights of a model, in bytes.
 #[must_use]
-pub fn weights_bytes(model: &ModelConfig, compute: Compute) -> u64 {
-    let per_number = match compute {
+pub fn weights_bytes(model: &ModelConfig, options: LoadOptions) -> u64 {
+    let per_number = match options.compute {
         Compute::F32 => 4,
         Compute::Bf16 => 2,
     };
-    model.n_parameters() as u64 * per_number
+    let n_params = model.n_parameters() as u64;
+    let head = (model.vocab_size * model.hidden_size) as u64;
+    let dense = if model.tie_word_embeddings { head } else { 2 * head };
+    // Bits of a weight in a linear layer, with its share of the scales of a block of 64.
+    let bits = match options.linear {
+        LinearStorage::Dense | LinearStorage::Blocks => 8 * per_number,
+        LinearStorage::Int8Rows | LinearStorage::Int8Experts => 8,
+        LinearStorage::FourBit(storage) => match storage.scales {
+            ScaleStorage::Single => return dense * per_number + (n_params - dense) * 9 / 16,
+            ScaleStorage::Double => return dense * per_number + (n_params - dense) * 33 / 64,
+        },
+    };
+    dense * per_number + (n_params - dense) * bits / 8
 }
 
 /// Every part of a run's memory, by name and size.
@@ -75,7 +90,7 @@ pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
     let mut plan = session::memory_plan(model, adapter, sizes.optimizer, step, sizes.keep);
     let n_bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     plan.add("program, tokenizer and data", n_bytes(sizes.held));
-    plan.add("packed weights", n_bytes(weights_bytes(model, sizes.compute)));
+    plan.add("packed weights", n_bytes(weights_bytes(model, sizes.options)));
     plan.add("workspace of the kernels", workspace(sizes));
     let dims = model.dims();
     plan.add("cache of the sample", SAMPLE_TOKENS * 2 * dims.l * dims.kv_width() * 4);

@@ -12,7 +12,7 @@ use forgelm_hub::{HubEvent, HubOptions, ModelFiles, ResolvedModel, Source, resol
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_model::{
-    ADAPTER_CONFIG, Adapter, Decoder, LoadedAdapter, OpenModel, PeftInfo, Trainable,
+    ADAPTER_CONFIG, Adapter, Decoder, LoadOptions, LoadedAdapter, OpenModel, PeftInfo, Trainable,
 };
 use forgelm_tokenize::{ChatTemplate, Tokenizer};
 use std::panic::resume_unwind;
@@ -164,7 +164,7 @@ pub fn kernels(request: &ModelRequest) -> (Arc<dyn Ops>, Compute) {
 /// If they are not what the model's description says.
 pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, RunError> {
     let (ops, compute) = kernels(request);
-    load_with(found, ops, compute)
+    load_with(found, ops, LoadOptions::dense(compute))
 }
 
 /// [`load`] for kernels that are there.
@@ -174,7 +174,7 @@ pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, R
 pub fn load_with(
     found: &FoundModel,
     ops: Arc<dyn Ops>,
-    compute: Compute,
+    options: LoadOptions,
 ) -> Result<LoadedModel, RunError> {
     let sha256 = || match &found.resolved.sha256 {
         Some(sha256) => Ok(sha256.clone()),
@@ -183,7 +183,7 @@ pub fn load_with(
     // Both read every byte: together they wait for the disk once.
     let (sha256, decoder) = std::thread::scope(|scope| {
         let hashing = scope.spawn(sha256);
-        let decoder = found.open.load(ops, compute);
+        let decoder = found.open.load_as(ops, options);
         (hashing.join().unwrap_or_else(|panic| resume_unwind(panic)), decoder)
     });
     let (sha256, decoder) = (sha256?, decoder?);

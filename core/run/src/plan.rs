@@ -164,6 +164,9 @@ impl Plan {
         line(
             "adapter",
             match run.lora.enabled {
+                false if run.training.galore_enabled => {
+                    format!("none: matched matrices train by GaLore r={}", training.galore_rank)
+                }
                 false => "none: every weight of the model is trained".to_owned(),
                 true => format!(
                     "{} r={} alpha={} dropout={}",

@@ -1,19 +1,33 @@
 //! From a config's words to the numbers that training takes.
 
 use forgelm_config::{
-    GaloreOptim, GaloreProjType, LoraBias, LrSchedulerType, Optim, Run, TargetModules, Training,
+    GaloreOptim, GaloreProjType, LoraBias, LrSchedulerType, Optim, QuantComputeDtype, QuantType, Run,
+    TargetModules, Training,
 };
 use forgelm_data::PlanSettings;
-use forgelm_model::{ALL_LINEAR, LoraConfig, LoraInit, Selection, TrainedBias};
-use forgelm_train::optimizer::{GaloreSettings, Kind, OptimizerSettings, ProjectionType};
+use forgelm_kernels_api::{Compute, Rounding};
+use forgelm_model::{
+    ALL_LINEAR, FourBitStorage, LinearStorage, LoadOptions, LoraConfig, LoraInit, ModelConfig, Role,
+    Selection, TrainedBias,
+};
+use forgelm_tensor::{FourBit, ScaleStorage};
+use forgelm_train::optimizer::{
+    GaloreSettings, Kind, OptimizerError, OptimizerSettings, ProjectionType,
+};
 use forgelm_train::schedule::{Decay, Schedule};
 use forgelm_train::session::Settings;
 use std::collections::BTreeMap;
 
 /// What a config trains.
 #[must_use]
-pub fn selection(run: &Run) -> Selection {
-    if run.lora.enabled { Selection::Adapter(lora(run)) } else { Selection::Everything }
+pub fn selection(run: &Run, model: &ModelConfig) -> Result<Selection, OptimizerError> {
+    if run.training.galore_enabled {
+        let linears = |layer| model.linears(layer).into_iter().map(move |of| Role::Linear(layer, of));
+        let roles = (0..model.num_hidden_layers).flat_map(linears);
+        let names: Vec<String> = roles.map(|role| role.hf_name(model.module_names())).collect();
+        return Ok(Selection::Weights(galore(&run.training).matching(&names)?));
+    }
+    Ok(if run.lora.enabled { Selection::Adapter(lora(run)) } else { Selection::Everything })
 }
 
 /// The adapter that a config asks for.
@@ -44,6 +58,41 @@ pub fn lora(run: &Run) -> LoraConfig {
         rank_pattern: BTreeMap::new(),
         alpha_pattern: BTreeMap::new(),
     }
+}
+
+/// How the base model is read.
+#[must_use]
+pub fn load_options(run: &Run, compute: Compute) -> LoadOptions {
+    let model = &run.model;
+    if !model.load_in_4bit {
+        let quantizes_experts = model.moe.as_ref().is_some_and(|moe| moe.quantize_experts);
+        let linear =
+            if quantizes_experts { LinearStorage::Int8Experts } else { LinearStorage::Dense };
+        return LoadOptions { compute, linear };
+    }
+    let storage = FourBitStorage {
+        kind: match model.bnb_4bit_quant_type {
+            QuantType::Nf4 => FourBit::Nf4,
+            QuantType::Fp4 => FourBit::Fp4,
+        },
+        scales: if model.bnb_4bit_use_double_quant {
+            ScaleStorage::Double
+        } else {
+            ScaleStorage::Single
+        },
+        rounding: match model.bnb_4bit_compute_dtype {
+            QuantComputeDtype::Float16 => Rounding::F16,
+            QuantComputeDtype::Auto | QuantComputeDtype::Bfloat16 | QuantComputeDtype::Float32 => {
+                Rounding::Exact
+            }
+        },
+    };
+    let compute = match model.bnb_4bit_compute_dtype {
+        QuantComputeDtype::Auto => compute,
+        QuantComputeDtype::Bfloat16 => Compute::Bf16,
+        QuantComputeDtype::Float16 | QuantComputeDtype::Float32 => Compute::F32,
+    };
+    LoadOptions { compute, linear: LinearStorage::FourBit(storage) }
 }
 
 /// The order of the data.

@@ -133,6 +133,7 @@ pub fn train(
     let optimizer = settings::optimizer(&plan.run);
     let slices = adapter.slices();
     let optimizer_memory = Optimizer::planned_memory(&optimizer, &slices, ops.n_threads())?;
+    let options = settings::load_options(&plan.run, compute);
     let configured = configured_cut(&data);
     let fit = {
         let inputs = Inputs {
@@ -141,13 +142,13 @@ pub fn train(
             found: &found,
             adapter: &adapter,
             optimizer: optimizer_memory,
-            compute,
+            options,
             n_threads: ops.n_threads(),
             held: footprint::held_now(),
         };
         check_room(&inputs, cut_of(from.as_ref(), configured))?
     };
-    let mut loaded = model::load_with(&found, ops, compute)?;
+    let mut loaded = model::load_with(&found, ops, options)?;
     loaded.decoder.begin(&mut adapter, found.open.store()).map_err(LoadError::from)?;
     let optimizer = Optimizer::new(optimizer, &slices)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
@@ -223,7 +224,7 @@ fn local_inputs(plan: &Plan) -> Vec<&Path> {
 /// numbers in.
 pub(crate) fn new_trainable(plan: &Plan, found: &FoundModel) -> Result<Trainable, RunError> {
     let stream = Stream::new(plan.run.training.seed, Purpose::LoraInit);
-    let selection = settings::selection(&plan.run);
+    let selection = settings::selection(&plan.run, found.open.config())?;
     Ok(Trainable::new(selection, found.open.config(), &stream)?)
 }
 

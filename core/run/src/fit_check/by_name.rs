@@ -49,9 +49,10 @@ pub(super) fn estimate(run: &Run, held: u64) -> FitCheck {
     let sizes = hint(name).unwrap_or(NO_HINT);
     let (h, l, _) = sizes;
     let n_params = n_params(sizes);
-    let (per_weight, quant_scheme) = match run.training.compute_dtype {
-        ComputeDtype::Float32 => (4, "fp32"),
-        ComputeDtype::Auto | ComputeDtype::Bfloat16 => (2, "bf16"),
+    let (half_bytes, quant_scheme) = match run.training.compute_dtype {
+        _ if run.model.load_in_4bit => (1, "4bit"),
+        ComputeDtype::Float32 => (8, "fp32"),
+        ComputeDtype::Auto | ComputeDtype::Bfloat16 => (4, "bf16"),
     };
     let n_trained = 2 * run.lora.r as u64 * h * n_target_modules(run) * l;
     let tokens = run.training.per_device_train_batch_size as u64 * run.model.max_length as u64;
@@ -59,7 +60,7 @@ pub(super) fn estimate(run: &Run, held: u64) -> FitCheck {
     let kept_layers = if is_recomputed { l.isqrt().max(1) } else { 2 * l };
     let mut memory = MemoryPlan::default();
     for (name, bytes) in [
-        (super::WEIGHTS, n_params * per_weight),
+        (super::WEIGHTS, n_params * half_bytes / 2),
         (super::ADAPTER[0], 4 * n_trained),
         (super::ADAPTER[1], 4 * n_trained),
         (super::MOMENTS, 8 * n_trained),

@@ -8,8 +8,7 @@ use crate::model::FoundModel;
 use crate::plan::Plan;
 use crate::recovery::{Ladder, Rung};
 use forgelm_artifact::write;
-use forgelm_kernels_api::Compute;
-use forgelm_model::{MemoryPlan, StepSize, Trainable};
+use forgelm_model::{LoadOptions, MemoryPlan, StepSize, Trainable};
 use forgelm_train::optimizer::OptimizerMemory;
 use forgelm_train::session::{self, Cut};
 
@@ -21,7 +20,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) found: &'a FoundModel,
     pub(crate) adapter: &'a Trainable,
     pub(crate) optimizer: OptimizerMemory,
-    pub(crate) compute: Compute,
+    pub(crate) options: LoadOptions,
     pub(crate) n_threads: usize,
     /// What the process holds before weights and buffers.
     pub(crate) held: u64,
@@ -76,7 +75,7 @@ impl Inputs<'_> {
             model: self.found.open.config(),
             adapter: self.adapter,
             optimizer: self.optimizer,
-            compute: self.compute,
+            options: self.options,
             step: self.step_size(rung.cut),
             longest: usize::try_from(longest).unwrap_or(usize::MAX),
             keep: rung.keep,

@@ -54,21 +54,39 @@ pub struct GaloreSettings {
 impl GaloreSettings {
     /// Which slices are projected: weights, not vectors, of modules that a pattern matches.
     pub(super) fn targets(&self, slices: &[NamedSlice]) -> Result<Vec<bool>, OptimizerError> {
+        let matched = self.matching(slices.iter().map(|slice| &slice.name))?;
+        let is_target = |slice: &NamedSlice| {
+            matched.contains(&slice.name) && !slice.matrix_shape().contains(&1)
+        };
+        Ok(slices.iter().map(is_target).collect())
+    }
+
+    /// Of these names of weights, those of modules that a pattern matches.
+    ///
+    /// # Errors
+    /// If a pattern cannot be read, or nothing matches.
+    pub fn matching<'n>(
+        &self,
+        names: impl IntoIterator<Item = &'n String>,
+    ) -> Result<Vec<String>, OptimizerError> {
         let defaults = || DEFAULT_TARGETS.iter().map(ToString::to_string).collect();
         let texts: Vec<String> = self.target_modules.clone().unwrap_or_else(defaults);
         let patterns = texts.iter().map(|text| pattern(text));
         let patterns: Vec<Regex> = patterns.collect::<Result<_, _>>()?;
-        let is_target = |slice: &NamedSlice| {
-            let module = slice.name.strip_suffix(".weight");
-            module.is_some_and(|module| patterns.iter().any(|p| p.is_match(module)))
-                && !slice.matrix_shape().contains(&1)
-        };
-        let targets: Vec<bool> = slices.iter().map(is_target).collect();
-        if targets.contains(&true) {
-            return Ok(targets);
+        let is_match = |module: &str| patterns.iter().any(|p| p.is_match(module));
+        let (mut matched, mut first) = (Vec::new(), None);
+        for name in names {
+            let module = name.strip_suffix(".weight");
+            first = first.or(module);
+            if module.is_some_and(is_match) {
+                matched.push(name.clone());
+            }
         }
-        let first = slices.first().map_or("none", |slice| slice.name.trim_end_matches(".weight"));
-        Err(OptimizerError::NoTarget { patterns: texts, first: first.to_owned() })
+        if matched.is_empty() {
+            let first = first.unwrap_or("none").to_owned();
+            return Err(OptimizerError::NoTarget { patterns: texts, first });
+        }
+        Ok(matched)
     }
 }
 
