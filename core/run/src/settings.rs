@@ -1,5 +1,6 @@
 //! From a config's words to the numbers that training takes.
 
+use crate::error::RunError;
 use forgelm_config::{
     GaloreOptim, GaloreProjType, LoraBias, LrSchedulerType, Optim, QuantComputeDtype, QuantType, Run,
     TargetModules, Training,
@@ -11,23 +12,31 @@ use forgelm_model::{
     Selection, TrainedBias,
 };
 use forgelm_tensor::{FourBit, ScaleStorage};
-use forgelm_train::optimizer::{
-    GaloreSettings, Kind, OptimizerError, OptimizerSettings, ProjectionType,
-};
+use forgelm_train::optimizer::{GaloreSettings, Kind, OptimizerSettings, ProjectionType};
 use forgelm_train::schedule::{Decay, Schedule};
 use forgelm_train::session::Settings;
 use std::collections::BTreeMap;
 
 /// What a config trains.
-#[must_use]
-pub fn selection(run: &Run, model: &ModelConfig) -> Result<Selection, OptimizerError> {
+///
+/// # Errors
+/// If a pattern of GaLore matches nothing, or an expert does not exist.
+pub fn selection(run: &Run, model: &ModelConfig) -> Result<Selection, RunError> {
     if run.training.galore_enabled {
         let linears = |layer| model.linears(layer).into_iter().map(move |of| Role::Linear(layer, of));
         let roles = (0..model.num_hidden_layers).flat_map(linears);
         let names: Vec<String> = roles.map(|role| role.hf_name(model.module_names())).collect();
         return Ok(Selection::Weights(galore(&run.training).matching(&names)?));
     }
-    Ok(if run.lora.enabled { Selection::Adapter(lora(run)) } else { Selection::Everything })
+    if !run.lora.enabled {
+        return Ok(Selection::Everything);
+    }
+    let moe = run.model.moe.as_ref().filter(|_| model.experts.is_some());
+    let lora = match moe.and_then(|moe| moe.chosen_experts()) {
+        Some(experts) => lora(run).for_experts(&experts, model)?,
+        None => lora(run),
+    };
+    Ok(Selection::Adapter(lora))
 }
 
 /// The adapter that a config asks for.

@@ -127,6 +127,10 @@ pub fn train(
     let model_request = model::request_of(plan, request.offline);
     let load_start = env.clock.monotonic();
     let found = model::find(&model_request, env, observer)?;
+    if plan.run.model.moe.is_some() && found.open.config().experts.is_none() {
+        let text = "`model.moe` has no effect: this model has no experts";
+        observer.observe(&Event::Warning(text.to_owned()));
+    }
     let data = TokenizedData::new(plan, &sources, &found, template_now, env, observer)?;
     let mut adapter = new_trainable(plan, &found)?;
     let (ops, compute) = model::kernels(&model_request);

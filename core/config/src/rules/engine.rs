@@ -59,8 +59,7 @@ fn model(scope: &Scope<'_>, findings: &mut Findings<'_>) {
     }
     if let Some(moe) = &model.moe {
         let key = scope.in_model("moe.experts_to_train");
-        let numbers = moe.experts_to_train.split(',').all(|n| n.trim().parse::<u32>().is_ok());
-        if moe.experts_to_train != "all" && !numbers {
+        if moe.experts_to_train != "all" && moe.chosen_experts().is_none() {
             let message =
                 format!("`{key}` is not `all` or a list of numbers; all experts are trained");
             findings.warn(Code::WrongType, &[&key], message);

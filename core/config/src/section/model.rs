@@ -41,7 +41,16 @@ section! {
         /// Stores the experts that are not trained in 8 bits.
         quantize_experts: bool = false;
         /// `all`, or the numbers of the experts that are trained, as `0,3,5`.
-        experts_to_train: String = "all".to_owned(), later("training of chosen experts");
+        experts_to_train: String = "all".to_owned(), text(NOT_BLANK);
+    }
+}
+
+impl Moe {
+    /// The numbers of the experts that train; `None` for all of them, and where the text is
+    /// neither `all` nor a list of numbers.
+    #[must_use]
+    pub fn chosen_experts(&self) -> Option<Vec<usize>> {
+        self.experts_to_train.split(',').map(|number| number.trim().parse().ok()).collect()
     }
 }
 
