@@ -65,7 +65,9 @@ impl Overrides {
         }
         let wrong = |problem: String| RunError::Overrides { path: path.clone(), problem };
         let text = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
-        serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))
+        let object: Map<String, Value> =
+            serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        serde_json::from_value(Value::Object(object)).map_err(|error| wrong(error.to_string()))
     }
 
     /// The file's content.

@@ -9,9 +9,9 @@
 //! numbers that lie evenly in [-1, 1], and these have their nearest code (a tie goes to the lower
 //! one). Next to zero that is coarser than the map: 0 itself becomes 2.1e-5 of the block's largest.
 
-mod tables;
-
 use std::sync::LazyLock;
+
+use forgelm_kernels_api::dynamic_map;
 
 /// Which of the two maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,22 +33,9 @@ struct Map {
     codes: Vec<u8>,
 }
 
-static SIGNED: LazyLock<Map> = LazyLock::new(|| {
-    let mut values = [0.0; 256];
-    for (i, &v) in tables::SIGNED.iter().enumerate() {
-        values[128 + i] = v;
-        values[126 - i] = -v;
-    }
-    values[255] = 1.0;
-    Map::new(values)
-});
+static SIGNED: LazyLock<Map> = LazyLock::new(|| Map::new(dynamic_map::SIGNED));
 
-static UNSIGNED: LazyLock<Map> = LazyLock::new(|| {
-    let mut values = [0.0; 256];
-    values[1..255].copy_from_slice(&tables::UNSIGNED);
-    values[255] = 1.0;
-    Map::new(values)
-});
+static UNSIGNED: LazyLock<Map> = LazyLock::new(|| Map::new(dynamic_map::UNSIGNED));
 
 impl Map {
     #[expect(clippy::cast_precision_loss, reason = "places are below 2^24")]

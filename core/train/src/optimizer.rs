@@ -41,9 +41,9 @@ pub struct OptimizerSettings {
     /// The rule.
     pub kind: Kind,
     /// Decay of AdamW's first moment.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of AdamW's second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of AdamW's second moment.
     pub eps: f32,
     /// Decoupled weight decay; biases and norms are exempt ([`is_decayed`]).

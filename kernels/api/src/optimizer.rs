@@ -9,9 +9,9 @@ pub struct AdamW {
     /// Learning rate of this step.
     pub lr: f32,
     /// Decay of the first moment.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of the second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f32,
     /// Decoupled weight decay.

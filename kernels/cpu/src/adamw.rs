@@ -51,13 +51,13 @@ pub(crate) struct Factors {
 
 impl Factors {
     pub(crate) fn new(constants: &AdamW) -> Self {
-        let (beta1, beta2) = (f64::from(constants.beta1), f64::from(constants.beta2));
+        let (beta1, beta2) = (constants.beta1, constants.beta2);
         let lr = f64::from(constants.lr);
         let step = constants.step as f64;
         Self {
-            beta1: constants.beta1,
+            beta1: beta1 as f32,
             rest1: (1.0 - beta1) as f32,
-            beta2: constants.beta2,
+            beta2: beta2 as f32,
             rest2: (1.0 - beta2) as f32,
             grad_scale: constants.grad_scale,
             decay: (1.0 - lr * f64::from(constants.weight_decay)) as f32,

@@ -15,7 +15,7 @@ pub(crate) fn step(
     for (name, len) in [("m", m.len()), ("v", v.len()), ("grad", grad.len())] {
         assert_eq!(len, param.len(), "{name} and param differ in length");
     }
-    let (beta1, beta2) = (f64::from(constants.beta1), f64::from(constants.beta2));
+    let (beta1, beta2) = (constants.beta1, constants.beta2);
     let lr = f64::from(constants.lr);
     let step = constants.step as f64;
     let correction1 = 1.0 - beta1.powf(step);

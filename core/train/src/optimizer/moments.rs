@@ -9,8 +9,8 @@ const MIN_8BIT: usize = 4096;
 /// Constants of a unit.
 #[derive(Clone, Copy)]
 pub struct Rule {
-    pub beta1: f32,
-    pub beta2: f32,
+    pub beta1: f64,
+    pub beta2: f64,
     pub eps: f32,
     pub weight_decay: f32,
 }
