@@ -147,10 +147,10 @@ fn fault_037_041_043_044_046_051_model_files() {
 }
 
 #[test]
-fn fault_059_a_model_without_a_template_cannot_render_messages() {
+fn fault_059_a_model_without_a_template_trains_on_tags_and_says_so() {
     let workplace = Workplace::new();
     fs::remove_file(workplace.path("model/chat_template.jinja")).unwrap();
-    refused(&workplace, 1, "template");
+    workplace.run().expect_stderr("the tags [USER] and [ASSISTANT]");
 }
 
 #[test]

@@ -8,7 +8,9 @@
 
 mod chat;
 mod config;
+mod data;
 mod faults;
+mod memory;
 mod methods;
 mod resume;
 mod run;

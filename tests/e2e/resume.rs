@@ -52,7 +52,10 @@ fn killed_at_any_time_and_resumed_gives_the_same_adapter() {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!workplace.path("out/final_model").exists(), "killed too late to mean anything");
-        workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
+        workplace
+            .forgelm(&["--config", "run.yaml", "--resume"])
+            .expect_code(0)
+            .expect_stderr("ended without a word after `training.started`");
         assert!(workplace.adapter("out") == expected, "killed at {checkpoint}: another adapter");
         let steps: Vec<_> = workplace
             .json_lines("out/metrics.jsonl")
@@ -63,6 +66,23 @@ fn killed_at_any_time_and_resumed_gives_the_same_adapter() {
         assert_eq!(steps, (1..=60).collect::<Vec<_>>(), "each step once");
         workplace.forgelm(&["verify-audit", "out"]).expect_code(0);
     }
+}
+
+#[test]
+fn fault_069_071_a_killed_run_is_told_of_and_goes_on_with_another_number_of_threads() {
+    let expected = uninterrupted("1");
+    let workplace = long_run("1");
+    let mut child = workplace.start(&["--config", "run.yaml"]);
+    wait_for(&workplace.path("out/checkpoint-4"), &mut child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    workplace.edit_config("threads: 1", "threads: 2");
+    workplace
+        .forgelm(&["--config", "run.yaml", "--resume"])
+        .expect_code(0)
+        .expect_stderr("ended without a word after `training.started`")
+        .expect_stderr("continuing from");
+    assert!(workplace.adapter("out") == expected);
 }
 
 #[test]
@@ -78,6 +98,33 @@ fn fault_088_a_first_signal_finishes_the_step_and_exits_7() {
         workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
         assert!(workplace.adapter("out") == expected, "{name}: another adapter");
     }
+}
+
+/// A step of this run takes long enough for two signals to fall into it.
+#[test]
+fn fault_088_a_second_signal_stops_at_once_and_the_old_checkpoint_is_valid() {
+    let workplace = Workplace::new();
+    let rows: Vec<String> = (0..512).map(crate::support::conversation).collect();
+    workplace.write("data.jsonl", &(rows.join("\n") + "\n"));
+    workplace.edit_config("gradient_accumulation_steps: 1", "gradient_accumulation_steps: 100");
+    workplace.edit_config("save_steps: 4", "save_steps: 1");
+    let mut child = workplace.start(&["--config", "run.yaml"]);
+    wait_for(&workplace.path("out/checkpoint-1"), &mut child);
+    std::thread::sleep(Duration::from_millis(100));
+    signal(&child, "-INT");
+    std::thread::sleep(Duration::from_millis(20));
+    signal(&child, "-INT");
+    let start = Instant::now();
+    let ran = finish(child);
+    assert!(matches!(ran.code, 2), "{}: {}", ran.code, ran.stderr);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(!workplace.path("out/final_model").exists());
+    // What was saved before is good, and the run ends as one that was never stopped.
+    workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
+    let adapter = workplace.adapter("out");
+    workplace.edit_config("output_dir: out", "output_dir: whole");
+    workplace.run();
+    assert!(workplace.adapter("whole") == adapter);
 }
 
 #[test]

@@ -120,3 +120,102 @@ fn packing_trains_too() {
         lines.iter().filter_map(|line| line.get("eval_loss")?.as_f64()).collect();
     assert!(losses.last().unwrap() < &(losses[0] - 0.05), "{losses:?}");
 }
+
+#[test]
+fn fault_066_a_warm_up_that_never_ends_is_told_before_the_start() {
+    let workplace = Workplace::new();
+    workplace.edit_config("  max_steps: 12", "  max_steps: 12\n  warmup_ratio: 1.0");
+    let ran = workplace.run().expect_stderr("never reaches `training.learning_rate`");
+    let (warning, first) = (ran.stderr.find("never reaches"), ran.stderr.find("step 1/12"));
+    assert!(warning < first, "before the first step:\n{}", ran.stderr);
+}
+
+#[test]
+fn time_arithmetic_and_cost_are_in_the_result_and_the_evidence() {
+    let workplace = Workplace::new();
+    workplace.edit_config("training:\n", "training:\n  gpu_cost_per_hour: 36.0\n");
+    let ran = workplace.forgelm(&["--config", "run.yaml", "--output-format", "json"]);
+    let result = ran.expect_code(0).json();
+    let report: serde_json::Value =
+        serde_json::from_str(&workplace.read("out/compliance/compliance_report.json")).unwrap();
+    let usage = &report["resource_usage"];
+    assert_eq!(usage, &result["resource_usage"]);
+    let number = |key: &str| usage[key].as_f64().unwrap_or_else(|| panic!("{key} in {usage}"));
+    let seconds = number("training_duration_seconds");
+    // A cent a second; the duration is rounded to a tenth.
+    assert!((number("estimated_cost_usd") - seconds / 100.0).abs() < 0.0006, "{usage}");
+    assert_eq!(usage["cost_source"], "user_config");
+    assert_eq!(result["estimated_cost_usd"], usage["estimated_cost_usd"]);
+    assert!(number("cpu_seconds") > 0.0);
+    let energy = &usage["energy_joules"];
+    assert!(energy == "not measured" || energy.as_f64() > Some(0.0), "{energy}");
+    assert_eq!(result["metrics"]["resource/flops"], usage["flops"]);
+    // 2 layers of 64 x (4 x 64 .. ) weights: between the forward pass alone and six times it.
+    let (tokens, flops) = (number("tokens"), number("flops"));
+    let per_token = flops / tokens;
+    assert!((1e5..1e6).contains(&per_token), "{per_token} a token");
+}
+
+#[test]
+fn noise_on_embeddings_changes_training_alone() {
+    let plain = Workplace::new();
+    plain.run();
+    let noisy = Workplace::new();
+    noisy.edit_config("training:\n", "training:\n  neftune_noise_alpha: 5\n");
+    noisy.run();
+    assert!(plain.adapter("out") != noisy.adapter("out"));
+    let first = |workplace: &Workplace, key: &str| {
+        let lines = workplace.json_lines("out/metrics.jsonl");
+        lines.iter().find_map(|line| line.get(key)?.as_f64()).unwrap()
+    };
+    assert_eq!(first(&plain, "eval_loss").to_bits(), first(&noisy, "eval_loss").to_bits());
+    assert_ne!(first(&plain, "loss").to_bits(), first(&noisy, "loss").to_bits());
+}
+
+/// Mean loss of the rows of `rows.jsonl` under a model.
+fn scored(workplace: &Workplace, model: &str) -> f64 {
+    let args = ["score", "--model", model, "--input", "rows.jsonl", "--output", "scores.jsonl"];
+    let args = [&args[..], &["--compute-dtype", "float32"]].concat();
+    workplace.forgelm(&args).expect_code(0);
+    let lines = workplace.json_lines("scores.jsonl");
+    std::fs::remove_file(workplace.path("scores.jsonl")).unwrap();
+    let logps = lines.iter().flat_map(|line| line["logprobs"].as_array().unwrap());
+    let logps: Vec<f64> = logps.filter_map(serde_json::Value::as_f64).collect();
+    -logps.iter().sum::<f64>() / logps.len() as f64
+}
+
+#[test]
+fn rotary_scaling_trains_and_stands_beside_the_adapter_that_needs_it() {
+    let workplace = Workplace::new();
+    workplace.write("rows.jsonl", &crate::support::conversation(1));
+    let plain = scored(&workplace, "model");
+    workplace
+        .edit_config("training:\n", "training:\n  rope_scaling: {type: linear, factor: 4.0}\n");
+    workplace.run();
+    let overrides = "out/final_model/forgelm_model_overrides.json";
+    let written: serde_json::Value = serde_json::from_str(&workplace.read(overrides)).unwrap();
+    assert_eq!(written, serde_json::json!({"rope_scaling": {"type": "linear", "factor": 4.0}}));
+    let with = scored(&workplace, "out/final_model");
+    std::fs::remove_file(workplace.path(overrides)).unwrap();
+    let without = scored(&workplace, "out/final_model");
+    assert!((with - without).abs() > 1e-3, "{with} and {without}: the scaling does nothing");
+    assert!(with < plain, "{plain} -> {with}");
+    // A key that cannot be is named before anything is loaded.
+    workplace.edit_config("factor: 4.0", "factor: 0");
+    workplace
+        .forgelm(&["--config", "run.yaml", "--dry-run"])
+        .expect_code(1)
+        .expect_stderr("training.rope_scaling.factor");
+}
+
+#[test]
+fn a_window_for_a_family_without_windows_is_refused() {
+    let workplace = Workplace::new();
+    workplace.edit_config("training:\n", "training:\n  sliding_window_attention: 8\n");
+    workplace
+        .forgelm(&["--config", "run.yaml"])
+        .expect_code(1)
+        .expect_stderr("`training.sliding_window_attention`")
+        .expect_stderr("llama");
+    assert!(!workplace.path("out").exists());
+}

@@ -6,7 +6,9 @@
 mod tiny;
 
 use forgelm_data::PlanSettings;
-use tiny::{Run, plan_settings, sequences, tiny_decoder};
+use forgelm_model::Keep;
+use forgelm_train::session::Cut;
+use tiny::{Run, plan_settings, sequences, sft, tiny_decoder};
 
 /// Largest difference between two adapters after ten steps whose only difference is the order of
 /// additions: what the golden values allow between two implementations (2e-5 for a learning rate
@@ -47,6 +49,41 @@ fn dropout_masks_do_not_depend_on_the_cut_either() {
 }
 
 #[test]
+fn noise_does_not_depend_on_the_cut_and_recomputed_activations_have_the_same_bits() {
+    let train = |batch_size, accumulation, noise_alpha, keep| {
+        let decoder = tiny_decoder(1);
+        let settings = plan_settings(batch_size, accumulation);
+        let plain = Run::new(&decoder, settings.clone(), 0.2).session;
+        let parts = (plain.adapter().clone(), plain.moments().clone(), plain.state().clone());
+        let mut run = Run::with_noise(&decoder, settings, sft(), parts, (noise_alpha, keep));
+        run.steps(10).params().to_vec()
+    };
+    let whole = train(8, 1, Some(5.0), Keep::Everything);
+    let cut = train(2, 4, Some(5.0), Keep::Everything);
+    let difference = largest_difference(&whole, &cut);
+    assert!(difference < TOLERANCE, "{difference}");
+    let without = train(8, 1, None, Keep::Everything);
+    assert!(largest_difference(&whole, &without) > 10.0 * TOLERANCE, "noise does something");
+    assert!(whole == train(8, 1, Some(5.0), Keep::LayerInputs), "recomputed activations");
+}
+
+/// Buffers made anew in the middle, in other pieces: the steps before keep their bits, and the
+/// steps after are those of a run that was continued with the other cut.
+#[test]
+fn a_run_cut_anew_in_the_middle_is_one_that_was_continued_so() {
+    let decoder = tiny_decoder(1);
+    let mut run = Run::new(&decoder, plan_settings(8, 1), 0.2);
+    run.steps(4);
+    let session = &run.session;
+    let parts = (session.adapter().clone(), session.moments().clone(), session.state().clone());
+    let smaller = Cut { batch_size: 2, accumulation: 4 };
+    let (given_back, made) = run.session.allocate(smaller, Keep::LayerInputs).unwrap();
+    assert!(made < given_back, "{made} of {given_back}");
+    let mut continued = Run::from_parts(&decoder, plan_settings(2, 4), sft(), parts);
+    assert!(run.steps(4).params() == continued.steps(4).params());
+}
+
+#[test]
 fn threads_do_not_change_a_bit() {
     let one = train(plan_settings(4, 2), 1, 0.2);
     for n_threads in [2, 3, 5] {
@@ -69,8 +106,8 @@ fn packed_sequences_do_not_see_each_other() {
 fn training_moves_the_adapter_and_lowers_the_loss() {
     let decoder = tiny_decoder(1);
     let mut run = Run::new(&decoder, plan_settings(8, 1), 0.0);
-    let before = run.session.evaluate().expect("there is a validation split").loss;
+    let before = run.session.evaluate().expect("read").expect("there is a validation split").loss;
     run.steps(30);
-    let after = run.session.evaluate().expect("there is a validation split").loss;
+    let after = run.session.evaluate().expect("read").expect("there is a validation split").loss;
     assert!(after < before - 0.5, "{before} -> {after}");
 }

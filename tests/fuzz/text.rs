@@ -11,7 +11,6 @@ use engine::Target;
 use forgelm_config::{TrainerType, load_bytes};
 use forgelm_data::DataError;
 use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, SpanSearch, TemplateTokens};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
@@ -23,6 +22,10 @@ fn targets() -> Vec<Target> {
         Target::new("config", config, config_seeds(), CONFIG_WORDS, 4096),
         Target::new("template", template, template_seeds(), TEMPLATE_WORDS, 4096),
         Target::new("rows", rows, row_seeds(), ROW_WORDS, 512),
+        Target::new("array", array, array_seeds(), ROW_WORDS, 512),
+        Target::new("csv", csv, csv_seeds(), CSV_WORDS, 512),
+        Target::new("parquet", parquet, parquet_seeds(), &["PAR1"], 4096),
+        Target::new("pairs", pairs, pair_seeds(), PAIR_WORDS, 512),
     ]
 }
 
@@ -58,6 +61,18 @@ const TEMPLATE_WORDS: &[&str] = &[
     ".__class__",
     "raise_exception('x')",
     "loop.index",
+];
+const CSV_WORDS: &[&str] = &["\"", "\"\"", ",", "\n", "\r\n", "text", "label", "\u{feff}", "\0"];
+const PAIR_WORDS: &[&str] = &[
+    "\"prompt\": ",
+    "\"chosen\": ",
+    "\"rejected\": ",
+    "{\"role\": \"assistant\", \"content\": \"x\"}",
+    "[",
+    "]",
+    "null",
+    "\n",
+    "é",
 ];
 const ROW_WORDS: &[&str] = &[
     "{\"messages\": [",
@@ -120,18 +135,34 @@ fn template_seeds() -> Vec<Vec<u8>> {
 
 /// Every row becomes a record or a problem with a code.
 fn rows(bytes: &[u8]) -> String {
-    static FILE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = FILE.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("a folder");
-        let path = dir.path().join("rows.jsonl");
-        (dir, path)
-    });
-    std::fs::write(path, bytes).expect("written");
+    open_as("rows.jsonl", TrainerType::Sft, bytes)
+}
+
+fn array(bytes: &[u8]) -> String {
+    open_as("rows.json", TrainerType::Sft, bytes)
+}
+
+fn csv(bytes: &[u8]) -> String {
+    open_as("rows.csv", TrainerType::Sft, bytes)
+}
+
+fn parquet(bytes: &[u8]) -> String {
+    open_as("rows.parquet", TrainerType::Sft, bytes)
+}
+
+fn pairs(bytes: &[u8]) -> String {
+    open_as("pairs.jsonl", TrainerType::Dpo, bytes)
+}
+
+fn open_as(name: &str, trainer: TrainerType, bytes: &[u8]) -> String {
+    static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let path = DIR.get_or_init(|| tempfile::tempdir().expect("a folder")).path().join(name);
+    std::fs::write(&path, bytes).expect("written");
     let section = forgelm_config::Data {
         dataset_name_or_path: path.display().to_string(),
         ..forgelm_config::Data::default()
     };
-    match forgelm_data::open(&section, TrainerType::Sft) {
+    match forgelm_data::open(&section, trainer) {
         Ok(dataset) => {
             assert!(!dataset.records.is_empty(), "a data set without a record");
             "ok".to_owned()
@@ -141,6 +172,33 @@ fn rows(bytes: &[u8]) -> String {
         }
         Err(error) => panic!("a file that can be read gave {error}"),
     }
+}
+
+fn array_seeds() -> Vec<Vec<u8>> {
+    vec![b"[{\"text\": \"a, ]\"},\n {\"text\": \"b\"}]".to_vec(), b"\xef\xbb\xbf[ ]".to_vec()]
+}
+
+fn csv_seeds() -> Vec<Vec<u8>> {
+    vec![
+        b"text\na\n\"b, \"\"c\"\"\nd\"\n".to_vec(),
+        b"System,User,Assistant\r\n,Q,A\r\n".to_vec(),
+        b"prompt,completion,label\nP,C,true\n".to_vec(),
+    ]
+}
+
+fn parquet_seeds() -> Vec<Vec<u8>> {
+    vec![
+        include_bytes!("../data/formats/chat-snappy.parquet").to_vec(),
+        include_bytes!("../data/formats/labelled-gzip.parquet").to_vec(),
+    ]
+}
+
+fn pair_seeds() -> Vec<Vec<u8>> {
+    let chat = "{\"chosen\": [{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \"assistant\", \
+                \"content\": \"a\"}], \"rejected\": [{\"role\": \"user\", \"content\": \"Q\"}, {\"role\": \
+                \"assistant\", \"content\": \"b\"}]}";
+    let text = "{\"prompt\": \"P\", \"chosen\": \"a\", \"rejected\": \"b\"}\n";
+    vec![chat.into(), text.into(), b"{\"chosen\": \"x a\", \"rejected\": \"x b\"}".to_vec()]
 }
 
 fn row_seeds() -> Vec<Vec<u8>> {

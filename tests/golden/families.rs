@@ -28,11 +28,12 @@ use forgelm_kernels_api::{AdamW, Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Adapter, CachedSequence, Decoder, ExpertPart, Keep, KvCache, Linear, LoraConfig,
-    MemoryStore, ModelFiles, OpenModel, Pass, Role, Selection, StepSize, Trainable,
+    Activations, Adapter, CachedSequence, Decoder, ExpertPart, Keep, KvCache, Linear,
+    LinearStorage, LoadOptions, LoraConfig, MemoryStore, ModelFiles, OpenModel, Pass, Role,
+    Selection, StepSize, Trainable,
 };
 use forgelm_tensor::random::{Purpose, Stream};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const CASES: [&str; 13] = [
     "llama-bias",
@@ -189,12 +190,12 @@ fn identity(decoder: &Decoder) -> Adapter {
         targets.push("shared_expert_gate");
     }
     let mut lora = LoraConfig::new(1, 1.0, &targets);
-    let shape = Adapter::zeroed(lora.clone().into(), decoder.config()).expect("a good adapter");
+    let shape = Adapter::zeroed(lora.clone(), decoder.config()).expect("a good adapter");
     for module in shape.modules() {
         lora.rank_pattern.insert(module.path.clone(), module.n_in);
         lora.alpha_pattern.insert(module.path.clone(), module.n_in as f64);
     }
-    let mut adapter = Adapter::zeroed(lora.into(), decoder.config()).expect("a good adapter");
+    let mut adapter = Adapter::zeroed(lora, decoder.config()).expect("a good adapter");
     for module in adapter.modules().to_vec() {
         for i in 0..module.n_in {
             adapter.params_mut()[module.a.start + i * (module.n_in + 1)] = 1.0;
@@ -231,10 +232,10 @@ fn weight_gradients(trainable: &Trainable, grads: &[f32]) -> BTreeMap<String, Ve
 fn gradients(
     golden: &Golden,
     trainable: &Trainable,
-    (keep, weight, balance): (Keep, f32, f32),
+    (keep, weight, n_terms): (Keep, f32, u64),
 ) -> BTreeMap<String, Vec<f32>> {
     let mut acts = activations(&golden.decoder, Some(trainable), keep);
-    acts.set_balance_weight(balance);
+    golden.decoder.weigh_balance(trainable, n_terms, &mut acts);
     loss(golden, Some(trainable), &mut acts);
     let mut grads = vec![0.0; trainable.params().len()];
     let batch = &golden.batch;
@@ -270,11 +271,11 @@ fn gradients_of_every_parameter_are_those_of_torch() {
             golden.decoder.begin(&mut whole, open.store()).expect("all weights");
             let weight = -1.0 / golden.batch.labels.len() as f32;
             let expected = golden.about["gradients"].as_object().expect("gradients by name");
-            let found = gradients(&golden, &whole, (keep, weight, 0.0));
+            let found = gradients(&golden, &whole, (keep, weight, 0));
             assert_eq!(found.len(), expected.len(), "{case}");
             // Through an adapter only the linear layers have one.
             let adapter = identity(&golden.decoder);
-            let through_adapter = gradients(&golden, &adapter, (keep, weight, 0.0));
+            let through_adapter = gradients(&golden, &adapter, (keep, weight, 0));
             for (name, found) in found.into_iter().chain(through_adapter) {
                 let found: Vec<f64> = found.iter().map(|&g| f64::from(g)).collect();
                 assert_gradient(&format!("{case}: {name}"), &found, &expected[&name]);
@@ -294,11 +295,12 @@ fn the_balance_loss_and_its_gradient_are_those_of_transformers() {
         let expected = number(&about["aux_loss"]);
         assert_close(case, acts.balance_loss().expect("experts"), expected, 1e-5 * expected);
         for keep in [Keep::Everything, Keep::LayerInputs] {
-            let all = gradients(&golden, &adapter, (keep, 0.0, 1.0));
+            let all = gradients(&golden, &adapter, (keep, 0.0, 1000));
             let routers = about["router_gradients"].as_object().expect("routers by name");
             assert_eq!(routers.len(), 2);
             for (name, expected) in routers {
-                let found: Vec<f64> = all[name].iter().map(|&g| f64::from(g)).collect();
+                let weight = 1000.0 * number(&about["coef"]);
+                let found: Vec<f64> = all[name].iter().map(|&g| f64::from(g) / weight).collect();
                 assert_gradient(&format!("{case}: {name}"), &found, expected);
             }
         }
@@ -318,8 +320,7 @@ fn steps(case: &str, ops: &Arc<dyn Ops>) {
     let golden = Golden::open(case, ops.clone());
     let about = &golden.about["lora"];
     let lora = LoraConfig::new(4, 8.0, &["all-linear"]);
-    let mut adapter =
-        Adapter::zeroed(lora.into(), golden.decoder.config()).expect("a good adapter");
+    let mut adapter = Adapter::zeroed(lora, golden.decoder.config()).expect("a good adapter");
     let first = about["first_gradients"].as_object().expect("gradients by name");
     assert_eq!(adapter.slices().len(), first.len(), "{case}");
     let short = |name: &str| {
@@ -401,6 +402,49 @@ fn experts_in_one_tensor_are_the_experts_one_by_one() {
     }
 }
 
+/// Eight bits and one scale a row, written out: `s = max |w| / 127`, `q = round(w / s)`.
+fn through_int8(values: &mut [f32], n_cols: usize) {
+    for row in values.chunks_exact_mut(n_cols) {
+        let scale = row.iter().fold(0.0_f32, |max, w| max.max(w.abs())) / 127.0;
+        row.iter_mut().for_each(|w| *w = (*w / scale).round_ties_even() * scale);
+    }
+}
+
+#[test]
+fn experts_in_eight_bits_are_their_rounded_weights() {
+    for case in SPARSE {
+        let open = OpenModel::open(&ModelFiles::Folder(folder(case))).expect("a good folder");
+        let config = open.config().clone();
+        let mut store = MemoryStore::named(config.module_names());
+        for role in Role::always(&config).into_iter().chain([Role::Head]) {
+            let name = role.hf_name(config.module_names());
+            let shape = role.shape(&config.dims());
+            let mut values = gguf::values(open.store(), &name);
+            if matches!(role, Role::Linear(_, Linear::Expert(..))) {
+                through_int8(&mut values, shape[1]);
+            }
+            store.insert(&name, &shape, &values);
+        }
+        for ops in libraries() {
+            let options = LoadOptions { compute: Compute::F32, linear: LinearStorage::Int8Experts };
+            let packed = open.load_as(ops.clone(), options).expect("good weights");
+            let dense = open.load(ops.clone(), Compute::F32).expect("good weights");
+            let rounded = Decoder::from_store(config.clone(), &store, ops, Compute::F32);
+            let rounded = rounded.expect("good weights");
+            let golden = Golden::open(case, Arc::new(Reference));
+            let mut acts = activations(&packed, None, Keep::Nothing);
+            let found = all_logits(&packed, &golden.batch, &mut acts);
+            let expected = all_logits(&rounded, &golden.batch, &mut acts);
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let what = format!("{case}: logit {i}");
+                assert_close(&what, f64::from(*found), f64::from(*expected), 1e-4);
+            }
+            assert_ne!(found, all_logits(&dense, &golden.batch, &mut acts));
+            assert!(packed.weights_bytes() < dense.weights_bytes(), "{case}");
+        }
+    }
+}
+
 #[test]
 fn gguf_names_are_those_of_the_gguf_package() {
     for case in CASES {
@@ -436,6 +480,8 @@ fn a_gguf_file_gives_the_bits_of_the_folder_it_came_from() {
         gguf::write(&open, &path);
         let file = OpenModel::open(&ModelFiles::Gguf(path)).expect("a good file");
         let decoder = file.load(Arc::new(Reference), Compute::F32).expect("good weights");
+        let described = file.config().to_hf_json().expect("it can be described");
+        assert_eq!(described["model_type"], json!(file.config().model_type));
         let golden = Golden::open(case, Arc::new(Reference));
         let mut acts = activations(&decoder, None, Keep::Nothing);
         let found = all_logits(&decoder, &golden.batch, &mut acts);

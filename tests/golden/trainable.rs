@@ -298,7 +298,8 @@ fn trained_numbers_come_back_from_their_files() {
         trained.params_mut().iter_mut().for_each(|p| *p *= 1.5);
         let folder = tempfile::tempdir().expect("a temporary folder");
         for (name, bytes) in trained.to_files(&info) {
-            std::fs::write(folder.path().join(name), bytes).expect("it can be written");
+            let path = folder.path().join(name);
+            forgelm_artifact::write::atomic(&path, &bytes).expect("it can be written");
         }
         let mut again = fresh(selection);
         assert_ne!(again.params(), trained.params());

@@ -168,19 +168,50 @@ fn fault_063_a_step_that_is_not_finite_changes_nothing() {
         }
     }
     let decoder = tiny_decoder(1);
-    for (loss, dlogp, what) in [
-        (f64::NAN, -1.0, "the loss"),
-        (f64::INFINITY, -1.0, "the loss"),
-        (1.0, f32::NAN, "the gradient of `base_model.model.model.layers.0.self_attn.q_proj.lora_A"),
+    for (loss, dlogp, what, layer_found) in [
+        (f64::NAN, -1.0, "the loss", None),
+        (f64::INFINITY, -1.0, "the loss", None),
+        (
+            1.0,
+            f32::NAN,
+            "the gradient of `base_model.model.model.layers.0.self_attn.q_proj.lora_A",
+            Some(0),
+        ),
     ] {
         let trainer = Diverges { loss, dlogp };
         let mut run = Run::with_trainer(&decoder, plan_settings(4, 2), DROPOUT, &trainer);
         let before = (run.session.adapter().clone(), run.session.moments().clone());
         let error = run.session.step().unwrap_err();
-        let StepError::NotFinite { step, what: found, records, .. } = &error;
-        assert_eq!((*step, records.len()), (1, 8), "{error}");
+        let StepError::NotFinite { step, what: found, layer, records, .. } = &error else {
+            panic!("{error}")
+        };
+        // The first micro-batch of four is to blame.
+        assert_eq!((*step, records.len(), *layer), (1, 4, layer_found), "{error}");
         assert!(found.starts_with(what), "{error}");
         assert!(run.session.adapter() == &before.0 && run.session.moments() == &before.1);
         assert_eq!(run.session.state().global_step, 0);
+    }
+}
+
+/// A number in the adapter that overflows in layer 1 is found there, with the row that made it.
+#[test]
+fn fault_063_the_tensor_the_layer_and_the_row_are_named() {
+    let decoder = tiny_decoder(1);
+    for (module, tensor) in [
+        ("layers.1.mlp.down_proj.lora_B", "residual stream"),
+        ("layers.1.self_attn.q_proj.lora_B", "queries"),
+    ] {
+        let mut run = Run::new(&decoder, plan_settings(4, 2), 0.0);
+        let slice = run.session.adapter().slices().into_iter().find(|s| s.name.contains(module));
+        let range = slice.unwrap().range;
+        let mut before = run.session.adapter().params().to_vec();
+        before[range].fill(f32::MAX);
+        run.session.replace_params(&before);
+        let error = run.session.step().unwrap_err();
+        let StepError::NotFinite { what, layer, records, .. } = &error else { panic!("{error}") };
+        assert_eq!(*layer, Some(1), "{error}");
+        assert!(what.contains(tensor), "{error}");
+        assert_eq!(records.len(), 1, "{error}");
+        assert!(run.session.adapter().params() == before);
     }
 }

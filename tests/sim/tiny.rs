@@ -1,11 +1,11 @@
 //! A tiny run: the golden tiny model, sixteen short sequences, a session.
 
-use forgelm_data::{Plan, PlanSettings, Sequence};
+use forgelm_data::{Plan, PlanSettings, Sequence, Sequences};
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_cpu::Cpu;
-use forgelm_model::{Adapter, Decoder, LoraConfig, ModelFiles, OpenModel};
+use forgelm_model::{Adapter, Decoder, Keep, LoraConfig, ModelFiles, OpenModel};
 use forgelm_plugin_trainer::sft::SFT;
-use forgelm_sdk::trainer::Trainer;
+use forgelm_sdk::trainer::{Role, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_train::optimizer::{AdamWSettings, Moments};
 use forgelm_train::schedule::{Decay, Schedule};
@@ -30,6 +30,7 @@ pub fn sequences() -> Vec<Sequence> {
             let len = 3 + i;
             Sequence {
                 record: u64::from(i),
+                role: Role::Sole,
                 tokens: (0..len).map(|t| token(i, t)).collect(),
                 trained: (0..len).map(|t| t > len / 3).collect(),
             }
@@ -88,21 +89,33 @@ impl<'a> Run<'a> {
         decoder: &'a Decoder,
         settings: PlanSettings,
         trainer: &'a dyn Trainer,
-        (adapter, moments, state): (Adapter, Moments, State),
+        parts: (Adapter, Moments, State),
     ) -> Self {
-        let train: &'static [Sequence] = leaked(sequences());
-        let lengths: Vec<usize> = train.iter().map(|sequence| sequence.tokens.len()).collect();
-        let plan = leaked(Plan::new(settings, &lengths));
+        Self::with_noise(decoder, settings, trainer, parts, (None, Keep::Everything))
+    }
+
+    pub fn with_noise(
+        decoder: &'a Decoder,
+        settings: PlanSettings,
+        trainer: &'a dyn Trainer,
+        (adapter, moments, state): (Adapter, Moments, State),
+        (noise_alpha, keep): (Option<f64>, Keep),
+    ) -> Self {
+        let train = leaked(Sequences::from(sequences()));
+        let validation = leaked(Sequences::from(sequences()[..4].to_vec()));
+        let plan = leaked(Plan::new(settings, &train.lengths()));
         let session = Session::new(Parts {
             decoder,
             trainer,
             train,
-            validation: &train[..4],
+            validation,
             plan,
+            keep,
             settings: Settings {
                 schedule: Schedule::new(Decay::Linear, LEARNING_RATE, 0.1, plan.n_steps()),
                 adamw: AdamWSettings::with_weight_decay(0.01),
                 max_grad_norm: 1.0,
+                noise_alpha,
                 seed: SEED,
             },
             adapter,

@@ -65,6 +65,11 @@ impl GgufFile {
         self.map.path()
     }
 
+    /// Lets go of the memory of `bytes`, if they are of this file; they can be read again.
+    pub fn release(&self, bytes: &[u8]) {
+        self.map.release(bytes);
+    }
+
     /// The tensor of this name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
@@ -80,6 +85,11 @@ impl GgufFile {
     #[must_use]
     pub fn unchanged(&self) -> bool {
         self.map.unchanged()
+    }
+
+    /// Reads ahead, for a thread of its own: see [`MappedFile::read_ahead`].
+    pub fn read_ahead(&self, is_enough: &dyn Fn() -> bool) {
+        self.map.read_ahead(is_enough);
     }
 
     /// The whole file, for hashing.

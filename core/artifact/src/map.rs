@@ -8,6 +8,9 @@ use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+/// Bytes that are asked for at a time: much, so that the disk works at full speed.
+const READ_AHEAD: usize = 8 << 20;
+
 /// What a file looked like when it was mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
@@ -62,6 +65,38 @@ impl MappedFile {
         &self.path
     }
 
+    /// Asks the system to read the file from its first byte to its last, ahead of use, until it is
+    /// done or `is_enough` says so. Waits for the disk: for a thread of its own. A request only: a
+    /// system that refuses reads when the bytes are used.
+    pub fn read_ahead(&self, is_enough: &dyn Fn() -> bool) {
+        let Some(map) = &self.map else { return };
+        for first in (0..map.len()).step_by(READ_AHEAD) {
+            let len = READ_AHEAD.min(map.len() - first);
+            if is_enough() || map.advise_range(memmap2::Advice::WillNeed, first, len).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Lets go of the pages of `bytes`, a part of this file, which was read and will hardly be read
+    /// again; reading it again reads the file again.
+    ///
+    /// Does nothing for bytes that are not of this file, and where the system does not know how.
+    pub fn release(&self, bytes: &[u8]) {
+        let Some(map) = &self.map else { return };
+        let start = (bytes.as_ptr() as usize).wrapping_sub(map.as_ptr() as usize);
+        if start.checked_add(bytes.len()).is_none_or(|end| end > map.len()) {
+            return;
+        }
+        // SAFETY: the mapping is read-only and of a file, so that no page was written: each comes
+        // back from the file with the same bytes when it is read again.
+        let released = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, bytes.len())
+        };
+        // Pages that stay are a loss of memory and nothing else.
+        drop(released);
+    }
+
     /// Whether the path still leads to the same file, with the length and change time it had.
     #[must_use]
     pub fn unchanged(&self) -> bool {
@@ -74,5 +109,26 @@ impl Deref for MappedFile {
 
     fn deref(&self) -> &[u8] {
         self.map.as_deref().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test makes files")]
+mod tests {
+    use super::MappedFile;
+
+    #[test]
+    fn released_bytes_are_read_again_from_the_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("weights");
+        let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).expect("written");
+        let map = MappedFile::open(&path).expect("opens");
+        for range in [0..bytes.len(), 5000..70_001, 99_999..100_000, 7..7] {
+            map.release(&map[range.clone()]);
+            assert!(*map == bytes[..], "{range:?}");
+        }
+        map.release(&bytes); // of no file: nothing happens
+        assert!(*map == bytes[..] && bytes[99_999] == (99_999 % 251) as u8);
     }
 }

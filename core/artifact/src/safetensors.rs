@@ -64,10 +64,20 @@ impl SafetensorsFile {
         &self.header.metadata
     }
 
+    /// Lets go of the memory of `bytes`, if they are of this file; they can be read again.
+    pub fn release(&self, bytes: &[u8]) {
+        self.map.release(bytes);
+    }
+
     /// Whether the file is still the one that was opened.
     #[must_use]
     pub fn unchanged(&self) -> bool {
         self.map.unchanged()
+    }
+
+    /// Reads ahead, for a thread of its own: see [`MappedFile::read_ahead`].
+    pub fn read_ahead(&self, is_enough: &dyn Fn() -> bool) {
+        self.map.read_ahead(is_enough);
     }
 
     /// The whole file, for hashing.

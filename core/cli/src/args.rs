@@ -32,7 +32,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Output {
     /// Format of the result on standard output.
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    #[arg(long, alias = "format", global = true, value_enum, default_value_t = Format::Text)]
     pub output_format: Format,
     /// Only warnings and errors on standard error.
     #[arg(short, long, global = true)]
@@ -78,7 +78,8 @@ pub struct RunFlags {
     /// Print the plan; read nothing but the config, write nothing.
     #[arg(long, group = "mode")]
     pub dry_run: bool,
-    /// Estimate the memory of the run (not available yet).
+    /// Say whether the run fits into memory, its largest parts, and the cheapest change that fits;
+    /// nothing is fetched or written.
     #[arg(long, group = "mode")]
     pub fit_check: bool,
     /// Benchmark an existing model (not available yet).
@@ -129,7 +130,6 @@ impl RunFlags {
     #[must_use]
     pub fn not_available(&self) -> Option<&'static str> {
         let given = [
-            (self.fit_check, "--fit-check"),
             (self.benchmark_only.is_some(), "--benchmark-only"),
             (self.merge, "--merge"),
             (self.generate_data, "--generate-data"),
@@ -149,6 +149,9 @@ pub enum Command {
     /// Check, explain and print configs
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Look at the data of a run
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Talk with a model
     Chat(ChatArgs),
     /// Log-probability of each token of given rows
@@ -190,6 +193,40 @@ pub enum ConfigCommand {
     },
     /// Print a config that has every key, with comments
     Reference,
+}
+
+/// `forgelm data …`.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Print the first rows as the model will see them, trained tokens marked
+    Preview {
+        /// Which data, of which run.
+        #[command(flatten)]
+        run: DataArgs,
+        /// Rows to print.
+        #[arg(short, long, default_value_t = 3)]
+        n: usize,
+    },
+    /// Check all rows; exit 1 if a run would refuse or be misled by them
+    Lint {
+        /// Which data, of which run.
+        #[command(flatten)]
+        run: DataArgs,
+        /// Doubts fail the check too.
+        #[arg(long)]
+        strict: bool,
+    },
+}
+
+/// The run whose data is meant.
+#[derive(Debug, Args)]
+pub struct DataArgs {
+    /// The run as YAML.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// No network.
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// `forgelm chat`.

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     let exit = match &cli.command {
         None => command::run::run(&cli.run, &mut context),
         Some(Command::Config(config)) => command::config::config(config, &mut context),
+        Some(Command::Data(data)) => command::data::data(data, &mut context),
         Some(Command::Chat(chat)) => command::chat::chat(chat, &mut context),
         Some(Command::Score(score)) => command::score::score(score, &mut context),
         Some(Command::Keygen(keygen)) => command::keygen::keygen(keygen, &mut context),

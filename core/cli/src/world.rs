@@ -4,6 +4,7 @@
 use forgelm_artifact::time::{Clock, UtcTime};
 use forgelm_config::Secret;
 use forgelm_run::environment::Environment;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -43,6 +44,12 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// Whether results may be colored: standard output is a terminal, and `NO_COLOR` is not set.
+#[must_use]
+pub fn stdout_has_color() -> bool {
+    std::io::stdout().is_terminal() && variable("NO_COLOR").is_none()
+}
+
 /// Everything that a run may know of its environment.
 #[must_use]
 pub fn environment(clock: Arc<dyn Clock>) -> Environment {
@@ -54,6 +61,7 @@ pub fn environment(clock: Arc<dyn Clock>) -> Environment {
     let hub_home = under_home("HF_HOME", ".cache/huggingface").unwrap_or_else(fallback);
     Environment {
         clock,
+        cpu_time,
         user: user(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         operator: variable("FORGELM_OPERATOR"),
@@ -75,6 +83,13 @@ pub fn environment(clock: Arc<dyn Clock>) -> Environment {
         random_bits: random_bits(),
         stop: Arc::new(AtomicBool::new(false)),
     }
+}
+
+/// Processor time of this process, over all threads.
+fn cpu_time() -> Option<Duration> {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(time.tv_sec).ok()?;
+    Some(Duration::new(seconds, u32::try_from(time.tv_nsec).ok()?))
 }
 
 /// Turns the first SIGINT, SIGTERM or SIGHUP into a request to stop after the step; the second

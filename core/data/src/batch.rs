@@ -1,6 +1,7 @@
 //! A batch as the engine reads it: sequences end to end, no padding.
 
 use forgelm_kernels_api::Segment;
+use forgelm_sdk::trainer::Role;
 
 use crate::render::Sequence;
 
@@ -18,7 +19,7 @@ pub struct PackedBatch {
     /// `[R]` the token that each of them predicts.
     pub labels: Vec<u32>,
     /// `[T]` a name for each row that does not depend on the batch it is in: number of the record in the upper
-    /// half, position in the lower. Dropout masks are made from it, so that a step has the same masks however
+    /// half, the role in the next four bits, the position in the others. Dropout masks are made from it, so that a step has the same masks however
     /// it is cut into micro-batches or packed.
     pub row_keys: Vec<u64>,
     /// One for each sequence.
@@ -30,6 +31,8 @@ pub struct PackedBatch {
 pub struct PackedSequence {
     /// Number of its record in the data set.
     pub record: u64,
+    /// Its part in the record.
+    pub role: Role,
     /// First scored row, as an index into [`PackedBatch::scored_rows`].
     pub start: usize,
     /// Number of scored rows.
@@ -40,7 +43,7 @@ pub struct PackedSequence {
 /// trained; the first token of a sequence is never predicted.
 ///
 /// # Panics
-/// If a batch has 2^32 tokens, or a record's number is 2^32 or more: bugs in the caller.
+/// If a batch has 2^32 tokens, a sequence 2^28, or a record's number is 2^32 or more: bugs in the caller.
 #[must_use]
 pub fn pack(sequences: &[&Sequence]) -> PackedBatch {
     let n_tokens = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
@@ -59,11 +62,13 @@ pub fn pack(sequences: &[&Sequence]) -> PackedBatch {
             sequence.record
         );
         assert_eq!(sequence.tokens.len(), sequence.trained.len(), "one mark for each token");
+        assert!(sequence.tokens.len() < 1 << 28, "a sequence of 2^28 tokens");
+        let key = sequence.record << 32 | u64::from(sequence.role as u32) << 28;
         batch.tokens.extend_from_slice(&sequence.tokens);
         for position in 0..sequence.tokens.len() {
             let position = u32::try_from(position).expect("fewer than 2^32 tokens");
             batch.positions.push(position);
-            batch.row_keys.push(sequence.record << 32 | u64::from(position));
+            batch.row_keys.push(key | u64::from(position));
         }
         for (t, &label) in
             sequence.tokens.iter().enumerate().skip(1).filter(|&(t, _)| sequence.trained[t])
@@ -74,6 +79,7 @@ pub fn pack(sequences: &[&Sequence]) -> PackedBatch {
         batch.segments.push(Segment { start, len: sequence.tokens.len() });
         batch.sequences.push(PackedSequence {
             record: sequence.record,
+            role: sequence.role,
             start: first_scored,
             len: batch.scored_rows.len() - first_scored,
         });
@@ -86,10 +92,12 @@ mod tests {
     use super::pack;
     use crate::render::Sequence;
     use forgelm_kernels_api::Segment;
+    use forgelm_sdk::trainer::Role;
 
     fn sequence(record: u64, tokens: &[u32], trained: &[u8]) -> Sequence {
         Sequence {
             record,
+            role: Role::Sole,
             tokens: tokens.to_vec(),
             trained: trained.iter().map(|&t| t == 1).collect(),
         }

@@ -1,8 +1,8 @@
 //! From a data file to packed batches.
 //!
 //! ```text
-//! file -> rows -> records -> sequences -> plan -> packed batch
-//!         rows    record     render       plan    batch
+//! files -> rows -> records -> sequences -> token cache -> mixture, split -> plan -> packed batch
+//! find     source  record     render       store          mix, split        plan    batch
 //! ```
 //!
 //! What it refuses to know: models, devices, optimizers, and the wall clock. A row that cannot be used is
@@ -15,30 +15,50 @@
 //!   (tests `a_step_has_the_same_sequences_however_it_is_cut`, `row_keys_do_not_depend_on_the_cut`);
 //! - rendering gives the same sequences on any number of threads.
 //!
-//! Start reading at [`open`], then [`Renderer`], [`Plan`] and [`pack`].
+//! Start reading at [`prepare`], then [`Renderer`], [`Plan`] and [`pack`].
 
 #![expect(
     clippy::result_large_err,
     reason = "a problem carries its place, and there is one at most for a row"
 )]
 
+mod answers;
 mod batch;
 mod clean;
 mod dataset;
+mod description;
+mod fields;
+mod find;
+mod lint;
+mod mix;
 mod packing;
+mod parallel;
 mod plan;
+mod prepare;
+mod preview;
 mod problem;
 mod record;
 mod render;
-mod rows;
+mod sequences;
+mod source;
 mod split;
+mod store;
+
+pub use forgelm_sdk::trainer::Role;
 
 pub use batch::{PackedBatch, PackedSequence, pack};
 pub use clean::clean_text;
-pub use dataset::{DataFile, Dataset, open};
+pub use dataset::{DataFile, Dataset, check_first_rows, fingerprint, open, read_record};
+pub use find::{SourceFiles, find_files, is_hub_id};
+pub use lint::{Finding, LintCode, LintReport, lint};
+pub use mix::Mixed;
 pub use packing::best_fit_decreasing;
 pub use plan::{Plan, PlanSettings, evaluation_batches};
+pub use prepare::{PrepareRequest, Prepared, prepare};
+pub use preview::{Piece, PreviewRow, PreviewSequence, preview};
 pub use problem::{Code, DataError, DataProblem, Problems};
-pub use record::{Layout, Record, RecordKind};
+pub use record::{Content, Layout, Record, RecordKind};
 pub use render::{RenderError, RenderSettings, Rendered, Renderer, Sequence, TokenStatistics};
+pub use sequences::Sequences;
 pub use split::{SPLIT_SEED, Split, split};
+pub use store::{StoreError, TokenStore};

@@ -1,8 +1,10 @@
 //! Which sequences make the batch of a step: a pure function, so that a resumed run needs a number.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use forgelm_tensor::random::{Purpose, Stream};
 
-use crate::packing::best_fit_decreasing;
+use crate::packing::Bins;
 
 /// What a plan is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,10 +34,49 @@ pub struct PlanSettings {
 #[derive(Debug, Clone)]
 pub struct Plan {
     settings: PlanSettings,
-    /// Sequences of each unit.
-    units: Vec<Vec<usize>>,
+    units: Units,
     steps_per_epoch: u64,
     n_steps: u64,
+    /// The order of the epoch that was asked for last: a step needs a few places of it, and all of it is a pass
+    /// over the units to make.
+    last_order: Arc<Mutex<Option<Order>>>,
+}
+
+/// An epoch and the units in its order.
+type Order = (u64, Arc<Vec<u32>>);
+
+/// What is shuffled.
+#[derive(Debug, Clone)]
+enum Units {
+    /// Each sequence alone.
+    Single(usize),
+    Bins(Bins),
+}
+
+impl Units {
+    fn new(lengths: &[usize], packed_to: Option<usize>) -> Units {
+        match packed_to {
+            Some(capacity) => Units::Bins(Bins::best_fit_decreasing(lengths, capacity)),
+            None => Units::Single(lengths.len()),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Units::Single(n) => *n,
+            Units::Bins(bins) => bins.len(),
+        }
+    }
+
+    /// The sequences of some units.
+    fn sequences(&self, units: impl Iterator<Item = usize>) -> Vec<usize> {
+        match self {
+            Units::Single(_) => units.collect(),
+            Units::Bins(bins) => {
+                units.flat_map(|unit| bins.members(unit).map(|i| i as usize)).collect()
+            }
+        }
+    }
 }
 
 impl Plan {
@@ -50,14 +91,37 @@ impl Plan {
         assert!(!lengths.is_empty(), "no sequence to plan for");
         let (b, a) = (settings.per_device_train_batch_size, settings.gradient_accumulation_steps);
         assert!(b > 0 && a > 0, "a batch of no sequences");
-        let units = match settings.packed_to {
-            Some(capacity) => best_fit_decreasing(lengths, capacity),
-            None => (0..lengths.len()).map(|i| vec![i]).collect(),
-        };
+        let units = Units::new(lengths, settings.packed_to);
         let steps_per_epoch = units.len().div_ceil(b).div_ceil(a).max(1) as u64;
         let by_epochs = steps_per_epoch.saturating_mul(settings.num_train_epochs);
         let n_steps = settings.max_steps.unwrap_or(by_epochs);
-        Plan { settings, units, steps_per_epoch, n_steps }
+        Plan { settings, units, steps_per_epoch, n_steps, last_order: Arc::default() }
+    }
+
+    /// The same steps in micro-batches of `b` units, `a` to a step.
+    ///
+    /// # Panics
+    /// If `b * a` is not the product that the plan has: the steps would be others.
+    #[must_use]
+    pub fn recut(&self, b: usize, a: usize) -> Plan {
+        let settings = &self.settings;
+        assert_eq!(
+            b * a,
+            settings.per_device_train_batch_size * settings.gradient_accumulation_steps,
+            "another effective batch"
+        );
+        let settings = PlanSettings {
+            per_device_train_batch_size: b,
+            gradient_accumulation_steps: a,
+            ..settings.clone()
+        };
+        Plan { settings, ..self.clone() }
+    }
+
+    /// Units in a micro-batch and micro-batches in a step.
+    #[must_use]
+    pub fn cut(&self) -> (usize, usize) {
+        (self.settings.per_device_train_batch_size, self.settings.gradient_accumulation_steps)
     }
 
     /// Optimizer steps in the run.
@@ -106,17 +170,16 @@ impl Plan {
     #[must_use]
     pub fn step(&self, step: u64) -> Vec<Vec<usize>> {
         let (from, to) = self.range(step);
-        let order = self.order(step / self.steps_per_epoch);
-        let units: Vec<usize> = order[from..to].to_vec();
-        let micro_batches = units.chunks(self.settings.per_device_train_batch_size);
-        micro_batches
-            .map(|chunk| chunk.iter().flat_map(|&unit| self.units[unit].iter().copied()).collect())
-            .collect()
+        let size = self.settings.per_device_train_batch_size;
+        (from..to).step_by(size).map(|at| self.units_at(step, at, (at + size).min(to))).collect()
     }
 
     fn units_at(&self, step: u64, from: usize, to: usize) -> Vec<usize> {
+        if !self.settings.shuffle {
+            return self.units.sequences(from..to);
+        }
         let order = self.order(step / self.steps_per_epoch);
-        order[from..to].iter().flat_map(|&unit| self.units[unit].iter().copied()).collect()
+        self.units.sequences(order[from..to].iter().map(|&unit| unit as usize))
     }
 
     /// The places of a step in the order of its epoch.
@@ -128,18 +191,25 @@ impl Plan {
         (from, (from + per_step).min(self.units.len()))
     }
 
-    /// The units in the order of an epoch.
-    fn order(&self, epoch: u64) -> Vec<usize> {
-        if !self.settings.shuffle {
-            return (0..self.units.len()).collect();
+    /// The units in the shuffled order of an epoch.
+    fn order(&self, epoch: u64) -> Arc<Vec<u32>> {
+        // A thread that panicked has left a whole order or none.
+        let mut last = self.last_order.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, order)) = last.as_ref().filter(|(of, _)| *of == epoch) {
+            return Arc::clone(order);
         }
+        // The old one goes first: two orders of many rows need not be in memory.
+        *last = None;
         let n = u32::try_from(self.units.len()).expect("fewer than 2^32 units");
         let order = Stream::new(self.settings.seed, Purpose::DataOrder).permutation(epoch, n);
-        order.into_iter().map(|unit| unit as usize).collect()
+        let order = Arc::new(order);
+        *last = Some((epoch, Arc::clone(&order)));
+        order
     }
 }
 
-/// The batches of a validation pass, in order: `batch_size` sequences each, or bins when packed.
+/// The batches of a validation pass, in order: at most `batch_size` sequences each and, but for a
+/// sequence that is longer by itself, at most `tokens_max` tokens.
 ///
 /// # Panics
 /// If `batch_size` is 0.
@@ -147,14 +217,24 @@ impl Plan {
 pub fn evaluation_batches(
     lengths: &[usize],
     batch_size: usize,
-    packed_to: Option<usize>,
+    tokens_max: usize,
 ) -> Vec<Vec<usize>> {
     assert!(batch_size > 0, "a batch of no sequences");
-    let units: Vec<Vec<usize>> = match packed_to {
-        Some(capacity) => best_fit_decreasing(lengths, capacity),
-        None => (0..lengths.len()).map(|i| vec![i]).collect(),
-    };
-    units.chunks(batch_size).map(<[Vec<usize>]>::concat).collect()
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut n_tokens = 0;
+    for (i, &len) in lengths.iter().enumerate() {
+        match batches.last_mut() {
+            Some(batch) if batch.len() < batch_size && n_tokens + len <= tokens_max => {
+                batch.push(i);
+                n_tokens += len;
+            }
+            _ => {
+                batches.push(vec![i]);
+                n_tokens = len;
+            }
+        }
+    }
+    batches
 }
 
 #[cfg(test)]
@@ -185,6 +265,22 @@ mod tests {
         }
         let limited = Plan::new(PlanSettings { max_steps: Some(5), ..settings(4, 2) }, &[10; 100]);
         assert_eq!(limited.n_steps(), 5);
+    }
+
+    #[test]
+    fn a_plan_cut_again_has_the_same_steps() {
+        for n in [1, 7, 9, 40] {
+            let plan = Plan::new(settings(6, 2), &vec![10; n]);
+            for (b, a) in [(6, 2), (4, 3), (3, 4), (1, 12)] {
+                let recut = plan.recut(b, a);
+                let fresh = Plan::new(settings(b, a), &vec![10; n]);
+                assert_eq!((recut.cut(), recut.n_steps()), ((b, a), plan.n_steps()));
+                for step in 0..plan.n_steps() {
+                    assert_eq!(recut.step(step), fresh.step(step), "{n} rows, {b} x {a}");
+                    assert_eq!(recut.step(step).concat(), plan.step(step).concat());
+                }
+            }
+        }
     }
 
     #[test]
@@ -257,7 +353,15 @@ mod tests {
         let mut seen: Vec<usize> = (0..4).flat_map(|s| plan.step(s).concat()).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..13).collect::<Vec<_>>());
-        assert_eq!(evaluation_batches(&lengths, 8, Some(8)).len(), 1);
-        assert_eq!(evaluation_batches(&[3, 3, 3], 2, None), vec![vec![0, 1], vec![2]]);
+    }
+
+    #[test]
+    fn evaluation_batches_are_bounded_in_sequences_and_tokens() {
+        assert_eq!(evaluation_batches(&[3, 3, 3], 2, 100), vec![vec![0, 1], vec![2]]);
+        assert_eq!(
+            evaluation_batches(&[3, 3, 9, 1, 2], 8, 6),
+            vec![vec![0, 1], vec![2], vec![3, 4]],
+            "a sequence that is longer by itself stands alone"
+        );
     }
 }

@@ -6,6 +6,10 @@ use std::path::PathBuf;
 use forgelm_artifact::Class;
 use forgelm_artifact::jsonl::JsonlError;
 use forgelm_artifact::open::OpenError;
+use forgelm_artifact::write::WriteError;
+use forgelm_tokenize::{TemplateError, TokenizeError};
+
+use crate::store::StoreError;
 
 /// Problems shown in full; the others are only counted.
 pub(crate) const SHOWN_MAX: usize = 20;
@@ -69,9 +73,68 @@ pub enum Code {
     AllMasked,
     /// More rows were skipped than may be.
     TooManyBad,
+    /// Quotes or the number of cells of a CSV file.
+    Csv,
+    /// A file that is not Parquet, or uses what is not read.
+    Parquet,
+    /// A label that is no truth value.
+    Label,
+    /// Labelled answers of which all are desirable, or none is.
+    OneClass,
+    /// The preferred answer equals the other one.
+    Same,
+    /// Two answers without a prompt that both begin with.
+    PromptDiffers,
+    /// A prompt that ends with the assistant's turn.
+    EndsWithAssistant,
+    /// Weights of a mixture of data sets.
+    Mix,
+    /// A file that changed while it was read.
+    Changed,
 }
 
 impl Code {
+    /// Every code.
+    pub const ALL: [Code; 37] = [
+        Code::File,
+        Code::FileKind,
+        Code::Format,
+        Code::NoRows,
+        Code::TooFewRows,
+        Code::Json,
+        Code::LineLength,
+        Code::Utf8,
+        Code::Surrogate,
+        Code::Nul,
+        Code::Row,
+        Code::Columns,
+        Code::FieldMissing,
+        Code::FieldType,
+        Code::Empty,
+        Code::MessagesEmpty,
+        Code::Role,
+        Code::ContentNull,
+        Code::ContentParts,
+        Code::SystemTwice,
+        Code::EndsWithUser,
+        Code::AssistantTwice,
+        Code::NoAssistant,
+        Code::Template,
+        Code::SpecialText,
+        Code::Tokenize,
+        Code::AllMasked,
+        Code::TooManyBad,
+        Code::Csv,
+        Code::Parquet,
+        Code::Label,
+        Code::OneClass,
+        Code::Same,
+        Code::PromptDiffers,
+        Code::EndsWithAssistant,
+        Code::Mix,
+        Code::Changed,
+    ];
+
     /// The name used in messages and documents.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -104,7 +167,29 @@ impl Code {
             Code::Tokenize => "E-DATA-TOKENIZE",
             Code::AllMasked => "E-DATA-ALL-MASKED",
             Code::TooManyBad => "E-DATA-TOO-MANY-BAD",
+            Code::Csv => "E-DATA-CSV",
+            Code::Parquet => "E-DATA-PARQUET",
+            Code::Label => "E-DATA-LABEL",
+            Code::OneClass => "E-DATA-ONE-CLASS",
+            Code::Same => "E-DATA-SAME",
+            Code::PromptDiffers => "E-DATA-PROMPT-DIFFERS",
+            Code::EndsWithAssistant => "E-DATA-ENDS-WITH-ASSISTANT",
+            Code::Mix => "E-DATA-MIX",
+            Code::Changed => "E-DATA-CHANGED",
         }
+    }
+
+    /// The code of a name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Code> {
+        Code::ALL.into_iter().find(|code| code.name() == name)
+    }
+
+    /// True if a small share of such rows is left out and listed whatever `on_bad_row` says: they are what
+    /// annotators leave behind, not a file that was read wrongly.
+    #[must_use]
+    pub fn is_minor(self) -> bool {
+        matches!(self, Code::Same | Code::PromptDiffers)
     }
 }
 
@@ -224,6 +309,13 @@ impl Problems {
         self.total == 0
     }
 
+    /// Adds all of another list.
+    pub(crate) fn append(&mut self, other: Problems) {
+        self.total += other.total;
+        let room = SHOWN_MAX.saturating_sub(self.shown.len());
+        self.shown.extend(other.shown.into_iter().take(room));
+    }
+
     pub(crate) fn push(&mut self, problem: DataProblem) {
         self.total += 1;
         if self.shown.len() < SHOWN_MAX {
@@ -260,6 +352,18 @@ pub enum DataError {
     /// A file could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The token cache could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The token cache could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Conversations, and no chat template.
+    #[error(transparent)]
+    NoTemplate(#[from] TemplateError),
+    /// The tokenizer cannot be described.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizeError),
 }
 
 impl DataError {
@@ -270,6 +374,10 @@ impl DataError {
             DataError::Problems(_) => Class::Input,
             DataError::Read(error) => error.class(),
             DataError::Open(error) => error.class(),
+            DataError::Write(error) => error.class(),
+            DataError::Store(error) => error.class(),
+            DataError::NoTemplate(_) => Class::Input,
+            DataError::Tokenizer(_) => Class::Runtime,
         }
     }
 }

@@ -1,14 +1,16 @@
-//! A row as a record: the layouts that SFT reads, and the rule for each thing a row can get wrong.
+//! A row as a record: the layouts that each trainer reads.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use forgelm_config::TrainerType;
 use forgelm_tokenize::Message;
 use serde_json::{Map, Value};
 
-use crate::clean::clean_text;
+use crate::answers;
+use crate::fields::{Fields, kind, shortened};
 use crate::problem::{Code, DataProblem, Place};
-use crate::rows::Row;
+use crate::source::Row;
 
 /// A row that can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub enum RecordKind {
     Text(String),
     /// A conversation, rendered by the model's template.
     Messages(Vec<Message>),
+    /// A conversation out of columns: a question, an answer, and the system's text where there is one.
+    Turns(Vec<Message>),
     /// A prompt and its completion as plain texts; only the completion is trained.
     PromptCompletion {
         /// What comes first.
@@ -41,6 +45,62 @@ pub enum RecordKind {
         /// What is trained.
         completion: String,
     },
+    /// A prompt with two answers, of which the first is preferred.
+    Preference {
+        /// What comes first.
+        prompt: Content,
+        /// The better answer.
+        chosen: Content,
+        /// The other one.
+        rejected: Content,
+    },
+    /// An answer that is desirable or not.
+    Labelled {
+        /// What comes first.
+        prompt: Content,
+        /// The answer.
+        completion: Content,
+        /// Whether answers should be like it.
+        is_desirable: bool,
+    },
+    /// A prompt alone, which the model is to answer.
+    Prompt {
+        /// What comes first.
+        prompt: Content,
+        /// The other columns, which rewards may read (`gold_answer`, …).
+        columns: Map<String, Value>,
+    },
+}
+
+impl RecordKind {
+    /// The conversation, if the record is one.
+    #[must_use]
+    pub fn conversation(&self) -> Option<&[Message]> {
+        match self {
+            RecordKind::Messages(messages) | RecordKind::Turns(messages) => Some(messages),
+            _ => None,
+        }
+    }
+
+    /// True if a chat template is needed: there is no other rule for these.
+    #[must_use]
+    pub fn needs_template(&self) -> bool {
+        match self {
+            RecordKind::Preference { prompt, .. }
+            | RecordKind::Labelled { prompt, .. }
+            | RecordKind::Prompt { prompt, .. } => matches!(prompt, Content::Messages(_)),
+            _ => false,
+        }
+    }
+}
+
+/// A prompt or an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// As plain text, used as it is.
+    Text(String),
+    /// As turns of a conversation, rendered by the model's template.
+    Messages(Vec<Message>),
 }
 
 /// Which columns hold what.
@@ -62,6 +122,12 @@ pub enum Layout {
         /// `completion` or `response`.
         completion: &'static str,
     },
+    /// `chosen` and `rejected`, and `prompt` unless both begin with it.
+    Preference,
+    /// `prompt`, `completion` and `label`.
+    Labelled,
+    /// `prompt`.
+    Prompt,
 }
 
 impl Layout {
@@ -73,14 +139,36 @@ impl Layout {
             Layout::Messages => "messages",
             Layout::Turns { .. } => "user and assistant",
             Layout::PromptCompletion { .. } => "prompt and completion",
+            Layout::Preference => "preference",
+            Layout::Labelled => "labelled",
+            Layout::Prompt => "prompt",
         }
     }
 
-    /// The layout of a row for SFT, from the columns that are present.
-    ///
+    /// Sequences that a record of this layout becomes.
+    #[must_use]
+    pub fn n_sequences(&self) -> usize {
+        if *self == Layout::Preference { 2 } else { 1 }
+    }
+
+    /// The layout of a row for a trainer, from the columns that are present.
+    pub(crate) fn of(trainer: TrainerType, columns: &Map<String, Value>) -> Option<Layout> {
+        let has = |name: &str| columns.contains_key(name);
+        match trainer {
+            TrainerType::Sft => Layout::of_sft(columns),
+            TrainerType::Dpo | TrainerType::Simpo | TrainerType::Orpo => {
+                (has("chosen") && has("rejected")).then_some(Layout::Preference)
+            }
+            TrainerType::Kto => {
+                (has("prompt") && has("completion") && has("label")).then_some(Layout::Labelled)
+            }
+            TrainerType::Grpo => has("prompt").then_some(Layout::Prompt),
+        }
+    }
+
     /// `text` wins if neither `User` nor `messages` is there; then `messages`; then a user's and an assistant's
     /// column; then `prompt` and `completion`.
-    pub(crate) fn of(columns: &Map<String, Value>) -> Option<Layout> {
+    fn of_sft(columns: &Map<String, Value>) -> Option<Layout> {
         let has = |name: &str| columns.contains_key(name);
         let first = |names: &[&'static str]| names.iter().copied().find(|name| has(name));
         if has("text") && !has("User") && !has("messages") {
@@ -99,15 +187,37 @@ impl Layout {
     }
 }
 
-/// What the columns of another trainer look like, and which one fits.
+/// The columns that a trainer's rows need.
+pub(crate) fn expected_columns(trainer: TrainerType) -> &'static str {
+    match trainer {
+        TrainerType::Sft => {
+            "for `sft` one of `text`; `messages`; (`User` or `instruction`) and (`Assistant`, `output` or \
+             `response`); `prompt` and `completion`"
+        }
+        TrainerType::Dpo | TrainerType::Simpo | TrainerType::Orpo => {
+            "`chosen` and `rejected`, with `prompt` unless both begin with it"
+        }
+        TrainerType::Kto => "for `kto` `prompt`, `completion` and `label`",
+        TrainerType::Grpo => "for `grpo` `prompt`",
+    }
+}
+
+/// What the columns look like, and which trainer fits.
 pub(crate) fn describe_columns(columns: &Map<String, Value>) -> String {
     let has = |name: &str| columns.contains_key(name);
     let (what, trainer) = if has("chosen") && has("rejected") {
         ("preference pairs", Some("dpo"))
     } else if has("completion") && has("label") {
         ("binary feedback", Some("kto"))
+    } else if has("messages") {
+        ("conversations", Some("sft"))
+    } else if has("prompt") && (has("completion") || has("response")) {
+        ("prompts with completions", Some("sft"))
     } else if has("prompt") {
         ("prompts alone", Some("grpo"))
+    } else if Layout::of_sft(columns).is_some() {
+        let what = if has("text") { "texts" } else { "instructions with answers" };
+        (what, Some("sft"))
     } else {
         ("an unknown layout", None)
     };
@@ -117,10 +227,6 @@ pub(crate) fn describe_columns(columns: &Map<String, Value>) -> String {
     let fits =
         trainer.map_or(String::new(), |trainer| format!("; `trainer_type: {trainer}` would fit"));
     format!("columns {}{more}, which look like {what}{fits}", names.join(", "))
-}
-
-fn shortened(name: &str) -> String {
-    name.chars().filter(|c| !c.is_control()).take(40).collect()
 }
 
 /// What decides whether a row can be used, beside its layout.
@@ -134,10 +240,10 @@ pub(crate) struct Rules {
 /// Reads a row by its layout.
 pub(crate) fn read(
     row: &Row<'_>,
+    columns: &Map<String, Value>,
     layout: &Layout,
     rules: Rules,
 ) -> Result<RecordKind, DataProblem> {
-    let columns = columns(row)?;
     let reader = Fields { row, columns, rules };
     match layout {
         Layout::Text => reader.text("text").map(RecordKind::Text),
@@ -151,9 +257,12 @@ pub(crate) fn read(
             }
             messages.push(Message::new("user", reader.text(user)?));
             messages.push(Message::new("assistant", reader.text(assistant)?));
-            Ok(RecordKind::Messages(messages))
+            Ok(RecordKind::Turns(messages))
         }
         Layout::PromptCompletion { completion } => reader.prompt_completion(completion),
+        Layout::Preference => answers::preference(&reader),
+        Layout::Labelled => answers::labelled(&reader),
+        Layout::Prompt => answers::prompt(&reader),
     }
 }
 
@@ -162,242 +271,4 @@ pub(crate) fn columns<'r>(row: &'r Row<'_>) -> Result<&'r Map<String, Value>, Da
     row.value.as_object().ok_or_else(|| {
         DataProblem::row(Code::Row, &row.place, "", kind(&row.value), "an object with named fields")
     })
-}
-
-struct Fields<'r, 'a> {
-    row: &'r Row<'a>,
-    columns: &'r Map<String, Value>,
-    rules: Rules,
-}
-
-impl Fields<'_, '_> {
-    fn problem(
-        &self,
-        code: Code,
-        field: &str,
-        found: impl Into<String>,
-        expected: &str,
-    ) -> DataProblem {
-        DataProblem::row(code, &self.row.place, field, found, expected)
-    }
-
-    fn value(&self, field: &str) -> Result<&Value, DataProblem> {
-        self.columns.get(field).ok_or_else(|| {
-            let names: Vec<String> =
-                self.columns.keys().take(5).map(|n| format!("`{}`", shortened(n))).collect();
-            let found = format!("missing; the row has {}", names.join(", "));
-            self.problem(Code::FieldMissing, field, found, "this field, as in the first row")
-        })
-    }
-
-    /// A text column, cleaned if asked for, and never empty.
-    fn text(&self, field: &str) -> Result<String, DataProblem> {
-        let text = self.cleaned(field)?;
-        if text.trim().is_empty() {
-            return Err(self.problem(Code::Empty, field, "an empty text", "some text"));
-        }
-        Ok(text)
-    }
-
-    fn cleaned(&self, field: &str) -> Result<String, DataProblem> {
-        let value = self.value(field)?;
-        let text = value
-            .as_str()
-            .ok_or_else(|| self.problem(Code::FieldType, field, kind(value), "a text"))?;
-        if self.rules.clean_text {
-            return Ok(clean_text(text));
-        }
-        self.refuse_nul(field, text)?;
-        Ok(text.to_owned())
-    }
-
-    /// A row may lack the `System` column, or have it empty or null.
-    fn system(&self) -> Result<Option<String>, DataProblem> {
-        match self.columns.get("System") {
-            None | Some(Value::Null) => Ok(None),
-            Some(_) => Ok(Some(self.cleaned("System")?).filter(|text| !text.is_empty())),
-        }
-    }
-
-    fn refuse_nul(&self, field: &str, text: &str) -> Result<(), DataProblem> {
-        if !text.contains('\0') {
-            return Ok(());
-        }
-        // JSON can hold NUL only as an escape.
-        let at =
-            self.row.text.find("\\u0000").map_or(self.row.offset, |at| self.row.offset + at as u64);
-        Err(self.problem(Code::Nul, field, format!("NUL at byte {at} of the file"), "text"))
-    }
-
-    fn prompt_completion(&self, completion: &str) -> Result<RecordKind, DataProblem> {
-        let (prompt, answer) = (self.value("prompt")?, self.value(completion)?);
-        match (prompt, answer) {
-            (Value::Array(_), Value::Array(_)) => {
-                let mut messages = self.messages("prompt", false)?;
-                messages.extend(self.messages(completion, true)?);
-                self.check_order(&messages, completion, true)?;
-                Ok(RecordKind::Messages(messages))
-            }
-            (Value::Array(_), Value::String(_)) => {
-                let mut messages = self.messages("prompt", false)?;
-                messages.push(Message::new("assistant", self.text(completion)?));
-                self.check_order(&messages, completion, true)?;
-                Ok(RecordKind::Messages(messages))
-            }
-            _ => {
-                // Cleaning would take the space between the two.
-                let texts = Fields { rules: Rules { clean_text: false, ..self.rules }, ..*self };
-                Ok(RecordKind::PromptCompletion {
-                    prompt: texts.text("prompt")?,
-                    completion: texts.text(completion)?,
-                })
-            }
-        }
-    }
-
-    /// A list of messages: each with a known role and a text as content.
-    fn messages(&self, field: &str, needs_assistant: bool) -> Result<Vec<Message>, DataProblem> {
-        let value = self.value(field)?;
-        let list = value.as_array().ok_or_else(|| {
-            self.problem(Code::FieldType, field, kind(value), "a list of messages")
-        })?;
-        if list.is_empty() {
-            return Err(self.problem(
-                Code::MessagesEmpty,
-                field,
-                "an empty list",
-                "at least one message",
-            ));
-        }
-        let messages: Vec<Message> = list
-            .iter()
-            .enumerate()
-            .map(|(i, value)| self.message(&format!("{field}[{i}]"), value))
-            .collect::<Result<_, _>>()?;
-        self.check_order(&messages, field, needs_assistant)?;
-        Ok(messages)
-    }
-
-    fn message(&self, field: &str, value: &Value) -> Result<Message, DataProblem> {
-        let object = value
-            .as_object()
-            .ok_or_else(|| self.problem(Code::FieldType, field, kind(value), "an object"))?;
-        let role_field = format!("{field}.role");
-        let role = match object.get("role") {
-            Some(Value::String(role)) if ROLES.contains(&role.as_str()) => role,
-            Some(Value::String(role)) => {
-                return Err(self.problem(
-                    Code::Role,
-                    &role_field,
-                    format!("`{}`", shortened(role)),
-                    ROLES_TEXT,
-                ));
-            }
-            Some(other) => {
-                return Err(self.problem(Code::Role, &role_field, kind(other), ROLES_TEXT));
-            }
-            None => return Err(self.problem(Code::Role, &role_field, "missing", ROLES_TEXT)),
-        };
-        let field = format!("{field}.content");
-        let content = match object.get("content") {
-            Some(Value::String(content)) => content,
-            None | Some(Value::Null) => {
-                let found = if object.contains_key("content") { "null" } else { "missing" };
-                return Err(self.problem(Code::ContentNull, &field, found, "a text"));
-            }
-            Some(Value::Array(_)) => {
-                let problem = self.problem(Code::ContentParts, &field, "a list of parts", "a text");
-                return Err(problem.hint("content in parts (images, audio) is not available yet"));
-            }
-            Some(other) => {
-                return Err(self.problem(Code::FieldType, &field, kind(other), "a text"));
-            }
-        };
-        self.refuse_nul(&field, content)?;
-        if role == "assistant" && content.is_empty() && !object.contains_key("tool_calls") {
-            return Err(self.problem(
-                Code::Empty,
-                &field,
-                "an empty answer",
-                "what the assistant says",
-            ));
-        }
-        let mut message = Message::new(role.as_str(), content.as_str());
-        let further = object.iter().filter(|(key, _)| !["role", "content"].contains(&key.as_str()));
-        message.extra = further.map(|(key, value)| (key.clone(), value.clone())).collect();
-        Ok(message)
-    }
-
-    /// The rules for the order of turns. Two users' turns in a row are for the template to judge.
-    fn check_order(
-        &self,
-        messages: &[Message],
-        field: &str,
-        needs_assistant: bool,
-    ) -> Result<(), DataProblem> {
-        let at = |i: usize| format!("{field}[{i}]");
-        for (i, message) in messages.iter().enumerate() {
-            let before = i.checked_sub(1).and_then(|i| messages.get(i));
-            match (message.role.as_str(), before.map(|before| before.role.as_str())) {
-                ("system", Some(_)) => {
-                    let found = "a system message that is not the first message";
-                    return Err(self.problem(
-                        Code::SystemTwice,
-                        &at(i),
-                        found,
-                        "one system message, at the start",
-                    ));
-                }
-                ("assistant", Some("assistant")) => {
-                    let found = "a second turn of the assistant in a row";
-                    return Err(self.problem(
-                        Code::AssistantTwice,
-                        &at(i),
-                        found,
-                        "one turn, or a user's between",
-                    ));
-                }
-                _ => {}
-            }
-        }
-        if !needs_assistant {
-            return Ok(());
-        }
-        if !messages.iter().any(|message| message.role == "assistant") {
-            return Err(self.problem(
-                Code::NoAssistant,
-                field,
-                "no turn of the assistant",
-                "one to be trained",
-            ));
-        }
-        match messages.last() {
-            Some(last) if last.role != "assistant" => {
-                let found = format!("ends with a turn of `{}`", last.role);
-                Err(self.problem(
-                    Code::EndsWithUser,
-                    field,
-                    found,
-                    "the assistant's answer at the end",
-                ))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The roles that templates know.
-const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "developer"];
-const ROLES_TEXT: &str = "`system`, `user`, `assistant`, `tool` or `developer`";
-
-/// What a value is, in words.
-pub(crate) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }

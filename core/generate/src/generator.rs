@@ -1,4 +1,5 @@
-//! The loop: prompt in one go, then one token at a time against cached keys and values.
+//! The loop: prompts in large pieces, then one token a text and step against cached keys and
+//! values.
 
 use std::ops::ControlFlow;
 
@@ -24,7 +25,8 @@ pub struct GenerateOptions {
     /// Tokens that end the text; they are not part of it.
     pub stop_ids: Vec<u32>,
     /// Start from what is left in the cache where the prompt begins the same: quick in a
-    /// conversation, but the bits then depend on what was asked before.
+    /// conversation, but the bits then depend on what was asked before. For one text at a time:
+    /// with several, which lane a request gets depends on the others.
     pub reuse_cache: bool,
 }
 
@@ -80,19 +82,64 @@ pub enum GenerateError {
     },
 }
 
+/// A text to continue and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'r> {
+    /// Its tokens so far, at least one.
+    pub prompt: &'r [u32],
+    /// What to generate.
+    pub options: &'r GenerateOptions,
+}
+
+/// Why one of several requests cannot be served.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[error("request {request}: {source}")]
+pub struct RequestError {
+    /// Which, counted from 0.
+    pub request: usize,
+    /// Why.
+    pub source: GenerateError,
+}
+
 /// A model, an adapter and the memory to generate with them.
+///
+/// Several texts grow at once in lanes, each with a cache of its own: a step runs every lane's new
+/// tokens through the model together, so that each weight is read once for all of them. A lane
+/// whose text has ended takes the next request at once.
+///
+/// **Invariant:** a request's tokens do not depend on what else runs: each row of a product is
+/// formed alone, attention is by sequence, a prompt is cut at places of its own, and random numbers
+/// are a function of (seed, n-th token) (`a_request_does_not_depend_on_its_batch`).
 pub struct Generator<'a> {
     decoder: &'a Decoder,
     adapter: Option<&'a Adapter>,
     acts: Activations,
+    lanes: Vec<Lane>,
+    logits: Vec<f32>,
+    /// Rows of a prompt that run at once.
+    chunk: usize,
+}
+
+/// Room for one text.
+struct Lane {
     cache: KvCache,
     /// Tokens whose keys and values are in the cache.
     cached: Vec<u32>,
-    logits: Vec<f32>,
+    text: Option<Text>,
+}
+
+/// A text in the making.
+struct Text {
+    /// Which request.
+    request: usize,
+    /// Prompt and what was generated.
+    tokens: Vec<u32>,
+    n_prompt: usize,
+    sampler: Sampler,
 }
 
 impl<'a> Generator<'a> {
-    /// Room for texts of `context` tokens, prompt included; never more than the model was made
+    /// Room for a text of `context` tokens, prompt included; never more than the model was made
     /// for.
     ///
     /// # Errors
@@ -102,22 +149,55 @@ impl<'a> Generator<'a> {
         adapter: Option<&'a Adapter>,
         context: usize,
     ) -> Result<Self, OutOfMemory> {
+        Self::with_lanes(decoder, adapter, context, 1)
+    }
+
+    /// Room for `n_lanes` texts at once (0 means 1), each of `context` tokens.
+    ///
+    /// # Errors
+    /// If the system refuses the memory.
+    pub fn with_lanes(
+        decoder: &'a Decoder,
+        adapter: Option<&'a Adapter>,
+        context: usize,
+        n_lanes: usize,
+    ) -> Result<Self, OutOfMemory> {
+        let n_lanes = n_lanes.max(1);
         let context = context.min(decoder.config().max_position_embeddings).max(2);
-        let size = StepSize { tokens_max: context.min(PROMPT_ROWS_MAX), scored_rows_max: 1 };
+        let chunk = context.min(PROMPT_ROWS_MAX);
+        // A piece of one prompt always fits beside one token of every other lane.
+        let size = StepSize { tokens_max: chunk + n_lanes - 1, scored_rows_max: n_lanes };
+        let lane = || Lane {
+            cache: KvCache::new(decoder.config(), context),
+            cached: Vec::new(),
+            text: None,
+        };
         Ok(Self {
             decoder,
             adapter,
             acts: Activations::new(decoder.config(), adapter, size, Keep::Nothing)?,
-            cache: KvCache::new(decoder.config(), context),
-            cached: Vec::new(),
-            logits: vec![0.0; decoder.dims().v],
+            lanes: (0..n_lanes).map(|_| lane()).collect(),
+            logits: vec![0.0; n_lanes * decoder.dims().v],
+            chunk,
         })
     }
 
     /// Tokens that fit, prompt included.
     #[must_use]
     pub fn context(&self) -> usize {
-        self.cache.capacity()
+        self.lanes[0].cache.capacity()
+    }
+
+    /// Texts that grow at once.
+    #[must_use]
+    pub fn n_lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Memory of the caches, in bytes.
+    #[must_use]
+    pub fn cache_bytes(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.cache.n_bytes()).sum()
     }
 
     /// Continues `prompt`. `on_token` sees each new token at once and may end it.
@@ -130,31 +210,57 @@ impl<'a> Generator<'a> {
         options: &GenerateOptions,
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated, GenerateError> {
-        let mut sampler = Sampler::new(options.sampling, options.seed)?;
-        self.check_prompt(prompt)?;
-        if options.max_new_tokens == 0 {
-            return Ok(Generated { tokens: Vec::new(), reason: StopReason::MaxNewTokens });
+        let request = Request { prompt, options };
+        let generated = self.generate_all(&[request], &mut |_, token| on_token(token));
+        let mut generated = generated.map_err(|error| error.source)?;
+        Ok(generated.swap_remove(0))
+    }
+
+    /// Continues every prompt, as many at once as there are lanes; the rest follow as lanes become
+    /// free. `on_token` sees each new token with the number of its request, and may end that
+    /// request.
+    ///
+    /// # Errors
+    /// If a setting or a prompt is wrong (nothing has run then), or the model gives NaN.
+    pub fn generate_all(
+        &mut self,
+        requests: &[Request<'_>],
+        on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+    ) -> Result<Vec<Generated>, RequestError> {
+        let texts = requests.iter().enumerate().map(|(n, request)| {
+            self.text(n, request).map_err(|source| RequestError { request: n, source })
+        });
+        let mut waiting = texts.collect::<Result<Vec<_>, _>>()?.into_iter();
+        let nothing = Generated { tokens: Vec::new(), reason: StopReason::MaxNewTokens };
+        let mut generated = vec![nothing; requests.len()];
+        for lane in &mut self.lanes {
+            lane.text = None;
         }
-        self.keep_common_start(prompt, options.reuse_cache);
-        let mut context = prompt.to_vec();
-        let reason = loop {
-            self.run(&context);
-            let token = sampler.next(&mut self.logits, &context)?;
-            if options.stop_ids.contains(&token) {
-                break StopReason::StopToken(token);
+        loop {
+            for lane in self.lanes.iter_mut().filter(|lane| lane.text.is_none()) {
+                // Nothing was asked of those: their answers are right as they are.
+                let asked = |text: &Text| requests[text.request].options.max_new_tokens > 0;
+                let Some(text) = waiting.find(asked) else { break };
+                let reuse = requests[text.request].options.reuse_cache;
+                lane.begin(text, reuse);
             }
-            context.push(token);
-            if on_token(token).is_break() {
-                break StopReason::Caller;
+            if self.lanes.iter().all(|lane| lane.text.is_none()) {
+                return Ok(generated);
             }
-            if context.len() - prompt.len() >= options.max_new_tokens {
-                break StopReason::MaxNewTokens;
+            for (row, lane) in self.run().into_iter().enumerate() {
+                if let Some((n, done)) = self.extend(row, lane, requests, on_token)? {
+                    generated[n] = done;
+                }
             }
-            if context.len() >= self.context() {
-                break StopReason::ContextFull;
-            }
-        };
-        Ok(Generated { tokens: context.split_off(prompt.len()), reason })
+        }
+    }
+
+    /// A request that can be served.
+    fn text(&self, n: usize, request: &Request<'_>) -> Result<Text, GenerateError> {
+        let sampler = Sampler::new(request.options.sampling, request.options.seed)?;
+        self.check_prompt(request.prompt)?;
+        let (tokens, n_prompt) = (request.prompt.to_vec(), request.prompt.len());
+        Ok(Text { request: n, tokens, n_prompt, sampler })
     }
 
     fn check_prompt(&self, prompt: &[u32]) -> Result<(), GenerateError> {
@@ -171,23 +277,93 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// Keeps what the cache shares with the prompt, less one token: the last must run to give
-    /// logits.
-    fn keep_common_start(&mut self, prompt: &[u32], reuse: bool) {
-        let same = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let kept = if reuse { same.min(prompt.len() - 1) } else { 0 };
-        self.cached.truncate(kept);
-        self.cache.truncate(kept);
+    /// One pass over the weights: what every lane has new, as far as there is room. Leaves the
+    /// logits after the last token of each lane that ran, and gives the lanes in this order.
+    fn run(&mut self) -> Vec<usize> {
+        // Rows of each lane. Texts that grow first: they take one row each, and one piece of a
+        // prompt always fits beside them.
+        let mut rows = vec![0; self.lanes.len()];
+        let mut room = self.acts.size().tokens_max;
+        for growing in [true, false] {
+            for (rows, lane) in rows.iter_mut().zip(&self.lanes) {
+                let n_new = lane.n_new().min(self.chunk);
+                if n_new <= room && growing == (n_new == 1) {
+                    *rows = n_new;
+                    room -= n_new;
+                }
+            }
+        }
+        let (mut ran, mut sequences) = (Vec::new(), Vec::new());
+        for (n, (lane, rows)) in self.lanes.iter_mut().zip(rows).enumerate() {
+            let Lane { cache, cached, text: Some(text) } = lane else { continue };
+            if rows > 0 {
+                let tokens = &text.tokens[cached.len()..cached.len() + rows];
+                cached.extend_from_slice(tokens);
+                sequences.push(CachedSequence { tokens, cache });
+                ran.push(n);
+            }
+        }
+        let logits = &mut self.logits[..ran.len() * self.decoder.dims().v];
+        self.decoder.forward_cached(self.adapter, &mut sequences, &mut self.acts, logits);
+        ran
     }
 
-    /// Runs what is not cached yet and leaves the logits after the last token.
-    fn run(&mut self, context: &[u32]) {
-        let new = &context[self.cached.len()..];
-        for tokens in new.chunks(self.acts.size().tokens_max) {
-            let sequence = CachedSequence { tokens, cache: &mut self.cache };
-            let (acts, logits) = (&mut self.acts, &mut self.logits);
-            self.decoder.forward_cached(self.adapter, &mut [sequence], acts, logits);
-        }
-        self.cached.extend_from_slice(new);
+    /// The next token of a lane, chosen by row `row` of the logits, unless its prompt has not run
+    /// to its end. Gives the text and its request when it has ended.
+    fn extend(
+        &mut self,
+        row: usize,
+        lane: usize,
+        requests: &[Request<'_>],
+        on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+    ) -> Result<Option<(usize, Generated)>, RequestError> {
+        let (v, context) = (self.decoder.dims().v, self.context());
+        let lane = &mut self.lanes[lane];
+        let Some(text) = lane.text.as_mut().filter(|text| text.tokens.len() == lane.cached.len())
+        else {
+            return Ok(None);
+        };
+        let options = requests[text.request].options;
+        let logits = &mut self.logits[row * v..(row + 1) * v];
+        let token = text
+            .sampler
+            .next(logits, &text.tokens)
+            .map_err(|error| RequestError { request: text.request, source: error.into() })?;
+        let reason = if options.stop_ids.contains(&token) {
+            Some(StopReason::StopToken(token))
+        } else {
+            text.tokens.push(token);
+            if on_token(text.request, token).is_break() {
+                Some(StopReason::Caller)
+            } else if text.tokens.len() - text.n_prompt >= options.max_new_tokens {
+                Some(StopReason::MaxNewTokens)
+            } else if text.tokens.len() >= context {
+                Some(StopReason::ContextFull)
+            } else {
+                None
+            }
+        };
+        let ended = reason.and_then(|reason| Some((reason, lane.text.take()?)));
+        Ok(ended.map(|(reason, mut text)| {
+            let tokens = text.tokens.split_off(text.n_prompt);
+            (text.request, Generated { tokens, reason })
+        }))
+    }
+}
+
+impl Lane {
+    /// Tokens that have not run yet.
+    fn n_new(&self) -> usize {
+        self.text.as_ref().map_or(0, |text| text.tokens.len() - self.cached.len())
+    }
+
+    /// Takes a text. Keeps what the cache shares with its prompt, less one token: the last must
+    /// run to give logits.
+    fn begin(&mut self, text: Text, reuse: bool) {
+        let same = self.cached.iter().zip(&text.tokens).take_while(|(a, b)| a == b).count();
+        let kept = if reuse { same.min(text.tokens.len() - 1) } else { 0 };
+        self.cached.truncate(kept);
+        self.cache.truncate(kept);
+        self.text = Some(text);
     }
 }

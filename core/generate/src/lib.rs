@@ -11,7 +11,9 @@
 mod generator;
 mod sampler;
 
-pub use generator::{GenerateError, GenerateOptions, Generated, Generator, StopReason};
+pub use generator::{
+    GenerateError, GenerateOptions, Generated, Generator, Request, RequestError, StopReason,
+};
 pub use sampler::{
     ADAPTIVE_ENTROPY_MAX, LogitStats, NotANumber, Sampler, Sampling, SamplingError, logit_stats,
 };

@@ -3,7 +3,10 @@
 use crate::hub_cache::{self, INDEX};
 use crate::is_commit;
 use crate::revision::is_hex;
-use crate::{HubError, HubEvent, HubOptions, ResolutionSource, ResolvedModel, RevisionRecord};
+use crate::{
+    HubError, HubEvent, HubOptions, ResolutionSource, ResolvedDataset, ResolvedModel,
+    RevisionRecord,
+};
 use forgelm_artifact::hash::sha256_file;
 use forgelm_artifact::open::OpenError;
 use forgelm_artifact::write;
@@ -25,6 +28,7 @@ struct Request<'a> {
     options: &'a HubOptions,
     /// Its folder in the cache.
     folder: PathBuf,
+    kind: RepoType,
 }
 
 pub(crate) fn resolve(
@@ -33,7 +37,7 @@ pub(crate) fn resolve(
     progress: &mut dyn FnMut(HubEvent),
 ) -> Result<ResolvedModel, HubError> {
     let folder = hub_cache::repository(&options.hub_cache_dir, repo);
-    let request = Request { repo, options, folder };
+    let request = Request { repo, options, folder, kind: RepoType::Model };
     request.warn_of_moving_revision(progress);
     if options.offline {
         let why = "the network is not allowed (offline)".to_owned();
@@ -44,6 +48,27 @@ pub(crate) fn resolve(
         Ok(info) => request.fetch(&api, &info, progress),
         Err(Unanswered::Refused(error)) => Err(error),
         Err(Unanswered::Unreachable(why)) => request.use_cache(why, progress),
+    }
+}
+
+/// Finds the data files of a data set.
+pub(crate) fn resolve_dataset(
+    repo: &str,
+    options: &HubOptions,
+    progress: &mut dyn FnMut(HubEvent),
+) -> Result<ResolvedDataset, HubError> {
+    let folder = hub_cache::dataset(&options.hub_cache_dir, repo);
+    let request = Request { repo, options, folder, kind: RepoType::Dataset };
+    request.warn_of_moving_revision(progress);
+    if options.offline {
+        let why = "the network is not allowed (offline)".to_owned();
+        return request.cached_dataset(why, progress);
+    }
+    let api = request.api()?;
+    match request.ask(&api) {
+        Ok(info) => request.fetch_dataset(&api, &info, progress),
+        Err(Unanswered::Refused(error)) => Err(error),
+        Err(Unanswered::Unreachable(why)) => request.cached_dataset(why, progress),
     }
 }
 
@@ -63,6 +88,9 @@ impl Request<'_> {
     fn warn_of_moving_revision(&self, progress: &mut dyn FnMut(HubEvent)) {
         let repo = self.repo;
         let text = match self.revision() {
+            None if matches!(self.kind, RepoType::Dataset) => {
+                format!("{repo}: a later run may get another version of this data set")
+            }
             None => {
                 format!("{repo}: no `revision` is pinned, so a later run may get another model")
             }
@@ -133,7 +161,7 @@ impl Request<'_> {
 
     fn at(&self, api: &Api, revision: &str) -> ApiRepo {
         let repo = self.repo.to_owned();
-        api.repo(Repo::with_revision(repo, RepoType::Model, revision.to_owned()))
+        api.repo(Repo::with_revision(repo, self.kind, revision.to_owned()))
     }
 
     /// Asks what the revision is now. The client knows no deadline, so the question has a thread
@@ -197,6 +225,75 @@ impl Request<'_> {
         };
         let revision = self.record(Some(commit), how);
         Ok(ResolvedModel { source: self.repo.to_owned(), files, revision, sha256: None })
+    }
+
+    /// The data set as the cache has it; `why` the hub is not asked, if it has none.
+    fn cached_dataset(
+        &self,
+        why: String,
+        progress: &mut dyn FnMut(HubEvent),
+    ) -> Result<ResolvedDataset, HubError> {
+        let commit = hub_cache::commit(&self.folder, self.revision());
+        let found = commit.as_deref().map(|commit| (commit, self.snapshot(commit)));
+        let complete =
+            found.filter(|(commit, dir)| hub_cache::complete_dataset(dir, &self.listing(commit)));
+        if let Some((commit, folder)) = complete {
+            progress(HubEvent::CacheHit { source: self.repo.to_owned() });
+            let revision = self.record(Some(commit), ResolutionSource::Cache);
+            return Ok(ResolvedDataset { folder, revision });
+        }
+        let how = match self.revision() {
+            Some(_) => ResolutionSource::PinnedUnverified,
+            None => ResolutionSource::Unresolved,
+        };
+        Err(HubError::NotCached {
+            source_name: self.repo.to_owned(),
+            cache: self.options.hub_cache_dir.clone(),
+            why,
+            hint: "check the network, copy the data set into the cache, or give a local folder",
+            record: Box::new(self.record(None, how)),
+        })
+    }
+
+    fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    /// Where the names of a commit's data files are noted before the first is fetched, so that a
+    /// fetch that was cut is not taken for a data set.
+    fn listing(&self, commit: &str) -> PathBuf {
+        self.folder.join(".forgelm").join(format!("{commit}.json"))
+    }
+
+    fn fetch_dataset(
+        &self,
+        api: &Api,
+        info: &RepoInfo,
+        progress: &mut dyn FnMut(HubEvent),
+    ) -> Result<ResolvedDataset, HubError> {
+        let commit = info.sha.as_str();
+        let names = info.siblings.iter().map(|file| file.rfilename.clone());
+        let wanted = hub_cache::wanted_data(self.repo, names.collect())?;
+        let listing = self.listing(commit);
+        if let Some(folder) = listing.parent() {
+            write::create_dir_all_durable(folder)?;
+        }
+        let text = serde_json::json!(wanted).to_string();
+        write::atomic(&listing, text.as_bytes())?;
+        let repo = self.at(api, commit);
+        let snapshot = self.snapshot(commit);
+        for name in &wanted {
+            let path = snapshot.join(name);
+            if !path.is_file() {
+                self.download(&repo, name, &path, progress)?;
+            }
+        }
+        self.remember(commit)?;
+        let how = match self.revision() {
+            Some(_) => ResolutionSource::PinnedResolved,
+            None => ResolutionSource::Resolved,
+        };
+        Ok(ResolvedDataset { folder: snapshot, revision: self.record(Some(commit), how) })
     }
 
     /// Notes in the cache which commit the branch or tag is, for runs without the network.

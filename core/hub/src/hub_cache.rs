@@ -13,6 +13,70 @@ pub(crate) fn repository(cache: &Path, repo: &str) -> PathBuf {
     cache.join(format!("models--{}", repo.replace('/', "--")))
 }
 
+/// The folder of a data set in the cache.
+pub(crate) fn dataset(cache: &Path, repo: &str) -> PathBuf {
+    cache.join(format!("datasets--{}", repo.replace('/', "--")))
+}
+
+/// Extensions of data files.
+const DATA: [&str; 4] = ["jsonl", "json", "csv", "parquet"];
+
+/// Files of that form that tools put beside data.
+const NOT_DATA: [&str; 5] =
+    ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
+
+/// Whether a name is that of a data file inside its repository.
+fn is_data_file(name: &str) -> bool {
+    let path = Path::new(name);
+    if path.file_name().is_some_and(|name| NOT_DATA.iter().any(|other| name == *other)) {
+        return false;
+    }
+    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+    extension.is_some_and(|extension| DATA.contains(&extension.as_str()))
+        && path.components().all(|part| matches!(part, std::path::Component::Normal(_)))
+        && !name.split('/').any(|part| part.starts_with('.'))
+        && !name.chars().any(char::is_control)
+}
+
+/// Which files of a repository are its data.
+pub(crate) fn wanted_data(repo: &str, names: Vec<String>) -> Result<Vec<String>, HubError> {
+    let mut wanted: Vec<String> = names.into_iter().filter(|name| is_data_file(name)).collect();
+    wanted.sort();
+    wanted.dedup();
+    if wanted.is_empty() {
+        let what = "has no data file that can be read\n  \
+                    hint: JSON lines, JSON, CSV and Parquet can; convert the data set first";
+        return Err(HubError::Repository { repo: repo.to_owned(), what: what.to_owned() });
+    }
+    Ok(wanted)
+}
+
+/// Whether all data files of a snapshot are there: those that were noted when it was fetched. What
+/// another program fetched has no such note, and counts if there is a data file at all.
+pub(crate) fn complete_dataset(snapshot: &Path, listing: &Path) -> bool {
+    let Ok(bytes) = std::fs::read(listing) else { return has_data(snapshot, 0) };
+    let names = parse_unique(&bytes).ok();
+    let names = names.as_ref().and_then(|names| names.as_array());
+    names.is_some_and(|names| {
+        let is_there = |name: &serde_json::Value| {
+            name.as_str().is_some_and(|name| is_data_file(name) && snapshot.join(name).is_file())
+        };
+        !names.is_empty() && names.iter().all(is_there)
+    })
+}
+
+fn has_data(dir: &Path, depth: usize) -> bool {
+    const DEPTH_MAX: usize = 8;
+    let Ok(entries) = std::fs::read_dir(dir) else { return false };
+    entries.flatten().any(|entry| {
+        let path = entry.path();
+        if path.is_dir() {
+            return depth < DEPTH_MAX && has_data(&path, depth + 1);
+        }
+        path.is_file() && entry.file_name().to_str().is_some_and(is_data_file)
+    })
+}
+
 /// The commit that the cache knows for a revision (`main` if none is asked for).
 pub(crate) fn commit(repository: &Path, revision: Option<&str>) -> Option<String> {
     let revision = revision.unwrap_or("main");

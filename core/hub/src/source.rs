@@ -87,7 +87,7 @@ fn parse_requirement(text: &str) -> Result<Source, HubError> {
 
 /// `name` or `org/name`, each part as the hub allows: at most 96 characters, no `..` or `--`
 /// (folders of the cache join the parts with `--`), neither `-` nor `.` at the ends.
-fn is_hub_id(text: &str) -> bool {
+pub(crate) fn is_hub_id(text: &str) -> bool {
     let is_part = |part: &str| {
         !part.is_empty()
             && part.len() <= 96

@@ -4,13 +4,16 @@
 
 use forgelm_artifact::hash::sha256_bytes;
 use forgelm_artifact::{Class, write};
-use forgelm_hub::{HubError, HubEvent, HubOptions, ModelFiles, ResolutionSource, Source, resolve};
+use forgelm_hub::{
+    HubError, HubEvent, HubOptions, ModelFiles, ResolutionSource, Source, resolve, resolve_dataset,
+};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const CONFIG: &[u8] = b"{\"model_type\": \"llama\"}";
+const ROWS: &[u8] = b"{\"text\": \"a row\"}\n";
 const WEIGHTS: &[u8] = b"these stand for weights";
 
 fn source() -> Source {
@@ -115,7 +118,8 @@ fn answer(mut stream: TcpStream, hub: Hub) {
     }
     let path = request.split(' ').nth(1).unwrap();
     let siblings = r#"[{"rfilename":"config.json"},{"rfilename":"model.safetensors"},
-        {"rfilename":"../x"},{"rfilename":"onnx/model.onnx"}]"#;
+        {"rfilename":"../x"},{"rfilename":"onnx/model.onnx"},{"rfilename":"data/train.jsonl"},
+        {"rfilename":"../evil.jsonl"},{"rfilename":".hidden/a.jsonl"},{"rfilename":"README.md"}]"#;
     let info = format!(r#"{{"siblings":{siblings},"sha":"{COMMIT}"}}"#);
     let (etag, body) = if path.ends_with("/config.json") {
         ("0".repeat(40), CONFIG.to_vec())
@@ -125,6 +129,8 @@ fn answer(mut stream: TcpStream, hub: Hub) {
             Hub::Honest | Hub::Status(_) => WEIGHTS.to_vec(),
         };
         (sha256_bytes(WEIGHTS).to_string(), body)
+    } else if path.ends_with("/train.jsonl") {
+        ("1".repeat(40), ROWS.to_vec())
     } else {
         (String::new(), info.into_bytes())
     };
@@ -194,4 +200,49 @@ fn fault_107_wrong_bytes_refusals_and_no_hub_at_all() {
     cache(dir.path(), &[("config.json", CONFIG), ("model.safetensors", WEIGHTS)]);
     let model = resolve(&source(), &unreachable, &mut |_| {}).unwrap();
     assert_eq!(model.revision.resolution_source, ResolutionSource::Cache);
+}
+
+#[test]
+fn a_data_set_is_fetched_into_the_shared_cache_and_found_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fetched = Vec::new();
+    let options = online(dir.path(), Hub::Honest, None);
+    let data = resolve_dataset("org/set", &options, &mut |event| {
+        if let HubEvent::Fetching { what } = event {
+            fetched.push(what);
+        }
+    })
+    .unwrap();
+    // What leads out of the folder, is hidden or is no data is not asked for.
+    assert_eq!(fetched, ["org/set/data/train.jsonl"]);
+    let snapshot = dir.path().join("datasets--org--set/snapshots").join(COMMIT);
+    assert_eq!(data.folder, snapshot);
+    assert_eq!(std::fs::read(snapshot.join("data/train.jsonl")).unwrap(), ROWS);
+    assert_eq!(data.revision.revision_resolved.as_deref(), Some(COMMIT));
+    for revision in [None, Some(COMMIT)] {
+        let again =
+            resolve_dataset("org/set", &offline(dir.path(), revision), &mut |_| {}).unwrap();
+        assert_eq!(again.folder, snapshot);
+        assert_eq!(again.revision.resolution_source, ResolutionSource::Cache);
+    }
+    // A fetch that was cut is not a data set.
+    let again = Some(COMMIT);
+    write::remove_file(&snapshot.join("data/train.jsonl")).unwrap();
+    put(snapshot.join("data/other.jsonl"), ROWS);
+    assert!(resolve_dataset("org/set", &offline(dir.path(), again), &mut |_| {}).is_err());
+}
+
+#[test]
+fn a_data_set_that_python_fetched_is_found_offline() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = dir.path().join("datasets--org--set");
+    put(repository.join("refs/main"), COMMIT.as_bytes());
+    let snapshot = repository.join("snapshots").join(COMMIT);
+    put(snapshot.join("README.md"), b"words");
+    assert!(resolve_dataset("org/set", &offline(dir.path(), None), &mut |_| {}).is_err());
+    put(snapshot.join("data/train-00000-of-00001.parquet"), b"PAR1");
+    let data = resolve_dataset("org/set", &offline(dir.path(), None), &mut |_| {}).unwrap();
+    assert_eq!(data.folder, snapshot);
+    let error = resolve_dataset("a/b/c", &offline(dir.path(), None), &mut |_| {}).unwrap_err();
+    assert!(matches!(error, HubError::Source { .. }), "{error}");
 }

@@ -8,6 +8,8 @@
 //!
 //! **Invariant:** the plan and the allocation are the same list ([`Activations::memory_plan`]).
 
+mod not_finite;
+
 use thiserror::Error;
 
 use crate::adapter::AdaptedModule;
@@ -15,6 +17,7 @@ use crate::config::{Dims, ModelConfig};
 use crate::decoder::routing::{Balance, Routing};
 use crate::names::{ExpertPart, Linear};
 use crate::trainable::Adapter;
+pub use not_finite::NotFiniteAt;
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,7 +256,7 @@ pub(crate) struct ExpertSpace {
     pub(crate) scaled_h: Rows,
     /// [T, F_expert]
     pub(crate) dh: Rows,
-    /// What the adapter of one linear layer keeps; formed again in backward.
+    /// What the adapter of an expert keeps within its products.
     pub(crate) u: AdapterRows,
     /// Gated product of the shared expert [T, F_shared].
     pub(crate) shared_h: Rows,
@@ -291,6 +294,8 @@ pub(crate) enum Stage {
     Forwarded,
     /// `logprobs` ran for this many rows.
     Scored(usize),
+    /// `logprobs_with_gradient` ran for this many rows: their gradients are in `head.dxn`.
+    Differentiated(usize),
 }
 
 /// All buffers of a step.
@@ -361,15 +366,6 @@ impl Activations {
     #[must_use]
     pub fn balance_loss(&self) -> Option<f64> {
         self.ws.balance.loss()
-    }
-
-    /// From now on backward adds the gradient of `weight` times the balance loss: for a model
-    /// whose router trains, `router_aux_loss_coef` times what the caller divides the step's
-    /// gradient by. 0, as it is at first, leaves the loss out.
-    ///
-    /// The loss is that of one pass: a step of several passes adds one loss for each.
-    pub fn set_balance_weight(&mut self, weight: f32) {
-        self.ws.balance.weight = weight;
     }
 
     /// Rows of the last forward pass.
@@ -515,32 +511,40 @@ impl Activations {
     }
 }
 
-/// Rank and width of the outputs before magnitudes, by [`Linear::index`].
-type Widths = [(usize, usize); Linear::N_FIXED];
-
 /// Rank and width of the outputs before magnitudes of each linear of a layer, or the largest of any
-/// layer when buffers are shared. What experts need is not kept.
-fn adapter_widths(adapter: Option<&Adapter>, layer: Option<usize>) -> Widths {
+/// layer when buffers are shared.
+fn adapter_widths(
+    adapter: Option<&Adapter>,
+    layer: Option<usize>,
+) -> [(usize, usize); Linear::N_FIXED] {
     let mut widths = [(0, 0); Linear::N_FIXED];
     for module in adapter.iter().flat_map(|a| a.modules()) {
         let is_here = layer.is_none_or(|layer| layer == module.layer);
-        if let Some(width) = widths.get_mut(module.linear.index()).filter(|_| is_here) {
-            *width = (module.r.max(width.0), n_outputs(module).max(width.1));
+        // Products of experts are not kept.
+        let place = widths.get_mut(module.linear.index()).filter(|_| is_here);
+        if let Some((rank, outputs)) = place {
+            *rank = module.r.max(*rank);
+            *outputs = magnitudes(module).max(*outputs);
         }
     }
     widths
 }
 
-/// Outputs of a module that its magnitudes scale.
-fn n_outputs(module: &AdaptedModule) -> usize {
+/// Number of magnitudes that a module trains.
+fn magnitudes(module: &AdaptedModule) -> usize {
     if module.magnitude.is_some() { module.n_out } else { 0 }
+}
+
+/// The largest number of magnitudes of any module.
+fn widest_magnitudes(adapter: Option<&Adapter>) -> usize {
+    adapter.iter().flat_map(|a| a.modules()).map(magnitudes).max().unwrap_or(0)
 }
 
 /// Buffers of one layer, or of any when they are shared.
 fn layer_buffers(
     model: &ModelConfig,
     t: usize,
-    (layer, widths): (Option<usize>, Widths),
+    (layer, widths): (Option<usize>, [(usize, usize); Linear::N_FIXED]),
 ) -> LayerBuffers {
     let dims = &model.dims();
     let is = |kind: &dyn Fn(usize) -> bool| match layer {
@@ -636,14 +640,13 @@ fn workspace(model: &ModelConfig, t: usize, adapter: Option<&Adapter>, keep: Kee
         ws.dq = rows(dims.q_width());
         ws.dk = rows(dims.kv_width());
         ws.dv = rows(dims.kv_width());
+        ws.dropped.dz = rows(widest_magnitudes(adapter));
         // Modules that share an input have places of their own; every other is first.
         let rank_of = |place: usize| {
             let modules = adapter.iter().flat_map(|a| a.modules());
             let here = modules.filter(|m| du_place(m.linear) == place);
             here.map(|m| m.r).max().unwrap_or(0)
         };
-        let outputs = adapter.iter().flat_map(|a| a.modules()).map(n_outputs);
-        ws.dropped.dz = rows(outputs.max().unwrap_or(0));
         ws.du = [0, 1, 2].map(|place| rows(rank_of(place)));
     }
     ws
@@ -659,15 +662,14 @@ fn expert_space(
         return ExpertSpace::default();
     }
     let (dims, rows) = (&model.dims(), |width| Rows::planned(t, width));
-    let modules = || {
-        let modules = adapter.iter().flat_map(|a| a.modules());
-        modules.filter(|m| matches!(m.linear, Linear::Expert(..)))
-    };
-    let (rank, outputs) = (modules().map(|m| m.r).max(), modules().map(n_outputs).max());
+    let modules = adapter.iter().flat_map(|a| a.modules());
+    let of_experts: Vec<_> = modules.filter(|m| matches!(m.linear, Linear::Expert(..))).collect();
+    let rank = of_experts.iter().map(|m| m.r).max().unwrap_or(0);
+    let outputs = of_experts.iter().map(|m| magnitudes(m)).max().unwrap_or(0);
     let mut space = ExpertSpace {
         x: rows(dims.c),
         h: rows(dims.f_expert),
-        u: AdapterRows { u: rows(rank.unwrap_or(0)), z: rows(outputs.unwrap_or(0)) },
+        u: AdapterRows { u: rows(rank), z: rows(outputs) },
         shared_h: rows(dims.f_shared),
         ..ExpertSpace::default()
     };

@@ -7,7 +7,7 @@
 
 mod peft;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use forgelm_artifact::open::OpenError;
@@ -98,6 +98,31 @@ impl LoraConfig {
         }
     }
 
+    /// The same adapter with, of all experts, only these adapted: `moe.experts_to_train`. The
+    /// targets become names that say which, so that a saved adapter says it too.
+    ///
+    /// # Errors
+    /// If there is no such expert, or a target names nothing.
+    pub fn for_experts(self, experts: &[usize], model: &ModelConfig) -> Result<Self, AdapterError> {
+        let n_experts = model.dims().e;
+        if let Some(&bad) = experts.iter().find(|&&e| e >= n_experts) {
+            return Err(AdapterError::NoSuchExpert { found: bad, n_experts });
+        }
+        let is_kept = |m: &AdaptedModule| match m.linear {
+            Linear::Expert(expert, _) => experts.contains(&usize::from(expert)),
+            _ => true,
+        };
+        // Names without the layer, unless a target is of one layer only.
+        let is_of_layer = self.target_modules.iter().any(|t| t.contains("layers."));
+        let name = |m: &AdaptedModule| match is_of_layer {
+            true => m.path.clone(),
+            false => m.linear.module(model.module_names()),
+        };
+        let modules = adapted_modules(&self, model)?;
+        let names: BTreeSet<String> = modules.iter().filter(|m| is_kept(m)).map(name).collect();
+        Ok(Self { target_modules: names.into_iter().collect(), ..self })
+    }
+
     /// Rank and scale of one module.
     fn rank_and_scale(&self, path: &str) -> (usize, f32) {
         let r = by_pattern(&self.rank_pattern, path).unwrap_or(self.r);
@@ -140,6 +165,14 @@ pub enum AdapterError {
         target: String,
         /// The last components that exist.
         available: String,
+    },
+    /// An expert that the model does not have.
+    #[error("`moe.experts_to_train` names expert {found}, but the model has {n_experts} experts")]
+    NoSuchExpert {
+        /// The number.
+        found: usize,
+        /// Number of experts, counted from 0.
+        n_experts: usize,
     },
     /// A name means no weight of the model.
     #[error("`{name}` is no weight of this model\n  hint: `model.norm.weight` is one")]
@@ -332,7 +365,7 @@ fn no_such_module(target: &str, model: &ModelConfig) -> AdapterError {
 
 /// Last components of the names of the linear layers that `all-linear` means, sorted.
 pub(crate) fn last_names(model: &ModelConfig) -> Vec<String> {
-    let mut names = std::collections::BTreeSet::new();
+    let mut names = BTreeSet::new();
     for linear in (0..model.num_hidden_layers).flat_map(|layer| model.linears(layer)) {
         let module = linear.module(model.module_names());
         if let Some((_, last)) = module.rsplit_once('.').filter(|_| !linear.is_router()) {

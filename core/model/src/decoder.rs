@@ -12,6 +12,7 @@ mod forward;
 mod linear;
 mod lora;
 mod mlp;
+mod noise;
 mod norm;
 pub(crate) mod routing;
 
@@ -29,6 +30,7 @@ use crate::store::TensorStore;
 use crate::trainable::Trainable;
 use crate::weights::{Weights, WeightsError, freeze_linear};
 pub use cached::{CachedSequence, KvCache};
+pub use noise::EmbeddingNoise;
 
 /// A model ready to run. Its weights never change.
 pub struct Decoder {
@@ -189,7 +191,7 @@ impl Decoder {
         values: &dyn RowSource,
     ) {
         let options = LoadOptions { compute: self.compute, linear: self.storage };
-        let (weight, _) = freeze_linear(self.ops.as_ref(), options, values);
+        let (weight, _) = freeze_linear(self.ops.as_ref(), options, linear, values);
         self.weights.layers[layer].set_linear(linear, weight);
     }
 
@@ -197,7 +199,9 @@ impl Decoder {
     /// files hold.
     pub(crate) fn is_quantized_on_load(&self) -> bool {
         match self.storage {
-            LinearStorage::FourBit(_) | LinearStorage::Int8Rows => true,
+            LinearStorage::FourBit(_) | LinearStorage::Int8Rows | LinearStorage::Int8Experts => {
+                true
+            }
             LinearStorage::Dense | LinearStorage::Blocks => false,
         }
     }
@@ -210,6 +214,7 @@ impl Decoder {
             scale: self.config.attention_scale(),
             window: self.config.window(layer),
             soft_cap: self.config.attention.soft_cap,
+            compute: self.compute,
         }
     }
 
@@ -233,6 +238,12 @@ impl std::fmt::Debug for Decoder {
             .field("compute", &self.compute)
             .finish_non_exhaustive()
     }
+}
+
+/// Refuses trained numbers whose derived form is old: the pass would run other weights.
+fn check_current(trainable: Option<&Trainable>) {
+    let is_current = trainable.is_none_or(Trainable::is_current);
+    assert!(is_current, "the trained numbers changed; `Decoder::refresh` comes first");
 }
 
 /// Takes the columns of `from` apart, from left to right.
@@ -265,12 +276,6 @@ fn join_columns<const N: usize>(to: &mut [f32], parts: [&[f32]; N], t: usize) {
         first += n;
     }
     assert_eq!(first, width, "the parts are not the whole");
-}
-
-/// Refuses trained numbers whose derived form is old: the pass would run other weights.
-fn check_current(trainable: Option<&Trainable>) {
-    let is_current = trainable.is_none_or(Trainable::is_current);
-    assert!(is_current, "the trained numbers changed; `Decoder::refresh` comes first");
 }
 
 /// Copies some rows of `from` to `to`, in the order of `rows`.

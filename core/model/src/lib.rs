@@ -36,7 +36,9 @@ mod trainable;
 mod weights;
 mod whole;
 
-pub use activations::{Activations, Keep, MemoryPlan, OutOfMemory, PlannedBuffer, StepSize};
+pub use activations::{
+    Activations, Keep, MemoryPlan, NotFiniteAt, OutOfMemory, PlannedBuffer, StepSize,
+};
 pub use adapter::{
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, ALL_LINEAR, AdaptedModule, AdapterError, LoadedAdapter,
     LoraConfig, LoraInit, PeftInfo, TRAINED_WEIGHTS, TrainedBias,
@@ -46,7 +48,9 @@ pub use config::{
     AttentionOptions, ConfigError, Dims, Experts, MlpOptions, ModelConfig, NormOptions,
     read_config_json,
 };
-pub use decoder::{CachedSequence, Decoder, DropoutStep, KvCache, PackedInput, Pass, Scored};
+pub use decoder::{
+    CachedSequence, Decoder, DropoutStep, EmbeddingNoise, KvCache, PackedInput, Pass, Scored,
+};
 pub use names::{ExpertPart, Linear, ModuleNames, Norm, Role};
 pub use open::{LoadError, ModelFiles, OpenModel};
 pub use rope::{Rope, RopeScaling, longrope_attention_factor, yarn_attention_factor};

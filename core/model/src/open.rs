@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use forgelm_artifact::gguf::{GgufError, GgufFile};
 use forgelm_artifact::safetensors::SafetensorsFile;
@@ -147,7 +148,24 @@ impl OpenModel {
     /// As [`OpenModel::load`].
     pub fn load_as(&self, ops: Arc<dyn Ops>, options: LoadOptions) -> Result<Decoder, LoadError> {
         self.config.validate()?;
-        Ok(Decoder::from_store_as(self.config.clone(), &self.store, ops, options)?)
+        // Packing goes from tensor to tensor and would wait for the disk at each; meanwhile the
+        // files are read in their own order.
+        let is_loaded = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.read_ahead(&|| is_loaded.load(Ordering::Relaxed)));
+            let decoder = Decoder::from_store_as(self.config.clone(), &self.store, ops, options);
+            is_loaded.store(true, Ordering::Relaxed);
+            Ok(decoder?)
+        })
+    }
+
+    fn read_ahead(&self, is_enough: &dyn Fn() -> bool) {
+        match &self.store.files {
+            Files::Folder(_, model) => {
+                model.files().iter().for_each(|file| file.read_ahead(is_enough));
+            }
+            Files::Gguf(file) => file.read_ahead(is_enough),
+        }
     }
 }
 
@@ -206,6 +224,15 @@ impl TensorStore for FileStore {
     fn tensor(&self, name: &str) -> Option<StoredTensor<'_>> {
         let view = self.view(name)?;
         Some(StoredTensor { dtype: view.dtype, shape: view.shape.to_vec(), bytes: view.bytes })
+    }
+
+    fn release(&self, tensor: &StoredTensor<'_>) {
+        match &self.files {
+            Files::Folder(_, model) => {
+                model.files().iter().for_each(|file| file.release(tensor.bytes));
+            }
+            Files::Gguf(file) => file.release(tensor.bytes),
+        }
     }
 
     fn name_of(&self, role: Role) -> String {

@@ -18,6 +18,8 @@ pub enum LinearStorage {
     /// Eight bits and one scale a row, as [`LinearStorage::Blocks`] where the file has blocks
     /// already.
     Int8Rows,
+    /// The experts of a mixture as [`LinearStorage::Int8Rows`], everything else densely.
+    Int8Experts,
 }
 
 /// Paper: Dettmers et al. 2023, arXiv:2305.14314.

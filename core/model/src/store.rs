@@ -53,6 +53,9 @@ pub trait TensorStore {
     /// The tensor of this name.
     fn tensor(&self, name: &str) -> Option<StoredTensor<'_>>;
 
+    /// Lets go of the memory of a tensor that was read, where it is a mapped file's.
+    fn release(&self, _tensor: &StoredTensor<'_>) {}
+
     /// How this store spells a role that has a tensor of its own.
     fn name_of(&self, role: Role) -> String;
 

@@ -85,11 +85,11 @@ pub struct Trainable {
     modules: Vec<AdaptedModule>,
     /// Index into `modules` by layer and linear.
     places: Vec<Vec<Option<usize>>>,
+    /// What `all-linear` means: last components of names, sorted.
+    pub(crate) all_linear: Vec<String>,
     base: BTreeMap<Role, BaseTensor>,
     /// Whether head and embedding are one tensor.
     is_tied: bool,
-    /// What `all-linear` means: last components of names, sorted.
-    all_linear: Vec<String>,
     /// A and B as PiSSA began them, which the base lacks since; else empty.
     initial: Vec<f32>,
     derived: derived::Derived,
@@ -135,13 +135,16 @@ impl Trainable {
     ///
     /// # Errors
     /// If a setting is out of range or a name means nothing.
-    pub fn zeroed(selection: Selection, model: &ModelConfig) -> Result<Self, AdapterError> {
+    pub fn zeroed(
+        selection: impl Into<Selection>,
+        model: &ModelConfig,
+    ) -> Result<Self, AdapterError> {
+        let selection = selection.into();
         let modules = match &selection {
             Selection::Adapter(config) => adapted_modules(config, model)?,
             Selection::Everything | Selection::Weights(_) => Vec::new(),
         };
-        let dims = model.dims();
-        let mut places = vec![vec![None; Linear::n_places(&dims)]; dims.l];
+        let mut places = vec![vec![None; Linear::n_places(&model.dims())]; model.dims().l];
         for (i, module) in modules.iter().enumerate() {
             places[module.layer][module.linear.index()] = Some(i);
         }
@@ -155,8 +158,8 @@ impl Trainable {
             modules,
             places,
             base,
-            is_tied: model.tie_word_embeddings,
             all_linear: last_names(model),
+            is_tied: model.tie_word_embeddings,
             initial: Vec::new(),
         })
     }
@@ -174,11 +177,6 @@ impl Trainable {
             Selection::Adapter(config) => Some(config),
             Selection::Everything | Selection::Weights(_) => None,
         }
-    }
-
-    /// The last components of names that `all-linear` means, sorted.
-    pub(crate) fn all_linear(&self) -> &[String] {
-        &self.all_linear
     }
 
     /// Chance that an input of A becomes zero while training.
@@ -236,7 +234,7 @@ impl Trainable {
 
     /// The lowest trained linear of the lowest trained layer, if backward may end with it; `None`
     /// when something below it trains as well, and for other layers.
-    pub(crate) fn lowest_linear(&self, layer: usize) -> Option<Linear> {
+    pub(crate) fn lowest_linear(&self, layer: usize, model: &ModelConfig) -> Option<Linear> {
         let is_below = |role: &Role| match role {
             Role::Embedding => true,
             Role::Norm(l, _) => *l == layer,
@@ -249,12 +247,14 @@ impl Trainable {
         if layer > self.first_layer() || self.base.keys().any(is_below) {
             return None;
         }
-        let adapted = self.modules.iter().filter(|m| m.layer == layer).map(|m| m.linear);
-        let of_base = self.base.keys().filter_map(|role| match role {
-            Role::Linear(l, linear) | Role::Bias(l, linear) if *l == layer => Some(*linear),
-            _ => None,
-        });
-        adapted.chain(of_base).min()
+        model.linears(layer).into_iter().find(|linear| self.trains(layer, *linear))
+    }
+
+    /// Whether a router of experts trains.
+    #[must_use]
+    pub fn trains_router(&self) -> bool {
+        let of_base = self.base.keys().any(|role| matches!(role, Role::Linear(_, Linear::Router)));
+        of_base || self.modules.iter().any(|m| m.linear == Linear::Router)
     }
 
     /// Whether anything of a linear layer trains.
@@ -383,6 +383,6 @@ fn is_trained_bias(config: &LoraConfig, modules: &[AdaptedModule], role: Role) -
     match config.bias {
         TrainedBias::None => false,
         TrainedBias::All => true,
-        TrainedBias::LoraOnly => is_adapted(modules, layer, linear),
+        TrainedBias::LoraOnly => modules.iter().any(|m| (m.layer, m.linear) == (layer, linear)),
     }
 }

@@ -184,17 +184,20 @@ impl Weights {
 pub(crate) fn freeze_linear(
     ops: &dyn Ops,
     options: LoadOptions,
+    linear: Linear,
     rows: &dyn RowSource,
 ) -> (Box<dyn FrozenMatrix>, String) {
     let compute = options.compute;
+    let is_expert = matches!(linear, Linear::Expert(..));
     match options.linear {
         LinearStorage::Dense | LinearStorage::Blocks => {
             (ops.freeze(rows, compute), "dense".to_owned())
         }
+        LinearStorage::Int8Experts if !is_expert => (ops.freeze(rows, compute), "dense".to_owned()),
         LinearStorage::FourBit(storage) => {
             keep(ops, compute, &storage.quantize(rows), storage.label())
         }
-        LinearStorage::Int8Rows => {
+        LinearStorage::Int8Rows | LinearStorage::Int8Experts => {
             keep(ops, compute, &Int8Matrix::quantize(rows), "int8 rows".to_owned())
         }
     }
@@ -213,7 +216,7 @@ fn keep(
     }
 }
 
-/// The values of one tensor in f32, as the model uses them: norms are what they multiply by.
+/// The values of one tensor in f32, as a Hugging Face folder holds them.
 ///
 /// # Errors
 /// If the tensor is missing, of the wrong shape or format, or holds a value that is not a number.
@@ -222,10 +225,19 @@ pub(crate) fn read_values(
     config: &ModelConfig,
     role: Role,
 ) -> Result<Vec<f32>, WeightsError> {
-    let rows = rows(store, config, role)?.plus(norm_offset(store, config, role));
+    let rows = stored_rows(store, config, role)?.1;
+    values(store, config, role, &rows)
+}
+
+fn values(
+    store: &dyn TensorStore,
+    config: &ModelConfig,
+    role: Role,
+    rows: &StoredRows<'_>,
+) -> Result<Vec<f32>, WeightsError> {
     let mut values = vec![0.0; rows.n_rows() * rows.n_cols()];
     rows.read_rows(0, &mut values);
-    check_finite(store, config, role, &rows)?;
+    check_finite(store, config, role, rows)?;
     Ok(values)
 }
 
@@ -407,6 +419,7 @@ impl<'a> Reader<'a> {
         missing(self.store, name)
     }
 
+    /// As stored: see [`norm_offset`].
     fn rows(&self, role: Role) -> Result<StoredRows<'a>, WeightsError> {
         rows(self.store, self.config, role)
     }
@@ -417,7 +430,7 @@ impl<'a> Reader<'a> {
             // A router decides by small differences, and is small.
             Role::Linear(_, linear) if !linear.is_router() => {
                 let rows = rows.with_blocks();
-                let packed = self.linear(&rows);
+                let packed = self.linear(linear, &rows);
                 (rows, packed)
             }
             _ => {
@@ -426,24 +439,33 @@ impl<'a> Reader<'a> {
             }
         };
         check_finite(self.store, self.config, role, &rows)?;
+        // Packed once, the file's own bytes are not needed in memory any more.
+        if let Some(tensor) = self.store.tensor(&self.store.locate(role, &self.dims).name) {
+            self.store.release(&tensor);
+        }
         Ok(packed)
     }
 
     /// A linear layer, kept as the options say.
-    fn linear(&self, rows: &StoredRows<'_>) -> Box<dyn FrozenMatrix> {
-        let is_dense = self.options.linear == LinearStorage::Dense;
+    fn linear(&self, linear: Linear, rows: &StoredRows<'_>) -> Box<dyn FrozenMatrix> {
+        let is_dense = match self.options.linear {
+            LinearStorage::Dense => true,
+            LinearStorage::Int8Experts => !matches!(linear, Linear::Expert(..)),
+            LinearStorage::Blocks | LinearStorage::FourBit(_) | LinearStorage::Int8Rows => false,
+        };
         let (packed, format) = match rows.blocks() {
             Some(_) if !is_dense => {
                 keep(self.ops, self.options.compute, rows, rows.dtype().name().to_owned())
             }
-            _ => freeze_linear(self.ops, self.options, rows),
+            _ => freeze_linear(self.ops, self.options, linear, rows),
         };
         *self.formats.borrow_mut().entry(format).or_default() += 1;
         packed
     }
 
     fn vector(&self, role: Role) -> Result<Vec<f32>, WeightsError> {
-        read_values(self.store, self.config, role)
+        let offset = norm_offset(self.store, self.config, role);
+        values(self.store, self.config, role, &self.rows(role)?.plus(offset))
     }
 
     fn layer(&self, n: usize) -> Result<LayerWeights, WeightsError> {

@@ -283,6 +283,26 @@ fn a_batch_s_gradient_is_the_sum_of_its_sequences() {
 }
 
 #[test]
+fn one_pass_over_the_vocabulary_gives_the_same_gradient() {
+    let case = Case::new(LoraConfig::new(4, 8.0, &["all-linear"]));
+    let twice = case.gradient(Keep::Everything);
+    let (rows, labels) = case.batch.scored();
+    let scored = Scored { rows: &rows, labels: &labels };
+    let mut acts = case.activations(Keep::Everything);
+    let (mut logp, mut again) = (vec![0.0; rows.len()], vec![0.0; rows.len()]);
+    let pass = case.pass(&case.adapter);
+    case.decoder.forward(&pass, &mut acts);
+    case.decoder.logprobs(&pass, &mut acts, scored, &mut again);
+    case.decoder.logprobs_with_gradient(&pass, &mut acts, scored, &mut logp);
+    assert_eq!(logp, again);
+    let mut once = vec![0.0; twice.len()];
+    case.decoder.backward(&pass, &mut acts, scored, &case.dlogp, &mut once);
+    for (i, (a, b)) in once.iter().zip(&twice).enumerate() {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + b.abs()), "value {i}: {a}, in two passes {b}");
+    }
+}
+
+#[test]
 fn computing_layers_again_gives_the_same_bits() {
     let mut lora = LoraConfig::new(4, 8.0, &["q_proj", "v_proj", "down_proj"]);
     lora.dropout = 0.2;

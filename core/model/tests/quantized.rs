@@ -12,8 +12,9 @@ use forgelm_kernels_api::{Compute, Ops, Rounding, RowSource, Write};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    ALL_LINEAR, Activations, Adapter, Decoder, FourBitStorage, Keep, Linear, LinearStorage,
-    LoadOptions, LoraConfig, MemoryStore, ModelConfig, ModuleNames, Pass, Role, Scored, StepSize,
+    ALL_LINEAR, Activations, Adapter, Decoder, Experts, FourBitStorage, Keep, Linear,
+    LinearStorage, LoadOptions, LoraConfig, MemoryStore, ModelConfig, ModuleNames, Pass, Role,
+    Scored, StepSize,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_tensor::{Dtype, FourBit, FourBitMatrix, ScaleStorage, dequantize, quantize};
@@ -285,4 +286,36 @@ fn products_with_nf4_are_those_of_bitsandbytes() {
             }
         }
     }
+}
+
+/// Experts may be kept in eight bits alone; a router is never quantized.
+#[test]
+fn experts_are_kept_as_asked_and_routers_densely() {
+    let config = ModelConfig {
+        experts: Some(Experts {
+            num_experts: 3,
+            num_experts_per_tok: 2,
+            intermediate_size: 64,
+            shared_intermediate_size: None,
+            norm_topk_prob: true,
+            layers: vec![true; 2],
+            router_aux_loss_coef: 0.0,
+            output_router_logits: false,
+            names: ModuleNames::Mixtral,
+        }),
+        ..config()
+    };
+    let store = tiny_store(&config);
+    let cpu: Arc<dyn Ops> = Arc::new(Cpu::new(1));
+    let formats = |linear| {
+        let options = LoadOptions { compute: Compute::F32, linear };
+        load(&config, &store, &cpu, options).linear_formats().clone()
+    };
+    let (attention, experts) = (2 * 4, 2 * 3 * 3);
+    let eight = formats(LinearStorage::Int8Experts);
+    assert_eq!(eight["int8 rows"], experts);
+    assert_eq!(eight["dense"], attention);
+    let four = formats(LinearStorage::FourBit(NF4));
+    assert_eq!(four["nf4, double quantized"], attention + experts);
+    assert_eq!(four.len(), 1);
 }

@@ -68,7 +68,7 @@ fn step(n_threads: usize, compute: Compute, kind: Kind) -> [Vec<f32>; 3] {
     let mut logp = vec![0.0; rows.len()];
     let mut grads = vec![0.0; n];
     decoder.forward(&pass, &mut acts);
-    decoder.logprobs(&pass, &mut acts, scored, &mut logp);
+    decoder.logprobs_with_gradient(&pass, &mut acts, scored, &mut logp);
     decoder.backward(&pass, &mut acts, scored, &noise(6, rows.len(), 1.0), &mut grads);
     let mut logits = vec![0.0; config.vocab_size];
     let mut cache = KvCache::new(&config, 70);

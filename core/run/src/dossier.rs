@@ -1,16 +1,19 @@
 //! The evidence of a run: who ran it, what signs it, and the plain record from which all documents
 //! are made.
 
+use crate::cost::{self, Usage};
+use crate::data::Sources;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::memory::MemoryUse;
 use crate::model::{FoundModel, LoadedModel, compute_name};
 use crate::plan::Plan;
+use crate::recovery::Rung;
 use crate::training::Completed;
 use forgelm_artifact::UtcTime;
 use forgelm_config::{RequireProvisioned, RiskTier, Secret, TargetModules, resolved_json};
-use forgelm_data::{Dataset, TokenStatistics};
+use forgelm_data::{Prepared, fingerprint};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_evidence::audit::operator::{OperatorCandidates, resolve_operator};
@@ -22,6 +25,8 @@ use forgelm_evidence::documents::evidence::{
 };
 use forgelm_evidence::keys::KeyOrigin;
 use forgelm_evidence::keys::lookup::{FoundKey, KeyCandidates, find_signing_key};
+use forgelm_model::Keep;
+use forgelm_train::session::Cut;
 use forgelm_train::state::State;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -110,17 +115,19 @@ pub struct Dossier<'a> {
     /// The base model.
     pub loaded: &'a LoadedModel,
     /// The data.
-    pub dataset: &'a Dataset,
-    /// Of the training and the validation split.
-    pub statistics: [TokenStatistics; 2],
+    pub data: &'a Prepared,
+    /// Where it came from.
+    pub sources: &'a Sources,
     /// Where training ended.
     pub state: &'a State,
     /// Of this run.
     pub run_id: &'a str,
     /// When the program began.
     pub started_at: UtcTime,
-    /// Wall time of the training loop.
-    pub train_seconds: f64,
+    /// What the training loop used.
+    pub usage: Usage,
+    /// How steps were made in the end.
+    pub rung: Rung,
     /// How far a whole model that was saved is from what was trained.
     pub merge_metrics: &'a BTreeMap<String, f64>,
     /// What chat templates took for the present.
@@ -137,8 +144,11 @@ impl Dossier<'_> {
         key: Option<&FoundKey>,
         audit: &mut AuditLog,
     ) -> Result<Completed, RunError> {
-        let metrics = self.metrics();
         let resource_usage = self.resource_usage();
+        let mut metrics = self.metrics();
+        for (name, value) in &resource_usage {
+            metrics.extend(value.as_f64().map(|number| (format!("resource/{name}"), number)));
+        }
         let evidence = self.evidence(&metrics, &resource_usage, audit.operator());
         let output = &self.plan.output;
         let completed =
@@ -172,7 +182,8 @@ impl Dossier<'_> {
         let mut metrics = BTreeMap::from([
             ("epoch".to_owned(), self.state.epoch),
             ("train_steps".to_owned(), self.state.global_step as f64),
-            ("train_runtime".to_owned(), self.train_seconds),
+            ("train_runtime".to_owned(), self.usage.wall_seconds),
+            ("total_flos".to_owned(), self.state.flops),
             ("train_trained_tokens".to_owned(), self.state.n_trained_tokens as f64),
         ]);
         if let Some(first) = history.first().filter(|entry| entry.step == 0) {
@@ -187,16 +198,19 @@ impl Dossier<'_> {
     }
 
     fn resource_usage(&self) -> Map<String, Value> {
-        let peak = MemoryUse::now().resident_peak;
-        Map::from_iter([
-            (
-                "training_duration_seconds".to_owned(),
-                json!((self.train_seconds * 10.0).round() / 10.0),
-            ),
-            ("memory_bytes_peak".to_owned(), json!(peak)),
-            ("threads".to_owned(), json!(self.loaded.decoder.ops().n_threads())),
-            ("kernels".to_owned(), json!(self.loaded.decoder.ops().name())),
-        ])
+        let mut fields = cost::fields(self.plan, &self.usage);
+        let ops = self.loaded.decoder.ops();
+        for (key, value) in [
+            ("memory_bytes_peak", json!(MemoryUse::now().resident_peak)),
+            ("threads", json!(ops.n_threads())),
+            ("kernels", json!(ops.name())),
+            ("tokens", json!(self.state.n_tokens)),
+            ("trained_tokens", json!(self.state.n_trained_tokens)),
+            ("flops", json!(self.state.flops)),
+        ] {
+            fields.insert(key.to_owned(), value);
+        }
+        fields
     }
 
     fn evidence(
@@ -268,7 +282,7 @@ impl Dossier<'_> {
     fn parameters(&self) -> TrainingParameters {
         let run = &self.plan.run;
         let training = &run.training;
-        let more = Map::from_iter([
+        let mut more = Map::from_iter([
             ("steps".to_owned(), json!(self.state.global_step)),
             ("lr_scheduler_type".to_owned(), json!(training.lr_scheduler_type.to_string())),
             ("warmup_ratio".to_owned(), json!(training.warmup_ratio)),
@@ -279,13 +293,27 @@ impl Dossier<'_> {
             ("kernels".to_owned(), json!(self.loaded.decoder.ops().name())),
             ("saved_as".to_owned(), json!(self.saved_as())),
             ("bias".to_owned(), json!(run.lora.bias.to_string())),
-            ("rendering".to_owned(), json!(self.rendering())),
+            ("rendering".to_owned(), json!(self.data.rendering)),
             ("train_on".to_owned(), json!(run.data.train_on.to_string())),
             (
                 "template_now".to_owned(),
                 json!(UtcTime(self.template_now * 1_000_000).to_text_date()),
             ),
         ]);
+        let is_recomputed = self.rung.keep == Keep::LayerInputs;
+        more.insert("gradient_checkpointing".to_owned(), json!(is_recomputed));
+        let (batch_size, accumulation) =
+            (training.per_device_train_batch_size, training.gradient_accumulation_steps);
+        if self.rung.cut != (Cut { batch_size, accumulation }) {
+            let recovery = json!({
+                "applied": true,
+                "configured_batch_size": batch_size,
+                "configured_gradient_accumulation_steps": accumulation,
+                "effective_batch_size": self.rung.cut.batch_size,
+                "effective_gradient_accumulation_steps": self.rung.cut.accumulation,
+            });
+            more.insert("oom_recovery".to_owned(), recovery);
+        }
         TrainingParameters {
             trainer_type: training.trainer_type.to_string(),
             epochs: self.state.epoch,
@@ -330,32 +358,41 @@ impl Dossier<'_> {
         }
     }
 
-    /// How rows became text.
-    fn rendering(&self) -> &'static str {
-        match self.dataset.layout {
-            forgelm_data::Layout::Messages => "chat template of the model",
-            _ => "plain text",
+    fn provenance(&self, now: UtcTime) -> DataProvenance {
+        let run = &self.plan.run;
+        let mut prints = (0..self.data.mixture.len()).map(|i| self.fingerprint(i, now));
+        let fingerprint = prints.next().unwrap_or_default();
+        let extras = run.data.extra_datasets.iter().flatten().cloned();
+        DataProvenance {
+            primary_dataset: run.data.dataset_name_or_path.clone(),
+            fingerprint,
+            shuffle: run.data.shuffle,
+            clean_text: run.data.clean_text,
+            extra_datasets: extras.zip(prints).collect(),
         }
     }
 
-    fn provenance(&self, now: UtcTime) -> DataProvenance {
-        let run = &self.plan.run;
-        let [train, validation] = &self.statistics;
-        let n_bytes = self.dataset.files.iter().map(|file| file.n_bytes).sum();
-        DataProvenance {
-            primary_dataset: run.data.dataset_name_or_path.clone(),
-            fingerprint: DatasetFingerprint {
-                path: run.data.dataset_name_or_path.clone(),
-                timestamp: now.to_string(),
-                size_bytes: Some(n_bytes),
-                sha256: Some(self.dataset.fingerprint().as_str().to_owned()),
-                rows: Some(train.rows + validation.rows),
-                hf_revision_source: "local_path".to_owned(),
-                ..DatasetFingerprint::default()
+    /// What pins one of the data sets.
+    fn fingerprint(&self, i: usize, now: UtcTime) -> DatasetFingerprint {
+        let part = &self.data.mixture[i];
+        let files = &self.data.files[i];
+        let revision = self.sources.revisions[i].as_ref();
+        let is_only = self.data.mixture.len() == 1;
+        let [train, validation] = &self.data.statistics;
+        let rows = if is_only { train.rows + validation.rows } else { part.n_taken as u64 };
+        DatasetFingerprint {
+            path: part.name.clone(),
+            timestamp: now.to_string(),
+            size_bytes: Some(files.iter().map(|file| file.n_bytes).sum()),
+            sha256: Some(fingerprint(files).as_str().to_owned()),
+            rows: Some(rows),
+            source: revision.map(|_| "huggingface_hub".to_owned()),
+            hf_revision_source: match revision {
+                Some(_) => "loaded".to_owned(),
+                None => "local_path".to_owned(),
             },
-            shuffle: run.data.shuffle,
-            clean_text: run.data.clean_text,
-            extra_datasets: Vec::new(),
+            hf_revision: revision.and_then(|revision| revision.revision_resolved.clone()),
+            ..DatasetFingerprint::default()
         }
     }
 }

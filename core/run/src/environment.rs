@@ -6,6 +6,7 @@ use forgelm_config::Secret;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Looks up a variable of the environment that is set and not empty.
 pub type Lookup = fn(&str) -> Option<String>;
@@ -15,6 +16,8 @@ pub type Lookup = fn(&str) -> Option<String>;
 pub struct Environment {
     /// Wall and monotonic time.
     pub clock: Arc<dyn Clock>,
+    /// Processor time of this process so far, over all threads.
+    pub cpu_time: fn() -> Option<Duration>,
     /// Name of the user, when the system has one.
     pub user: Option<String>,
     /// Name of the host.

@@ -6,7 +6,7 @@ use forgelm_artifact::lock::LockError;
 use forgelm_artifact::open::OpenError;
 use forgelm_artifact::write::WriteError;
 use forgelm_config::{Color, Diagnostic, render};
-use forgelm_data::{DataError, RenderError};
+use forgelm_data::{DataError, StoreError};
 use forgelm_evidence::audit::log::AuditError;
 use forgelm_evidence::audit::operator::NoOperator;
 use forgelm_evidence::bundle::write::BundleError;
@@ -18,7 +18,6 @@ use forgelm_plugin::RegistryError;
 use forgelm_sdk::OptionsError;
 use forgelm_tokenize::{ChatError, TemplateError, TokenizeError};
 use forgelm_train::checkpoint::CheckpointError;
-use forgelm_train::session::StepError;
 use std::error::Error;
 use std::path::PathBuf;
 
@@ -58,9 +57,9 @@ pub enum RunError {
     /// The data cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// Rows cannot become tokens.
+    /// Tokens cannot be read back.
     #[error(transparent)]
-    Render(#[from] RenderError),
+    Tokens(#[from] StoreError),
     /// A row of a file of rows cannot be read.
     #[error(transparent)]
     Rows(#[from] JsonlError),
@@ -151,7 +150,7 @@ pub enum RunError {
     Bundle(#[from] BundleError),
     /// The plan needs more memory than there is.
     #[error(
-        "the run needs {needed} bytes of memory and {available} are available; the largest parts \
+        "the run needs {needed} bytes of memory and {ceiling} leaves {available}; the largest parts \
          are {largest}\n  hint: {hint}"
     )]
     Memory {
@@ -159,10 +158,30 @@ pub enum RunError {
         needed: u64,
         /// Available, in bytes.
         available: u64,
+        /// What sets the limit.
+        ceiling: &'static str,
         /// The largest buffers of the plan.
         largest: String,
         /// The cheapest change.
         hint: String,
+    },
+    /// Memory ran out in the middle, and the step cannot be cut any smaller.
+    #[error(
+        "step {step}: {needed} bytes of memory are needed and {ceiling} leaves {available}; the batch \
+         is at its smallest, {batch_size}\n  hint: free some memory and continue with `--resume`; \
+         `training.oom_recovery_min_batch_size` is the floor"
+    )]
+    OutOfRoom {
+        /// 1-based number of the step.
+        step: u64,
+        /// Needed, in bytes.
+        needed: u64,
+        /// Available, in bytes.
+        available: u64,
+        /// What sets the limit.
+        ceiling: &'static str,
+        /// Sequences in a micro-batch.
+        batch_size: usize,
     },
     /// The checkpoints need more room than the disk has.
     #[error(
@@ -181,9 +200,52 @@ pub enum RunError {
     /// The system refused memory that was planned.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
-    /// A step gave a number that is not finite.
-    #[error(transparent)]
-    Step(#[from] StepError),
+    /// The file of overrides beside a model is not one.
+    #[error("{}: not overrides of a model: {problem}", .path.display())]
+    Overrides {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A sliding window for a family that has none.
+    #[error(
+        "`training.sliding_window_attention`: models of the family `{model_type}` attend to all \
+         that came before\n  hint: remove the key"
+    )]
+    NoWindow {
+        /// The family.
+        model_type: String,
+    },
+    /// A step gave a number that is not finite: nothing was updated.
+    #[error(
+        "step {step}: {what} is {value}, from {rows}; nothing was updated, and the last checkpoint \
+         is good\n  hint: a lower `training.learning_rate` often helps; `{}` says more",
+        .replay.display()
+    )]
+    NotFinite {
+        /// 1-based number of the step.
+        step: u64,
+        /// The tensor, with its layer.
+        what: String,
+        /// The number.
+        value: f64,
+        /// File and line of the rows that it comes from.
+        rows: String,
+        /// The file that says more.
+        replay: PathBuf,
+    },
+    /// Step after step has no gradient.
+    #[error(
+        "step {step}: nothing is being learned, the gradient of the last {n} steps was zero\n  \
+         hint: are the trained tokens and `lora.target_modules` what was meant?"
+    )]
+    NothingLearned {
+        /// 1-based number of the step.
+        step: u64,
+        /// Steps in a row.
+        n: u64,
+    },
     /// Text could not be generated.
     #[error(transparent)]
     Generate(#[from] GenerateError),
@@ -209,12 +271,13 @@ impl RunError {
             | Self::Tokenize(_)
             | Self::Template(_)
             | Self::Chat(_)
-            | Self::Render(_)
             | Self::Row { .. }
             | Self::Registry(_)
             | Self::Options(_)
             | Self::OutputDir { .. }
             | Self::OtherRun { .. }
+            | Self::Overrides { .. }
+            | Self::NoWindow { .. }
             | Self::NoCheckpoint { .. }
             | Self::Variable { .. }
             | Self::Operator(_)
@@ -224,6 +287,7 @@ impl RunError {
             Self::Hub(error) => error.class().into(),
             Self::Load(error) => error.class().into(),
             Self::Data(error) => error.class().into(),
+            Self::Tokens(error) => error.class().into(),
             Self::Rows(error) => error.class().into(),
             Self::Lock(error) => error.class().into(),
             Self::Write(error) | Self::WholeModel(WholeModelError::Write(error)) => {
@@ -241,8 +305,15 @@ impl RunError {
             Self::Key(error) if error.is_runtime() => Exit::Runtime,
             Self::Key(_) => Exit::Config,
             Self::Audit(error) if error.is_config() => Exit::Config,
-            Self::Audit(_) | Self::Bundle(_) | Self::Step(_) | Self::Generate(_) => Exit::Runtime,
-            Self::Memory { .. } | Self::Disk { .. } | Self::OutOfMemory(_) => Exit::Resources,
+            Self::Audit(_)
+            | Self::Bundle(_)
+            | Self::NotFinite { .. }
+            | Self::NothingLearned { .. }
+            | Self::Generate(_) => Exit::Runtime,
+            Self::Memory { .. }
+            | Self::OutOfRoom { .. }
+            | Self::Disk { .. }
+            | Self::OutOfMemory(_) => Exit::Resources,
             Self::Changed { .. } => Exit::Integrity,
         }
     }

@@ -6,16 +6,22 @@
 //! [`training::train`].
 
 pub mod chat;
+pub mod cost;
+pub mod data;
 pub mod dossier;
 pub mod environment;
 pub mod error;
 pub mod event;
 pub mod exit;
+pub mod fit_check;
+pub mod footprint;
 pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod output;
+pub mod overrides;
 pub mod plan;
+pub mod recovery;
 pub mod resume;
 pub mod sample;
 pub mod score;

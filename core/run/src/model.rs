@@ -3,6 +3,8 @@
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
+use crate::overrides::Overrides;
+use crate::plan::Plan;
 use forgelm_artifact::gguf::GgufFile;
 use forgelm_artifact::hash::{Hasher, sha256_file};
 use forgelm_config::{ComputeDtype, Secret};
@@ -13,6 +15,7 @@ use forgelm_model::{
     ADAPTER_CONFIG, Adapter, Decoder, LoadedAdapter, OpenModel, PeftInfo, Trainable,
 };
 use forgelm_tokenize::{ChatTemplate, Tokenizer};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,14 +38,54 @@ pub struct ModelRequest {
     pub threads: Option<usize>,
     /// Name, path or text of the chat template; the model's own when `None`.
     pub chat_template: Option<String>,
+    /// What a run changes of the model's own description; what stands beside the model is added.
+    pub overrides: Overrides,
+}
+
+impl ModelRequest {
+    /// A model by name and everything else as it comes: its newest revision, no adapter, the
+    /// network allowed, the format that the kernels prefer, all cores.
+    #[must_use]
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            revision: None,
+            adapter: None,
+            offline: false,
+            token: None,
+            compute: ComputeDtype::Auto,
+            threads: None,
+            chat_template: None,
+            overrides: Overrides::default(),
+        }
+    }
+}
+
+/// The model of a plan.
+#[must_use]
+pub fn request_of(plan: &Plan, offline: bool) -> ModelRequest {
+    let run = &plan.run;
+    ModelRequest {
+        name: run.model.name_or_path.clone(),
+        revision: run.model.revision.clone(),
+        adapter: None,
+        offline: run.model.offline || offline,
+        token: run.auth.as_ref().and_then(|auth| auth.hf_token.clone()),
+        compute: run.training.compute_dtype,
+        threads: run.training.threads,
+        chat_template: run.model.chat_template.clone(),
+        overrides: Overrides::of(run),
+    }
 }
 
 /// A model whose files are known and open, and whose tokenizer is loaded. No weight was read yet.
 pub struct FoundModel {
     /// What was asked for and found.
     pub resolved: ResolvedModel,
-    /// Its files.
+    /// Its files; the description is as the overrides have it.
     pub open: OpenModel,
+    /// What is changed of the model's own description.
+    pub overrides: Overrides,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Its chat template, when it has one.
@@ -77,7 +120,16 @@ pub fn find(
     options.token = request.token.clone().or_else(|| env.hub_token.clone());
     let source = Source::parse(&base.name)?;
     let resolved = resolve(&source, &options, &mut |event| report(event, observer))?;
-    let open = OpenModel::open(&model_files(&resolved.files))?;
+    let mut open = OpenModel::open(&model_files(&resolved.files))?;
+    let mut overrides = request.overrides.clone();
+    let base_dir = match &resolved.files {
+        ModelFiles::Folder(dir) => Some(dir.as_path()),
+        ModelFiles::Gguf(_) => None,
+    };
+    for dir in [adapter_dir.as_deref(), base_dir].into_iter().flatten() {
+        overrides = overrides.or(Overrides::read(dir)?);
+    }
+    overrides.apply(open.config_mut())?;
     let tokenizer = tokenizer(&resolved.files, adapter_dir.as_deref())?;
     open.config().check_tokenizer_size(tokenizer.vocab_size())?;
     for note in tokenizer.notes() {
@@ -94,7 +146,16 @@ pub fn find(
         observer.observe(&Event::Warning(text));
     }
     let adapter = adapter_dir.map(|dir| Adapter::load(&dir, open.config())).transpose()?;
-    Ok(FoundModel { resolved, open, tokenizer, template, adapter })
+    Ok(FoundModel { resolved, open, overrides, tokenizer, template, adapter })
+}
+
+/// The kernel library that a request asks for, and the format of products with frozen weights.
+#[must_use]
+pub fn kernels(request: &ModelRequest) -> (Arc<dyn Ops>, Compute) {
+    let n_threads = request.threads.unwrap_or_else(all_cores);
+    let ops: Arc<dyn Ops> = Arc::new(Cpu::new(n_threads));
+    let compute = compute(request.compute, ops.as_ref());
+    (ops, compute)
 }
 
 /// Reads and packs the weights of a model that was found.
@@ -102,14 +163,30 @@ pub fn find(
 /// # Errors
 /// If they are not what the model's description says.
 pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, RunError> {
-    let n_threads = request.threads.unwrap_or_else(all_cores);
-    let ops: Arc<dyn Ops> = Arc::new(Cpu::new(n_threads));
-    let compute = compute(request.compute, ops.as_ref());
-    let sha256 = match &found.resolved.sha256 {
-        Some(sha256) => sha256.clone(),
-        None => weights_sha256(&found.resolved.files)?,
+    let (ops, compute) = kernels(request);
+    load_with(found, ops, compute)
+}
+
+/// [`load`] for kernels that are there.
+///
+/// # Errors
+/// If they are not what the model's description says.
+pub fn load_with(
+    found: &FoundModel,
+    ops: Arc<dyn Ops>,
+    compute: Compute,
+) -> Result<LoadedModel, RunError> {
+    let sha256 = || match &found.resolved.sha256 {
+        Some(sha256) => Ok(sha256.clone()),
+        None => weights_sha256(&found.resolved.files),
     };
-    let decoder = found.open.load(ops, compute)?;
+    // Both read every byte: together they wait for the disk once.
+    let (sha256, decoder) = std::thread::scope(|scope| {
+        let hashing = scope.spawn(sha256);
+        let decoder = found.open.load(ops, compute);
+        (hashing.join().unwrap_or_else(|panic| resume_unwind(panic)), decoder)
+    });
+    let (sha256, decoder) = (sha256?, decoder?);
     if !found.open.is_unchanged() {
         return Err(RunError::Changed { path: found.resolved.files.path().to_owned() });
     }
@@ -254,9 +331,10 @@ fn weights_sha256(files: &ModelFiles) -> Result<String, RunError> {
     Ok(hasher.finish().as_str().to_owned())
 }
 
-fn report(event: HubEvent, observer: &mut dyn Observer) {
+/// Passes on what happens while something is fetched.
+pub(crate) fn report(event: HubEvent, observer: &mut dyn Observer) {
     let event = match event {
-        HubEvent::CacheHit { source } => Event::Notice(format!("model `{source}`: cached")),
+        HubEvent::CacheHit { source } => Event::Notice(format!("`{source}`: cached")),
         HubEvent::Fetching { what } => Event::Notice(format!("fetching {what}")),
         HubEvent::Line { text } => Event::Detail(text),
         HubEvent::Progress { file, n_bytes_done, n_bytes_total } => {

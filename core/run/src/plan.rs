@@ -6,6 +6,7 @@ use forgelm_config::{
     ComputeDtype, Diagnostic, Loaded, Run, Severity, TrainOn, config_hash, load_bytes,
     not_available, resolved_json,
 };
+use forgelm_data::is_hub_id;
 use forgelm_hub::Source;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -28,9 +29,10 @@ pub struct Plan {
 
 /// Keys that may differ between a checkpoint and the run that continues it: they decide no bit of
 /// the weights.
-const NOT_OF_THE_WEIGHTS: [&str; 10] = [
+const NOT_OF_THE_WEIGHTS: [&str; 11] = [
     "final_model_dir",
     "gpu_cost_per_hour",
+    "gradient_checkpointing",
     "logging_steps",
     "oom_recovery",
     "oom_recovery_min_batch_size",
@@ -201,7 +203,17 @@ impl Plan {
                 format!("{} (from the cache, once fetched)", self.run.model.name_or_path)
             }
         };
-        vec![model, self.run.data.dataset_name_or_path.clone()]
+        let data = self.data_sets().map(|name| match is_hub_id(name) {
+            true => format!("{name} (from the cache, once fetched)"),
+            false => name.clone(),
+        });
+        std::iter::once(model).chain(data).collect()
+    }
+
+    /// The data sets, the first one first.
+    fn data_sets(&self) -> impl Iterator<Item = &String> {
+        let data = &self.run.data;
+        std::iter::once(&data.dataset_name_or_path).chain(data.extra_datasets.iter().flatten())
     }
 
     /// Whom the run may contact.
@@ -209,6 +221,14 @@ impl Plan {
         if self.run.model.offline {
             return Vec::new();
         }
+        let mut contacts = self.model_contacts();
+        if self.data_sets().any(|name| is_hub_id(name)) {
+            contacts.push("the hub, for the data".to_owned());
+        }
+        contacts
+    }
+
+    fn model_contacts(&self) -> Vec<String> {
         match &self.source {
             Source::LocalFolder(_) | Source::GgufFile(_) => Vec::new(),
             Source::Hub { .. } => vec!["the model hub, for the model".to_owned()],

@@ -78,3 +78,20 @@ pub fn choose(
     let state = checkpoint::read_state(&path)?;
     Ok(Some(From { path, state }))
 }
+
+/// What is said when the last run in a folder left no word of its end in the audit log: it was
+/// killed, or the machine stopped.
+#[must_use]
+pub fn ended_silently(output: &OutputDir) -> Option<String> {
+    let text = std::fs::read_to_string(output.root().join("audit_log.jsonl")).ok()?;
+    let last: serde_json::Value = serde_json::from_str(text.lines().last()?).ok()?;
+    let event = last["event"].as_str()?;
+    let is_end = ["pipeline.completed", "pipeline.failed", "training.interrupted"].contains(&event);
+    (!is_end).then(|| {
+        format!(
+            "run {} ended without a word after `{event}`: it was killed, perhaps by the kernel for \
+             lack of memory (`training.oom_recovery: true` helps then), or the machine stopped",
+            last["run_id"].as_str().unwrap_or("?"),
+        )
+    })
+}

@@ -3,7 +3,7 @@
 
 use crate::error::RunError;
 use crate::event::{Sample, When};
-use forgelm_data::{Record, RecordKind};
+use forgelm_data::Record;
 use forgelm_generate::{GenerateOptions, Generator, Sampling};
 use forgelm_model::{Adapter, Decoder};
 use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, Tokenizer};
@@ -27,7 +27,7 @@ impl Question {
     #[must_use]
     pub fn first<'a>(records: impl IntoIterator<Item = &'a Record>) -> Option<Self> {
         records.into_iter().find_map(|record| {
-            let RecordKind::Messages(messages) = &record.kind else { return None };
+            let messages = record.kind.conversation()?;
             let answer = messages.iter().position(|message| message.role == "assistant")?;
             let asked = &messages[..answer];
             asked.iter().any(|message| message.role == "user").then(|| Self {

@@ -73,6 +73,7 @@ pub fn training(run: &Run, n_steps: u64) -> Settings {
         schedule: Schedule::new(decay, training.learning_rate, training.warmup_ratio, n_steps),
         adamw: AdamWSettings::with_weight_decay(training.weight_decay as f32),
         max_grad_norm: training.max_grad_norm,
+        noise_alpha: training.neftune_noise_alpha,
         seed: training.seed,
     }
 }

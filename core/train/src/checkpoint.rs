@@ -196,6 +196,9 @@ fn read_moments(file: &Path, n_params: usize) -> Result<Moments, CheckpointError
     let read = |name: &str| {
         let tensor = tensors.tensor(name).ok_or_else(|| damaged(format!("no tensor `{name}`")))?;
         let values = tensor.to_f32().map_err(|error| damaged(error.to_string()))?;
+        if let Some(bad) = values.iter().find(|value| !value.is_finite()) {
+            return Err(damaged(format!("`{name}` holds {bad}, which is not a finite number")));
+        }
         if values.len() == n_params {
             Ok(values)
         } else {

@@ -9,6 +9,7 @@
 //! the same bits (`tests/e2e/resume.rs`, `tests/sim`).
 
 pub mod checkpoint;
+pub mod flops;
 pub mod optimizer;
 pub mod schedule;
 pub mod session;

@@ -1,20 +1,37 @@
 //! The loop body: one optimizer step, one evaluation. Who calls them, and when, is core/run's
 //! business.
 
+mod not_finite;
+
+use crate::flops::{Work, training_flops};
 use crate::optimizer::{self, AdamWSettings, At, Moments, ScaledGradient};
 use crate::schedule::Schedule;
 use crate::state::State;
-use forgelm_data::{PackedBatch, PackedSequence, Plan, Sequence, evaluation_batches, pack};
-use forgelm_model::{
-    Activations, Decoder, DropoutStep, Keep, MemoryPlan, OutOfMemory, PackedInput, Pass, Scored,
-    StepSize, Trainable,
+use forgelm_data::{
+    PackedBatch, PackedSequence, Plan, Sequence, Sequences, StoreError, evaluation_batches, pack,
 };
-use forgelm_sdk::trainer::{self, Loss, Role, StepTotals, Trainer};
+use forgelm_model::{
+    Activations, Decoder, DropoutStep, EmbeddingNoise, Keep, MemoryPlan, ModelConfig, OutOfMemory,
+    PackedInput, Pass, Scored, StepSize, Trainable,
+};
+use forgelm_sdk::trainer::{self, Loss, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
+pub use not_finite::StepError;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// Sequences of a micro-batch of the validation split.
+/// Sequences of a micro-batch of the validation split, at most.
 const EVAL_BATCH_SIZE: usize = 8;
+
+/// How a step is cut: sequences in a micro-batch (bins when packed), micro-batches in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cut {
+    /// Sequences in a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches in a step.
+    pub accumulation: usize,
+}
 
 /// What training is told besides model and data.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,29 +42,10 @@ pub struct Settings {
     pub adamw: AdamWSettings,
     /// Bound on the norm of the mean gradient.
     pub max_grad_norm: f64,
-    /// Seed of the dropout.
+    /// Scale of the noise on token vectors; none without it.
+    pub noise_alpha: Option<f64>,
+    /// Seed of the dropout and the noise.
     pub seed: u64,
-}
-
-/// Why a step did not happen. The adapter and the optimizer are as before it.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum StepError {
-    /// The loss or a gradient is not a finite number.
-    #[error(
-        "step {step}: {what} is {value}; nothing was updated (records of the step, by line: \
-         {records:?})\n  hint: a lower `training.learning_rate` often helps; the last checkpoint \
-         is good"
-    )]
-    NotFinite {
-        /// 1-based number of the step.
-        step: u64,
-        /// `the loss` or a parameter's gradient.
-        what: String,
-        /// The value.
-        value: f64,
-        /// Records of the step.
-        records: Vec<u64>,
-    },
 }
 
 /// What one step did.
@@ -80,11 +78,13 @@ pub struct EvaluationReport {
 pub struct Session<'a> {
     decoder: &'a Decoder,
     trainer: &'a dyn Trainer,
-    train: &'a [Sequence],
-    validation: &'a [Sequence],
-    plan: &'a Plan,
+    train: &'a Sequences,
+    validation: &'a Sequences,
+    plan: Cow<'a, Plan>,
+    validation_batches: Vec<Vec<usize>>,
     settings: Settings,
     dropout: Stream,
+    noise: Stream,
     adapter: Trainable,
     moments: Moments,
     state: State,
@@ -108,11 +108,13 @@ pub struct Parts<'a> {
     /// The objective.
     pub trainer: &'a dyn Trainer,
     /// Sequences to train on.
-    pub train: &'a [Sequence],
+    pub train: &'a Sequences,
     /// Sequences held out.
-    pub validation: &'a [Sequence],
+    pub validation: &'a Sequences,
     /// Which sequences each micro-batch has.
     pub plan: &'a Plan,
+    /// What the forward pass keeps for the backward pass; the bits do not depend on it.
+    pub keep: Keep,
     /// Everything else.
     pub settings: Settings,
     /// What trains.
@@ -125,60 +127,76 @@ pub struct Parts<'a> {
 
 /// The largest micro-batch that a plan has, training and validation together.
 #[must_use]
-pub fn largest_step(train: &[Sequence], validation: &[Sequence], plan: &Plan) -> StepSize {
-    let mut size = StepSize { tokens_max: 1, scored_rows_max: 1 };
-    let mut take = |sequences: &mut dyn Iterator<Item = &Sequence>| {
-        let (mut tokens, mut scored) = (0, 0);
-        for sequence in sequences {
-            tokens += sequence.tokens.len();
-            scored += sequence.n_trained();
-        }
-        size.tokens_max = size.tokens_max.max(tokens);
-        size.scored_rows_max = size.scored_rows_max.max(scored);
-    };
-    for step in 0..plan.n_steps() {
-        for micro_batch in plan.step(step) {
-            take(&mut micro_batch.iter().map(|&i| &train[i]));
-        }
-    }
-    for micro_batch in validation_batches(validation) {
-        take(&mut micro_batch.iter().map(|&i| &validation[i]));
+pub fn largest_step(train: &Sequences, validation: &Sequences, plan: &Plan) -> StepSize {
+    let mut size = largest_training_step(train, plan);
+    for micro_batch in validation_batches(validation, size.tokens_max) {
+        widen(&mut size, validation, &micro_batch);
     }
     size
 }
 
-/// The validation split in micro-batches.
-fn validation_batches(validation: &[Sequence]) -> Vec<Vec<usize>> {
-    let lengths: Vec<usize> = validation.iter().map(|sequence| sequence.tokens.len()).collect();
-    evaluation_batches(&lengths, EVAL_BATCH_SIZE, None)
+fn largest_training_step(train: &Sequences, plan: &Plan) -> StepSize {
+    let mut size = StepSize { tokens_max: 1, scored_rows_max: 1 };
+    for step in 0..plan.n_steps() {
+        for micro_batch in plan.step(step) {
+            widen(&mut size, train, &micro_batch);
+        }
+    }
+    size
+}
+
+/// Widens `size` until a micro-batch of these units fits.
+fn widen(size: &mut StepSize, sequences: &Sequences, units: &[usize]) {
+    let tokens = units.iter().map(|&unit| sequences.n_tokens(unit)).sum();
+    let scored = units.iter().map(|&unit| sequences.n_trained(unit)).sum();
+    size.tokens_max = size.tokens_max.max(tokens);
+    size.scored_rows_max = size.scored_rows_max.max(scored);
+}
+
+/// The validation split in micro-batches. But for a sequence that is longer by itself, none has
+/// more than `tokens_max` tokens: evaluation needs no more memory than training.
+fn validation_batches(validation: &Sequences, tokens_max: usize) -> Vec<Vec<usize>> {
+    evaluation_batches(&validation.lengths(), EVAL_BATCH_SIZE, tokens_max)
+}
+
+fn no_activations(model: &ModelConfig) -> Result<Activations, OutOfMemory> {
+    let nothing = StepSize { tokens_max: 0, scored_rows_max: 0 };
+    Activations::new(model, None, nothing, Keep::Nothing)
 }
 
 /// What the micro-batches of a step have together.
-fn step_totals(sequences: &[Sequence], micro_batches: &[Vec<usize>]) -> StepTotals {
+fn step_totals(
+    sequences: &Sequences,
+    micro_batches: &[Vec<usize>],
+) -> Result<StepTotals, StoreError> {
     let mut totals = StepTotals::default();
-    for sequence in micro_batches.iter().flatten().map(|&i| &sequences[i]) {
-        // The first token of a sequence is never predicted.
-        let n_rows = sequence.trained.iter().skip(1).filter(|trained| **trained).count() as u64;
-        let of_role = &mut totals.0[Role::Sole as usize];
-        of_role.n_sequences += 1;
-        of_role.n_scored += n_rows;
-        of_role.n_trained += n_rows;
+    for units in micro_batches {
+        for sequence in sequences.read(units)? {
+            let n_rows = sequence.n_trained() as u64;
+            let of_role = &mut totals.0[sequence.role as usize];
+            of_role.n_sequences += 1;
+            of_role.n_scored += n_rows;
+            of_role.n_trained += n_rows;
+        }
     }
-    totals
+    Ok(totals)
 }
 
-fn packed(sequences: &[Sequence], numbers: &[usize]) -> PackedBatch {
-    let chosen: Vec<&Sequence> = numbers.iter().map(|&i| &sequences[i]).collect();
-    pack(&chosen)
+fn packed(sequences: &[Sequence]) -> PackedBatch {
+    let refs: Vec<&Sequence> = sequences.iter().collect();
+    pack(&refs)
 }
 
-/// Every buffer of a session, by name and size.
+/// Every buffer of a session, by name and size; the weights, which it borrows, are not among them.
 #[must_use]
-pub fn memory_plan(decoder: &Decoder, adapter: &Trainable, size: StepSize) -> MemoryPlan {
-    let config = decoder.config();
-    let mut plan = Activations::memory_plan(config, Some(adapter), size, Keep::Everything);
+pub fn memory_plan(
+    model: &ModelConfig,
+    adapter: &Trainable,
+    size: StepSize,
+    keep: Keep,
+) -> MemoryPlan {
+    let mut plan = Activations::memory_plan(model, Some(adapter), size, keep);
     let n_params = size_of_val(adapter.params());
-    plan.add("packed weights", decoder.weights_bytes());
     plan.add("trained numbers", n_params);
     plan.add("trained numbers as the kernels read them", adapter.derived_bytes());
     plan.add("gradient of the trained numbers", n_params);
@@ -187,14 +205,31 @@ pub fn memory_plan(decoder: &Decoder, adapter: &Trainable, size: StepSize) -> Me
 }
 
 impl<'a> Session<'a> {
-    /// Allocates every buffer of the run.
+    /// A session with every buffer of the run.
     ///
     /// # Errors
     /// If there is no memory for one.
     pub fn new(parts: Parts<'a>) -> Result<Self, OutOfMemory> {
-        let size = largest_step(parts.train, parts.validation, parts.plan);
-        let activations =
-            Activations::new(parts.decoder.config(), Some(&parts.adapter), size, Keep::Everything)?;
+        let keep = parts.keep;
+        let mut session = Self::without_buffers(parts)?;
+        session.allocate(session.cut(), keep)?;
+        Ok(session)
+    }
+
+    /// A session that cannot step before [`Session::allocate`].
+    ///
+    /// # Errors
+    /// If there is no memory for the gradient.
+    pub fn without_buffers(parts: Parts<'a>) -> Result<Self, OutOfMemory> {
+        let n_params = parts.adapter.params().len();
+        let n_bytes = size_of_val(parts.adapter.params());
+        let mut grad = Vec::new();
+        grad.try_reserve_exact(n_params).map_err(|_| OutOfMemory {
+            buffer: "gradient of the trained numbers".to_owned(),
+            bytes: n_bytes,
+            total: n_bytes,
+        })?;
+        grad.resize(n_params, 0.0);
         let mut adapter = parts.adapter;
         parts.decoder.refresh(&mut adapter);
         Ok(Self {
@@ -202,16 +237,55 @@ impl<'a> Session<'a> {
             trainer: parts.trainer,
             train: parts.train,
             validation: parts.validation,
-            plan: parts.plan,
+            validation_batches: Vec::new(),
+            plan: Cow::Borrowed(parts.plan),
             settings: parts.settings,
             dropout: Stream::new(parts.settings.seed, Purpose::Dropout),
-            grad: vec![0.0; adapter.params().len()],
+            noise: Stream::new(parts.settings.seed, Purpose::EmbeddingNoise),
+            grad,
             adapter,
             moments: parts.moments,
             state: parts.state,
-            activations,
+            activations: no_activations(parts.decoder.config())?,
             buffers: RowBuffers::default(),
         })
+    }
+
+    /// Gives back the buffers of a step and makes those of this cut of the same steps; returns the
+    /// bytes given back and the bytes made. What trains and its moments stay as they are.
+    ///
+    /// # Errors
+    /// If there is no memory for one. The session then has no buffers and cannot step before this
+    /// function succeeds, with a smaller cut.
+    pub fn allocate(&mut self, cut: Cut, keep: Keep) -> Result<(u64, u64), OutOfMemory> {
+        let model = self.decoder.config();
+        let plan = self.recut(cut);
+        let train_size = largest_training_step(self.train, &plan);
+        let size = largest_step(self.train, self.validation, &plan);
+        let before = self.activations.n_bytes() as u64;
+        self.buffers = RowBuffers::default();
+        self.activations = no_activations(model)?;
+        self.activations = Activations::new(model, Some(&self.adapter), size, keep)?;
+        self.validation_batches = validation_batches(self.validation, train_size.tokens_max);
+        self.plan = Cow::Owned(plan);
+        Ok((before, self.activations.n_bytes() as u64))
+    }
+
+    /// How a step is cut.
+    #[must_use]
+    pub fn cut(&self) -> Cut {
+        let (batch_size, accumulation) = self.plan.cut();
+        Cut { batch_size, accumulation }
+    }
+
+    /// The largest micro-batch that the buffers hold.
+    #[must_use]
+    pub fn size(&self) -> StepSize {
+        self.activations.size()
+    }
+
+    fn recut(&self, cut: Cut) -> Plan {
+        self.plan.recut(cut.batch_size, cut.accumulation)
     }
 
     /// What trains, as it stands.
@@ -252,22 +326,25 @@ impl<'a> Session<'a> {
     /// number of terms once.
     ///
     /// # Errors
-    /// If the loss or the gradient is not finite: nothing is changed then.
+    /// If the loss or the gradient is not finite, or the data cannot be read: nothing is changed
+    /// then.
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn step(&mut self) -> Result<StepReport, StepError> {
         let step = self.state.global_step;
         self.grad.fill(0.0);
         let mut total = Loss::default();
-        let mut n_tokens = 0;
+        let (mut n_tokens, mut n_flops) = (0, 0.0);
         let micro_batches = self.plan.step(step);
-        let totals = step_totals(self.train, &micro_batches);
-        for micro_batch in micro_batches {
-            let batch = packed(self.train, &micro_batch);
+        let totals = step_totals(self.train, &micro_batches)?;
+        for units in micro_batches {
+            let batch = packed(&self.train.read(&units)?);
             n_tokens += batch.tokens.len() as u64;
+            n_flops += training_flops(self.decoder.config(), &self.adapter, Work::of(&batch));
             let loss = self.forward(&batch, &totals, Some(step));
             if !loss.loss_sum.is_finite() {
-                return Err(self.not_finite(step, "the loss", loss.loss_sum));
+                return Err(self.bad_loss(step, &batch, loss.loss_sum));
             }
+            self.decoder.weigh_balance(&self.adapter, loss.n_terms, &mut self.activations);
             self.backward(&batch, step);
             add_loss(&mut total, loss);
         }
@@ -275,8 +352,7 @@ impl<'a> Session<'a> {
         let gradient =
             ScaledGradient::new(ops, &self.grad, total.n_terms, self.settings.max_grad_norm);
         if !gradient.norm.is_finite() {
-            let what = self.first_bad_gradient();
-            return Err(self.not_finite(step, &what, gradient.norm));
+            return Err(self.bad_gradient(step, gradient.norm));
         }
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
@@ -286,6 +362,7 @@ impl<'a> Session<'a> {
         self.state.global_step = step + 1;
         self.state.epoch = self.plan.epoch_after(step + 1);
         self.state.n_tokens += n_tokens;
+        self.state.flops += n_flops;
         self.state.n_trained_tokens += total.n_terms;
         Ok(StepReport {
             loss: total.loss_sum / total.n_terms.max(1) as f64,
@@ -298,28 +375,32 @@ impl<'a> Session<'a> {
     }
 
     /// Mean loss over the validation split, without dropout. `None` when there is none.
+    ///
+    /// # Errors
+    /// If the data cannot be read.
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-    pub fn evaluate(&mut self) -> Option<EvaluationReport> {
+    pub fn evaluate(&mut self) -> Result<Option<EvaluationReport>, StoreError> {
         let mut total = Loss::default();
-        let micro_batches = validation_batches(self.validation);
-        let totals = step_totals(self.validation, &micro_batches);
-        for micro_batch in micro_batches {
-            let batch = packed(self.validation, &micro_batch);
+        let micro_batches = self.validation_batches.clone();
+        let totals = step_totals(self.validation, &micro_batches)?;
+        for units in micro_batches {
+            let batch = packed(&self.validation.read(&units)?);
             let loss = self.forward(&batch, &totals, None);
             add_loss(&mut total, loss);
         }
-        (total.n_terms > 0).then(|| EvaluationReport {
+        Ok((total.n_terms > 0).then(|| EvaluationReport {
             loss: total.loss_sum / total.n_terms as f64,
             n_terms: total.n_terms,
-        })
+        }))
     }
 
     /// Runs the model and the objective; leaves `dlogp` for [`Session::backward`].
+    /// With the number of a step, as training does it: with dropout and noise.
     fn forward(
         &mut self,
         batch: &PackedBatch,
         totals: &StepTotals,
-        dropout_step: Option<u64>,
+        training_step: Option<u64>,
     ) -> Loss {
         let n_rows = batch.labels.len();
         let buffers = &mut self.buffers;
@@ -327,11 +408,18 @@ impl<'a> Session<'a> {
         buffers.dlogp.resize(n_rows, 0.0);
         buffers.trained.clear();
         buffers.trained.resize(n_rows, 1);
-        let dropout = dropout_step.map(|step| DropoutStep { stream: &self.dropout, step });
+        let dropout = training_step.map(|step| DropoutStep { stream: &self.dropout, step });
+        let noise = training_step.zip(self.settings.noise_alpha);
+        let noise = noise.map(|(step, alpha)| EmbeddingNoise { stream: &self.noise, step, alpha });
         let pass = pass(&self.adapter, batch, dropout);
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
-        self.decoder.forward(&pass, &mut self.activations);
-        self.decoder.logprobs(&pass, &mut self.activations, scored, &mut buffers.logp);
+        self.decoder.forward_with(&pass, noise, &mut self.activations);
+        let (decoder, acts, logp) = (self.decoder, &mut self.activations, &mut buffers.logp);
+        if training_step.is_some() {
+            decoder.logprobs_with_gradient(&pass, acts, scored, logp);
+        } else {
+            decoder.logprobs(&pass, acts, scored, logp);
+        }
         let sequences = scored_sequences(batch);
         let scored = trainer::Scored {
             sequences: &sequences,
@@ -353,23 +441,6 @@ impl<'a> Session<'a> {
         let dlogp = &self.buffers.dlogp;
         self.decoder.backward(&pass, &mut self.activations, scored, dlogp, &mut self.grad);
     }
-
-    fn not_finite(&self, step: u64, what: &str, value: f64) -> StepError {
-        let records = self.plan.step(step).into_iter().flatten();
-        let records = records.map(|i| self.train[i].record).collect();
-        StepError::NotFinite { step: step + 1, what: what.to_owned(), value, records }
-    }
-
-    fn first_bad_gradient(&self) -> String {
-        let is_bad = |slice: &forgelm_model::NamedSlice| {
-            self.grad[slice.range.clone()].iter().any(|d| !d.is_finite())
-        };
-        let named = self.adapter.slices().into_iter().find(is_bad);
-        named.map_or_else(
-            || "the norm of the gradient".to_owned(),
-            |slice| format!("the gradient of `{}`", slice.name),
-        )
-    }
 }
 
 fn pass<'a>(
@@ -388,7 +459,7 @@ fn pass<'a>(
 
 fn scored_sequences(batch: &PackedBatch) -> Vec<trainer::Sequence> {
     let sequence = |packed: &PackedSequence| trainer::Sequence {
-        role: Role::Sole,
+        role: packed.role,
         record: packed.record,
         start: packed.start,
         len: packed.len,

@@ -1,6 +1,7 @@
 //! Everything that a run must remember to go on where it stopped, beside the adapter and the
 //! moments.
 
+use crate::session::Cut;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -34,6 +35,12 @@ pub struct State {
     pub n_tokens: u64,
     /// Trained tokens seen.
     pub n_trained_tokens: u64,
+    /// Floating-point operations so far ([`crate::flops`]).
+    #[serde(default)]
+    pub flops: f64,
+    /// How steps are cut since memory ran short; as configured when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<Cut>,
     /// Evaluations so far.
     pub log_history: Vec<LogEntry>,
     /// What the run is: resuming as something else is refused.
@@ -91,6 +98,8 @@ impl State {
             is_stopped_early: false,
             n_tokens: 0,
             n_trained_tokens: 0,
+            flops: 0.0,
+            cut: None,
             log_history: Vec::new(),
             identity,
         }

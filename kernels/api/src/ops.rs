@@ -64,6 +64,10 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// Scores become `cap * tanh(score / cap)` before the softmax (Gemma 2).
     pub soft_cap: Option<f32>,
+    /// Format of the factors of products, forward and backward. [`Compute::Bf16`] allows a library
+    /// to round `scale * q`, k, v, dout, probabilities and gradients of scores; sums, the softmax
+    /// and what is stored stay f32.
+    pub compute: Compute,
 }
 
 /// Direction of the rotary embedding: its transpose is its inverse.
@@ -375,6 +379,27 @@ pub trait Ops: Send + Sync {
         labels: &[u32],
         soft_cap: Option<f32>,
     );
+
+    /// [`Ops::token_logprobs_forward`] and the gradient of each log-probability by its own row, for
+    /// a caller that knows that it will need it: logits need not be computed twice.
+    ///
+    /// `dx[r]` is what [`Ops::token_logprobs_backward`] gives for `dlogp = 1`. Shapes: `logp`, `lse`
+    /// [R] and `dx` [R, C] written; the rest as there.
+    #[expect(clippy::too_many_arguments, reason = "inputs and outputs of one op")]
+    fn token_logprobs_with_gradient(
+        &self,
+        logp: &mut [f32],
+        lse: &mut [f32],
+        dx: &mut [f32],
+        x: &[f32],
+        head: &dyn FrozenMatrix,
+        labels: &[u32],
+        soft_cap: Option<f32>,
+    ) {
+        self.token_logprobs_forward(logp, lse, x, head, labels, soft_cap);
+        let ones = vec![1.0; labels.len()];
+        self.token_logprobs_backward(dx, &ones, lse, x, head, labels, soft_cap);
+    }
 
     /// `y = dropout(x)` (forward), or the gradient through it: the same product.
     ///

@@ -75,6 +75,23 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             let relative = 2.0 * factor + 2.0 * (v as f64 + 8.0) * U;
             let bound = |i: usize| relative * f64::from(dlogp[i / c].abs());
             assert_within(&format!("{name}: dx"), &dx, &want, bound);
+            let (mut same_logp, mut same_lse) = (vec![0.0; r], vec![0.0; r]);
+            let mut unit = vec![0.0; r * c];
+            library.token_logprobs_with_gradient(
+                &mut same_logp,
+                &mut same_lse,
+                &mut unit,
+                &x,
+                &*head,
+                &labels,
+                soft_cap,
+            );
+            assert_eq!(bits_of(&[&same_logp, &same_lse]), bits_of(&[&logp, &lse]), "{name}");
+            let ones = vec![1.0; r];
+            Reference.token_logprobs_backward(
+                &mut want, &ones, &want_lse, &x, &*plain, &labels, soft_cap,
+            );
+            assert_within(&format!("{name}: unit dx"), &unit, &want, |_| relative);
 
             let start = numbers(seed + 300, v * c);
             let (mut dhead, mut want) = (start.clone(), start.clone());
@@ -94,7 +111,7 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
                 (factor + (r as f64 + 8.0) * U) * terms + 2.0 * U * f64::from(start[i].abs())
             };
             assert_within(&format!("{name}: dhead"), &dhead, &want, bound);
-            outcomes.push(Outcome { name, bits: bits_of(&[&logp, &lse, &dx, &dhead]) });
+            outcomes.push(Outcome { name, bits: bits_of(&[&logp, &lse, &unit, &dx, &dhead]) });
         }
     }
     outcomes

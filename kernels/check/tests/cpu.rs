@@ -1,7 +1,13 @@
 //! The CPU library against the reference, on every instruction set of this processor.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test, which says what it skips")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "a test, which says what it skips"
+)]
 
-use forgelm_kernels_api::{Compute, Ops};
+use forgelm_kernels_api::{Compute, Ops, RowSource, Write};
 use forgelm_kernels_check::{
     attention, columns, compare_all, elementwise, embedding, gemm, glu, linear, packed, rms_norm,
     rope, token_logprobs,
@@ -17,8 +23,8 @@ fn n_outcomes() -> usize {
         + rms_norm::CASES.len()
         + columns::CASES.len()
         + 2 * rope::CASES.len()
-        + attention::CASES.len()
-        + attention::CACHED.len()
+        + 2 * attention::CASES.len()
+        + 2 * attention::CACHED.len()
         + 2 * glu::CASES.len()
         + 2 * token_logprobs::CASES.len()
         + elementwise::DROPOUT.len()
@@ -35,7 +41,7 @@ fn check(set: InstructionSet) {
     assert_eq!(cpu.prefers(Compute::Bf16), set == InstructionSet::Avx512Bf16);
     let one = compare_all(&cpu);
     assert_eq!(one.len(), n_outcomes());
-    assert_eq!(one.len(), 180 + 84);
+    assert_eq!(one.len(), 210 + 84);
     for n_threads in [2, 3] {
         let cpu = Cpu::with_instruction_set(n_threads, set).unwrap();
         assert_eq!(cpu.n_threads(), n_threads);
@@ -62,12 +68,72 @@ fn avx2_is_the_reference_on_any_number_of_threads() {
 }
 
 #[test]
+fn neon_is_the_reference_on_any_number_of_threads() {
+    check(InstructionSet::Neon);
+}
+
+#[test]
 fn plain_code_is_the_reference_on_any_number_of_threads() {
     check(InstructionSet::Plain);
 }
 
 #[test]
 fn every_instruction_set_has_a_test() {
-    assert_eq!(InstructionSet::ALL.len(), 4);
+    assert_eq!(InstructionSet::ALL.len(), 5);
     assert!(InstructionSet::available().contains(&InstructionSet::Plain));
+}
+
+/// Numbers of any size that depend on where they stand.
+fn number(i: usize) -> f32 {
+    let hash = (i as u32).wrapping_mul(2_654_435_761) ^ 0x9e37_79b9;
+    let hash = hash.wrapping_mul(hash | 1);
+    ((hash >> 8) as f32 / 8_388_608.0 - 1.0) * [0.01, 1.0, 30.0][i % 3]
+}
+
+struct Rows(usize, usize);
+
+impl RowSource for Rows {
+    fn n_rows(&self) -> usize {
+        self.0
+    }
+
+    fn n_cols(&self) -> usize {
+        self.1
+    }
+
+    fn read_rows(&self, first_row: usize, out: &mut [f32]) {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = number(first_row * self.1 + i + 7);
+        }
+    }
+}
+
+/// Generation relies on it: a text must not depend on how many others grow beside it.
+#[test]
+fn a_row_does_not_depend_on_its_batch() {
+    const T: usize = 70;
+    // Weights of less than a panel, of parts of panels, and with several blocks along the sum.
+    let sizes = [(1, 3), (47, 96), (49, 577), (48 * 5 + 20, 1601), (700, 64)];
+    for set in InstructionSet::available() {
+        let cpu = Cpu::with_instruction_set(2, set).unwrap();
+        for ((n, k), compute) in sizes.iter().flat_map(|&s| [(s, Compute::F32), (s, Compute::Bf16)])
+        {
+            let w = cpu.freeze(&Rows(n, k), compute);
+            let x: Vec<f32> = (0..T * k).map(number).collect();
+            for write in [Write::Replace, Write::Add] {
+                let whole: Vec<f32> = (0..T * n).map(|i| number(i + 3)).collect();
+                let (mut whole, mut apart) = (whole.clone(), whole);
+                cpu.linear_forward(&mut whole, &x, &*w, write);
+                let mut row = 0;
+                for rows in [1, 2, 3, 4, 7, 8, 16, 12, 17] {
+                    let y = &mut apart[row * n..(row + rows) * n];
+                    cpu.linear_forward(y, &x[row * k..(row + rows) * k], &*w, write);
+                    row += rows;
+                }
+                assert_eq!(row, T);
+                let same = whole.iter().zip(&apart).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{}: {n} x {k}, {compute:?}, {write:?}", set.name());
+            }
+        }
+    }
 }

@@ -157,7 +157,7 @@ fn attention_backward_is_the_gradient_of_attention_forward() {
     assert_eq!(masks.len(), 4);
     for (window, soft_cap) in masks {
         let case = attention::Case { heads: (4, 2, 6), window, soft_cap, segments: &[5, 1, 3] };
-        attention_case(&case.shape(), &case.segments());
+        attention_case(&case.shape(Compute::F32), &case.segments());
     }
 }
 

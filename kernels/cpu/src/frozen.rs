@@ -15,6 +15,7 @@ use std::ops::Range;
 use forgelm_kernels_api::{Compute, FrozenMatrix, RowSource};
 
 use crate::blocks::PackedBlocks;
+use crate::pages::Pages;
 use crate::pool::Pool;
 use crate::scratch::Scratch;
 use crate::simd::on_isa;
@@ -25,7 +26,7 @@ use crate::tile::{Element, PANEL};
 pub(crate) enum CpuMatrix {
     F32(Packed<f32>),
     Bf16(Packed<u32>),
-    Blocks(PackedBlocks),
+    Blocks(Box<PackedBlocks>),
 }
 
 /// A weight as panels, packed already or made on the way.
@@ -52,9 +53,7 @@ pub(crate) struct Packed<E> {
     k: usize,
     /// Elements along K.
     steps: usize,
-    memory: Vec<u32>,
-    /// Where in `memory` the first panel begins, at a cache line.
-    first: usize,
+    memory: Pages,
     element: PhantomData<E>,
 }
 
@@ -73,7 +72,8 @@ impl CpuMatrix {
         source: &dyn RowSource,
         compute: Compute,
     ) -> Option<Self> {
-        PackedBlocks::pack(pool, isa, source, compute).map(Self::Blocks)
+        let packed = PackedBlocks::pack(pool, isa, source, compute)?;
+        Some(Self::Blocks(Box::new(packed)))
     }
 
     /// The matrix behind the trait object.
@@ -86,14 +86,12 @@ impl<E: Element> Packed<E> {
     pub(crate) fn pack(pool: &Pool, isa: Isa, source: &dyn RowSource) -> Self {
         let (n, k) = (source.n_rows(), source.n_cols());
         let steps = k.div_ceil(E::TERMS);
-        let len = n.div_ceil(PANEL) * PANEL * steps;
-        let mut memory = vec![0_u32; len + 16];
-        let first = memory.as_ptr().align_offset(64).min(16);
-        pool.chunks(&mut memory[first..first + len], steps * PANEL, |p, panel| {
+        let mut memory = Pages::zeroed(n.div_ceil(PANEL) * PANEL * steps);
+        pool.chunks(&mut memory, steps * PANEL, |p, panel| {
             let rows = p * PANEL..((p + 1) * PANEL).min(n);
             on_isa!(isa, s => pack_panel::<_, E>(s, panel, source, rows));
         });
-        Self { n, k, steps, memory, first, element: PhantomData }
+        Self { n, k, steps, memory, element: PhantomData }
     }
 
     #[inline(always)]
@@ -119,14 +117,14 @@ impl<E: Element> Packed<E> {
     /// All panels. Shapes: [panels, steps, PANEL].
     #[inline(always)]
     pub(crate) fn panels(&self) -> &[E] {
-        E::view(&self.memory[self.first..self.first + self.n_panels() * self.steps * PANEL])
+        E::view(&self.memory)
     }
 
     /// Shapes: [steps, PANEL].
     #[inline(always)]
     pub(crate) fn panel(&self, p: usize) -> &[E] {
         let len = self.steps * PANEL;
-        E::view(&self.memory[self.first + p * len..self.first + (p + 1) * len])
+        E::view(&self.memory[p * len..(p + 1) * len])
     }
 
     /// Columns `column_panel * PANEL..` of the rows in `panels`, as the right factor of `dy w`.
@@ -229,7 +227,7 @@ impl FrozenMatrix for CpuMatrix {
         match self {
             Self::F32(w) => w.n,
             Self::Bf16(w) => w.n,
-            Self::Blocks(w) => Panels::<f32>::n(w),
+            Self::Blocks(w) => Panels::<f32>::n(&**w),
         }
     }
 
@@ -237,14 +235,14 @@ impl FrozenMatrix for CpuMatrix {
         match self {
             Self::F32(w) => w.k,
             Self::Bf16(w) => w.k,
-            Self::Blocks(w) => Panels::<f32>::k(w),
+            Self::Blocks(w) => Panels::<f32>::k(&**w),
         }
     }
 
     fn n_bytes(&self) -> usize {
         match self {
-            Self::F32(w) => size_of_val(w.memory.as_slice()),
-            Self::Bf16(w) => size_of_val(w.memory.as_slice()),
+            Self::F32(w) => size_of_val(&*w.memory),
+            Self::Bf16(w) => size_of_val(&*w.memory),
             Self::Blocks(w) => w.n_bytes(),
         }
     }

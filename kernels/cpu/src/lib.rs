@@ -4,18 +4,21 @@
 //! an op's work is cut by sizes alone (`pool`). One file an op; products of every kind end in
 //! `tile`. Start reading at [`Cpu`], then `linear`.
 //!
-//! `unsafe` stands in the files that touch vectors, shared output slices, scratch memory and the
-//! pool; each block says why it is sound, and what they offer to the rest is checked.
+//! `unsafe` stands in the files that touch vectors, shared output slices, scratch memory, the pages
+//! of weights and the pool; each block says why it is sound, and what they offer to the rest is checked.
 #![expect(
     unsafe_code,
     reason = "vector instructions, and slices that several tasks write parts of"
 )]
 #![expect(
     clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
     reason = "sizes become factors, bits of numbers are taken apart"
+)]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(clippy::cast_possible_wrap, reason = "vectors of bits are of signed numbers there")
 )]
 
 mod adamw;
@@ -30,12 +33,14 @@ mod gemm;
 mod glu;
 mod linear;
 mod math;
+mod pages;
 mod pool;
 mod rms_norm;
 mod rope;
 mod scratch;
 mod shared;
 mod simd;
+mod skinny;
 mod sum_of_squares;
 mod tile;
 mod token_logprobs;
@@ -306,6 +311,20 @@ impl Ops for Cpu {
         let rows = token_logprobs::Rows { x, labels, soft_cap };
         let upstream = token_logprobs::Upstream { dlogp, lse };
         token_logprobs::head_backward(&self.pool, self.isa, dhead, upstream, rows, head);
+    }
+
+    fn token_logprobs_with_gradient(
+        &self,
+        logp: &mut [f32],
+        lse: &mut [f32],
+        dx: &mut [f32],
+        x: &[f32],
+        head: &dyn FrozenMatrix,
+        labels: &[u32],
+        soft_cap: Option<f32>,
+    ) {
+        let rows = token_logprobs::Rows { x, labels, soft_cap };
+        token_logprobs::with_gradient(&self.pool, self.isa, (logp, lse), dx, rows, head);
     }
 
     fn dropout(&self, y: &mut [f32], x: &[f32], row_keys: &[u64], dropout: &Dropout, write: Write) {

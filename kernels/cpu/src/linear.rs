@@ -9,8 +9,8 @@
 //! A weight in blocks is unpacked on the way: a few megabytes of panels at a time, or, with few
 //! rows, the panels of a task within the task. Nothing else changes.
 //!
-//! With one row to a few (generation) the same code streams every panel once and is limited by
-//! memory.
+//! With one row to a few (generation) the product is limited by memory and, where the panels are
+//! there, goes through [`skinny`], which gives the same bits.
 //!
 //! Numerics: the sum over K (forward) or N (backward) is formed in blocks of a size that depends on
 //! the weight alone; blocks are added in order.
@@ -29,6 +29,7 @@ use crate::scratch::Scratch;
 use crate::shared::Shared;
 use crate::simd::on_isa;
 use crate::simd::{Isa, Simd};
+use crate::skinny;
 use crate::tile::{Element, Left, PANEL, Right, Sizes, padded_rows, product, put};
 
 /// Rows of a task.
@@ -54,8 +55,8 @@ pub(crate) fn forward(
         CpuMatrix::F32(w) => forward_as(pool, isa, y, x, w, write),
         CpuMatrix::Bf16(w) => forward_as(pool, isa, y, x, w, write),
         CpuMatrix::Blocks(w) => match w.compute() {
-            Compute::F32 => forward_as::<f32, _>(pool, isa, y, x, w, write),
-            Compute::Bf16 => forward_as::<u32, _>(pool, isa, y, x, w, write),
+            Compute::F32 => forward_as::<f32, _>(pool, isa, y, x, &**w, write),
+            Compute::Bf16 => forward_as::<u32, _>(pool, isa, y, x, &**w, write),
         },
     }
 }
@@ -73,8 +74,8 @@ pub(crate) fn backward(
         CpuMatrix::F32(w) => backward_as(pool, isa, dx, dy, w, write),
         CpuMatrix::Bf16(w) => backward_as(pool, isa, dx, dy, w, write),
         CpuMatrix::Blocks(w) => match w.compute() {
-            Compute::F32 => backward_as::<f32, _>(pool, isa, dx, dy, w, write),
-            Compute::Bf16 => backward_as::<u32, _>(pool, isa, dx, dy, w, write),
+            Compute::F32 => backward_as::<f32, _>(pool, isa, dx, dy, &**w, write),
+            Compute::Bf16 => backward_as::<u32, _>(pool, isa, dx, dy, &**w, write),
         },
     }
 }
@@ -96,6 +97,10 @@ fn forward_as<E: Element, W: Panels<E>>(
     assert!(x.len().is_multiple_of(k), "x is not [T, K]");
     let t = x.len() / k;
     assert_eq!(y.len(), t * n, "y is not [T, N]");
+    if let Some(panels) = w.whole().filter(|_| t <= skinny::ROWS_MAX) {
+        skinny::forward(pool, isa, y, x, skinny::Weight { panels, n, k }, write);
+        return;
+    }
     let len = w.steps() * PANEL;
     let product = Multiply {
         x: Columns { data: x, width: k, terms: 0..k },
@@ -305,6 +310,25 @@ impl<E: Element> PackedRows<E> {
         Self { rows, steps, stride, data }
     }
 
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Rows with those that only pad.
+    pub(crate) fn padded_rows(&self) -> usize {
+        self.data.len() / self.stride
+    }
+
+    /// Elements from a row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Row `row` and all that follow.
+    pub(crate) fn rows_from(&self, row: usize) -> &[E] {
+        &self.data[row * self.stride..]
+    }
+
     #[inline(always)]
     pub(crate) fn row_mut(&mut self, row: usize) -> &mut [E] {
         &mut self.data[row * self.stride..row * self.stride + self.steps]
@@ -319,7 +343,7 @@ impl<E: Element> PackedRows<E> {
         columns: usize,
         mut sink: impl FnMut(usize, usize, S::V, usize),
     ) {
-        let sizes = Sizes { rows: self.data.len() / self.stride, columns, steps: self.steps };
+        let sizes = Sizes { rows: self.padded_rows(), columns, steps: self.steps };
         let a = Left { data: &self.data, row_stride: self.stride, step_stride: 1 };
         let b = Right { data: panel, step_stride: PANEL };
         product(

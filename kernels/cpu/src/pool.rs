@@ -4,8 +4,9 @@
 //! they are free. Which thread runs a task changes nothing in its result, so results do not depend
 //! on the number of threads.
 //!
-//! Workers spin briefly after a job, because ops follow each other closely, and then park. A panic
-//! in a task is passed on to the caller after all tasks have ended.
+//! Workers spin briefly after a job, because ops follow each other closely, and then park. Nobody is
+//! woken who does not sleep: that would be two system calls a job, of which generation has some
+//! hundreds a token. A panic in a task is passed on to the caller after all tasks have ended.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -38,8 +39,12 @@ struct Board {
     /// Grows with every job, so that spinning workers need not take the lock.
     n_jobs: AtomicU64,
     job_posted: Condvar,
+    /// Workers that sleep or are about to; changed under the lock of `job`.
+    n_parked: AtomicUsize,
     /// Guards nothing but the sleep of the caller.
     finish: Mutex<()>,
+    /// Whether the caller sleeps or is about to.
+    caller_is_parked: AtomicBool,
     job_finished: Condvar,
     stop: AtomicBool,
 }
@@ -59,7 +64,9 @@ impl Pool {
             job: Mutex::new(None),
             n_jobs: AtomicU64::new(0),
             job_posted: Condvar::new(),
+            n_parked: AtomicUsize::new(0),
             finish: Mutex::new(()),
+            caller_is_parked: AtomicBool::new(false),
             job_finished: Condvar::new(),
             stop: AtomicBool::new(false),
         });
@@ -99,9 +106,16 @@ impl Pool {
             n_done: AtomicUsize::new(0),
             panic: Mutex::new(None),
         });
-        *lock(&self.board.job) = Some(Arc::clone(&job));
-        self.board.n_jobs.fetch_add(1, Ordering::Release);
-        self.board.job_posted.notify_all();
+        {
+            // A worker parks under this lock, after it has looked for a new job: so it has either
+            // seen this one or is counted.
+            let mut posted = lock(&self.board.job);
+            *posted = Some(Arc::clone(&job));
+            self.board.n_jobs.fetch_add(1, Ordering::Release);
+        }
+        if self.board.n_parked.load(Ordering::SeqCst) > 0 {
+            self.board.job_posted.notify_all();
+        }
         job.work(&self.board);
         self.board.wait_for(&job);
         *lock(&self.board.job) = None;
@@ -205,7 +219,9 @@ impl Board {
                 return Some(Arc::clone(job));
             }
             *n_seen = n_jobs;
+            self.n_parked.fetch_add(1, Ordering::SeqCst);
             job = self.job_posted.wait(job).unwrap_or_else(PoisonError::into_inner);
+            self.n_parked.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
@@ -217,15 +233,19 @@ impl Board {
             std::hint::spin_loop();
         }
         let mut finish = lock(&self.finish);
+        // The one who ends the last task counts it and then looks at this; here it is set, and then
+        // the tasks are counted. One of the two sees the other.
+        self.caller_is_parked.store(true, Ordering::SeqCst);
         while !job.is_done() {
             finish = self.job_finished.wait(finish).unwrap_or_else(PoisonError::into_inner);
         }
+        self.caller_is_parked.store(false, Ordering::SeqCst);
     }
 }
 
 impl Job {
     fn is_done(&self) -> bool {
-        self.n_done.load(Ordering::Acquire) == self.n_tasks
+        self.n_done.load(Ordering::SeqCst) == self.n_tasks
     }
 
     /// Takes tasks until none is left.
@@ -239,7 +259,8 @@ impl Job {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.task)(i))) {
                 lock(&self.panic).get_or_insert(panic);
             }
-            if self.n_done.fetch_add(1, Ordering::AcqRel) + 1 == self.n_tasks {
+            let is_last = self.n_done.fetch_add(1, Ordering::SeqCst) + 1 == self.n_tasks;
+            if is_last && board.caller_is_parked.load(Ordering::SeqCst) {
                 let _finish = lock(&board.finish);
                 board.job_finished.notify_all();
             }
@@ -309,5 +330,26 @@ mod tests {
             pool.chunks(&mut done, 2, |i, chunk| chunk.fill(i));
             assert_eq!(done, [0, 0, 1, 1, 2, 2, 3, 3]);
         }
+    }
+
+    /// Hangs if a wake-up is lost: pauses of every length around the end of the spinning.
+    #[test]
+    fn no_job_is_missed_by_those_who_are_about_to_park() {
+        let pool = Pool::new(3);
+        let mut done = [0_u32; 3];
+        for i in 0..3000_u32 {
+            let slow = std::time::Duration::from_micros(u64::from(i % 300));
+            match i % 4 {
+                0 => std::thread::sleep(slow),
+                1 => pool.run(2, &|task| {
+                    if task == 1 {
+                        std::thread::sleep(slow);
+                    }
+                }),
+                _ => {}
+            }
+            pool.chunks(&mut done, 1, |_, done| done[0] += 1);
+        }
+        assert_eq!(done, [3000; 3]);
     }
 }

@@ -35,6 +35,11 @@ pub(crate) trait Element: Bits + Send + Sync {
     fn step<S: Simd>(s: S, acc: S::V, a: Self::Vector<S>, b: Self::Vector<S>) -> S::V;
     /// Shapes: `x` [K] read, `to` [ceil(K / TERMS)] written.
     fn pack<S: Simd>(s: S, to: &mut [Self], x: &[f32]);
+    /// As [`Element::pack`], into the front of the same memory.
+    fn pack_in_place<S: Simd>(s: S, x: &mut [f32]);
+    /// Element `i` gets number `i` of each of [`Element::TERMS`] rows as its terms; a row that is
+    /// not given is zero. Shapes: all [N].
+    fn join<S: Simd>(s: S, to: &mut [Self], first: &[f32], second: Option<&[f32]>);
     /// Term `i` of element; `i < TERMS`.
     fn term(self, i: usize) -> f32;
     /// Two neighboring terms of a vector of rows, rounded as `pack` does, to their place in a
@@ -68,6 +73,14 @@ impl Element for f32 {
     #[inline(always)]
     fn pack<S: Simd>(_: S, to: &mut [f32], x: &[f32]) {
         to.copy_from_slice(x);
+    }
+
+    #[inline(always)]
+    fn pack_in_place<S: Simd>(_: S, _: &mut [f32]) {}
+
+    #[inline(always)]
+    fn join<S: Simd>(_: S, to: &mut [f32], first: &[f32], _: Option<&[f32]>) {
+        to.copy_from_slice(first);
     }
 
     #[inline(always)]
@@ -108,6 +121,16 @@ impl Element for u32 {
     #[inline(always)]
     fn pack<S: Simd>(s: S, to: &mut [u32], x: &[f32]) {
         s.pack_pairs(to, x);
+    }
+
+    #[inline(always)]
+    fn pack_in_place<S: Simd>(s: S, x: &mut [f32]) {
+        s.pack_pairs_in_place(f32::bits_mut(x));
+    }
+
+    #[inline(always)]
+    fn join<S: Simd>(s: S, to: &mut [u32], first: &[f32], second: Option<&[f32]>) {
+        s.join_pairs(to, first, second);
     }
 
     #[inline(always)]

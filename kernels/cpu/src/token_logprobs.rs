@@ -10,9 +10,13 @@
 //! the maximum grows; slices joined in f64. Backward rounds `onehot - softmax` (times the cap's
 //! slope) as the head's format asks, and multiplies by `dlogp` at the end.
 
+mod with_gradient;
+
 use std::ops::Range;
 
 use forgelm_kernels_api::FrozenMatrix;
+
+pub(crate) use with_gradient::with_gradient;
 
 use crate::frozen::{CpuMatrix, Packed};
 use crate::linear::{PackedRows, part};
@@ -56,7 +60,7 @@ pub(crate) fn forward(
         CpuMatrix::F32(head) => forward_as(pool, isa, logp, lse, rows, head),
         CpuMatrix::Bf16(head) => forward_as(pool, isa, logp, lse, rows, head),
         CpuMatrix::Blocks(head) => {
-            let dense = CpuMatrix::pack(pool, isa, head, head.compute());
+            let dense = CpuMatrix::pack(pool, isa, &**head, head.compute());
             forward(pool, isa, logp, lse, rows, &dense);
         }
     }
@@ -82,7 +86,7 @@ pub(crate) fn backward(
         CpuMatrix::F32(head) => backward_as(pool, isa, dx, upstream, rows, head),
         CpuMatrix::Bf16(head) => backward_as(pool, isa, dx, upstream, rows, head),
         CpuMatrix::Blocks(head) => {
-            let dense = CpuMatrix::pack(pool, isa, head, head.compute());
+            let dense = CpuMatrix::pack(pool, isa, &**head, head.compute());
             backward(pool, isa, dx, upstream, rows, &dense);
         }
     }
@@ -137,11 +141,8 @@ fn forward_as<E: Element>(
 ) {
     let r = rows.labels.len();
     check(r, rows, head);
-    assert_eq!(logp.len(), r, "logp is not [R]");
-    assert_eq!(lse.len(), r, "lse is not [R]");
     let cut = Cut::new(r, head);
-    let empty = Softmax { max: f32::NEG_INFINITY, sum: 0.0, label: None };
-    let mut parts = vec![empty; cut.n_slices * r];
+    let mut parts = vec![Softmax::EMPTY; cut.n_slices * r];
     let shared = Shared::new(&mut parts);
     pool.run(cut.n_tasks(), &|task| {
         let chunk = cut.rows(task);
@@ -152,6 +153,14 @@ fn forward_as<E: Element>(
         let rows = rows.part(chunk, head.k());
         on_isa!(isa, s => forward_part(s, parts, rows, head, panels));
     });
+    join_softmax(&parts, cut, logp, lse);
+}
+
+/// Joins the slices. Shapes: `parts` [slices, R], `logp`, `lse` [R] written.
+fn join_softmax(parts: &[Softmax], cut: Cut, logp: &mut [f32], lse: &mut [f32]) {
+    let r = cut.n_rows;
+    assert_eq!(logp.len(), r, "logp is not [R]");
+    assert_eq!(lse.len(), r, "lse is not [R]");
     for (row, (logp, lse)) in logp.iter_mut().zip(lse).enumerate() {
         let parts = || (0..cut.n_slices).map(|slice| parts[slice * r + row]);
         let max = parts().map(|p| p.max).fold(f32::NEG_INFINITY, f32::max);
@@ -208,6 +217,8 @@ fn forward_part<S: Simd, E: Element>(
 }
 
 impl Softmax {
+    const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, label: None };
+
     #[inline(always)]
     fn absorb<S: Simd>(&mut self, s: S, logits: &[f32]) {
         let max = largest(s, logits).max(self.max);
@@ -390,7 +401,7 @@ pub(crate) fn head_backward(
         CpuMatrix::F32(head) => head_backward_as(pool, isa, dhead, upstream, rows, head),
         CpuMatrix::Bf16(head) => head_backward_as(pool, isa, dhead, upstream, rows, head),
         CpuMatrix::Blocks(head) => {
-            let dense = CpuMatrix::pack(pool, isa, head, head.compute());
+            let dense = CpuMatrix::pack(pool, isa, &**head, head.compute());
             head_backward(pool, isa, dhead, upstream, rows, &dense);
         }
     }

@@ -25,6 +25,11 @@ impl Times {
         if n_threads == 1 { self.processor } else { self.wall }
     }
 
+    /// On the wall, for what waits for a disk.
+    pub(crate) fn wall(self) -> f64 {
+        self.wall
+    }
+
     /// The smaller of each.
     #[must_use]
     pub(crate) fn min(self, other: Self) -> Self {

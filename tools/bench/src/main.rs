@@ -2,7 +2,7 @@
 //!
 //! `forgelm-bench gemm` prints the speed of products with frozen weights as a share of the peak
 //! that a loop of multiply-adds reaches in the same run; `forgelm-bench ops` the time of every other
-//! op. Machines are shared: every number is the best of several rounds, rounds of what is compared
+//! op; `train`, `generate` and `load` run a real model. Machines are shared: every number is the best of several rounds, rounds of what is compared
 //! alternate, and ratios are what to quote. A subcommand is one file and one line in [`COMMANDS`].
 #![expect(
     clippy::print_stdout,
@@ -13,11 +13,16 @@
     reason = "a program that prints measurements"
 )]
 
+mod bandwidth;
 mod clock;
+mod data;
 mod gemm;
+mod generate;
+mod load;
 mod ops;
 mod packed;
 mod peak;
+mod shape;
 mod shapes;
 mod train;
 
@@ -26,10 +31,14 @@ use std::process::ExitCode;
 /// Name, summary, and what runs with the arguments that follow the name.
 type Command = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
-const COMMANDS: [Command; 4] = [
+const COMMANDS: [Command; 8] = [
+    ("data", "rows of a file to packed batches: rows/s, tokens/s, memory", data::run),
     ("gemm", "products with frozen weights, as a share of this machine's peak", gemm::run),
     ("ops", "milliseconds and GB/s of every other op at the shapes of SmolLM2-135M", ops::run),
+    ("generate", "new tokens of a real model: tokens/s, share of the bandwidth", generate::run),
+    ("load", "weights of a real model from disk to memory: MB/s, beside reading alone", load::run),
     ("packed", "products with weights in blocks, against dense weights", packed::run),
+    ("shape", "prompts, frozen layers and ragged batches: what is not computed", shape::run),
     ("train", "a training run of a real model: tokens/s, share of the limit, memory", train::run),
 ];
 
@@ -50,6 +59,13 @@ fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// Prints a row of the table of `cargo xtask bench`: what was measured, and what the machine could
+/// do at most, found in the same run.
+pub(crate) fn result(what: &str, measured: f64, limit: f64, unit: &str) {
+    let share = 100.0 * measured / limit;
+    println!("result\t{what}\t{measured:.0} {unit}\t{limit:.0} {unit}\t{share:.0} %");
 }
 
 /// What all subcommands understand.

@@ -65,6 +65,7 @@ fn report(cpu: &Cpu, compute: Compute, options: &Options) {
 }
 
 struct Weights {
+    compute: Compute,
     layer: Vec<(&'static str, Box<dyn FrozenMatrix>)>,
     head: Box<dyn FrozenMatrix>,
 }
@@ -80,7 +81,7 @@ impl Weights {
         ]
         .map(|(name, n, k)| (name, cpu.freeze(&Rows { n, k }, compute)))
         .into();
-        Self { layer, head: cpu.freeze(&Rows { n: VOCABULARY, k: HIDDEN }, compute) }
+        Self { compute, layer, head: cpu.freeze(&Rows { n: VOCABULARY, k: HIDDEN }, compute) }
     }
 }
 
@@ -127,8 +128,8 @@ fn linear<'a>(cpu: &'a Cpu, weights: &'a Weights) -> Vec<Entry<'a>> {
 
 fn others<'a>(cpu: &'a Cpu, weights: &'a Weights) -> Vec<Entry<'a>> {
     let mut entries = logprobs(cpu, weights);
-    entries.extend(attention(cpu, "4 x 256", 4));
-    entries.extend(attention(cpu, "1 x 1024", 1));
+    entries.extend(attention(cpu, "4 x 256", 4, weights.compute));
+    entries.extend(attention(cpu, "1 x 1024", 1, weights.compute));
     entries.extend(lora(cpu));
     entries.extend(elementwise(cpu, weights));
     entries
@@ -155,7 +156,7 @@ fn logprobs<'a>(cpu: &'a Cpu, weights: &'a Weights) -> Vec<Entry<'a>> {
     ]
 }
 
-fn attention<'a>(cpu: &'a Cpu, name: &str, n_segments: usize) -> Vec<Entry<'a>> {
+fn attention<'a>(cpu: &'a Cpu, name: &str, n_segments: usize, compute: Compute) -> Vec<Entry<'a>> {
     let shape = AttentionShape {
         n_heads: HEADS,
         n_kv_heads: KV_HEADS,
@@ -163,6 +164,7 @@ fn attention<'a>(cpu: &'a Cpu, name: &str, n_segments: usize) -> Vec<Entry<'a>> 
         scale: 0.125,
         window: None,
         soft_cap: None,
+        compute,
     };
     let len = T / n_segments;
     let segments: Vec<_> = (0..n_segments).map(|i| Segment { start: i * len, len }).collect();

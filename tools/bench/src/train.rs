@@ -4,12 +4,12 @@
 //! The limit is 4 floating-point operations a parameter and token (a frozen weight is used once
 //! forward and once backward) over the peak that a loop of multiply-adds reaches in the same run.
 
-use crate::clock::time;
+use crate::clock::{Times, time};
 use crate::peak::peak;
-use forgelm_data::{Plan, PlanSettings, Sequence};
+use forgelm_data::{Plan, PlanSettings, Role, Sequence, Sequences};
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
-use forgelm_model::{ALL_LINEAR, Adapter, LoraConfig, ModelFiles, OpenModel};
+use forgelm_model::{ALL_LINEAR, Adapter, Decoder, Keep, LoraConfig, ModelFiles, OpenModel};
 use forgelm_plugin_trainer::sft::SFT;
 use forgelm_run::memory::MemoryUse;
 use forgelm_run::model::compute_name;
@@ -18,7 +18,7 @@ use forgelm_train::optimizer::{AdamWSettings, Moments};
 use forgelm_train::schedule::{Decay, Schedule};
 use forgelm_train::session::{Parts, Session, Settings, largest_step, memory_plan};
 use forgelm_train::state::{Identity, State};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const USAGE: &str = "usage: forgelm-bench train MODEL [--case qv|qv-long|all] \
@@ -51,57 +51,26 @@ struct Arguments {
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let arguments = parse(arguments)?;
     let ops: Arc<dyn Ops> = Arc::new(Cpu::new(arguments.n_threads));
-    let files = if arguments.model.is_dir() {
-        ModelFiles::Folder(arguments.model.clone())
-    } else {
-        ModelFiles::Gguf(arguments.model.clone())
-    };
-    let open = OpenModel::open(&files).map_err(|error| error.to_string())?;
     let mut loaded = None;
-    let load = time(|| loaded = Some(open.load(Arc::clone(&ops), arguments.compute)));
-    let decoder = loaded.ok_or("not loaded")?.map_err(|error| error.to_string())?;
-    drop(open);
+    let load =
+        time(|| loaded = Some(decoder_of(&arguments.model, Arc::clone(&ops), arguments.compute)));
+    let decoder = loaded.ok_or("not loaded")??;
     let case = arguments.case;
-    let n_steps = arguments.n_steps as u64 + 1;
     let train = sequences(case, decoder.config().vocab_size);
-    let plan = Plan::new(plan_settings(case, n_steps), &vec![case.len; train.len()]);
     let config = LoraConfig::new(case.r, 2.0 * case.r as f64, case.modules);
-    let adapter = Adapter::new(config, decoder.config(), &Stream::new(0, Purpose::LoraInit))
-        .map_err(|error| error.to_string())?;
-    let planned = memory_plan(&decoder, &adapter, largest_step(&train, &[], &plan)).total_bytes();
-    let trainer = (SFT.build)(&[]).map_err(|error| error.to_string())?;
-    let moments = Moments::zero(adapter.params().len());
-    let mut session = Session::new(Parts {
-        decoder: &decoder,
-        trainer: trainer.as_ref(),
-        train: &train,
-        validation: &[],
-        plan: &plan,
-        settings: Settings {
-            schedule: Schedule::new(Decay::Constant, 1e-4, 0.0, n_steps),
-            adamw: AdamWSettings::with_weight_decay(0.01),
-            max_grad_norm: 1.0,
-            seed: 0,
-        },
-        adapter,
-        moments,
-        state: State::new(n_steps, Identity::default()),
-    })
-    .map_err(|error| error.to_string())?;
     let n_tokens = (case.n_sequences * case.len) as f64;
     let (mut best, mut total, mut rate) = (f64::INFINITY, 0.0, f64::NAN);
-    for step in 0..n_steps {
-        let mut report = None;
-        let seconds = time(|| report = Some(session.step())).seconds(arguments.n_threads);
-        let report = report.ok_or("no step")?.map_err(|error| error.to_string())?;
-        println!("step {step}  loss {:.4}  {:.0} tokens/s", report.loss, n_tokens / seconds);
+    let n_steps = arguments.n_steps as u64 + 1;
+    let planned = steps(&decoder, config, &train, n_steps, &mut |step, loss, times| {
+        let seconds = times.seconds(arguments.n_threads);
+        println!("step {step}  loss {loss:.4}  {:.0} tokens/s", n_tokens / seconds);
         rate = rate.max(peak_rate(arguments.compute, arguments.n_threads));
         // The first step touches every buffer for the first time.
         if step > 0 {
             best = best.min(seconds);
             total += seconds;
         }
-    }
+    })?;
     let limit = rate / (4.0 * decoder.config().n_parameters() as f64);
     let mean = n_tokens * arguments.n_steps as f64 / total;
     println!(
@@ -117,7 +86,71 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         planned as f64 / 1e6,
         MemoryUse::now().resident_peak.unwrap_or(0) as f64 / 1e6,
     );
+    let what = format!("training, {}, {}", case.name, compute_name(arguments.compute));
+    crate::result(&what, mean, limit, "tokens/s");
     Ok(())
+}
+
+/// The model of a folder or a GGUF file.
+pub(crate) fn decoder_of(
+    model: &Path,
+    ops: Arc<dyn Ops>,
+    compute: Compute,
+) -> Result<Decoder, String> {
+    let files = if model.is_dir() {
+        ModelFiles::Folder(model.to_owned())
+    } else {
+        ModelFiles::Gguf(model.to_owned())
+    };
+    let open = OpenModel::open(&files).map_err(|error| error.to_string())?;
+    open.load(ops, compute).map_err(|error| error.to_string())
+}
+
+/// Trains on all sequences at once, step after step; `after` is told the step, its loss and its
+/// times. Returns the memory planned, in bytes.
+pub(crate) fn steps(
+    decoder: &Decoder,
+    config: LoraConfig,
+    train: &[Sequence],
+    n_steps: u64,
+    after: &mut dyn FnMut(u64, f64, Times),
+) -> Result<usize, String> {
+    let n_sequences = train.len();
+    let (train, validation) = (Sequences::from(train.to_vec()), Sequences::default());
+    let plan = Plan::new(plan_settings(n_sequences, n_steps), &train.lengths());
+    let adapter = Adapter::new(config, decoder.config(), &Stream::new(0, Purpose::LoraInit))
+        .map_err(|error| error.to_string())?;
+    let size = largest_step(&train, &validation, &plan);
+    let planned = memory_plan(decoder.config(), &adapter, size, Keep::Everything).total_bytes()
+        + decoder.weights_bytes();
+    let trainer = (SFT.build)(&[]).map_err(|error| error.to_string())?;
+    let moments = Moments::zero(adapter.params().len());
+    let mut session = Session::new(Parts {
+        decoder,
+        trainer: trainer.as_ref(),
+        train: &train,
+        validation: &validation,
+        plan: &plan,
+        keep: Keep::Everything,
+        settings: Settings {
+            schedule: Schedule::new(Decay::Constant, 1e-4, 0.0, n_steps),
+            adamw: AdamWSettings::with_weight_decay(0.01),
+            max_grad_norm: 1.0,
+            noise_alpha: None,
+            seed: 0,
+        },
+        adapter,
+        moments,
+        state: State::new(n_steps, Identity::default()),
+    })
+    .map_err(|error| error.to_string())?;
+    for step in 0..n_steps {
+        let mut report = None;
+        let times = time(|| report = Some(session.step()));
+        let report = report.ok_or("no step")?.map_err(|error| error.to_string())?;
+        after(step, report.loss, times);
+    }
+    Ok(planned)
 }
 
 /// Operations a second that a loop of multiply-adds reaches now; NaN where there is no such loop.
@@ -158,25 +191,26 @@ fn parse(arguments: &[String]) -> Result<Arguments, String> {
 
 /// Random tokens, every one of them trained, as in the measurements that these are set beside.
 fn sequences(case: &Case, vocab_size: usize) -> Vec<Sequence> {
-    let stream = Stream::new(0, Purpose::Sampling);
-    let token = |i: usize, t: usize| {
-        let uniform = stream.uniform(i as u64, t as u64);
-        (uniform * vocab_size as f32) as u32
-    };
-    (0..case.n_sequences)
-        .map(|i| Sequence {
-            record: i as u64,
-            tokens: (0..case.len).map(|t| token(i, t)).collect(),
-            trained: vec![true; case.len],
-        })
-        .collect()
+    (0..case.n_sequences).map(|i| sequence(i, case.len, 0, vocab_size)).collect()
 }
 
-fn plan_settings(case: &Case, n_steps: u64) -> PlanSettings {
+/// Random tokens, of which the first `n_prompt` are not trained.
+pub(crate) fn sequence(i: usize, len: usize, n_prompt: usize, vocab_size: usize) -> Sequence {
+    let stream = Stream::new(0, Purpose::Sampling);
+    let token = |t: usize| (stream.uniform(i as u64, t as u64) * vocab_size as f32) as u32;
+    Sequence {
+        record: i as u64,
+        role: Role::Sole,
+        tokens: (0..len).map(token).collect(),
+        trained: (0..len).map(|t| t >= n_prompt).collect(),
+    }
+}
+
+fn plan_settings(n_sequences: usize, n_steps: u64) -> PlanSettings {
     PlanSettings {
         seed: 0,
         shuffle: false,
-        per_device_train_batch_size: case.n_sequences,
+        per_device_train_batch_size: n_sequences,
         gradient_accumulation_steps: 1,
         num_train_epochs: 1,
         max_steps: Some(n_steps),

@@ -3,7 +3,6 @@
 use super::Context;
 use crate::args::{ChatArgs, LogLevel};
 use forgelm_artifact::write;
-use forgelm_config::ComputeDtype;
 use forgelm_run::chat::{ChatSettings, Conversation};
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
@@ -34,14 +33,9 @@ pub fn chat(args: &ChatArgs, context: &mut Context) -> Exit {
 fn talk(args: &ChatArgs, context: &mut Context) -> Result<(), RunError> {
     let env = context.environment();
     let request = ModelRequest {
-        name: args.model.clone(),
-        revision: None,
         adapter: args.adapter.clone(),
         offline: args.offline,
-        token: None,
-        compute: ComputeDtype::Auto,
-        threads: None,
-        chat_template: None,
+        ..ModelRequest::named(&args.model)
     };
     let found = find(&request, &env, &mut context.progress)?;
     let loaded = load(&found, &request)?;

@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod config;
+pub mod data;
 pub mod keygen;
 pub mod run;
 pub mod score;

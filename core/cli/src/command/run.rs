@@ -8,7 +8,9 @@ use clap::CommandFactory;
 use forgelm_plugin::Registry;
 use forgelm_plugin_trainer::TRAINERS;
 use forgelm_run::error::RunError;
+use forgelm_run::event::{Event, Observer};
 use forgelm_run::exit::Exit;
+use forgelm_run::fit_check::fit_check;
 use forgelm_run::plan::Plan;
 use forgelm_run::resume::Resume;
 use forgelm_run::training::{Completed, Outcome, Request, train};
@@ -16,7 +18,7 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// Runs a config, or prints its plan.
+/// Runs a config, or prints its plan or its memory.
 pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
     if let Some(flag) = flags.not_available() {
         let error = RunError::NotAvailable(format!("`{flag}`"));
@@ -39,6 +41,18 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
         context.result(&text, &plan.to_json());
         return Exit::Success;
     }
+    if flags.fit_check {
+        let env = context.environment();
+        // Only what is said at the end matters.
+        let mut silent = Silent;
+        return match fit_check(&plan, &env, &mut silent) {
+            Ok(check) => {
+                context.result(&check.to_text(), &check.to_json());
+                Exit::Success
+            }
+            Err(error) => context.failed(&error),
+        };
+    }
     match execute(&plan, flags, context) {
         Ok(outcome) => finished(&plan, flags, &outcome, context),
         Err(error) => context.failed(&error),
@@ -53,12 +67,22 @@ fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Result<Outco
         let text = format!("warning: signals will end the run without a checkpoint: {error}");
         context.progress.line(LogLevel::Warning, &text);
     }
-    let request = Request {
+    train(plan, &request(flags), &registry, &env, &mut context.progress)
+}
+
+fn request(flags: &RunFlags) -> Request {
+    Request {
         resume: Resume::from_flag(flags.resume.as_deref()),
         force_resume: flags.force_resume,
         offline: flags.offline,
-    };
-    train(plan, &request, &registry, &env, &mut context.progress)
+    }
+}
+
+/// An observer that says nothing.
+struct Silent;
+
+impl Observer for Silent {
+    fn observe(&mut self, _event: &Event) {}
 }
 
 fn finished(plan: &Plan, flags: &RunFlags, outcome: &Outcome, context: &mut Context) -> Exit {
@@ -97,7 +121,7 @@ fn finished(plan: &Plan, flags: &RunFlags, outcome: &Outcome, context: &mut Cont
 
 /// The JSON result of a run.
 fn envelope(completed: &Completed) -> Value {
-    json!({
+    let mut result = json!({
         "success": true,
         "metrics": completed.metrics,
         "final_model_path": completed.final_model,
@@ -106,7 +130,11 @@ fn envelope(completed: &Completed) -> Value {
         "run_id": completed.run_id,
         "config_hash": completed.config_hash,
         "resource_usage": completed.resource_usage,
-    })
+    });
+    if let Some(cost) = completed.resource_usage.get("estimated_cost_usd") {
+        result["estimated_cost_usd"] = cost.clone();
+    }
+    result
 }
 
 /// What a person reads at the end.
@@ -129,6 +157,16 @@ fn summary(plan: &Plan, completed: &Completed) -> String {
         duration(Duration::from_secs_f64(seconds)),
         peak.map_or_else(|| "--".to_owned(), bytes),
     );
+    let usage = &completed.resource_usage;
+    let number = |key: &str| usage[key].as_f64();
+    let mut used = vec![format!("{:.3} TFLOP", number("flops").unwrap_or_default() / 1e12)];
+    used.extend(number("cpu_seconds").map(|seconds| format!("{seconds:.0} CPU seconds")));
+    used.push(match number("energy_joules") {
+        Some(joules) => format!("{:.4} kWh", joules / 3.6e6),
+        None => "energy not measured".to_owned(),
+    });
+    used.extend(number("estimated_cost_usd").map(|dollars| format!("{dollars:.4} US dollars")));
+    let _ = writeln!(text, "used      {}", used.join(", "));
     let _ = writeln!(text, "model     {}", completed.final_model.display());
     let _ = writeln!(text, "evidence  {root}/compliance (signed), {root}/audit_log.jsonl");
     let _ = writeln!(text, "verify    forgelm verify-bundle {root}");

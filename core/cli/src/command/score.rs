@@ -13,14 +13,10 @@ use serde_json::json;
 pub fn score(args: &ScoreArgs, context: &mut Context) -> Exit {
     let env = context.environment();
     let request = ModelRequest {
-        name: args.model.clone(),
-        revision: None,
         adapter: args.adapter.clone(),
         offline: args.offline,
-        token: None,
         compute: compute_dtype(&args.compute_dtype),
-        threads: None,
-        chat_template: None,
+        ..ModelRequest::named(&args.model)
     };
     match score::score(&request, &args.input, &args.output, &env, &mut context.progress) {
         Err(error) => context.failed(&error),

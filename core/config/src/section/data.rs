@@ -9,9 +9,9 @@ section! {
         /// A file (`.json`, `.jsonl`, `.csv`, `.parquet`), a folder, or a hub id.
         dataset_name_or_path: String = String::new(), required("data/train.jsonl"), text(NOT_BLANK);
         /// More data sets, mixed in.
-        extra_datasets: Option<Vec<String>> = None, text(NOT_BLANK), later("mixing of data sets");
+        extra_datasets: Option<Vec<String>> = None, text(NOT_BLANK);
         /// Weights of the data sets, the first one first.
-        mix_ratio: Option<Vec<f64>> = None, min(0.0), max(1e9), later("mixing of data sets");
+        mix_ratio: Option<Vec<f64>> = None, min(0.0), max(1e9);
         /// Shuffles the training rows.
         shuffle: bool = true;
         /// Removes control characters and surplus white space from texts.

@@ -57,8 +57,12 @@ section! {
         report_to: ReportTo = ReportTo::Tensorboard, for_now("none");
         /// The run's name. Null: the last part of the model's name with `_finetune`.
         run_name: Option<String> = None, text(NOT_BLANK);
-        /// Halves the batch and goes on when memory runs out.
-        oom_recovery: bool = false, later("recovery from lack of memory");
+        /// Computes activations again in the backward pass: a third more time for much less memory,
+        /// and the same bits. Null: when the run does not fit otherwise.
+        gradient_checkpointing: Option<bool> = None, ours();
+        /// Halves the batch and doubles the accumulation when memory does not suffice, before the
+        /// first step or at any later one.
+        oom_recovery: bool = false;
         /// The smallest batch to which the recovery goes.
         oom_recovery_min_batch_size: usize = 1, min(1.0), max(65_536.0);
         /// Projects gradients to a low rank.
@@ -76,13 +80,13 @@ section! {
         /// Patterns of the modules that are projected. Null: attention and MLP.
         galore_target_modules: Option<Vec<String>> = None, text(NOT_BLANK);
         /// Stretches positions beyond the length that the model was trained for.
-        rope_scaling: Option<RopeScaling> = None, later("RoPE scaling");
+        rope_scaling: Option<RopeScaling> = None;
         /// Scale of the noise that is added to embeddings in training.
-        neftune_noise_alpha: Option<f64> = None, above(0.0), max(1e9), later("NEFTune");
+        neftune_noise_alpha: Option<f64> = None, above(0.0), max(1e9);
         /// Tokens back that attention sees.
-        sliding_window_attention: Option<u64> = None, min(1.0), max(1e9), later("a sliding window set by the config");
+        sliding_window_attention: Option<u64> = None, min(1.0), max(1e9);
         /// Price of a GPU hour, for the cost in the report.
-        gpu_cost_per_hour: Option<f64> = None, min(0.0), max(1e9), later("the cost estimate");
+        gpu_cost_per_hour: Option<f64> = None, min(0.0), max(1e9);
         /// Strength of the pull to the reference model.
         dpo_beta: f64 = 0.1, above(0.0), max(1e9);
         /// Margin between chosen and rejected.

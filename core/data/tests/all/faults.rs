@@ -218,12 +218,12 @@ fn fault_035_pipes_devices_and_folders_are_refused_without_blocking() {
 
     let device = problem(open(&section(std::path::Path::new("/dev/null")), TrainerType::Sft));
     assert_eq!(device.code, Code::FileKind);
+    // A folder is a data set of the files in it.
     let folder = problem(open(&section(dir.path()), TrainerType::Sft));
-    assert_eq!(folder.code, Code::Format);
-    assert!(folder.found.contains("not available yet"), "{folder}");
+    assert_eq!((folder.code, folder.line), (Code::NoRows, None));
     let folder_as_file = dir.path().join("x.jsonl");
     std::fs::create_dir(&folder_as_file).unwrap();
-    assert_eq!(problem(open(&section(&folder_as_file), TrainerType::Sft)).code, Code::Format);
+    assert_eq!(problem(open(&section(&folder_as_file), TrainerType::Sft)).code, Code::NoRows);
 }
 
 fn make_pipe(path: &std::ffi::CStr) -> bool {
@@ -237,16 +237,20 @@ fn make_pipe(path: &std::ffi::CStr) -> bool {
 fn files_that_are_missing_or_of_other_formats_are_named() {
     let missing =
         problem(open(&section(std::path::Path::new("/nowhere/rows.jsonl")), TrainerType::Sft));
-    assert_eq!((missing.code, missing.to_string()), (Code::File, "/nowhere/rows.jsonl: does not exist; expected a local file that ends in `.jsonl` or `.json` [E-DATA-FILE]".to_owned()));
-    for (name, what) in
-        [("a.csv", "CSV"), ("a.parquet", "Parquet"), ("a.txt", "cannot tell"), ("a", "cannot tell")]
-    {
-        let found = problem(open_bytes(name, b"x"));
-        assert_eq!(found.code, Code::Format);
-        assert!(found.found.contains(what), "{found}");
+    assert_eq!(missing.code, Code::File);
+    assert_eq!(
+        missing.to_string(),
+        "/nowhere/rows.jsonl: does not exist; expected a file that ends in `.jsonl`, `.json`, `.csv` or \
+         `.parquet`, a folder of such files, or the id of a data set on a hub [E-DATA-FILE]"
+    );
+    for (name, code) in [
+        ("a.csv", Code::NoRows),
+        ("a.parquet", Code::Parquet),
+        ("a.txt", Code::Format),
+        ("a", Code::Format),
+    ] {
+        assert_eq!(problem(open_bytes(name, b"x")).code, code, "{name}");
     }
     let hub = problem(open(&section(std::path::Path::new("owner/data-set")), TrainerType::Sft));
-    assert!(hub.found.contains("hub is not available yet"), "{hub}");
-    let dpo = problem(open(&section(std::path::Path::new("x.jsonl")), TrainerType::Dpo));
-    assert_eq!(dpo.code, Code::Columns);
+    assert!(hub.found.contains("a data set on a hub"), "{hub}");
 }

@@ -7,17 +7,15 @@ fn kind(row: &str) -> RecordKind {
     open_bytes("rows.jsonl", row.as_bytes()).unwrap().records.remove(0).kind
 }
 
-fn turns(messages: &[(&str, &str)]) -> RecordKind {
-    RecordKind::Messages(
-        messages.iter().map(|(role, content)| Message::new(*role, *content)).collect(),
-    )
+fn messages(messages: &[(&str, &str)]) -> Vec<Message> {
+    messages.iter().map(|(role, content)| Message::new(*role, *content)).collect()
 }
 
 #[test]
 fn every_layout_of_the_specification_is_read() {
     let text = r#"{"text": " a\n  b "}"#;
     assert_eq!(kind(text), RecordKind::Text(" a\n  b".to_owned()));
-    let conversation = turns(&[("user", "U"), ("assistant", "A")]);
+    let conversation = messages(&[("user", "U"), ("assistant", "A")]);
     for row in [
         r#"{"messages": [{"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}], "id": 7}"#,
         r#"{"User": "U", "Assistant": "A"}"#,
@@ -28,10 +26,19 @@ fn every_layout_of_the_specification_is_read() {
         r#"{"prompt": [{"role": "user", "content": "U"}], "completion": [{"role": "assistant", "content": "A"}]}"#,
         r#"{"prompt": [{"role": "user", "content": "U"}], "completion": "A"}"#,
     ] {
-        assert_eq!(kind(row), conversation, "{row}");
+        let kind = kind(row);
+        assert_eq!(kind.conversation(), Some(&conversation[..]), "{row}");
+        assert_eq!(
+            matches!(kind, RecordKind::Turns(_)),
+            row.contains("ser\"") && !row.contains('[') || row.contains("instruction"),
+            "{row}"
+        );
     }
-    let with_system = turns(&[("system", "S"), ("user", "U"), ("assistant", "A")]);
-    assert_eq!(kind(r#"{"System": "S", "User": "U", "Assistant": "A"}"#), with_system);
+    let with_system = messages(&[("system", "S"), ("user", "U"), ("assistant", "A")]);
+    assert_eq!(
+        kind(r#"{"System": "S", "User": "U", "Assistant": "A"}"#),
+        RecordKind::Turns(with_system)
+    );
     let plain =
         RecordKind::PromptCompletion { prompt: "2+2= ".to_owned(), completion: "4".to_owned() };
     assert_eq!(kind(r#"{"prompt": "2+2= ", "completion": "4"}"#), plain);

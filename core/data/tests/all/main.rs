@@ -5,8 +5,11 @@
     reason = "a test, in a temporary folder"
 )]
 
+mod answers;
 mod faults;
+mod formats;
 mod layouts;
+mod prepare;
 mod rendering;
 
 use std::path::{Path, PathBuf};
@@ -24,10 +27,15 @@ fn section(path: &Path) -> Data {
 
 /// Opens a file with these bytes.
 fn open_bytes(name: &str, bytes: &[u8]) -> Result<Dataset, DataError> {
+    open_bytes_for(TrainerType::Sft, name, bytes)
+}
+
+/// Opens a file with these bytes for a trainer.
+fn open_bytes_for(trainer: TrainerType, name: &str, bytes: &[u8]) -> Result<Dataset, DataError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
     std::fs::write(&path, bytes).unwrap();
-    open(&section(&path), TrainerType::Sft)
+    open(&section(&path), trainer)
 }
 
 fn open_skipping(bytes: &[u8]) -> Result<Dataset, DataError> {

@@ -2,7 +2,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use forgelm_data::{
-    Code, Plan, PlanSettings, Record, RecordKind, RenderError, RenderSettings, Renderer, pack,
+    Code, Content, Layout, Plan, PlanSettings, Record, RecordKind, RenderError, RenderSettings,
+    Renderer, pack,
 };
 use forgelm_tokenize::{ChatTemplate, Message, Tokenizer};
 
@@ -17,6 +18,7 @@ const SETTINGS: RenderSettings = RenderSettings {
     train_on_all: false,
     add_eos: true,
     template_now: None,
+    bos_before_prompt: false,
     threads: 1,
 };
 
@@ -138,10 +140,38 @@ fn rows_that_the_template_refuses_are_all_named() {
         problems.shown[0].to_string(),
         "rows.jsonl:2: chat template:1: the template refuses the conversation: bad words [E-DATA-TEMPLATE]"
     );
-    let none = Renderer::new(&tokenizer, None, SETTINGS).render(&all, &[0]).unwrap_err();
+}
+
+#[test]
+fn fault_059_without_a_template_conversations_get_tags_and_answers_are_refused() {
+    let tokenizer = smollm2();
+    let system = || Message::new("system", "S");
+    let turns = |messages| RecordKind::Turns(messages);
+    let RecordKind::Messages(two) = chat("Q", "A") else { panic!("messages") };
+    let all = records(vec![
+        chat("Q", "A"),
+        turns([vec![system()], two.clone()].concat()),
+        RecordKind::Messages([two.clone(), two.clone()].concat()),
+        RecordKind::Text("no template needed".to_owned()),
+    ]);
+    let renderer = Renderer::new(&tokenizer, None, SETTINGS);
+    let rendered = renderer.render(&all, &[0, 1, 2, 3]).unwrap();
+    let texts: Vec<String> =
+        rendered.sequences.iter().map(|s| tokenizer.decode(&s.tokens).unwrap()).collect();
+    assert_eq!(texts[0], "[USER]\nQ\n[ASSISTANT]\nA\n<|im_end|>");
+    assert_eq!(texts[1], "[SYSTEM]\nS\n[USER]\nQ\n[ASSISTANT]\nA<|im_end|>");
+    let once = "[USER]\nQ\n[ASSISTANT]\nA\n";
+    assert_eq!(texts[2], format!("{once}{once}<|im_end|>"));
+    let trained: Vec<String> =
+        rendered.sequences.iter().map(|s| trained_text(&tokenizer, s)).collect();
+    assert_eq!(trained[0], "A\n<|im_end|>");
+    assert_eq!(trained[1], "A<|im_end|>");
+    assert_eq!(trained[2], "A\nA\n<|im_end|>");
+    assert_eq!(renderer.rendering(&Layout::Messages), "tags");
+    let prompt = Content::Messages(vec![Message::new("user", "Q")]);
+    let prompt = records(vec![RecordKind::Prompt { prompt, columns: Default::default() }]);
+    let none = renderer.render(&prompt, &[0]).unwrap_err();
     assert!(matches!(none, RenderError::NoTemplate(_)));
-    let text = records(vec![RecordKind::Text("no template needed".to_owned())]);
-    assert!(Renderer::new(&tokenizer, None, SETTINGS).render(&text, &[0]).is_ok());
 }
 
 #[test]

@@ -35,6 +35,21 @@ pub enum AuditEvent {
         /// The checkpoint that was saved.
         checkpoint: Option<String>,
     },
+    /// `training.oom_recovery`: memory did not suffice, and the step is tried in smaller pieces.
+    TrainingOomRecovery {
+        /// Sequences in a micro-batch before.
+        old_batch_size: u64,
+        /// Sequences in a micro-batch now.
+        new_batch_size: u64,
+        /// Micro-batches in a step now.
+        new_grad_accum: u64,
+        /// Whether activations are computed again in the backward pass now.
+        gradient_checkpointing: bool,
+        /// Steps completed.
+        step: u64,
+        /// What was refused.
+        reason: String,
+    },
     /// `evaluation.loss_gate_completed`.
     LossGateCompleted {
         /// The verdict.
@@ -136,8 +151,8 @@ pub enum AuditEvent {
     },
 }
 
-/// Names of all events, in the order of the variants.
-pub const EVENT_NAMES: [&str; 17] = [
+/// Names of all events, in the order in which they came to be.
+pub const EVENT_NAMES: [&str; 18] = [
     "pipeline.initialized",
     "training.started",
     "training.resumed",
@@ -155,6 +170,7 @@ pub const EVENT_NAMES: [&str; 17] = [
     "audit.checkpoint",
     "audit.recovered",
     "risk.unacceptable_acknowledged",
+    "training.oom_recovery",
 ];
 
 impl AuditEvent {
@@ -179,6 +195,7 @@ impl AuditEvent {
             Self::AuditCheckpoint { .. } => 14,
             Self::AuditRecovered { .. } => 15,
             Self::RiskUnacceptableAcknowledged { .. } => 16,
+            Self::TrainingOomRecovery { .. } => 17,
         }]
     }
 
@@ -199,6 +216,21 @@ impl AuditEvent {
             Self::TrainingInterrupted { step, checkpoint } => {
                 vec![("step", json!(step)), ("checkpoint", json!(checkpoint))]
             }
+            Self::TrainingOomRecovery {
+                old_batch_size,
+                new_batch_size,
+                new_grad_accum,
+                gradient_checkpointing,
+                step,
+                reason,
+            } => vec![
+                ("old_batch_size", json!(old_batch_size)),
+                ("new_batch_size", json!(new_batch_size)),
+                ("new_grad_accum", json!(new_grad_accum)),
+                ("gradient_checkpointing", json!(gradient_checkpointing)),
+                ("step", json!(step)),
+                ("reason", json!(reason)),
+            ],
             Self::LossGateCompleted { passed, eval_loss, max_acceptable_loss, baseline_loss } => {
                 let optional = |v: &Option<f64>| v.map_or(Value::Null, number);
                 vec![

@@ -63,10 +63,8 @@ impl LoadedAdapter {
     /// Names each difference with both values.
     pub fn check(&self, expected: &LoraConfig, base: Option<&str>) -> Result<(), AdapterError> {
         let found = self.adapter.lora();
-        let mut differences = match found {
-            Some(found) => differences(found, expected, self.adapter.all_linear()),
-            None => Vec::new(),
-        };
+        let mut differences = found
+            .map_or_else(Vec::new, |found| differences(found, expected, &self.adapter.all_linear));
         if let Some(base) = base.filter(|base| *base != self.info.base_model_name_or_path) {
             let found = &self.info.base_model_name_or_path;
             differences.push(format!("`base_model_name_or_path` is {found}, expected {base}"));
@@ -114,7 +112,7 @@ impl Trainable {
             Some(config) => vec![
                 (
                     ADAPTER_CONFIG,
-                    json::pretty(&settings(config, self.all_linear(), info)).into_bytes(),
+                    json::pretty(&settings(config, &self.all_linear, info)).into_bytes(),
                 ),
                 (ADAPTER_WEIGHTS, tensors),
             ],
@@ -164,7 +162,7 @@ impl Trainable {
         let path = folder.join(ADAPTER_CONFIG);
         let place = path.display().to_string();
         let (found, _) = parse_settings(&read_settings(&path, &place)?, &place)?;
-        let differences = differences(&found, expected, self.all_linear());
+        let differences = differences(&found, expected, &self.all_linear);
         if !differences.is_empty() {
             return Err(AdapterError::Differs { place, differences });
         }

@@ -72,7 +72,7 @@ impl ModelConfig {
                 o_bias: has("attn_output"),
                 is_fused: family.is_fused,
                 qk_norm: family.qk_norm,
-                query_pre_attn_scalar: keys.query_scalar(hidden_size, heads, n_layers),
+                query_pre_attn_scalar: keys.query_scalar(hidden_size, (heads, head_dim), n_layers),
                 soft_cap: cap("attn_logit_softcapping")?,
                 windowed_layers,
                 local_rope: family
@@ -175,14 +175,20 @@ impl<'a> Keys<'a> {
         Ok((window.filter(|_| has_windows), layers))
     }
 
-    /// Gemma files do not hold it; the largest of each generation differ from the others.
-    fn query_scalar(&self, hidden_size: usize, heads: usize, n_layers: usize) -> Option<f64> {
+    /// Gemma files do not hold it: the width of a head, but for the largest of each generation.
+    fn query_scalar(
+        &self,
+        hidden_size: usize,
+        (heads, head_dim): (usize, usize),
+        n_layers: usize,
+    ) -> Option<f64> {
         let largest = match self.family.model_type {
             "gemma2" => 46,
             "gemma3_text" => 62,
             _ => return None,
         };
-        (n_layers == largest && heads > 0).then(|| hidden_size as f64 / heads as f64)
+        let is_largest = n_layers == largest && heads > 0;
+        Some(if is_largest { hidden_size as f64 / heads as f64 } else { head_dim as f64 })
     }
 
     fn rotary_dim(&self, head_dim: usize) -> Result<Option<usize>, ConfigError> {

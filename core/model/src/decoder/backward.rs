@@ -15,8 +15,8 @@ impl Decoder {
     /// Adds the gradient of `sum(dlogp * logp)` with respect to every trainable number to
     /// `grads`.
     ///
-    /// `pass` and `scored` are those of [`Decoder::forward`] and [`Decoder::logprobs`], which came
-    /// just before; `acts` is spent afterwards. Nothing is divided by anything: the caller scales
+    /// `pass` and `scored` are those of [`Decoder::forward`] and [`Decoder::logprobs`] (or
+    /// [`Decoder::logprobs_with_gradient`]), which came just before; `acts` is spent afterwards. Nothing is divided by anything: the caller scales
     /// once per optimizer step.
     ///
     /// Shapes: `dlogp` [R] read, `grads` as
@@ -34,13 +34,15 @@ impl Decoder {
     ) {
         let trainable = pass.adapter.expect("backward needs something that trains");
         assert!(acts.keep != Keep::Nothing, "these activations keep nothing for backward");
-        assert_eq!(acts.stage, Stage::Scored(dlogp.len()), "forward and logprobs come first");
+        let n = dlogp.len();
+        let scored_rows = acts.stage == Stage::Scored(n) || acts.stage == Stage::Differentiated(n);
+        assert!(scored_rows, "forward and logprobs come first");
         assert_eq!(acts.n_tokens, pass.batch.tokens.len(), "another batch went forward");
         assert_eq!(grads.len(), trainable.params().len(), "grads is not the numbers' shape");
         let step = self.step(pass);
         self.head_backward(trainable, acts, (scored, dlogp), grads);
         for layer in (trainable.first_layer()..self.dims.l).rev() {
-            let lowest = trainable.lowest_linear(layer);
+            let lowest = trainable.lowest_linear(layer, &self.config);
             if acts.keep == Keep::LayerInputs {
                 step.forward_again(layer, pass, acts);
             }
@@ -69,6 +71,16 @@ impl Decoder {
         acts.stage = Stage::Empty;
     }
 
+    /// Says how much the balance loss of experts counts in the next backward pass: where a router
+    /// trains, `router_aux_loss_coef` beside the mean of the terms, of which this pass has
+    /// `n_terms`; not at all where none trains. The balance is that of one pass, and a step of
+    /// several passes has the mean of theirs, weighted by their terms.
+    pub fn weigh_balance(&self, trainable: &Trainable, n_terms: u64, acts: &mut Activations) {
+        let experts = self.config.experts.as_ref().filter(|_| trainable.trains_router());
+        let coefficient = experts.map_or(0.0, |experts| experts.router_aux_loss_coef);
+        acts.ws.balance.weight = coefficient * n_terms as f32;
+    }
+
     /// Gradient of the residual stream after the last layer, into `ws.dx`, and those of the head
     /// and the last norm where they train.
     fn head_backward(
@@ -92,15 +104,22 @@ impl Decoder {
                 self.config.final_soft_cap,
             );
         }
-        self.ops.token_logprobs_backward(
-            head.dxn.get_mut(n),
-            dlogp,
-            head.lse.get(n),
-            head.xn.get(n),
-            head_weight,
-            scored.labels,
-            self.config.final_soft_cap,
-        );
+        if acts.stage == Stage::Differentiated(n) {
+            let rows = head.dxn.get_mut(n).chunks_exact_mut(self.dims.c);
+            for (row, &dlogp) in rows.zip(dlogp) {
+                row.iter_mut().for_each(|d| *d *= dlogp);
+            }
+        } else {
+            self.ops.token_logprobs_backward(
+                head.dxn.get_mut(n),
+                dlogp,
+                head.lse.get(n),
+                head.xn.get(n),
+                head_weight,
+                scored.labels,
+                self.config.final_soft_cap,
+            );
+        }
         if let Some(range) = trainable.range(Role::FinalNorm) {
             let (dxn, x) = (head.dxn.get(n), head.x.get(n));
             self.ops.rms_norm_weight_backward(&mut grads[range], dxn, x, head.inv_rms.get(n));

@@ -7,25 +7,32 @@ use crate::activations::{Activations, LayerBuffers, Stage};
 use crate::config::ModelConfig;
 use crate::trainable::Trainable;
 
+/// Positions by which the memory of a cache grows at least.
+const BLOCK: usize = 256;
+
 /// Keys and values of one sequence, for every layer.
+///
+/// Memory is taken as the sequence grows, in whole blocks of positions and by half of what there
+/// is at a time, so that a long context costs nothing before it is used.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    /// By layer; [P, H_kv D] in use, room for `capacity` rows.
+    /// By layer; [P, H_kv D] in use, room for `n_rows` rows.
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
     width: usize,
     len: usize,
+    n_rows: usize,
     capacity: usize,
 }
 
 impl KvCache {
-    /// Room for `capacity` tokens.
+    /// A cache that may hold up to `capacity` tokens; it holds no memory yet.
     #[must_use]
     pub fn new(model: &ModelConfig, capacity: usize) -> Self {
         let dims = model.dims();
-        let width = dims.kv_width();
-        let buffers = || (0..dims.l).map(|_| vec![0.0; capacity * width]).collect();
-        Self { keys: buffers(), values: buffers(), width, len: 0, capacity }
+        let buffers = || vec![Vec::new(); dims.l];
+        let (keys, values) = (buffers(), buffers());
+        Self { keys, values, width: dims.kv_width(), len: 0, n_rows: 0, capacity }
     }
 
     /// Tokens held.
@@ -54,7 +61,21 @@ impl KvCache {
     /// Memory held, in bytes.
     #[must_use]
     pub fn n_bytes(&self) -> usize {
-        2 * self.keys.len() * self.capacity * self.width * size_of::<f32>()
+        2 * self.keys.len() * self.n_rows * self.width * size_of::<f32>()
+    }
+
+    /// Takes the memory for `len` tokens.
+    fn reach(&mut self, len: usize) {
+        assert!(len <= self.capacity, "the cache is full");
+        if len <= self.n_rows {
+            return;
+        }
+        let n_rows = len.max(self.n_rows + self.n_rows / 2).next_multiple_of(BLOCK);
+        self.n_rows = n_rows.min(self.capacity);
+        for rows in self.keys.iter_mut().chain(&mut self.values) {
+            rows.reserve_exact(self.n_rows * self.width - rows.len());
+            rows.resize(self.n_rows * self.width, 0.0);
+        }
     }
 }
 
@@ -85,10 +106,10 @@ impl Decoder {
         check_current(adapter);
         let (mut tokens, mut positions) = (Vec::new(), Vec::new());
         let (mut segments, mut last_rows) = (Vec::new(), Vec::new());
-        for sequence in sequences.iter() {
+        for sequence in sequences.iter_mut() {
             let (from, n) = (sequence.cache.len, sequence.tokens.len());
             assert!(n > 0, "a sequence has no new token");
-            assert!(from + n <= sequence.cache.capacity, "the cache is full");
+            sequence.cache.reach(from + n);
             segments.push(Segment { start: tokens.len(), len: n });
             tokens.extend_from_slice(sequence.tokens);
             positions.extend((from..from + n).map(|p| p as u32));

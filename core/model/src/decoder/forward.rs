@@ -3,7 +3,7 @@
 
 use forgelm_kernels_api::{FrozenMatrix, Write};
 
-use super::{Decoder, PackedInput, Pass, Scored, Step, gather_rows};
+use super::{Decoder, EmbeddingNoise, PackedInput, Pass, Scored, Step, gather_rows};
 use crate::activations::{Activations, Stage};
 use crate::names::Role;
 use crate::trainable::Trainable;
@@ -15,9 +15,25 @@ impl Decoder {
     /// If the batch is not consistent, has a token outside the vocabulary, or is larger than
     /// `acts`: bugs of the caller.
     pub fn forward(&self, pass: &Pass<'_>, acts: &mut Activations) {
+        self.forward_with(pass, None, acts);
+    }
+
+    /// [`Decoder::forward`], with noise on the token vectors where there is some.
+    ///
+    /// # Panics
+    /// As [`Decoder::forward`]; and if there is noise but no row key for each row.
+    pub fn forward_with(
+        &self,
+        pass: &Pass<'_>,
+        noise: Option<EmbeddingNoise<'_>>,
+        acts: &mut Activations,
+    ) {
         let step = self.step(pass);
         check_batch(&pass.batch, self.dims.v, step.dropout.is_some());
         step.begin(&pass.batch, acts);
+        if let Some(noise) = noise {
+            noise.add(acts.inputs[0].get_mut(step.t), &pass.batch, self.dims.c);
+        }
         for layer in 0..self.dims.l {
             let (input, slot) = (acts.input(layer), acts.slot(layer));
             let buffers = &mut acts.layers[slot];
@@ -60,6 +76,37 @@ impl Decoder {
             self.config.final_soft_cap,
         );
         acts.stage = Stage::Scored(n);
+    }
+
+    /// As [`Decoder::logprobs`], for a micro-batch that goes backward: the gradient of each
+    /// log-probability is formed in the same pass over the vocabulary.
+    ///
+    /// Shapes: `logp` [R] written.
+    ///
+    /// # Panics
+    /// As [`Decoder::logprobs`].
+    pub fn logprobs_with_gradient(
+        &self,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+        scored: Scored<'_>,
+        logp: &mut [f32],
+    ) {
+        let n = scored.rows.len();
+        assert_eq!(scored.labels.len(), n, "labels is not [R]");
+        assert_eq!(logp.len(), n, "logp is not [R]");
+        self.norm_rows(pass.adapter, acts, scored.rows);
+        let head = &mut acts.head;
+        self.ops.token_logprobs_with_gradient(
+            logp,
+            head.lse.get_mut(n),
+            head.dxn.get_mut(n),
+            head.xn.get(n),
+            self.head(pass.adapter),
+            scored.labels,
+            self.config.final_soft_cap,
+        );
+        acts.stage = Stage::Differentiated(n);
     }
 
     /// Logits of some rows, after [`Decoder::forward`] with the same

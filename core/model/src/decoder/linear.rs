@@ -20,12 +20,6 @@ impl<'a> Step<'a> {
         trained.unwrap_or_else(|| self.decoder.weights.layers[layer].linear(linear))
     }
 
-    /// The bias of a linear layer, if it has one: the trained one, else the decoder's own.
-    fn bias(&self, (layer, linear): Place) -> Option<&'a [f32]> {
-        let trained = self.adapter.and_then(|t| t.vector(Role::Bias(layer, linear)));
-        trained.or_else(|| self.decoder.weights.layers[layer].bias(linear))
-    }
-
     /// `y = W x + bias`, or added to `y`, and the adapter's part.
     ///
     /// Shapes: `y` [T, n_out] written or added to, `x` [T, n_in] read; `kept` written.
@@ -38,16 +32,23 @@ impl<'a> Step<'a> {
         scratch: &mut AdapterScratch,
     ) {
         match self.dora(place) {
-            Some(dora) => self.dora_forward((place, dora), (&mut *y, write), x, kept, scratch),
+            Some(dora) => {
+                self.dora_forward((place, dora), (&mut *y, write), x, kept, scratch);
+            }
             None => {
                 self.decoder.ops.linear_forward(y, x, self.weight(place), write);
                 self.lora_forward(place, y, x, kept, scratch);
             }
         }
-        // Magnitudes do not scale the bias.
         if let Some(bias) = self.bias(place) {
             self.decoder.ops.add_bias(y, bias);
         }
+    }
+
+    /// The bias of a linear layer: the trained one, else the decoder's own.
+    fn bias(&self, (layer, linear): Place) -> Option<&'a [f32]> {
+        let trained = self.adapter.and_then(|t| t.vector(Role::Bias(layer, linear)));
+        trained.or_else(|| self.decoder.weights.layers[layer].bias(linear))
     }
 
     /// What [`Step::linear_forward`] keeps for backward, without the product itself: for a layer

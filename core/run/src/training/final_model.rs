@@ -4,6 +4,7 @@
 use super::job::Job;
 use crate::error::RunError;
 use crate::event::Event;
+use crate::overrides;
 use forgelm_artifact::write::StagedDir;
 use forgelm_data::{Sequence, pack};
 use forgelm_model::{
@@ -70,6 +71,10 @@ impl Job<'_> {
                 dir.write(&name, text.as_bytes())?;
             }
         }
+        let overrides = &self.found.overrides;
+        if !overrides.is_empty() {
+            dir.write(overrides::FILE, overrides.to_json().as_bytes())?;
+        }
         dir.commit_replacing()?;
         Ok(())
     }
@@ -78,16 +83,22 @@ impl Job<'_> {
     /// validation rows, or the first of the training rows when there are none.
     fn compare_saved(&mut self, trained: &Trainable) -> Result<BTreeMap<String, f64>, RunError> {
         let files = ModelFiles::Folder(self.plan.output.final_model().to_owned());
-        let open = OpenModel::open(&files)?;
+        let mut open = OpenModel::open(&files)?;
+        self.found.overrides.apply(open.config_mut())?;
         let decoder = &self.loaded.decoder;
         let saved = open.load(decoder.ops().clone(), decoder.compute())?;
-        let validation = &self.data.validation.sequences;
-        let rows = if validation.is_empty() { &self.data.train.sequences } else { validation };
-        let difference = Difference::between((decoder, trained), &saved, rows)?;
+        let validation = &self.data.prepared.validation;
+        let rows = if validation.is_empty() { &self.data.prepared.train } else { validation };
+        let units: Vec<usize> = (0..rows.len().min(COMPARED_MAX)).collect();
+        let rows = rows.read(&units)?;
+        let difference = Difference::between((decoder, trained), &saved, &rows)?;
         self.observer.observe(&Event::Notice(difference.to_string()));
         Ok(difference.metrics())
     }
 }
+
+/// Records over which a saved model is compared with what was trained.
+const COMPARED_MAX: usize = 4096;
 
 /// How far the logits of a saved model are from those of what was trained.
 #[derive(Clone, Copy, Debug, Default)]

@@ -44,7 +44,7 @@ impl Job<'_> {
 
     /// The data must still be what was read: evidence about other bytes would be false.
     pub(super) fn check_unchanged(&self) -> Result<(), RunError> {
-        for file in &self.dataset.files {
+        for file in self.data.prepared.files.iter().flatten() {
             if forgelm_artifact::hash::sha256_file(&file.path)? != file.sha256 {
                 return Err(RunError::Changed { path: file.path.clone() });
             }

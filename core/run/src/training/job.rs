@@ -1,7 +1,11 @@
 //! A run from its first event to its documents.
 
 use super::Outcome;
+use super::room::Try;
 use super::tokenized::TokenizedData;
+use super::watch::Watch;
+use crate::cost::{EnergyMeter, Usage, seconds_between};
+use crate::data::Sources;
 use crate::dossier::{self, Dossier};
 use crate::environment::Environment;
 use crate::error::RunError;
@@ -9,9 +13,9 @@ use crate::event::{Event, Observer, Started, When};
 use crate::metrics::MetricsFile;
 use crate::model::{FoundModel, LoadedModel};
 use crate::plan::Plan;
+use crate::recovery::Rung;
 use crate::{resume, settings};
 use forgelm_artifact::UtcTime;
-use forgelm_data::Dataset;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::keys::lookup::FoundKey;
@@ -19,7 +23,7 @@ use forgelm_model::{PeftInfo, Trainable};
 use forgelm_sdk::trainer::Trainer;
 use forgelm_train::checkpoint;
 use forgelm_train::optimizer::Moments;
-use forgelm_train::session::{Parts, Session};
+use forgelm_train::session::{Cut, Parts, Session};
 use forgelm_train::state::{Identity, State};
 
 /// A run whose inputs are all in memory.
@@ -30,13 +34,25 @@ pub(super) struct Job<'a> {
     pub(super) found: &'a FoundModel,
     pub(super) loaded: &'a LoadedModel,
     pub(super) trainer: &'a dyn Trainer,
-    pub(super) dataset: &'a Dataset,
+    pub(super) sources: &'a Sources,
     pub(super) data: &'a TokenizedData,
     pub(super) peft: PeftInfo,
     pub(super) stop_ids: Vec<u32>,
     pub(super) template_now: i64,
     pub(super) started_at: UtcTime,
     pub(super) memory_planned: u64,
+    /// As the config cuts a step.
+    pub(super) configured: Cut,
+    /// How steps are made now.
+    pub(super) rung: Rung,
+    /// What was tried before the start.
+    pub(super) tried: Vec<Try>,
+    /// Bytes that the allocator holds free since buffers were given back.
+    pub(super) kept: u64,
+    /// What the processors use.
+    pub(super) energy: EnergyMeter,
+    /// What stands out from step to step.
+    pub(super) watch: Watch,
 }
 
 impl Job<'_> {
@@ -86,17 +102,19 @@ impl Job<'_> {
         };
         let n_steps_done = state.global_step;
         let mut metrics = MetricsFile::open(&self.plan.output.metrics(), n_steps_done)?;
-        let mut session = Session::new(Parts {
+        let mut session = Session::without_buffers(Parts {
             decoder: &self.loaded.decoder,
             trainer: self.trainer,
-            train: &self.data.train.sequences,
-            validation: &self.data.validation.sequences,
+            train: &self.data.prepared.train,
+            validation: &self.data.prepared.validation,
             plan: &self.data.plan,
+            keep: self.rung.keep,
             settings: settings::training(&self.plan.run, self.data.plan.n_steps()),
             adapter,
             moments,
             state,
         })?;
+        self.allocate(&mut session, audit)?;
         self.observer.observe(&Event::Started(Started {
             run_id: run_id.clone(),
             n_steps: self.data.plan.n_steps(),
@@ -104,16 +122,31 @@ impl Job<'_> {
             output_dir: self.plan.output.root().to_owned(),
             memory_bytes_planned: self.memory_planned,
         }));
+        let schedule = settings::training(&self.plan.run, self.data.plan.n_steps()).schedule;
+        if schedule.n_warmup_steps >= schedule.n_steps {
+            let text = format!(
+                "the learning rate rises in all of the {} steps and never reaches \
+                 `training.learning_rate`; a lower `training.warmup_ratio` or more steps help",
+                schedule.n_steps
+            );
+            self.observer.observe(&Event::Warning(text));
+        }
         audit.append(&AuditEvent::TrainingStarted)?;
         if n_steps_done == 0 {
             self.sample(When::Before, Some(session.adapter()))?;
             self.evaluate(&mut session, &mut metrics)?;
         }
-        let train_start = self.env.clock.monotonic();
+        let train_start = (self.env.clock.monotonic(), (self.env.cpu_time)());
+        self.energy = EnergyMeter::start();
         if let Some(interrupted) = self.steps(&mut session, &mut metrics, audit)? {
             return Ok(interrupted);
         }
-        let train_seconds = (self.env.clock.monotonic() - train_start).as_secs_f64();
+        self.energy.sample();
+        let usage = Usage {
+            wall_seconds: (self.env.clock.monotonic() - train_start.0).as_secs_f64(),
+            cpu_seconds: seconds_between(train_start.1, (self.env.cpu_time)()),
+            energy_joules: self.energy.joules(),
+        };
         self.restore_best(&mut session)?;
         self.sample(When::After, Some(session.adapter()))?;
         self.check_unchanged()?;
@@ -123,12 +156,13 @@ impl Job<'_> {
             env: self.env,
             found: self.found,
             loaded: self.loaded,
-            dataset: self.dataset,
-            statistics: [self.data.train.statistics, self.data.validation.statistics],
+            data: &self.data.prepared,
+            sources: self.sources,
             state: session.state(),
             run_id: &run_id,
             started_at: self.started_at,
-            train_seconds,
+            usage,
+            rung: self.rung,
             merge_metrics: &merge_metrics,
             template_now: self.template_now,
         };

@@ -1,46 +1,160 @@
-//! Whether the machine has room for a run.
+//! Whether the machine has room for a run, and in which pieces its steps fit.
 
 use super::tokenized::TokenizedData;
 use crate::error::RunError;
-use crate::memory;
-use crate::model::LoadedModel;
+use crate::footprint::{self, Sizes};
+use crate::memory::{self, Room};
+use crate::model::FoundModel;
 use crate::plan::Plan;
+use crate::recovery::{Ladder, Rung};
 use forgelm_artifact::write;
-use forgelm_model::Trainable;
-use forgelm_train::session;
+use forgelm_kernels_api::Compute;
+use forgelm_model::{MemoryPlan, StepSize, Trainable};
+use forgelm_train::session::{self, Cut};
 
-/// Refuses a run that does not fit into memory or onto the disk; returns the planned memory.
-pub(super) fn check_room(
-    plan: &Plan,
-    data: &TokenizedData,
-    loaded: &LoadedModel,
-    adapter: &Trainable,
-) -> Result<u64, RunError> {
-    let size = session::largest_step(&data.train.sequences, &data.validation.sequences, &data.plan);
-    let memory_plan = session::memory_plan(&loaded.decoder, adapter, size);
-    let needed = memory_plan.total_bytes() as u64;
-    let held = loaded.decoder.weights_bytes() as u64;
-    if let Some(available) = memory::available().filter(|&free| free < needed - held) {
-        let mut buffers = memory_plan.buffers;
-        buffers.sort_by_key(|buffer| std::cmp::Reverse(buffer.bytes));
-        let named = |buffer: &forgelm_model::PlannedBuffer| {
-            format!("{} ({} bytes)", buffer.name, buffer.bytes)
-        };
-        let largest = buffers.iter().take(3).map(named).collect::<Vec<_>>().join(", ");
-        let hint = "halve `training.per_device_train_batch_size` and double \
-                    `training.gradient_accumulation_steps`: the result is the same"
-            .to_owned();
-        return Err(RunError::Memory { needed: needed - held, available, largest, hint });
+/// What the memory of a run follows from.
+#[derive(Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) data: &'a TokenizedData,
+    pub(crate) found: &'a FoundModel,
+    pub(crate) adapter: &'a Trainable,
+    pub(crate) compute: Compute,
+    pub(crate) n_threads: usize,
+    /// What the process holds before weights and buffers.
+    pub(crate) held: u64,
+}
+
+/// A rung that was too large, the next one, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Try {
+    pub(super) from: Rung,
+    pub(super) to: Rung,
+    pub(super) reason: String,
+}
+
+/// A rung that fits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fit {
+    pub(super) rung: Rung,
+    pub(super) bytes_planned: u64,
+    pub(super) tried: Vec<Try>,
+}
+
+/// The cut that the config of this data asks for.
+pub(crate) fn configured_cut(data: &TokenizedData) -> Cut {
+    let (batch_size, accumulation) = data.plan.cut();
+    Cut { batch_size, accumulation }
+}
+
+impl Inputs<'_> {
+    /// The cut that the config asks for.
+    pub(crate) fn configured(&self) -> Cut {
+        configured_cut(self.data)
     }
-    let checkpoint_bytes = 3 * size_of_val(adapter.params()) as u64 + (1 << 20);
-    let n_checkpoints = plan.run.training.save_total_limit as u64 + 3;
+
+    /// The largest micro-batch with this cut.
+    fn step_size(&self, cut: Cut) -> StepSize {
+        let plan = self.data.plan.recut(cut.batch_size, cut.accumulation);
+        let prepared = &self.data.prepared;
+        session::largest_step(&prepared.train, &prepared.validation, &plan)
+    }
+
+    /// The bytes that are not yet in memory, with something left for small things.
+    fn needed(&self, memory: &MemoryPlan, rung: Rung) -> u64 {
+        let slack = footprint::slack(self.step_size(rung.cut));
+        footprint::still_needed(memory, self.held) + slack
+    }
+
+    /// Every buffer of the run on this rung.
+    pub(crate) fn memory(&self, rung: Rung) -> MemoryPlan {
+        let [train, validation] = &self.data.prepared.statistics;
+        let longest = train.longest.max(validation.longest);
+        footprint::plan(&Sizes {
+            model: self.found.open.config(),
+            adapter: self.adapter,
+            compute: self.compute,
+            step: self.step_size(rung.cut),
+            longest: usize::try_from(longest).unwrap_or(usize::MAX),
+            keep: rung.keep,
+            n_threads: self.n_threads,
+            held: self.held,
+        })
+    }
+
+    /// The first rung from `cut` down that `room` has room for.
+    pub(super) fn fit(&self, cut: Cut, room: Option<Room>) -> Result<Fit, RunError> {
+        let ladder = Ladder::of(&self.plan.run);
+        let mut rung = ladder.first(cut);
+        let mut tried = Vec::new();
+        loop {
+            let memory = self.memory(rung);
+            let needed = self.needed(&memory, rung);
+            let Some(room) = room.filter(|room| room.bytes < needed) else {
+                return Ok(Fit { rung, bytes_planned: memory.total_bytes() as u64, tried });
+            };
+            let Some(next) = ladder.below(rung) else {
+                return Err(self.refusal(&memory, needed, room));
+            };
+            let reason =
+                format!("{needed} bytes are needed, {} leaves {}", room.ceiling.name(), room.bytes);
+            tried.push(Try { from: rung, to: next, reason });
+            rung = next;
+        }
+    }
+
+    fn refusal(&self, memory: &MemoryPlan, needed: u64, room: Room) -> RunError {
+        let named = footprint::largest(memory, 3)
+            .iter()
+            .map(|buffer| format!("{} ({} bytes)", buffer.name, buffer.bytes))
+            .collect::<Vec<_>>();
+        let fits = |rung: &Rung| self.needed(&self.memory(*rung), *rung) <= room.bytes;
+        let any = Ladder { gradient_checkpointing: None, is_recovering: true, min_batch_size: 1 };
+        let hint = match any.rungs(self.configured()).find(fits) {
+            Some(rung) => change(self.configured(), rung),
+            None => {
+                "lower `model.max_length`, or take a smaller model: not even one row at a time \
+                     fits"
+                    .to_owned()
+            }
+        };
+        RunError::Memory {
+            needed,
+            available: room.bytes,
+            ceiling: room.ceiling.name(),
+            largest: named.join(", "),
+            hint,
+        }
+    }
+}
+
+/// The change of the config that makes `rung` of what it asks for.
+pub(crate) fn change(configured: Cut, rung: Rung) -> String {
+    let recompute = "`training.gradient_checkpointing: true` (the same bits, a third more time)";
+    let smaller = format!(
+        "`training.per_device_train_batch_size: {}` with `training.gradient_accumulation_steps: \
+         {}` (the same effective batch and result)",
+        rung.cut.batch_size, rung.cut.accumulation
+    );
+    match (rung.cut == configured, rung.keep) {
+        (true, _) => recompute.to_owned(),
+        (false, forgelm_model::Keep::LayerInputs) => format!("{smaller} and {recompute}"),
+        (false, forgelm_model::Keep::Everything | forgelm_model::Keep::Nothing) => smaller,
+    }
+}
+
+/// Refuses a run that does not fit into memory or onto the disk.
+pub(super) fn check_room(inputs: &Inputs<'_>, cut: Cut) -> Result<Fit, RunError> {
+    let fit = inputs.fit(cut, memory::room())?;
+    let checkpoint_bytes = 3 * size_of_val(inputs.adapter.params()) as u64 + (1 << 20);
+    let n_checkpoints = inputs.plan.run.training.save_total_limit as u64 + 3;
     let needed_on_disk = n_checkpoints * checkpoint_bytes + (32 << 20);
-    let dir = plan.output.root();
+    let dir = inputs.plan.output.root();
     match write::free_bytes(dir) {
         Ok(available) if available < needed_on_disk => {
             Err(RunError::Disk { dir: dir.to_owned(), needed: needed_on_disk, available })
         }
         // A system that does not say how much is free cannot be asked.
-        Ok(_) | Err(_) => Ok(needed),
+        Ok(_) | Err(_) => Ok(fit),
     }
 }

@@ -23,12 +23,14 @@ impl Job<'_> {
         audit: &mut AuditLog,
     ) -> Result<Option<Outcome>, RunError> {
         let training = &self.plan.run.training;
-        let log_every = settings::logging_steps(&self.plan.run, self.data.train.sequences.len());
+        let log_every = settings::logging_steps(&self.plan.run, self.data.prepared.train.len());
         while !session.state().is_finished() {
             if self.env.stop_requested() {
                 return self.interrupt(session, audit).map(Some);
             }
+            self.make_room(session, audit)?;
             self.step(session, metrics, log_every)?;
+            self.energy.sample();
             let step = session.state().global_step;
             let is_last = step >= session.state().max_steps;
             let is_save_due = step.is_multiple_of(training.save_steps) || is_last;
@@ -50,10 +52,7 @@ impl Job<'_> {
         let start = self.env.clock.monotonic();
         let report = match session.step() {
             Ok(report) => report,
-            Err(error) => {
-                self.write_replay(&error)?;
-                return Err(error.into());
-            }
+            Err(error) => return Err(self.given_up(error)?),
         };
         let state = session.state();
         let step = Step {
@@ -70,6 +69,9 @@ impl Job<'_> {
         };
         metrics.step(&step, &report.metrics)?;
         self.observer.observe(&Event::Step(step));
+        if let Some(text) = self.watch.look(&step)? {
+            self.observer.observe(&Event::Warning(text));
+        }
         Ok(())
     }
 
@@ -80,7 +82,7 @@ impl Job<'_> {
         metrics: &mut MetricsFile,
     ) -> Result<bool, RunError> {
         let start = self.env.clock.monotonic();
-        let Some(report) = session.evaluate() else { return Ok(false) };
+        let Some(report) = session.evaluate()? else { return Ok(false) };
         let patience = self.plan.run.training.early_stopping_patience;
         let is_best = session.state_mut().record_evaluation(report.loss, patience);
         let evaluation = Evaluation {
@@ -100,7 +102,7 @@ impl Job<'_> {
         Ok(is_best)
     }
 
-    fn checkpoint(&mut self, session: &Session<'_>) -> Result<PathBuf, RunError> {
+    pub(super) fn checkpoint(&mut self, session: &Session<'_>) -> Result<PathBuf, RunError> {
         let view = View {
             adapter: session.adapter(),
             peft: &self.peft,
@@ -130,21 +132,41 @@ impl Job<'_> {
         Ok(Outcome::Interrupted { checkpoint, step })
     }
 
-    /// What is needed to look into a step that gave no finite number.
-    fn write_replay(&self, error: &StepError) -> Result<(), RunError> {
-        let StepError::NotFinite { step, what, value, records } = error;
-        let line_of =
-            |record: &u64| usize::try_from(*record).ok().map(|i| self.dataset.records[i].line);
+    /// Keeps what is needed to look into a step that gave no finite number, and says what is known.
+    fn given_up(&self, error: StepError) -> Result<RunError, RunError> {
+        let (step, what, layer, value, records) = match error {
+            StepError::Data(error) => return Err(error.into()),
+            StepError::NotFinite { step, what, layer, value, records } => {
+                (step, what, layer, value, records)
+            }
+        };
+        let place_of = |record: &u64| {
+            let (file, line) = self.data.prepared.train.origin(*record)?;
+            Some(format!("{}:{line}", file.display()))
+        };
+        let rows: Vec<String> = records.iter().filter_map(place_of).collect();
         let replay = json!({
             "step": step,
             "what": what,
+            "layer": layer,
             "value": value.to_string(),
             "records": records,
-            "lines": records.iter().map(line_of).collect::<Vec<_>>(),
+            "rows": rows,
             "data": self.plan.run.data.dataset_name_or_path,
         });
         let text = forgelm_artifact::json::pretty(&replay);
-        write::atomic(&self.plan.output.replay(*step), text.as_bytes())?;
-        Ok(())
+        let path = self.plan.output.replay(step);
+        write::atomic(&path, text.as_bytes())?;
+        Ok(RunError::NotFinite { step, what, value, rows: shortened(&rows), replay: path })
     }
+}
+
+/// The first few places, and how many more there are.
+fn shortened(rows: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let mut text = rows.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if rows.len() > SHOWN {
+        text.push_str(&format!(" and {} more", rows.len() - SHOWN));
+    }
+    text
 }

@@ -1,54 +1,53 @@
 //! The data of a run as tokens, and the order in which they come.
 
+use crate::data::{self, Sources};
+use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{DataReady, Event, Observer};
-use crate::model::{self, FoundModel};
+use crate::model::FoundModel;
 use crate::plan::Plan;
 use crate::sample::Question;
 use crate::settings;
-use forgelm_data::{Dataset, RenderSettings, Rendered, Renderer};
+use forgelm_data::Prepared;
 
 /// The training and validation sequences of a run and the order in which they come.
-pub(super) struct TokenizedData {
-    pub(super) train: Rendered,
-    pub(super) validation: Rendered,
-    pub(super) plan: forgelm_data::Plan,
-    pub(super) question: Option<Question>,
+pub(crate) struct TokenizedData {
+    pub(crate) prepared: Prepared,
+    pub(crate) plan: forgelm_data::Plan,
+    pub(crate) question: Option<Question>,
 }
 
 impl TokenizedData {
-    pub(super) fn new(
+    pub(crate) fn new(
         plan: &Plan,
-        dataset: &Dataset,
+        sources: &Sources,
         found: &FoundModel,
         template_now: i64,
+        env: &Environment,
         observer: &mut dyn Observer,
     ) -> Result<Self, RunError> {
-        let run = &plan.run;
-        let split = forgelm_data::split(dataset.records.len(), run.data.validation_split);
-        let settings = RenderSettings {
-            max_length: run.model.max_length,
-            train_on_all: run.data.train_on == forgelm_config::TrainOn::All,
-            add_eos: run.data.add_eos,
-            template_now: Some(template_now),
-            threads: run.training.threads.unwrap_or_else(model::all_cores),
-        };
-        let renderer = Renderer::new(&found.tokenizer, found.template.as_ref(), settings);
-        let train = renderer.render(&dataset.records, &split.train)?;
-        let validation = renderer.render(&dataset.records, &split.validation)?;
-        let lengths: Vec<usize> = train.sequences.iter().map(|s| s.tokens.len()).collect();
-        let data_plan = forgelm_data::Plan::new(settings::data_plan(run), &lengths);
-        let question = Question::first(split.validation.iter().map(|&i| &dataset.records[i]))
-            .or_else(|| Question::first(&dataset.records));
-        let data = Self { train, validation, plan: data_plan, question };
-        data.report(dataset, observer);
+        let prepared = data::prepare(plan, sources, found, template_now, env)?;
+        let lengths = prepared.train.lengths();
+        let order = forgelm_data::Plan::new(settings::data_plan(&plan.run), &lengths);
+        let question = data::question(plan, &prepared)?;
+        let data = Self { prepared, plan: order, question };
+        data.report(observer);
         Ok(data)
     }
 
-    fn report(&self, dataset: &Dataset, observer: &mut dyn Observer) {
-        let statistics = &self.train.statistics;
-        if !dataset.skipped.is_empty() {
-            observer.observe(&Event::Warning(format!("rows left out: {}", dataset.skipped)));
+    fn report(&self, observer: &mut dyn Observer) {
+        let Prepared { train, validation, statistics: [statistics, _], skipped, .. } =
+            &self.prepared;
+        for note in &self.prepared.notes {
+            observer.observe(&Event::Warning(note.clone()));
+        }
+        if !skipped.is_empty() {
+            observer.observe(&Event::Warning(format!("rows left out: {skipped}")));
+        }
+        if self.prepared.rendering == "tags" {
+            let text = "the tokenizer has no chat template: conversations are written with the \
+                        tags [USER] and [ASSISTANT]";
+            observer.observe(&Event::Warning(text.to_owned()));
         }
         if statistics.dropped > 0 {
             let text =
@@ -62,14 +61,14 @@ impl TokenizedData {
             );
             observer.observe(&Event::Warning(text));
         }
-        if self.validation.sequences.is_empty() {
+        if validation.is_empty() {
             let text = "no validation split: there is no validation loss, and the last weights are \
                         kept rather than the best";
             observer.observe(&Event::Warning(text.to_owned()));
         }
         observer.observe(&Event::DataReady(DataReady {
-            n_train: self.train.sequences.len(),
-            n_validation: self.validation.sequences.len(),
+            n_train: train.len(),
+            n_validation: validation.len(),
             n_tokens: statistics.tokens,
             n_trained_tokens: statistics.trained_tokens,
             longest: statistics.longest,

@@ -12,18 +12,19 @@
 
 use std::ops::Range;
 
-use forgelm_kernels_api::{AttentionShape, Segment};
+use forgelm_kernels_api::{AttentionShape, Compute, Segment};
 
 use super::{
-    Dims, Layouts, Panels, Sequence, TILE, accumulate, cap_scores, gather, scores, sequences,
+    Dims, Layouts, Panels, Sequence, TILE, accumulate, cap_scores, gather, pack_rows, scores,
+    sequences,
 };
 use crate::math::{exp, for_vectors, load, store};
 use crate::pool::Pool;
-use crate::scratch::Scratch;
+use crate::scratch::{Bits, Scratch};
 use crate::shared::Shared;
 use crate::simd::on_isa;
 use crate::simd::{Grid, Isa, Simd};
-use crate::tile::{Left, PANEL, put};
+use crate::tile::{Element, Left, PANEL, put};
 
 /// Queries of a block.
 const QUERIES: usize = 64;
@@ -69,6 +70,23 @@ pub(crate) fn backward(
     shape: &AttentionShape,
     segments: &[Segment],
 ) {
+    match shape.compute {
+        Compute::F32 => backward_as::<f32>(pool, isa, dq, dk, dv, given, shape, segments),
+        Compute::Bf16 => backward_as::<u32>(pool, isa, dq, dk, dv, given, shape, segments),
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "inputs and outputs of one op")]
+fn backward_as<E: Element>(
+    pool: &Pool,
+    isa: Isa,
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    given: Given<'_>,
+    shape: &AttentionShape,
+    segments: &[Segment],
+) {
     let dims = Dims::new(shape);
     let (sequences, n_tokens) = sequences(segments);
     let (q_len, kv_len) = (n_tokens * dims.q_width(), n_tokens * dims.kv_width());
@@ -87,8 +105,8 @@ pub(crate) fn backward(
     }
     assert_eq!(given.lse.len(), n_tokens * shape.n_heads, "lse is not [T, H]");
 
-    let keys = Panels::new(pool, isa, given.k, dims, &sequences, Layouts::Both);
-    let values = Panels::new(pool, isa, given.v, dims, &sequences, Layouts::Turned);
+    let keys = Panels::<E>::new(pool, isa, given.k, dims, &sequences, Layouts::Both);
+    let values = Panels::<E>::new(pool, isa, given.v, dims, &sequences, Layouts::Turned);
     let chunks = cut(&sequences, dims);
     let n_rows = chunks.iter().map(|c| c.keys.len()).sum();
     // [H_kv][chunk][keys of the chunk][padded D], of dk and of dv
@@ -161,72 +179,147 @@ fn join(
     });
 }
 
-struct Job<'a> {
+struct Job<'a, E: Element> {
     dims: Dims,
     given: Given<'a>,
-    keys: &'a Panels,
-    values: &'a Panels,
+    keys: &'a Panels<E>,
+    values: &'a Panels<E>,
     chunk: &'a Chunk,
     kv_head: usize,
     dq: Shared<'a, f32>,
 }
 
 /// A block of queries of one head.
-struct Queries {
+struct Queries<E: Element> {
     /// Positions in the sequence.
     positions: Range<usize>,
-    /// [n, padded D], times the scale.
-    q: Scratch<f32>,
-    dout: Scratch<f32>,
+    /// Times the scale.
+    q: Factor<E>,
+    dout: Factor<E>,
     dq: Scratch<f32>,
     delta: [f32; QUERIES],
     lse: [f32; QUERIES],
 }
 
-impl Job<'_> {
+/// Rows of queries in the two forms that products need.
+struct Factor<E: Element> {
+    /// [n, padded D / TERMS], paired along D: for sums over D.
+    left: Scratch<E>,
+    /// [ceil(n / TERMS), padded D], paired along the queries: for sums over queries.
+    right: Scratch<E>,
+}
+
+impl<E: Element> Factor<E> {
+    /// Shapes: `x` [n, padded D].
+    #[inline(always)]
+    fn new<S: Simd>(s: S, x: &[f32], dims: Dims) -> Self {
+        let n = x.len() / dims.padded;
+        let mut left = Scratch::take(x.len() / E::TERMS);
+        pack_rows(s, &mut left, x, dims);
+        let mut right = Scratch::take(n.div_ceil(E::TERMS) * dims.padded);
+        join_rows(s, &mut right, x, dims.padded);
+        Self { left, right }
+    }
+}
+
+/// Joins neighboring rows. Shapes: `x` [n, width], `to` [ceil(n / TERMS), width] written.
+#[inline(always)]
+fn join_rows<S: Simd, E: Element>(s: S, to: &mut [E], x: &[f32], width: usize) {
+    for (to, x) in to.chunks_exact_mut(width).zip(x.chunks(E::TERMS * width)) {
+        let (first, second) = x.split_at(width);
+        E::join(s, to, first, (!second.is_empty()).then_some(second));
+    }
+}
+
+/// Probabilities and gradients of scores of a block of queries and keys.
+struct Block<E: Element> {
+    /// [QUERIES, KEYS]
+    p: Scratch<f32>,
+    dscore: Scratch<f32>,
+    /// [QUERIES / TERMS, KEYS], paired along the queries; empty where elements are single numbers,
+    /// as the others then serve.
+    joined: [Scratch<E>; 2],
+}
+
+impl<E: Element> Block<E> {
+    fn new() -> Self {
+        let joined = if E::TERMS == 1 { 0 } else { QUERIES / E::TERMS * KEYS };
+        Self {
+            p: Scratch::take(QUERIES * KEYS),
+            dscore: Scratch::take(QUERIES * KEYS),
+            joined: [Scratch::take(joined), Scratch::take(joined)],
+        }
+    }
+
+    /// `p` and `dscore` as left factors of sums over queries. Shapes: [QUERIES / TERMS, KEYS].
+    #[inline(always)]
+    fn over_queries(&self) -> [&[E]; 2] {
+        if E::TERMS == 1 {
+            [E::view(f32::bits(&self.p)), E::view(f32::bits(&self.dscore))]
+        } else {
+            [&self.joined[0], &self.joined[1]]
+        }
+    }
+
+    /// Rows of queries (a whole number of pairs, unless they are the last) are done: rounds them.
+    #[inline(always)]
+    fn pack<S: Simd>(&mut self, s: S, rows: Range<usize>) {
+        if E::TERMS == 1 {
+            return;
+        }
+        let from = rows.start * KEYS..rows.end * KEYS;
+        let to = from.start / E::TERMS..rows.end.div_ceil(E::TERMS) * KEYS;
+        join_rows(s, &mut self.joined[0][to.clone()], &self.p[from.clone()], KEYS);
+        join_rows(s, &mut self.joined[1][to], &self.dscore[from.clone()], KEYS);
+        for row in self.dscore[from].chunks_exact_mut(KEYS) {
+            E::pack_in_place(s, row);
+        }
+    }
+}
+
+impl<E: Element> Job<'_, E> {
     /// Shapes: `dk`, `dv` [keys of the chunk, padded D] written.
     #[inline(always)]
     fn run<S: Simd>(self, s: S, dk: &mut [f32], dv: &mut [f32]) {
         dk.fill(0.0);
         dv.fill(0.0);
         let Self { dims, chunk, .. } = &self;
-        let mut p = Scratch::<f32>::take(QUERIES * KEYS);
-        let mut dscore = Scratch::<f32>::take(QUERIES * KEYS);
+        let mut block = Block::<E>::new();
         for start in chunk.queries.clone().step_by(QUERIES) {
-            let queries = start..(start + QUERIES).min(chunk.queries.end);
+            let positions = start..(start + QUERIES).min(chunk.queries.end);
             for head in self.kv_head * dims.group..(self.kv_head + 1) * dims.group {
-                let mut block = self.queries(s, head, queries.clone());
-                let first_key = dims.visible(queries.start).start / PANEL * PANEL;
-                for key in (first_key..queries.end).step_by(KEYS) {
-                    let keys = key..(key + KEYS).min(queries.end);
-                    self.block(s, &mut block, keys.clone(), &mut p, &mut dscore);
+                let mut queries = self.queries(s, head, positions.clone());
+                let first_key = dims.visible(positions.start).start / PANEL * PANEL;
+                for key in (first_key..positions.end).step_by(KEYS) {
+                    let keys = key..(key + KEYS).min(positions.end);
+                    self.block(s, &mut queries, keys.clone(), &mut block);
                     let at = (key - chunk.keys.start) * dims.padded;
-                    let n = keys.len();
                     let (dk, dv) = (&mut dk[at..], &mut dv[at..]);
-                    gradient_of_keys(s, dk, &dscore, &block.q, n, key, &queries, *dims);
-                    gradient_of_keys(s, dv, &p, &block.dout, n, key, &queries, *dims);
+                    let [p, dscore] = block.over_queries();
+                    gradient_of_keys(s, dk, dscore, &queries.q.right, &keys, &positions, *dims);
+                    gradient_of_keys(s, dv, p, &queries.dout.right, &keys, &positions, *dims);
                 }
-                self.store_dq(s, head, &block);
+                self.store_dq(s, head, &queries);
             }
         }
     }
 
     #[inline(always)]
-    fn queries<S: Simd>(&self, s: S, head: usize, positions: Range<usize>) -> Queries {
+    fn queries<S: Simd>(&self, s: S, head: usize, positions: Range<usize>) -> Queries<E> {
         let dims = self.dims;
         let n = positions.len();
         let row = self.chunk.sequence.query_row + positions.start;
         let at = row * dims.q_width() + head * dims.d();
         let width = dims.q_width();
-        let mut q = Scratch::take(n * dims.padded);
-        gather(s, &mut q, &self.given.q[at..], width, dims, dims.shape.scale);
-        let mut dout = Scratch::take(n * dims.padded);
-        gather(s, &mut dout, &self.given.dout[at..], width, dims, 1.0);
+        let mut gathered = Scratch::<f32>::take(n * dims.padded);
+        gather(s, &mut gathered, &self.given.q[at..], width, dims, dims.shape.scale);
+        let q = Factor::new(s, &gathered, dims);
+        gather(s, &mut gathered, &self.given.dout[at..], width, dims, 1.0);
         let mut delta = [0.0; QUERIES];
         let mut lse = [0.0; QUERIES];
         for i in 0..n {
             let out = &self.given.out[at + i * width..at + i * width + dims.d()];
-            let dout = &dout[i * dims.padded..];
+            let dout = &gathered[i * dims.padded..];
             let mut sum = s.splat(0.0);
             for_vectors!(s, dims.d(), |i| {
                 sum = s.mul_add(load(s, &out[i.clone()]), load(s, &dout[i]), sum);
@@ -234,64 +327,67 @@ impl Job<'_> {
             delta[i] = s.sum(sum);
             lse[i] = self.given.lse[(row + i) * dims.shape.n_heads + head];
         }
+        let dout = Factor::new(s, &gathered, dims);
         let dq = Scratch::zeroed(n * dims.padded);
         Queries { positions, q, dout, dq, delta, lse }
     }
 
-    /// Probabilities and gradients of the scores of one block, and its part of dq.
-    ///
-    /// Shapes: `p`, `dscore` [queries, KEYS] written; 0 where the mask hides.
+    /// Probabilities and gradients of the scores of one block (0 where the mask hides), and its
+    /// part of dq.
     #[inline(always)]
     fn block<S: Simd>(
         &self,
         s: S,
-        block: &mut Queries,
+        queries: &mut Queries<E>,
         keys: Range<usize>,
-        p: &mut [f32],
-        dscore: &mut [f32],
+        block: &mut Block<E>,
     ) {
         let dims = self.dims;
-        let n = block.positions.len();
+        let n = queries.positions.len();
+        let (head, index) = (self.kv_head, self.chunk.index);
         for first in (0..n).step_by(TILE) {
             let rows = first..(first + TILE).min(n);
             let elements = rows.start * dims.padded..rows.end * dims.padded;
-            let last_key = (block.positions.start + rows.end).min(keys.end);
+            let left = elements.start / E::TERMS..elements.end / E::TERMS;
+            let last_key = (queries.positions.start + rows.end).min(keys.end);
             let n_keys = last_key.saturating_sub(keys.start);
             for column in (0..n_keys).step_by(PANEL) {
                 let columns = (n_keys - column).min(PANEL);
                 let panel = (keys.start + column) / PANEL;
                 let at = rows.start * KEYS + column;
-                let turned = self.keys.turned(self.kv_head, self.chunk.index, panel);
-                let to = Grid { data: &mut p[at..], stride: KEYS };
-                scores(s, to, &block.q[elements.clone()], turned, columns, dims);
-                let turned = self.values.turned(self.kv_head, self.chunk.index, panel);
-                let to = Grid { data: &mut dscore[at..], stride: KEYS };
-                scores(s, to, &block.dout[elements.clone()], turned, columns, dims);
+                let turned = self.keys.turned(head, index, panel);
+                let to = Grid { data: &mut block.p[at..], stride: KEYS };
+                scores(s, to, &queries.q.left[left.clone()], turned, columns, dims);
+                let turned = self.values.turned(head, index, panel);
+                let to = Grid { data: &mut block.dscore[at..], stride: KEYS };
+                scores(s, to, &queries.dout.left[left.clone()], turned, columns, dims);
             }
             for row in rows.clone() {
-                let seen = dims.visible(block.positions.start + row);
+                let seen = dims.visible(queries.positions.start + row);
                 let seen = seen.start.clamp(keys.start, keys.end) - keys.start
                     ..seen.end.clamp(keys.start, keys.end) - keys.start;
                 let at = row * KEYS..(row + 1) * KEYS;
-                let (p, dscore) = (&mut p[at.clone()], &mut dscore[at]);
+                let (p, dscore) = (&mut block.p[at.clone()], &mut block.dscore[at]);
                 for x in [&mut *p, &mut *dscore] {
                     x[..seen.start].fill(0.0);
                     x[seen.end..].fill(0.0);
                 }
                 let (p, dscore) = (&mut p[seen.clone()], &mut dscore[seen]);
-                let (delta, lse) = (block.delta[row], block.lse[row]);
+                let (delta, lse) = (queries.delta[row], queries.lse[row]);
                 gradient_of_scores(s, p, dscore, delta, lse, dims.shape.soft_cap);
             }
-            let left =
-                Left { data: &dscore[rows.start * KEYS..], row_stride: KEYS, step_stride: 1 };
-            let rows_of_keys =
-                self.keys.rows(self.kv_head, self.chunk.sequence.key_row + keys.start);
-            accumulate(s, &mut block.dq[elements], left, rows.len(), rows_of_keys, n_keys, dims);
+            block.pack(s, rows.clone());
+            let data = &E::view(f32::bits(&block.dscore))[rows.start * KEYS..];
+            let left = Left { data, row_stride: KEYS, step_stride: 1 };
+            let rows_of_keys = self.keys.rows(head, index, keys.start);
+            let steps = n_keys.div_ceil(E::TERMS);
+            let dq = &mut queries.dq[elements];
+            accumulate(s, dq, left, rows.len(), rows_of_keys, steps, dims);
         }
     }
 
     #[inline(always)]
-    fn store_dq<S: Simd>(&self, s: S, head: usize, block: &Queries) {
+    fn store_dq<S: Simd>(&self, s: S, head: usize, block: &Queries<E>) {
         let dims = self.dims;
         let scale = s.splat(dims.shape.scale);
         let row = self.chunk.sequence.query_row + block.positions.start;
@@ -335,23 +431,22 @@ fn gradient_of_scores<S: Simd>(
 
 /// `to += x^T y`, for tiles of keys, over the queries that can see them.
 ///
-/// Shapes: `to` [n keys, padded D] added to, `x` [queries, KEYS], `y` [queries, padded D].
+/// Shapes: `to` [n keys, padded D] added to, `x` [ceil(queries / TERMS), KEYS],
+/// `y` [ceil(queries / TERMS), padded D].
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "one product, with its mask")]
-fn gradient_of_keys<S: Simd>(
+fn gradient_of_keys<S: Simd, E: Element>(
     s: S,
     to: &mut [f32],
-    x: &[f32],
-    y: &[f32],
-    n_keys: usize,
-    first_key: usize,
+    x: &[E],
+    y: &[E],
+    keys: &Range<usize>,
     queries: &Range<usize>,
     dims: Dims,
 ) {
-    for key in (0..n_keys).step_by(TILE) {
-        let rows = (n_keys - key).min(TILE);
-        let first = (first_key + key).saturating_sub(queries.start);
-        let steps = queries.len().saturating_sub(first);
+    for key in (0..keys.len()).step_by(TILE) {
+        let rows = (keys.len() - key).min(TILE);
+        let first = (keys.start + key).saturating_sub(queries.start) / E::TERMS;
+        let steps = queries.len().div_ceil(E::TERMS).saturating_sub(first);
         if steps == 0 {
             continue;
         }

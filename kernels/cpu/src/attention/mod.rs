@@ -8,7 +8,13 @@
 //! sums over keys). Query heads that share a key/value head share these. Head sizes are padded to
 //! whole vectors. What the mask hides is skipped by vectors of keys and rows of eight queries.
 //!
-//! Numerics: f32; sums over D and over keys in the order of the index, blocks added in order.
+//! Everything is generic over the elements that products are formed of: f32, or pairs of bfloat16
+//! when [`AttentionShape::compute`] says so. Factors are paired along what a product sums over, so
+//! gradients need the same numbers paired in two directions.
+//!
+//! Numerics: sums are f32, over D and over keys in the order of the index, blocks added in order. In
+//! bfloat16 the factors of all seven products are rounded (`scale * q`, k, v, dout, probabilities and
+//! gradients of scores); the exponential, its sum, log-sums and `delta` stay f32.
 
 mod backward;
 mod cached;
@@ -28,7 +34,7 @@ use crate::scratch::{Bits, Scratch};
 use crate::shared::Shared;
 use crate::simd::on_isa;
 use crate::simd::{Grid, Isa, Simd};
-use crate::tile::{Left, PANEL, Right, Sizes, product, put};
+use crate::tile::{Element, Left, PANEL, Right, Sizes, product, put};
 
 /// Queries of one head that are worked on together.
 const TILE: usize = 8;
@@ -106,13 +112,15 @@ fn sequences(segments: &[Segment]) -> (Vec<Sequence>, usize) {
 }
 
 /// Keys or values of all sequences, laid out head by head.
-struct Panels {
-    /// [H_kv][panel][D, PANEL]: transposed. Keys past the end are zero.
-    turned: Scratch<f32>,
-    /// [H_kv][T][padded D]; columns past D are zero. Empty if it was not asked for.
-    rows: Scratch<f32>,
-    /// First panel of each sequence.
-    first_panel: Vec<usize>,
+struct Panels<E: Element> {
+    /// [H_kv][panel][ceil(D / TERMS), PANEL]: transposed, paired along D. Keys past the end are
+    /// zero.
+    turned: Scratch<E>,
+    /// [H_kv][ceil(keys / TERMS) of each sequence][padded D]: paired along the keys; columns past D
+    /// are zero. Empty if it was not asked for.
+    rows: Scratch<E>,
+    /// First panel and first of `rows` of each sequence.
+    first: Vec<(usize, usize)>,
     n_panels: usize,
     n_rows: usize,
     dims: Dims,
@@ -126,7 +134,7 @@ enum Layouts {
     Both,
 }
 
-impl Panels {
+impl<E: Element> Panels<E> {
     /// Shapes: `x` [T, H_kv * D].
     fn new(
         pool: &Pool,
@@ -137,80 +145,93 @@ impl Panels {
         layouts: Layouts,
     ) -> Self {
         let n_heads = dims.shape.n_kv_heads;
-        let n_rows = x.len() / dims.kv_width();
-        // (first row, rows) of each panel
+        // (first row of x, keys, first of `rows`) of each panel
         let mut pieces = Vec::new();
-        let mut first_panel = Vec::with_capacity(sequences.len());
+        let mut first = Vec::with_capacity(sequences.len());
+        let mut n_rows = 0;
         for sequence in sequences {
-            first_panel.push(pieces.len());
+            first.push((pieces.len(), n_rows));
             for key in (0..sequence.n_keys).step_by(PANEL) {
-                pieces.push((sequence.key_row + key, (sequence.n_keys - key).min(PANEL)));
+                let n = (sequence.n_keys - key).min(PANEL);
+                pieces.push((sequence.key_row + key, n, n_rows));
+                n_rows += n.div_ceil(E::TERMS);
             }
         }
         let n_panels = pieces.len();
         let d = dims.d();
-        let (turned_len, rows_len) = match layouts {
-            Layouts::Turned => (d * PANEL, 0),
-            Layouts::Rows => (0, dims.padded),
-            Layouts::Both => (d * PANEL, dims.padded),
-        };
+        let turned_len = if layouts == Layouts::Rows { 0 } else { d.div_ceil(E::TERMS) * PANEL };
+        let rows_len = if layouts == Layouts::Turned { 0 } else { dims.padded };
         let mut turned = Scratch::take(n_heads * n_panels * turned_len);
         let mut rows = Scratch::take(n_heads * n_rows * rows_len);
         let (turned_parts, row_parts) = (Shared::new(&mut turned), Shared::new(&mut rows));
         pool.run(n_heads * n_panels, &|task| {
             let (head, panel) = (task / n_panels, task % n_panels);
-            let (first_row, n) = pieces[panel];
+            let (first_row, n, first_of_rows) = pieces[panel];
             let at = first_row * dims.kv_width() + head * d;
             let from = Grid { data: &x[at..], stride: dims.kv_width() };
-            let (to_turned, to_rows) = (
-                task * turned_len..(task + 1) * turned_len,
-                (head * n_rows + first_row) * rows_len..(head * n_rows + first_row + n) * rows_len,
-            );
+            let first = head * n_rows + first_of_rows;
+            let to_rows = first * rows_len..(first + n.div_ceil(E::TERMS)) * rows_len;
+            let to_turned = task * turned_len..(task + 1) * turned_len;
             // SAFETY: each task has its own panel of its own head, in both layouts.
             let (turned, rows) =
                 unsafe { (turned_parts.slice(to_turned), row_parts.slice(to_rows)) };
             on_isa!(isa, s => lay_out(s, turned, rows, from, n, dims));
         });
-        Self { turned, rows, first_panel, n_panels, n_rows, dims }
+        Self { turned, rows, first, n_panels, n_rows, dims }
     }
 
-    /// Panel `p` of a sequence. Shapes: [D, PANEL].
+    /// Panel `p` of a sequence. Shapes: [ceil(D / TERMS), PANEL].
     #[inline(always)]
-    fn turned(&self, head: usize, sequence: usize, p: usize) -> &[f32] {
-        let len = self.dims.d() * PANEL;
-        let panel = head * self.n_panels + self.first_panel[sequence] + p;
+    fn turned(&self, head: usize, sequence: usize, p: usize) -> &[E] {
+        let len = self.dims.d().div_ceil(E::TERMS) * PANEL;
+        let panel = head * self.n_panels + self.first[sequence].0 + p;
         &self.turned[panel * len..(panel + 1) * len]
     }
 
-    /// Rows `first_row..` of a head. Shapes: [.., padded D].
+    /// Keys `first_key..` of a sequence, the first of a pair. Shapes: [.., padded D].
     #[inline(always)]
-    fn rows(&self, head: usize, first_row: usize) -> &[f32] {
-        &self.rows[(head * self.n_rows + first_row) * self.dims.padded..]
+    fn rows(&self, head: usize, sequence: usize, first_key: usize) -> &[E] {
+        let row = head * self.n_rows + self.first[sequence].1 + first_key / E::TERMS;
+        &self.rows[row * self.dims.padded..]
     }
 }
 
-/// Shapes: `turned` [D, PANEL] written unless empty, `rows` [n, padded D] written unless empty.
+/// Shapes: `turned` [ceil(D / TERMS), PANEL] written unless empty, `rows`
+/// [ceil(n / TERMS), padded D] written unless empty.
 #[inline(always)]
-fn lay_out<S: Simd>(
+fn lay_out<S: Simd, E: Element>(
     s: S,
-    turned: &mut [f32],
-    rows: &mut [f32],
+    turned: &mut [E],
+    rows: &mut [E],
     from: Grid<&[f32]>,
     n: usize,
     dims: Dims,
 ) {
     let d = dims.d();
-    for (row, to) in rows.chunks_exact_mut(dims.padded).enumerate() {
-        to[..d].copy_from_slice(&from.data[row * from.stride..row * from.stride + d]);
-        to[d..].fill(0.0);
+    let row = |i: usize| &from.data[i * from.stride..i * from.stride + d];
+    for (i, to) in rows.chunks_exact_mut(dims.padded).enumerate() {
+        let (first, second) = (i * E::TERMS, i * E::TERMS + 1);
+        let second = (E::TERMS > 1 && second < n).then(|| row(second));
+        E::join(s, &mut to[..d], row(first), second);
+        to[d..].fill(E::ZERO);
     }
-    if !turned.is_empty() {
-        if n < PANEL {
-            turned.fill(0.0);
-        }
-        let to = Grid { data: f32::bits_mut(turned), stride: PANEL };
+    if turned.is_empty() {
+        return;
+    }
+    if n < PANEL {
+        turned.fill(E::ZERO);
+    }
+    let to = Grid { data: E::bits_mut(turned), stride: PANEL };
+    if E::TERMS == 1 {
         s.transpose(to, Grid { data: f32::bits(from.data), stride: from.stride }, n, d);
+        return;
     }
+    let steps = d.div_ceil(E::TERMS);
+    let mut packed = Scratch::<E>::take(n * steps);
+    for (i, to) in packed.chunks_exact_mut(steps).enumerate() {
+        E::pack(s, to, row(i));
+    }
+    s.transpose(to, Grid { data: E::bits(&packed), stride: steps }, n, steps);
 }
 
 /// Copies rows of one head, times a factor, padded. Shapes: `to` [n, padded D] written.
@@ -225,19 +246,31 @@ fn gather<S: Simd>(s: S, to: &mut [f32], x: &[f32], width: usize, dims: Dims, fa
     }
 }
 
-/// `to[row, ..] = a[row, ..] panel`: scores of some queries and keys. Shapes: `a` [rows, padded D],
-/// `panel` [D, PANEL], `to` [rows, stride] written in whole vectors that cover `columns`.
+/// Packs gathered rows along D: the left factor of [`scores`].
+/// Shapes: `to` [n, padded D / TERMS] written, `x` [n, padded D].
 #[inline(always)]
-fn scores<S: Simd>(
+fn pack_rows<S: Simd, E: Element>(s: S, to: &mut [E], x: &[f32], dims: Dims) {
+    let rows = to.chunks_exact_mut(dims.padded / E::TERMS);
+    for (to, x) in rows.zip(x.chunks_exact(dims.padded)) {
+        E::pack(s, to, x);
+    }
+}
+
+/// `to[row, ..] = a[row, ..] panel`: scores of some queries and keys.
+/// Shapes: `a` [rows, padded D / TERMS], `panel` [ceil(D / TERMS), PANEL], `to` [rows, stride]
+/// written in whole vectors that cover `columns`.
+#[inline(always)]
+fn scores<S: Simd, E: Element>(
     s: S,
     to: Grid<&mut [f32]>,
-    a: &[f32],
-    panel: &[f32],
+    a: &[E],
+    panel: &[E],
     columns: usize,
     dims: Dims,
 ) {
-    let sizes = Sizes { rows: a.len() / dims.padded, columns, steps: dims.d() };
-    let left = Left { data: a, row_stride: dims.padded, step_stride: 1 };
+    let row_stride = dims.padded / E::TERMS;
+    let sizes = Sizes { rows: a.len() / row_stride, columns, steps: dims.d().div_ceil(E::TERMS) };
+    let left = Left { data: a, row_stride, step_stride: 1 };
     let right = Right { data: panel, step_stride: PANEL };
     product(
         s,
@@ -253,12 +286,12 @@ fn scores<S: Simd>(
 
 /// `to += a b`. Shapes: `b` [steps, padded D] read, `to` [rows, padded D] added to.
 #[inline(always)]
-fn accumulate<S: Simd>(
+fn accumulate<S: Simd, E: Element>(
     s: S,
     to: &mut [f32],
-    a: Left<'_, f32>,
+    a: Left<'_, E>,
     rows: usize,
-    b: &[f32],
+    b: &[E],
     steps: usize,
     dims: Dims,
 ) {

@@ -7,7 +7,11 @@
 
 use std::arch::x86_64::*;
 
-use super::{Grid, Simd, pack_pairs_plain, transpose_plain, transpose_squares_plain};
+use super::{
+    Grid, Simd, bf16_bits, join_pairs_plain, pack_pairs_plain, transpose_plain,
+    transpose_squares_plain,
+};
+use crate::scratch::Bits;
 
 /// Proof that the processor has AVX-512 F, BW and VL.
 #[derive(Clone, Copy)]
@@ -479,5 +483,48 @@ impl Simd for Avx512Bf16 {
             instruction!(to.as_mut_ptr().cast::<__m512bh>().write_unaligned(pairs));
         }
         pack_pairs_plain(to_rest, rest);
+    }
+
+    #[inline(always)]
+    fn pack_pairs_in_place(self, x: &mut [u32]) {
+        let n = x.len() / 32;
+        for i in 0..n {
+            let from = &x[32 * i..32 * i + 32];
+            let (low, high) =
+                (self.load(f32::view(&from[..16])), self.load(f32::view(&from[16..])));
+            let pairs = instruction!(_mm512_cvtne2ps_pbh(high, low));
+            let to = &mut x[16 * i..16 * i + 16];
+            instruction!(to.as_mut_ptr().cast::<__m512bh>().write_unaligned(pairs));
+        }
+        for i in 16 * n..x.len().div_ceil(2) {
+            let high = x.get(2 * i + 1).map_or(0, |&bits| bf16_bits(f32::from_bits(bits)));
+            x[i] = bf16_bits(f32::from_bits(x[2 * i])) | (high << 16);
+        }
+    }
+
+    #[inline(always)]
+    fn join_pairs(self, to: &mut [u32], low: &[f32], high: Option<&[f32]>) {
+        assert_eq!(to.len(), low.len(), "rows of different lengths");
+        assert!(high.is_none_or(|high| high.len() == to.len()), "rows of different lengths");
+        // Halves 0 and 16, 1 and 17, and so on.
+        let order = instruction!(_mm512_add_epi16(
+            _mm512_set1_epi32(16 << 16),
+            _mm512_mullo_epi32(
+                _mm512_set1_epi32(0x1_0001),
+                _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+            ),
+        ));
+        let whole = to.len() / LANES * LANES;
+        for i in (0..whole).step_by(LANES) {
+            let a = self.load(&low[i..]);
+            let b = high.map_or_else(|| self.splat(0.0), |high| self.load(&high[i..]));
+            let halves = instruction!(_mm512_cvtne2ps_pbh(b, a));
+            // SAFETY: the same 512 bits under another name.
+            let halves = unsafe { std::mem::transmute::<__m512bh, __m512i>(halves) };
+            let pairs = instruction!(_mm512_permutexvar_epi16(order, halves));
+            let to = &mut to[i..i + LANES];
+            instruction!(_mm512_storeu_si512(to.as_mut_ptr().cast(), pairs));
+        }
+        join_pairs_plain(&mut to[whole..], &low[whole..], high.map(|high| &high[whole..]));
     }
 }

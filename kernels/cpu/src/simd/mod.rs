@@ -9,6 +9,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod plain;
 
 /// Vectors of f32 and of pairs of bfloat16. Slices passed to a method must be long enough:
@@ -69,6 +71,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Rounds to bfloat16 (nearest even) and joins neighbors; an odd last one gets a zero.
     /// Shapes: `x` [K] read, `to` [ceil(K / 2)] written.
     fn pack_pairs(self, to: &mut [u32], x: &[f32]);
+    /// As [`Simd::pack_pairs`], from the bits of f32 into the front of the same memory.
+    fn pack_pairs_in_place(self, x: &mut [u32]) {
+        pack_pairs_in_place_plain(x);
+    }
+    /// Rounds two rows to bfloat16 and joins numbers of the same index; without a second row the
+    /// upper halves are zero. Shapes: all [N].
+    fn join_pairs(self, to: &mut [u32], low: &[f32], high: Option<&[f32]>) {
+        join_pairs_plain(to, low, high);
+    }
     /// Rounds two vectors to bfloat16 as [`Simd::pack_pairs`] does, and joins them lane by lane.
     /// Shapes: `to` at least [LANES] written.
     #[inline(always)]
@@ -165,6 +176,32 @@ fn pack_pairs_plain(to: &mut [u32], x: &[f32]) {
     }
 }
 
+#[inline(always)]
+fn pack_pairs_in_place_plain(x: &mut [u32]) {
+    for i in 0..x.len().div_ceil(2) {
+        let high = x.get(2 * i + 1).map_or(0, |&bits| bf16_bits(f32::from_bits(bits)));
+        x[i] = bf16_bits(f32::from_bits(x[2 * i])) | (high << 16);
+    }
+}
+
+#[inline(always)]
+fn join_pairs_plain(to: &mut [u32], low: &[f32], high: Option<&[f32]>) {
+    assert_eq!(to.len(), low.len(), "rows of different lengths");
+    match high {
+        None => {
+            for (to, &low) in to.iter_mut().zip(low) {
+                *to = bf16_bits(low);
+            }
+        }
+        Some(high) => {
+            assert_eq!(to.len(), high.len(), "rows of different lengths");
+            for ((to, &low), &high) in to.iter_mut().zip(low).zip(high) {
+                *to = bf16_bits(low) | (bf16_bits(high) << 16);
+            }
+        }
+    }
+}
+
 /// Instruction sets that kernels are written for, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstructionSet {
@@ -174,13 +211,16 @@ pub enum InstructionSet {
     Avx512,
     /// AVX2 and FMA.
     Avx2,
+    /// NEON of 64-bit ARM. Compiled for, not measured.
+    Neon,
     /// Whatever the compiler makes of plain code.
     Plain,
 }
 
 impl InstructionSet {
     /// All of them, the best first.
-    pub const ALL: [Self; 4] = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Plain];
+    pub const ALL: [Self; 5] =
+        [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Neon, Self::Plain];
 
     /// Those that this processor has, the best first. Never empty.
     #[must_use]
@@ -195,6 +235,7 @@ impl InstructionSet {
             Self::Avx512Bf16 => "avx512bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
+            Self::Neon => "neon",
             Self::Plain => "plain",
         }
     }
@@ -209,6 +250,8 @@ pub(crate) enum Isa {
     Avx512(avx512::Avx512),
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
     Plain(plain::Plain),
 }
 
@@ -221,6 +264,10 @@ impl Isa {
             InstructionSet::Avx512 => avx512::Avx512::new().map(Self::Avx512),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => avx2::Avx2::new().map(Self::Avx2),
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon => neon::Neon::new().map(Self::Neon),
+            #[cfg(not(target_arch = "aarch64"))]
+            InstructionSet::Neon => None,
             InstructionSet::Plain => Some(Self::Plain(plain::Plain)),
             #[cfg(not(target_arch = "x86_64"))]
             InstructionSet::Avx512Bf16 | InstructionSet::Avx512 | InstructionSet::Avx2 => None,
@@ -234,6 +281,8 @@ impl Isa {
             Self::Avx512Bf16(_) => true,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) | Self::Avx2(_) => false,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => false,
             Self::Plain(_) => false,
         }
     }
@@ -257,6 +306,12 @@ macro_rules! on_isa {
             ),
             #[cfg(target_arch = "x86_64")]
             $crate::simd::Isa::Avx2($s) => $crate::simd::Simd::vectorize(
+                $s,
+                #[inline(always)]
+                || $call,
+            ),
+            #[cfg(target_arch = "aarch64")]
+            $crate::simd::Isa::Neon($s) => $crate::simd::Simd::vectorize(
                 $s,
                 #[inline(always)]
                 || $call,

@@ -1,0 +1,169 @@
+//! Data files as rows, read as a stream: the format comes from the file's name.
+
+mod array;
+mod csv;
+mod lines;
+mod parquet;
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::rc::Rc;
+
+use forgelm_artifact::hash::{Hasher, Sha256Hex};
+use forgelm_artifact::jsonl::JsonlError;
+use forgelm_artifact::open::{self, OpenError};
+use serde_json::Value;
+
+use crate::problem::{Code, DataError, DataProblem, Place};
+pub(crate) use lines::Row;
+
+/// Extensions of data files.
+pub(crate) const EXTENSIONS: [&str; 4] = ["jsonl", "json", "csv", "parquet"];
+
+/// A row as its file has it.
+pub(crate) enum RawRow {
+    /// The text of one JSON value, not parsed yet.
+    Text {
+        /// Line on which it begins, from 1.
+        line: u64,
+        /// Byte of the file at which it begins.
+        offset: u64,
+        /// The text.
+        text: String,
+    },
+    /// A row of columns.
+    Value {
+        /// Line, or number of the row in a file without lines, from 1.
+        line: u64,
+        /// An object.
+        value: Value,
+    },
+    /// What is there instead of a row.
+    Wrong(Box<DataProblem>),
+}
+
+impl RawRow {
+    /// Bytes that it holds, for bounding a batch.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            RawRow::Text { text, .. } => text.len(),
+            RawRow::Value { value, .. } => value_bytes(value),
+            RawRow::Wrong(_) => 64,
+        }
+    }
+
+    /// The row, parsed.
+    pub fn parse<'a>(&'a self, file: &'a Path) -> Result<Row<'a>, Box<DataProblem>> {
+        match self {
+            RawRow::Text { line, offset, text } => {
+                lines::parse(Place { file, line: *line }, *offset, text).map_err(Box::new)
+            }
+            RawRow::Value { line, value } => {
+                let place = Place { file, line: *line };
+                Ok(Row { place, offset: 0, text: "", value: std::borrow::Cow::Borrowed(value) })
+            }
+            RawRow::Wrong(problem) => Err(problem.clone()),
+        }
+    }
+}
+
+fn value_bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len() + 32,
+        Value::Array(items) => items.iter().map(value_bytes).sum::<usize>() + 32,
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| key.len() + 64 + value_bytes(value)).sum::<usize>()
+        }
+        _ => 32,
+    }
+}
+
+/// What a file was when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FileRead {
+    pub sha256: Sha256Hex,
+    pub n_bytes: u64,
+}
+
+/// The rows of a file, in order.
+pub(crate) trait RowReader {
+    /// The next row; `None` at the end.
+    ///
+    /// # Errors
+    /// When nothing more can be read; a row that is wrong is a row here.
+    fn next_row(&mut self) -> Result<Option<RawRow>, DataError>;
+
+    /// What was read, once the end was reached.
+    ///
+    /// # Errors
+    /// If the file cannot be read any more.
+    fn finish(self: Box<Self>) -> Result<FileRead, DataError>;
+}
+
+/// Opens a data file.
+///
+/// # Errors
+/// If it cannot be opened, is not a regular file, or its format is not known or not readable.
+pub(crate) fn open_rows(path: &Path) -> Result<Box<dyn RowReader>, DataError> {
+    let (mut file, _) = open::regular(path).map_err(|error| open_problem(path, error))?;
+    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+    Ok(match extension.as_deref() {
+        Some("csv") => Box::new(csv::CsvRows::open(path, file)?),
+        Some("parquet") => Box::new(parquet::ParquetRows::open(path, file)?),
+        Some("json") if lines::is_array(path, &mut file)? => {
+            Box::new(array::ArrayRows::new(path, file))
+        }
+        _ => Box::new(lines::LineRows::new(path, file)),
+    })
+}
+
+/// What was read is what is hashed: the file may change between two readings.
+struct Hashing {
+    file: File,
+    state: Rc<RefCell<(Hasher, u64)>>,
+}
+
+impl Hashing {
+    fn new(file: File) -> (Hashing, Hashed) {
+        let state = Rc::new(RefCell::new((Hasher::new(), 0)));
+        (Hashing { file, state: Rc::clone(&state) }, Hashed(state))
+    }
+}
+
+impl Read for Hashing {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        let mut state = self.state.borrow_mut();
+        state.0.update(&buffer[..n]);
+        state.1 += n as u64;
+        Ok(n)
+    }
+}
+
+/// The digest of what a [`Hashing`] has read.
+struct Hashed(Rc<RefCell<(Hasher, u64)>>);
+
+impl Hashed {
+    fn finish(&self) -> FileRead {
+        let (hasher, n_bytes) = &*self.0.borrow();
+        FileRead { sha256: hasher.clone().finish(), n_bytes: *n_bytes }
+    }
+}
+
+fn open_problem(path: &Path, error: OpenError) -> DataError {
+    match error {
+        OpenError::NotAFile { kind, .. } => {
+            DataProblem::file(Code::FileKind, path, format!("is a {kind}"), "a regular file").into()
+        }
+        OpenError::Io { ref source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            DataProblem::file(Code::File, path, "does not exist", "a data file").into()
+        }
+        error => error.into(),
+    }
+}
+
+fn io_error(path: &Path, line: u64) -> impl Fn(io::Error) -> DataError {
+    move |source| JsonlError::Io { path: path.to_owned(), line, source }.into()
+}

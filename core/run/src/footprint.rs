@@ -1,0 +1,109 @@
+//! The memory of a whole run, by sizes alone: the sum that `--fit-check` prints and that a run is
+//! held to before it starts.
+
+use crate::memory::MemoryUse;
+use forgelm_kernels_api::Compute;
+use forgelm_model::{Keep, MemoryPlan, ModelConfig, PlannedBuffer, StepSize, Trainable};
+use forgelm_train::session;
+
+/// Tokens of the sample that is asked before and after training, prompt and answer.
+const SAMPLE_TOKENS: usize = 256;
+/// Working memory of a thread: a block of weights turned around, packed rows, logits of a chunk.
+const THREAD_WORKSPACE: usize = 6 << 20;
+/// Rows of the head that are worked on together, and slices that the vocabulary is cut into.
+const HEAD_CHUNK: usize = 128;
+const HEAD_TASKS: usize = 16;
+/// Queries of a chunk of attention's backward pass, and chunks of a sequence at most.
+const ATTENTION_CHUNK: usize = 128;
+const ATTENTION_CHUNKS_MAX: usize = 8;
+
+/// Small allocations of a step, beside what grows with its size.
+const STEP_BYTES: u64 = 16 << 20;
+/// Bytes a token of a packed batch: ids, positions, keys, labels.
+const TOKEN_BYTES: u64 = 64;
+
+/// What must be left over for the small things that a step allocates.
+#[must_use]
+pub fn slack(step: StepSize) -> u64 {
+    STEP_BYTES + TOKEN_BYTES * step.tokens_max as u64
+}
+
+/// What decides the memory of a run.
+#[derive(Clone, Copy)]
+pub struct Sizes<'a> {
+    /// The base model.
+    pub model: &'a ModelConfig,
+    /// What trains.
+    pub adapter: &'a Trainable,
+    /// The format of the frozen weights.
+    pub compute: Compute,
+    /// The largest micro-batch.
+    pub step: StepSize,
+    /// The longest sequence, in tokens.
+    pub longest: usize,
+    /// What the forward pass keeps.
+    pub keep: Keep,
+    /// Worker threads.
+    pub n_threads: usize,
+    /// What the process holds before weights and buffers: program, tokenizer, data.
+    pub held: u64,
+}
+
+/// What this process holds now, in bytes.
+#[must_use]
+pub fn held_now() -> u64 {
+    MemoryUse::now().resident.unwrap_or(0)
+}
+
+/// The packed weights of a model, in bytes.
+#[must_use]
+pub fn weights_bytes(model: &ModelConfig, compute: Compute) -> u64 {
+    let per_number = match compute {
+        Compute::F32 => 4,
+        Compute::Bf16 => 2,
+    };
+    model.n_parameters() as u64 * per_number
+}
+
+/// Every part of a run's memory, by name and size.
+#[must_use]
+pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
+    let Sizes { model, adapter, step, .. } = *sizes;
+    let mut plan = session::memory_plan(model, adapter, step, sizes.keep);
+    let n_bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    plan.add("program, tokenizer and data", n_bytes(sizes.held));
+    plan.add("packed weights", n_bytes(weights_bytes(model, sizes.compute)));
+    plan.add("workspace of the kernels", workspace(sizes));
+    let dims = model.dims();
+    plan.add("cache of the sample", SAMPLE_TOKENS * 2 * dims.l * dims.kv_width() * 4);
+    plan.add("checkpoint while it is written", 2 * size_of_val(adapter.params()));
+    plan
+}
+
+/// Working memory of the CPU kernels: of each thread; panels of keys and values and their partial
+/// gradients in attention; the head's partial gradients, one for each slice of the vocabulary.
+fn workspace(sizes: &Sizes<'_>) -> usize {
+    let dims = sizes.model.dims();
+    let StepSize { tokens_max: t, scored_rows_max: r } = sizes.step;
+    let n_chunks = sizes.longest.div_ceil(ATTENTION_CHUNK).clamp(1, ATTENTION_CHUNKS_MAX);
+    // A chunk of queries adds to every key before its end: on average half the sequence.
+    let attention = t * dims.kv_width() * 4 * (3 + (n_chunks + 1));
+    let n_slices = HEAD_TASKS.div_ceil(r.div_ceil(HEAD_CHUNK).max(1));
+    let head = (n_slices - 1) * r * dims.c * 4;
+    sizes.n_threads * THREAD_WORKSPACE + attention + head
+}
+
+/// The bytes of a plan that are not yet in memory when only `held` is.
+#[must_use]
+pub fn still_needed(plan: &MemoryPlan, held: u64) -> u64 {
+    (plan.total_bytes() as u64).saturating_sub(held)
+}
+
+/// The largest parts of a plan, largest first.
+#[must_use]
+pub fn largest(plan: &MemoryPlan, n: usize) -> Vec<PlannedBuffer> {
+    let mut buffers = plan.buffers.clone();
+    buffers.sort_by_key(|buffer| std::cmp::Reverse(buffer.bytes));
+    buffers.truncate(n);
+    buffers
+}

@@ -1,0 +1,108 @@
+//! What is said about a step that gave no finite number: which tensor, of which layer, and from
+//! which rows. Costs at most one more pass over the step, and only then.
+
+use super::{Session, packed, step_totals};
+use forgelm_data::{PackedBatch, StoreError};
+
+/// Why a step did not happen. The adapter and the optimizer are as before it.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The step's sequences could not be read.
+    #[error(transparent)]
+    Data(#[from] StoreError),
+    /// The loss or a gradient is not a finite number.
+    #[error(
+        "step {step}: {what} is {value}; nothing was updated (records {records:?})\n  hint: a \
+         lower `training.learning_rate` often helps; the last checkpoint is good"
+    )]
+    NotFinite {
+        /// 1-based number of the step.
+        step: u64,
+        /// The tensor, with its layer.
+        what: String,
+        /// The layer, where the tensor belongs to one.
+        layer: Option<usize>,
+        /// The value.
+        value: f64,
+        /// Records from which it comes, as narrow as it can be said.
+        records: Vec<u64>,
+    },
+}
+
+impl Session<'_> {
+    /// The loss of this batch, which just went forward, is not finite.
+    pub(super) fn bad_loss(&self, step: u64, batch: &PackedBatch, loss: f64) -> StepError {
+        let of_row = |row: usize| {
+            let sequences = batch.segments.iter().zip(&batch.sequences);
+            let mut owner = sequences
+                .filter(|(segment, _)| (segment.start..segment.start + segment.len).contains(&row));
+            owner.next().map(|(_, sequence)| sequence.record)
+        };
+        if let Some(found) = self.activations.first_not_finite() {
+            let place = found.layer.map(|layer| format!(" of layer {layer}")).unwrap_or_default();
+            let row = found.row;
+            return StepError::NotFinite {
+                step: step + 1,
+                what: format!("`{}`{place} at row {row}", found.tensor),
+                layer: found.layer,
+                value: f64::from(found.value),
+                records: of_row(row).into_iter().collect(),
+            };
+        }
+        let bad = self.buffers.logp.iter().position(|logp| !logp.is_finite());
+        if let Some(scored) = bad {
+            let row = batch.scored_rows[scored] as usize;
+            return StepError::NotFinite {
+                step: step + 1,
+                what: format!("the log-probability of row {row}"),
+                layer: None,
+                value: f64::from(self.buffers.logp[scored]),
+                records: of_row(row).into_iter().collect(),
+            };
+        }
+        let records = batch.sequences.iter().map(|sequence| sequence.record).collect();
+        let what = "the loss".to_owned();
+        StepError::NotFinite { step: step + 1, what, layer: None, value: loss, records }
+    }
+
+    /// The norm of the step's gradient is not finite: each micro-batch is run again, and the first
+    /// whose own gradient is not finite is named.
+    pub(super) fn bad_gradient(&mut self, step: u64, norm: f64) -> StepError {
+        self.trace_gradient(step, norm).unwrap_or_else(StepError::from)
+    }
+
+    fn trace_gradient(&mut self, step: u64, norm: f64) -> Result<StepError, StoreError> {
+        let (what, layer, value) =
+            self.first_bad_slice().unwrap_or(("the norm of the gradient".to_owned(), None, norm));
+        let micro_batches = self.plan.step(step);
+        let totals = step_totals(self.train, &micro_batches)?;
+        let of = |session: &Self, micro_batch: &[usize]| {
+            micro_batch.iter().map(|&unit| session.train.record(unit)).collect::<Vec<_>>()
+        };
+        for micro_batch in &micro_batches {
+            let batch = packed(&self.train.read(micro_batch)?);
+            self.grad.fill(0.0);
+            self.forward(&batch, &totals, Some(step));
+            self.backward(&batch, step);
+            if let Some((what, layer, value)) = self.first_bad_slice() {
+                let records = of(self, micro_batch);
+                return Ok(StepError::NotFinite { step: step + 1, what, layer, value, records });
+            }
+        }
+        // Finite one by one: only their sum is not.
+        let records = micro_batches.iter().flat_map(|batch| of(self, batch)).collect();
+        Ok(StepError::NotFinite { step: step + 1, what, layer, value, records })
+    }
+
+    /// The first slice of the gradient with a number that is not finite: name, layer, number.
+    fn first_bad_slice(&self) -> Option<(String, Option<usize>, f64)> {
+        self.adapter.slices().into_iter().find_map(|slice| {
+            let bad = self.grad[slice.range.clone()].iter().find(|d| !d.is_finite())?;
+            let layer = slice
+                .name
+                .split_once("layers.")
+                .and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
+            Some((format!("the gradient of `{}`", slice.name), layer, f64::from(*bad)))
+        })
+    }
+}
