@@ -185,3 +185,47 @@ fn resume_without_a_checkpoint_starts_fresh_with_a_warning() {
         .expect_code(1)
         .expect_stderr("nowhere");
 }
+
+/// Rank 64 makes matrices of 4096 elements: enough for moments in 8 bits.
+#[test]
+fn every_optimizer_is_resumed_with_the_same_bits_and_without_anothers_state() {
+    let start = |optim: &str| {
+        let workplace = long_run("2");
+        workplace.edit_config("  r: 4\n", "  r: 64\n");
+        workplace.edit_config("training:\n", &format!("training:\n  optim: {optim}\n"));
+        workplace
+    };
+    let mut adapters = Vec::new();
+    for optim in ["adamw", "adamw_8bit", "adafactor"] {
+        let whole = start(optim);
+        whole.run();
+        let workplace = start(optim);
+        let mut child = workplace.start(&["--config", "run.yaml"]);
+        wait_for(&workplace.path("out/checkpoint-4"), &mut child);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!workplace.path("out/final_model").exists(), "killed too late to mean anything");
+        let size = |workplace: &Workplace| {
+            let file = workplace.path("out/checkpoint-4/optimizer.safetensors");
+            std::fs::metadata(file).unwrap().len()
+        };
+        let bytes = size(&workplace);
+        workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
+        assert!(workplace.adapter("out") == whole.adapter("out"), "{optim}: another adapter");
+        adapters.push((optim, bytes, workplace));
+    }
+    let bytes: Vec<u64> = adapters.iter().map(|(_, bytes, _)| *bytes).collect();
+    assert!(bytes[1] * 2 < bytes[0] && bytes[2] * 10 < bytes[0], "sizes of states: {bytes:?}");
+    for (i, (optim, _, workplace)) in adapters.iter().enumerate() {
+        let (other, _, other_place) = &adapters[(i + 1) % adapters.len()];
+        assert!(workplace.adapter("out") != other_place.adapter("out"), "{optim} is {other}");
+        workplace.edit_config(&format!("optim: {optim}"), &format!("optim: {other}"));
+        let resume = ["--config", "run.yaml", "--resume"];
+        workplace.forgelm(&resume).expect_code(1).expect_stderr("`training.optim`");
+        let forced = ["--config", "run.yaml", "--resume", "--force-resume"];
+        workplace
+            .forgelm(&forced)
+            .expect_code(1)
+            .expect_stderr(&format!("the state of the optimizer `{optim}`"));
+    }
+}

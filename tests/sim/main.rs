@@ -12,9 +12,10 @@ use forgelm_artifact::write::WriteError;
 use forgelm_model::{Decoder, PeftInfo};
 use forgelm_sdk::trainer::{Loss, Scored, Trainer};
 use forgelm_train::checkpoint::{self, View};
+use forgelm_train::optimizer::OptimizerSettings;
 use forgelm_train::session::{Session, StepError};
 use std::path::{Path, PathBuf};
-use tiny::{Run, plan_settings, sft, tiny_decoder};
+use tiny::{Run, optimizer, plan_settings, sft, tiny_decoder};
 
 const DROPOUT: f32 = 0.1;
 
@@ -23,7 +24,7 @@ fn save(disk: &Disk, dir: &Path, session: &Session<'_>) -> Result<PathBuf, Write
     let view = View {
         adapter: session.adapter(),
         peft: &peft,
-        moments: session.moments(),
+        optimizer: session.optimizer(),
         state: session.state(),
     };
     checkpoint::save(disk, dir, view)
@@ -34,8 +35,9 @@ fn resumed<'a>(decoder: &'a Decoder, dir: &Path) -> Run<'a> {
     let fresh = Run::new(decoder, plan_settings(4, 2), DROPOUT);
     let (found, _) = checkpoint::newest(dir).unwrap();
     let Some(path) = found else { return fresh };
-    let loaded = checkpoint::load(&path, fresh.session.adapter()).unwrap();
-    let parts = (loaded.adapter, loaded.moments, loaded.state);
+    let like_before = optimizer(fresh.session.adapter(), OptimizerSettings::adamw(0.01));
+    let loaded = checkpoint::load(&path, fresh.session.adapter(), like_before).unwrap();
+    let parts = (loaded.adapter, loaded.optimizer, loaded.state);
     Run::from_parts(decoder, plan_settings(4, 2), sft(), parts)
 }
 
@@ -180,7 +182,7 @@ fn fault_063_a_step_that_is_not_finite_changes_nothing() {
     ] {
         let trainer = Diverges { loss, dlogp };
         let mut run = Run::with_trainer(&decoder, plan_settings(4, 2), DROPOUT, &trainer);
-        let before = (run.session.adapter().clone(), run.session.moments().clone());
+        let before = (run.session.adapter().clone(), run.session.optimizer().clone());
         let error = run.session.step().unwrap_err();
         let StepError::NotFinite { step, what: found, layer, records, .. } = &error else {
             panic!("{error}")
@@ -188,7 +190,7 @@ fn fault_063_a_step_that_is_not_finite_changes_nothing() {
         // The first micro-batch of four is to blame.
         assert_eq!((*step, records.len(), *layer), (1, 4, layer_found), "{error}");
         assert!(found.starts_with(what), "{error}");
-        assert!(run.session.adapter() == &before.0 && run.session.moments() == &before.1);
+        assert!(run.session.adapter() == &before.0 && run.session.optimizer() == &before.1);
         assert_eq!(run.session.state().global_step, 0);
     }
 }

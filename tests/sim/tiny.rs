@@ -7,7 +7,7 @@ use forgelm_model::{Adapter, Decoder, Keep, LoraConfig, ModelFiles, OpenModel};
 use forgelm_plugin_trainer::sft::SFT;
 use forgelm_sdk::trainer::{Role, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
-use forgelm_train::optimizer::{AdamWSettings, Moments};
+use forgelm_train::optimizer::{Optimizer, OptimizerSettings};
 use forgelm_train::schedule::{Decay, Schedule};
 use forgelm_train::session::{Parts, Session, Settings};
 use forgelm_train::state::{Identity, State};
@@ -62,6 +62,10 @@ fn leaked<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
 }
 
+pub fn optimizer(adapter: &Adapter, settings: OptimizerSettings) -> Optimizer {
+    Optimizer::new(settings, &adapter.slices()).expect("nothing is projected")
+}
+
 pub struct Run<'a> {
     pub session: Session<'a>,
 }
@@ -80,16 +84,16 @@ impl<'a> Run<'a> {
         let config = LoraConfig { dropout, ..LoraConfig::new(4, 8.0, &["q_proj", "down_proj"]) };
         let adapter = Adapter::new(config, decoder.config(), &Stream::new(SEED, Purpose::LoraInit))
             .expect("the modules exist");
-        let moments = Moments::zero(adapter.params().len());
+        let optimizer = optimizer(&adapter, OptimizerSettings::adamw(0.01));
         let state = State::new(30, Identity::default());
-        Self::from_parts(decoder, settings, trainer, (adapter, moments, state))
+        Self::from_parts(decoder, settings, trainer, (adapter, optimizer, state))
     }
 
     pub fn from_parts(
         decoder: &'a Decoder,
         settings: PlanSettings,
         trainer: &'a dyn Trainer,
-        parts: (Adapter, Moments, State),
+        parts: (Adapter, Optimizer, State),
     ) -> Self {
         Self::with_noise(decoder, settings, trainer, parts, (None, Keep::Everything))
     }
@@ -98,7 +102,7 @@ impl<'a> Run<'a> {
         decoder: &'a Decoder,
         settings: PlanSettings,
         trainer: &'a dyn Trainer,
-        (adapter, moments, state): (Adapter, Moments, State),
+        (adapter, optimizer, state): (Adapter, Optimizer, State),
         (noise_alpha, keep): (Option<f64>, Keep),
     ) -> Self {
         let train = leaked(Sequences::from(sequences()));
@@ -113,13 +117,12 @@ impl<'a> Run<'a> {
             keep,
             settings: Settings {
                 schedule: Schedule::new(Decay::Linear, LEARNING_RATE, 0.1, plan.n_steps()),
-                adamw: AdamWSettings::with_weight_decay(0.01),
                 max_grad_norm: 1.0,
                 noise_alpha,
                 seed: SEED,
             },
             adapter,
-            moments,
+            optimizer,
             state,
         })
         .expect("there is memory for a tiny run");

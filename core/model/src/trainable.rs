@@ -54,6 +54,17 @@ pub struct NamedSlice {
     pub range: Range<usize>,
 }
 
+impl NamedSlice {
+    /// Rows and columns; a vector is one row.
+    #[must_use]
+    pub fn matrix_shape(&self) -> [usize; 2] {
+        match self.shape.as_slice() {
+            [rows, columns] => [*rows, *columns],
+            _ => [1, self.range.len()],
+        }
+    }
+}
+
 /// A weight of the base that trains.
 #[derive(Clone)]
 pub(crate) struct BaseTensor {

@@ -18,6 +18,7 @@ use forgelm_plugin::RegistryError;
 use forgelm_sdk::OptionsError;
 use forgelm_tokenize::{ChatError, TemplateError, TokenizeError};
 use forgelm_train::checkpoint::CheckpointError;
+use forgelm_train::optimizer::OptimizerError;
 use std::error::Error;
 use std::path::PathBuf;
 
@@ -45,6 +46,9 @@ pub enum RunError {
     /// A whole model cannot be written.
     #[error(transparent)]
     WholeModel(#[from] WholeModelError),
+    /// The optimizer cannot be made for these parameters.
+    #[error(transparent)]
+    Optimizer(#[from] OptimizerError),
     /// The tokenizer cannot be read or used.
     #[error(transparent)]
     Tokenize(#[from] TokenizeError),
@@ -268,6 +272,7 @@ impl RunError {
             Self::Config(_)
             | Self::ModelConfig(_)
             | Self::Adapter(_)
+            | Self::Optimizer(_)
             | Self::Tokenize(_)
             | Self::Template(_)
             | Self::Chat(_)
@@ -299,9 +304,11 @@ impl RunError {
                 | WholeModelError::Config(_),
             ) => Exit::Config,
             Self::Checkpoint(CheckpointError::Damaged { .. }) => Exit::Integrity,
-            Self::Checkpoint(CheckpointError::Newer { .. } | CheckpointError::Adapter(_)) => {
-                Exit::Config
-            }
+            Self::Checkpoint(
+                CheckpointError::Newer { .. }
+                | CheckpointError::Adapter(_)
+                | CheckpointError::Optimizer { .. },
+            ) => Exit::Config,
             Self::Key(error) if error.is_runtime() => Exit::Runtime,
             Self::Key(_) => Exit::Config,
             Self::Audit(error) if error.is_config() => Exit::Config,

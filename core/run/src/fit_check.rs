@@ -15,12 +15,14 @@ use crate::memory::{self, Room};
 use crate::model;
 use crate::plan::Plan;
 use crate::recovery::{Ladder, Rung};
+use crate::settings;
 use crate::training;
 use crate::training::room::{Inputs, change};
 use crate::training::tokenized::TokenizedData;
 use forgelm_config::{Run, TargetModules};
 use forgelm_kernels_api::Compute;
 use forgelm_model::MemoryPlan;
+use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::Cut;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -139,8 +141,18 @@ fn on_this_machine(
     let (ops, compute) = model::kernels(&model_request);
     let held = footprint::held_now();
     let n_threads = ops.n_threads();
-    let inputs =
-        Inputs { plan, data: &data, found: &found, adapter: &adapter, compute, n_threads, held };
+    let optimizer = settings::optimizer(&plan.run);
+    let optimizer = Optimizer::planned_memory(&optimizer, &adapter.slices(), n_threads)?;
+    let inputs = Inputs {
+        plan,
+        data: &data,
+        found: &found,
+        adapter: &adapter,
+        optimizer,
+        compute,
+        n_threads,
+        held,
+    };
     let configured = inputs.configured();
     let ladder = Ladder::of(&plan.run);
     let mut check = FitCheck::of(
@@ -316,7 +328,7 @@ const ADAPTER: [&str; 3] = [
     "trained numbers as the kernels read them",
     "gradient of the trained numbers",
 ];
-const MOMENTS: &str = "optimizer moments";
+const MOMENTS: &str = "optimizer state";
 const PROGRAM: &str = "program, tokenizer and data";
 
 /// GiB with two decimals.

@@ -4,6 +4,7 @@
 use crate::memory::MemoryUse;
 use forgelm_kernels_api::Compute;
 use forgelm_model::{Keep, MemoryPlan, ModelConfig, PlannedBuffer, StepSize, Trainable};
+use forgelm_train::optimizer::OptimizerMemory;
 use forgelm_train::session;
 
 /// Tokens of the sample that is asked before and after training, prompt and answer.
@@ -41,6 +42,8 @@ pub struct Sizes<'a> {
     pub step: StepSize,
     /// The longest sequence, in tokens.
     pub longest: usize,
+    /// What the optimizer takes.
+    pub optimizer: OptimizerMemory,
     /// What the forward pass keeps.
     pub keep: Keep,
     /// Worker threads.
@@ -69,7 +72,7 @@ pub fn weights_bytes(model: &ModelConfig, compute: Compute) -> u64 {
 #[must_use]
 pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
     let Sizes { model, adapter, step, .. } = *sizes;
-    let mut plan = session::memory_plan(model, adapter, step, sizes.keep);
+    let mut plan = session::memory_plan(model, adapter, sizes.optimizer, step, sizes.keep);
     let n_bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     plan.add("program, tokenizer and data", n_bytes(sizes.held));
     plan.add("packed weights", n_bytes(weights_bytes(model, sizes.compute)));

@@ -1,9 +1,11 @@
 //! From a config's words to the numbers that training takes.
 
-use forgelm_config::{LoraBias, LrSchedulerType, Run, TargetModules};
+use forgelm_config::{
+    GaloreOptim, GaloreProjType, LoraBias, LrSchedulerType, Optim, Run, TargetModules, Training,
+};
 use forgelm_data::PlanSettings;
 use forgelm_model::{ALL_LINEAR, LoraConfig, LoraInit, Selection, TrainedBias};
-use forgelm_train::optimizer::AdamWSettings;
+use forgelm_train::optimizer::{GaloreSettings, Kind, OptimizerSettings, ProjectionType};
 use forgelm_train::schedule::{Decay, Schedule};
 use forgelm_train::session::Settings;
 use std::collections::BTreeMap;
@@ -59,9 +61,44 @@ pub fn data_plan(run: &Run) -> PlanSettings {
     }
 }
 
-/// Schedule, optimizer and clipping of a run of `n_steps` steps.
+/// The optimizer.
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "kernels work in f32")]
+pub fn optimizer(run: &Run) -> OptimizerSettings {
+    let training = &run.training;
+    let galore = training.galore_enabled.then(|| galore(training));
+    let kind = match (&galore, training.optim, training.galore_optim) {
+        (None, Optim::AdamW, _)
+        | (Some(_), _, GaloreOptim::AdamW | GaloreOptim::AdamWLayerwise) => Kind::AdamW,
+        (None, Optim::AdamW8bit, _)
+        | (Some(_), _, GaloreOptim::AdamW8bit | GaloreOptim::AdamW8bitLayerwise) => Kind::AdamW8bit,
+        (None, Optim::Adafactor, _)
+        | (Some(_), _, GaloreOptim::Adafactor | GaloreOptim::AdafactorLayerwise) => Kind::Adafactor,
+    };
+    let plain = OptimizerSettings::new(kind, training.weight_decay as f32);
+    OptimizerSettings { galore, ..plain }
+}
+
+fn galore(training: &Training) -> GaloreSettings {
+    let projection = match training.galore_proj_type {
+        GaloreProjType::Std => ProjectionType::Std,
+        GaloreProjType::ReverseStd => ProjectionType::ReverseStd,
+        GaloreProjType::Right => ProjectionType::Right,
+        GaloreProjType::Left => ProjectionType::Left,
+        GaloreProjType::Full => ProjectionType::Full,
+    };
+    GaloreSettings {
+        rank: training.galore_rank,
+        update_proj_gap: training.galore_update_proj_gap,
+        scale: training.galore_scale,
+        projection,
+        target_modules: training.galore_target_modules.clone(),
+        layerwise: training.galore_optim.is_layerwise(),
+    }
+}
+
+/// Schedule and clipping of a run of `n_steps` steps.
+#[must_use]
 pub fn training(run: &Run, n_steps: u64) -> Settings {
     let training = &run.training;
     let decay = match training.lr_scheduler_type {
@@ -71,7 +108,6 @@ pub fn training(run: &Run, n_steps: u64) -> Settings {
     };
     Settings {
         schedule: Schedule::new(decay, training.learning_rate, training.warmup_ratio, n_steps),
-        adamw: AdamWSettings::with_weight_decay(training.weight_decay as f32),
         max_grad_norm: training.max_grad_norm,
         noise_alpha: training.neftune_noise_alpha,
         seed: training.seed,

@@ -33,6 +33,7 @@ use forgelm_hub::Source;
 use forgelm_model::{LoadError, PeftInfo, Trainable};
 use forgelm_plugin::Registry;
 use forgelm_tensor::random::{Purpose, Stream};
+use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::Cut;
 use forgelm_train::state::Identity;
 use job::Job;
@@ -129,6 +130,9 @@ pub fn train(
     let data = TokenizedData::new(plan, &sources, &found, template_now, env, observer)?;
     let mut adapter = new_trainable(plan, &found)?;
     let (ops, compute) = model::kernels(&model_request);
+    let optimizer = settings::optimizer(&plan.run);
+    let slices = adapter.slices();
+    let optimizer_memory = Optimizer::planned_memory(&optimizer, &slices, ops.n_threads())?;
     let configured = configured_cut(&data);
     let fit = {
         let inputs = Inputs {
@@ -136,6 +140,7 @@ pub fn train(
             data: &data,
             found: &found,
             adapter: &adapter,
+            optimizer: optimizer_memory,
             compute,
             n_threads: ops.n_threads(),
             held: footprint::held_now(),
@@ -144,6 +149,7 @@ pub fn train(
     };
     let mut loaded = model::load_with(&found, ops, compute)?;
     loaded.decoder.begin(&mut adapter, found.open.store()).map_err(LoadError::from)?;
+    let optimizer = Optimizer::new(optimizer, &slices)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: plan.run.model.name_or_path.clone(),
         n_params: loaded.decoder.config().n_parameters() as u64,
@@ -186,7 +192,8 @@ pub fn train(
         watch: Watch::default(),
     };
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
-    let result = job.run(adapter, identity, from, request.force_resume, &key, &mut audit);
+    let result =
+        job.run((adapter, optimizer), identity, from, request.force_resume, &key, &mut audit);
     if let Err(error) = &result {
         // The error itself matters more than a log that cannot take it.
         let _ = audit.append(&AuditEvent::PipelineFailed { error: error.chain() });

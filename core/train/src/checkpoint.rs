@@ -7,10 +7,10 @@
 //! **Invariant:** the last checkpoint that verified and the best one are never removed
 //! ([`rotate`]).
 
-use crate::optimizer::Moments;
+use crate::optimizer::{Optimizer, StateError};
 use crate::state::{STATE_FORMAT, State};
 use forgelm_artifact::hash::sha256_file;
-use forgelm_artifact::safetensors::{self, SafetensorsFile, TensorToWrite};
+use forgelm_artifact::safetensors::SafetensorsFile;
 use forgelm_artifact::write::{self, StagedDir, WriteError};
 use forgelm_artifact::{Disk, hash};
 use forgelm_model::{AdapterError, PeftInfo, Trainable};
@@ -29,8 +29,8 @@ const PREFIX: &str = "checkpoint-";
 pub struct Checkpoint {
     /// What trains.
     pub adapter: Trainable,
-    /// Its moments.
-    pub moments: Moments,
+    /// The optimizer, with its state.
+    pub optimizer: Optimizer,
     /// Where the run stood.
     pub state: State,
 }
@@ -53,6 +53,14 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Its format.
         found: u32,
+    },
+    /// The optimizer's state does not fit this run.
+    #[error("{}: {source}", .path.display())]
+    Optimizer {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        source: StateError,
     },
     /// The adapter in it is not the one that the config asks for.
     #[error(transparent)]
@@ -98,12 +106,7 @@ pub fn save(disk: &Disk, run_dir: &Path, checkpoint: View<'_>) -> Result<PathBuf
     for (name, bytes) in checkpoint.adapter.to_files(checkpoint.peft) {
         add(&mut dir, name, &bytes)?;
     }
-    let shape = [checkpoint.moments.m.len()];
-    let moments = [
-        TensorToWrite::f32("m", &shape, &checkpoint.moments.m),
-        TensorToWrite::f32("v", &shape, &checkpoint.moments.v),
-    ];
-    add(&mut dir, OPTIMIZER, &safetensors::to_bytes(&moments, &BTreeMap::new()))?;
+    add(&mut dir, OPTIMIZER, &checkpoint.optimizer.to_bytes())?;
     add(&mut dir, STATE, &json(checkpoint.state))?;
     dir.write(MANIFEST, &json(&Manifest { format: MANIFEST_FORMAT.to_owned(), files }))?;
     dir.commit_replacing()?;
@@ -117,8 +120,8 @@ pub struct View<'a> {
     pub adapter: &'a Trainable,
     /// What its config file says besides.
     pub peft: &'a PeftInfo,
-    /// Its moments.
-    pub moments: &'a Moments,
+    /// The optimizer, with its state.
+    pub optimizer: &'a Optimizer,
     /// Where the run stands.
     pub state: &'a State,
 }
@@ -129,17 +132,32 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-/// Reads a checkpoint, every byte of it verified first.
+/// Reads a checkpoint, every byte of it verified first. `fresh` is the run's optimizer before its
+/// first step, over the parameters of the adapter.
 ///
 /// # Errors
-/// If a file is missing, extra or changed, or what trained is not what trains in `like`.
-pub fn load(path: &Path, like: &Trainable) -> Result<Checkpoint, CheckpointError> {
-    verify(path)?;
+/// If a file is missing, extra or changed, what trained is not what trains in `like`, or the state is
+/// not of this optimizer.
+pub fn load(
+    path: &Path,
+    like: &Trainable,
+    fresh: Optimizer,
+) -> Result<Checkpoint, CheckpointError> {
+    let adapter = load_adapter(path, like)?;
     let state = read_state(path)?;
+    let optimizer = read_optimizer(&path.join(OPTIMIZER), fresh)?;
+    Ok(Checkpoint { adapter, optimizer, state })
+}
+
+/// Reads what a checkpoint trained, every byte of the checkpoint verified first.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_adapter(path: &Path, like: &Trainable) -> Result<Trainable, CheckpointError> {
+    verify(path)?;
     let mut adapter = like.clone();
     adapter.restore(path)?;
-    let moments = read_moments(&path.join(OPTIMIZER), adapter.params().len())?;
-    Ok(Checkpoint { adapter, moments, state })
+    Ok(adapter)
 }
 
 /// Checks every file of a checkpoint against its manifest.
@@ -190,23 +208,15 @@ pub fn read_state(path: &Path) -> Result<State, CheckpointError> {
     }
 }
 
-fn read_moments(file: &Path, n_params: usize) -> Result<Moments, CheckpointError> {
-    let damaged = |reason: String| CheckpointError::Damaged { path: file.to_owned(), reason };
-    let tensors = SafetensorsFile::open(file).map_err(|error| damaged(error.to_string()))?;
-    let read = |name: &str| {
-        let tensor = tensors.tensor(name).ok_or_else(|| damaged(format!("no tensor `{name}`")))?;
-        let values = tensor.to_f32().map_err(|error| damaged(error.to_string()))?;
-        if let Some(bad) = values.iter().find(|value| !value.is_finite()) {
-            return Err(damaged(format!("`{name}` holds {bad}, which is not a finite number")));
-        }
-        if values.len() == n_params {
-            Ok(values)
-        } else {
-            let n_values = values.len();
-            Err(damaged(format!("`{name}` has {n_values} values; the adapter has {n_params}")))
-        }
-    };
-    Ok(Moments { m: read("m")?, v: read("v")? })
+fn read_optimizer(path: &Path, mut optimizer: Optimizer) -> Result<Optimizer, CheckpointError> {
+    let file = SafetensorsFile::open(path).map_err(|error| CheckpointError::Damaged {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })?;
+    optimizer
+        .read(&file)
+        .map_err(|source| CheckpointError::Optimizer { path: path.to_owned(), source })?;
+    Ok(optimizer)
 }
 
 /// The newest checkpoint of a run that verifies, and those that were passed over. Folders whose

@@ -5,7 +5,7 @@
 //! due is decided above, in core/run. Start reading at [`session::Session`].
 //!
 //! **Invariant:** a batch is a function of the step, and everything else that decides later bits
-//! is in the adapter, the moments and [`state::State`]: a run that is killed and resumed ends with
+//! is in the adapter, the optimizer and [`state::State`]: a run that is killed and resumed ends with
 //! the same bits (`tests/e2e/resume.rs`, `tests/sim`).
 
 pub mod checkpoint;

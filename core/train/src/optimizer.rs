@@ -1,48 +1,348 @@
-//! AdamW over one flat buffer of parameters.
+//! The optimizers over one flat buffer of parameters, and their state.
+//!
+//! An [`Optimizer`] is a list of units: parts of the buffer, each with moments of its own. Plain
+//! AdamW takes neighbors together; the others go matrix by matrix, because 8-bit blocks, factored
+//! moments and projections belong to one matrix. It refuses to know what the parameters are: it
+//! sees names, shapes and ranges. Start reading at [`Optimizer::step`].
+//!
+//! **Invariant:** the state and the number of the step decide every bit of a step
+//! (`tests/optimizers.rs`, `tests/sim`).
 
-use forgelm_kernels_api::{AdamW, Ops};
+mod file;
+mod galore;
+mod moments;
+mod names;
+
+pub use file::StateError;
+pub use galore::{GaloreSettings, ProjectionType};
+pub use names::is_decayed;
+
+use forgelm_kernels_api::Ops;
+use forgelm_model::NamedSlice;
+use galore::Projection;
+use moments::{Moments, Rule};
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// Which rule turns gradients into steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// AdamW, moments in f32.
+    AdamW,
+    /// AdamW, moments in 8 bits; those of parameters with fewer than 4096 elements in f32.
+    AdamW8bit,
+    /// Adafactor without a first moment; matrices have factored second moments.
+    Adafactor,
+}
 
 /// What does not change from step to step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamWSettings {
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// Added to the root of the second moment.
-    pub eps: f32,
-    /// Decoupled weight decay.
-    pub weight_decay: f32,
-}
-
-impl AdamWSettings {
-    /// The usual constants with this weight decay.
-    #[must_use]
-    pub fn with_weight_decay(weight_decay: f32) -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay }
-    }
-}
-
-/// The moments. Shapes: both as the parameters.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Moments {
-    /// Running mean of the gradient.
-    pub m: Vec<f32>,
-    /// Running mean of its square.
-    pub v: Vec<f32>,
+pub struct OptimizerSettings {
+    /// The rule.
+    pub kind: Kind,
+    /// Decay of AdamW's first moment.
+    pub beta1: f32,
+    /// Decay of AdamW's second moment.
+    pub beta2: f32,
+    /// Added to the root of AdamW's second moment.
+    pub eps: f32,
+    /// Decoupled weight decay; biases and norms are exempt ([`is_decayed`]).
+    pub weight_decay: f32,
+    /// Projection of matrices to a low rank.
+    pub galore: Option<GaloreSettings>,
 }
 
-impl Moments {
-    /// Moments of `n_params` parameters before the first step.
+impl OptimizerSettings {
+    /// A rule with the usual constants.
     #[must_use]
-    pub fn zero(n_params: usize) -> Self {
-        Self { m: vec![0.0; n_params], v: vec![0.0; n_params] }
+    pub fn new(kind: Kind, weight_decay: f32) -> Self {
+        Self { kind, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, galore: None }
     }
 
-    /// Memory held, in bytes.
+    /// Plain AdamW with the usual constants.
+    #[must_use]
+    pub fn adamw(weight_decay: f32) -> Self {
+        Self::new(Kind::AdamW, weight_decay)
+    }
+
+    /// The name in checkpoints and in configs, `_layerwise` aside: the order of updates is no part
+    /// of the state.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match (self.kind, self.galore.is_some()) {
+            (Kind::AdamW, false) => "adamw",
+            (Kind::AdamW8bit, false) => "adamw_8bit",
+            (Kind::Adafactor, false) => "adafactor",
+            (Kind::AdamW, true) => "galore_adamw",
+            (Kind::AdamW8bit, true) => "galore_adamw_8bit",
+            (Kind::Adafactor, true) => "galore_adafactor",
+        }
+    }
+
+    /// The bound on the norm of the gradient: none when matrices are updated one by one, before
+    /// the norm of the whole gradient is known.
+    #[must_use]
+    pub fn max_grad_norm(&self, configured: f64) -> f64 {
+        let is_layerwise = self.galore.as_ref().is_some_and(|galore| galore.layerwise);
+        if is_layerwise { f64::INFINITY } else { configured }
+    }
+
+    fn rule(&self, decays: bool) -> Rule {
+        let weight_decay = if decays { self.weight_decay } else { 0.0 };
+        Rule { beta1: self.beta1, beta2: self.beta2, eps: self.eps, weight_decay }
+    }
+}
+
+/// Why an optimizer cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptimizerError {
+    /// A pattern cannot be read.
+    #[error("`training.galore_target_modules`: `{pattern}` is not a pattern: {reason}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No trained matrix is projected.
+    #[error(
+        "`training.galore_target_modules`: {patterns:?} match no trained matrix (the first is \
+         `{first}`)\n  hint: a pattern must match the whole path of a module"
+    )]
+    NoTarget {
+        /// The patterns.
+        patterns: Vec<String>,
+        /// Path of the first trained module.
+        first: String,
+    },
+}
+
+/// A rule with its state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Optimizer {
+    settings: OptimizerSettings,
+    units: Vec<Unit>,
+}
+
+/// A part of the buffer with its moments.
+#[derive(Clone, Debug, PartialEq)]
+struct Unit {
+    /// Of the parameter; of the first where neighbors are taken together.
+    name: String,
+    shape: [usize; 2],
+    range: Range<usize>,
+    decays: bool,
+    projection: Option<Projection>,
+    moments: Moments,
+}
+
+/// What an optimizer takes, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OptimizerMemory {
+    /// Moments and projections.
+    pub state_bytes: usize,
+    /// What a step takes besides, at most.
+    pub scratch_bytes: usize,
+}
+
+/// The parts of the buffer that are updated alone, without their moments.
+fn units(settings: &OptimizerSettings, slices: &[NamedSlice]) -> Result<Vec<Unit>, OptimizerError> {
+    let targets = match &settings.galore {
+        None => vec![false; slices.len()],
+        Some(galore) => galore.targets(slices)?,
+    };
+    let mut units: Vec<Unit> = Vec::new();
+    for (slice, is_target) in slices.iter().zip(targets) {
+        let decays = is_decayed(&slice.name);
+        let merges = settings.kind == Kind::AdamW && settings.galore.is_none();
+        match units.last_mut() {
+            Some(last)
+                if merges && last.decays == decays && last.range.end == slice.range.start =>
+            {
+                last.range.end = slice.range.end;
+                last.shape = [1, last.range.len()];
+            }
+            _ => units.push(Unit {
+                name: slice.name.clone(),
+                shape: slice.matrix_shape(),
+                range: slice.range.clone(),
+                decays,
+                projection: settings
+                    .galore
+                    .as_ref()
+                    .filter(|_| is_target)
+                    .map(|galore| Projection::new(galore, slice.matrix_shape())),
+                moments: Moments::Whole(Vec::new()),
+            }),
+        }
+    }
+    Ok(units)
+}
+
+/// Memory that a step takes besides, at most, on `n_threads` threads: gradients in low rank and
+/// what singular vectors are computed in.
+fn scratch_bytes(units: &[Unit], n_threads: usize) -> usize {
+    let projections = || units.iter().filter_map(|unit| unit.projection.as_ref());
+    let low = projections().map(Projection::low_bytes).max().unwrap_or(0);
+    let svd = projections().map(Projection::refresh_bytes).max().unwrap_or(0);
+    low.max(svd * n_threads)
+}
+
+impl Optimizer {
+    /// The state before the first step.
+    ///
+    /// # Errors
+    /// With GaLore: if a pattern cannot be read, or no matrix is projected.
+    pub fn new(settings: OptimizerSettings, slices: &[NamedSlice]) -> Result<Self, OptimizerError> {
+        let mut units = units(&settings, slices)?;
+        for unit in &mut units {
+            unit.moments = Moments::zero(settings.kind, unit.moments_shape());
+        }
+        Ok(Self { settings, units })
+    }
+
+    /// What the state would take, without making it.
+    ///
+    /// # Errors
+    /// As [`Optimizer::new`].
+    pub fn planned_memory(
+        settings: &OptimizerSettings,
+        slices: &[NamedSlice],
+        n_threads: usize,
+    ) -> Result<OptimizerMemory, OptimizerError> {
+        let units = units(settings, slices)?;
+        let state = |unit: &Unit| {
+            let moments = Moments::planned_bytes(settings.kind, unit.moments_shape());
+            moments + unit.projection.as_ref().map_or(0, Projection::n_bytes)
+        };
+        Ok(OptimizerMemory {
+            state_bytes: units.iter().map(state).sum(),
+            scratch_bytes: scratch_bytes(&units, n_threads),
+        })
+    }
+
+    /// What it was made with.
+    #[must_use]
+    pub fn settings(&self) -> &OptimizerSettings {
+        &self.settings
+    }
+
+    /// Memory of the state, in bytes: moments and projections.
     #[must_use]
     pub fn n_bytes(&self) -> usize {
-        (self.m.len() + self.v.len()) * size_of::<f32>()
+        self.units.iter().map(Unit::n_bytes).sum()
+    }
+
+    /// One step over everything.
+    ///
+    /// Shapes: `params`, `grad` [P] as the slices cover it.
+    ///
+    /// Numerics: the same bits on any number of threads; projections are computed one matrix a
+    /// thread, each in one order.
+    pub fn step(&mut self, ops: &dyn Ops, params: &mut [f32], grad: &[f32], at: At) {
+        self.refresh_projections(ops.n_threads(), grad, at.step);
+        for unit in &mut self.units {
+            let range = unit.range.clone();
+            unit.step(ops, &self.settings, &mut params[range.clone()], &grad[range], at);
+        }
+    }
+
+    /// One step over the parameter whose slice starts at `start`, as soon as its gradient is
+    /// final: for layer-wise training, where the gradient of the whole never exists.
+    ///
+    /// Shapes: `param`, `grad` as the slice.
+    ///
+    /// # Panics
+    /// If no parameter that is updated alone starts there.
+    pub fn step_one(
+        &mut self,
+        ops: &dyn Ops,
+        start: usize,
+        param: &mut [f32],
+        grad: &[f32],
+        at: At,
+    ) {
+        let found = self.units.binary_search_by_key(&start, |unit| unit.range.start);
+        let unit = &mut self.units[found.expect("a parameter starts there")];
+        assert_eq!(unit.range.len(), param.len(), "param is not the slice `{}`", unit.name);
+        if unit.is_due(at.step) {
+            unit.refresh(grad);
+        }
+        unit.step(ops, &self.settings, param, grad, at);
+    }
+
+    fn refresh_projections(&mut self, n_threads: usize, grad: &[f32], step: u64) {
+        let due: Vec<&mut Unit> = self.units.iter_mut().filter(|unit| unit.is_due(step)).collect();
+        if due.is_empty() {
+            return;
+        }
+        let n_threads = n_threads.min(due.len());
+        let due = Mutex::new(due.into_iter());
+        let next = || due.lock().expect("no thread panics while it takes one").next();
+        std::thread::scope(|scope| {
+            for _ in 0..n_threads {
+                scope.spawn(|| {
+                    while let Some(unit) = next() {
+                        unit.refresh(&grad[unit.range.clone()]);
+                    }
+                });
+            }
+        });
+    }
+}
+
+impl Unit {
+    fn moments_shape(&self) -> [usize; 2] {
+        self.projection.as_ref().map_or(self.shape, Projection::low_shape)
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.moments.n_bytes() + self.projection.as_ref().map_or(0, Projection::n_bytes)
+    }
+
+    fn is_due(&self, step: u64) -> bool {
+        self.projection.as_ref().is_some_and(|projection| projection.is_due(step))
+    }
+
+    fn refresh(&mut self, grad: &[f32]) {
+        if let Some(projection) = &mut self.projection {
+            projection.refresh(grad);
+        }
+    }
+
+    fn step(
+        &mut self,
+        ops: &dyn Ops,
+        settings: &OptimizerSettings,
+        param: &mut [f32],
+        grad: &[f32],
+        at: At,
+    ) {
+        let Some(projection) = &self.projection else {
+            return self.moments.step(ops, settings.rule(self.decays), param, grad, at);
+        };
+        let low = projection.project(ops, grad, at.grad_scale);
+        let mut delta = vec![0.0; low.len()];
+        let rule = Rule { weight_decay: 0.0, eps: galore::EPS, ..settings.rule(false) };
+        self.moments.step(ops, rule, &mut delta, &low, At { grad_scale: 1.0, ..at });
+        let decay = at.learning_rate * f64::from(settings.rule(self.decays).weight_decay);
+        // Adafactor decays what was there, AdamW what the step left, as galore-torch does.
+        let decays_first = settings.kind == Kind::Adafactor;
+        if decays_first {
+            shrink(param, decay);
+        }
+        projection.add_back(ops, param, &delta);
+        if !decays_first {
+            shrink(param, decay);
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "parameters are f32")]
+fn shrink(param: &mut [f32], decay: f64) {
+    if decay > 0.0 {
+        let keep = (1.0 - decay) as f32;
+        param.iter_mut().for_each(|p| *p *= keep);
     }
 }
 
@@ -71,28 +371,6 @@ impl ScaledGradient {
         let clip = (max_norm / (norm + 1e-6)).min(1.0);
         Self { norm, scale: mean * clip }
     }
-}
-
-/// One step. Shapes: `params`, `grad` [P] and the moments.
-#[expect(clippy::cast_possible_truncation, reason = "kernels work in f32")]
-pub fn step(
-    ops: &dyn Ops,
-    settings: &AdamWSettings,
-    params: &mut [f32],
-    moments: &mut Moments,
-    grad: &[f32],
-    at: At,
-) {
-    let constants = AdamW {
-        lr: at.learning_rate as f32,
-        beta1: settings.beta1,
-        beta2: settings.beta2,
-        eps: settings.eps,
-        weight_decay: settings.weight_decay,
-        grad_scale: at.grad_scale as f32,
-        step: at.step,
-    };
-    ops.adamw_step(params, &mut moments.m, &mut moments.v, grad, &constants);
 }
 
 /// Which step it is.

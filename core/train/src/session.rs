@@ -4,7 +4,7 @@
 mod not_finite;
 
 use crate::flops::{Work, training_flops};
-use crate::optimizer::{self, AdamWSettings, At, Moments, ScaledGradient};
+use crate::optimizer::{At, Optimizer, OptimizerMemory, ScaledGradient};
 use crate::schedule::Schedule;
 use crate::state::State;
 use forgelm_data::{
@@ -38,8 +38,6 @@ pub struct Cut {
 pub struct Settings {
     /// Learning rate of each step.
     pub schedule: Schedule,
-    /// Optimizer.
-    pub adamw: AdamWSettings,
     /// Bound on the norm of the mean gradient.
     pub max_grad_norm: f64,
     /// Scale of the noise on token vectors; none without it.
@@ -86,7 +84,7 @@ pub struct Session<'a> {
     dropout: Stream,
     noise: Stream,
     adapter: Trainable,
-    moments: Moments,
+    optimizer: Optimizer,
     state: State,
     grad: Vec<f32>,
     activations: Activations,
@@ -119,8 +117,8 @@ pub struct Parts<'a> {
     pub settings: Settings,
     /// What trains.
     pub adapter: Trainable,
-    /// Its moments.
-    pub moments: Moments,
+    /// How it trains, with the optimizer's state.
+    pub optimizer: Optimizer,
     /// Where the run stands.
     pub state: State,
 }
@@ -192,6 +190,7 @@ fn packed(sequences: &[Sequence]) -> PackedBatch {
 pub fn memory_plan(
     model: &ModelConfig,
     adapter: &Trainable,
+    optimizer: OptimizerMemory,
     size: StepSize,
     keep: Keep,
 ) -> MemoryPlan {
@@ -200,7 +199,8 @@ pub fn memory_plan(
     plan.add("trained numbers", n_params);
     plan.add("trained numbers as the kernels read them", adapter.derived_bytes());
     plan.add("gradient of the trained numbers", n_params);
-    plan.add("optimizer moments", 2 * n_params);
+    plan.add("optimizer state", optimizer.state_bytes);
+    plan.add("optimizer scratch", optimizer.scratch_bytes);
     plan
 }
 
@@ -244,7 +244,7 @@ impl<'a> Session<'a> {
             noise: Stream::new(parts.settings.seed, Purpose::EmbeddingNoise),
             grad,
             adapter,
-            moments: parts.moments,
+            optimizer: parts.optimizer,
             state: parts.state,
             activations: no_activations(parts.decoder.config())?,
             buffers: RowBuffers::default(),
@@ -303,10 +303,10 @@ impl<'a> Session<'a> {
         self.decoder.refresh(&mut self.adapter);
     }
 
-    /// Its moments.
+    /// The optimizer, with its state.
     #[must_use]
-    pub fn moments(&self) -> &Moments {
-        &self.moments
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
     }
 
     /// Where the run stands.
@@ -349,15 +349,15 @@ impl<'a> Session<'a> {
             add_loss(&mut total, loss);
         }
         let ops = self.decoder.ops().as_ref();
-        let gradient =
-            ScaledGradient::new(ops, &self.grad, total.n_terms, self.settings.max_grad_norm);
+        let max_norm = self.optimizer.settings().max_grad_norm(self.settings.max_grad_norm);
+        let gradient = ScaledGradient::new(ops, &self.grad, total.n_terms, max_norm);
         if !gradient.norm.is_finite() {
             return Err(self.bad_gradient(step, gradient.norm));
         }
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
         let params = self.adapter.params_mut();
-        optimizer::step(ops, &self.settings.adamw, params, &mut self.moments, &self.grad, at);
+        self.optimizer.step(ops, params, &self.grad, at);
         self.decoder.refresh(&mut self.adapter);
         self.state.global_step = step + 1;
         self.state.epoch = self.plan.epoch_after(step + 1);

@@ -8,8 +8,10 @@
 //! of a weight (out and in features). Everything is row-major `f32` unless said otherwise.
 
 mod blocks;
+pub mod dynamic_map;
 mod frozen;
 mod ops;
+mod optimizer;
 pub mod philox;
 
 pub use blocks::{
@@ -17,5 +19,6 @@ pub use blocks::{
 };
 pub use frozen::{Compute, FrozenMatrix, RowSource};
 pub use ops::{
-    Activation, AdamW, AttentionShape, Dropout, GemmDims, GemmLayout, Ops, Rotation, Segment, Write,
+    Activation, AttentionShape, Dropout, GemmDims, GemmLayout, Ops, Rotation, Segment, Write,
 };
+pub use optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};

@@ -8,6 +8,7 @@
 //! never bad input.
 
 use crate::frozen::{Compute, FrozenMatrix, RowSource};
+use crate::optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};
 
 /// Whether a result replaces what was there or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,28 +101,6 @@ pub struct Dropout {
     pub p: f32,
     /// Names the mask: derived from (seed, purpose, step, module).
     pub key: [u32; 2],
-}
-
-/// The constants of one AdamW step.
-///
-/// Paper: Loshchilov and Hutter 2017, arXiv:1711.05101, algorithm 2 (decoupled decay, as
-/// `torch.optim.AdamW`).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    /// Learning rate of this step.
-    pub lr: f32,
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// Added to the root of the second moment.
-    pub eps: f32,
-    /// Decoupled weight decay.
-    pub weight_decay: f32,
-    /// Factor on the gradient before it is used: `clip / n_terms`.
-    pub grad_scale: f32,
-    /// 1-based number of this step, for the bias correction.
-    pub step: u64,
 }
 
 /// A kernel library.
@@ -423,5 +402,39 @@ pub trait Ops: Send + Sync {
         v: &mut [f32],
         grad: &[f32],
         constants: &AdamW,
+    );
+
+    /// One AdamW step over one parameter whose moments are stored in 8 bits.
+    ///
+    /// Moments are read, brought forward in f32, used, and stored again: scaled by the largest of
+    /// their block, each the nearest number of its map ([`crate::dynamic_map`]: `m` signed, `v`
+    /// unsigned; the lower of two equally near). As bitsandbytes' `AdamW8bit` on a CPU.
+    ///
+    /// Paper: Dettmers et al. 2021, arXiv:2110.02861, section 2.
+    ///
+    /// Shapes: `param` [P], `m`, `v` of P elements changed, `grad` [P] read.
+    fn adamw_8bit_step(
+        &self,
+        param: &mut [f32],
+        m: Blocks8bit<'_>,
+        v: Blocks8bit<'_>,
+        grad: &[f32],
+        constants: &AdamW,
+    );
+
+    /// One Adafactor step over one parameter.
+    ///
+    /// With g the scaled gradient, `s = g^2 + eps` and `b = 1 - step^-0.8`: factored, `rows` and
+    /// `columns` follow the means of s (`r = b r + (1 - b) mean`), and the update is
+    /// `u = g / sqrt(r / mean(r) * c)`; whole, `v = b v + (1 - b) s`, `u = g / sqrt(v)`. Then
+    /// `param -= lr * (weight_decay * param + u / max(1, rms(u) / clip_threshold))`.
+    ///
+    /// Shapes: `param` [N, K] (or [P]) and `moments` changed, `grad` as `param` read.
+    fn adafactor_step(
+        &self,
+        param: &mut [f32],
+        moments: AdafactorMoments<'_>,
+        grad: &[f32],
+        constants: &Adafactor,
     );
 }

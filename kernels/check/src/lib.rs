@@ -22,6 +22,7 @@ pub mod embedding;
 pub mod gemm;
 pub mod glu;
 pub mod linear;
+pub mod optimizers;
 pub mod packed;
 pub mod rms_norm;
 pub mod rope;
@@ -57,6 +58,7 @@ pub fn compare_all(library: &dyn Ops) -> Vec<Outcome> {
         glu::compare(library),
         token_logprobs::compare(library),
         elementwise::compare(library),
+        optimizers::compare(library),
     ]
     .into_iter()
     .flatten()

@@ -9,8 +9,8 @@
 
 use forgelm_kernels_api::{Compute, Ops, RowSource, Write};
 use forgelm_kernels_check::{
-    attention, columns, compare_all, elementwise, embedding, gemm, glu, linear, packed, rms_norm,
-    rope, token_logprobs,
+    attention, columns, compare_all, elementwise, embedding, gemm, glu, linear, optimizers, packed,
+    rms_norm, rope, token_logprobs,
 };
 use forgelm_kernels_cpu::{Cpu, InstructionSet};
 
@@ -29,6 +29,8 @@ fn n_outcomes() -> usize {
         + 2 * token_logprobs::CASES.len()
         + elementwise::DROPOUT.len()
         + 3 * elementwise::LENGTHS.len()
+        + optimizers::LENGTHS.len()
+        + optimizers::MATRICES.len()
 }
 
 /// Compares on 1 thread, and asks for the same bits on 2 and 3.
@@ -41,7 +43,7 @@ fn check(set: InstructionSet) {
     assert_eq!(cpu.prefers(Compute::Bf16), set == InstructionSet::Avx512Bf16);
     let one = compare_all(&cpu);
     assert_eq!(one.len(), n_outcomes());
-    assert_eq!(one.len(), 210 + 84);
+    assert_eq!(one.len(), 224 + 84);
     for n_threads in [2, 3] {
         let cpu = Cpu::with_instruction_set(n_threads, set).unwrap();
         assert_eq!(cpu.n_threads(), n_threads);

@@ -35,7 +35,7 @@ pub(crate) fn step(
 }
 
 /// What multiplies what.
-struct Factors {
+pub(crate) struct Factors {
     beta1: f32,
     rest1: f32,
     beta2: f32,
@@ -50,7 +50,7 @@ struct Factors {
 }
 
 impl Factors {
-    fn new(constants: &AdamW) -> Self {
+    pub(crate) fn new(constants: &AdamW) -> Self {
         let (beta1, beta2) = (f64::from(constants.beta1), f64::from(constants.beta2));
         let lr = f64::from(constants.lr);
         let step = constants.step as f64;
@@ -69,7 +69,7 @@ impl Factors {
 }
 
 #[inline(always)]
-fn part<S: Simd>(
+pub(crate) fn part<S: Simd>(
     s: S,
     param: &mut [f32],
     m: &mut [f32],

@@ -21,7 +21,9 @@
     expect(clippy::cast_possible_wrap, reason = "vectors of bits are of signed numbers there")
 )]
 
+mod adafactor;
 mod adamw;
+mod adamw_8bit;
 mod add;
 mod attention;
 mod blocks;
@@ -46,8 +48,8 @@ mod tile;
 mod token_logprobs;
 
 use forgelm_kernels_api::{
-    Activation, AdamW, AttentionShape, Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, Ops,
-    Rotation, RowSource, Segment, Write,
+    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Compute, Dropout,
+    FrozenMatrix, GemmDims, GemmLayout, Ops, Rotation, RowSource, Segment, Write,
 };
 
 use frozen::CpuMatrix;
@@ -348,5 +350,26 @@ impl Ops for Cpu {
         constants: &AdamW,
     ) {
         adamw::step(&self.pool, self.isa, param, m, v, grad, constants);
+    }
+
+    fn adamw_8bit_step(
+        &self,
+        param: &mut [f32],
+        m: Blocks8bit<'_>,
+        v: Blocks8bit<'_>,
+        grad: &[f32],
+        constants: &AdamW,
+    ) {
+        adamw_8bit::step(&self.pool, self.isa, param, m, v, grad, constants);
+    }
+
+    fn adafactor_step(
+        &self,
+        param: &mut [f32],
+        moments: AdafactorMoments<'_>,
+        grad: &[f32],
+        constants: &Adafactor,
+    ) {
+        adafactor::step(&self.pool, self.isa, param, moments, grad, constants);
     }
 }

@@ -9,7 +9,9 @@
     reason = "results computed in f64 are stored as f32; sizes become f64 factors"
 )]
 
+mod adafactor;
 mod adamw;
+mod adamw_8bit;
 mod add;
 mod attention;
 mod columns;
@@ -25,8 +27,8 @@ mod sum_of_squares;
 mod token_logprobs;
 
 use forgelm_kernels_api::{
-    Activation, AdamW, AttentionShape, Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, Ops,
-    Rotation, RowSource, Segment, Write,
+    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Compute, Dropout,
+    FrozenMatrix, GemmDims, GemmLayout, Ops, Rotation, RowSource, Segment, Write,
 };
 
 /// The plain kernel library.
@@ -265,6 +267,27 @@ impl Ops for Reference {
         constants: &AdamW,
     ) {
         adamw::step(param, m, v, grad, constants);
+    }
+
+    fn adamw_8bit_step(
+        &self,
+        param: &mut [f32],
+        m: Blocks8bit<'_>,
+        v: Blocks8bit<'_>,
+        grad: &[f32],
+        constants: &AdamW,
+    ) {
+        adamw_8bit::step(param, m, v, grad, constants);
+    }
+
+    fn adafactor_step(
+        &self,
+        param: &mut [f32],
+        moments: AdafactorMoments<'_>,
+        grad: &[f32],
+        constants: &Adafactor,
+    ) {
+        adafactor::step(param, moments, grad, constants);
     }
 }
 

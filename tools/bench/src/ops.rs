@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use forgelm_kernels_api::{
-    Activation, AdamW, AttentionShape, Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, Ops,
-    Rotation, Segment, Write,
+    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Compute, Dropout,
+    FrozenMatrix, GemmDims, GemmLayout, Ops, Rotation, Segment, Write,
 };
 use forgelm_kernels_cpu::Cpu;
 
@@ -281,6 +281,7 @@ fn elementwise<'a>(cpu: &'a Cpu, weights: &'a Weights) -> Vec<Entry<'a>> {
         }));
     }
     entries.extend(optimizer(cpu));
+    entries.extend(whole_matrix(cpu));
     entries
 }
 
@@ -305,6 +306,48 @@ fn optimizer(cpu: &Cpu) -> Vec<Entry<'_>> {
         }),
         entry("adamw_step", 1, 28 * n, 0.0, move || {
             cpu.adamw_step(&mut p, &mut m, &mut v, &grad, &constants);
+        }),
+    ]
+}
+
+/// One matrix of the MLP, trained whole, by each optimizer.
+fn whole_matrix(cpu: &Cpu) -> Vec<Entry<'_>> {
+    const N: usize = MLP * HIDDEN;
+    let grad: &[f32] = numbers(N).leak();
+    let adamw = AdamW {
+        lr: 1e-4,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.01,
+        grad_scale: 1.0,
+        step: 10,
+    };
+    let adafactor = Adafactor {
+        lr: 1e-4,
+        eps: 1e-30,
+        clip_threshold: 1.0,
+        weight_decay: 0.01,
+        grad_scale: 1.0,
+        step: 10,
+    };
+    let (mut p, mut m, mut v) = (numbers(N), vec![0.0; N], vec![0.0; N]);
+    let (mut p8, mut codes) = (numbers(N), [vec![0; N], vec![0; N]]);
+    let mut absmax = [vec![0.0; N / Blocks8bit::BLOCK], vec![0.0; N / Blocks8bit::BLOCK]];
+    let (mut pf, mut rows, mut columns) = (numbers(N), vec![0.0; MLP], vec![0.0; HIDDEN]);
+    vec![
+        entry("adamw_step, a matrix", 0, 28 * N, 0.0, move || {
+            cpu.adamw_step(&mut p, &mut m, &mut v, grad, &adamw);
+        }),
+        entry("adamw_8bit_step, a matrix", 0, 16 * N, 0.0, move || {
+            let ([m, v], [m_max, v_max]) = (&mut codes, &mut absmax);
+            let m = Blocks8bit { codes: m, absmax: m_max };
+            let v = Blocks8bit { codes: v, absmax: v_max };
+            cpu.adamw_8bit_step(&mut p8, m, v, grad, &adamw);
+        }),
+        entry("adafactor_step, a matrix", 0, 20 * N, 0.0, move || {
+            let moments = AdafactorMoments::Factored { rows: &mut rows, columns: &mut columns };
+            cpu.adafactor_step(&mut pf, moments, grad, &adafactor);
         }),
     ]
 }

@@ -14,7 +14,7 @@ use forgelm_plugin_trainer::sft::SFT;
 use forgelm_run::memory::MemoryUse;
 use forgelm_run::model::compute_name;
 use forgelm_tensor::random::{Purpose, Stream};
-use forgelm_train::optimizer::{AdamWSettings, Moments};
+use forgelm_train::optimizer::{Optimizer, OptimizerMemory, OptimizerSettings};
 use forgelm_train::schedule::{Decay, Schedule};
 use forgelm_train::session::{Parts, Session, Settings, largest_step, memory_plan};
 use forgelm_train::state::{Identity, State};
@@ -120,11 +120,14 @@ pub(crate) fn steps(
     let plan = Plan::new(plan_settings(n_sequences, n_steps), &train.lengths());
     let adapter = Adapter::new(config, decoder.config(), &Stream::new(0, Purpose::LoraInit))
         .map_err(|error| error.to_string())?;
+    let optimizer = Optimizer::new(OptimizerSettings::adamw(0.01), &adapter.slices())
+        .map_err(|error| error.to_string())?;
+    let optimizer_memory = OptimizerMemory { state_bytes: optimizer.n_bytes(), scratch_bytes: 0 };
     let size = largest_step(&train, &validation, &plan);
-    let planned = memory_plan(decoder.config(), &adapter, size, Keep::Everything).total_bytes()
+    let planned = memory_plan(decoder.config(), &adapter, optimizer_memory, size, Keep::Everything)
+        .total_bytes()
         + decoder.weights_bytes();
     let trainer = (SFT.build)(&[]).map_err(|error| error.to_string())?;
-    let moments = Moments::zero(adapter.params().len());
     let mut session = Session::new(Parts {
         decoder,
         trainer: trainer.as_ref(),
@@ -134,13 +137,12 @@ pub(crate) fn steps(
         keep: Keep::Everything,
         settings: Settings {
             schedule: Schedule::new(Decay::Constant, 1e-4, 0.0, n_steps),
-            adamw: AdamWSettings::with_weight_decay(0.01),
             max_grad_norm: 1.0,
             noise_alpha: None,
             seed: 0,
         },
         adapter,
-        moments,
+        optimizer,
         state: State::new(n_steps, Identity::default()),
     })
     .map_err(|error| error.to_string())?;

@@ -251,8 +251,33 @@ fn galore(scope: &Scope<'_>, run: &Run, findings: &mut Findings<'_>) {
         return;
     }
     let enabled = scope.in_training("galore_enabled");
-    let message = format!("`{enabled}` with `{}`: both are active", scope.lora.1);
+    let message = format!(
+        "`{enabled}` trains the matched matrices themselves: `{}` adds no adapter",
+        scope.lora.1
+    );
     findings.note(&[&enabled], message);
+    galore_targets(scope, findings);
+    let bits = scope.in_model("load_in_4bit");
+    if scope.model.0.load_in_4bit {
+        let message = format!(
+            "`{enabled}` trains the weights themselves and `{bits}`{} is true",
+            findings.at(&bits)
+        );
+        findings.error(
+            Code::Conflict,
+            &[&enabled, &bits],
+            message,
+            "write `load_in_4bit: false`: weights in 4 bits cannot be trained",
+        );
+    }
+    let plain = scope.in_training("optim");
+    if findings.written.contains(&plain) {
+        let message = format!(
+            "`{plain}` has no effect with `{enabled}`{}: `galore_optim` names the optimizer",
+            findings.at(&enabled)
+        );
+        findings.warn(Code::IgnoredKey, &[&plain], message);
+    }
     if !training.galore_optim.is_layerwise() {
         return;
     }
@@ -283,6 +308,22 @@ fn galore(scope: &Scope<'_>, run: &Run, findings: &mut Findings<'_>) {
             message,
             "use an optimizer that is not layerwise, or one device",
         );
+    }
+}
+
+/// Patterns must be patterns.
+fn galore_targets(scope: &Scope<'_>, findings: &mut Findings<'_>) {
+    let key = scope.in_training("galore_target_modules");
+    for text in scope.training.0.galore_target_modules.iter().flatten() {
+        if let Err(error) = regex::Regex::new(text) {
+            let error = error.to_string();
+            let reason = error.lines().last().unwrap_or_default().trim();
+            let shown = crate::diagnostic::quoted(text);
+            let message = format!("`{key}`: {shown} is not a pattern: {reason}");
+            let hint = "a regular expression that matches the whole path of a module, such as \
+                        `.*\\.mlp\\..*`";
+            findings.error(Code::WrongType, &[&key], message, hint);
+        }
     }
 }
 

@@ -34,6 +34,7 @@ pub use rope_scaling::{RopeScaling, RopeType};
 pub use signing::{Auth, PluginIsolation, Plugins, RequireProvisioned, Signing};
 pub use synthetic::{Synthetic, SyntheticFormat, TeacherBackend};
 pub use training::{
-    ComputeDtype, GaloreOptim, GaloreProjType, LrSchedulerType, ReportTo, TrainerType, Training,
+    ComputeDtype, GaloreOptim, GaloreProjType, LrSchedulerType, Optim, ReportTo, TrainerType,
+    Training,
 };
 pub use webhook::Webhook;

@@ -25,6 +25,8 @@ section! {
         gradient_accumulation_steps: usize = 2, min(1.0), max(65_536.0);
         /// The highest learning rate of the schedule.
         learning_rate: f64 = 2e-5, above(0.0), max(100.0);
+        /// The optimizer.
+        optim: Optim = Optim::AdamW, ours();
         /// The shape of the learning rate after the warm-up.
         lr_scheduler_type: LrSchedulerType = LrSchedulerType::Linear, ours();
         /// Share of the steps in which the learning rate rises from 0.
@@ -131,6 +133,18 @@ choice! {
         Orpo = "orpo" later "the trainer orpo",
         /// Rewards of groups of completions.
         Grpo = "grpo" later "the trainer grpo",
+    }
+}
+
+choice! {
+    /// The optimizer.
+    Optim {
+        /// AdamW.
+        AdamW = "adamw",
+        /// AdamW with an 8-bit state.
+        AdamW8bit = "adamw_8bit",
+        /// Adafactor: second moments by row and column, no first moments.
+        Adafactor = "adafactor",
     }
 }
 

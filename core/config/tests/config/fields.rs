@@ -109,7 +109,7 @@ fn every_field_refuses_values_of_another_type() {
 }
 
 /// Keys of the root and its sections, with those of a pipeline's stages counted once more.
-const FIELDS: usize = 357;
+const FIELDS: usize = 359;
 
 #[test]
 fn every_field_refuses_null_or_takes_it_for_absence() {
@@ -221,6 +221,7 @@ fn the_defaults_are_those_of_the_documentation() {
         ("training.report_to", "\"tensorboard\""),
         ("training.seed", "42"),
         ("training.lr_scheduler_type", "\"linear\""),
+        ("training.optim", "\"adamw\""),
         ("training.max_grad_norm", "1.0"),
         ("training.compute_dtype", "\"auto\""),
         ("training.grpo_max_completion_length", "512"),

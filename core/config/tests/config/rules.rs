@@ -33,6 +33,14 @@ fn combinations_that_are_refused() {
             "`training.gradient_accumulation_steps` is 2",
         ),
         (
+            "model: {name_or_path: m, load_in_4bit: true}\ndata: {dataset_name_or_path: d}\ntraining: {galore_enabled: true}\n",
+            "trains the weights themselves and `model.load_in_4bit` (line 1) is true",
+        ),
+        (
+            "training: {galore_enabled: true, galore_target_modules: ['.*', '*.attn']}\n",
+            "`training.galore_target_modules`: `*.attn` is not a pattern",
+        ),
+        (
             "evaluation: {safety: {enabled: true, min_safety_score: 0.9}}\n",
             "`evaluation.safety.scoring` is `binary`",
         ),
@@ -110,7 +118,7 @@ fn combinations_that_are_refused() {
         ),
         ("training: {final_model_dir: ../x}\n", "expected text (a relative path without `..`)"),
     ];
-    assert_eq!(cases.len(), 34);
+    assert_eq!(cases.len(), 36);
     for (more, words) in cases {
         let message = only(&file(more));
         assert!(message.contains(words), "{more}\n{message}");
@@ -165,6 +173,7 @@ fn combinations_that_are_warned_about() {
             "`training.eval_steps` is 300 and `training.save_steps` is 200",
         ),
         ("training: {max_steps: 0}\n", "the epochs count"),
+        ("training: {galore_enabled: true, optim: adafactor}\n", "`training.optim` has no effect"),
         ("training: {galore_rank: 4}\n", "no effect without `galore_enabled: true`"),
         (
             "evaluation: {safety: {enabled: true, severity_thresholds: {high: 0.1}}}\n",
@@ -182,7 +191,7 @@ fn combinations_that_are_warned_about() {
             "the stricter one governs",
         ),
     ];
-    assert_eq!(cases.len(), 21);
+    assert_eq!(cases.len(), 22);
     for (more, words) in cases {
         let found = warnings(&file(more));
         assert_eq!(found.len(), 1, "{more}\n{found:#?}");

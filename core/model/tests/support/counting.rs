@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use forgelm_kernels_api::{
-    Activation, AdamW, AttentionShape, Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, Ops,
-    Rotation, RowSource, Segment, Write,
+    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Compute, Dropout,
+    FrozenMatrix, GemmDims, GemmLayout, Ops, Rotation, RowSource, Segment, Write,
 };
 
 /// Calls and time of one op.
@@ -286,5 +286,26 @@ impl Ops for Counting {
         constants: &AdamW,
     ) {
         self.timed("adamw_step", || self.inner.adamw_step(param, m, v, grad, constants))
+    }
+
+    fn adamw_8bit_step(
+        &self,
+        param: &mut [f32],
+        m: Blocks8bit<'_>,
+        v: Blocks8bit<'_>,
+        grad: &[f32],
+        constants: &AdamW,
+    ) {
+        self.timed("adamw_8bit_step", || self.inner.adamw_8bit_step(param, m, v, grad, constants))
+    }
+
+    fn adafactor_step(
+        &self,
+        param: &mut [f32],
+        moments: AdafactorMoments<'_>,
+        grad: &[f32],
+        constants: &Adafactor,
+    ) {
+        self.timed("adafactor_step", || self.inner.adafactor_step(param, moments, grad, constants))
     }
 }

@@ -16,10 +16,10 @@ impl Job<'_> {
             return Ok(());
         };
         let path = checkpoint::path(self.plan.output.root(), best);
-        let loaded = checkpoint::load(&path, session.adapter())?;
+        let best_weights = checkpoint::load_adapter(&path, session.adapter())?;
         let text = format!("step {best} had the lowest validation loss; its weights are kept");
         self.observer.observe(&Event::Notice(text));
-        session.replace_params(loaded.adapter.params());
+        session.replace_params(best_weights.params());
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use forgelm_evidence::keys::lookup::FoundKey;
 use forgelm_model::{PeftInfo, Trainable};
 use forgelm_sdk::trainer::Trainer;
 use forgelm_train::checkpoint;
-use forgelm_train::optimizer::Moments;
+use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::{Cut, Parts, Session};
 use forgelm_train::state::{Identity, State};
 
@@ -85,7 +85,7 @@ impl Job<'_> {
 
     pub(super) fn run(
         &mut self,
-        fresh: Trainable,
+        (fresh, optimizer): (Trainable, Optimizer),
         identity: Identity,
         from: Option<resume::From>,
         force_resume: bool,
@@ -93,12 +93,12 @@ impl Job<'_> {
         audit: &mut AuditLog,
     ) -> Result<Outcome, RunError> {
         let run_id = identity.run_id.clone();
-        let (adapter, moments, state) = match &from {
-            None => {
-                let moments = Moments::zero(fresh.params().len());
-                (fresh, moments, State::new(self.data.plan.n_steps(), identity))
+        let (adapter, optimizer, state) = match &from {
+            None => (fresh, optimizer, State::new(self.data.plan.n_steps(), identity)),
+            Some(from) => {
+                let fresh = (&fresh, optimizer);
+                self.continued(from, fresh, identity, force_resume, audit)?
             }
-            Some(from) => self.continued(from, &fresh, identity, force_resume, audit)?,
         };
         let n_steps_done = state.global_step;
         let mut metrics = MetricsFile::open(&self.plan.output.metrics(), n_steps_done)?;
@@ -111,7 +111,7 @@ impl Job<'_> {
             keep: self.rung.keep,
             settings: settings::training(&self.plan.run, self.data.plan.n_steps()),
             adapter,
-            moments,
+            optimizer,
             state,
         })?;
         self.allocate(&mut session, audit)?;
@@ -170,21 +170,21 @@ impl Job<'_> {
         Ok(Outcome::Completed(completed))
     }
 
-    /// Trainable, moments and state out of a checkpoint, once it is sure that they belong to this
+    /// What trains, optimizer and state out of a checkpoint, once it is sure that they belong to this
     /// run.
     fn continued(
         &mut self,
         from: &resume::From,
-        fresh: &Trainable,
+        (fresh, optimizer): (&Trainable, Optimizer),
         identity: Identity,
         force_resume: bool,
         audit: &mut AuditLog,
-    ) -> Result<(Trainable, Moments, State), RunError> {
+    ) -> Result<(Trainable, Optimizer, State), RunError> {
         let differences = from.state.identity.differences(&identity);
         if !differences.is_empty() && !force_resume {
             return Err(RunError::OtherRun { checkpoint: from.path.clone(), differences });
         }
-        let loaded = checkpoint::load(&from.path, fresh)?;
+        let loaded = checkpoint::load(&from.path, fresh, optimizer)?;
         let previous = loaded.state.identity.run_id.clone();
         audit.append(&AuditEvent::TrainingResumed {
             from_checkpoint: from.path.display().to_string(),
@@ -200,6 +200,6 @@ impl Job<'_> {
         let mut state = loaded.state;
         state.max_steps = self.data.plan.n_steps();
         state.identity = identity;
-        Ok((loaded.adapter, loaded.moments, state))
+        Ok((loaded.adapter, loaded.optimizer, state))
     }
 }

@@ -10,6 +10,7 @@ use crate::recovery::{Ladder, Rung};
 use forgelm_artifact::write;
 use forgelm_kernels_api::Compute;
 use forgelm_model::{MemoryPlan, StepSize, Trainable};
+use forgelm_train::optimizer::OptimizerMemory;
 use forgelm_train::session::{self, Cut};
 
 /// What the memory of a run follows from.
@@ -19,6 +20,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) data: &'a TokenizedData,
     pub(crate) found: &'a FoundModel,
     pub(crate) adapter: &'a Trainable,
+    pub(crate) optimizer: OptimizerMemory,
     pub(crate) compute: Compute,
     pub(crate) n_threads: usize,
     /// What the process holds before weights and buffers.
@@ -73,6 +75,7 @@ impl Inputs<'_> {
         footprint::plan(&Sizes {
             model: self.found.open.config(),
             adapter: self.adapter,
+            optimizer: self.optimizer,
             compute: self.compute,
             step: self.step_size(rung.cut),
             longest: usize::try_from(longest).unwrap_or(usize::MAX),
@@ -146,7 +149,8 @@ pub(crate) fn change(configured: Cut, rung: Rung) -> String {
 /// Refuses a run that does not fit into memory or onto the disk.
 pub(super) fn check_room(inputs: &Inputs<'_>, cut: Cut) -> Result<Fit, RunError> {
     let fit = inputs.fit(cut, memory::room())?;
-    let checkpoint_bytes = 3 * size_of_val(inputs.adapter.params()) as u64 + (1 << 20);
+    let n_bytes = size_of_val(inputs.adapter.params()) + inputs.optimizer.state_bytes;
+    let checkpoint_bytes = n_bytes as u64 + (1 << 20);
     let n_checkpoints = inputs.plan.run.training.save_total_limit as u64 + 3;
     let needed_on_disk = n_checkpoints * checkpoint_bytes + (32 << 20);
     let dir = inputs.plan.output.root();

@@ -106,7 +106,7 @@ impl Job<'_> {
         let view = View {
             adapter: session.adapter(),
             peft: &self.peft,
-            moments: session.moments(),
+            optimizer: session.optimizer(),
             state: session.state(),
         };
         let root = self.plan.output.root();
