@@ -66,7 +66,10 @@ impl Job<'_> {
 
     fn finish_folder(&self, mut dir: StagedDir) -> Result<(), RunError> {
         for (name, text) in self.found.tokenizer.files()? {
-            dir.write(&name, text.as_bytes())?;
+            // `generation_config.json` of a whole model is already the base's own.
+            if !dir.path().join(&name).exists() {
+                dir.write(&name, text.as_bytes())?;
+            }
         }
         let overrides = &self.found.overrides;
         if !overrides.is_empty() {
