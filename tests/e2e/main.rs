@@ -4,6 +4,11 @@
 //! Start reading at [`support::Workplace`].
 
 #![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "sizes of tests are small"
+)]
 #![expect(clippy::disallowed_methods, reason = "a test prepares files and waits for a program")]
 
 mod chat;

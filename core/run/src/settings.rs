@@ -2,14 +2,14 @@
 
 use crate::error::RunError;
 use forgelm_config::{
-    GaloreOptim, GaloreProjType, LoraBias, LrSchedulerType, Optim, QuantComputeDtype, QuantType, Run,
-    TargetModules, Training,
+    GaloreOptim, GaloreProjType, LoraBias, LrSchedulerType, Optim, QuantComputeDtype, QuantType,
+    Run, TargetModules, Training,
 };
 use forgelm_data::PlanSettings;
 use forgelm_kernels_api::{Compute, Rounding};
 use forgelm_model::{
-    ALL_LINEAR, FourBitStorage, LinearStorage, LoadOptions, LoraConfig, LoraInit, ModelConfig, Role,
-    Selection, TrainedBias,
+    ALL_LINEAR, FourBitStorage, LinearStorage, LoadOptions, LoraConfig, LoraInit, ModelConfig,
+    Role, Selection, TrainedBias,
 };
 use forgelm_tensor::{FourBit, ScaleStorage};
 use forgelm_train::optimizer::{GaloreSettings, Kind, OptimizerSettings, ProjectionType};
@@ -23,7 +23,8 @@ use std::collections::BTreeMap;
 /// If a pattern of GaLore matches nothing, or an expert does not exist.
 pub fn selection(run: &Run, model: &ModelConfig) -> Result<Selection, RunError> {
     if run.training.galore_enabled {
-        let linears = |layer| model.linears(layer).into_iter().map(move |of| Role::Linear(layer, of));
+        let linears =
+            |layer| model.linears(layer).into_iter().map(move |of| Role::Linear(layer, of));
         let roles = (0..model.num_hidden_layers).flat_map(linears);
         let names: Vec<String> = roles.map(|role| role.hf_name(model.module_names())).collect();
         return Ok(Selection::Weights(galore(&run.training).matching(&names)?));

@@ -292,6 +292,7 @@ fn galore_projects_and_steps_as_the_shared_cases_do() {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "a test makes a file")]
 fn stored(optimizer: &Optimizer, dir: &Path) -> SafetensorsFile {
     let path = dir.join("optimizer.safetensors");
     std::fs::write(&path, optimizer.to_bytes()).expect("the folder is there");

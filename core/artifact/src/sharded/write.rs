@@ -73,6 +73,7 @@ mod tests {
     use forgelm_tensor::Dtype;
 
     #[test]
+    #[expect(clippy::cast_precision_loss, reason = "five small numbers")]
     fn shards_hold_what_fits_and_the_index_finds_every_tensor() {
         let shape = [4_usize];
         let names = ["a", "b", "c", "d", "e"];
