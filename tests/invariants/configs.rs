@@ -45,6 +45,8 @@ fn canary_a_bad_example_is_found() {
     let rest = "data: {dataset_name_or_path: a}\ntraining: {report_to: none}\n";
     let bad = format!("model: {{name_or_path: a, load_in_4bit: yes please}}\n{rest}");
     crate::must_find(&problems("configs/a.yaml", &bad), &["configs/a.yaml:1", "load_in_4bit"]);
-    let unbuilt = format!("model: {{name_or_path: a, multimodal: {{enabled: true}}}}\n{rest}");
+    let unbuilt = format!(
+        "model: {{name_or_path: a, load_in_4bit: false, multimodal: {{enabled: true}}}}\n{rest}"
+    );
     crate::must_find(&problems("configs/a.yaml", &unbuilt), &["not available yet"]);
 }

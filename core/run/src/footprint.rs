@@ -22,7 +22,7 @@ const ATTENTION_CHUNK: usize = 128;
 const ATTENTION_CHUNKS_MAX: usize = 8;
 
 /// Small allocations of a step, beside what grows with its size.
-const STEP_BYTES: u64 = 20 << 20;
+const STEP_BYTES: u64 = 16 << 20;
 /// Bytes a token of a packed batch: ids, positions, keys, labels.
 const TOKEN_BYTES: u64 = 64;
 

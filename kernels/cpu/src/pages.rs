@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use memmap2::MmapMut;
 
-/// Bytes of a chunk, unless a weight is larger.
+/// Bytes of a chunk, unless a weight is larger. The first chunks are smaller: each doubles what
+/// there is, so that a small model does not reserve what it will not use.
 const CHUNK: usize = 32 << 20;
 /// Bytes of a large page.
 const PAGE: usize = 2 << 20;
@@ -70,7 +71,9 @@ impl Pages {
             Some((chunk, place))
         });
         let (chunk, place) = found.unwrap_or_else(|| {
-            let chunk = Arc::new(Chunk::new(size));
+            let held: usize = chunks.iter().filter_map(Weak::upgrade).map(|chunk| chunk.len).sum();
+            let at_least = (held * size_of::<u32>()).clamp(PAGE, CHUNK);
+            let chunk = Arc::new(Chunk::new(size, at_least));
             chunks.push(Arc::downgrade(&chunk));
             let place = chunk.take(size).expect("a new chunk has room");
             (chunk, place)
@@ -80,8 +83,8 @@ impl Pages {
 }
 
 impl Chunk {
-    fn new(size: usize) -> Self {
-        let bytes = (size * size_of::<u32>()).max(CHUNK).next_multiple_of(PAGE);
+    fn new(size: usize, at_least: usize) -> Self {
+        let bytes = (size * size_of::<u32>()).max(at_least).next_multiple_of(PAGE);
         // One page more, to begin where a large page does.
         let mut map =
             MmapMut::map_anon(bytes + PAGE).expect("the system refused the memory of the weights");

@@ -116,7 +116,7 @@ fn adapter(scope: &Scope<'_>, findings: &mut Findings<'_>) {
             "write `backend: transformers`",
         );
     }
-    if !lora.enabled && scope.model.0.load_in_4bit {
+    if !lora.enabled && scope.model.0.load_in_4bit && !scope.training.0.galore_enabled {
         let enabled = scope.in_lora("enabled");
         let bits = scope.in_model("load_in_4bit");
         let message = format!(

@@ -24,7 +24,7 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ("training: {report_to: tensorboard}\n", "`training.report_to: tensorboard`"),
         ("training: {report_to: wandb}\n", "`training.report_to: wandb`"),
         (
-            "training: {galore_enabled: true, galore_optim: galore_adamw_layerwise}\n",
+            "training: {galore_enabled: true, galore_optim: galore_adamw_layerwise, gradient_accumulation_steps: 1}\n",
             "`training.galore_optim: galore_adamw_layerwise`",
         ),
         ("evaluation: {auto_revert: true, baseline_loss: 1}\n", "`evaluation.auto_revert: true`"),
