@@ -247,5 +247,5 @@ fn four_bit_weights_train_and_are_recorded_as_what_they_are() {
     workplace
         .forgelm(&["--config", "run.yaml", "--dry-run"])
         .expect_code(1)
-        .expect_stderr("weights of 4 bits cannot be trained");
+        .expect_stderr("weights of four bits do not train");
 }
