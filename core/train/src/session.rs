@@ -162,22 +162,15 @@ fn no_activations(model: &ModelConfig) -> Result<Activations, OutOfMemory> {
     Activations::new(model, None, nothing, Keep::Nothing)
 }
 
-/// What the micro-batches of a step have together.
-fn step_totals(
-    sequences: &Sequences,
-    micro_batches: &[Vec<usize>],
-) -> Result<StepTotals, StoreError> {
-    let mut totals = StepTotals::default();
-    for units in micro_batches {
-        for sequence in sequences.read(units)? {
-            let n_rows = sequence.n_trained() as u64;
-            let of_role = &mut totals.0[sequence.role as usize];
-            of_role.n_sequences += 1;
-            of_role.n_scored += n_rows;
-            of_role.n_trained += n_rows;
-        }
+/// Adds some sequences to what the micro-batches of a step have together.
+fn add_to_totals(totals: &mut StepTotals, sequences: &[Sequence]) {
+    for sequence in sequences {
+        let n_rows = sequence.n_trained() as u64;
+        let of_role = &mut totals.0[sequence.role as usize];
+        of_role.n_sequences += 1;
+        of_role.n_scored += n_rows;
+        of_role.n_trained += n_rows;
     }
-    Ok(totals)
 }
 
 fn packed(sequences: &[Sequence]) -> PackedBatch {
@@ -334,10 +327,9 @@ impl<'a> Session<'a> {
         self.grad.fill(0.0);
         let mut total = Loss::default();
         let (mut n_tokens, mut n_flops) = (0, 0.0);
-        let micro_batches = self.plan.step(step);
-        let totals = step_totals(self.train, &micro_batches)?;
-        for units in micro_batches {
-            let batch = packed(&self.train.read(&units)?);
+        let (micro_batches, totals) = self.read_step(step)?;
+        for sequences in micro_batches {
+            let batch = packed(&sequences);
             n_tokens += batch.tokens.len() as u64;
             n_flops += training_flops(self.decoder.config(), &self.adapter, Work::of(&batch));
             let loss = self.forward(&batch, &totals, Some(step));
@@ -374,6 +366,18 @@ impl<'a> Session<'a> {
         })
     }
 
+    /// The sequences of each micro-batch of a step, and what they have together.
+    fn read_step(&self, step: u64) -> Result<(Vec<Vec<Sequence>>, StepTotals), StoreError> {
+        let mut totals = StepTotals::default();
+        let mut micro_batches = Vec::new();
+        for units in self.plan.step(step) {
+            let sequences = self.train.read(&units)?;
+            add_to_totals(&mut totals, &sequences);
+            micro_batches.push(sequences);
+        }
+        Ok((micro_batches, totals))
+    }
+
     /// Mean loss over the validation split, without dropout. `None` when there is none.
     ///
     /// # Errors
@@ -382,7 +386,11 @@ impl<'a> Session<'a> {
     pub fn evaluate(&mut self) -> Result<Option<EvaluationReport>, StoreError> {
         let mut total = Loss::default();
         let micro_batches = self.validation_batches.clone();
-        let totals = step_totals(self.validation, &micro_batches)?;
+        // Read twice: a split need not fit into memory.
+        let mut totals = StepTotals::default();
+        for units in &micro_batches {
+            add_to_totals(&mut totals, &self.validation.read(units)?);
+        }
         for units in micro_batches {
             let batch = packed(&self.validation.read(&units)?);
             let loss = self.forward(&batch, &totals, None);

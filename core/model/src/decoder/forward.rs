@@ -62,10 +62,7 @@ impl Decoder {
         scored: Scored<'_>,
         logp: &mut [f32],
     ) {
-        let n = scored.rows.len();
-        assert_eq!(scored.labels.len(), n, "labels is not [R]");
-        assert_eq!(logp.len(), n, "logp is not [R]");
-        self.norm_rows(pass.adapter, acts, scored.rows);
+        let n = self.norm_scored(pass, acts, scored, logp);
         let head = &mut acts.head;
         self.ops.token_logprobs_forward(
             logp,
@@ -92,10 +89,7 @@ impl Decoder {
         scored: Scored<'_>,
         logp: &mut [f32],
     ) {
-        let n = scored.rows.len();
-        assert_eq!(scored.labels.len(), n, "labels is not [R]");
-        assert_eq!(logp.len(), n, "logp is not [R]");
-        self.norm_rows(pass.adapter, acts, scored.rows);
+        let n = self.norm_scored(pass, acts, scored, logp);
         let head = &mut acts.head;
         self.ops.token_logprobs_with_gradient(
             logp,
@@ -107,6 +101,21 @@ impl Decoder {
             self.config.final_soft_cap,
         );
         acts.stage = Stage::Differentiated(n);
+    }
+
+    /// Norms the scored rows; their number, R.
+    fn norm_scored(
+        &self,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+        scored: Scored<'_>,
+        logp: &[f32],
+    ) -> usize {
+        let n = scored.rows.len();
+        assert_eq!(scored.labels.len(), n, "labels is not [R]");
+        assert_eq!(logp.len(), n, "logp is not [R]");
+        self.norm_rows(pass.adapter, acts, scored.rows);
+        n
     }
 
     /// Logits of some rows, after [`Decoder::forward`] with the same

@@ -1,7 +1,7 @@
 //! What is said about a step that gave no finite number: which tensor, of which layer, and from
 //! which rows. Costs at most one more pass over the step, and only then.
 
-use super::{Session, packed, step_totals};
+use super::{Session, packed};
 use forgelm_data::{PackedBatch, StoreError};
 
 /// Why a step did not happen. The adapter and the optimizer are as before it.
@@ -74,13 +74,13 @@ impl Session<'_> {
     fn trace_gradient(&mut self, step: u64, norm: f64) -> Result<StepError, StoreError> {
         let (what, layer, value) =
             self.first_bad_slice().unwrap_or(("the norm of the gradient".to_owned(), None, norm));
-        let micro_batches = self.plan.step(step);
-        let totals = step_totals(self.train, &micro_batches)?;
+        let units = self.plan.step(step);
+        let (micro_batches, totals) = self.read_step(step)?;
         let of = |session: &Self, micro_batch: &[usize]| {
             micro_batch.iter().map(|&unit| session.train.record(unit)).collect::<Vec<_>>()
         };
-        for micro_batch in &micro_batches {
-            let batch = packed(&self.train.read(micro_batch)?);
+        for (micro_batch, sequences) in units.iter().zip(&micro_batches) {
+            let batch = packed(sequences);
             self.grad.fill(0.0);
             self.forward(&batch, &totals, Some(step));
             self.backward(&batch, step);
@@ -90,7 +90,7 @@ impl Session<'_> {
             }
         }
         // Finite one by one: only their sum is not.
-        let records = micro_batches.iter().flat_map(|batch| of(self, batch)).collect();
+        let records = units.iter().flat_map(|batch| of(self, batch)).collect();
         Ok(StepError::NotFinite { step: step + 1, what, layer, value, records })
     }
 
