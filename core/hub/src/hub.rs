@@ -38,17 +38,7 @@ pub(crate) fn resolve(
 ) -> Result<ResolvedModel, HubError> {
     let folder = hub_cache::repository(&options.hub_cache_dir, repo);
     let request = Request { repo, options, folder, kind: RepoType::Model };
-    request.warn_of_moving_revision(progress);
-    if options.offline {
-        let why = "the network is not allowed (offline)".to_owned();
-        return request.use_cache(why, progress);
-    }
-    let api = request.api()?;
-    match request.ask(&api) {
-        Ok(info) => request.fetch(&api, &info, progress),
-        Err(Unanswered::Refused(error)) => Err(error),
-        Err(Unanswered::Unreachable(why)) => request.use_cache(why, progress),
-    }
+    request.resolve(progress, Request::fetch, Request::use_cache)
 }
 
 /// Finds the data files of a data set.
@@ -59,17 +49,7 @@ pub(crate) fn resolve_dataset(
 ) -> Result<ResolvedDataset, HubError> {
     let folder = hub_cache::dataset(&options.hub_cache_dir, repo);
     let request = Request { repo, options, folder, kind: RepoType::Dataset };
-    request.warn_of_moving_revision(progress);
-    if options.offline {
-        let why = "the network is not allowed (offline)".to_owned();
-        return request.cached_dataset(why, progress);
-    }
-    let api = request.api()?;
-    match request.ask(&api) {
-        Ok(info) => request.fetch_dataset(&api, &info, progress),
-        Err(Unanswered::Refused(error)) => Err(error),
-        Err(Unanswered::Unreachable(why)) => request.cached_dataset(why, progress),
-    }
+    request.resolve(progress, Request::fetch_dataset, Request::cached_dataset)
 }
 
 /// Why the hub did not say what a revision is.
@@ -83,6 +63,26 @@ enum Unanswered {
 impl Request<'_> {
     fn revision(&self) -> Option<&str> {
         self.options.revision.as_deref()
+    }
+
+    /// What the hub has, by `fetch`, or what the cache has where the hub must not or cannot be
+    /// asked.
+    fn resolve<'p, R>(
+        &self,
+        progress: &'p mut dyn FnMut(HubEvent),
+        fetch: impl FnOnce(&Self, &Api, &RepoInfo, &'p mut dyn FnMut(HubEvent)) -> Result<R, HubError>,
+        cached: impl FnOnce(&Self, String, &'p mut dyn FnMut(HubEvent)) -> Result<R, HubError>,
+    ) -> Result<R, HubError> {
+        self.warn_of_moving_revision(progress);
+        if self.options.offline {
+            return cached(self, "the network is not allowed (offline)".to_owned(), progress);
+        }
+        let api = self.api()?;
+        match self.ask(&api) {
+            Ok(info) => fetch(self, &api, &info, progress),
+            Err(Unanswered::Refused(error)) => Err(error),
+            Err(Unanswered::Unreachable(why)) => cached(self, why, progress),
+        }
     }
 
     fn warn_of_moving_revision(&self, progress: &mut dyn FnMut(HubEvent)) {
