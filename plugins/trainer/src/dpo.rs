@@ -15,6 +15,7 @@ use forgelm_sdk::trainer::{Descriptor, Loss, Needs, Records, Scored, Sequence, T
 use forgelm_sdk::{OptionValue, OptionsError};
 
 use crate::logistic::{log_sigmoid, sigmoid};
+use crate::rewards::measure_pair;
 
 /// The entry in the kind's list.
 pub const DPO: Descriptor = Descriptor {
@@ -72,12 +73,7 @@ impl Trainer for Dpo {
             loss.n_terms += 1;
             scored.spread(dlogp, chosen, slopes[0]);
             scored.spread(dlogp, rejected, slopes[1]);
-            loss.measure("rewards/chosen", self.beta * d_c);
-            loss.measure("rewards/rejected", self.beta * d_r);
-            loss.measure("rewards/accuracies", f64::from(u8::from(d_c > d_r)));
-            loss.measure("rewards/margins", self.beta * (d_c - d_r));
-            loss.measure("logps/chosen", c);
-            loss.measure("logps/rejected", r);
+            measure_pair(&mut loss, self.beta, [d_c, d_r], [c, r]);
         }
         loss
     }

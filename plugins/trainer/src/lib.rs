@@ -6,6 +6,7 @@ pub mod grpo;
 pub mod kto;
 mod logistic;
 pub mod orpo;
+mod rewards;
 pub mod sft;
 pub mod simpo;
 #[cfg(test)]

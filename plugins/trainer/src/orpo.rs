@@ -17,6 +17,7 @@ use forgelm_sdk::trainer::{Descriptor, Loss, Needs, Records, Role, Scored, Train
 use forgelm_sdk::{OptionValue, OptionsError};
 
 use crate::logistic::{log_one_minus_exp, log_sigmoid, sigmoid};
+use crate::rewards::measure_pair;
 
 /// The entry in the kind's list.
 pub const ORPO: Descriptor = Descriptor {
@@ -73,12 +74,7 @@ impl Trainer for Orpo {
             loss.measure_sum("nll_loss", nll, chosen.len as u64);
             loss.measure("log_odds_ratio", log_sigmoid(log_odds));
             loss.measure("log_odds_chosen", log_odds);
-            loss.measure("rewards/chosen", self.beta * r_c);
-            loss.measure("rewards/rejected", self.beta * r_r);
-            loss.measure("rewards/accuracies", f64::from(u8::from(r_c > r_r)));
-            loss.measure("rewards/margins", self.beta * (r_c - r_r));
-            loss.measure("logps/chosen", r_c);
-            loss.measure("logps/rejected", r_r);
+            measure_pair(&mut loss, self.beta, [r_c, r_r], [r_c, r_r]);
         }
         loss
     }

@@ -13,6 +13,7 @@ use forgelm_sdk::trainer::{Descriptor, Loss, Needs, Records, Scored, Trainer};
 use forgelm_sdk::{OptionValue, OptionsError};
 
 use crate::logistic::{log_sigmoid, sigmoid};
+use crate::rewards::measure_pair;
 
 /// The entry in the kind's list.
 pub const SIMPO: Descriptor = Descriptor {
@@ -55,12 +56,7 @@ impl Trainer for SimPo {
             let slope = self.beta * sigmoid(-x);
             scored.spread(dlogp, chosen, -slope / n_c);
             scored.spread(dlogp, rejected, slope / n_r);
-            loss.measure("rewards/chosen", self.beta * r_c);
-            loss.measure("rewards/rejected", self.beta * r_r);
-            loss.measure("rewards/accuracies", f64::from(u8::from(r_c > r_r)));
-            loss.measure("rewards/margins", self.beta * (r_c - r_r));
-            loss.measure("logps/chosen", r_c);
-            loss.measure("logps/rejected", r_r);
+            measure_pair(&mut loss, self.beta, [r_c, r_r], [r_c, r_r]);
         }
         loss
     }
