@@ -101,12 +101,6 @@ pub fn room() -> Option<Room> {
     Sources::real().rooms().into_iter().min_by_key(|room| room.bytes)
 }
 
-/// Bytes of [`room`].
-#[must_use]
-pub fn available() -> Option<u64> {
-    room().map(|room| room.bytes)
-}
-
 /// The least that the ceilings on pages leave: those that count memory which was given back at once.
 #[must_use]
 pub fn pages_room() -> Option<u64> {
