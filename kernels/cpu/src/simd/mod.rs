@@ -5,11 +5,11 @@
 //! are always inlined into [`Simd::vectorize`], the one place that is compiled for the instruction
 //! set; [`on_isa`] chooses.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(isa = "avx2")]
 mod avx2;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(isa = "avx512bf16", isa = "avx512"))]
 mod avx512;
-#[cfg(target_arch = "aarch64")]
+#[cfg(isa = "neon")]
 mod neon;
 mod plain;
 
@@ -244,13 +244,13 @@ impl InstructionSet {
 /// The instruction set in use, with the proof that the processor has it.
 #[derive(Clone, Copy)]
 pub(crate) enum Isa {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(isa = "avx512bf16")]
     Avx512Bf16(avx512::Avx512Bf16),
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(isa = "avx512")]
     Avx512(avx512::Avx512),
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(isa = "avx2")]
     Avx2(avx2::Avx2),
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(isa = "neon")]
     Neon(neon::Neon),
     Plain(plain::Plain),
 }
@@ -258,30 +258,28 @@ pub(crate) enum Isa {
 impl Isa {
     pub(crate) fn new(set: InstructionSet) -> Option<Self> {
         match set {
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(isa = "avx512bf16")]
             InstructionSet::Avx512Bf16 => avx512::Avx512Bf16::new().map(Self::Avx512Bf16),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(isa = "avx512")]
             InstructionSet::Avx512 => avx512::Avx512::new().map(Self::Avx512),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(isa = "avx2")]
             InstructionSet::Avx2 => avx2::Avx2::new().map(Self::Avx2),
-            #[cfg(target_arch = "aarch64")]
+            #[cfg(isa = "neon")]
             InstructionSet::Neon => neon::Neon::new().map(Self::Neon),
-            #[cfg(not(target_arch = "aarch64"))]
-            InstructionSet::Neon => None,
             InstructionSet::Plain => Some(Self::Plain(plain::Plain)),
-            #[cfg(not(target_arch = "x86_64"))]
-            InstructionSet::Avx512Bf16 | InstructionSet::Avx512 | InstructionSet::Avx2 => None,
+            // not compiled for
+            _ => None,
         }
     }
 
     /// Whether rounding to bfloat16 takes denormal numbers for zero.
     pub(crate) fn flushes_denormals(self) -> bool {
         match self {
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(isa = "avx512bf16")]
             Self::Avx512Bf16(_) => true,
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(isa = "avx512")]
             Self::Avx512(_) | Self::Avx2(_) => false,
-            #[cfg(target_arch = "aarch64")]
+            #[cfg(isa = "neon")]
             Self::Neon(_) => false,
             Self::Plain(_) => false,
         }
@@ -292,25 +290,25 @@ impl Isa {
 macro_rules! on_isa {
     ($isa:expr, $s:ident => $call:expr) => {
         match $isa {
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(isa = "avx512bf16")]
             $crate::simd::Isa::Avx512Bf16($s) => $crate::simd::Simd::vectorize(
                 $s,
                 #[inline(always)]
                 || $call,
             ),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(isa = "avx512")]
             $crate::simd::Isa::Avx512($s) => $crate::simd::Simd::vectorize(
                 $s,
                 #[inline(always)]
                 || $call,
             ),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(isa = "avx2")]
             $crate::simd::Isa::Avx2($s) => $crate::simd::Simd::vectorize(
                 $s,
                 #[inline(always)]
                 || $call,
             ),
-            #[cfg(target_arch = "aarch64")]
+            #[cfg(isa = "neon")]
             $crate::simd::Isa::Neon($s) => $crate::simd::Simd::vectorize(
                 $s,
                 #[inline(always)]
