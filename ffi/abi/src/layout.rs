@@ -1,0 +1,177 @@
+//! Sizes and offsets of every struct, and the hash of those that a plugin is built on.
+
+use crate::{
+    forgelm_device, forgelm_dtype, forgelm_entry, forgelm_evaluator, forgelm_evaluator_descriptor,
+    forgelm_evaluator_factory, forgelm_generate, forgelm_host, forgelm_loss, forgelm_merge_method,
+    forgelm_merge_method_descriptor, forgelm_merge_method_factory, forgelm_merge_pass,
+    forgelm_merge_piece, forgelm_merge_tensor, forgelm_plugin_error, forgelm_quantizer,
+    forgelm_quantizer_descriptor, forgelm_quantizer_factory, forgelm_role_totals, forgelm_score,
+    forgelm_scored, forgelm_sequence, forgelm_str, forgelm_tensor, forgelm_text_pair,
+    forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory, forgelm_writer,
+};
+
+/// One field.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Its name in the header.
+    pub name: &'static str,
+    /// Bytes before it.
+    pub offset: usize,
+    /// Bytes of it.
+    pub size: usize,
+}
+
+/// One struct.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Its name in the header.
+    pub name: &'static str,
+    /// Bytes of it now.
+    pub size: usize,
+    /// Its alignment.
+    pub align: usize,
+    /// The fields of version 1.0, in order.
+    pub fields: &'static [Field],
+}
+
+/// Bytes of what a pointer points to.
+const fn pointee_size<T>(_: *const T) -> usize {
+    size_of::<T>()
+}
+
+macro_rules! layouts {
+    ($($type:ident { $($field:ident),* $(,)? })*) => {
+        &[$(Layout {
+            name: stringify!($type),
+            size: size_of::<$type>(),
+            align: align_of::<$type>(),
+            fields: &[$(Field {
+                name: stringify!($field),
+                offset: std::mem::offset_of!($type, $field),
+                size: {
+                    let place = std::mem::MaybeUninit::<$type>::uninit();
+                    let start = place.as_ptr();
+                    // SAFETY: the place is real memory of this type, and nothing is read.
+                    pointee_size(unsafe { &raw const (*start).$field })
+                },
+            }),*],
+        }),*]
+    };
+}
+
+/// What a plugin is built on: the border and the four kinds.
+#[expect(unsafe_code, reason = "the size of a field is that of what a raw pointer to it points to")]
+pub const LAYOUTS: &[Layout] = layouts! {
+    forgelm_str { ptr, len }
+    forgelm_plugin_error { struct_size, code, message_len, reserved, message }
+    forgelm_host {
+        struct_size, abi_major, abi_minor, reserved, host_data, get_extension, log, is_cancelled,
+        progress,
+    }
+    forgelm_entry {
+        magic, abi_major, abi_minor, struct_size, reserved, layout_hash, name, version, init,
+        deinit, get_factory,
+    }
+    forgelm_device { device_type, device_id }
+    forgelm_dtype { code, bits, lanes }
+    forgelm_tensor { data, device, ndim, dtype, shape, strides, byte_offset }
+    forgelm_sequence { role, reserved, record, start, len }
+    forgelm_role_totals { n_sequences, n_scored, n_trained }
+    forgelm_scored {
+        struct_size, reserved, sequences, n_sequences, labels, trained, logp, ref_logp, advantage,
+        old_logp, totals, n_roles,
+    }
+    forgelm_loss { struct_size, reserved, loss_sum, n_terms, dlogp, metric_ctx, metric }
+    forgelm_trainer_descriptor {
+        struct_size, records, needs, reserved, name, summary, source, features,
+    }
+    forgelm_trainer { struct_size, reserved, plugin_data, destroy, loss, get_extension }
+    forgelm_trainer_factory { struct_size, reserved, count, descriptor, create }
+    forgelm_merge_pass { n_sums, n_facts }
+    forgelm_merge_tensor { struct_size, reserved, name, len, facts, n_facts }
+    forgelm_merge_piece { struct_size, reserved, tensor, start, base, inputs, n_inputs }
+    forgelm_merge_method_descriptor {
+        struct_size, scope, needs, reserved, n_inputs_min, n_inputs_max, name, summary, source,
+        features,
+    }
+    forgelm_merge_method {
+        struct_size, reserved, plugin_data, destroy, passes, n_passes, measure, conclude, merge,
+        get_extension,
+    }
+    forgelm_merge_method_factory { struct_size, reserved, count, descriptor, create }
+    forgelm_quantizer_descriptor { struct_size, reserved, name, summary, source, features }
+    forgelm_quantizer {
+        struct_size, reserved, plugin_data, destroy, bytes_per_row, quantize, dequantize,
+        get_extension,
+    }
+    forgelm_quantizer_factory { struct_size, reserved, count, descriptor, create }
+    forgelm_evaluator_descriptor { struct_size, reserved, name, summary, source, features }
+    forgelm_evaluator { struct_size, reserved, plugin_data, destroy, evaluate, get_extension }
+    forgelm_evaluator_factory { struct_size, reserved, count, descriptor, create }
+    forgelm_writer { ctx, write }
+};
+
+/// What is asked for by id, each with a size and a revision of its own: not in the hash.
+#[expect(unsafe_code, reason = "the size of a field is that of what a raw pointer to it points to")]
+pub const EXTENSION_LAYOUTS: &[Layout] = layouts! {
+    forgelm_text_pair { prompt, completion }
+    forgelm_score { struct_size, reserved, service_data, score }
+    forgelm_generate { struct_size, reserved, service_data, generate }
+};
+
+/// FNV-1a over alignment and fields of [`LAYOUTS`] as they were in version 1.0: it does not change
+/// when a field is appended, and does when one moves.
+pub const LAYOUT_HASH: u64 = hash(LAYOUTS);
+
+const fn hash(layouts: &[Layout]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325;
+    let mut i = 0;
+    while i < layouts.len() {
+        let layout = &layouts[i];
+        hash = mixed(hash, layout.align as u64);
+        let mut j = 0;
+        while j < layout.fields.len() {
+            hash = mixed(hash, layout.fields[j].offset as u64);
+            hash = mixed(hash, layout.fields[j].size as u64);
+            j += 1;
+        }
+        i += 1;
+    }
+    hash
+}
+
+const fn mixed(mut hash: u64, value: u64) -> u64 {
+    let mut shift = 0;
+    while shift < 64 {
+        hash = (hash ^ ((value >> shift) & 0xff)).wrapping_mul(0x0100_0000_01b3);
+        shift += 8;
+    }
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_that_moves_changes_the_hash_and_one_that_is_appended_does_not() {
+        let fields = &[Field { name: "a", offset: 0, size: 4 }];
+        let moved = &[Field { name: "a", offset: 8, size: 4 }];
+        let of = |size, fields| hash(&[Layout { name: "t", size, align: 8, fields }]);
+        assert_eq!(of(8, fields), of(16, fields));
+        assert_ne!(of(8, fields), of(8, moved));
+    }
+
+    /// The fields of a struct lie end to end: no compiler can put padding of its own between them.
+    #[test]
+    fn no_struct_has_hidden_padding() {
+        for layout in LAYOUTS.iter().chain(EXTENSION_LAYOUTS) {
+            let mut end = 0;
+            for field in layout.fields {
+                assert_eq!(field.offset, end, "{}.{}", layout.name, field.name);
+                end += field.size;
+            }
+            assert_eq!(layout.size, end, "{}", layout.name);
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The plugin ABI as Rust types: what `ffi/include/forgelm_plugin.h` declares, byte for byte.
+//!
+//! Plain tables of numbers, pointers and functions, the same for Rust, C and C++. It refuses to
+//! know what a host or a plugin does with them: `ffi/sdk` has the plugin's side, `ffi/loader` the
+//! host's. Names are those of the header, and what a function promises (thread, ownership, errors)
+//! is written there, once.
+//!
+//! **Invariant:** the header and these types are the same on the compilers of this machine
+//! (`tests/header.rs`). Start reading at [`forgelm_entry`].
+#![expect(non_camel_case_types, reason = "types have the names of the C header")]
+
+mod border;
+mod evaluator;
+mod layout;
+mod merge_method;
+mod quantizer;
+mod tensor;
+mod trainer;
+
+pub use border::{
+    ABI_MAJOR, ABI_MINOR, ENTRY_SYMBOL, MAGIC, forgelm_entry, forgelm_host, forgelm_plugin_error,
+    forgelm_status, forgelm_str, log_level, status,
+};
+pub use evaluator::{
+    EVALUATOR_FACTORY, GENERATE, SCORE, forgelm_evaluator, forgelm_evaluator_descriptor,
+    forgelm_evaluator_factory, forgelm_generate, forgelm_score, forgelm_text_pair, forgelm_writer,
+};
+pub use layout::{EXTENSION_LAYOUTS, Field, LAYOUT_HASH, LAYOUTS, Layout};
+pub use merge_method::{
+    MERGE_METHOD_FACTORY, forgelm_merge_method, forgelm_merge_method_descriptor,
+    forgelm_merge_method_factory, forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor,
+    merge_needs, merge_scope,
+};
+pub use quantizer::{
+    QUANTIZER_FACTORY, forgelm_quantizer, forgelm_quantizer_descriptor, forgelm_quantizer_factory,
+};
+pub use tensor::{DEVICE_CPU, dtype_code, forgelm_device, forgelm_dtype, forgelm_tensor};
+pub use trainer::{
+    TRAINER_FACTORY, forgelm_loss, forgelm_role_totals, forgelm_scored, forgelm_sequence,
+    forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory, records, role,
+    trainer_needs,
+};

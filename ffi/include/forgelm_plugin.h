@@ -1,0 +1,797 @@
+/* forgelm_plugin.h: plugins for ForgeLM, in C or C++.
+ *
+ * A plugin is a shared library that exports one constant, `forgelm_plugin_entry`. It offers
+ * trainers, merge methods, quantizers or evaluators: each kind has a factory, found by its id.
+ *
+ * This header is complete: what is not declared here is not promised. It is written by hand and a
+ * test compares it with the program on this machine's C and C++ compilers.
+ *
+ * Rules that hold everywhere:
+ *   - A struct that begins with `struct_size` grows only at its end. Whoever makes one writes its
+ *     own sizeof; whoever reads one asks FORGELM_HAS for what came after 1.0.
+ *   - A revision such as `forgelm.trainer/1` never changes its meaning. New abilities are new ids,
+ *     asked for with get_extension, on either side; an unknown id gives NULL.
+ *   - Text is UTF-8. A forgelm_str has a length and no NUL, and is valid for the call; a
+ *     `const char *` in a table ends with NUL and lives as long as the library.
+ *   - Tensors are views as in DLPack: borrowed for the call, in the processor's memory, row-major
+ *     without gaps.
+ *   - Options and reports are JSON objects.
+ *   - The error record is the caller's. On failure a function returns a status and fills it; all
+ *     other results stay as they were. `err` may be NULL.
+ *   - Nothing may unwind out of a function: C++ code goes through forgelm::guard (below). After
+ *     FORGELM_E_PANIC an instance may only be destroyed.
+ *   - Memory is freed by whoever made it. No `free` across the border.
+ *   - Loading runs the constructors of a library before anything is checked. A library is never
+ *     unloaded.
+ *   - Do not change the floating-point mode, the locale, signal handlers, the environment or the
+ *     working directory, and do not end the process. Results must not depend on threads.
+ *
+ * Each function has four marks: Thread, Ownership, Errors, Since.
+ *
+ * Build: cc -std=c11 -O2 -fPIC -shared -fvisibility=hidden -Wl,-z,defs -Wl,-z,nodelete
+ * and never -ffast-math. */
+#ifndef FORGELM_PLUGIN_H
+#define FORGELM_PLUGIN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__cplusplus) && __cplusplus >= 201703L
+/* From C++17 on a function that may throw does not fit into a table: say noexcept, and guard. */
+#define FORGELM_NOEXCEPT noexcept
+#else
+#define FORGELM_NOEXCEPT
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define FORGELM_PLUGIN_MAGIC UINT64_C(0x314942414d4c4746)
+#define FORGELM_PLUGIN_ABI_MAJOR 1u
+#define FORGELM_PLUGIN_ABI_MINOR 0u
+/* Sizes and places of all fields of version 1.0 below, on 64-bit machines. */
+#define FORGELM_PLUGIN_LAYOUT_HASH UINT64_C(0x599e85171cab0685)
+
+/* How a call ended. Numbers are only ever added; one that is not known is an internal error. */
+typedef int32_t forgelm_status;
+
+#define FORGELM_OK 0
+#define FORGELM_E_CANCELLED 1        /* stopped because the host asked for it */
+#define FORGELM_E_INVALID_ARGUMENT 3 /* an option or an argument cannot be used */
+#define FORGELM_E_OUT_OF_MEMORY 8    /* memory was refused */
+#define FORGELM_E_UNIMPLEMENTED 12   /* the other side lacks what this needs */
+#define FORGELM_E_INTERNAL 13        /* a bug, or something without a number of its own */
+#define FORGELM_E_PANIC 100          /* caught a panic or an exception: only destroy may follow */
+
+/* Importance of a log line. */
+#define FORGELM_LOG_DEBUG 0u
+#define FORGELM_LOG_INFO 1u
+#define FORGELM_LOG_WARNING 2u
+#define FORGELM_LOG_ERROR 3u
+
+/* Whether a struct that the other side made has a field, and the field is not NULL. */
+#define FORGELM_HAS(pointer, field)                                                      \
+    ((size_t)(pointer)->struct_size >=                                                   \
+         (size_t)((const char *)(&(pointer)->field + 1) - (const char *)(pointer)) &&    \
+     (pointer)->field)
+
+/* ---- text, tensors, errors ---------------------------------------------------------------- */
+
+/* Borrowed UTF-8, not ended by NUL. */
+typedef struct forgelm_str {
+    const char *ptr; /* may be NULL when len is 0 */
+    size_t len;
+} forgelm_str;
+
+/* DLPack's DLDevice. */
+typedef struct forgelm_device {
+    int32_t device_type; /* FORGELM_DEVICE_CPU */
+    int32_t device_id;
+} forgelm_device;
+
+#define FORGELM_DEVICE_CPU 1
+
+/* DLPack's DLDataType. */
+typedef struct forgelm_dtype {
+    uint8_t code;
+    uint8_t bits;
+    uint16_t lanes; /* 1 */
+} forgelm_dtype;
+
+#define FORGELM_DTYPE_INT 0u
+#define FORGELM_DTYPE_UINT 1u
+#define FORGELM_DTYPE_FLOAT 2u
+#define FORGELM_DTYPE_BFLOAT 4u
+
+/* DLPack's DLTensor, byte for byte: a view. */
+typedef struct forgelm_tensor {
+    void *data;
+    forgelm_device device;
+    int32_t ndim;
+    forgelm_dtype dtype;
+    const int64_t *shape;   /* [ndim] */
+    const int64_t *strides; /* [ndim], in numbers */
+    uint64_t byte_offset;   /* from data to the first number */
+} forgelm_tensor;
+
+/* The caller's record of what went wrong. */
+typedef struct forgelm_plugin_error {
+    uint32_t struct_size;
+    forgelm_status code;
+    uint32_t message_len;
+    uint32_t reserved;
+    char message[496]; /* UTF-8, cut where it does not fit */
+} forgelm_plugin_error;
+
+/* ---- the host ----------------------------------------------------------------------------- */
+
+/* What the host offers. It outlives every instance that was created with it. */
+typedef struct forgelm_host forgelm_host;
+struct forgelm_host {
+    uint32_t struct_size;
+    uint32_t abi_major;
+    uint32_t abi_minor;
+    uint32_t reserved;
+    void *host_data;
+
+    /* A table of functions by its id, such as "forgelm.score/1", which begins with struct_size.
+     * Thread:    any.
+     * Ownership: the host's; lives as long as the host's table.
+     * Errors:    NULL if the host does not offer it.
+     * Since:     1.0 */
+    const void *(*get_extension)(const forgelm_host *host, const char *id) FORGELM_NOEXCEPT;
+
+    /* Says something; it appears among the run's own lines, with the target as its origin.
+     * Thread:    any.
+     * Ownership: the texts are borrowed for the call.
+     * Errors:    none. Text that is not UTF-8 is mended.
+     * Since:     1.0 */
+    void (*log)(const forgelm_host *host, uint32_t level, forgelm_str target,
+                forgelm_str message) FORGELM_NOEXCEPT;
+
+    /* Not 0 when the work should stop: return FORGELM_E_CANCELLED soon. Ask at least every 100 ms.
+     * Thread:    any.
+     * Ownership: nothing changes hands.
+     * Errors:    none.
+     * Since:     1.0 */
+    uint32_t (*is_cancelled)(const forgelm_host *host) FORGELM_NOEXCEPT;
+
+    /* Tells how far the work is, as a JSON object; not 0 when it should stop.
+     * Thread:    any.
+     * Ownership: the text is borrowed for the call.
+     * Errors:    none.
+     * Since:     1.0 */
+    uint32_t (*progress)(const forgelm_host *host, forgelm_str event_json) FORGELM_NOEXCEPT;
+};
+
+/* ---- the entry ---------------------------------------------------------------------------- */
+
+/* What a plugin exports, constant, under the name forgelm_plugin_entry:
+ *
+ *     FORGELM_PLUGIN_EXPORT const forgelm_entry forgelm_plugin_entry = {
+ *         FORGELM_PLUGIN_MAGIC, FORGELM_PLUGIN_ABI_MAJOR, FORGELM_PLUGIN_ABI_MINOR,
+ *         sizeof(forgelm_entry), 0, FORGELM_PLUGIN_LAYOUT_HASH,
+ *         "my-plugin", "1.0.0", init, deinit, get_factory};
+ *
+ * The host checks the fields in this order, and calls nothing before all are right. */
+typedef struct forgelm_entry {
+    uint64_t magic;
+    uint32_t abi_major;
+    uint32_t abi_minor;
+    uint32_t struct_size;
+    uint32_t reserved;
+    uint64_t layout_hash;
+    const char *name;
+    const char *version;
+
+    /* Called once, before anything else. plugin_dir is the folder that the library came from.
+     * Thread:    one.
+     * Ownership: the host's table may be kept; the text is borrowed for the call.
+     * Errors:    a library that fails is not used. May be NULL: nothing to do.
+     * Since:     1.0 */
+    forgelm_status (*init)(const forgelm_host *host, forgelm_str plugin_dir,
+                           forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Called at most once, when all instances are destroyed; not at all in a process that ends.
+     * Thread:    one.
+     * Ownership: nothing changes hands.
+     * Errors:    none. May be NULL: nothing to do.
+     * Since:     1.0 */
+    void (*deinit)(void) FORGELM_NOEXCEPT;
+
+    /* The factory of a kind, such as "forgelm.trainer/1".
+     * Thread:    any.
+     * Ownership: the plugin's; constant, lives as long as the library.
+     * Errors:    NULL if the plugin has nothing of that kind. Must not be NULL itself.
+     * Since:     1.0 */
+    const void *(*get_factory)(const char *factory_id) FORGELM_NOEXCEPT;
+} forgelm_entry;
+
+#if defined(__GNUC__) || defined(__clang__)
+#define FORGELM_PLUGIN_VISIBLE __attribute__((visibility("default"), used))
+#else
+#define FORGELM_PLUGIN_VISIBLE
+#endif
+#ifdef __cplusplus
+#define FORGELM_PLUGIN_EXPORT extern "C" FORGELM_PLUGIN_VISIBLE
+#else
+#define FORGELM_PLUGIN_EXPORT FORGELM_PLUGIN_VISIBLE
+#endif
+
+/* ---- trainers: "forgelm.trainer/1" -------------------------------------------------------- */
+
+#define FORGELM_TRAINER_FACTORY "forgelm.trainer/1"
+
+/* What part a sequence plays in its record. */
+#define FORGELM_ROLE_SOLE 0u     /* the record is this one sequence */
+#define FORGELM_ROLE_CHOSEN 1u   /* the preferred answer of a pair, or a desirable one */
+#define FORGELM_ROLE_REJECTED 2u /* the other answer of a pair, or one that is not desirable */
+#define FORGELM_ROLE_KL 3u       /* a mismatched pair that estimates a KL term */
+#define FORGELM_ROLE_ROLLOUT 4u  /* an answer that the policy generated */
+
+/* The shape of a trainer's records. */
+#define FORGELM_RECORDS_TEXT 0u       /* one text or conversation */
+#define FORGELM_RECORDS_PREFERENCE 1u /* a prompt with a chosen and a rejected answer */
+#define FORGELM_RECORDS_LABELLED 2u   /* an answer with a label: desirable or not */
+#define FORGELM_RECORDS_PROMPT 3u     /* a prompt alone */
+
+/* What the host must prepare. */
+#define FORGELM_TRAINER_NEEDS_REFERENCE 1u /* log-probabilities of the reference model */
+#define FORGELM_TRAINER_NEEDS_ROLLOUTS 2u  /* answers generated by the policy, with rewards */
+#define FORGELM_TRAINER_NEEDS_PROMPTS 4u   /* log-probabilities of prompt tokens too */
+#define FORGELM_TRAINER_NEEDS_DROPOUT 8u   /* dropout acts while training */
+
+/* One sequence: the scored rows start..start + len. The two answers of a pair lie side by side,
+ * the chosen one first. */
+typedef struct forgelm_sequence {
+    uint32_t role;
+    uint32_t reserved; /* not read */
+    uint64_t record;   /* number of the record in the data set */
+    size_t start;
+    size_t len;
+} forgelm_sequence;
+
+/* How much of one role a whole optimizer step has, over all its micro-batches. */
+typedef struct forgelm_role_totals {
+    uint64_t n_sequences;
+    uint64_t n_scored;
+    uint64_t n_trained;
+} forgelm_role_totals;
+
+/* What a trainer reads: R scored rows, sequence after sequence. */
+typedef struct forgelm_scored {
+    uint32_t struct_size;
+    uint32_t reserved;
+    const forgelm_sequence *sequences; /* end to end, together all R rows */
+    size_t n_sequences;
+    const forgelm_tensor *labels;    /* [R] uint32: the token that was predicted */
+    const forgelm_tensor *trained;   /* [R] uint8: 1 if the row is trained, 0 if only scored */
+    const forgelm_tensor *logp;      /* [R] float: log-probability under the policy */
+    const forgelm_tensor *ref_logp;  /* [R] float: under the reference model; NULL if not needed */
+    const forgelm_tensor *advantage; /* [n_sequences] float; NULL without rollouts */
+    const forgelm_tensor *old_logp;  /* [R] float: under the policy that generated; NULL likewise */
+    const forgelm_role_totals *totals; /* [n_roles] of the whole step */
+    size_t n_roles;
+} forgelm_scored;
+
+/* What a trainer writes. */
+typedef struct forgelm_loss {
+    uint32_t struct_size;
+    uint32_t reserved;
+    double loss_sum;             /* written: sum over the terms, never a mean */
+    uint64_t n_terms;            /* written: trained tokens, or pairs; the host divides by it */
+    const forgelm_tensor *dlogp; /* [R] float, written: d loss_sum / d logp, 0 where not trained */
+    void *metric_ctx;
+
+    /* Adds to a named sum of the metrics file; the host divides by its number of terms.
+     * Thread:    the caller's, during the call of loss.
+     * Ownership: the name is borrowed for the call.
+     * Errors:    none.
+     * Since:     1.0 */
+    void (*metric)(void *metric_ctx, forgelm_str name, double sum,
+                   uint64_t n_terms) FORGELM_NOEXCEPT;
+} forgelm_loss;
+
+/* One trainer of a library. */
+typedef struct forgelm_trainer_descriptor {
+    uint32_t struct_size;
+    uint32_t records; /* FORGELM_RECORDS_... */
+    uint32_t needs;   /* FORGELM_TRAINER_NEEDS_... */
+    uint32_t reserved;
+    const char *name;            /* value of `training.trainer_type` */
+    const char *summary;         /* one line for a person */
+    const char *source;          /* where the method was published */
+    const char *const *features; /* words "key:value", ended by NULL; may be NULL itself */
+} forgelm_trainer_descriptor;
+
+/* An instance: one objective with its options. */
+typedef struct forgelm_trainer forgelm_trainer;
+struct forgelm_trainer {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *plugin_data;
+
+    /* Ends the instance.
+     * Thread:    any; no other call on the instance is running or follows.
+     * Ownership: takes the instance.
+     * Errors:    none.
+     * Since:     1.0 */
+    void (*destroy)(const forgelm_trainer *trainer) FORGELM_NOEXCEPT;
+
+    /* Loss of one micro-batch and its gradient.
+     * Thread:    any; one call at a time on an instance.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    any status; the run ends with the message, and the last checkpoint is good.
+     * Since:     1.0 */
+    forgelm_status (*loss)(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                           forgelm_loss *out, forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* A table of functions by its id.
+     * Thread:    any.
+     * Ownership: the plugin's; lives as long as the instance.
+     * Errors:    NULL if there is none of that id. May be NULL itself.
+     * Since:     1.0 */
+    const void *(*get_extension)(const forgelm_trainer *trainer, const char *id) FORGELM_NOEXCEPT;
+};
+
+/* The trainers of a library. */
+typedef struct forgelm_trainer_factory forgelm_trainer_factory;
+struct forgelm_trainer_factory {
+    uint32_t struct_size;
+    uint32_t reserved;
+
+    /* Number of trainers.
+     * Thread:    any.
+     * Ownership: nothing changes hands.
+     * Errors:    none.
+     * Since:     1.0 */
+    uint32_t (*count)(const forgelm_trainer_factory *factory) FORGELM_NOEXCEPT;
+
+    /* One of them.
+     * Thread:    any.
+     * Ownership: the plugin's; constant, lives as long as the library.
+     * Errors:    NULL if index is not below count.
+     * Since:     1.0 */
+    const forgelm_trainer_descriptor *(*descriptor)(const forgelm_trainer_factory *factory,
+                                                    uint32_t index) FORGELM_NOEXCEPT;
+
+    /* Makes an instance. Options that are not known are refused, not ignored.
+     * Thread:    any.
+     * Ownership: *out goes to the host, which calls its destroy; the host's table may be kept.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT for an option, and any other; *out is untouched.
+     * Since:     1.0 */
+    forgelm_status (*create)(const forgelm_trainer_factory *factory, const forgelm_host *host,
+                             uint32_t index, forgelm_str options_json,
+                             const forgelm_trainer **out,
+                             forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+};
+
+/* ---- merge methods: "forgelm.merge_method/1" ---------------------------------------------- */
+
+#define FORGELM_MERGE_METHOD_FACTORY "forgelm.merge_method/1"
+
+/* How much of a tensor a method must see at once. */
+#define FORGELM_MERGE_SCOPE_ELEMENTS 0u /* an element of each input, and the facts, make one */
+#define FORGELM_MERGE_SCOPE_TENSOR 1u   /* every piece is a whole tensor */
+
+/* What the host must prepare. */
+#define FORGELM_MERGE_NEEDS_BASE 1u /* the base model */
+
+/* What one pass over a tensor measures, before it is merged. */
+typedef struct forgelm_merge_pass {
+    size_t n_sums;  /* numbers that each piece adds to; the host adds them in order of pieces */
+    size_t n_facts; /* numbers concluded from them, which all later pieces see */
+} forgelm_merge_pass;
+
+/* The tensor that is being merged. */
+typedef struct forgelm_merge_tensor {
+    uint32_t struct_size;
+    uint32_t reserved;
+    forgelm_str name;
+    size_t len;          /* elements of the whole tensor */
+    const double *facts; /* [n_facts] of the passes so far, end to end */
+    size_t n_facts;
+} forgelm_merge_tensor;
+
+/* A part of a tensor: n elements from `start` on. */
+typedef struct forgelm_merge_piece {
+    uint32_t struct_size;
+    uint32_t reserved;
+    const forgelm_merge_tensor *tensor;
+    size_t start;
+    const forgelm_tensor *base;   /* [n] float; NULL if the method does not need it */
+    const forgelm_tensor *inputs; /* [n_inputs] tensors [n] float, in the order of the weights */
+    size_t n_inputs;
+} forgelm_merge_piece;
+
+/* One merge method of a library. */
+typedef struct forgelm_merge_method_descriptor {
+    uint32_t struct_size;
+    uint32_t scope; /* FORGELM_MERGE_SCOPE_... */
+    uint32_t needs; /* FORGELM_MERGE_NEEDS_... */
+    uint32_t reserved;
+    size_t n_inputs_min;
+    size_t n_inputs_max;
+    const char *name;            /* value of `merge.method` */
+    const char *summary;         /* one line for a person */
+    const char *source;          /* where the method was published */
+    const char *const *features; /* words "key:value", ended by NULL; may be NULL itself */
+} forgelm_merge_method_descriptor;
+
+/* An instance: one method with its options and weights. Every function is a function of its
+ * arguments alone: the result must not depend on how a tensor is cut, or on threads. */
+typedef struct forgelm_merge_method forgelm_merge_method;
+struct forgelm_merge_method {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *plugin_data;
+
+    /* Ends the instance.
+     * Thread:    any; no other call on the instance is running or follows.
+     * Ownership: takes the instance.
+     * Errors:    none.
+     * Since:     1.0 */
+    void (*destroy)(const forgelm_merge_method *method) FORGELM_NOEXCEPT;
+
+    const forgelm_merge_pass *passes; /* constant; may be NULL when n_passes is 0 */
+    size_t n_passes;
+
+    /* Adds what a piece has to the sums of a pass: sums [n_sums], zero at the start of a piece.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    any status; the merge ends with the message. May be NULL without passes.
+     * Since:     1.0 */
+    forgelm_status (*measure)(const forgelm_merge_method *method, size_t pass,
+                              const forgelm_merge_piece *piece, double *sums,
+                              forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* What the sums of a pass over all pieces say: sums [n_sums] read, facts [n_facts] written.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    any status; the merge ends with the message. May be NULL without passes.
+     * Since:     1.0 */
+    forgelm_status (*conclude)(const forgelm_merge_method *method, size_t pass,
+                               const forgelm_merge_tensor *tensor, const double *sums,
+                               double *facts, forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Merges one piece: out [n] float written.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    any status; the merge ends with the message.
+     * Since:     1.0 */
+    forgelm_status (*merge)(const forgelm_merge_method *method, const forgelm_merge_piece *piece,
+                            const forgelm_tensor *out, forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* A table of functions by its id.
+     * Thread:    any.
+     * Ownership: the plugin's; lives as long as the instance.
+     * Errors:    NULL if there is none of that id. May be NULL itself.
+     * Since:     1.0 */
+    const void *(*get_extension)(const forgelm_merge_method *method,
+                                 const char *id) FORGELM_NOEXCEPT;
+};
+
+/* The merge methods of a library. */
+typedef struct forgelm_merge_method_factory forgelm_merge_method_factory;
+struct forgelm_merge_method_factory {
+    uint32_t struct_size;
+    uint32_t reserved;
+
+    /* Number of methods.
+     * Thread:    any.
+     * Ownership: nothing changes hands.
+     * Errors:    none.
+     * Since:     1.0 */
+    uint32_t (*count)(const forgelm_merge_method_factory *factory) FORGELM_NOEXCEPT;
+
+    /* One of them.
+     * Thread:    any.
+     * Ownership: the plugin's; constant, lives as long as the library.
+     * Errors:    NULL if index is not below count.
+     * Since:     1.0 */
+    const forgelm_merge_method_descriptor *(*descriptor)(
+        const forgelm_merge_method_factory *factory, uint32_t index) FORGELM_NOEXCEPT;
+
+    /* Makes an instance for these weights, one finite number for each input.
+     * Thread:    any.
+     * Ownership: *out goes to the host, which calls its destroy; the host's table may be kept.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT for options or weights, and any other; *out is
+     *            untouched.
+     * Since:     1.0 */
+    forgelm_status (*create)(const forgelm_merge_method_factory *factory, const forgelm_host *host,
+                             uint32_t index, forgelm_str options_json, const double *weights,
+                             size_t n_weights, const forgelm_merge_method **out,
+                             forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+};
+
+/* ---- quantizers: "forgelm.quantizer/1" ---------------------------------------------------- */
+
+#define FORGELM_QUANTIZER_FACTORY "forgelm.quantizer/1"
+
+/* One quantizer of a library. */
+typedef struct forgelm_quantizer_descriptor {
+    uint32_t struct_size;
+    uint32_t reserved;
+    const char *name;            /* its name in a config */
+    const char *summary;         /* one line for a person */
+    const char *source;          /* where the format was published */
+    const char *const *features; /* words "key:value", ended by NULL; may be NULL itself */
+} forgelm_quantizer_descriptor;
+
+/* An instance: one format with its options. A row stands for itself. */
+typedef struct forgelm_quantizer forgelm_quantizer;
+struct forgelm_quantizer {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *plugin_data;
+
+    /* Ends the instance.
+     * Thread:    any; no other call on the instance is running or follows.
+     * Ownership: takes the instance.
+     * Errors:    none.
+     * Since:     1.0 */
+    void (*destroy)(const forgelm_quantizer *quantizer) FORGELM_NOEXCEPT;
+
+    /* Bytes of a row of n_cols numbers.
+     * Thread:    any; several at once.
+     * Ownership: nothing changes hands.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT if the format has no rows of that width; *out is
+     *            untouched.
+     * Since:     1.0 */
+    forgelm_status (*bytes_per_row)(const forgelm_quantizer *quantizer, size_t n_cols, size_t *out,
+                                    forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* rows [R, C] float read, bytes [R, bytes per row] uint8 written.
+     * Thread:    any; several at once, on different rows.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    any status.
+     * Since:     1.0 */
+    forgelm_status (*quantize)(const forgelm_quantizer *quantizer, const forgelm_tensor *rows,
+                               const forgelm_tensor *bytes,
+                               forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* bytes [R, bytes per row] uint8 read, rows [R, C] float written.
+     * Thread:    any; several at once, on different rows.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    any status.
+     * Since:     1.0 */
+    forgelm_status (*dequantize)(const forgelm_quantizer *quantizer, const forgelm_tensor *bytes,
+                                 const forgelm_tensor *rows,
+                                 forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* A table of functions by its id.
+     * Thread:    any.
+     * Ownership: the plugin's; lives as long as the instance.
+     * Errors:    NULL if there is none of that id. May be NULL itself.
+     * Since:     1.0 */
+    const void *(*get_extension)(const forgelm_quantizer *quantizer,
+                                 const char *id) FORGELM_NOEXCEPT;
+};
+
+/* The quantizers of a library. */
+typedef struct forgelm_quantizer_factory forgelm_quantizer_factory;
+struct forgelm_quantizer_factory {
+    uint32_t struct_size;
+    uint32_t reserved;
+
+    /* Number of quantizers.
+     * Thread:    any.
+     * Ownership: nothing changes hands.
+     * Errors:    none.
+     * Since:     1.0 */
+    uint32_t (*count)(const forgelm_quantizer_factory *factory) FORGELM_NOEXCEPT;
+
+    /* One of them.
+     * Thread:    any.
+     * Ownership: the plugin's; constant, lives as long as the library.
+     * Errors:    NULL if index is not below count.
+     * Since:     1.0 */
+    const forgelm_quantizer_descriptor *(*descriptor)(const forgelm_quantizer_factory *factory,
+                                                      uint32_t index) FORGELM_NOEXCEPT;
+
+    /* Makes an instance. Options that are not known are refused, not ignored.
+     * Thread:    any.
+     * Ownership: *out goes to the host, which calls its destroy; the host's table may be kept.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT for an option, and any other; *out is untouched.
+     * Since:     1.0 */
+    forgelm_status (*create)(const forgelm_quantizer_factory *factory, const forgelm_host *host,
+                             uint32_t index, forgelm_str options_json,
+                             const forgelm_quantizer **out,
+                             forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+};
+
+/* ---- evaluators: "forgelm.evaluator/1" ---------------------------------------------------- */
+
+#define FORGELM_EVALUATOR_FACTORY "forgelm.evaluator/1"
+
+/* Receives a text, whole or in parts. */
+typedef struct forgelm_writer {
+    void *ctx;
+
+    /* Appends.
+     * Thread:    the caller's, during the call that got the writer.
+     * Ownership: the text is copied.
+     * Errors:    none.
+     * Since:     1.0 */
+    void (*write)(void *ctx, forgelm_str text) FORGELM_NOEXCEPT;
+} forgelm_writer;
+
+/* One evaluator of a library. */
+typedef struct forgelm_evaluator_descriptor {
+    uint32_t struct_size;
+    uint32_t reserved;
+    const char *name;            /* its name in a config */
+    const char *summary;         /* one line for a person */
+    const char *source;          /* where the measure was published */
+    const char *const *features; /* words "key:value", ended by NULL; may be NULL itself */
+} forgelm_evaluator_descriptor;
+
+/* An instance: one evaluator with its options. */
+typedef struct forgelm_evaluator forgelm_evaluator;
+struct forgelm_evaluator {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *plugin_data;
+
+    /* Ends the instance.
+     * Thread:    any; no other call on the instance is running or follows.
+     * Ownership: takes the instance.
+     * Errors:    none.
+     * Since:     1.0 */
+    void (*destroy)(const forgelm_evaluator *evaluator) FORGELM_NOEXCEPT;
+
+    /* Judges the model behind the services of this host and writes its report, a JSON object.
+     * Thread:    any; one call at a time on an instance.
+     * Ownership: everything is borrowed for the call, the services of the host too.
+     * Errors:    any status; what was written is then dropped.
+     * Since:     1.0 */
+    forgelm_status (*evaluate)(const forgelm_evaluator *evaluator, const forgelm_host *host,
+                               const forgelm_writer *report,
+                               forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* A table of functions by its id.
+     * Thread:    any.
+     * Ownership: the plugin's; lives as long as the instance.
+     * Errors:    NULL if there is none of that id. May be NULL itself.
+     * Since:     1.0 */
+    const void *(*get_extension)(const forgelm_evaluator *evaluator,
+                                 const char *id) FORGELM_NOEXCEPT;
+};
+
+/* The evaluators of a library. */
+typedef struct forgelm_evaluator_factory forgelm_evaluator_factory;
+struct forgelm_evaluator_factory {
+    uint32_t struct_size;
+    uint32_t reserved;
+
+    /* Number of evaluators.
+     * Thread:    any.
+     * Ownership: nothing changes hands.
+     * Errors:    none.
+     * Since:     1.0 */
+    uint32_t (*count)(const forgelm_evaluator_factory *factory) FORGELM_NOEXCEPT;
+
+    /* One of them.
+     * Thread:    any.
+     * Ownership: the plugin's; constant, lives as long as the library.
+     * Errors:    NULL if index is not below count.
+     * Since:     1.0 */
+    const forgelm_evaluator_descriptor *(*descriptor)(const forgelm_evaluator_factory *factory,
+                                                      uint32_t index) FORGELM_NOEXCEPT;
+
+    /* Makes an instance. Options that are not known are refused, not ignored.
+     * Thread:    any.
+     * Ownership: *out goes to the host, which calls its destroy; the host's table may be kept.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT for an option, and any other; *out is untouched.
+     * Since:     1.0 */
+    forgelm_status (*create)(const forgelm_evaluator_factory *factory, const forgelm_host *host,
+                             uint32_t index, forgelm_str options_json,
+                             const forgelm_evaluator **out,
+                             forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+};
+
+/* ---- host services for evaluators --------------------------------------------------------- */
+
+#define FORGELM_SCORE "forgelm.score/1"
+#define FORGELM_GENERATE "forgelm.generate/1"
+
+/* A text and what follows it, as the model's tokenizer cuts them together. */
+typedef struct forgelm_text_pair {
+    forgelm_str prompt;     /* not scored */
+    forgelm_str completion; /* scored */
+} forgelm_text_pair;
+
+/* "forgelm.score/1": log-probabilities of texts under the model. */
+typedef struct forgelm_score forgelm_score;
+struct forgelm_score {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *service_data;
+
+    /* Scores n completions: logp_sums [n] and n_tokens [n] written.
+     * Thread:    the caller's of evaluate.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT for a text that has no tokens or is too long for the
+     *            model, FORGELM_E_CANCELLED; nothing is written then.
+     * Since:     1.0 */
+    forgelm_status (*score)(const forgelm_score *service, const forgelm_text_pair *pairs, size_t n,
+                            double *logp_sums, uint64_t *n_tokens,
+                            forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+};
+
+/* "forgelm.generate/1": the model's answers. */
+typedef struct forgelm_generate forgelm_generate;
+struct forgelm_generate {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *service_data;
+
+    /* Answers n prompts, each into its writer. Options: max_new_tokens, temperature, top_p, seed.
+     * Thread:    the caller's of evaluate.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT for an option or a prompt, FORGELM_E_CANCELLED; what
+     *            was written is then not to be used.
+     * Since:     1.0 */
+    forgelm_status (*generate)(const forgelm_generate *service, const forgelm_str *prompts,
+                               size_t n, forgelm_str options_json, const forgelm_writer *answers,
+                               forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+};
+
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- for plugins in C++ ------------------------------------------------------------------- */
+
+#ifdef __cplusplus
+#include <exception>
+#include <new>
+#include <stdexcept>
+
+namespace forgelm {
+
+/* Fills the record, if there is one, and returns the status.
+ * Thread:    any.
+ * Ownership: the text is copied, cut where it does not fit.
+ * Errors:    none.
+ * Since:     1.0 */
+inline forgelm_status fail(forgelm_plugin_error *err, forgelm_status code,
+                           const char *message) noexcept {
+    if (err != nullptr) {
+        uint32_t n = 0;
+        while (message[n] != '\0' && n < sizeof err->message) {
+            err->message[n] = message[n];
+            ++n;
+        }
+        err->message_len = n;
+        err->code = code;
+    }
+    return code;
+}
+
+/* Runs the body of a function of a table; what it throws becomes a status. std::invalid_argument
+ * and std::bad_alloc have statuses of their own, everything else is FORGELM_E_PANIC.
+ * Thread:    any.
+ * Ownership: nothing changes hands.
+ * Errors:    as above; otherwise what the body returns.
+ * Since:     1.0 */
+template <class Body>
+forgelm_status guard(forgelm_plugin_error *err, Body &&body) noexcept {
+    try {
+        return body();
+    } catch (const std::bad_alloc &) {
+        return fail(err, FORGELM_E_OUT_OF_MEMORY, "out of memory");
+    } catch (const std::invalid_argument &thrown) {
+        return fail(err, FORGELM_E_INVALID_ARGUMENT, thrown.what());
+    } catch (const std::exception &thrown) {
+        return fail(err, FORGELM_E_PANIC, thrown.what());
+    } catch (...) {
+        return fail(err, FORGELM_E_PANIC, "an exception without a text");
+    }
+}
+
+} /* namespace forgelm */
+#endif
+
+#endif
