@@ -47,6 +47,14 @@ pub enum OptionsError {
         /// What would do.
         expected: String,
     },
+    /// Weights of models that are merged, which do not work together.
+    #[error("the weights {weights:?} {problem}")]
+    Weights {
+        /// As given.
+        weights: Vec<f64>,
+        /// What is wrong with them.
+        problem: String,
+    },
 }
 
 /// Takes options one by one; what is left at the end is refused.
