@@ -51,7 +51,7 @@ extern "C" {
 #define FORGELM_PLUGIN_ABI_MAJOR 1u
 #define FORGELM_PLUGIN_ABI_MINOR 0u
 /* Sizes and places of all fields of version 1.0 below, on 64-bit machines. */
-#define FORGELM_PLUGIN_LAYOUT_HASH UINT64_C(0x599e85171cab0685)
+#define FORGELM_PLUGIN_LAYOUT_HASH UINT64_C(0xc8628578f5bb2ff1)
 
 /* How a call ended. Numbers are only ever added; one that is not known is an internal error. */
 typedef int32_t forgelm_status;
@@ -375,9 +375,6 @@ struct forgelm_trainer_factory {
 #define FORGELM_MERGE_SCOPE_ELEMENTS 0u /* an element of each input, and the facts, make one */
 #define FORGELM_MERGE_SCOPE_TENSOR 1u   /* every piece is a whole tensor */
 
-/* What the host must prepare. */
-#define FORGELM_MERGE_NEEDS_BASE 1u /* the base model */
-
 /* What one pass over a tensor measures, before it is merged. */
 typedef struct forgelm_merge_pass {
     size_t n_sums;  /* numbers that each piece adds to; the host adds them in order of pieces */
@@ -400,7 +397,7 @@ typedef struct forgelm_merge_piece {
     uint32_t reserved;
     const forgelm_merge_tensor *tensor;
     size_t start;
-    const forgelm_tensor *base;   /* [n] float; NULL if the method does not need it */
+    const forgelm_tensor *base;   /* [n] float; NULL if the method does not read it */
     const forgelm_tensor *inputs; /* [n_inputs] tensors [n] float, in the order of the weights */
     size_t n_inputs;
 } forgelm_merge_piece;
@@ -409,8 +406,6 @@ typedef struct forgelm_merge_piece {
 typedef struct forgelm_merge_method_descriptor {
     uint32_t struct_size;
     uint32_t scope; /* FORGELM_MERGE_SCOPE_... */
-    uint32_t needs; /* FORGELM_MERGE_NEEDS_... */
-    uint32_t reserved;
     size_t n_inputs_min;
     size_t n_inputs_max;
     const char *name;            /* value of `merge.method` */
@@ -424,7 +419,7 @@ typedef struct forgelm_merge_method_descriptor {
 typedef struct forgelm_merge_method forgelm_merge_method;
 struct forgelm_merge_method {
     uint32_t struct_size;
-    uint32_t reserved;
+    uint32_t reads_base; /* 1 if it reads the base model's values, 0 if not; constant */
     void *plugin_data;
 
     /* Ends the instance.

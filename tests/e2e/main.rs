@@ -17,6 +17,7 @@ mod data;
 mod faults;
 mod memory;
 mod methods;
+mod plugins;
 mod resume;
 mod run;
 mod score;

@@ -10,6 +10,7 @@ use forgelm_artifact::Disk;
 use forgelm_artifact::disk::PowerLoss;
 use forgelm_artifact::write::WriteError;
 use forgelm_model::{Decoder, PeftInfo};
+use forgelm_sdk::Failed;
 use forgelm_sdk::trainer::{Loss, Scored, Trainer};
 use forgelm_train::checkpoint::{self, View};
 use forgelm_train::optimizer::OptimizerSettings;
@@ -164,9 +165,10 @@ fn fault_063_a_step_that_is_not_finite_changes_nothing() {
         dlogp: f32,
     }
     impl Trainer for Diverges {
-        fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Loss {
+        fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Result<Loss, Failed> {
             dlogp.fill(self.dlogp);
-            Loss { loss_sum: self.loss, n_terms: scored.logp.len() as u64, metrics: Vec::new() }
+            let n_terms = scored.logp.len() as u64;
+            Ok(Loss { loss_sum: self.loss, n_terms, metrics: Vec::new() })
         }
     }
     let decoder = tiny_decoder(1);

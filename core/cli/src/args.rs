@@ -156,6 +156,9 @@ pub enum Command {
     Chat(ChatArgs),
     /// Log-probability of each token of given rows
     Score(ScoreArgs),
+    /// Look at plugins
+    #[command(subcommand)]
+    Plugin(PluginCommand),
     /// Make an Ed25519 signing key
     Keygen(KeygenArgs),
     /// Check the hash chain of an audit log
@@ -193,6 +196,19 @@ pub enum ConfigCommand {
     },
     /// Print a config that has every key, with comments
     Reference,
+}
+
+/// `forgelm plugin …`.
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// What is loaded from where: beside the program, from FORGELM_PLUGIN_PATH, and from a config
+    List {
+        /// The libraries of this config too.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// These libraries, or folders of them, too.
+        libraries: Vec<PathBuf>,
+    },
 }
 
 /// `forgelm data …`.

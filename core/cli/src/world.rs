@@ -78,11 +78,29 @@ pub fn environment(clock: Arc<dyn Clock>) -> Environment {
         signing_key: variable("FORGELM_SIGNING_KEY").map(Secret::new),
         signing_key_file: variable("FORGELM_SIGNING_KEY_FILE").map(PathBuf::from),
         trusted_keys: variable("FORGELM_TRUSTED_KEYS").map(PathBuf::from),
+        program_dir: program_dir(),
+        plugin_path: plugin_path(),
         process_id: std::process::id(),
         variable,
         random_bits: random_bits(),
         stop: Arc::new(AtomicBool::new(false)),
     }
+}
+
+/// The folder of the program itself, links followed.
+fn program_dir() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    program.canonicalize().unwrap_or(program).parent().map(PathBuf::from)
+}
+
+/// The places that the user adds. A program with more rights than its user takes no code from there.
+fn plugin_path() -> Vec<PathBuf> {
+    use rustix::process::{getegid, geteuid, getgid, getuid};
+    if getuid() != geteuid() || getgid() != getegid() {
+        return Vec::new();
+    }
+    let places = variable("FORGELM_PLUGIN_PATH").unwrap_or_default();
+    std::env::split_paths(&places).filter(|place| !place.as_os_str().is_empty()).collect()
 }
 
 /// Processor time of this process, over all threads.

@@ -9,6 +9,7 @@ use crate::event::{Event, Observer};
 use crate::memory::MemoryUse;
 use crate::model::{FoundModel, LoadedModel, compute_name};
 use crate::plan::Plan;
+use crate::plugins::Used;
 use crate::recovery::Rung;
 use crate::training::Completed;
 use forgelm_artifact::UtcTime;
@@ -134,6 +135,8 @@ pub struct Dossier<'a> {
     pub merge_metrics: &'a BTreeMap<String, f64>,
     /// What chat templates took for the present.
     pub template_now: i64,
+    /// Plugins that took part.
+    pub plugins: &'a [Used],
 }
 
 impl Dossier<'_> {
@@ -251,7 +254,7 @@ impl Dossier<'_> {
             resource_usage: Some(resource_usage.clone()),
             outcome: evidence::Outcome::Promoted,
             gates: Vec::new(),
-            plugins: Vec::new(),
+            plugins: self.plugins.iter().map(Used::to_json).collect(),
         }
     }
 

@@ -46,6 +46,10 @@ pub struct Environment {
     pub signing_key_file: Option<PathBuf>,
     /// `FORGELM_TRUSTED_KEYS`.
     pub trusted_keys: Option<PathBuf>,
+    /// The folder of the program, beside which its plugins are.
+    pub program_dir: Option<PathBuf>,
+    /// `FORGELM_PLUGIN_PATH`, in parts; empty when the program has more rights than its user.
+    pub plugin_path: Vec<PathBuf>,
     /// Of this process.
     pub process_id: u32,
     /// Variables that a config names.

@@ -13,9 +13,10 @@ use forgelm_evidence::bundle::write::BundleError;
 use forgelm_evidence::keys::KeyError;
 use forgelm_generate::GenerateError;
 use forgelm_hub::HubError;
+use forgelm_loader::LibraryError;
 use forgelm_model::{AdapterError, ConfigError, LoadError, OutOfMemory, WholeModelError};
 use forgelm_plugin::RegistryError;
-use forgelm_sdk::OptionsError;
+use forgelm_sdk::{Failed, OptionsError};
 use forgelm_tokenize::{ChatError, TemplateError, TokenizeError};
 use forgelm_train::checkpoint::CheckpointError;
 use forgelm_train::optimizer::OptimizerError;
@@ -80,6 +81,32 @@ pub enum RunError {
     /// No trainer of that name.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A library of plugins cannot be used.
+    #[error(transparent)]
+    Plugin(#[from] LibraryError),
+    /// A trainer of a library is for other records.
+    #[error(
+        "`plugins.trainer`: `{name}` of {origin} is for {needed}, and `training.trainer_type: \
+         {trainer_type}` reads {read}\n  hint: `training.trainer_type` says what the records look like"
+    )]
+    TrainerRecords {
+        /// The trainer.
+        name: String,
+        /// Its library.
+        origin: String,
+        /// What it is for.
+        needed: &'static str,
+        /// As configured.
+        trainer_type: &'static str,
+        /// What is read.
+        read: &'static str,
+    },
+    /// An option of a trainer of a library that is no `key=value`.
+    #[error("`plugins.trainer_options`: `{given}`; expected `key=value`")]
+    TrainerOption {
+        /// As given.
+        given: String,
+    },
     /// An option that a plugin refuses.
     #[error(transparent)]
     Options(#[from] OptionsError),
@@ -239,6 +266,12 @@ pub enum RunError {
         /// The file that says more.
         replay: PathBuf,
     },
+    /// The trainer gave up in the middle of a step.
+    #[error(
+        "{0}; nothing was updated, and the last checkpoint is good\n  hint: mend or remove the \
+         plugin, and continue with `--resume`"
+    )]
+    Trainer(#[from] Failed),
     /// Step after step has no gradient.
     #[error(
         "step {step}: nothing is being learned, the gradient of the last {n} steps was zero\n  \
@@ -278,6 +311,9 @@ impl RunError {
             | Self::Chat(_)
             | Self::Row { .. }
             | Self::Registry(_)
+            | Self::Plugin(_)
+            | Self::TrainerRecords { .. }
+            | Self::TrainerOption { .. }
             | Self::Options(_)
             | Self::OutputDir { .. }
             | Self::OtherRun { .. }
@@ -315,6 +351,7 @@ impl RunError {
             Self::Audit(_)
             | Self::Bundle(_)
             | Self::NotFinite { .. }
+            | Self::Trainer(_)
             | Self::NothingLearned { .. }
             | Self::Generate(_) => Exit::Runtime,
             Self::Memory { .. }

@@ -21,6 +21,7 @@ pub mod model;
 pub mod output;
 pub mod overrides;
 pub mod plan;
+pub mod plugins;
 pub mod recovery;
 pub mod resume;
 pub mod sample;

@@ -81,6 +81,11 @@ impl Plan {
             }
             kept.insert(section.to_owned(), values);
         }
+        if let Some(plugins) = self.run.plugins.as_ref().filter(|plugins| plugins.trainer.is_some())
+        {
+            let trainer = json!({"trainer": plugins.trainer, "options": plugins.trainer_options});
+            kept.insert("plugins".to_owned(), trainer);
+        }
         Value::Object(kept)
     }
 

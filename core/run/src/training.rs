@@ -22,6 +22,7 @@ use crate::footprint;
 use crate::model::{self, FoundModel, LoadedModel};
 use crate::output::Start;
 use crate::plan::Plan;
+use crate::plugins::{self, Plugins};
 use crate::resume::{self, Resume};
 use crate::settings;
 use forgelm_artifact::UtcTime;
@@ -31,7 +32,6 @@ use forgelm_config::{EnvironmentKey, environment_keys};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_hub::Source;
 use forgelm_model::{LoadError, PeftInfo, Trainable};
-use forgelm_plugin::Registry;
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::Cut;
@@ -96,7 +96,7 @@ pub struct Request {
 pub fn train(
     plan: &Plan,
     request: &Request,
-    registry: &Registry,
+    plugins: &mut Plugins,
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
@@ -106,8 +106,9 @@ pub fn train(
     }
     let start = if request.resume == Resume::No { Start::Fresh } else { Start::Resume };
     plan.output.check(&local_inputs(plan), start)?;
-    let trainer_name = plan.run.training.trainer_type.to_string();
-    let trainer = (registry.trainer(&trainer_name)?.build)(&[])?;
+    plugins.tell(observer);
+    let plugins = &*plugins;
+    let (trainer, used) = plugins::build_trainer(plan, plugins.trainer(plan)?)?;
     check_variables(plan, env)?;
     let operator = dossier::operator(env)?;
     let key = dossier::signing_key(plan, env, observer)?;
@@ -182,6 +183,8 @@ pub fn train(
         found: &found,
         loaded: &loaded,
         trainer: trainer.as_ref(),
+        plugins,
+        used: vec![used],
         sources: &sources,
         data: &data,
         peft: peft_info(plan, &found),

@@ -14,6 +14,7 @@ use forgelm_model::{
     Activations, Decoder, DropoutStep, EmbeddingNoise, Keep, MemoryPlan, ModelConfig, OutOfMemory,
     PackedInput, Pass, Scored, StepSize, Trainable,
 };
+use forgelm_sdk::Failed;
 use forgelm_sdk::trainer::{self, Loss, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
 pub use not_finite::StepError;
@@ -319,8 +320,8 @@ impl<'a> Session<'a> {
     /// number of terms once.
     ///
     /// # Errors
-    /// If the loss or the gradient is not finite, or the data cannot be read: nothing is changed
-    /// then.
+    /// If the loss or the gradient is not finite, the trainer gives up, or the data cannot be read:
+    /// nothing is changed then.
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn step(&mut self) -> Result<StepReport, StepError> {
         let step = self.state.global_step;
@@ -332,7 +333,7 @@ impl<'a> Session<'a> {
             let batch = packed(&sequences);
             n_tokens += batch.tokens.len() as u64;
             n_flops += training_flops(self.decoder.config(), &self.adapter, Work::of(&batch));
-            let loss = self.forward(&batch, &totals, Some(step));
+            let loss = self.forward(&batch, &totals, Some(step))?;
             if !loss.loss_sum.is_finite() {
                 return Err(self.bad_loss(step, &batch, loss.loss_sum));
             }
@@ -381,9 +382,9 @@ impl<'a> Session<'a> {
     /// Mean loss over the validation split, without dropout. `None` when there is none.
     ///
     /// # Errors
-    /// If the data cannot be read.
+    /// If the data cannot be read, or the trainer gives up.
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-    pub fn evaluate(&mut self) -> Result<Option<EvaluationReport>, StoreError> {
+    pub fn evaluate(&mut self) -> Result<Option<EvaluationReport>, StepError> {
         let mut total = Loss::default();
         let micro_batches = self.validation_batches.clone();
         // Read twice: a split need not fit into memory.
@@ -393,7 +394,7 @@ impl<'a> Session<'a> {
         }
         for units in micro_batches {
             let batch = packed(&self.validation.read(&units)?);
-            let loss = self.forward(&batch, &totals, None);
+            let loss = self.forward(&batch, &totals, None)?;
             add_loss(&mut total, loss);
         }
         Ok((total.n_terms > 0).then(|| EvaluationReport {
@@ -409,7 +410,7 @@ impl<'a> Session<'a> {
         batch: &PackedBatch,
         totals: &StepTotals,
         training_step: Option<u64>,
-    ) -> Loss {
+    ) -> Result<Loss, Failed> {
         let n_rows = batch.labels.len();
         let buffers = &mut self.buffers;
         buffers.logp.resize(n_rows, 0.0);

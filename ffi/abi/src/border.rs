@@ -83,6 +83,35 @@ pub struct forgelm_plugin_error {
     pub message: [c_char; MESSAGE_BYTES],
 }
 
+impl forgelm_plugin_error {
+    /// A record without an error, for a call.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            #[expect(clippy::cast_possible_truncation, reason = "512 bytes")]
+            struct_size: size_of::<Self>() as u32,
+            code: status::OK,
+            message_len: 0,
+            reserved: 0,
+            message: [0; MESSAGE_BYTES],
+        }
+    }
+
+    /// What the callee wrote, mended where it is not UTF-8.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let len = (self.message_len as usize).min(MESSAGE_BYTES);
+        let bytes: Vec<u8> = self.message[..len].iter().map(|&c| c.to_ne_bytes()[0]).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl Default for forgelm_plugin_error {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// What the host offers. It outlives every instance that was created with it.
 #[repr(C)]
 #[derive(Debug)]

@@ -91,11 +91,10 @@ pub const LAYOUTS: &[Layout] = layouts! {
     forgelm_merge_tensor { struct_size, reserved, name, len, facts, n_facts }
     forgelm_merge_piece { struct_size, reserved, tensor, start, base, inputs, n_inputs }
     forgelm_merge_method_descriptor {
-        struct_size, scope, needs, reserved, n_inputs_min, n_inputs_max, name, summary, source,
-        features,
+        struct_size, scope, n_inputs_min, n_inputs_max, name, summary, source, features,
     }
     forgelm_merge_method {
-        struct_size, reserved, plugin_data, destroy, passes, n_passes, measure, conclude, merge,
+        struct_size, reads_base, plugin_data, destroy, passes, n_passes, measure, conclude, merge,
         get_extension,
     }
     forgelm_merge_method_factory { struct_size, reserved, count, descriptor, create }

@@ -29,7 +29,7 @@ pub use layout::{EXTENSION_LAYOUTS, Field, LAYOUT_HASH, LAYOUTS, Layout};
 pub use merge_method::{
     MERGE_METHOD_FACTORY, forgelm_merge_method, forgelm_merge_method_descriptor,
     forgelm_merge_method_factory, forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor,
-    merge_needs, merge_scope,
+    merge_scope,
 };
 pub use quantizer::{
     QUANTIZER_FACTORY, forgelm_quantizer, forgelm_quantizer_descriptor, forgelm_quantizer_factory,

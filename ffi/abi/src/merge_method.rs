@@ -14,12 +14,6 @@ pub mod merge_scope {
     pub const TENSOR: u32 = 1;
 }
 
-/// What the host must prepare: bits of `needs`.
-pub mod merge_needs {
-    /// The base model.
-    pub const BASE: u32 = 1;
-}
-
 /// What one pass over a tensor measures.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,10 +70,6 @@ pub struct forgelm_merge_method_descriptor {
     pub struct_size: u32,
     /// One of [`merge_scope`].
     pub scope: u32,
-    /// Bits of [`merge_needs`].
-    pub needs: u32,
-    /// Zero.
-    pub reserved: u32,
     /// Fewest models that it can merge.
     pub n_inputs_min: usize,
     /// Most models that it can merge.
@@ -100,8 +90,8 @@ pub struct forgelm_merge_method_descriptor {
 pub struct forgelm_merge_method {
     /// Bytes of this struct, as the plugin knows it.
     pub struct_size: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1 if it reads the base model's values, 0 if not; constant.
+    pub reads_base: u32,
     /// The plugin's own.
     pub plugin_data: *mut c_void,
     /// Ends the instance.

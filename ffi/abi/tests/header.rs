@@ -72,7 +72,7 @@ fn assertions() -> String {
 /// Every number that both sides know.
 fn constants() -> Vec<(&'static str, String)> {
     use forgelm_abi::{ABI_MAJOR, ABI_MINOR, DEVICE_CPU, MAGIC, trainer_needs};
-    use forgelm_abi::{dtype_code, log_level, merge_needs, merge_scope, records, role, status};
+    use forgelm_abi::{dtype_code, log_level, merge_scope, records, role, status};
     let signed = [
         ("FORGELM_OK", status::OK),
         ("FORGELM_E_CANCELLED", status::CANCELLED),
@@ -109,7 +109,6 @@ fn constants() -> Vec<(&'static str, String)> {
         ("FORGELM_TRAINER_NEEDS_DROPOUT", trainer_needs::DROPOUT),
         ("FORGELM_MERGE_SCOPE_ELEMENTS", merge_scope::ELEMENTS),
         ("FORGELM_MERGE_SCOPE_TENSOR", merge_scope::TENSOR),
-        ("FORGELM_MERGE_NEEDS_BASE", merge_needs::BASE),
     ];
     let mut all: Vec<_> = signed.map(|(name, value)| (name, value.to_string())).into();
     all.extend(unsigned.map(|(name, value)| (name, format!("{value}u"))));

@@ -11,6 +11,7 @@
 //!
 //! Start reading at [`MergeMethod`].
 
+pub use crate::failed::Failed;
 use crate::options::{OptionValue, OptionsError};
 
 /// The tensor that is being merged.
@@ -69,15 +70,6 @@ pub struct Needs {
     pub n_inputs_min: usize,
     /// Most models that it can merge.
     pub n_inputs_max: usize,
-}
-
-/// Why a method gave up on a tensor. The methods that ship with ForgeLM never do: it is for those
-/// that find at work what they could not know when they were built.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Failed {
-    /// What went wrong, for a person.
-    pub message: String,
 }
 
 /// A way to merge. Its weights, one for each input, and its options were given when it was built.

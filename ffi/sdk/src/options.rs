@@ -1,5 +1,6 @@
 //! Options of a plugin: how they are given, how a plugin reads them, and what can be wrong.
 
+use serde_json::{Map, Number, Value};
 use std::fmt;
 use std::ops::RangeInclusive;
 
@@ -47,6 +48,18 @@ pub enum OptionsError {
         /// What would do.
         expected: String,
     },
+    /// Options that are no JSON object of numbers, flags and words.
+    #[error("the options {problem}")]
+    Json {
+        /// What is wrong with them.
+        problem: String,
+    },
+    /// What a plugin from a library said.
+    #[error("{message}")]
+    Refused {
+        /// Its message.
+        message: String,
+    },
     /// Weights of models that are merged, which do not work together.
     #[error("the weights {weights:?} {problem}")]
     Weights {
@@ -55,6 +68,53 @@ pub enum OptionsError {
         /// What is wrong with them.
         problem: String,
     },
+}
+
+/// Options as they cross the border: one JSON object.
+///
+/// # Errors
+/// If a key is there twice, or a number is not finite.
+pub fn to_json(options: &[(&str, OptionValue)]) -> Result<String, OptionsError> {
+    let problem = |problem: String| Err(OptionsError::Json { problem });
+    let mut object = Map::new();
+    for (key, value) in options {
+        let json = match value {
+            OptionValue::Number(number) => Number::from_f64(*number).map(Value::Number),
+            OptionValue::Flag(flag) => Some(Value::Bool(*flag)),
+            OptionValue::Text(text) => Some(Value::String(text.clone())),
+        };
+        let Some(json) = json else {
+            return problem(format!("have `{key}` as `{value}`; expected a finite number"));
+        };
+        if object.insert((*key).to_owned(), json).is_some() {
+            return problem(format!("have `{key}` twice"));
+        }
+    }
+    Ok(Value::Object(object).to_string())
+}
+
+/// Options that came over the border.
+///
+/// # Errors
+/// If the text is no JSON object, or a value is no number, flag or word.
+pub fn from_json(json: &str) -> Result<Vec<(String, OptionValue)>, OptionsError> {
+    let problem = |problem: String| OptionsError::Json { problem };
+    let object: Map<String, Value> = serde_json::from_str(json)
+        .map_err(|error| problem(format!("are no JSON object: {error}")))?;
+    let read = |(key, value): (String, Value)| {
+        let value = match value {
+            Value::Number(number) => number.as_f64().map(OptionValue::Number),
+            Value::Bool(flag) => Some(OptionValue::Flag(flag)),
+            Value::String(text) => Some(OptionValue::Text(text)),
+            Value::Null | Value::Array(_) | Value::Object(_) => None,
+        };
+        let expected = "a number, true, false or a word";
+        match value {
+            Some(value) => Ok((key, value)),
+            None => Err(problem(format!("have `{key}` as something else than {expected}"))),
+        }
+    };
+    object.into_iter().map(read).collect()
 }
 
 /// Takes options one by one; what is left at the end is refused.
@@ -179,6 +239,26 @@ mod tests {
         assert_eq!(message(kind), "option `kind` is `ppo`; expected one of: sigmoid, ipo");
         let on = options.flag("on", false);
         assert_eq!(message(on), "option `on` is `1`; expected true or false");
+    }
+
+    #[test]
+    fn options_come_back_from_json_as_they_were() {
+        let given = [
+            ("beta", OptionValue::Number(0.1)),
+            ("tiny", OptionValue::Number(5e-324)),
+            ("on", OptionValue::Flag(true)),
+            ("kind", OptionValue::Text("a \"b\"".to_owned())),
+        ];
+        let back = from_json(&to_json(&given).expect("finite")).expect("an object");
+        let given: Vec<_> = given.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+        assert_eq!(back, given);
+        let infinite = to_json(&[("beta", OptionValue::Number(f64::INFINITY))]);
+        let said = "the options have `beta` as `inf`; expected a finite number";
+        assert_eq!(message(infinite), said);
+        let twice = [("a", OptionValue::Flag(true)), ("a", OptionValue::Flag(false))];
+        assert_eq!(message(to_json(&twice)), "the options have `a` twice");
+        assert!(message(from_json("[1]")).starts_with("the options are no JSON object"));
+        assert!(message(from_json("{\"a\": [1]}")).contains("`a` as something else"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! model and hands over one number a scored token. What comes back is a sum, its number of terms
 //! and the gradient of the sum.
 
+use crate::Failed;
 use crate::options::{OptionValue, OptionsError};
 use std::ops::Range;
 
@@ -232,7 +233,10 @@ pub trait Trainer: Send + Sync {
     ///
     /// Shapes: `dlogp` [R] written: the derivative of `loss_sum` with respect to each `logp`
     /// (zero where a row is not trained).
-    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Loss;
+    ///
+    /// # Errors
+    /// If the method gives up: the run ends, and its last checkpoint is good.
+    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Result<Loss, Failed>;
 }
 
 /// The entry of one trainer in its library's list.

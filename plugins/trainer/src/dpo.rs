@@ -12,7 +12,7 @@
 
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::trainer::{Descriptor, Loss, Needs, Records, Scored, Sequence, Trainer};
-use forgelm_sdk::{OptionValue, OptionsError};
+use forgelm_sdk::{Failed, OptionValue, OptionsError};
 
 use crate::logistic::{log_sigmoid, sigmoid};
 use crate::rewards::measure_pair;
@@ -60,7 +60,7 @@ impl Dpo {
 }
 
 impl Trainer for Dpo {
-    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Loss {
+    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Result<Loss, Failed> {
         let reference = scored.ref_logp.expect("the host prepares the reference");
         let mut loss = Loss::default();
         for (chosen, rejected) in scored.pairs() {
@@ -75,7 +75,7 @@ impl Trainer for Dpo {
             scored.spread(dlogp, rejected, slopes[1]);
             measure_pair(&mut loss, self.beta, [d_c, d_r], [c, r]);
         }
-        loss
+        Ok(loss)
     }
 }
 

@@ -16,7 +16,7 @@
 
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::trainer::{Descriptor, Loss, Needs, Records, Scored, Trainer};
-use forgelm_sdk::{OptionValue, OptionsError};
+use forgelm_sdk::{Failed, OptionValue, OptionsError};
 
 /// The entry in the kind's list.
 pub const GRPO: Descriptor = Descriptor {
@@ -92,7 +92,7 @@ impl Grpo {
 
 impl Trainer for Grpo {
     #[expect(clippy::cast_possible_truncation, reason = "gradients are f32")]
-    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Loss {
+    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Result<Loss, Failed> {
         let advantages = scored.advantage.expect("the host prepares advantages");
         let old = scored.old_logp.expect("the host keeps the log-probabilities of the rollout");
         let reference = scored.ref_logp.filter(|_| self.beta > 0.0);
@@ -119,7 +119,7 @@ impl Trainer for Grpo {
                 }
             }
         }
-        loss
+        Ok(loss)
     }
 }
 

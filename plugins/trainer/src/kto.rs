@@ -15,7 +15,7 @@
 
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::trainer::{Descriptor, Loss, Needs, Records, Role, Scored, Sequence, Trainer};
-use forgelm_sdk::{OptionValue, OptionsError};
+use forgelm_sdk::{Failed, OptionValue, OptionsError};
 
 use crate::logistic::sigmoid;
 
@@ -50,7 +50,7 @@ struct Kto {
 }
 
 impl Trainer for Kto {
-    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Loss {
+    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Result<Loss, Failed> {
         let reference = scored.ref_logp.expect("the host prepares the reference");
         let ratio = |s: &Sequence| scored.sum(scored.logp, s) - scored.sum(reference, s);
         let mut loss = Loss::default();
@@ -79,7 +79,7 @@ impl Trainer for Kto {
             loss.measure(reward, self.beta * h);
             loss.measure(logps, scored.sum(scored.logp, sequence));
         }
-        loss
+        Ok(loss)
     }
 }
 

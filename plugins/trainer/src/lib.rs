@@ -1,5 +1,6 @@
 //! The trainers that ship with ForgeLM. One file a method; this list is the only place that names
-//! them all.
+//! them all. The program loads them from a shared library, as it does anyone's.
+#![forbid(unsafe_code)]
 
 pub mod dpo;
 pub mod grpo;
@@ -17,6 +18,8 @@ use forgelm_sdk::trainer::Descriptor;
 /// Every trainer of this library, by name.
 pub const TRAINERS: &[Descriptor] =
     &[dpo::DPO, grpo::GRPO, kto::KTO, orpo::ORPO, sft::SFT, simpo::SIMPO];
+
+forgelm_sdk::export_plugin!(trainers: TRAINERS);
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,7 @@
 
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::trainer::{Descriptor, Loss, Needs, Records, Role, Scored, Trainer};
-use forgelm_sdk::{OptionValue, OptionsError};
+use forgelm_sdk::{Failed, OptionValue, OptionsError};
 
 use crate::logistic::{log_one_minus_exp, log_sigmoid, sigmoid};
 use crate::rewards::measure_pair;
@@ -52,7 +52,7 @@ const CERTAIN: f64 = -1e-12;
 impl Trainer for Orpo {
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     #[expect(clippy::cast_possible_truncation, reason = "gradients are f32")]
-    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Loss {
+    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Result<Loss, Failed> {
         let totals = scored.step.of(Role::Chosen);
         let nll_weight = totals.n_sequences as f64 / totals.n_scored.max(1) as f64;
         let mut loss = Loss::default();
@@ -76,7 +76,7 @@ impl Trainer for Orpo {
             loss.measure("log_odds_chosen", log_odds);
             measure_pair(&mut loss, self.beta, [r_c, r_r], [r_c, r_r]);
         }
-        loss
+        Ok(loss)
     }
 }
 

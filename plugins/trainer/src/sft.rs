@@ -11,7 +11,7 @@
 
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::trainer::{Descriptor, Loss, Needs, Records, Scored, Trainer};
-use forgelm_sdk::{OptionValue, OptionsError};
+use forgelm_sdk::{Failed, OptionValue, OptionsError};
 
 /// The entry in the kind's list.
 pub const SFT: Descriptor = Descriptor {
@@ -36,7 +36,7 @@ fn build(options: &[(&str, OptionValue)]) -> Result<Box<dyn Trainer>, OptionsErr
 struct Sft;
 
 impl Trainer for Sft {
-    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Loss {
+    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Result<Loss, Failed> {
         let mut loss = Loss::default();
         for ((&logp, &trained), d) in scored.logp.iter().zip(scored.trained).zip(dlogp) {
             if trained == 0 {
@@ -47,7 +47,7 @@ impl Trainer for Sft {
                 loss.n_terms += 1;
             }
         }
-        loss
+        Ok(loss)
     }
 }
 
@@ -72,7 +72,8 @@ mod tests {
             step: &StepTotals::default(),
         };
         let mut dlogp = [9.0; 3];
-        let loss = (SFT.build)(&[]).expect("no options").loss(&scored, &mut dlogp);
+        let loss =
+            (SFT.build)(&[]).expect("no options").loss(&scored, &mut dlogp).expect("no failure");
         assert_eq!(loss.loss_sum, 2.75);
         assert_eq!(loss.n_terms, 2);
         assert_eq!(dlogp, [-1.0, 0.0, -1.0]);

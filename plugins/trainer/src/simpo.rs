@@ -10,7 +10,7 @@
 
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::trainer::{Descriptor, Loss, Needs, Records, Scored, Trainer};
-use forgelm_sdk::{OptionValue, OptionsError};
+use forgelm_sdk::{Failed, OptionValue, OptionsError};
 
 use crate::logistic::{log_sigmoid, sigmoid};
 use crate::rewards::measure_pair;
@@ -44,7 +44,7 @@ struct SimPo {
 }
 
 impl Trainer for SimPo {
-    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Loss {
+    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Result<Loss, Failed> {
         let mut loss = Loss::default();
         for (chosen, rejected) in scored.pairs() {
             let (n_c, n_r) = (scored.n_trained(chosen), scored.n_trained(rejected));
@@ -58,7 +58,7 @@ impl Trainer for SimPo {
             scored.spread(dlogp, rejected, slope / n_r);
             measure_pair(&mut loss, self.beta, [r_c, r_r], [r_c, r_r]);
         }
-        loss
+        Ok(loss)
     }
 }
 

@@ -67,7 +67,7 @@ impl Answers {
             old_logp: self.old.as_deref(),
             step: &step,
         };
-        trainer.loss(&scored, dlogp)
+        trainer.loss(&scored, dlogp).expect("none of ours gives up")
     }
 }
 

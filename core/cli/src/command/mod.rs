@@ -4,6 +4,7 @@ pub mod chat;
 pub mod config;
 pub mod data;
 pub mod keygen;
+pub mod plugin;
 pub mod run;
 pub mod score;
 pub mod verify;

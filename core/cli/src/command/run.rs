@@ -5,13 +5,12 @@ use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
 use crate::world;
 use clap::CommandFactory;
-use forgelm_plugin::Registry;
-use forgelm_plugin_trainer::TRAINERS;
 use forgelm_run::error::RunError;
 use forgelm_run::event::{Event, Observer};
 use forgelm_run::exit::Exit;
 use forgelm_run::fit_check::fit_check;
 use forgelm_run::plan::Plan;
+use forgelm_run::plugins;
 use forgelm_run::resume::Resume;
 use forgelm_run::training::{Completed, Outcome, Request, train};
 use serde_json::{Value, json};
@@ -61,13 +60,12 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
 
 fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Result<Outcome, RunError> {
     let env = context.environment();
-    let mut registry = Registry::default();
-    registry.add_trainers(TRAINERS)?;
+    let mut plugins = plugins::load(plan, &env)?;
     if let Err(error) = world::stop_on_signals(&env.stop) {
         let text = format!("warning: signals will end the run without a checkpoint: {error}");
         context.progress.line(LogLevel::Warning, &text);
     }
-    train(plan, &request(flags), &registry, &env, &mut context.progress)
+    train(plan, &request(flags), &mut plugins, &env, &mut context.progress)
 }
 
 fn request(flags: &RunFlags) -> Request {

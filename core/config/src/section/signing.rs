@@ -50,7 +50,12 @@ section! {
     /// Shared libraries with trainers, quantizers, evaluators and merge methods.
     Plugins {
         /// Libraries, or folders of them.
-        paths: Vec<String> = Vec::new(), ours(), text(NOT_BLANK), later("plugins from shared libraries");
+        paths: Vec<String> = Vec::new(), ours(), text(NOT_BLANK);
+        /// A trainer of a library, in place of the one that `training.trainer_type` names; that key then
+        /// only says what the records look like.
+        trainer: Option<String> = None, ours(), text(NOT_BLANK);
+        /// Its options, each `key=value`.
+        trainer_options: Vec<String> = Vec::new(), ours(), text(NOT_BLANK);
         /// Where foreign code runs.
         isolation: PluginIsolation = PluginIsolation::Auto, ours();
         /// Refuses libraries without a trusted signature.
@@ -61,11 +66,11 @@ section! {
 choice! {
     /// Where foreign code runs.
     PluginIsolation {
-        /// Trusted libraries in the program, others in a process of their own.
+        /// In the program; a warning names those that do not ship with it.
         Auto = "auto",
         /// All in a process of their own.
-        Process = "process" later "plugins from shared libraries",
-        /// All in the program.
-        InProcess = "in_process" later "plugins from shared libraries",
+        Process = "process" later "plugins in a process of their own",
+        /// All in the program, as is meant.
+        InProcess = "in_process",
     }
 }

@@ -50,7 +50,7 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
             "`synthetic.enabled: true`",
         ),
         ("pipeline: {stages: [{name: a}]}\n", "`pipeline`"),
-        ("plugins: {paths: [x.so]}\n", "`plugins.paths: [x.so]`"),
+        ("plugins: {require_signed: true}\n", "`plugins.require_signed: true`"),
         ("plugins: {isolation: process}\n", "`plugins.isolation: process`"),
         ("signing: {timestamp_url: \"https://example.org\"}\n", "`signing.timestamp_url`"),
     ];
@@ -83,7 +83,7 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "evaluation: {auto_revert: false, safety: {enabled: false}, benchmark: {tasks: [a]}}\n",
         "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: log_only}\n",
         "webhook: {url: \"\"}\nmonitoring: {}\nmerge: {}\nsynthetic: {}\ndistributed: {strategy: null}\n",
-        "signing: {key_file: k, require_provisioned: true}\nplugins: {}\nauth: {}\n",
+        "signing: {key_file: k, require_provisioned: true}\nplugins: {paths: [x.so], trainer: t, trainer_options: [a=1], isolation: in_process}\nauth: {}\n",
     ] {
         assert_eq!(refused(more), Vec::<String>::new(), "{more}");
     }

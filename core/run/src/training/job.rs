@@ -13,6 +13,7 @@ use crate::event::{Event, Observer, Started, When};
 use crate::metrics::MetricsFile;
 use crate::model::{FoundModel, LoadedModel};
 use crate::plan::Plan;
+use crate::plugins::{Plugins, Used};
 use crate::recovery::Rung;
 use crate::{resume, settings};
 use forgelm_artifact::UtcTime;
@@ -34,6 +35,9 @@ pub(super) struct Job<'a> {
     pub(super) found: &'a FoundModel,
     pub(super) loaded: &'a LoadedModel,
     pub(super) trainer: &'a dyn Trainer,
+    pub(super) plugins: &'a Plugins,
+    /// Plugins that take part.
+    pub(super) used: Vec<Used>,
     pub(super) sources: &'a Sources,
     pub(super) data: &'a TokenizedData,
     pub(super) peft: PeftInfo,
@@ -165,6 +169,7 @@ impl Job<'_> {
             rung: self.rung,
             merge_metrics: &merge_metrics,
             template_now: self.template_now,
+            plugins: &self.used,
         };
         let completed = dossier.write(key.as_ref(), audit)?;
         Ok(Outcome::Completed(completed))

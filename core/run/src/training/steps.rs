@@ -29,7 +29,9 @@ impl Job<'_> {
                 return self.interrupt(session, audit).map(Some);
             }
             self.make_room(session, audit)?;
-            self.step(session, metrics, log_every)?;
+            let stepped = self.step(session, metrics, log_every);
+            self.plugins.tell_lines(self.observer);
+            stepped?;
             self.energy.sample();
             let step = session.state().global_step;
             let is_last = step >= session.state().max_steps;
@@ -82,7 +84,11 @@ impl Job<'_> {
         metrics: &mut MetricsFile,
     ) -> Result<bool, RunError> {
         let start = self.env.clock.monotonic();
-        let Some(report) = session.evaluate()? else { return Ok(false) };
+        let report = match session.evaluate() {
+            Ok(Some(report)) => report,
+            Ok(None) => return Ok(false),
+            Err(error) => return Err(self.given_up(error)?),
+        };
         let patience = self.plan.run.training.early_stopping_patience;
         let is_best = session.state_mut().record_evaluation(report.loss, patience);
         let evaluation = Evaluation {
@@ -136,6 +142,7 @@ impl Job<'_> {
     fn given_up(&self, error: StepError) -> Result<RunError, RunError> {
         let (step, what, layer, value, records) = match error {
             StepError::Data(error) => return Err(error.into()),
+            StepError::Trainer(error) => return Err(error.into()),
             StepError::NotFinite { step, what, layer, value, records } => {
                 (step, what, layer, value, records)
             }

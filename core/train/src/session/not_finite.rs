@@ -3,6 +3,7 @@
 
 use super::{Session, packed};
 use forgelm_data::{PackedBatch, StoreError};
+use forgelm_sdk::Failed;
 
 /// Why a step did not happen. The adapter and the optimizer are as before it.
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +11,9 @@ pub enum StepError {
     /// The step's sequences could not be read.
     #[error(transparent)]
     Data(#[from] StoreError),
+    /// The trainer gave up.
+    #[error(transparent)]
+    Trainer(#[from] Failed),
     /// The loss or a gradient is not a finite number.
     #[error(
         "step {step}: {what} is {value}; nothing was updated (records {records:?})\n  hint: a \
@@ -68,10 +72,10 @@ impl Session<'_> {
     /// The norm of the step's gradient is not finite: each micro-batch is run again, and the first
     /// whose own gradient is not finite is named.
     pub(super) fn bad_gradient(&mut self, step: u64, norm: f64) -> StepError {
-        self.trace_gradient(step, norm).unwrap_or_else(StepError::from)
+        self.trace_gradient(step, norm).unwrap_or_else(|error| error)
     }
 
-    fn trace_gradient(&mut self, step: u64, norm: f64) -> Result<StepError, StoreError> {
+    fn trace_gradient(&mut self, step: u64, norm: f64) -> Result<StepError, StepError> {
         let (what, layer, value) =
             self.first_bad_slice().unwrap_or(("the norm of the gradient".to_owned(), None, norm));
         let units = self.plan.step(step);
@@ -82,7 +86,7 @@ impl Session<'_> {
         for (micro_batch, sequences) in units.iter().zip(&micro_batches) {
             let batch = packed(sequences);
             self.grad.fill(0.0);
-            self.forward(&batch, &totals, Some(step));
+            self.forward(&batch, &totals, Some(step))?;
             self.backward(&batch, step);
             if let Some((what, layer, value)) = self.first_bad_slice() {
                 let records = of(self, micro_batch);

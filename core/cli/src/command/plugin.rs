@@ -1,0 +1,80 @@
+//! `forgelm plugin list`: what is loaded, and from where.
+
+use super::Context;
+use crate::args::{LogLevel, PluginCommand};
+use forgelm_run::exit::Exit;
+use forgelm_run::plan::Plan;
+use forgelm_run::plugins::{self, LibraryRecord};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// Runs one of the commands.
+pub fn plugin(command: &PluginCommand, context: &mut Context) -> Exit {
+    match command {
+        PluginCommand::List { config, libraries } => list(config.as_deref(), libraries, context),
+    }
+}
+
+fn list(config: Option<&Path>, libraries: &[PathBuf], context: &mut Context) -> Exit {
+    let mut paths: Vec<String> = Vec::new();
+    if let Some(config) = config {
+        match Plan::read(config) {
+            Ok(plan) => {
+                paths.extend(plan.run.plugins.into_iter().flat_map(|section| section.paths))
+            }
+            Err(error) => return context.failed(&error),
+        }
+    }
+    paths.extend(libraries.iter().map(|path| path.display().to_string()));
+    let (mut plugins, broken) = match plugins::list(&paths, &context.environment()) {
+        Ok(found) => found,
+        Err(error) => return context.failed(&error),
+    };
+    plugins.tell(&mut context.progress);
+    let broken: Vec<String> = broken.iter().map(ToString::to_string).collect();
+    let shown = json!({
+        "success": broken.is_empty(),
+        "libraries": plugins.libraries().iter().map(document).collect::<Vec<_>>(),
+        "broken": broken,
+    });
+    context.result(&text(plugins.libraries()), &shown);
+    for error in &broken {
+        context.progress.line(LogLevel::Error, &format!("error: {error}"));
+    }
+    if broken.is_empty() { Exit::Success } else { Exit::Config }
+}
+
+fn document(library: &LibraryRecord) -> Value {
+    let plugins = library
+        .plugins
+        .iter()
+        .map(|(kind, name, summary)| json!({"kind": kind, "name": name, "summary": summary}));
+    json!({
+        "name": library.origin.library,
+        "version": library.origin.version,
+        "path": library.origin.path,
+        "sha256": library.origin.sha256,
+        "abi": library.abi,
+        "bundled": library.is_bundled,
+        "signature": null,
+        "plugins": plugins.collect::<Vec<_>>(),
+    })
+}
+
+fn text(libraries: &[LibraryRecord]) -> String {
+    if libraries.is_empty() {
+        return "no plugins were found".to_owned();
+    }
+    let mut text = String::new();
+    for library in libraries {
+        let place = if library.is_bundled { "ships with the program" } else { "unsigned" };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{}\n  ABI {}, {place}", library.origin, library.abi);
+        let _ = writeln!(text, "  sha256 {}", library.origin.sha256);
+        for (kind, name, summary) in &library.plugins {
+            let _ = writeln!(text, "  {kind:<13} {name:<10} {summary}");
+        }
+    }
+    text
+}

@@ -1,0 +1,282 @@
+//! The plugins of a run: where they are looked for, what they say, and which of them took part.
+
+use crate::environment::Environment;
+use crate::error::RunError;
+use crate::event::{Event, Observer};
+use crate::plan::Plan;
+use forgelm_config::{PluginIsolation, TrainerType};
+use forgelm_loader::search::{Places, find};
+use forgelm_loader::{HostServices, Level, Library, LibraryError, Loader};
+use forgelm_plugin::{Kind, Origin, Plugin, Registry, Trainers};
+use forgelm_sdk::OptionValue;
+use forgelm_sdk::trainer::{Records, Trainer};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Lines of plugins that wait to be told; more are counted.
+const LINES_MAX: usize = 1000;
+
+/// Everything that was loaded, and what it says.
+#[derive(Debug)]
+pub struct Plugins {
+    registry: Registry,
+    libraries: Vec<LibraryRecord>,
+    notes: Vec<String>,
+    lines: Arc<Lines>,
+}
+
+/// A library that was loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LibraryRecord {
+    /// Name, version, file and digest.
+    pub origin: Arc<Origin>,
+    /// The plugin ABI that it was built for.
+    pub abi: String,
+    /// Whether it ships with the program.
+    pub is_bundled: bool,
+    /// Kind, name and summary of each of its plugins.
+    pub plugins: Vec<(&'static str, &'static str, &'static str)>,
+}
+
+/// A plugin that took part in a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Used {
+    kind: &'static str,
+    name: &'static str,
+    origin: Arc<Origin>,
+}
+
+impl Used {
+    /// As the documents have it.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "kind": self.kind,
+            "name": self.name,
+            "library": self.origin.library,
+            "version": self.origin.version,
+            "path": self.origin.path,
+            "sha256": self.origin.sha256,
+            "signature": null,
+        })
+    }
+}
+
+/// What plugins said and nobody has told yet.
+#[derive(Debug, Default)]
+struct Lines(Mutex<(Vec<Event>, usize)>);
+
+impl Lines {
+    fn push(&self, event: Event) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.0.len() < LINES_MAX {
+            lines.0.push(event);
+        } else {
+            lines.1 += 1;
+        }
+    }
+
+    fn take(&self) -> (Vec<Event>, usize) {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Where to look: the config's paths, `FORGELM_PLUGIN_PATH`, beside the program.
+fn places(config: &[String], env: &Environment) -> Places {
+    Places {
+        program_dir: env.program_dir.clone(),
+        variable: env.plugin_path.clone(),
+        config: config.iter().map(PathBuf::from).collect(),
+    }
+}
+
+/// Loads every library that a run may use.
+///
+/// # Errors
+/// If one cannot be used, or two of them offer one name.
+pub fn load(plan: &Plan, env: &Environment) -> Result<Plugins, RunError> {
+    let section = plan.run.plugins.as_ref();
+    let paths = section.map_or(&[][..], |plugins| &plugins.paths);
+    let isolation = section.map_or(PluginIsolation::Auto, |plugins| plugins.isolation);
+    let mut plugins = Plugins::empty();
+    let mut loader = plugins.loader(env);
+    for found in find(&places(paths, env))? {
+        plugins.add(&mut loader, &found.path, found.is_bundled)?;
+    }
+    if isolation == PluginIsolation::Auto {
+        for library in plugins.libraries.iter().filter(|library| !library.is_bundled) {
+            plugins.notes.push(format!(
+                "{} runs in the program: a fault of it ends the run (`plugins.isolation: \
+                 in_process` says that this is meant)",
+                library.origin
+            ));
+        }
+    }
+    Ok(plugins)
+}
+
+/// Loads every library that is found, for a list of them; those that cannot be used are told.
+///
+/// # Errors
+/// If a place cannot be searched.
+pub fn list(paths: &[String], env: &Environment) -> Result<(Plugins, Vec<LibraryError>), RunError> {
+    let mut plugins = Plugins::empty();
+    let mut loader = plugins.loader(env);
+    let mut broken = Vec::new();
+    for found in find(&places(paths, env))? {
+        match plugins.add(&mut loader, &found.path, found.is_bundled) {
+            Ok(()) => {}
+            Err(RunError::Plugin(error)) => broken.push(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((plugins, broken))
+}
+
+impl Plugins {
+    fn empty() -> Self {
+        let (registry, lines) = (Registry::default(), Arc::default());
+        Self { registry, libraries: Vec::new(), notes: Vec::new(), lines }
+    }
+
+    fn loader(&self, env: &Environment) -> Loader {
+        let said = Arc::clone(&self.lines);
+        let events = Arc::clone(&self.lines);
+        Loader::new(HostServices {
+            log: Box::new(move |level, target, message| {
+                let line = format!("plugin {target}: {message}");
+                said.push(match level {
+                    Level::Debug => Event::Detail(line),
+                    Level::Info => Event::Notice(line),
+                    Level::Warning | Level::Error => Event::Warning(line),
+                });
+            }),
+            progress: Box::new(move |event| events.push(Event::Detail(format!("plugin: {event}")))),
+            stop: Arc::clone(&env.stop),
+        })
+    }
+
+    fn add(&mut self, loader: &mut Loader, path: &Path, is_bundled: bool) -> Result<(), RunError> {
+        let Some(Library { origin, abi, offers, notes }) = loader.load(path)? else {
+            return Ok(());
+        };
+        let mut plugins = Vec::new();
+        plugins.extend(offers.trainers.iter().map(entry));
+        plugins.extend(offers.merge_methods.iter().map(entry));
+        plugins.extend(offers.quantizers.iter().map(entry));
+        plugins.extend(offers.evaluators.iter().map(entry));
+        self.registry.add(offers)?;
+        self.notes.extend(notes);
+        self.libraries.push(LibraryRecord { origin, abi, is_bundled, plugins });
+        Ok(())
+    }
+
+    /// What each name stands for.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What was loaded, in the order of loading.
+    #[must_use]
+    pub fn libraries(&self) -> &[LibraryRecord] {
+        &self.libraries
+    }
+
+    /// Tells what was noticed while loading, and what plugins said since the last call.
+    pub fn tell(&mut self, observer: &mut dyn Observer) {
+        for note in self.notes.drain(..) {
+            observer.observe(&Event::Warning(note));
+        }
+        self.tell_lines(observer);
+    }
+
+    /// Tells what plugins said since the last call.
+    pub fn tell_lines(&self, observer: &mut dyn Observer) {
+        let (lines, n_lost) = self.lines.take();
+        for line in &lines {
+            observer.observe(line);
+        }
+        if n_lost > 0 {
+            let text = format!("plugins said {n_lost} lines more than {LINES_MAX} at once");
+            observer.observe(&Event::Warning(text));
+        }
+    }
+
+    /// The trainer that a plan names.
+    ///
+    /// # Errors
+    /// If there is none of that name, or it is not for these records.
+    pub fn trainer(&self, plan: &Plan) -> Result<&Plugin<Trainers>, RunError> {
+        let trainer_type = plan.run.training.trainer_type;
+        let named = plan.run.plugins.as_ref().and_then(|plugins| plugins.trainer.as_deref());
+        let Some(name) = named else {
+            return Ok(self.registry.trainer(&trainer_type.to_string())?);
+        };
+        let plugin = self.registry.trainer(name)?;
+        let (needed, read) = (plugin.needs.records, records_of(trainer_type));
+        if needed != read {
+            return Err(RunError::TrainerRecords {
+                name: name.to_owned(),
+                origin: plugin.origin.to_string(),
+                needed: shown(needed),
+                trainer_type: trainer_type.as_str(),
+                read: shown(read),
+            });
+        }
+        Ok(plugin)
+    }
+}
+
+fn entry<K: Kind>(plugin: &Plugin<K>) -> (&'static str, &'static str, &'static str) {
+    (K::NAME, plugin.name, plugin.summary)
+}
+
+/// Makes the trainer of a plan, with its options.
+///
+/// # Errors
+/// If an option cannot be used.
+pub fn build_trainer(
+    plan: &Plan,
+    plugin: &Plugin<Trainers>,
+) -> Result<(Box<dyn Trainer>, Used), RunError> {
+    let section = plan.run.plugins.as_ref().filter(|plugins| plugins.trainer.is_some());
+    let given = section.map_or(&[][..], |plugins| &plugins.trainer_options);
+    let options = given.iter().map(|given| option(given)).collect::<Result<Vec<_>, _>>()?;
+    let trainer = (plugin.build)(&options)?;
+    let origin = Arc::clone(&plugin.origin);
+    Ok((trainer, Used { kind: Trainers::NAME, name: plugin.name, origin }))
+}
+
+/// `key=value`: a number, true, false, or a word.
+fn option(given: &str) -> Result<(&str, OptionValue), RunError> {
+    let Some((key, value)) = given.split_once('=').filter(|(key, _)| !key.is_empty()) else {
+        return Err(RunError::TrainerOption { given: given.to_owned() });
+    };
+    let value = match (value, value.parse::<f64>()) {
+        ("true", _) => OptionValue::Flag(true),
+        ("false", _) => OptionValue::Flag(false),
+        (_, Ok(number)) => OptionValue::Number(number),
+        (word, Err(_)) => OptionValue::Text(word.to_owned()),
+    };
+    Ok((key, value))
+}
+
+fn records_of(trainer_type: TrainerType) -> Records {
+    match trainer_type {
+        TrainerType::Sft => Records::Text,
+        TrainerType::Dpo | TrainerType::Simpo | TrainerType::Orpo => Records::Preference,
+        TrainerType::Kto => Records::Labelled,
+        TrainerType::Grpo => Records::Prompt,
+    }
+}
+
+fn shown(records: Records) -> &'static str {
+    match records {
+        Records::Text => "texts",
+        Records::Preference => "preference pairs",
+        Records::Labelled => "labelled answers",
+        Records::Prompt => "prompts",
+    }
+}

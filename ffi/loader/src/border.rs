@@ -1,0 +1,230 @@
+//! What every kind does on the host's side: texts and tables of a plugin, views of tensors, calls.
+
+use crate::error::Problem;
+use crate::float_mode::KeepFloatMode;
+use crate::host::Host;
+use forgelm_abi::{
+    DEVICE_CPU, dtype_code, forgelm_device, forgelm_dtype, forgelm_plugin_error, forgelm_status,
+    forgelm_str, forgelm_tensor, status,
+};
+use forgelm_plugin::{Kind, Origin};
+use forgelm_sdk::Failed;
+use std::borrow::Cow;
+use std::ffi::{CStr, c_char};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes of a table, as its first field says them.
+#[expect(clippy::cast_possible_truncation, reason = "a table has some hundreds of bytes")]
+pub(crate) const fn size<T>() -> u32 {
+    size_of::<T>() as u32
+}
+
+/// A text of a call, mended where it is not UTF-8.
+///
+/// # Safety
+/// The text is readable for its length during the call.
+pub(crate) unsafe fn lossy<'a>(text: forgelm_str) -> Cow<'a, str> {
+    if text.ptr.is_null() || text.len == 0 {
+        return Cow::Borrowed("");
+    }
+    // SAFETY: not null; the caller's promise.
+    String::from_utf8_lossy(unsafe { std::slice::from_raw_parts(text.ptr.cast(), text.len) })
+}
+
+/// A table of a plugin, whose first field is its size.
+///
+/// # Safety
+/// The pointer is null or to a table that begins with its size and lives as long as `'a`.
+pub(crate) unsafe fn table<'a, T>(
+    pointer: *const T,
+    name: &'static str,
+    what: impl FnOnce() -> String,
+) -> Result<&'a T, Problem> {
+    if pointer.is_null() {
+        return Err(Problem::Null { what: what() });
+    }
+    // SAFETY: not null; every table begins with its size.
+    let found = unsafe { pointer.cast::<u32>().read() };
+    let expected = size::<T>();
+    if found < expected {
+        return Err(Problem::Size { table: name, found, expected });
+    }
+    // SAFETY: as large as it should be.
+    Ok(unsafe { &*pointer })
+}
+
+/// A text of a descriptor, kept: descriptors are read once.
+///
+/// # Safety
+/// The pointer is null or to a text that ends with NUL.
+pub(crate) unsafe fn kept_text(
+    pointer: *const c_char,
+    what: impl Fn() -> String,
+) -> Result<&'static str, Problem> {
+    if pointer.is_null() {
+        return Err(Problem::Null { what: what() });
+    }
+    // SAFETY: not null; the caller's promise.
+    match unsafe { CStr::from_ptr(pointer) }.to_str() {
+        Ok(text) if !text.is_empty() => Ok(Box::leak(text.to_owned().into_boxed_str())),
+        Ok(_) | Err(_) => Err(Problem::Text { what: what() }),
+    }
+}
+
+/// The words of a descriptor's `features`; those `needs:ID` must be offered by the host.
+///
+/// # Safety
+/// The pointer is null or to pointers that end with null, each to a text that ends with NUL.
+pub(crate) unsafe fn check_features(
+    features: *const *const c_char,
+    host: &Host,
+    what: impl Fn() -> String,
+) -> Result<(), Problem> {
+    if features.is_null() {
+        return Ok(());
+    }
+    let mut at = features;
+    // SAFETY: not past the null at the end.
+    while let word = unsafe { at.read() }
+        && !word.is_null()
+    {
+        // SAFETY: not null, a text that ends with NUL.
+        let word = unsafe { CStr::from_ptr(word) }.to_string_lossy();
+        if let Some(needs) = word.strip_prefix("needs:")
+            && !host.offers(needs)
+        {
+            return Err(Problem::Needs { what: what(), needs: needs.to_owned() });
+        }
+        at = at.wrapping_add(1);
+    }
+    Ok(())
+}
+
+/// Who is called, for messages.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    kind: &'static str,
+    name: &'static str,
+    origin: Arc<Origin>,
+}
+
+impl Caller {
+    pub(crate) fn new<K: Kind>(name: &'static str, origin: &Arc<Origin>) -> Self {
+        Self { kind: K::NAME, name, origin: Arc::clone(origin) }
+    }
+
+    /// A failure of this plugin.
+    pub(crate) fn failed(&self, what: &str) -> Failed {
+        Failed::new(format!("{} `{}` of {}: {what}", self.kind, self.name, self.origin))
+    }
+}
+
+/// Whether an instance may be called.
+#[derive(Debug, Default)]
+pub(crate) struct Poison(AtomicBool);
+
+/// Calls a plugin: the floating-point mode is put back, a failure gets its name, and after a panic
+/// or an exception nothing of the instance is called again.
+pub(crate) fn call(
+    caller: &Caller,
+    poison: &Poison,
+    body: impl FnOnce(*mut forgelm_plugin_error) -> forgelm_status,
+) -> Result<(), Failed> {
+    if poison.0.load(Ordering::Acquire) {
+        return Err(caller.failed("it panicked before and is not called again"));
+    }
+    let mut err = forgelm_plugin_error::new();
+    let ended = {
+        let _mode = KeepFloatMode::new();
+        body(&raw mut err)
+    };
+    if ended == status::OK {
+        return Ok(());
+    }
+    if ended == status::PANIC {
+        poison.0.store(true, Ordering::Release);
+    }
+    Err(caller.failed(&told(ended, &err)))
+}
+
+/// What a failed call said.
+pub(crate) fn told(ended: forgelm_status, err: &forgelm_plugin_error) -> String {
+    let what = match ended {
+        status::CANCELLED => "stopped as asked",
+        status::INVALID_ARGUMENT => "invalid argument",
+        status::OUT_OF_MEMORY => "out of memory",
+        status::UNIMPLEMENTED => "not implemented",
+        status::PANIC => "panicked",
+        _ => "failed",
+    };
+    match (err.text(), ended) {
+        (text, _) if text.is_empty() => format!("{what} (status {ended}), and says no more"),
+        (text, status::PANIC) => format!("panicked: {text}"),
+        (text, _) => text,
+    }
+}
+
+/// A type of numbers in tensors.
+pub(crate) trait Element {
+    const CODE: u8;
+}
+
+impl Element for f32 {
+    const CODE: u8 = dtype_code::FLOAT;
+}
+
+impl Element for u32 {
+    const CODE: u8 = dtype_code::UINT;
+}
+
+impl Element for u8 {
+    const CODE: u8 = dtype_code::UINT;
+}
+
+/// Lengths of the axes of a tensor, and their steps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape<const N: usize> {
+    lengths: [i64; N],
+    strides: [i64; N],
+}
+
+impl<const N: usize> Shape<N> {
+    /// Row-major, without gaps.
+    #[expect(clippy::cast_possible_wrap, reason = "lengths of slices fit into an i64")]
+    pub(crate) fn new(lengths: [usize; N]) -> Self {
+        let mut strides = [1; N];
+        for axis in (1..N).rev() {
+            strides[axis - 1] = strides[axis] * lengths[axis] as i64;
+        }
+        Self { lengths: lengths.map(|length| length as i64), strides }
+    }
+
+    /// Numbers of a tensor of this shape.
+    pub(crate) fn n_elements(&self) -> usize {
+        self.lengths.iter().map(|&length| usize::try_from(length).unwrap_or(0)).product()
+    }
+
+    /// A view of numbers that a plugin only reads.
+    pub(crate) fn of<T: Element>(&self, numbers: &[T]) -> forgelm_tensor {
+        self.view::<T>(numbers.as_ptr().cast_mut())
+    }
+
+    /// A view of numbers that a plugin writes.
+    pub(crate) fn of_mut<T: Element>(&self, numbers: &mut [T]) -> forgelm_tensor {
+        self.view::<T>(numbers.as_mut_ptr())
+    }
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "small")]
+    fn view<T: Element>(&self, first: *mut T) -> forgelm_tensor {
+        forgelm_tensor {
+            data: first.cast(),
+            device: forgelm_device { device_type: DEVICE_CPU, device_id: 0 },
+            ndim: N as i32,
+            dtype: forgelm_dtype { code: T::CODE, bits: 8 * size_of::<T>() as u8, lanes: 1 },
+            shape: self.lengths.as_ptr(),
+            strides: self.strides.as_ptr(),
+            byte_offset: 0,
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Evaluators of a library, as the trait that the host calls; and the host's services for them.
+
+use crate::border::{Caller, Poison, call, check_features, kept_text, lossy, size, table, told};
+use crate::error::Problem;
+use crate::float_mode::KeepFloatMode;
+use crate::host::Host;
+use forgelm_abi::{
+    forgelm_evaluator, forgelm_evaluator_descriptor, forgelm_evaluator_factory, forgelm_generate,
+    forgelm_plugin_error, forgelm_score, forgelm_status, forgelm_str, forgelm_text_pair,
+    forgelm_writer, status,
+};
+use forgelm_plugin::{Evaluators, Kind, Origin, Plugin};
+use forgelm_sdk::evaluator::{Evaluator, Generate, Report, Score, Services, TextPair};
+use forgelm_sdk::options::{from_json, to_json};
+use forgelm_sdk::{Failed, OptionValue, OptionsError};
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::{from_ref, null};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The evaluators behind a factory; none if it is null.
+pub(crate) fn offers(
+    factory: *const c_void,
+    host: &'static Host,
+    origin: &Arc<Origin>,
+) -> Result<Vec<Plugin<Evaluators>>, Problem> {
+    if factory.is_null() {
+        return Ok(Vec::new());
+    }
+    let place = || "the evaluator factory".to_owned();
+    // SAFETY: the table of this id, a constant of a library that stays.
+    let factory: &'static forgelm_evaluator_factory =
+        unsafe { table(factory.cast(), "forgelm_evaluator_factory", place) }?;
+    let missing = |what: &str| Problem::Null { what: format!("forgelm_evaluator_factory.{what}") };
+    let count = factory.count.ok_or_else(|| missing("count"))?;
+    let descriptor = factory.descriptor.ok_or_else(|| missing("descriptor"))?;
+    if factory.create.is_none() {
+        return Err(missing("create"));
+    }
+    let _mode = KeepFloatMode::new();
+    // SAFETY: the plugin's own functions with its own table.
+    let n = unsafe { count(factory) };
+    let plugin = |index| {
+        // SAFETY: as above.
+        let found = unsafe { descriptor(factory, index) };
+        let place = || format!("descriptor {index} of the evaluator factory");
+        // SAFETY: a constant of a library that stays.
+        let found: &forgelm_evaluator_descriptor =
+            unsafe { table(found, "forgelm_evaluator_descriptor", place) }?;
+        let of = |field: &str| format!("evaluator {index}: {field}");
+        // SAFETY: the texts of a descriptor are constants of the library; so below.
+        let name = unsafe { kept_text(found.name, || of("name")) }?;
+        // SAFETY: as above.
+        let summary = unsafe { kept_text(found.summary, || of("summary")) }?;
+        // SAFETY: as above.
+        let source = unsafe { kept_text(found.source, || of("source")) }?;
+        // SAFETY: as above.
+        unsafe { check_features(found.features, host, || name.to_owned()) }?;
+        let caller = Caller::new::<Evaluators>(name, origin);
+        let build: Arc<<Evaluators as Kind>::Build> =
+            Arc::new(move |options: &[(&str, OptionValue)]| {
+                let evaluator = Foreign::create(factory, host, index, options, caller.clone())?;
+                Ok(Box::new(evaluator) as Box<dyn Evaluator>)
+            });
+        let origin = Arc::clone(origin);
+        Ok(Plugin { name, summary, source, needs: (), build, origin })
+    };
+    (0..n).map(plugin).collect()
+}
+
+/// An instance.
+struct Foreign {
+    instance: *const forgelm_evaluator,
+    host: &'static Host,
+    caller: Caller,
+    poison: Poison,
+    one_call_at_a_time: Mutex<()>,
+}
+
+// SAFETY: the header lets any thread call an instance, one call at a time, which the lock holds.
+unsafe impl Send for Foreign {}
+// SAFETY: as above.
+unsafe impl Sync for Foreign {}
+
+impl Foreign {
+    fn create(
+        factory: &'static forgelm_evaluator_factory,
+        host: &'static Host,
+        index: u32,
+        options: &[(&str, OptionValue)],
+        caller: Caller,
+    ) -> Result<Self, OptionsError> {
+        let refused = |message: String| OptionsError::Refused { message };
+        let options = to_json(options)?;
+        let create = factory.create.ok_or_else(|| refused("`create` is NULL".to_owned()))?;
+        let (mut instance, mut err) = (null(), forgelm_plugin_error::new());
+        let ended = {
+            let _mode = KeepFloatMode::new();
+            let options = forgelm_str::new(&options);
+            // SAFETY: the plugin's own function with its own table; the rest lives long enough.
+            unsafe {
+                create(factory, host.table(), index, options, &raw mut instance, &raw mut err)
+            }
+        };
+        match ended {
+            status::OK => {}
+            status::INVALID_ARGUMENT => return Err(refused(told(ended, &err))),
+            _ => return Err(refused(caller.failed(&told(ended, &err)).message)),
+        }
+        let broken = |problem: Problem| refused(caller.failed(&problem.to_string()).message);
+        let what = || "the instance".to_owned();
+        // SAFETY: null or an instance, which is ours until `destroy`.
+        let found = unsafe { table(instance, "forgelm_evaluator", what) }.map_err(broken)?;
+        for (is_missing, field) in
+            [(found.evaluate.is_none(), "evaluate"), (found.destroy.is_none(), "destroy")]
+        {
+            if is_missing {
+                let what = format!("forgelm_evaluator.{field}");
+                return Err(broken(Problem::Null { what }));
+            }
+        }
+        let (poison, one_call_at_a_time) = (Poison::default(), Mutex::new(()));
+        Ok(Self { instance, host, caller, poison, one_call_at_a_time })
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _mode = KeepFloatMode::new();
+        // SAFETY: checked when it was created, and not destroyed before.
+        if let Some(destroy) = unsafe { (*self.instance).destroy } {
+            // SAFETY: the plugin's own function with its own instance; no call is running.
+            unsafe { destroy(self.instance) };
+        }
+    }
+}
+
+impl Evaluator for Foreign {
+    fn evaluate(&self, model: &Services<'_>) -> Result<Report, Failed> {
+        let one_at_a_time = self.one_call_at_a_time.lock();
+        let _one_at_a_time = one_at_a_time.unwrap_or_else(PoisonError::into_inner);
+        let host = self.host.with_services(
+            model.score.as_ref().map(|service| forgelm_score {
+                struct_size: size::<forgelm_score>(),
+                reserved: 0,
+                service_data: from_ref(service).cast_mut().cast(),
+                score: Some(score),
+            }),
+            model.generate.as_ref().map(|service| forgelm_generate {
+                struct_size: size::<forgelm_generate>(),
+                reserved: 0,
+                service_data: from_ref(service).cast_mut().cast(),
+                generate: Some(generate),
+            }),
+        );
+        let mut written: Vec<u8> = Vec::new();
+        let writer = forgelm_writer { ctx: (&raw mut written).cast(), write: Some(append) };
+        // SAFETY: checked when it was created.
+        let evaluate = unsafe { (*self.instance).evaluate };
+        let Some(evaluate) = evaluate else { return Err(self.caller.failed("`evaluate` is NULL")) };
+        call(&self.caller, &self.poison, |err| {
+            // SAFETY: the plugin's own function; everything lives until it returns.
+            unsafe { evaluate(self.instance, host.table(), &raw const writer, err) }
+        })?;
+        serde_json::from_slice(&written)
+            .map_err(|error| self.caller.failed(&format!("its report is no JSON object: {error}")))
+    }
+}
+
+/// Appends to the bytes behind a writer.
+unsafe extern "C" fn append(ctx: *mut c_void, text: forgelm_str) {
+    // SAFETY: the context of a writer is the vector that it was made with, which outlives the call.
+    let Some(to) = (unsafe { ctx.cast::<Vec<u8>>().as_mut() }) else { return };
+    // SAFETY: readable during the call.
+    to.extend_from_slice(unsafe { lossy(text) }.as_bytes());
+}
+
+/// Runs a service; what it refuses, or panics with, becomes a status and a message.
+fn serve(
+    err: *mut forgelm_plugin_error,
+    body: impl FnOnce() -> Result<(), Failed>,
+) -> forgelm_status {
+    let (code, message) = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => return status::OK,
+        Ok(Err(failed)) => (status::INVALID_ARGUMENT, failed.message),
+        Err(_) => (status::INTERNAL, "a bug in ForgeLM's service".to_owned()),
+    };
+    // SAFETY: null, or the plugin's record, of this version or a later one.
+    let Some(err) = (unsafe { err.as_mut() }) else { return code };
+    if err.struct_size >= size::<forgelm_plugin_error>() {
+        let text = message.as_bytes();
+        let len = text.len().min(err.message.len());
+        for (to, byte) in err.message.iter_mut().zip(&text[..len]) {
+            *to = byte.cast_signed();
+        }
+        err.message_len = u32::try_from(len).unwrap_or(0);
+        err.code = code;
+    }
+    code
+}
+
+unsafe extern "C" fn score(
+    table: *const forgelm_score,
+    pairs: *const forgelm_text_pair,
+    n: usize,
+    logp_sums: *mut f64,
+    n_tokens: *mut u64,
+    err: *mut forgelm_plugin_error,
+) -> forgelm_status {
+    serve(err, || {
+        let is_null =
+            table.is_null() || pairs.is_null() || logp_sums.is_null() || n_tokens.is_null();
+        if n == 0 {
+            return Ok(());
+        }
+        if is_null {
+            return Err(Failed::new("an argument is NULL"));
+        }
+        // SAFETY: the table of the call in progress, whose service outlives it.
+        let service = unsafe { *(*table).service_data.cast::<&dyn Score>() };
+        // SAFETY: as many pairs as the plugin says, readable during the call.
+        let pairs = unsafe { std::slice::from_raw_parts(pairs, n) };
+        // SAFETY: texts are readable during the call.
+        let text = |text| unsafe { lossy(text) };
+        let texts: Vec<_> =
+            pairs.iter().map(|pair| (text(pair.prompt), text(pair.completion))).collect();
+        let pairs: Vec<TextPair<'_>> =
+            texts.iter().map(|(prompt, completion)| TextPair { prompt, completion }).collect();
+        let scores = service.score(&pairs)?;
+        for (i, score) in scores.iter().take(n).enumerate() {
+            // SAFETY: n places each, as the header says.
+            unsafe {
+                logp_sums.add(i).write(score.logp_sum);
+                n_tokens.add(i).write(score.n_tokens);
+            }
+        }
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn generate(
+    table: *const forgelm_generate,
+    prompts: *const forgelm_str,
+    n: usize,
+    options_json: forgelm_str,
+    answers: *const forgelm_writer,
+    err: *mut forgelm_plugin_error,
+) -> forgelm_status {
+    serve(err, || {
+        if n == 0 {
+            return Ok(());
+        }
+        if table.is_null() || prompts.is_null() || answers.is_null() {
+            return Err(Failed::new("an argument is NULL"));
+        }
+        // SAFETY: the table of the call in progress, whose service outlives it.
+        let service = unsafe { *(*table).service_data.cast::<&dyn Generate>() };
+        // SAFETY: as many as the plugin says, readable during the call; so below.
+        let (prompts, answers) = unsafe {
+            (std::slice::from_raw_parts(prompts, n), std::slice::from_raw_parts(answers, n))
+        };
+        // SAFETY: as above.
+        let prompts: Vec<_> = prompts.iter().map(|prompt| unsafe { lossy(*prompt) }).collect();
+        let prompts: Vec<&str> = prompts.iter().map(AsRef::as_ref).collect();
+        // SAFETY: as above.
+        let options = from_json(match &*unsafe { lossy(options_json) } {
+            "" => "{}",
+            json => json,
+        });
+        let options = options.map_err(|error| Failed::new(error.to_string()))?;
+        let options: Vec<_> = options.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+        for (writer, text) in answers.iter().zip(service.generate(&prompts, &options)?) {
+            let write = writer.write.ok_or_else(|| Failed::new("a writer has no function"))?;
+            // SAFETY: the plugin's own function and context.
+            unsafe { write(writer.ctx, forgelm_str::new(&text)) };
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,170 @@
+//! The host's table, and what stands behind it.
+
+use crate::border::lossy;
+use forgelm_abi::{
+    ABI_MAJOR, ABI_MINOR, GENERATE, SCORE, forgelm_generate, forgelm_host, forgelm_score,
+    forgelm_str, log_level,
+};
+use forgelm_sdk::host::Level;
+use std::ffi::{CStr, c_char, c_void};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::{from_ref, null, null_mut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Takes a line of a plugin: importance, origin, text.
+pub type Log = dyn Fn(Level, &str, &str) + Send + Sync;
+
+/// What plugins may ask of the program. Functions are called from any thread.
+pub struct HostServices {
+    /// Takes a line.
+    pub log: Box<Log>,
+    /// Takes an event: a JSON object as text.
+    pub progress: Box<dyn Fn(&str) + Send + Sync>,
+    /// Raised when work should stop.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl HostServices {
+    /// A host that listens to nobody and never stops anybody.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self {
+            log: Box::new(|_, _, _| ()),
+            progress: Box::new(|_| ()),
+            stop: Arc::new(AtomicBool::new(false)),
+        }
+    }
+}
+
+impl fmt::Debug for HostServices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostServices").field("stop", &self.stop).finish_non_exhaustive()
+    }
+}
+
+/// The table with what stands behind it: the table first, so that a pointer to one is one to the
+/// other.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Host {
+    table: forgelm_host,
+    services: Arc<HostServices>,
+    /// For the call of an evaluator.
+    score: Option<forgelm_score>,
+    generate: Option<forgelm_generate>,
+}
+
+// SAFETY: `host_data` is null, and what stands behind the table may be used from any thread; the
+// services of an evaluator are set only in tables that live for one call.
+unsafe impl Sync for Host {}
+
+impl Host {
+    fn new(services: Arc<HostServices>) -> Self {
+        Self {
+            table: forgelm_host {
+                struct_size: crate::border::size::<forgelm_host>(),
+                abi_major: ABI_MAJOR,
+                abi_minor: ABI_MINOR,
+                reserved: 0,
+                host_data: null_mut(),
+                get_extension: Some(get_extension),
+                log: Some(log),
+                is_cancelled: Some(is_cancelled),
+                progress: Some(progress),
+            },
+            services,
+            score: None,
+            generate: None,
+        }
+    }
+
+    /// A host for as long as the process.
+    pub(crate) fn leak(services: HostServices) -> &'static Self {
+        Box::leak(Box::new(Self::new(Arc::new(services))))
+    }
+
+    /// The same host with the services of an evaluator, for one call.
+    pub(crate) fn with_services(
+        &self,
+        score: Option<forgelm_score>,
+        generate: Option<forgelm_generate>,
+    ) -> Self {
+        Self { score, generate, ..Self::new(Arc::clone(&self.services)) }
+    }
+
+    /// The table, as plugins get it.
+    pub(crate) fn table(&self) -> *const forgelm_host {
+        from_ref(self).cast()
+    }
+
+    /// Whether it offers an extension, outside the call of an evaluator too.
+    pub(crate) fn offers(&self, id: &str) -> bool {
+        [SCORE, GENERATE].iter().any(|known| known.to_bytes() == id.as_bytes())
+            || self.extension(id.as_bytes()).is_some()
+    }
+
+    fn extension(&self, id: &[u8]) -> Option<*const c_void> {
+        match id {
+            _ if id == SCORE.to_bytes() => self.score.as_ref().map(|table| from_ref(table).cast()),
+            _ if id == GENERATE.to_bytes() => {
+                self.generate.as_ref().map(|table| from_ref(table).cast())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// # Safety
+/// `host` is null or the table of a [`Host`].
+unsafe fn host<'a>(host: *const forgelm_host) -> Option<&'a Host> {
+    // SAFETY: the table is the first field.
+    unsafe { host.cast::<Host>().as_ref() }
+}
+
+unsafe extern "C" fn get_extension(table: *const forgelm_host, id: *const c_char) -> *const c_void {
+    // SAFETY: plugins hand back the table that they were given.
+    let Some(host) = (unsafe { host(table) }) else { return null() };
+    if id.is_null() {
+        return null();
+    }
+    // SAFETY: not null; the header asks for a text that ends with NUL.
+    let id = unsafe { CStr::from_ptr(id) };
+    host.extension(id.to_bytes()).unwrap_or_else(null)
+}
+
+unsafe extern "C" fn log(
+    table: *const forgelm_host,
+    level: u32,
+    target: forgelm_str,
+    message: forgelm_str,
+) {
+    // SAFETY: plugins hand back the table that they were given.
+    let Some(host) = (unsafe { host(table) }) else { return };
+    // SAFETY: texts are readable during the call.
+    let (target, message) = unsafe { (lossy(target), lossy(message)) };
+    let level = match level {
+        log_level::DEBUG => Level::Debug,
+        log_level::INFO => Level::Info,
+        log_level::WARNING => Level::Warning,
+        _ => Level::Error,
+    };
+    // Nothing of ours may unwind into a plugin.
+    let _ = catch_unwind(AssertUnwindSafe(|| (host.services.log)(level, &target, &message)));
+}
+
+unsafe extern "C" fn is_cancelled(table: *const forgelm_host) -> u32 {
+    // SAFETY: plugins hand back the table that they were given.
+    let host = unsafe { host(table) };
+    u32::from(host.is_some_and(|host| host.services.stop.load(Ordering::Relaxed)))
+}
+
+unsafe extern "C" fn progress(table: *const forgelm_host, event_json: forgelm_str) -> u32 {
+    // SAFETY: plugins hand back the table that they were given.
+    let Some(host) = (unsafe { host(table) }) else { return 0 };
+    // SAFETY: the text is readable during the call.
+    let event = unsafe { lossy(event_json) };
+    let _ = catch_unwind(AssertUnwindSafe(|| (host.services.progress)(&event)));
+    u32::from(host.services.stop.load(Ordering::Relaxed))
+}

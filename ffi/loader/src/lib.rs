@@ -1,0 +1,102 @@
+//! A shared library as plugins: opened, checked, and wrapped in the traits of `ffi/sdk`.
+//!
+//! The order of checks is fixed, and each failure names the file, what was found, what was expected
+//! and what to do: the file is a whole library for this processor; it opens; it has the entry; magic,
+//! ABI version, struct sizes and layout hash are right; no function is null; its descriptors make
+//! sense. Nothing of a plugin is called before, besides the library's own constructors, which the
+//! system runs when it opens a library.
+//!
+//! The bytes that were hashed are the bytes that run: they are opened from a sealed memory file. A
+//! library is never unloaded, because its threads and its thread-local destructors may outlive any
+//! instance. The floating-point mode is put back after opening and after every call.
+//!
+//! It refuses to know which methods exist, and who calls them. Start reading at [`Loader`].
+#![expect(unsafe_code, reason = "calls foreign functions: the host's side of the plugin border")]
+
+mod border;
+mod elf;
+mod entry;
+mod error;
+mod evaluator;
+mod float_mode;
+mod host;
+mod merge_method;
+mod quantizer;
+mod sealed;
+pub mod search;
+mod trainer;
+
+pub use error::{LibraryError, Problem};
+pub use forgelm_sdk::host::Level;
+pub use host::{HostServices, Log};
+
+use float_mode::FloatMode;
+use forgelm_plugin::{Offers, Origin};
+use host::Host;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Opens libraries for one host.
+#[derive(Debug)]
+pub struct Loader {
+    host: &'static Host,
+    /// What was loaded, by SHA-256.
+    loaded: BTreeMap<String, PathBuf>,
+}
+
+/// A library that was opened.
+#[derive(Debug)]
+pub struct Library {
+    /// Name, version, file and digest.
+    pub origin: Arc<Origin>,
+    /// The ABI that it was built for, as `1.0`.
+    pub abi: String,
+    /// What it offers.
+    pub offers: Offers,
+    /// What the user may want to know, one line each.
+    pub notes: Vec<String>,
+}
+
+impl Loader {
+    /// A loader whose libraries see this host. Its table stays in memory for ever, since a library
+    /// may keep it.
+    #[must_use]
+    pub fn new(services: HostServices) -> Self {
+        Self { host: Host::leak(services), loaded: BTreeMap::new() }
+    }
+
+    /// Opens and checks a library; `None` if the same bytes were loaded before.
+    ///
+    /// # Errors
+    /// The first check that fails.
+    pub fn load(&mut self, path: &Path) -> Result<Option<Library>, LibraryError> {
+        let wrong = |problem| LibraryError { path: path.to_owned(), problem };
+        let bytes = sealed::read(path).map_err(wrong)?;
+        elf::check(&bytes).map_err(wrong)?;
+        let sha256 = sealed::sha256(&bytes);
+        if self.loaded.contains_key(&sha256) {
+            return Ok(None);
+        }
+        let mode = FloatMode::keep();
+        let library = sealed::open(path, &bytes).map_err(wrong)?;
+        let mut notes = Vec::new();
+        if mode.restore() {
+            notes.push(format!(
+                "{}: opening it changed the floating-point mode, which was put back; was it built \
+                 with -ffast-math?",
+                path.display()
+            ));
+        }
+        let entry = entry::Entry::of(library).map_err(wrong)?;
+        let origin = Arc::new(Origin {
+            library: entry.name.clone(),
+            version: entry.version.clone(),
+            path: path.to_owned(),
+            sha256: sha256.clone(),
+        });
+        let offers = entry.offers(self.host, path, &origin).map_err(wrong)?;
+        self.loaded.insert(sha256, path.to_owned());
+        Ok(Some(Library { origin, abi: entry.abi, offers, notes }))
+    }
+}

@@ -1,0 +1,276 @@
+//! Merge methods of a library, as the trait that the host calls.
+
+use crate::border::{Caller, Poison, Shape, call, check_features, kept_text, size, table, told};
+use crate::error::Problem;
+use crate::float_mode::KeepFloatMode;
+use crate::host::Host;
+use forgelm_abi::{
+    forgelm_merge_method, forgelm_merge_method_descriptor, forgelm_merge_method_factory,
+    forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor, forgelm_plugin_error,
+    forgelm_str, merge_scope, status,
+};
+use forgelm_plugin::{Kind, MergeMethods, Origin, Plugin};
+use forgelm_sdk::merge_method::{MergeMethod, Needs, Pass, Piece, Scope, Tensor};
+use forgelm_sdk::options::to_json;
+use forgelm_sdk::{Failed, OptionValue, OptionsError};
+use std::ffi::c_void;
+use std::mem::offset_of;
+use std::ptr::{from_ref, null};
+use std::sync::Arc;
+
+/// The merge methods behind a factory; none if it is null.
+pub(crate) fn offers(
+    factory: *const c_void,
+    host: &'static Host,
+    origin: &Arc<Origin>,
+) -> Result<Vec<Plugin<MergeMethods>>, Problem> {
+    if factory.is_null() {
+        return Ok(Vec::new());
+    }
+    let place = || "the merge method factory".to_owned();
+    // SAFETY: the table of this id, a constant of a library that stays.
+    let factory: &'static forgelm_merge_method_factory =
+        unsafe { table(factory.cast(), "forgelm_merge_method_factory", place) }?;
+    let missing =
+        |what: &str| Problem::Null { what: format!("forgelm_merge_method_factory.{what}") };
+    let count = factory.count.ok_or_else(|| missing("count"))?;
+    let descriptor = factory.descriptor.ok_or_else(|| missing("descriptor"))?;
+    if factory.create.is_none() {
+        return Err(missing("create"));
+    }
+    let _mode = KeepFloatMode::new();
+    // SAFETY: the plugin's own functions with its own table.
+    let n = unsafe { count(factory) };
+    let plugin = |index| {
+        // SAFETY: as above.
+        let found = unsafe { descriptor(factory, index) };
+        let place = || format!("descriptor {index} of the merge method factory");
+        // SAFETY: a constant of a library that stays.
+        let found = unsafe { table(found, "forgelm_merge_method_descriptor", place) }?;
+        described(found, factory, index, host, origin)
+    };
+    (0..n).map(plugin).collect()
+}
+
+fn described(
+    found: &forgelm_merge_method_descriptor,
+    factory: &'static forgelm_merge_method_factory,
+    index: u32,
+    host: &'static Host,
+    origin: &Arc<Origin>,
+) -> Result<Plugin<MergeMethods>, Problem> {
+    let of = |field: &str| format!("merge method {index}: {field}");
+    // SAFETY: the texts of a descriptor are constants of the library; so below.
+    let name = unsafe { kept_text(found.name, || of("name")) }?;
+    // SAFETY: as above.
+    let summary = unsafe { kept_text(found.summary, || of("summary")) }?;
+    // SAFETY: as above.
+    let source = unsafe { kept_text(found.source, || of("source")) }?;
+    // SAFETY: as above.
+    unsafe { check_features(found.features, host, || name.to_owned()) }?;
+    let scope = match found.scope {
+        merge_scope::ELEMENTS => Scope::Elements,
+        merge_scope::TENSOR => Scope::Tensor,
+        other => {
+            let (what, expected) = (of("scope"), "0 or 1".to_owned());
+            return Err(Problem::Number { what, found: other.into(), expected });
+        }
+    };
+    let (n_inputs_min, n_inputs_max) = (found.n_inputs_min, found.n_inputs_max);
+    if n_inputs_min == 0 || n_inputs_min > n_inputs_max {
+        let (what, found) = (of("n_inputs_min"), n_inputs_min as u64);
+        let expected = format!("1 to n_inputs_max, {n_inputs_max}");
+        return Err(Problem::Number { what, found, expected });
+    }
+    let needs = Needs { scope, n_inputs_min, n_inputs_max };
+    let caller = Caller::new::<MergeMethods>(name, origin);
+    let build: Arc<<MergeMethods as Kind>::Build> =
+        Arc::new(move |options: &[(&str, OptionValue)], weights: &[f64]| {
+            let method = Foreign::create(factory, host, index, (options, weights), caller.clone())?;
+            Ok(Box::new(method) as Box<dyn MergeMethod>)
+        });
+    let origin = Arc::clone(origin);
+    Ok(Plugin { name, summary, source, needs, build, origin })
+}
+
+/// An instance.
+struct Foreign {
+    instance: *const forgelm_merge_method,
+    passes: Vec<Pass>,
+    caller: Caller,
+    poison: Poison,
+}
+
+// SAFETY: the header lets any thread call an instance, several at once.
+unsafe impl Send for Foreign {}
+// SAFETY: as above.
+unsafe impl Sync for Foreign {}
+
+// The passes of the trait are those of the header.
+const _: () = {
+    assert!(size_of::<Pass>() == size_of::<forgelm_merge_pass>());
+    assert!(offset_of!(Pass, n_sums) == offset_of!(forgelm_merge_pass, n_sums));
+    assert!(offset_of!(Pass, n_facts) == offset_of!(forgelm_merge_pass, n_facts));
+};
+
+impl Foreign {
+    fn create(
+        factory: &'static forgelm_merge_method_factory,
+        host: &'static Host,
+        index: u32,
+        (options, weights): (&[(&str, OptionValue)], &[f64]),
+        caller: Caller,
+    ) -> Result<Self, OptionsError> {
+        let refused = |message: String| OptionsError::Refused { message };
+        let options = to_json(options)?;
+        let create = factory.create.ok_or_else(|| refused("`create` is NULL".to_owned()))?;
+        let (mut instance, mut err) = (null(), forgelm_plugin_error::new());
+        let ended = {
+            let _mode = KeepFloatMode::new();
+            // SAFETY: the plugin's own function with its own table; the rest lives long enough.
+            unsafe {
+                create(
+                    factory,
+                    host.table(),
+                    index,
+                    forgelm_str::new(&options),
+                    weights.as_ptr(),
+                    weights.len(),
+                    &raw mut instance,
+                    &raw mut err,
+                )
+            }
+        };
+        match ended {
+            status::OK => {}
+            status::INVALID_ARGUMENT => return Err(refused(told(ended, &err))),
+            _ => return Err(refused(caller.failed(&told(ended, &err)).message)),
+        }
+        let broken = |problem: Problem| refused(caller.failed(&problem.to_string()).message);
+        let what = || "the instance".to_owned();
+        // SAFETY: null or an instance, which is ours until `destroy`.
+        let found = unsafe { table(instance, "forgelm_merge_method", what) }.map_err(broken)?;
+        let has_passes = found.n_passes > 0;
+        for (is_missing, field) in [
+            (found.merge.is_none(), "merge"),
+            (found.destroy.is_none(), "destroy"),
+            (has_passes && found.passes.is_null(), "passes"),
+            (has_passes && found.measure.is_none(), "measure"),
+            (has_passes && found.conclude.is_none(), "conclude"),
+        ] {
+            if is_missing {
+                let what = format!("forgelm_merge_method.{field}");
+                return Err(broken(Problem::Null { what }));
+            }
+        }
+        let mut passes: Vec<Pass> = Vec::new();
+        if has_passes {
+            // SAFETY: as many passes as it says, constant, of the layout asserted above.
+            let found = unsafe { std::slice::from_raw_parts(found.passes.cast(), found.n_passes) };
+            passes.extend_from_slice(found);
+        }
+        Ok(Self { instance, passes, caller, poison: Poison::default() })
+    }
+
+    fn table(&self) -> &forgelm_merge_method {
+        // SAFETY: checked when it was created, and ours until it is dropped.
+        unsafe { &*self.instance }
+    }
+
+    fn missing(&self, field: &str) -> Failed {
+        self.caller.failed(&format!("`{field}` is NULL"))
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _mode = KeepFloatMode::new();
+        if let Some(destroy) = self.table().destroy {
+            // SAFETY: the plugin's own function with its own instance; no call is running.
+            unsafe { destroy(self.instance) };
+        }
+    }
+}
+
+fn foreign_tensor(tensor: &Tensor<'_>) -> forgelm_merge_tensor {
+    forgelm_merge_tensor {
+        struct_size: size::<forgelm_merge_tensor>(),
+        reserved: 0,
+        name: forgelm_str::new(tensor.name),
+        len: tensor.len,
+        facts: tensor.facts.as_ptr(),
+        n_facts: tensor.facts.len(),
+    }
+}
+
+/// Runs `body` with a piece as the header has it; its numbers stay where they are.
+fn with_piece<R>(
+    piece: &Piece<'_>,
+    n: usize,
+    body: impl FnOnce(*const forgelm_merge_piece) -> R,
+) -> R {
+    let shape = Shape::new([n]);
+    let tensor = foreign_tensor(&piece.tensor);
+    let base = piece.base.map(|values| shape.of(values));
+    let inputs: Vec<_> = piece.inputs.iter().map(|values| shape.of(values)).collect();
+    let foreign = forgelm_merge_piece {
+        struct_size: size::<forgelm_merge_piece>(),
+        reserved: 0,
+        tensor: &raw const tensor,
+        start: piece.start,
+        base: base.as_ref().map_or_else(null, from_ref),
+        inputs: inputs.as_ptr(),
+        n_inputs: inputs.len(),
+    };
+    body(&raw const foreign)
+}
+
+impl MergeMethod for Foreign {
+    fn reads_base(&self) -> bool {
+        self.table().reads_base != 0
+    }
+
+    fn passes(&self) -> &[Pass] {
+        &self.passes
+    }
+
+    fn measure(&self, pass: usize, piece: &Piece<'_>, sums: &mut [f64]) -> Result<(), Failed> {
+        let measure = self.table().measure.ok_or_else(|| self.missing("measure"))?;
+        let n = piece.inputs.first().map_or(0, |input| input.len());
+        with_piece(piece, n, |piece| {
+            call(&self.caller, &self.poison, |err| {
+                // SAFETY: the plugin's own function; everything lives until it returns.
+                unsafe { measure(self.instance, pass, piece, sums.as_mut_ptr(), err) }
+            })
+        })
+    }
+
+    fn conclude(
+        &self,
+        pass: usize,
+        tensor: &Tensor<'_>,
+        sums: &[f64],
+        facts: &mut [f64],
+    ) -> Result<(), Failed> {
+        let conclude = self.table().conclude.ok_or_else(|| self.missing("conclude"))?;
+        let tensor = foreign_tensor(tensor);
+        call(&self.caller, &self.poison, |err| {
+            let (sums, facts) = (sums.as_ptr(), facts.as_mut_ptr());
+            // SAFETY: the plugin's own function; everything lives until it returns.
+            unsafe { conclude(self.instance, pass, &raw const tensor, sums, facts, err) }
+        })
+    }
+
+    fn merge(&self, piece: &Piece<'_>, out: &mut [f32]) -> Result<(), Failed> {
+        let merge = self.table().merge.ok_or_else(|| self.missing("merge"))?;
+        let shape = Shape::new([out.len()]);
+        let n = out.len();
+        let out = shape.of_mut(out);
+        with_piece(piece, n, |piece| {
+            call(&self.caller, &self.poison, |err| {
+                // SAFETY: the plugin's own function; everything lives until it returns.
+                unsafe { merge(self.instance, piece, &raw const out, err) }
+            })
+        })
+    }
+}

@@ -1,0 +1,69 @@
+//! The bytes of a library: read once, hashed, and opened from a sealed copy, so that nothing can be
+//! exchanged between the check and the use.
+
+use crate::error::Problem;
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use sha2::{Digest as _, Sha256};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// The whole file.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Problem> {
+    std::fs::read(path).map_err(Problem::Read)
+}
+
+/// SHA-256 in hexadecimal digits.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(64);
+    for byte in Sha256::digest(bytes) {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// Opens exactly these bytes. An unresolved symbol fails here, not in step 10 000; two plugins
+/// never see each other's symbols.
+pub(crate) fn open(path: &Path, bytes: &[u8]) -> Result<&'static Library, Problem> {
+    let place = sealed_copy(path, bytes).map_err(Problem::Seal)?;
+    // SAFETY: runs the constructors of a library that the user named: loading means trust.
+    let library = unsafe { Library::open(Some(&place), RTLD_NOW | RTLD_LOCAL) };
+    let library = library.map_err(|error| Problem::Open(why(&error, &place)))?;
+    // Never unloaded.
+    Ok(Box::leak(Box::new(library)))
+}
+
+/// The system's words without the name of the copy, which says nothing to the user.
+fn why(error: &libloading::Error, place: &Path) -> String {
+    let mut text = error.to_string();
+    if let Some(cause) = std::error::Error::source(error) {
+        text = cause.to_string();
+    }
+    let prefix = format!("{}: ", place.display());
+    text.strip_prefix(&prefix).unwrap_or(&text).to_owned()
+}
+
+/// A memory file that nobody can change, by the name that the system knows it under.
+#[cfg(target_os = "linux")]
+fn sealed_copy(path: &Path, bytes: &[u8]) -> std::io::Result<PathBuf> {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = format!("forgelm-plugin-{}", name.chars().take(100).collect::<String>());
+    let file = memfd_create(&*name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(bytes)?;
+    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals)?;
+    let place = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    // Kept open: the system takes another file under the same name for the same library.
+    std::mem::forget(file);
+    Ok(place)
+}
+
+/// Elsewhere there are no sealed files: the file itself is opened.
+#[cfg(not(target_os = "linux"))]
+fn sealed_copy(path: &Path, _bytes: &[u8]) -> std::io::Result<PathBuf> {
+    Ok(path.to_owned())
+}

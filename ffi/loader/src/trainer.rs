@@ -1,0 +1,278 @@
+//! Trainers of a library, as the trait that the engine calls.
+
+use crate::border::{
+    Caller, Poison, Shape, call, check_features, kept_text, lossy, size, table, told,
+};
+use crate::error::Problem;
+use crate::float_mode::KeepFloatMode;
+use crate::host::Host;
+use forgelm_abi::{
+    forgelm_loss, forgelm_plugin_error, forgelm_role_totals, forgelm_scored, forgelm_sequence,
+    forgelm_str, forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory, records,
+    status, trainer_needs,
+};
+use forgelm_plugin::{Kind, Origin, Plugin, Trainers};
+use forgelm_sdk::options::to_json;
+use forgelm_sdk::trainer::{Loss, Needs, Records, Role, Scored, Sequence, StepTotals, Trainer};
+use forgelm_sdk::{Failed, OptionValue, OptionsError};
+use std::collections::BTreeSet;
+use std::ffi::c_void;
+use std::mem::offset_of;
+use std::ptr::{from_ref, null};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Names of metrics that an instance may invent.
+const METRIC_NAMES_MAX: usize = 256;
+
+/// The trainers behind a factory; none if it is null.
+pub(crate) fn offers(
+    factory: *const c_void,
+    host: &'static Host,
+    origin: &Arc<Origin>,
+) -> Result<Vec<Plugin<Trainers>>, Problem> {
+    if factory.is_null() {
+        return Ok(Vec::new());
+    }
+    let place = || "the trainer factory".to_owned();
+    // SAFETY: the table of this id, a constant of a library that stays.
+    let factory: &'static forgelm_trainer_factory =
+        unsafe { table(factory.cast(), "forgelm_trainer_factory", place) }?;
+    let missing = |what: &str| Problem::Null { what: format!("forgelm_trainer_factory.{what}") };
+    let count = factory.count.ok_or_else(|| missing("count"))?;
+    let descriptor = factory.descriptor.ok_or_else(|| missing("descriptor"))?;
+    if factory.create.is_none() {
+        return Err(missing("create"));
+    }
+    let _mode = KeepFloatMode::new();
+    // SAFETY: the plugin's own functions with its own table.
+    let n = unsafe { count(factory) };
+    let plugin = |index| {
+        // SAFETY: as above.
+        let found = unsafe { descriptor(factory, index) };
+        let place = || format!("descriptor {index} of the trainer factory");
+        // SAFETY: a constant of a library that stays.
+        let found = unsafe { table(found, "forgelm_trainer_descriptor", place) }?;
+        described(found, factory, index, host, origin)
+    };
+    (0..n).map(plugin).collect()
+}
+
+fn described(
+    found: &forgelm_trainer_descriptor,
+    factory: &'static forgelm_trainer_factory,
+    index: u32,
+    host: &'static Host,
+    origin: &Arc<Origin>,
+) -> Result<Plugin<Trainers>, Problem> {
+    let of = |field: &str| format!("trainer {index}: {field}");
+    // SAFETY: the texts of a descriptor are constants of the library; so below.
+    let name = unsafe { kept_text(found.name, || of("name")) }?;
+    // SAFETY: as above.
+    let summary = unsafe { kept_text(found.summary, || of("summary")) }?;
+    // SAFETY: as above.
+    let source = unsafe { kept_text(found.source, || of("source")) }?;
+    // SAFETY: as above.
+    unsafe { check_features(found.features, host, || name.to_owned()) }?;
+    let needs = |bit: u32| found.needs & bit != 0;
+    let known = trainer_needs::REFERENCE
+        | trainer_needs::ROLLOUTS
+        | trainer_needs::PROMPTS
+        | trainer_needs::DROPOUT;
+    if found.needs & !known != 0 {
+        let expected = format!("bits of {known}");
+        return Err(Problem::Number { what: of("needs"), found: found.needs.into(), expected });
+    }
+    let needs = Needs {
+        records: match found.records {
+            records::TEXT => Records::Text,
+            records::PREFERENCE => Records::Preference,
+            records::LABELLED => Records::Labelled,
+            records::PROMPT => Records::Prompt,
+            other => {
+                let (what, expected) = (of("records"), "0 to 3".to_owned());
+                return Err(Problem::Number { what, found: other.into(), expected });
+            }
+        },
+        reference: needs(trainer_needs::REFERENCE),
+        rollouts: needs(trainer_needs::ROLLOUTS),
+        prompts: needs(trainer_needs::PROMPTS),
+        dropout: needs(trainer_needs::DROPOUT),
+    };
+    let caller = Caller::new::<Trainers>(name, origin);
+    let build: Arc<<Trainers as Kind>::Build> =
+        Arc::new(move |options: &[(&str, OptionValue)]| {
+            let trainer = Foreign::create(factory, host, index, options, caller.clone())?;
+            Ok(Box::new(trainer) as Box<dyn Trainer>)
+        });
+    let origin = Arc::clone(origin);
+    Ok(Plugin { name, summary, source, needs, build, origin })
+}
+
+/// An instance.
+struct Foreign {
+    instance: *const forgelm_trainer,
+    caller: Caller,
+    poison: Poison,
+    /// The names of its metrics so far. The lock is held during a call: one at a time.
+    calls: Mutex<BTreeSet<&'static str>>,
+}
+
+// SAFETY: the header lets any thread call an instance, one call at a time, which the lock holds.
+unsafe impl Send for Foreign {}
+// SAFETY: as above.
+unsafe impl Sync for Foreign {}
+
+impl Foreign {
+    fn create(
+        factory: &'static forgelm_trainer_factory,
+        host: &'static Host,
+        index: u32,
+        options: &[(&str, OptionValue)],
+        caller: Caller,
+    ) -> Result<Self, OptionsError> {
+        let refused = |message: String| OptionsError::Refused { message };
+        let options = to_json(options)?;
+        let create = factory.create.ok_or_else(|| refused("`create` is NULL".to_owned()))?;
+        let (mut instance, mut err) = (null(), forgelm_plugin_error::new());
+        let ended = {
+            let _mode = KeepFloatMode::new();
+            let options = forgelm_str::new(&options);
+            // SAFETY: the plugin's own function with its own table; the rest lives long enough.
+            unsafe {
+                create(factory, host.table(), index, options, &raw mut instance, &raw mut err)
+            }
+        };
+        match ended {
+            status::OK => {}
+            // Its own words about an option, as those of a trainer of ours.
+            status::INVALID_ARGUMENT => return Err(refused(told(ended, &err))),
+            _ => return Err(refused(caller.failed(&told(ended, &err)).message)),
+        }
+        let broken = |problem: Problem| refused(caller.failed(&problem.to_string()).message);
+        let what = || "the instance".to_owned();
+        // SAFETY: null or an instance, which is ours until `destroy`.
+        let found = unsafe { table(instance, "forgelm_trainer", what) }.map_err(broken)?;
+        for (is_missing, field) in
+            [(found.loss.is_none(), "loss"), (found.destroy.is_none(), "destroy")]
+        {
+            if is_missing {
+                let what = format!("forgelm_trainer.{field}");
+                return Err(broken(Problem::Null { what }));
+            }
+        }
+        let (poison, calls) = (Poison::default(), Mutex::default());
+        Ok(Self { instance, caller, poison, calls })
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _mode = KeepFloatMode::new();
+        // SAFETY: checked when it was created, and not destroyed before.
+        if let Some(destroy) = unsafe { (*self.instance).destroy } {
+            // SAFETY: the plugin's own function with its own instance; no call is running.
+            unsafe { destroy(self.instance) };
+        }
+    }
+}
+
+// The sequences and totals of the trait are those of the header: a plugin reads them in place.
+const _: () = {
+    assert!(size_of::<Sequence>() == size_of::<forgelm_sequence>());
+    assert!(offset_of!(Sequence, role) == offset_of!(forgelm_sequence, role));
+    assert!(offset_of!(Sequence, record) == offset_of!(forgelm_sequence, record));
+    assert!(offset_of!(Sequence, start) == offset_of!(forgelm_sequence, start));
+    assert!(offset_of!(Sequence, len) == offset_of!(forgelm_sequence, len));
+    assert!(size_of::<StepTotals>() == Role::COUNT * size_of::<forgelm_role_totals>());
+};
+
+impl Trainer for Foreign {
+    fn loss(&self, scored: &Scored<'_>, dlogp: &mut [f32]) -> Result<Loss, Failed> {
+        let mut names = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        // What a plugin forgets to write is no gradient.
+        dlogp.fill(0.0);
+        let (rows, sequences) =
+            (Shape::new([scored.logp.len()]), Shape::new([scored.sequences.len()]));
+        let labels = rows.of(scored.labels);
+        let trained = rows.of(scored.trained);
+        let logp = rows.of(scored.logp);
+        let ref_logp = scored.ref_logp.map(|values| rows.of(values));
+        let advantage = scored.advantage.map(|values| sequences.of(values));
+        let old_logp = scored.old_logp.map(|values| rows.of(values));
+        let dlogp = rows.of_mut(dlogp);
+        let foreign = forgelm_scored {
+            struct_size: size::<forgelm_scored>(),
+            reserved: 0,
+            sequences: scored.sequences.as_ptr().cast(),
+            n_sequences: scored.sequences.len(),
+            labels: &raw const labels,
+            trained: &raw const trained,
+            logp: &raw const logp,
+            ref_logp: ref_logp.as_ref().map_or_else(null, from_ref),
+            advantage: advantage.as_ref().map_or_else(null, from_ref),
+            old_logp: old_logp.as_ref().map_or_else(null, from_ref),
+            totals: from_ref(scored.step).cast(),
+            n_roles: Role::COUNT,
+        };
+        let mut metrics =
+            Metrics { names: &mut names, measured: Loss::default(), is_too_many: false };
+        let mut out = forgelm_loss {
+            struct_size: size::<forgelm_loss>(),
+            reserved: 0,
+            loss_sum: f64::NAN,
+            n_terms: 0,
+            dlogp: &raw const dlogp,
+            metric_ctx: (&raw mut metrics).cast(),
+            metric: Some(metric),
+        };
+        // SAFETY: checked when it was created.
+        let loss = unsafe { (*self.instance).loss };
+        let Some(loss) = loss else { return Err(self.caller.failed("`loss` is NULL")) };
+        call(&self.caller, &self.poison, |err| {
+            // SAFETY: the plugin's own function; everything lives until it returns.
+            unsafe { loss(self.instance, &raw const foreign, &raw mut out, err) }
+        })?;
+        if metrics.is_too_many {
+            let text = format!("more than {METRIC_NAMES_MAX} names of metrics");
+            return Err(self.caller.failed(&text));
+        }
+        let mut measured = metrics.measured;
+        (measured.loss_sum, measured.n_terms) = (out.loss_sum, out.n_terms);
+        Ok(measured)
+    }
+}
+
+/// What a call measures.
+struct Metrics<'a> {
+    names: &'a mut BTreeSet<&'static str>,
+    measured: Loss,
+    is_too_many: bool,
+}
+
+/// The host's end of `metric`.
+unsafe extern "C" fn metric(ctx: *mut c_void, name: forgelm_str, sum: f64, n_terms: u64) {
+    // SAFETY: the context of the call in progress.
+    let Some(metrics) = (unsafe { ctx.cast::<Metrics<'_>>().as_mut() }) else { return };
+    // SAFETY: readable during the call.
+    let name = unsafe { lossy(name) };
+    let known = metrics.names.get(&*name).copied();
+    if known.is_none() && metrics.names.len() == METRIC_NAMES_MAX {
+        metrics.is_too_many = true;
+        return;
+    }
+    let name = known.unwrap_or_else(|| kept_name(&name));
+    metrics.names.insert(name);
+    metrics.measured.measure_sum(name, sum, n_terms);
+}
+
+/// A name that lives for ever; the same for the same text.
+fn kept_name(name: &str) -> &'static str {
+    static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = names.get(name) {
+        return known;
+    }
+    let kept: &'static str = Box::leak(name.to_owned().into_boxed_str());
+    names.insert(kept);
+    kept
+}

@@ -1,0 +1,256 @@
+/* A trainer that does one thing wrong, chosen by a macro when it is compiled. */
+#define _GNU_SOURCE
+#include "forgelm_plugin.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#ifndef MAGIC
+#define MAGIC FORGELM_PLUGIN_MAGIC
+#endif
+#ifndef MAJOR
+#define MAJOR FORGELM_PLUGIN_ABI_MAJOR
+#endif
+#ifndef SIZE
+#define SIZE sizeof(forgelm_entry)
+#endif
+#ifndef LAYOUT
+#define LAYOUT FORGELM_PLUGIN_LAYOUT_HASH
+#endif
+#ifndef LIBRARY
+#define LIBRARY "misbehaves"
+#endif
+#ifndef NAME
+#define NAME "misbehaves"
+#endif
+#ifndef RECORDS
+#define RECORDS FORGELM_RECORDS_TEXT
+#endif
+#ifndef FEATURES
+#define FEATURES NULL
+#endif
+#ifndef GET_FACTORY
+#define GET_FACTORY get_factory
+#endif
+#ifndef CREATE
+#define CREATE create
+#endif
+#ifndef LOSS
+#define LOSS loss
+#endif
+#ifndef INIT
+#define INIT NULL
+#endif
+
+/* An allocator of its own: memory from the system, never from the host's malloc. */
+static void *own_alloc(size_t n) {
+    void *memory = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
+static void destroy(const forgelm_trainer *trainer) {
+    munmap((void *)(uintptr_t)trainer, sizeof *trainer);
+}
+
+static float *numbers(const forgelm_tensor *tensor) {
+    return (float *)((char *)tensor->data + tensor->byte_offset);
+}
+
+/* The loss of `sft`, before this library does something else. */
+static void nll(const forgelm_scored *scored, forgelm_loss *out) {
+    const uint8_t *trained = (const uint8_t *)scored->trained->data;
+    out->loss_sum = 0.0;
+    out->n_terms = 0;
+    for (int64_t row = 0; row < scored->logp->shape[0]; ++row) {
+        if (trained[row]) {
+            numbers(out->dlogp)[row] = -1.0f;
+            out->loss_sum -= (double)numbers(scored->logp)[row];
+            out->n_terms += 1;
+        }
+    }
+}
+
+static forgelm_status loss(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                           forgelm_loss *out, forgelm_plugin_error *err) {
+    (void)trainer;
+    (void)err;
+    nll(scored, out);
+    return FORGELM_OK;
+}
+
+/* A number that is none. */
+forgelm_status nan_loss(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                        forgelm_loss *out, forgelm_plugin_error *err) {
+    (void)trainer;
+    (void)err;
+    nll(scored, out);
+    out->loss_sum = (double)NAN;
+    return FORGELM_OK;
+}
+
+/* A failure with a message that is longer than the record, and not UTF-8. */
+forgelm_status long_failure(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                            forgelm_loss *out, forgelm_plugin_error *err) {
+    (void)trainer;
+    (void)scored;
+    (void)out;
+    memset(err->message, 0xff, sizeof err->message);
+    memcpy(err->message, "it broke ", 9);
+    err->message_len = 4000000000u;
+    return 77;
+}
+
+/* Denormal numbers are zero from now on: what crtfastmath.o of GCC does when a library opens. */
+static void denormals_are_zero(void) {
+#if defined(__x86_64__)
+    unsigned int word;
+    __asm__ volatile("stmxcsr %0" : "=m"(word));
+    word |= 0x8040u;
+    __asm__ volatile("ldmxcsr %0" : : "m"(word));
+#elif defined(__aarch64__)
+    unsigned long word;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(word));
+    __asm__ volatile("msr fpcr, %0" : : "r"(word | 1ul << 24));
+#endif
+}
+
+#ifdef FAST_MATH
+__attribute__((constructor)) static void opened(void) { denormals_are_zero(); }
+#endif
+
+forgelm_status float_mode(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                          forgelm_loss *out, forgelm_plugin_error *err) {
+    denormals_are_zero();
+    return loss(trainer, scored, out, err);
+}
+
+static void *sleeper(void *context) {
+    (void)context;
+    for (;;) {
+        usleep(1000);
+    }
+    return NULL;
+}
+
+/* A thread that outlives the call. */
+forgelm_status starts_thread(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                             forgelm_loss *out, forgelm_plugin_error *err) {
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, sleeper, NULL) != 0) {
+        return FORGELM_E_INTERNAL;
+    }
+    pthread_detach(thread);
+    return loss(trainer, scored, out, err);
+}
+
+/* More metrics than anybody reads. */
+forgelm_status many_metrics(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                            forgelm_loss *out, forgelm_plugin_error *err) {
+    for (int i = 0; i < 1000; ++i) {
+        char text[4] = {(char)('a' + i % 10), (char)('a' + i / 10 % 10), (char)('a' + i / 100), 0};
+        forgelm_str name = {text, 3};
+        out->metric(out->metric_ctx, name, 1.0, 1);
+    }
+    return loss(trainer, scored, out, err);
+}
+
+/* Talks, asks, and reports. */
+static const forgelm_host *the_host;
+
+forgelm_status talks(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                     forgelm_loss *out, forgelm_plugin_error *err) {
+    forgelm_str target = {"talker", 6}, message = {"a step \xff", 8}, event = {"{\"at\": 1}", 9};
+    the_host->log(the_host, FORGELM_LOG_WARNING, target, message);
+    if (the_host->progress(the_host, event) || the_host->is_cancelled(the_host)) {
+        memcpy(err->message, "was asked to stop", 17);
+        err->message_len = 17;
+        return FORGELM_E_CANCELLED;
+    }
+    if (the_host->get_extension(the_host, "forgelm.score/1") != NULL ||
+        the_host->get_extension(the_host, "org.example.nothing/1") != NULL) {
+        return FORGELM_E_INTERNAL;
+    }
+    return loss(trainer, scored, out, err);
+}
+
+forgelm_status failing_init(const forgelm_host *host, forgelm_str dir, forgelm_plugin_error *err) {
+    (void)host;
+    memcpy(err->message, dir.ptr, dir.len < 200 ? dir.len : 200);
+    err->message_len = (uint32_t)(dir.len < 200 ? dir.len : 200);
+    return FORGELM_E_INTERNAL;
+}
+
+static forgelm_status create(const forgelm_trainer_factory *factory, const forgelm_host *host,
+                             uint32_t index, forgelm_str options_json, const forgelm_trainer **out,
+                             forgelm_plugin_error *err) {
+    (void)factory;
+    (void)index;
+    (void)options_json;
+    (void)err;
+    the_host = host;
+    forgelm_trainer *trainer = own_alloc(sizeof *trainer);
+    if (trainer == NULL) {
+        return FORGELM_E_OUT_OF_MEMORY;
+    }
+    trainer->struct_size = sizeof *trainer;
+    trainer->destroy = destroy;
+    trainer->loss = LOSS;
+    *out = trainer;
+    return FORGELM_OK;
+}
+
+/* Says that all is well and hands out nothing. */
+forgelm_status creates_nothing(const forgelm_trainer_factory *factory, const forgelm_host *host,
+                               uint32_t index, forgelm_str options_json,
+                               const forgelm_trainer **out, forgelm_plugin_error *err) {
+    (void)factory;
+    (void)host;
+    (void)index;
+    (void)options_json;
+    (void)out;
+    (void)err;
+    return FORGELM_OK;
+}
+
+static const char *const needs_future[] = {"deterministic:yes", "needs:forgelm.future/9", NULL};
+
+static const forgelm_trainer_descriptor descriptors[] = {
+    {sizeof(forgelm_trainer_descriptor), RECORDS, 0, 0, NAME, "does one thing wrong", "none",
+     FEATURES},
+    {sizeof(forgelm_trainer_descriptor), RECORDS, 0, 0, NAME, "its twin", "none", FEATURES},
+};
+
+#ifndef COUNT
+#define COUNT 1
+#endif
+static uint32_t count(const forgelm_trainer_factory *factory) {
+    (void)factory;
+    (void)needs_future;
+    (void)create;
+    return COUNT;
+}
+
+static const forgelm_trainer_descriptor *descriptor(const forgelm_trainer_factory *factory,
+                                                    uint32_t index) {
+    (void)factory;
+    return index < 2 ? &descriptors[index] : NULL;
+}
+
+static const forgelm_trainer_factory factory = {sizeof factory, 0, count, descriptor, CREATE};
+
+static const void *get_factory(const char *id) {
+    return strcmp(id, FORGELM_TRAINER_FACTORY) == 0 ? &factory : NULL;
+}
+
+const void *(*const keep)(const char *) = get_factory;
+
+#ifndef NO_ENTRY
+FORGELM_PLUGIN_EXPORT const forgelm_entry forgelm_plugin_entry = {
+    MAGIC, MAJOR, FORGELM_PLUGIN_ABI_MINOR, SIZE, 0, LAYOUT, LIBRARY, "0.1.0", INIT, NULL,
+    GET_FACTORY,
+};
+#endif

@@ -1,0 +1,63 @@
+//! What a plugin may ask of the program that loaded it, besides its arguments.
+//!
+//! Every library has a standard output, a panic hook and statics of its own: what it prints goes
+//! past the program. These functions go to the program. In a library that nobody loaded, a test
+//! say, they do nothing.
+#![expect(unsafe_code, reason = "calls functions of the host's table")]
+
+use forgelm_abi::{forgelm_host, forgelm_str, log_level};
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// The table that this library was initialized with; null before.
+static HOST: AtomicPtr<forgelm_host> = AtomicPtr::new(null_mut());
+
+/// Importance of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Level {
+    /// For who looks for a fault.
+    Debug = log_level::DEBUG,
+    /// A fact worth a line.
+    Info = log_level::INFO,
+    /// Something that the user may want to change.
+    Warning = log_level::WARNING,
+    /// Something failed.
+    Error = log_level::ERROR,
+}
+
+/// Keeps the host for the functions below. The host keeps its table for as long as the process.
+pub(crate) fn remember(host: *const forgelm_host) {
+    HOST.store(host.cast_mut(), Ordering::Release);
+}
+
+/// Says something; it appears among the run's own lines. `target` names the origin.
+pub fn log(level: Level, target: &str, message: &str) {
+    let Some(host) = host() else { return };
+    if let Some(log) = host.log {
+        // SAFETY: the host's own function with its own table; texts are borrowed for the call.
+        unsafe { log(host, level as u32, forgelm_str::new(target), forgelm_str::new(message)) };
+    }
+}
+
+/// Whether the work should stop. Ask at least every 100 ms.
+#[must_use]
+pub fn is_cancelled() -> bool {
+    let Some(host) = host() else { return false };
+    // SAFETY: the host's own function with its own table.
+    host.is_cancelled.is_some_and(|is_cancelled| unsafe { is_cancelled(host) } != 0)
+}
+
+/// Tells how far the work is, as a JSON object; true when it should stop.
+pub fn progress(event_json: &str) -> bool {
+    let Some(host) = host() else { return false };
+    let text = forgelm_str::new(event_json);
+    // SAFETY: the host's own function with its own table; the text is borrowed for the call.
+    host.progress.is_some_and(|progress| unsafe { progress(host, text) } != 0)
+}
+
+fn host() -> Option<&'static forgelm_host> {
+    let host = HOST.load(Ordering::Acquire);
+    // SAFETY: null, or the table that `init` was given, which lives as long as the process.
+    unsafe { host.as_ref() }
+}

@@ -1,0 +1,166 @@
+//! Plugins from shared libraries: compiled here with the system's compiler against the header
+//! alone, and used in a real run.
+
+use crate::support::Workplace;
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+/// Compiles a source under `ffi` to `NAME.so` in the workplace.
+fn compile(workplace: &Workplace, source: &str, name: &str, flags: &[&str]) {
+    let ffi = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ffi");
+    let output = Command::new("cc")
+        .args(["-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-z,nodelete"])
+        .args(flags)
+        .arg("-I")
+        .arg(ffi.join("include"))
+        .arg(ffi.join(source))
+        .arg("-o")
+        .arg(workplace.path(&format!("{name}.so")))
+        .args(["-lpthread", "-lm"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A workplace whose run uses a trainer of a library.
+fn with_trainer(source: &str, flags: &[&str], trainer: &str) -> Workplace {
+    let workplace = Workplace::new();
+    compile(&workplace, source, "plugin", flags);
+    let section = format!("plugins: {{paths: [plugin.so], trainer: {trainer}}}\n");
+    let config = workplace.read("run.yaml") + &section;
+    workplace.write("run.yaml", &config);
+    workplace
+}
+
+const MISBEHAVES: &str = "loader/tests/plugins/misbehaves.c";
+
+fn report(workplace: &Workplace) -> Value {
+    serde_json::from_str(&workplace.read("out/compliance/compliance_report.json")).unwrap()
+}
+
+/// `nll_c` is `sft` in C: the tuned adapters are the same, byte for byte.
+#[test]
+fn a_trainer_in_c_trains_as_ours_does_and_the_report_names_its_library() {
+    let ours = Workplace::new();
+    ours.run();
+    let theirs = with_trainer("examples/trainers.c", &[], "nll_c");
+    let ran = theirs.run().expect_stderr("plugin trainers.c: a trainer in C");
+    assert!(ran.stderr.contains("example-trainers 1.0.0 (plugin.so) runs in the program"));
+    assert!(ours.adapter("out") == theirs.adapter("out"), "other bytes");
+
+    let used = report(&theirs)["plugins"][0].clone();
+    assert_eq!(used["kind"], "trainer");
+    assert_eq!(used["name"], "nll_c");
+    assert_eq!(used["library"], "example-trainers");
+    assert_eq!(used["version"], "1.0.0");
+    assert_eq!(used["path"], "plugin.so");
+    let digest = Command::new("sha256sum").arg(theirs.path("plugin.so")).output().unwrap();
+    let digest = String::from_utf8(digest.stdout).unwrap();
+    assert_eq!(used["sha256"].as_str().unwrap(), &digest[..64]);
+    let used = report(&ours)["plugins"][0].clone();
+    assert_eq!((&used["name"], &used["library"]), (&"sft".into(), &"forgelm_plugin_trainer".into()));
+    theirs.forgelm(&["verify-bundle", "out"]).expect_code(0);
+}
+
+#[test]
+fn a_meant_library_is_not_warned_of_and_another_trainer_is_another_run() {
+    let whole = with_trainer("examples/trainers.c", &[], "nll_c");
+    whole.edit_config("paths:", "isolation: in_process, paths:");
+    let ran = whole.run();
+    assert!(!ran.stderr.contains("runs in the program"), "{}", ran.stderr);
+    whole.edit_config(", trainer: nll_c", "");
+    std::fs::remove_dir_all(whole.path("out/final_model")).unwrap();
+    let ran = whole.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(1);
+    assert!(ran.stderr.contains("written by another run"), "{}", ran.stderr);
+}
+
+/// Built with -ffast-math, changing the mode in a call, with a thread of its own: the same bytes.
+#[test]
+fn libraries_with_habits_of_their_own_change_no_bit_of_a_run() {
+    let ours = Workplace::new();
+    ours.run();
+    let fast_math = &["-ffast-math", "-DFAST_MATH"][..];
+    for flags in [fast_math, &["-DLOSS=float_mode"], &["-DLOSS=starts_thread"]] {
+        let theirs = with_trainer(MISBEHAVES, flags, "misbehaves");
+        let ran = theirs.run();
+        assert!(ours.adapter("out") == theirs.adapter("out"), "{flags:?}: other bytes");
+        if flags == fast_math {
+            assert!(ran.stderr.contains("built with -ffast-math?"), "{}", ran.stderr);
+        }
+    }
+}
+
+#[test]
+fn a_plugin_that_fails_ends_the_run_by_its_name_and_keeps_the_last_checkpoint() {
+    let failing = with_trainer(MISBEHAVES, &["-DLOSS=long_failure"], "misbehaves");
+    let ran = failing.forgelm(&["--config", "run.yaml"]).expect_code(2);
+    assert!(ran.stderr.contains("trainer `misbehaves` of misbehaves 0.1.0 (plugin.so): it broke"));
+    assert!(ran.stderr.contains("the last checkpoint is good"), "{}", ran.stderr);
+    let diverging = with_trainer(MISBEHAVES, &["-DLOSS=nan_loss"], "misbehaves");
+    let ran = diverging.forgelm(&["--config", "run.yaml"]).expect_code(2);
+    assert!(ran.stderr.contains("step 1: the loss is NaN"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_trainer_that_cannot_be_used_is_refused_before_anything_starts() {
+    let refused = |config: &str, expected: &str| {
+        let workplace = Workplace::new();
+        compile(&workplace, "examples/trainers.c", "plugin", &[]);
+        workplace.write("run.yaml", &(workplace.read("run.yaml") + config));
+        let ran = workplace.forgelm(&["--config", "run.yaml"]).expect_code(1);
+        assert!(ran.stderr.contains(expected), "no `{expected}` in:\n{}", ran.stderr);
+        assert!(!workplace.path("out").exists(), "{config}: something was written");
+    };
+    refused(
+        "plugins: {paths: [plugin.so], trainer: ipo_c}\n",
+        "is for preference pairs, and `training.trainer_type: sft` reads texts",
+    );
+    refused("plugins: {trainer: nll_c}\n", "no trainer plugin is named `nll_c`; loaded: ");
+    refused("plugins: {paths: [none.so]}\n", "none.so: cannot be read");
+    refused("plugins: {paths: [data.jsonl]}\n", "data.jsonl: is not a shared library");
+    let options = "plugins: {paths: [plugin.so], trainer: nll_c, trainer_options: [beta]}\n";
+    refused(options, "`plugins.trainer_options`: `beta`; expected `key=value`");
+    let options = "plugins: {paths: [plugin.so], trainer: nll_c, trainer_options: [beta=-1]}\n";
+    refused(options, "the only option is `beta`, a number above 0");
+    refused("plugins: {isolation: process}\n", "`plugins.isolation: process` is not available yet");
+}
+
+#[test]
+fn fault_110_two_libraries_that_offer_one_name_are_both_named() {
+    let workplace = Workplace::new();
+    compile(&workplace, MISBEHAVES, "one", &["-DNAME=\"sft\"", "-DLIBRARY=\"one\""]);
+    let list = workplace.forgelm(&["plugin", "list", "one.so"]).expect_code(1);
+    let said = "two trainer plugins are named `sft`: one of forgelm_plugin_trainer ";
+    assert!(list.stderr.contains(said), "{}", list.stderr);
+    assert!(list.stderr.contains("one of one 0.1.0 (one.so)"), "{}", list.stderr);
+}
+
+#[test]
+fn plugin_list_says_what_is_loaded_from_where() {
+    let workplace = Workplace::new();
+    let text = workplace.forgelm(&["plugin", "list"]).expect_code(0).stdout;
+    assert!(text.contains("libforgelm_plugin_trainer.so"), "{text}");
+    assert!(text.contains("ABI 1.0, ships with the program"), "{text}");
+    std::fs::create_dir(workplace.path("more")).unwrap();
+    compile(&workplace, "examples/trainers.c", "more/good", &[]);
+    compile(&workplace, MISBEHAVES, "more/old", &["-DMAJOR=2"]);
+    let mut command = workplace.command(&["plugin", "list", "--output-format", "json"]);
+    let ran: crate::support::Ran =
+        command.env("FORGELM_PLUGIN_PATH", "more").output().unwrap().into();
+    let ran = ran.expect_code(1);
+    let list = ran.json();
+    let names: Vec<&str> = list["libraries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|library| library["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["forgelm_plugin_trainer", "example-trainers"]);
+    assert_eq!(list["libraries"][0]["bundled"], true);
+    assert_eq!(list["libraries"][1]["bundled"], false);
+    assert_eq!(list["libraries"][1]["plugins"][0]["name"], "ipo_c");
+    let broken = list["broken"][0].as_str().unwrap();
+    assert!(broken.starts_with("more/old.so: needs plugin ABI 2.0; this program has 1.0"));
+    assert!(ran.stderr.contains(broken), "{}", ran.stderr);
+}
