@@ -59,7 +59,10 @@ fn a_trainer_in_c_trains_as_ours_does_and_the_report_names_its_library() {
     let digest = String::from_utf8(digest.stdout).unwrap();
     assert_eq!(used["sha256"].as_str().unwrap(), &digest[..64]);
     let used = report(&ours)["plugins"][0].clone();
-    assert_eq!((&used["name"], &used["library"]), (&"sft".into(), &"forgelm_plugin_trainer".into()));
+    assert_eq!(
+        (&used["name"], &used["library"]),
+        (&"sft".into(), &"forgelm_plugin_trainer".into())
+    );
     theirs.forgelm(&["verify-bundle", "out"]).expect_code(0);
 }
 
@@ -163,4 +166,22 @@ fn plugin_list_says_what_is_loaded_from_where() {
     let broken = list["broken"][0].as_str().unwrap();
     assert!(broken.starts_with("more/old.so: needs plugin ABI 2.0; this program has 1.0"));
     assert!(ran.stderr.contains(broken), "{}", ran.stderr);
+}
+
+#[test]
+fn plugin_check_finds_a_gradient_that_is_not_the_slope() {
+    let workplace = Workplace::new();
+    compile(&workplace, "examples/trainers.c", "good", &[]);
+    let ran = workplace.forgelm(&["plugin", "check", "good.so"]).expect_code(0);
+    let held = ran.stdout.lines().filter(|line| line.starts_with("ok ")).count();
+    assert_eq!(held, 12, "{}", ran.stdout);
+    compile(&workplace, MISBEHAVES, "bad", &["-DLOSS=wrong_slope"]);
+    let args = ["plugin", "check", "bad.so", "--output-format", "json"];
+    let ran = workplace.forgelm(&args).expect_code(1);
+    let findings = ran.json()["findings"].clone();
+    let failed: Vec<&Value> =
+        findings.as_array().unwrap().iter().filter(|f| f["outcome"] == "fails").collect();
+    assert_eq!(failed.len(), 1, "{findings}");
+    assert_eq!(failed[0]["property"], "has the slope of its loss as gradient");
+    assert!(ran.stderr.contains("bad.so: 1 of 6 properties do not hold"), "{}", ran.stderr);
 }

@@ -209,6 +209,12 @@ pub enum PluginCommand {
         /// These libraries, or folders of them, too.
         libraries: Vec<PathBuf>,
     },
+    /// Try what every plugin of a kind must have: a trainer's gradient against its loss, a quantizer
+    /// there and back, a model merged with itself. A library that crashes ends the program
+    Check {
+        /// The library.
+        library: PathBuf,
+    },
 }
 
 /// `forgelm data …`.

@@ -5,6 +5,8 @@ use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::plan::Plan;
 use forgelm_config::{PluginIsolation, TrainerType};
+use forgelm_loader::conformance;
+pub use forgelm_loader::conformance::{Finding, Outcome};
 use forgelm_loader::search::{Places, find};
 use forgelm_loader::{HostServices, Level, Library, LibraryError, Loader};
 use forgelm_plugin::{Kind, Origin, Plugin, Registry, Trainers};
@@ -134,6 +136,22 @@ pub fn list(paths: &[String], env: &Environment) -> Result<(Plugins, Vec<Library
     Ok((plugins, broken))
 }
 
+/// Loads one library and tries what every plugin of a kind must have.
+///
+/// # Errors
+/// If it cannot be used at all.
+pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), RunError> {
+    let mut plugins = Plugins::empty();
+    let mut loader = plugins.loader(env);
+    // Everything was loaded by nobody before: there is a library.
+    let library = loader.load(path)?;
+    let findings = library.as_ref().map(conformance::check).unwrap_or_default();
+    if let Some(library) = library {
+        plugins.put(library, false)?;
+    }
+    Ok((plugins, findings))
+}
+
 impl Plugins {
     fn empty() -> Self {
         let (registry, lines) = (Registry::default(), Arc::default());
@@ -158,9 +176,14 @@ impl Plugins {
     }
 
     fn add(&mut self, loader: &mut Loader, path: &Path, is_bundled: bool) -> Result<(), RunError> {
-        let Some(Library { origin, abi, offers, notes }) = loader.load(path)? else {
-            return Ok(());
-        };
+        match loader.load(path)? {
+            Some(library) => self.put(library, is_bundled),
+            None => Ok(()),
+        }
+    }
+
+    fn put(&mut self, library: Library, is_bundled: bool) -> Result<(), RunError> {
+        let Library { origin, abi, offers, notes } = library;
         let mut plugins = Vec::new();
         plugins.extend(offers.trainers.iter().map(entry));
         plugins.extend(offers.merge_methods.iter().map(entry));

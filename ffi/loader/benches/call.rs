@@ -52,7 +52,8 @@ fn calls(criterion: &mut Criterion) {
         step: &step,
     };
     let without = (forgelm_plugin_trainer::sft::SFT.build)(&[]).unwrap();
-    for (name, trainer) in [("no border", without), ("Rust library", in_rust()), ("C library", in_c())]
+    for (name, trainer) in
+        [("no border", without), ("Rust library", in_rust()), ("C library", in_c())]
     {
         let mut dlogp = [0.0];
         criterion.bench_function(name, |bencher| {

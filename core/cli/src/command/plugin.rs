@@ -1,10 +1,10 @@
-//! `forgelm plugin list`: what is loaded, and from where.
+//! `forgelm plugin list | check`: what is loaded and from where, and whether it conforms.
 
 use super::Context;
 use crate::args::{LogLevel, PluginCommand};
 use forgelm_run::exit::Exit;
 use forgelm_run::plan::Plan;
-use forgelm_run::plugins::{self, LibraryRecord};
+use forgelm_run::plugins::{self, Finding, LibraryRecord, Outcome};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 pub fn plugin(command: &PluginCommand, context: &mut Context) -> Exit {
     match command {
         PluginCommand::List { config, libraries } => list(config.as_deref(), libraries, context),
+        PluginCommand::Check { library } => check(library, context),
     }
 }
 
@@ -43,6 +44,48 @@ fn list(config: Option<&Path>, libraries: &[PathBuf], context: &mut Context) -> 
         context.progress.line(LogLevel::Error, &format!("error: {error}"));
     }
     if broken.is_empty() { Exit::Success } else { Exit::Config }
+}
+
+fn check(library: &Path, context: &mut Context) -> Exit {
+    let (mut plugins, findings) = match plugins::check(library, &context.environment()) {
+        Ok(checked) => checked,
+        Err(error) => return context.failed(&error),
+    };
+    plugins.tell(&mut context.progress);
+    let is_failed = |finding: &Finding| matches!(finding.outcome, Outcome::Fails(_));
+    let n_failed = findings.iter().filter(|finding| is_failed(finding)).count();
+    let tried = |finding: &Finding| {
+        let (outcome, why) = match &finding.outcome {
+            Outcome::Holds => ("holds", None),
+            Outcome::Fails(why) => ("fails", Some(why)),
+            Outcome::Untried(why) => ("untried", Some(why)),
+        };
+        json!({
+            "kind": finding.kind,
+            "plugin": finding.plugin,
+            "property": finding.property,
+            "outcome": outcome,
+            "why": why,
+        })
+    };
+    let shown = json!({
+        "success": n_failed == 0,
+        "libraries": plugins.libraries().iter().map(document).collect::<Vec<_>>(),
+        "findings": findings.iter().map(tried).collect::<Vec<_>>(),
+    });
+    let lines = findings.iter().map(|finding| format!("{finding}\n")).collect::<String>();
+    let text = format!("{}{lines}", text(plugins.libraries()));
+    context.result(&text, &shown);
+    if n_failed == 0 {
+        return Exit::Success;
+    }
+    let error = format!(
+        "error: {}: {n_failed} of {} properties do not hold",
+        library.display(),
+        findings.len()
+    );
+    context.progress.line(LogLevel::Error, &error);
+    Exit::Config
 }
 
 fn document(library: &LibraryRecord) -> Value {

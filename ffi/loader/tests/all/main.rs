@@ -5,6 +5,7 @@
 
 mod batch;
 mod build;
+mod conformance;
 mod good;
 mod misbehaves;
 mod refused;

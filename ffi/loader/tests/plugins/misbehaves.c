@@ -92,6 +92,34 @@ forgelm_status nan_loss(const forgelm_trainer *trainer, const forgelm_scored *sc
     return FORGELM_OK;
 }
 
+/* A gradient of the wrong size. */
+forgelm_status wrong_slope(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                           forgelm_loss *out, forgelm_plugin_error *err) {
+    forgelm_status ended = loss(trainer, scored, out, err);
+    numbers(out->dlogp)[0] *= 1.1f;
+    return ended;
+}
+
+/* A gradient where nothing is trained. */
+forgelm_status untrained_slope(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                               forgelm_loss *out, forgelm_plugin_error *err) {
+    forgelm_status ended = loss(trainer, scored, out, err);
+    for (int64_t row = 0; row < scored->logp->shape[0]; ++row) {
+        numbers(out->dlogp)[row] = -1.0f;
+    }
+    return ended;
+}
+
+/* Another loss each time. */
+forgelm_status forgetful(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                         forgelm_loss *out, forgelm_plugin_error *err) {
+    static double n_calls = 0.0;
+    forgelm_status ended = loss(trainer, scored, out, err);
+    out->loss_sum += n_calls;
+    n_calls += 1.0;
+    return ended;
+}
+
 /* A failure with a message that is longer than the record, and not UTF-8. */
 forgelm_status long_failure(const forgelm_trainer *trainer, const forgelm_scored *scored,
                             forgelm_loss *out, forgelm_plugin_error *err) {

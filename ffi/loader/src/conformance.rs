@@ -1,0 +1,113 @@
+//! What every plugin of a kind must have, tried on a loaded library: the kit behind
+//! `forgelm plugin check`.
+//!
+//! It builds each plugin without options and calls it with made-up numbers. It runs in the process
+//! that asks: a library that crashes ends it.
+
+mod evaluator;
+mod merge_method;
+mod quantizer;
+mod trainer;
+
+use crate::Library;
+use forgelm_plugin::{Kind, Plugin};
+use std::fmt;
+
+/// One property of one plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Kind of plugin.
+    pub kind: &'static str,
+    /// Its name.
+    pub plugin: &'static str,
+    /// What was tried, as a sentence that should be true.
+    pub property: &'static str,
+    /// Whether it is.
+    pub outcome: Outcome,
+}
+
+/// Whether a property holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It does.
+    Holds,
+    /// It does not: what was found and what was expected.
+    Fails(String),
+    /// It could not be tried.
+    Untried(String),
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, plugin, property, outcome } = self;
+        match outcome {
+            Outcome::Holds => write!(f, "ok      {kind} {plugin}: {property}"),
+            Outcome::Fails(why) => write!(f, "FAILED  {kind} {plugin}: {property}: {why}"),
+            Outcome::Untried(why) => write!(f, "untried {kind} {plugin}: {property}: {why}"),
+        }
+    }
+}
+
+/// Tries every plugin of a library.
+#[must_use]
+pub fn check(library: &Library) -> Vec<Finding> {
+    let offers = &library.offers;
+    let mut found = Vec::new();
+    offers.trainers.iter().for_each(|plugin| trainer::check(plugin, &mut found));
+    offers.merge_methods.iter().for_each(|plugin| merge_method::check(plugin, &mut found));
+    offers.quantizers.iter().for_each(|plugin| quantizer::check(plugin, &mut found));
+    offers.evaluators.iter().for_each(|plugin| evaluator::check(plugin, &mut found));
+    found
+}
+
+/// Collects the findings of one plugin.
+struct Tried<'a, K: Kind> {
+    plugin: &'a Plugin<K>,
+    found: &'a mut Vec<Finding>,
+}
+
+impl<K: Kind> Tried<'_, K> {
+    /// A property, with what is wrong if it does not hold.
+    fn property(&mut self, property: &'static str, result: Result<(), String>) {
+        self.note(property, result.map_or_else(Outcome::Fails, |()| Outcome::Holds));
+    }
+
+    fn note(&mut self, property: &'static str, outcome: Outcome) {
+        let (kind, plugin) = (K::NAME, self.plugin.name);
+        self.found.push(Finding { kind, plugin, property, outcome });
+    }
+
+    /// An instance without options, unless it needs some.
+    fn built<T, E: fmt::Display>(&mut self, instance: Result<T, E>) -> Option<T> {
+        match instance {
+            Ok(instance) => {
+                self.note("is made without options", Outcome::Holds);
+                Some(instance)
+            }
+            Err(refused) => {
+                self.note("is made without options", Outcome::Untried(refused.to_string()));
+                None
+            }
+        }
+    }
+}
+
+/// Numbers in -1..1 without a pattern, the same in every run.
+struct Numbers(u32);
+
+impl Numbers {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let upper = u16::try_from(self.0 >> 16).unwrap_or_default();
+        f32::from(upper) / 32_768.0 - 1.0
+    }
+
+    fn take(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.next()).collect()
+    }
+}
+
+/// Nothing, or the two values in words.
+fn same<T: PartialEq + fmt::Debug>(found: &T, expected: &T) -> Result<(), String> {
+    if found == expected { Ok(()) } else { Err(format!("{found:?}; expected {expected:?}")) }
+}

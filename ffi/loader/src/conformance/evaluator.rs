@@ -1,0 +1,55 @@
+//! An evaluator gives the same report again, and fails in words where a service is missing.
+
+use super::{Finding, Outcome, Tried, same};
+use forgelm_plugin::{Evaluators, Plugin};
+use forgelm_sdk::evaluator::{Evaluator, Generate, Report, Score, Services, TextPair, TextScore};
+use forgelm_sdk::{Failed, OptionValue};
+
+/// A model that is made up: a text's score is a function of its bytes.
+struct MadeUp;
+
+impl Score for MadeUp {
+    fn score(&self, pairs: &[TextPair<'_>]) -> Result<Vec<TextScore>, Failed> {
+        let score = |pair: &TextPair<'_>| {
+            let bytes = pair.prompt.bytes().chain(pair.completion.bytes());
+            let sum: u32 = bytes.map(u32::from).sum();
+            let n_tokens = pair.completion.split_whitespace().count().max(1) as u64;
+            TextScore { logp_sum: -f64::from(sum % 97) / 10.0 - 0.1, n_tokens }
+        };
+        Ok(pairs.iter().map(score).collect())
+    }
+}
+
+impl Generate for MadeUp {
+    fn generate(
+        &self,
+        prompts: &[&str],
+        _options: &[(&str, OptionValue)],
+    ) -> Result<Vec<String>, Failed> {
+        Ok(prompts.iter().map(|prompt| prompt.chars().rev().collect()).collect())
+    }
+}
+
+pub(super) fn check(plugin: &Plugin<Evaluators>, found: &mut Vec<Finding>) {
+    let mut tried = Tried { plugin, found };
+    let Some(evaluator) = tried.built((plugin.build)(&[])) else { return };
+    let all = Services { score: Some(&MadeUp), generate: Some(&MadeUp) };
+    let first = match evaluator.evaluate(&all) {
+        Ok(first) => first,
+        Err(failed) => return tried.property("judges a model", Err(failed.message)),
+    };
+    tried.property("judges a model", Ok(()));
+    tried.property("gives the same report again", again(&*evaluator, &all, &first));
+    let none = Services { score: None, generate: None };
+    let outcome = match evaluator.evaluate(&none) {
+        Err(failed) if failed.message.contains("panicked") => Outcome::Fails(failed.message),
+        // One that needs no service has nothing to say.
+        Ok(_) | Err(_) => Outcome::Holds,
+    };
+    tried.note("says in words that a service is missing", outcome);
+}
+
+fn again(evaluator: &dyn Evaluator, all: &Services<'_>, first: &Report) -> Result<(), String> {
+    let second = evaluator.evaluate(all).map_err(|failed| failed.message)?;
+    same(&second, first)
+}
