@@ -686,6 +686,37 @@ struct forgelm_evaluator_factory {
                              forgelm_plugin_error *err) FORGELM_NOEXCEPT;
 };
 
+/* ---- host services ------------------------------------------------------------------------ */
+
+#define FORGELM_RNG "forgelm.rng/1"
+
+/* "forgelm.rng/1": random numbers as a function of (seed, step, index), without state, the same on
+ * every machine, in any order, from any thread. Number i is the first word of
+ * Philox4x32-10(counter = [i low, i high, step low, step high], key), where the key is the first
+ * two words of Philox4x32-10(counter = [0x504c5547, 0, 0, 0], key = [seed low, seed high]). */
+typedef struct forgelm_rng forgelm_rng;
+struct forgelm_rng {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *service_data;
+
+    /* Numbers first, first + 1, ... to out [n]: 32 random bits each.
+     * Thread:    any; several at once.
+     * Ownership: out is borrowed for the call.
+     * Errors:    none; nothing is written if out is NULL.
+     * Since:     1.0 */
+    void (*bits)(const forgelm_rng *rng, uint64_t seed, uint64_t step, uint64_t first, size_t n,
+                 uint32_t *out) FORGELM_NOEXCEPT;
+
+    /* The same numbers as floats in [0, 1): the upper 24 bits of each, times 2^-24.
+     * Thread:    any; several at once.
+     * Ownership: out is borrowed for the call.
+     * Errors:    none; nothing is written if out is NULL.
+     * Since:     1.0 */
+    void (*uniform)(const forgelm_rng *rng, uint64_t seed, uint64_t step, uint64_t first, size_t n,
+                    float *out) FORGELM_NOEXCEPT;
+};
+
 /* ---- host services for evaluators --------------------------------------------------------- */
 
 #define FORGELM_SCORE "forgelm.score/1"

@@ -5,9 +5,10 @@ use crate::{
     forgelm_evaluator_factory, forgelm_generate, forgelm_host, forgelm_loss, forgelm_merge_method,
     forgelm_merge_method_descriptor, forgelm_merge_method_factory, forgelm_merge_pass,
     forgelm_merge_piece, forgelm_merge_tensor, forgelm_plugin_error, forgelm_quantizer,
-    forgelm_quantizer_descriptor, forgelm_quantizer_factory, forgelm_role_totals, forgelm_score,
-    forgelm_scored, forgelm_sequence, forgelm_str, forgelm_tensor, forgelm_text_pair,
-    forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory, forgelm_writer,
+    forgelm_quantizer_descriptor, forgelm_quantizer_factory, forgelm_rng, forgelm_role_totals,
+    forgelm_score, forgelm_scored, forgelm_sequence, forgelm_str, forgelm_tensor,
+    forgelm_text_pair, forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory,
+    forgelm_writer,
 };
 
 /// One field.
@@ -116,6 +117,7 @@ pub const EXTENSION_LAYOUTS: &[Layout] = layouts! {
     forgelm_text_pair { prompt, completion }
     forgelm_score { struct_size, reserved, service_data, score }
     forgelm_generate { struct_size, reserved, service_data, generate }
+    forgelm_rng { struct_size, reserved, service_data, bits, uniform }
 };
 
 /// FNV-1a over alignment and fields of [`LAYOUTS`] as they were in version 1.0: it does not change

@@ -14,6 +14,7 @@ mod evaluator;
 mod layout;
 mod merge_method;
 mod quantizer;
+mod rng;
 mod tensor;
 mod trainer;
 
@@ -34,6 +35,7 @@ pub use merge_method::{
 pub use quantizer::{
     QUANTIZER_FACTORY, forgelm_quantizer, forgelm_quantizer_descriptor, forgelm_quantizer_factory,
 };
+pub use rng::{RNG, RNG_PURPOSE, forgelm_rng};
 pub use tensor::{DEVICE_CPU, dtype_code, forgelm_device, forgelm_dtype, forgelm_tensor};
 pub use trainer::{
     TRAINER_FACTORY, forgelm_loss, forgelm_role_totals, forgelm_scored, forgelm_sequence,

@@ -163,7 +163,7 @@ fn the_ids_of_factories_and_services_are_those_of_the_header() {
     use forgelm_abi::{
         EVALUATOR_FACTORY, MERGE_METHOD_FACTORY, QUANTIZER_FACTORY, TRAINER_FACTORY,
     };
-    use forgelm_abi::{GENERATE, SCORE};
+    use forgelm_abi::{GENERATE, RNG, SCORE};
     let header = header();
     for (name, id) in [
         ("FORGELM_TRAINER_FACTORY", TRAINER_FACTORY),
@@ -172,6 +172,7 @@ fn the_ids_of_factories_and_services_are_those_of_the_header() {
         ("FORGELM_EVALUATOR_FACTORY", EVALUATOR_FACTORY),
         ("FORGELM_SCORE", SCORE),
         ("FORGELM_GENERATE", GENERATE),
+        ("FORGELM_RNG", RNG),
     ] {
         let line = format!("#define {name} \"{}\"", id.to_str().unwrap());
         assert!(header.contains(&line), "the header lacks `{line}`");
@@ -199,7 +200,7 @@ fn every_function_has_its_four_marks() {
             assert!(has, "forgelm_plugin.h:{}: no `{mark}` before `{}`", number + 1, line.trim());
         }
     }
-    assert_eq!(n_functions, 39, "the functions are not found");
+    assert_eq!(n_functions, 41, "the functions are not found");
 }
 
 /// A host in C may well have plugins of its own.

@@ -1,8 +1,9 @@
 //! The host's table, and what stands behind it.
 
 use crate::border::lossy;
+use crate::rng;
 use forgelm_abi::{
-    ABI_MAJOR, ABI_MINOR, GENERATE, SCORE, forgelm_generate, forgelm_host, forgelm_score,
+    ABI_MAJOR, ABI_MINOR, GENERATE, RNG, SCORE, forgelm_generate, forgelm_host, forgelm_score,
     forgelm_str, log_level,
 };
 use forgelm_sdk::host::Level;
@@ -107,6 +108,7 @@ impl Host {
 
     fn extension(&self, id: &[u8]) -> Option<*const c_void> {
         match id {
+            _ if id == RNG.to_bytes() => Some(from_ref(&rng::TABLE.0).cast()),
             _ if id == SCORE.to_bytes() => self.score.as_ref().map(|table| from_ref(table).cast()),
             _ if id == GENERATE.to_bytes() => {
                 self.generate.as_ref().map(|table| from_ref(table).cast())

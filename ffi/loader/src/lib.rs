@@ -23,6 +23,7 @@ mod float_mode;
 mod host;
 mod merge_method;
 mod quantizer;
+mod rng;
 mod sealed;
 pub mod search;
 mod trainer;

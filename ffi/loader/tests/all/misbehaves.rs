@@ -2,6 +2,7 @@
 
 use crate::batch::Batch;
 use crate::build::{Told, built, compile, load, misbehaves};
+use forgelm_kernels_api::philox::philox4x32;
 use forgelm_loader::Level;
 use forgelm_sdk::trainer::Trainer;
 use std::path::Path;
@@ -118,6 +119,21 @@ fn names_of_metrics_without_end_are_refused() {
     let (_dir, path) = misbehaves(&["LOSS=many_metrics"]);
     let failure = Batch::texts(1).failure(&*trainer(&path));
     assert!(failure.ends_with("more than 256 names of metrics"), "{failure}");
+}
+
+/// Number 2^64 - 1 of step 7, and number 0, by the definition in the header.
+#[test]
+fn random_numbers_of_the_host_are_those_of_the_definition() {
+    let (_dir, path) = misbehaves(&["LOSS=random_metrics"]);
+    let (loss, _) = Batch::texts(1).loss(&*trainer(&path));
+    let [k0, k1, ..] = philox4x32([0x504c_5547, 0, 0, 0], [0x9abc_def0, 0x1234_5678]);
+    let last = philox4x32([u32::MAX, u32::MAX, 7, 0], [k0, k1])[0];
+    let zero = philox4x32([0, 0, 7, 0], [k0, k1])[0];
+    let sum = |name: &str| loss.metrics.iter().find(|metric| metric.name == name).unwrap().sum;
+    let expected = f64::from(last) + f64::from(zero);
+    assert!((sum("bits") - expected).abs() < 0.5, "{loss:?}");
+    let uniform = (f64::from(last >> 8) + f64::from(zero >> 8)) / 16_777_216.0;
+    assert!((sum("uniform") - uniform).abs() < 1e-12, "{loss:?}");
 }
 
 #[test]

@@ -205,6 +205,29 @@ forgelm_status talks(const forgelm_trainer *trainer, const forgelm_scored *score
     return loss(trainer, scored, out, err);
 }
 
+/* Random numbers of the host, as metrics. */
+forgelm_status random_metrics(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                              forgelm_loss *out, forgelm_plugin_error *err) {
+    const forgelm_rng *rng = the_host->get_extension(the_host, FORGELM_RNG);
+    uint32_t bits[2];
+    float uniform[2];
+    if (rng == NULL || !FORGELM_HAS(rng, bits) || !FORGELM_HAS(rng, uniform)) {
+        return FORGELM_E_UNIMPLEMENTED;
+    }
+    rng->bits(rng, 0x123456789abcdef0u, 7, UINT64_MAX, 2, bits);
+    rng->uniform(rng, 0x123456789abcdef0u, 7, UINT64_MAX, 2, uniform);
+    rng->bits(rng, 0, 0, 0, 1, NULL);
+    const char *names[] = {"bits", "uniform"};
+    for (int i = 0; i < 2; ++i) {
+        forgelm_str name = {names[0], 4};
+        out->metric(out->metric_ctx, name, (double)bits[i], (uint64_t)i);
+        name.ptr = names[1];
+        name.len = 7;
+        out->metric(out->metric_ctx, name, (double)uniform[i], (uint64_t)i);
+    }
+    return loss(trainer, scored, out, err);
+}
+
 forgelm_status failing_init(const forgelm_host *host, forgelm_str dir, forgelm_plugin_error *err) {
     (void)host;
     memcpy(err->message, dir.ptr, dir.len < 200 ? dir.len : 200);
