@@ -8,7 +8,7 @@ use forgelm_abi::{
     forgelm_str, forgelm_tensor, status,
 };
 use forgelm_plugin::{Kind, Origin};
-use forgelm_sdk::Failed;
+use forgelm_sdk::{Failed, OptionsError};
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char};
 use std::sync::Arc;
@@ -163,6 +163,40 @@ pub(crate) fn told(ended: forgelm_status, err: &forgelm_plugin_error) -> String 
         (text, status::PANIC) => format!("panicked: {text}"),
         (text, _) => text,
     }
+}
+
+/// The instance that a `create` handed out; `missing` names a function that must be there and is
+/// not.
+///
+/// # Safety
+/// The pointer is null or to an instance of the plugin's, which is ours until it is destroyed.
+pub(crate) unsafe fn created<T>(
+    caller: &Caller,
+    (ended, err): (forgelm_status, &forgelm_plugin_error),
+    instance: *const T,
+    name: &'static str,
+    missing: impl Fn(&T) -> Option<&'static str>,
+) -> Result<*const T, OptionsError> {
+    let refused = |message: String| OptionsError::Refused { message };
+    match ended {
+        status::OK => {}
+        // Its own words about an option, as those of a plugin of ours.
+        status::INVALID_ARGUMENT => return Err(refused(told(ended, err))),
+        _ => return Err(refused(caller.failed(&told(ended, err)).message)),
+    }
+    // SAFETY: the caller's promise.
+    let found = unsafe { table(instance, name, || "the instance".to_owned()) };
+    let problem = match found.map(missing) {
+        Ok(None) => return Ok(instance),
+        Ok(Some(field)) => Problem::Null { what: format!("{name}.{field}") },
+        Err(problem) => problem,
+    };
+    Err(refused(caller.failed(&problem.to_string()).message))
+}
+
+/// The first of these names whose field is missing.
+pub(crate) fn first_missing(fields: &[(bool, &'static str)]) -> Option<&'static str> {
+    fields.iter().find(|(is_missing, _)| *is_missing).map(|(_, name)| *name)
 }
 
 /// A type of numbers in tensors.

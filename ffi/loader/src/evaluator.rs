@@ -1,6 +1,8 @@
 //! Evaluators of a library, as the trait that the host calls; and the host's services for them.
 
-use crate::border::{Caller, Poison, call, check_features, kept_text, lossy, size, table, told};
+use crate::border::{
+    Caller, Poison, call, check_features, created, first_missing, kept_text, lossy, size, table,
+};
 use crate::error::Problem;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
@@ -90,9 +92,10 @@ impl Foreign {
         options: &[(&str, OptionValue)],
         caller: Caller,
     ) -> Result<Self, OptionsError> {
-        let refused = |message: String| OptionsError::Refused { message };
         let options = to_json(options)?;
-        let create = factory.create.ok_or_else(|| refused("`create` is NULL".to_owned()))?;
+        let Some(create) = factory.create else {
+            return Err(OptionsError::Refused { message: "`create` is NULL".to_owned() });
+        };
         let (mut instance, mut err) = (null(), forgelm_plugin_error::new());
         let ended = {
             let _mode = KeepFloatMode::new();
@@ -102,23 +105,15 @@ impl Foreign {
                 create(factory, host.table(), index, options, &raw mut instance, &raw mut err)
             }
         };
-        match ended {
-            status::OK => {}
-            status::INVALID_ARGUMENT => return Err(refused(told(ended, &err))),
-            _ => return Err(refused(caller.failed(&told(ended, &err)).message)),
-        }
-        let broken = |problem: Problem| refused(caller.failed(&problem.to_string()).message);
-        let what = || "the instance".to_owned();
+        let missing = |found: &forgelm_evaluator| {
+            first_missing(&[
+                (found.evaluate.is_none(), "evaluate"),
+                (found.destroy.is_none(), "destroy"),
+            ])
+        };
         // SAFETY: null or an instance, which is ours until `destroy`.
-        let found = unsafe { table(instance, "forgelm_evaluator", what) }.map_err(broken)?;
-        for (is_missing, field) in
-            [(found.evaluate.is_none(), "evaluate"), (found.destroy.is_none(), "destroy")]
-        {
-            if is_missing {
-                let what = format!("forgelm_evaluator.{field}");
-                return Err(broken(Problem::Null { what }));
-            }
-        }
+        let instance =
+            unsafe { created(&caller, (ended, &err), instance, "forgelm_evaluator", missing) }?;
         let (poison, one_call_at_a_time) = (Poison::default(), Mutex::new(()));
         Ok(Self { instance, host, caller, poison, one_call_at_a_time })
     }

@@ -1,13 +1,15 @@
 //! Merge methods of a library, as the trait that the host calls.
 
-use crate::border::{Caller, Poison, Shape, call, check_features, kept_text, size, table, told};
+use crate::border::{
+    Caller, Poison, Shape, call, check_features, created, first_missing, kept_text, size, table,
+};
 use crate::error::Problem;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
 use forgelm_abi::{
     forgelm_merge_method, forgelm_merge_method_descriptor, forgelm_merge_method_factory,
     forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor, forgelm_plugin_error,
-    forgelm_str, merge_scope, status,
+    forgelm_str, merge_scope,
 };
 use forgelm_plugin::{Kind, MergeMethods, Origin, Plugin};
 use forgelm_sdk::merge_method::{MergeMethod, Needs, Pass, Piece, Scope, Tensor};
@@ -121,9 +123,10 @@ impl Foreign {
         (options, weights): (&[(&str, OptionValue)], &[f64]),
         caller: Caller,
     ) -> Result<Self, OptionsError> {
-        let refused = |message: String| OptionsError::Refused { message };
         let options = to_json(options)?;
-        let create = factory.create.ok_or_else(|| refused("`create` is NULL".to_owned()))?;
+        let Some(create) = factory.create else {
+            return Err(OptionsError::Refused { message: "`create` is NULL".to_owned() });
+        };
         let (mut instance, mut err) = (null(), forgelm_plugin_error::new());
         let ended = {
             let _mode = KeepFloatMode::new();
@@ -141,30 +144,22 @@ impl Foreign {
                 )
             }
         };
-        match ended {
-            status::OK => {}
-            status::INVALID_ARGUMENT => return Err(refused(told(ended, &err))),
-            _ => return Err(refused(caller.failed(&told(ended, &err)).message)),
-        }
-        let broken = |problem: Problem| refused(caller.failed(&problem.to_string()).message);
-        let what = || "the instance".to_owned();
+        let missing = |found: &forgelm_merge_method| {
+            first_missing(&[
+                (found.merge.is_none(), "merge"),
+                (found.destroy.is_none(), "destroy"),
+                (found.n_passes > 0 && found.passes.is_null(), "passes"),
+                (found.n_passes > 0 && found.measure.is_none(), "measure"),
+                (found.n_passes > 0 && found.conclude.is_none(), "conclude"),
+            ])
+        };
         // SAFETY: null or an instance, which is ours until `destroy`.
-        let found = unsafe { table(instance, "forgelm_merge_method", what) }.map_err(broken)?;
-        let has_passes = found.n_passes > 0;
-        for (is_missing, field) in [
-            (found.merge.is_none(), "merge"),
-            (found.destroy.is_none(), "destroy"),
-            (has_passes && found.passes.is_null(), "passes"),
-            (has_passes && found.measure.is_none(), "measure"),
-            (has_passes && found.conclude.is_none(), "conclude"),
-        ] {
-            if is_missing {
-                let what = format!("forgelm_merge_method.{field}");
-                return Err(broken(Problem::Null { what }));
-            }
-        }
+        let instance =
+            unsafe { created(&caller, (ended, &err), instance, "forgelm_merge_method", missing) }?;
         let mut passes: Vec<Pass> = Vec::new();
-        if has_passes {
+        // SAFETY: `created` found it good.
+        let found = unsafe { &*instance };
+        if found.n_passes > 0 {
             // SAFETY: as many passes as it says, constant, of the layout asserted above.
             let found = unsafe { std::slice::from_raw_parts(found.passes.cast(), found.n_passes) };
             passes.extend_from_slice(found);

@@ -1,12 +1,14 @@
 //! Quantizers of a library, as the trait that the host calls.
 
-use crate::border::{Caller, Poison, Shape, call, check_features, kept_text, table, told};
+use crate::border::{
+    Caller, Poison, Shape, call, check_features, created, first_missing, kept_text, table,
+};
 use crate::error::Problem;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
 use forgelm_abi::{
     forgelm_plugin_error, forgelm_quantizer, forgelm_quantizer_descriptor,
-    forgelm_quantizer_factory, forgelm_str, status,
+    forgelm_quantizer_factory, forgelm_str,
 };
 use forgelm_plugin::{Kind, Origin, Plugin, Quantizers};
 use forgelm_sdk::options::to_json;
@@ -86,9 +88,10 @@ impl Foreign {
         options: &[(&str, OptionValue)],
         caller: Caller,
     ) -> Result<Self, OptionsError> {
-        let refused = |message: String| OptionsError::Refused { message };
         let options = to_json(options)?;
-        let create = factory.create.ok_or_else(|| refused("`create` is NULL".to_owned()))?;
+        let Some(create) = factory.create else {
+            return Err(OptionsError::Refused { message: "`create` is NULL".to_owned() });
+        };
         let (mut instance, mut err) = (null(), forgelm_plugin_error::new());
         let ended = {
             let _mode = KeepFloatMode::new();
@@ -98,26 +101,17 @@ impl Foreign {
                 create(factory, host.table(), index, options, &raw mut instance, &raw mut err)
             }
         };
-        match ended {
-            status::OK => {}
-            status::INVALID_ARGUMENT => return Err(refused(told(ended, &err))),
-            _ => return Err(refused(caller.failed(&told(ended, &err)).message)),
-        }
-        let broken = |problem: Problem| refused(caller.failed(&problem.to_string()).message);
-        let what = || "the instance".to_owned();
+        let missing = |found: &forgelm_quantizer| {
+            first_missing(&[
+                (found.bytes_per_row.is_none(), "bytes_per_row"),
+                (found.quantize.is_none(), "quantize"),
+                (found.dequantize.is_none(), "dequantize"),
+                (found.destroy.is_none(), "destroy"),
+            ])
+        };
         // SAFETY: null or an instance, which is ours until `destroy`.
-        let found = unsafe { table(instance, "forgelm_quantizer", what) }.map_err(broken)?;
-        for (is_missing, field) in [
-            (found.bytes_per_row.is_none(), "bytes_per_row"),
-            (found.quantize.is_none(), "quantize"),
-            (found.dequantize.is_none(), "dequantize"),
-            (found.destroy.is_none(), "destroy"),
-        ] {
-            if is_missing {
-                let what = format!("forgelm_quantizer.{field}");
-                return Err(broken(Problem::Null { what }));
-            }
-        }
+        let instance =
+            unsafe { created(&caller, (ended, &err), instance, "forgelm_quantizer", missing) }?;
         Ok(Self { instance, caller, poison: Poison::default() })
     }
 

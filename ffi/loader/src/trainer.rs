@@ -1,7 +1,8 @@
 //! Trainers of a library, as the trait that the engine calls.
 
 use crate::border::{
-    Caller, Poison, Shape, call, check_features, kept_text, lossy, size, table, told,
+    Caller, Poison, Shape, call, check_features, created, first_missing, kept_text, lossy, size,
+    table,
 };
 use crate::error::Problem;
 use crate::float_mode::KeepFloatMode;
@@ -9,7 +10,7 @@ use crate::host::Host;
 use forgelm_abi::{
     forgelm_loss, forgelm_plugin_error, forgelm_role_totals, forgelm_scored, forgelm_sequence,
     forgelm_str, forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory, records,
-    status, trainer_needs,
+    trainer_needs,
 };
 use forgelm_plugin::{Kind, Origin, Plugin, Trainers};
 use forgelm_sdk::options::to_json;
@@ -130,9 +131,10 @@ impl Foreign {
         options: &[(&str, OptionValue)],
         caller: Caller,
     ) -> Result<Self, OptionsError> {
-        let refused = |message: String| OptionsError::Refused { message };
         let options = to_json(options)?;
-        let create = factory.create.ok_or_else(|| refused("`create` is NULL".to_owned()))?;
+        let Some(create) = factory.create else {
+            return Err(OptionsError::Refused { message: "`create` is NULL".to_owned() });
+        };
         let (mut instance, mut err) = (null(), forgelm_plugin_error::new());
         let ended = {
             let _mode = KeepFloatMode::new();
@@ -142,24 +144,12 @@ impl Foreign {
                 create(factory, host.table(), index, options, &raw mut instance, &raw mut err)
             }
         };
-        match ended {
-            status::OK => {}
-            // Its own words about an option, as those of a trainer of ours.
-            status::INVALID_ARGUMENT => return Err(refused(told(ended, &err))),
-            _ => return Err(refused(caller.failed(&told(ended, &err)).message)),
-        }
-        let broken = |problem: Problem| refused(caller.failed(&problem.to_string()).message);
-        let what = || "the instance".to_owned();
+        let missing = |found: &forgelm_trainer| {
+            first_missing(&[(found.loss.is_none(), "loss"), (found.destroy.is_none(), "destroy")])
+        };
         // SAFETY: null or an instance, which is ours until `destroy`.
-        let found = unsafe { table(instance, "forgelm_trainer", what) }.map_err(broken)?;
-        for (is_missing, field) in
-            [(found.loss.is_none(), "loss"), (found.destroy.is_none(), "destroy")]
-        {
-            if is_missing {
-                let what = format!("forgelm_trainer.{field}");
-                return Err(broken(Problem::Null { what }));
-            }
-        }
+        let instance =
+            unsafe { created(&caller, (ended, &err), instance, "forgelm_trainer", missing) }?;
         let (poison, calls) = (Poison::default(), Mutex::default());
         Ok(Self { instance, caller, poison, calls })
     }
