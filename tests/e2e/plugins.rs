@@ -49,6 +49,8 @@ fn a_trainer_in_c_trains_as_ours_does_and_the_report_names_its_library() {
     assert!(ran.stderr.contains("example-trainers 1.0.0 (plugin.so) runs in the program"));
     assert!(ours.adapter("out") == theirs.adapter("out"), "other bytes");
 
+    let plan = theirs.forgelm(&["--config", "run.yaml", "--dry-run"]).expect_code(0).stdout;
+    assert!(plan.contains("nll_c, 12 steps") && plan.contains("plugin.so"), "{plan}");
     let used = report(&theirs)["plugins"][0].clone();
     assert_eq!(used["kind"], "trainer");
     assert_eq!(used["name"], "nll_c");
@@ -126,6 +128,8 @@ fn a_trainer_that_cannot_be_used_is_refused_before_anything_starts() {
     refused(options, "`plugins.trainer_options`: `beta`; expected `key=value`");
     let options = "plugins: {paths: [plugin.so], trainer: nll_c, trainer_options: [beta=-1]}\n";
     refused(options, "the only option is `beta`, a number above 0");
+    let options = "plugins: {trainer_options: [beta=1]}\n";
+    refused(options, "`plugins.trainer_options`: `beta=1` is for no trainer");
     refused("plugins: {isolation: process}\n", "`plugins.isolation: process` is not available yet");
 }
 

@@ -325,7 +325,7 @@ impl Dossier<'_> {
             more.insert("oom_recovery".to_owned(), recovery);
         }
         TrainingParameters {
-            trainer_type: training.trainer_type.to_string(),
+            trainer_type: self.plan.trainer_name(),
             epochs: self.state.epoch,
             batch_size: training.per_device_train_batch_size as u64,
             gradient_accumulation_steps: training.gradient_accumulation_steps as u64,

@@ -107,6 +107,15 @@ pub enum RunError {
         /// As given.
         given: String,
     },
+    /// An option for a trainer of a library, where none is named.
+    #[error(
+        "`plugins.trainer_options`: `{given}` is for no trainer; expected `plugins.trainer`\n  hint: \
+         options of the trainers that ship with ForgeLM are keys of `training`"
+    )]
+    LooseTrainerOption {
+        /// As given.
+        given: String,
+    },
     /// An option that a plugin refuses.
     #[error(transparent)]
     Options(#[from] OptionsError),
@@ -314,6 +323,7 @@ impl RunError {
             | Self::Plugin(_)
             | Self::TrainerRecords { .. }
             | Self::TrainerOption { .. }
+            | Self::LooseTrainerOption { .. }
             | Self::Options(_)
             | Self::OutputDir { .. }
             | Self::OtherRun { .. }

@@ -104,7 +104,7 @@ impl Plan {
             "backend": "native",
             "load_in_4bit": run.model.load_in_4bit,
             "trust_remote_code": run.model.trust_remote_code,
-            "trainer_type": training.trainer_type.to_string(),
+            "trainer_type": self.trainer_name(),
             "dora": run.lora.is_dora(),
             "lora_rank": run.lora.r,
             "lora_alpha": run.lora.alpha,
@@ -187,7 +187,7 @@ impl Plan {
             "training",
             format!(
                 "{}, {length}, batch {} x {}, learning rate {:e}, {dtype}",
-                training.trainer_type,
+                self.trainer_name(),
                 training.per_device_train_batch_size,
                 training.gradient_accumulation_steps,
                 training.learning_rate,
@@ -215,7 +215,15 @@ impl Plan {
             true => format!("{name} (from the cache, once fetched)"),
             false => name.clone(),
         });
-        std::iter::once(model).chain(data).collect()
+        let plugins = self.run.plugins.iter().flat_map(|plugins| plugins.paths.iter().cloned());
+        std::iter::once(model).chain(data).chain(plugins).collect()
+    }
+
+    /// The trainer: that of a library, else the one of `training.trainer_type`.
+    #[must_use]
+    pub fn trainer_name(&self) -> String {
+        let named = self.run.plugins.as_ref().and_then(|plugins| plugins.trainer.clone());
+        named.unwrap_or_else(|| self.run.training.trainer_type.to_string())
     }
 
     /// The data sets, the first one first.

@@ -264,8 +264,11 @@ pub fn build_trainer(
     plan: &Plan,
     plugin: &Plugin<Trainers>,
 ) -> Result<(Box<dyn Trainer>, Used), RunError> {
-    let section = plan.run.plugins.as_ref().filter(|plugins| plugins.trainer.is_some());
+    let section = plan.run.plugins.as_ref();
     let given = section.map_or(&[][..], |plugins| &plugins.trainer_options);
+    if let (Some(option), Some(None)) = (given.first(), section.map(|section| &section.trainer)) {
+        return Err(RunError::LooseTrainerOption { given: option.clone() });
+    }
     let options = given.iter().map(|given| option(given)).collect::<Result<Vec<_>, _>>()?;
     let trainer = (plugin.build)(&options)?;
     let origin = Arc::clone(&plugin.origin);

@@ -82,7 +82,7 @@ impl Job<'_> {
         })?;
         audit.append(&AuditEvent::PipelineInitialized {
             model: self.plan.run.model.name_or_path.clone(),
-            trainer_type: self.plan.run.training.trainer_type.to_string(),
+            trainer_type: self.plan.trainer_name(),
         })?;
         Ok(audit)
     }
