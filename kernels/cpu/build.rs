@@ -1,6 +1,8 @@
 //! Chooses the instruction sets that kernels are compiled for: all of the target's, or those that
 //! `FORGELM_INSTRUCTION_SETS` names (`avx512bf16`, say), which builds several times faster.
 
+#![expect(clippy::disallowed_methods, reason = "a build script reads what cargo tells it")]
+
 use std::env::var;
 
 fn main() {

@@ -45,8 +45,7 @@ fn a_trainer_in_c_trains_as_ours_does_and_the_report_names_its_library() {
     let ours = Workplace::new();
     ours.run();
     let theirs = with_trainer("examples/trainers.c", &[], "nll_c");
-    let ran = theirs.run().expect_stderr("plugin trainers.c: a trainer in C");
-    assert!(ran.stderr.contains("example-trainers 1.0.0 (plugin.so) runs in the program"));
+    theirs.run().expect_stderr("plugin trainers.c: a trainer in C");
     assert!(ours.adapter("out") == theirs.adapter("out"), "other bytes");
 
     let plan = theirs.forgelm(&["--config", "run.yaml", "--dry-run"]).expect_code(0).stdout;
@@ -68,12 +67,22 @@ fn a_trainer_in_c_trains_as_ours_does_and_the_report_names_its_library() {
     theirs.forgelm(&["verify-bundle", "out"]).expect_code(0);
 }
 
+/// In a process of its own or not: the same bytes, and the report says which.
 #[test]
-fn a_meant_library_is_not_warned_of_and_another_trainer_is_another_run() {
+fn where_a_library_runs_changes_no_bit_and_another_trainer_is_another_run() {
+    let apart = with_trainer("examples/trainers.c", &[], "nll_c");
+    apart.run();
+    assert_eq!(report(&apart)["plugins"][0]["isolation"], "process");
     let whole = with_trainer("examples/trainers.c", &[], "nll_c");
     whole.edit_config("paths:", "isolation: in_process, paths:");
-    let ran = whole.run();
-    assert!(!ran.stderr.contains("runs in the program"), "{}", ran.stderr);
+    whole.run();
+    assert_eq!(report(&whole)["plugins"][0]["isolation"], "in_process");
+    assert!(apart.adapter("out") == whole.adapter("out"), "other bytes");
+    let ours = Workplace::new();
+    ours.write("run.yaml", &(ours.read("run.yaml") + "plugins: {isolation: process}\n"));
+    ours.run();
+    assert_eq!(report(&ours)["plugins"][0]["isolation"], "process");
+    assert!(apart.adapter("out") == ours.adapter("out"), "other bytes");
     whole.edit_config(", trainer: nll_c", "");
     std::fs::remove_dir_all(whole.path("out/final_model")).unwrap();
     let ran = whole.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(1);
@@ -107,6 +116,38 @@ fn a_plugin_that_fails_ends_the_run_by_its_name_and_keeps_the_last_checkpoint() 
     assert!(ran.stderr.contains("step 1: the loss is NaN"), "{}", ran.stderr);
 }
 
+/// The end of a plugin's process, or none, is an error of the run: with the plugin's name, and with
+/// the checkpoint of the step before.
+#[test]
+fn fault_110_a_plugin_that_ends_its_process_or_hangs_ends_the_run_and_keeps_the_checkpoint() {
+    for (loss, expected) in [
+        ("crashes", "killed by signal 11 (segmentation fault)"),
+        ("aborts", "killed by signal 6 (abort)"),
+        ("exits", "it ended the process with code 0"),
+        ("hangs", "no sign of life for 1s, so its worker was killed"),
+    ] {
+        let workplace = with_trainer(MISBEHAVES, &[&format!("-DLOSS={loss}")], "misbehaves");
+        workplace.edit_config("paths:", "deadline_seconds: 1, paths:");
+        let ran = workplace.forgelm(&["--config", "run.yaml"]).expect_code(2);
+        let by = "trainer `misbehaves` of misbehaves 0.1.0 (plugin.so): ";
+        assert!(ran.stderr.contains(by), "{loss}: {}", ran.stderr);
+        assert!(ran.stderr.contains(expected), "{loss}: {}", ran.stderr);
+        assert!(ran.stderr.contains("the last checkpoint is good"), "{loss}: {}", ran.stderr);
+    }
+}
+
+/// What the program knows and a plugin need not.
+#[test]
+fn the_process_of_a_plugin_has_no_secret_in_its_environment() {
+    let workplace = with_trainer(MISBEHAVES, &["-DLOSS=tells_environment"], "misbehaves");
+    let mut command = workplace.command(&["--config", "run.yaml"]);
+    command.env("FORGELM_AUDIT_SECRET", "a secret of sixteen").env("HF_TOKEN", "hf_secret");
+    let ran: crate::support::Ran = command.output().unwrap().into();
+    let ran = ran.expect_code(0);
+    assert!(ran.stderr.contains("plugin environment: PATH="), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("secret"), "{}", ran.stderr);
+}
+
 #[test]
 fn a_trainer_that_cannot_be_used_is_refused_before_anything_starts() {
     let refused = |config: &str, expected: &str| {
@@ -130,7 +171,6 @@ fn a_trainer_that_cannot_be_used_is_refused_before_anything_starts() {
     refused(options, "the only option is `beta`, a number above 0");
     let options = "plugins: {trainer_options: [beta=1]}\n";
     refused(options, "`plugins.trainer_options`: `beta=1` is for no trainer");
-    refused("plugins: {isolation: process}\n", "`plugins.isolation: process` is not available yet");
 }
 
 #[test]

@@ -25,7 +25,7 @@ const ROOMS: [Room; 7] = [
     Room {
         what: "reads the environment",
         words: &["env::var", "env::var_os", "env::vars", "env::vars_os"],
-        may: &["core/cli/", "tools/"],
+        may: &["core/cli/", "kernels/cpu/build.rs", "tools/"],
         instead: "take the value as an argument; core/cli reads it",
     },
     Room {
@@ -37,7 +37,14 @@ const ROOMS: [Room; 7] = [
     Room {
         what: "writes to the terminal",
         words: &["println!", "print!", "eprintln!", "eprint!", "io::stdout", "io::stderr"],
-        may: &["core/cli/", "tools/", "ffi/capi/build.rs"],
+        // a worker takes both away from the plugin that it loads
+        may: &[
+            "core/cli/",
+            "tools/",
+            "ffi/capi/build.rs",
+            "ffi/loader/src/worker/server.rs",
+            "kernels/cpu/build.rs",
+        ],
         instead: "return a value or emit an event; core/cli prints",
     },
     Room {
@@ -66,7 +73,8 @@ const ROOMS: [Room; 7] = [
     Room {
         what: "uses the network or another program",
         words: &["TcpStream", "UdpSocket", "hf_hub", "ureq", "Command::new"],
-        may: &["core/hub/", "core/cli/", "tools/"],
+        // the process of a plugin is this program again
+        may: &["core/hub/", "core/cli/", "ffi/loader/src/worker/", "tools/"],
         instead: "ask core/hub",
     },
     Room {

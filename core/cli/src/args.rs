@@ -159,6 +159,9 @@ pub enum Command {
     /// Look at plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// Serve another run of this program as the process of one of its plugins
+    #[command(hide = true)]
+    PluginWorker,
     /// Make an Ed25519 signing key
     Keygen(KeygenArgs),
     /// Check the hash chain of an audit log

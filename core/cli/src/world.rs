@@ -3,7 +3,7 @@
 
 use forgelm_artifact::time::{Clock, UtcTime};
 use forgelm_config::Secret;
-use forgelm_run::environment::Environment;
+use forgelm_run::environment::{Environment, PluginWorker};
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,11 +80,23 @@ pub fn environment(clock: Arc<dyn Clock>) -> Environment {
         trusted_keys: variable("FORGELM_TRUSTED_KEYS").map(PathBuf::from),
         program_dir: program_dir(),
         plugin_path: plugin_path(),
+        plugin_worker: plugin_worker(),
         process_id: std::process::id(),
         variable,
         random_bits: random_bits(),
         stop: Arc::new(AtomicBool::new(false)),
     }
+}
+
+/// This program again, with what a library needs to find others and to print, and no secret.
+fn plugin_worker() -> Option<PluginWorker> {
+    let kept = ["PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR"];
+    let environment = kept.iter().filter_map(|name| Some((name.into(), variable(name)?.into())));
+    Some(PluginWorker {
+        program: std::env::current_exe().ok()?,
+        args: vec!["plugin-worker".into()],
+        environment: environment.collect(),
+    })
 }
 
 /// The folder of the program itself, links followed.

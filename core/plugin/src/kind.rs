@@ -75,6 +75,8 @@ pub struct Origin {
     pub path: PathBuf,
     /// SHA-256 of the bytes that run, in hexadecimal digits.
     pub sha256: String,
+    /// Whether it runs in a process of its own.
+    pub is_isolated: bool,
 }
 
 impl fmt::Display for Origin {

@@ -195,6 +195,7 @@ mod tests {
             library: library.to_owned(),
             version: "1.2.3".to_owned(),
             path: PathBuf::from(format!("/x/{library}.so")),
+            is_isolated: false,
             sha256: "00".to_owned(),
         });
         let build: Arc<Build<dyn Trainer>> = Arc::new(|_: &[(&str, OptionValue)]| {

@@ -3,6 +3,7 @@
 
 use forgelm_artifact::time::Clock;
 use forgelm_config::Secret;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,6 +51,8 @@ pub struct Environment {
     pub program_dir: Option<PathBuf>,
     /// `FORGELM_PLUGIN_PATH`, in parts; empty when the program has more rights than its user.
     pub plugin_path: Vec<PathBuf>,
+    /// The program that serves as a worker for plugins; none where there is no such program.
+    pub plugin_worker: Option<PluginWorker>,
     /// Of this process.
     pub process_id: u32,
     /// Variables that a config names.
@@ -58,6 +61,17 @@ pub struct Environment {
     pub random_bits: u128,
     /// Raised when the run should stop after its step.
     pub stop: Arc<AtomicBool>,
+}
+
+/// How this program is started as a worker for plugins.
+#[derive(Clone, Debug)]
+pub struct PluginWorker {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Its whole environment: nothing that is secret.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 impl Environment {

@@ -101,6 +101,12 @@ pub enum RunError {
         /// What is read.
         read: &'static str,
     },
+    /// A library that should run in a process of its own, in a host that starts none.
+    #[error(
+        "`plugins.isolation`: this host starts no process for plugins\n  hint: `plugins.isolation: \
+         in_process` runs them in the program"
+    )]
+    NoPluginWorker,
     /// An option of a trainer of a library that is no `key=value`.
     #[error("`plugins.trainer_options`: `{given}`; expected `key=value`")]
     TrainerOption {
@@ -322,6 +328,7 @@ impl RunError {
             | Self::Registry(_)
             | Self::Plugin(_)
             | Self::TrainerRecords { .. }
+            | Self::NoPluginWorker
             | Self::TrainerOption { .. }
             | Self::LooseTrainerOption { .. }
             | Self::Options(_)

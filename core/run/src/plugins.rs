@@ -7,14 +7,16 @@ use crate::plan::Plan;
 use forgelm_config::{PluginIsolation, TrainerType};
 use forgelm_loader::conformance;
 pub use forgelm_loader::conformance::{Finding, Outcome};
-use forgelm_loader::search::{Places, find};
-use forgelm_loader::{HostServices, Level, Library, LibraryError, Loader};
+use forgelm_loader::search::{Found, Places, find};
+use forgelm_loader::{HostServices, Level, Library, LibraryError, Loader, WorkerProgram};
 use forgelm_plugin::{Kind, Origin, Plugin, Registry, Trainers};
 use forgelm_sdk::OptionValue;
 use forgelm_sdk::trainer::{Records, Trainer};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Lines of plugins that wait to be told; more are counted.
 const LINES_MAX: usize = 1000;
@@ -60,9 +62,18 @@ impl Used {
             "version": self.origin.version,
             "path": self.origin.path,
             "sha256": self.origin.sha256,
+            "isolation": isolation(&self.origin),
             "signature": null,
         })
     }
+}
+
+/// Where a library runs, as the config calls it.
+#[must_use]
+pub fn isolation(origin: &Origin) -> &'static str {
+    let isolation =
+        if origin.is_isolated { PluginIsolation::Process } else { PluginIsolation::InProcess };
+    isolation.as_str()
 }
 
 /// What plugins said and nobody has told yet.
@@ -101,21 +112,33 @@ pub fn load(plan: &Plan, env: &Environment) -> Result<Plugins, RunError> {
     let section = plan.run.plugins.as_ref();
     let paths = section.map_or(&[][..], |plugins| &plugins.paths);
     let isolation = section.map_or(PluginIsolation::Auto, |plugins| plugins.isolation);
+    let deadline = section.map_or(DEADLINE, |plugins| plugins.deadline_seconds);
     let mut plugins = Plugins::empty();
     let mut loader = plugins.loader(env);
     for found in find(&places(paths, env))? {
-        plugins.add(&mut loader, &found.path, found.is_bundled)?;
-    }
-    if isolation == PluginIsolation::Auto {
-        for library in plugins.libraries.iter().filter(|library| !library.is_bundled) {
-            plugins.notes.push(format!(
-                "{} runs in the program: a fault of it ends the run (`plugins.isolation: \
-                 in_process` says that this is meant)",
-                library.origin
-            ));
-        }
+        let is_apart = match isolation {
+            PluginIsolation::Auto => !found.is_bundled,
+            PluginIsolation::Process => true,
+            PluginIsolation::InProcess => false,
+        };
+        let worker = is_apart.then(|| worker(env, deadline)).transpose()?;
+        plugins.add(&mut loader, &found, worker.as_ref())?;
     }
     Ok(plugins)
+}
+
+/// `plugins.deadline_seconds` where there is no such section.
+const DEADLINE: u64 = 300;
+
+/// How a worker is started.
+fn worker(env: &Environment, deadline_seconds: u64) -> Result<WorkerProgram, RunError> {
+    let worker = env.plugin_worker.clone().ok_or(RunError::NoPluginWorker)?;
+    Ok(WorkerProgram {
+        program: worker.program,
+        args: worker.args,
+        environment: worker.environment,
+        silence_max: Duration::from_secs(deadline_seconds),
+    })
 }
 
 /// Loads every library that is found, for a list of them; those that cannot be used are told.
@@ -127,7 +150,8 @@ pub fn list(paths: &[String], env: &Environment) -> Result<(Plugins, Vec<Library
     let mut loader = plugins.loader(env);
     let mut broken = Vec::new();
     for found in find(&places(paths, env))? {
-        match plugins.add(&mut loader, &found.path, found.is_bundled) {
+        let worker = (!found.is_bundled).then(|| worker(env, DEADLINE)).transpose()?;
+        match plugins.add(&mut loader, &found, worker.as_ref()) {
             Ok(()) => {}
             Err(RunError::Plugin(error)) => broken.push(error),
             Err(error) => return Err(error),
@@ -160,7 +184,7 @@ impl Plugins {
 
     fn loader(&self, env: &Environment) -> Loader {
         let said = Arc::clone(&self.lines);
-        let events = Arc::clone(&self.lines);
+        let (events, stop) = (Arc::clone(&self.lines), Arc::clone(&env.stop));
         Loader::new(HostServices {
             log: Box::new(move |level, target, message| {
                 let line = format!("plugin {target}: {message}");
@@ -171,15 +195,22 @@ impl Plugins {
                 });
             }),
             progress: Box::new(move |event| events.push(Event::Detail(format!("plugin: {event}")))),
-            stop: Arc::clone(&env.stop),
+            stop: Box::new(move || stop.load(Ordering::Relaxed)),
         })
     }
 
-    fn add(&mut self, loader: &mut Loader, path: &Path, is_bundled: bool) -> Result<(), RunError> {
-        match loader.load(path)? {
-            Some(library) => self.put(library, is_bundled),
-            None => Ok(()),
-        }
+    /// Loads a library, in a worker if there is to be one.
+    fn add(
+        &mut self,
+        loader: &mut Loader,
+        found: &Found,
+        worker: Option<&WorkerProgram>,
+    ) -> Result<(), RunError> {
+        let library = match worker {
+            Some(worker) => loader.load_in_worker(&found.path, worker)?,
+            None => loader.load(&found.path)?,
+        };
+        library.map_or(Ok(()), |library| self.put(library, found.is_bundled))
     }
 
     fn put(&mut self, library: Library, is_bundled: bool) -> Result<(), RunError> {

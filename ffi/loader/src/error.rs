@@ -154,4 +154,13 @@ pub enum Problem {
     /// Its initialization failed.
     #[error("its init failed: {0}\n  hint: this is the plugin's own message")]
     Init(String),
+    /// A process of its own cannot be had.
+    #[error(
+        "no process of its own can be started: {0}\n  hint: `plugins.isolation: in_process` runs \
+         plugins in the program"
+    )]
+    NoWorker(std::io::Error),
+    /// What a worker said of it, hint and all.
+    #[error("{0}")]
+    InWorker(String),
 }

@@ -12,7 +12,6 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{from_ref, null, null_mut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Takes a line of a plugin: importance, origin, text.
 pub type Log = dyn Fn(Level, &str, &str) + Send + Sync;
@@ -23,25 +22,21 @@ pub struct HostServices {
     pub log: Box<Log>,
     /// Takes an event: a JSON object as text.
     pub progress: Box<dyn Fn(&str) + Send + Sync>,
-    /// Raised when work should stop.
-    pub stop: Arc<AtomicBool>,
+    /// Whether work should stop.
+    pub stop: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl HostServices {
     /// A host that listens to nobody and never stops anybody.
     #[must_use]
     pub fn silent() -> Self {
-        Self {
-            log: Box::new(|_, _, _| ()),
-            progress: Box::new(|_| ()),
-            stop: Arc::new(AtomicBool::new(false)),
-        }
+        Self { log: Box::new(|_, _, _| ()), progress: Box::new(|_| ()), stop: Box::new(|| false) }
     }
 }
 
 impl fmt::Debug for HostServices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HostServices").field("stop", &self.stop).finish_non_exhaustive()
+        f.debug_struct("HostServices").finish_non_exhaustive()
     }
 }
 
@@ -86,6 +81,11 @@ impl Host {
         Box::leak(Box::new(Self::new(Arc::new(services))))
     }
 
+    /// What stands behind the table.
+    pub(crate) fn services(&self) -> &Arc<HostServices> {
+        &self.services
+    }
+
     /// The same host with the services of an evaluator, for one call.
     pub(crate) fn with_services(
         &self,
@@ -118,6 +118,16 @@ impl Host {
     }
 }
 
+/// A number of the header as what it stands for.
+pub(crate) fn level_of(number: u32) -> Level {
+    match number {
+        log_level::DEBUG => Level::Debug,
+        log_level::INFO => Level::Info,
+        log_level::WARNING => Level::Warning,
+        _ => Level::Error,
+    }
+}
+
 /// # Safety
 /// `host` is null or the table of a [`Host`].
 unsafe fn host<'a>(host: *const forgelm_host) -> Option<&'a Host> {
@@ -146,12 +156,7 @@ unsafe extern "C" fn log(
     let Some(host) = (unsafe { host(table) }) else { return };
     // SAFETY: texts are readable during the call.
     let (target, message) = unsafe { (lossy(target), lossy(message)) };
-    let level = match level {
-        log_level::DEBUG => Level::Debug,
-        log_level::INFO => Level::Info,
-        log_level::WARNING => Level::Warning,
-        _ => Level::Error,
-    };
+    let level = level_of(level);
     // Nothing of ours may unwind into a plugin.
     let _ = catch_unwind(AssertUnwindSafe(|| (host.services.log)(level, &target, &message)));
 }
@@ -159,7 +164,7 @@ unsafe extern "C" fn log(
 unsafe extern "C" fn is_cancelled(table: *const forgelm_host) -> u32 {
     // SAFETY: plugins hand back the table that they were given.
     let host = unsafe { host(table) };
-    u32::from(host.is_some_and(|host| host.services.stop.load(Ordering::Relaxed)))
+    u32::from(host.is_some_and(|host| (host.services.stop)()))
 }
 
 unsafe extern "C" fn progress(table: *const forgelm_host, event_json: forgelm_str) -> u32 {
@@ -168,5 +173,5 @@ unsafe extern "C" fn progress(table: *const forgelm_host, event_json: forgelm_st
     // SAFETY: the text is readable during the call.
     let event = unsafe { lossy(event_json) };
     let _ = catch_unwind(AssertUnwindSafe(|| (host.services.progress)(&event)));
-    u32::from(host.services.stop.load(Ordering::Relaxed))
+    u32::from((host.services.stop)())
 }

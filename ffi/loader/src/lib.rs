@@ -27,10 +27,12 @@ mod rng;
 mod sealed;
 pub mod search;
 mod trainer;
+pub mod worker;
 
 pub use error::{LibraryError, Problem};
 pub use forgelm_sdk::host::Level;
 pub use host::{HostServices, Log};
+pub use worker::WorkerProgram;
 
 use float_mode::FloatMode;
 use forgelm_plugin::{Offers, Origin};
@@ -96,9 +98,28 @@ impl Loader {
             version: entry.version.clone(),
             path: path.to_owned(),
             sha256: sha256.clone(),
+            is_isolated: false,
         });
         let offers = entry.offers(self.host, path, &origin).map_err(wrong)?;
         self.loaded.insert(sha256, path.to_owned());
         Ok(Some(Library { origin, abi: entry.abi, offers, notes }))
+    }
+
+    /// Opens and checks a library in a process of its own; `None` if the same bytes were loaded before.
+    ///
+    /// # Errors
+    /// The first check that fails, or if there is no such process.
+    pub fn load_in_worker(
+        &mut self,
+        path: &Path,
+        program: &WorkerProgram,
+    ) -> Result<Option<Library>, LibraryError> {
+        let library = worker::load(path, program, Arc::clone(self.host.services()))?;
+        let sha256 = library.origin.sha256.clone();
+        if self.loaded.contains_key(&sha256) {
+            return Ok(None);
+        }
+        self.loaded.insert(sha256, path.to_owned());
+        Ok(Some(library))
     }
 }

@@ -84,16 +84,10 @@ fn described(
         return Err(Problem::Number { what: of("needs"), found: found.needs.into(), expected });
     }
     let needs = Needs {
-        records: match found.records {
-            records::TEXT => Records::Text,
-            records::PREFERENCE => Records::Preference,
-            records::LABELLED => Records::Labelled,
-            records::PROMPT => Records::Prompt,
-            other => {
-                let (what, expected) = (of("records"), "0 to 3".to_owned());
-                return Err(Problem::Number { what, found: other.into(), expected });
-            }
-        },
+        records: records_of(found.records).ok_or_else(|| {
+            let (what, expected) = (of("records"), "0 to 3".to_owned());
+            Problem::Number { what, found: found.records.into(), expected }
+        })?,
         reference: needs(trainer_needs::REFERENCE),
         rollouts: needs(trainer_needs::ROLLOUTS),
         prompts: needs(trainer_needs::PROMPTS),
@@ -107,6 +101,17 @@ fn described(
         });
     let origin = Arc::clone(origin);
     Ok(Plugin { name, summary, source, needs, build, origin })
+}
+
+/// A number of the header as what it stands for.
+pub(crate) fn records_of(number: u32) -> Option<Records> {
+    match number {
+        records::TEXT => Some(Records::Text),
+        records::PREFERENCE => Some(Records::Preference),
+        records::LABELLED => Some(Records::Labelled),
+        records::PROMPT => Some(Records::Prompt),
+        _ => None,
+    }
 }
 
 /// An instance.
@@ -256,7 +261,7 @@ unsafe extern "C" fn metric(ctx: *mut c_void, name: forgelm_str, sum: f64, n_ter
 }
 
 /// A name that lives for ever; the same for the same text.
-fn kept_name(name: &str) -> &'static str {
+pub(crate) fn kept_name(name: &str) -> &'static str {
     static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
     let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = names.get(name) {

@@ -17,6 +17,18 @@ pub fn plugin(command: &PluginCommand, context: &mut Context) -> Exit {
     }
 }
 
+/// Serves the program that started this process, until it is done.
+pub fn worker(context: &mut Context) -> Exit {
+    match forgelm_loader::worker::serve() {
+        Ok(()) => Exit::Success,
+        Err(error) => {
+            let text = format!("error: plugin-worker is for the program itself: {error}");
+            context.progress.line(LogLevel::Error, &text);
+            Exit::Config
+        }
+    }
+}
+
 fn list(config: Option<&Path>, libraries: &[PathBuf], context: &mut Context) -> Exit {
     let mut paths: Vec<String> = Vec::new();
     if let Some(config) = config {
@@ -100,6 +112,7 @@ fn document(library: &LibraryRecord) -> Value {
         "sha256": library.origin.sha256,
         "abi": library.abi,
         "bundled": library.is_bundled,
+        "isolation": plugins::isolation(&library.origin),
         "signature": null,
         "plugins": plugins.collect::<Vec<_>>(),
     })
@@ -113,7 +126,8 @@ fn text(libraries: &[LibraryRecord]) -> String {
     for library in libraries {
         let place = if library.is_bundled { "ships with the program" } else { "unsigned" };
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{}\n  ABI {}, {place}", library.origin, library.abi);
+        let apart = if library.origin.is_isolated { ", in a process of its own" } else { "" };
+        let _ = writeln!(text, "{}\n  ABI {}, {place}{apart}", library.origin, library.abi);
         let _ = writeln!(text, "  sha256 {}", library.origin.sha256);
         for (kind, name, summary) in &library.plugins {
             let _ = writeln!(text, "  {kind:<13} {name:<10} {summary}");

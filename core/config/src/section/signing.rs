@@ -58,6 +58,9 @@ section! {
         trainer_options: Vec<String> = Vec::new(), ours(), text(NOT_BLANK);
         /// Where foreign code runs.
         isolation: PluginIsolation = PluginIsolation::Auto, ours();
+        /// Seconds that a call in a process of its own may give no sign of life (a line, progress) before
+        /// the process is killed and the run ends.
+        deadline_seconds: u64 = 300, ours(), min(1.0), max(1_000_000.0);
         /// Refuses libraries without a trusted signature.
         require_signed: bool = false, ours(), later("signed plugins");
     }
@@ -66,11 +69,11 @@ section! {
 choice! {
     /// Where foreign code runs.
     PluginIsolation {
-        /// In the program; a warning names those that do not ship with it.
+        /// In the program what ships with it, all others in a process of their own.
         Auto = "auto",
-        /// All in a process of their own.
-        Process = "process" later "plugins in a process of their own",
-        /// All in the program, as is meant.
+        /// Each in a process of its own.
+        Process = "process",
+        /// All in the program: a fault of one ends it.
         InProcess = "in_process",
     }
 }

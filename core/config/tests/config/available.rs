@@ -51,10 +51,9 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ),
         ("pipeline: {stages: [{name: a}]}\n", "`pipeline`"),
         ("plugins: {require_signed: true}\n", "`plugins.require_signed: true`"),
-        ("plugins: {isolation: process}\n", "`plugins.isolation: process`"),
         ("signing: {timestamp_url: \"https://example.org\"}\n", "`signing.timestamp_url`"),
     ];
-    assert_eq!(cases.len(), 23);
+    assert_eq!(cases.len(), 22);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");

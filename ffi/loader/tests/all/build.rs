@@ -3,7 +3,7 @@
 use forgelm_loader::{HostServices, Level, Library, Loader};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 
@@ -53,12 +53,13 @@ pub struct Told {
 impl Told {
     pub fn loader(&self) -> Loader {
         let (lines, events) = (Arc::clone(&self.lines), Arc::clone(&self.events));
+        let stop = Arc::clone(&self.stop);
         Loader::new(HostServices {
             log: Box::new(move |level, target, message| {
                 lines.lock().unwrap().push((level, target.to_owned(), message.to_owned()));
             }),
             progress: Box::new(move |event| events.lock().unwrap().push(event.to_owned())),
-            stop: Arc::clone(&self.stop),
+            stop: Box::new(move || stop.load(Ordering::Relaxed)),
         })
     }
 }

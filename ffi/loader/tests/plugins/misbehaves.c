@@ -46,6 +46,8 @@
 #define INIT NULL
 #endif
 
+static const forgelm_host *the_host;
+
 /* An allocator of its own: memory from the system, never from the host's malloc. */
 static void *own_alloc(size_t n) {
     void *memory = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -90,6 +92,59 @@ forgelm_status nan_loss(const forgelm_trainer *trainer, const forgelm_scored *sc
     nll(scored, out);
     out->loss_sum = (double)NAN;
     return FORGELM_OK;
+}
+
+/* In its third call: what ends a process, or never ends. */
+static int is_third_call(void) {
+    static int n_calls = 0;
+    return ++n_calls == 3;
+}
+
+forgelm_status crashes(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                       forgelm_loss *out, forgelm_plugin_error *err) {
+    if (is_third_call()) {
+        *(volatile int *)NULL = 1;
+    }
+    return loss(trainer, scored, out, err);
+}
+
+forgelm_status aborts(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                      forgelm_loss *out, forgelm_plugin_error *err) {
+    if (is_third_call()) {
+        abort();
+    }
+    return loss(trainer, scored, out, err);
+}
+
+forgelm_status exits(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                     forgelm_loss *out, forgelm_plugin_error *err) {
+    if (is_third_call()) {
+        exit(0);
+    }
+    return loss(trainer, scored, out, err);
+}
+
+forgelm_status hangs(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                     forgelm_loss *out, forgelm_plugin_error *err) {
+    if (is_third_call()) {
+        for (;;) {
+            pause();
+        }
+    }
+    return loss(trainer, scored, out, err);
+}
+
+/* Says every variable that it can see. */
+extern char **environ;
+forgelm_status tells_environment(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                                 forgelm_loss *out, forgelm_plugin_error *err) {
+    const char *target = "environment";
+    for (char **at = environ; *at; ++at) {
+        forgelm_str from = {target, strlen(target)};
+        forgelm_str line = {*at, strlen(*at)};
+        the_host->log(the_host, FORGELM_LOG_INFO, from, line);
+    }
+    return loss(trainer, scored, out, err);
 }
 
 /* A gradient of the wrong size. */
@@ -187,7 +242,6 @@ forgelm_status many_metrics(const forgelm_trainer *trainer, const forgelm_scored
 }
 
 /* Talks, asks, and reports. */
-static const forgelm_host *the_host;
 
 forgelm_status talks(const forgelm_trainer *trainer, const forgelm_scored *scored,
                      forgelm_loss *out, forgelm_plugin_error *err) {

@@ -1,0 +1,137 @@
+//! A worker as a process: started, asked, watched and ended.
+
+use super::WorkerProgram;
+use super::memory::Memory;
+use super::wire::{self, Answer, Ask, Say};
+use crate::host::{HostServices, level_of};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// How often a waiting call looks whether work should stop.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A worker that several instances call, one at a time.
+pub(super) type Shared = Arc<Mutex<Worker>>;
+
+/// A process, and the way to it.
+pub(super) struct Worker {
+    child: Child,
+    socket: UnixStream,
+    received: wire::Frames,
+    pub(super) memory: Memory,
+    services: Arc<HostServices>,
+    silence_max: Duration,
+    /// Why it is dead.
+    ended: Option<String>,
+}
+
+impl Worker {
+    pub(super) fn start(program: &WorkerProgram, services: Arc<HostServices>) -> io::Result<Self> {
+        let (socket, theirs) = UnixStream::pair()?;
+        let memory = Memory::create()?;
+        let child = Command::new(&program.program)
+            .args(&program.args)
+            .env_clear()
+            .envs(program.environment.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::from(OwnedFd::from(memory.file().try_clone()?)))
+            // the signals of a terminal are for the program, which then asks its workers to stop
+            .process_group(0)
+            .spawn()?;
+        socket.set_read_timeout(Some(TICK))?;
+        let (received, silence_max) = (wire::Frames::default(), program.silence_max);
+        Ok(Self { child, socket, received, memory, services, silence_max, ended: None })
+    }
+
+    /// Asks, hands on what the plugin says meanwhile, and waits for the answer.
+    pub(super) fn ask(&mut self, question: &Ask) -> Result<Answer, String> {
+        if let Some(ended) = &self.ended {
+            return Err(format!("its worker is gone: {ended}"));
+        }
+        self.memory.set_stop((self.services.stop)());
+        if wire::send(&self.socket, question).is_err() {
+            return Err(self.gone());
+        }
+        // counted in ticks, so that no clock is needed
+        let mut silence = Duration::ZERO;
+        loop {
+            match self.received.next(&self.socket) {
+                Ok(None) => {
+                    self.memory.set_stop((self.services.stop)());
+                    silence += TICK;
+                    if silence >= self.silence_max {
+                        return Err(self.kill(&format!(
+                            "no sign of life for {:?}, so its worker was killed\n  hint: long work asks \
+                             `is_cancelled` and reports `progress`",
+                            self.silence_max
+                        )));
+                    }
+                }
+                Ok(Some(said)) => {
+                    silence = Duration::ZERO;
+                    match said {
+                        Say::Log { level, target, message } => {
+                            (self.services.log)(level_of(level), &target, &message);
+                        }
+                        Say::Progress { event } => (self.services.progress)(&event),
+                        Say::Answer(answer) => return Ok(answer),
+                        Say::Failed(why) => return Err(why),
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    return Err(self.kill(&format!("its worker said something broken: {error}")));
+                }
+                Err(_) => return Err(self.gone()),
+            }
+        }
+    }
+
+    /// Whether it can be asked.
+    pub(super) fn is_alive(&self) -> bool {
+        self.ended.is_none()
+    }
+
+    /// The worker closed its end: how it died.
+    fn gone(&mut self) -> String {
+        let ended = match self.child.wait() {
+            Ok(status) => match (status.signal(), status.code()) {
+                (Some(signal), _) => format!("killed by signal {signal}{}", signal_name(signal)),
+                (None, code) => format!("it ended the process with code {}", code.unwrap_or(-1)),
+            },
+            Err(error) => error.to_string(),
+        };
+        self.ended = Some(ended.clone());
+        format!("its worker died in the middle of a call: {ended}")
+    }
+
+    fn kill(&mut self, why: &str) -> String {
+        // It may be dead already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.ended = Some(why.to_owned());
+        why.to_owned()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.kill("the program is done with it");
+    }
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        4 => " (illegal instruction)",
+        6 => " (abort)",
+        7 => " (bus error)",
+        8 => " (arithmetic)",
+        9 => " (kill)",
+        11 => " (segmentation fault)",
+        _ => "",
+    }
+}

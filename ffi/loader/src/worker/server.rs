@@ -1,0 +1,319 @@
+//! The worker's side: one library, loaded as in the program, and answers about it.
+
+use super::memory::{Memory, Reader, Span};
+use super::wire::{
+    self, Answer, Ask, Batch, Described, KindOf, Loaded, MergeNeeds, Say, TrainerNeeds,
+};
+use crate::Loader;
+use crate::host::HostServices;
+use forgelm_plugin::{Kind, Offers, Plugin};
+use forgelm_sdk::merge_method::{MergeMethod, Piece, Scope, Tensor};
+use forgelm_sdk::options::from_json;
+use forgelm_sdk::quantizer::Quantizer;
+use forgelm_sdk::trainer::{Role, RoleTotals, Scored, Sequence, StepTotals, Trainer};
+use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Answers until the program closes its end. Its input is the socket and its output the shared
+/// memory of the program that started it; both are taken away before anything else may use them.
+///
+/// # Errors
+/// If it was not started by a program that talks to workers.
+pub fn serve() -> io::Result<()> {
+    // A worker does not outlive its program, and leaves no core file with what it saw.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    let socket = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?);
+    let memory = File::from(rustix::io::fcntl_dupfd_cloexec(std::io::stdout(), 3)?);
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    rustix::stdio::dup2_stdout(std::io::stderr())?;
+    let memory = Memory::of(memory)?;
+    let stop = Memory::of(memory.file().try_clone()?)?;
+    let said = Arc::new(Mutex::new(socket.try_clone()?));
+    let say = move |say: &Say| {
+        let socket = said.lock().unwrap_or_else(PoisonError::into_inner);
+        // A program that is gone ends the worker elsewhere.
+        let _ = wire::send(&*socket, say);
+    };
+    let (log, events) = (say.clone(), say.clone());
+    let services = HostServices {
+        log: Box::new(move |level, target, message| {
+            let (target, message) = (target.to_owned(), message.to_owned());
+            log(&Say::Log { level: level as u32, target, message });
+        }),
+        progress: Box::new(move |event| events(&Say::Progress { event: event.to_owned() })),
+        stop: Box::new(move || stop.is_stopped()),
+    };
+    let mut server = Server {
+        memory,
+        loader: Loader::new(services),
+        offers: Offers::default(),
+        trainers: Vec::new(),
+        merge_methods: Vec::new(),
+        quantizers: Vec::new(),
+    };
+    loop {
+        let question = match wire::receive::<Ask>(&socket) {
+            Ok(question) => question,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        say(&match server.answer(question) {
+            Ok(answer) => Say::Answer(answer),
+            Err(why) => Say::Failed(why),
+        });
+    }
+}
+
+/// The library, and its instances by their numbers.
+struct Server {
+    memory: Memory,
+    loader: Loader,
+    offers: Offers,
+    trainers: Vec<Option<Box<dyn Trainer>>>,
+    merge_methods: Vec<Option<Box<dyn MergeMethod>>>,
+    quantizers: Vec<Option<Box<dyn Quantizer>>>,
+}
+
+/// What is told when a question makes no sense: a bug of the program.
+fn wrong(what: &str) -> String {
+    format!("a worker was asked for {what}")
+}
+
+fn instance<T: ?Sized>(instances: &[Option<Box<T>>], number: usize) -> Result<&T, String> {
+    let found = instances.get(number).and_then(Option::as_deref);
+    found.ok_or_else(|| wrong(&format!("instance {number}, which it has not")))
+}
+
+/// Keeps an instance; its number.
+fn keep<T: ?Sized>(instances: &mut Vec<Option<Box<T>>>, new: Box<T>) -> usize {
+    instances.push(Some(new));
+    instances.len() - 1
+}
+
+fn end<T: ?Sized>(instances: &mut [Option<Box<T>>], number: usize) {
+    if let Some(instance) = instances.get_mut(number) {
+        *instance = None;
+    }
+}
+
+impl Server {
+    fn answer(&mut self, question: Ask) -> Result<Answer, String> {
+        match question {
+            Ask::Load { path } => self.load(&path),
+            Ask::Create { kind, index, options, weights } => {
+                self.create(kind, index, &options, &weights)
+            }
+            Ask::Destroy { kind, instance } => {
+                match kind {
+                    KindOf::Trainer => end(&mut self.trainers, instance),
+                    KindOf::MergeMethod => end(&mut self.merge_methods, instance),
+                    KindOf::Quantizer => end(&mut self.quantizers, instance),
+                }
+                Ok(Answer::Done)
+            }
+            Ask::Loss { instance, batch } => self.loss(instance, &batch),
+            Ask::Merge { instance, pass, piece, out } => self.merge(instance, pass, &piece, out),
+            Ask::Conclude { instance: number, pass, tensor, sums, facts } => {
+                let method = instance(&self.merge_methods, number)?;
+                let (read, facts) = written::<f64>(&mut self.memory, facts)?;
+                let tensor = tensor_of(read, &tensor);
+                let concluded = method.conclude(pass, &tensor, read.slice(sums), facts);
+                concluded.map(|()| Answer::Done).map_err(|failed| failed.message)
+            }
+            Ask::RowBytes { instance: number, n_cols } => {
+                let bytes = instance(&self.quantizers, number)?.bytes_per_row(n_cols);
+                bytes.map(Answer::Bytes).map_err(|failed| failed.message)
+            }
+            Ask::Quantize { instance: number, n_cols, rows, bytes } => {
+                let quantizer = instance(&self.quantizers, number)?;
+                let (read, bytes) = written::<u8>(&mut self.memory, bytes)?;
+                let made = quantizer.quantize(read.slice(rows), n_cols, bytes);
+                made.map(|()| Answer::Done).map_err(|failed| failed.message)
+            }
+            Ask::Dequantize { instance: number, n_cols, bytes, rows } => {
+                let quantizer = instance(&self.quantizers, number)?;
+                let (read, rows) = written::<f32>(&mut self.memory, rows)?;
+                let made = quantizer.dequantize(read.slice(bytes), n_cols, rows);
+                made.map(|()| Answer::Done).map_err(|failed| failed.message)
+            }
+        }
+    }
+
+    fn load(&mut self, path: &Path) -> Result<Answer, String> {
+        let library = self.loader.load(path).map_err(|error| error.problem.to_string())?;
+        let library = library.ok_or_else(|| wrong("a second library"))?;
+        let origin = &library.origin;
+        let offers = library.offers;
+        let loaded = Loaded {
+            library: origin.library.clone(),
+            version: origin.version.clone(),
+            sha256: origin.sha256.clone(),
+            abi: library.abi,
+            notes: library.notes,
+            trainers: offers
+                .trainers
+                .iter()
+                .map(|plugin| {
+                    let needs = TrainerNeeds {
+                        records: plugin.needs.records as u32,
+                        reference: plugin.needs.reference,
+                        rollouts: plugin.needs.rollouts,
+                        prompts: plugin.needs.prompts,
+                        dropout: plugin.needs.dropout,
+                    };
+                    (described(plugin), needs)
+                })
+                .collect(),
+            merge_methods: offers
+                .merge_methods
+                .iter()
+                .map(|plugin| {
+                    let needs = MergeNeeds {
+                        is_whole_tensor: plugin.needs.scope == Scope::Tensor,
+                        n_inputs_min: plugin.needs.n_inputs_min,
+                        n_inputs_max: plugin.needs.n_inputs_max,
+                    };
+                    (described(plugin), needs)
+                })
+                .collect(),
+            quantizers: offers.quantizers.iter().map(described).collect(),
+            evaluators: offers.evaluators.iter().map(described).collect(),
+        };
+        self.offers = offers;
+        Ok(Answer::Loaded(Box::new(loaded)))
+    }
+
+    fn create(
+        &mut self,
+        kind: KindOf,
+        index: usize,
+        options: &str,
+        weights: &[u64],
+    ) -> Result<Answer, String> {
+        let options = from_json(options).map_err(|error| error.to_string())?;
+        let options: Vec<_> = options.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+        let weights: Vec<f64> = weights.iter().map(|&bits| f64::from_bits(bits)).collect();
+        let missing = || wrong("a plugin that its library has not");
+        let (mut reads_base, mut passes) = (false, Vec::new());
+        let instance = match kind {
+            KindOf::Trainer => {
+                let plugin = self.offers.trainers.get(index).ok_or_else(missing)?;
+                (plugin.build)(&options).map(|new| keep(&mut self.trainers, new))
+            }
+            KindOf::MergeMethod => {
+                let plugin = self.offers.merge_methods.get(index).ok_or_else(missing)?;
+                (plugin.build)(&options, &weights).map(|new| {
+                    reads_base = new.reads_base();
+                    passes = new.passes().iter().map(|pass| (pass.n_sums, pass.n_facts)).collect();
+                    keep(&mut self.merge_methods, new)
+                })
+            }
+            KindOf::Quantizer => {
+                let plugin = self.offers.quantizers.get(index).ok_or_else(missing)?;
+                (plugin.build)(&options).map(|new| keep(&mut self.quantizers, new))
+            }
+        };
+        let instance = instance.map_err(|error| error.to_string())?;
+        Ok(Answer::Created { instance, reads_base, passes })
+    }
+
+    fn loss(&mut self, number: usize, batch: &Batch) -> Result<Answer, String> {
+        let trainer = instance(&self.trainers, number)?;
+        let (read, dlogp) = written::<f32>(&mut self.memory, batch.dlogp)?;
+        let sequences = sequences(read.slice(batch.sequences))?;
+        let mut step = StepTotals::default();
+        for (role, of) in step.0.iter_mut().zip(read.slice::<u64>(batch.totals).chunks_exact(3)) {
+            *role = RoleTotals { n_sequences: of[0], n_scored: of[1], n_trained: of[2] };
+        }
+        let scored = Scored {
+            sequences: &sequences,
+            labels: read.slice(batch.labels),
+            trained: read.slice(batch.trained),
+            logp: read.slice(batch.logp),
+            ref_logp: batch.ref_logp.map(|span| read.slice(span)),
+            advantage: batch.advantage.map(|span| read.slice(span)),
+            old_logp: batch.old_logp.map(|span| read.slice(span)),
+            step: &step,
+        };
+        let loss = trainer.loss(&scored, dlogp).map_err(|failed| failed.message)?;
+        let metric = |metric: &forgelm_sdk::trainer::Metric| {
+            (metric.name.to_owned(), metric.sum.to_bits(), metric.n_terms)
+        };
+        Ok(Answer::Loss {
+            loss_sum: loss.loss_sum.to_bits(),
+            n_terms: loss.n_terms,
+            metrics: loss.metrics.iter().map(metric).collect(),
+        })
+    }
+
+    fn merge(
+        &mut self,
+        number: usize,
+        pass: Option<usize>,
+        piece: &wire::Piece,
+        out: Span,
+    ) -> Result<Answer, String> {
+        let method = instance(&self.merge_methods, number)?;
+        let done = match pass {
+            Some(pass) => {
+                let (read, sums) = written::<f64>(&mut self.memory, out)?;
+                with_piece(read, piece, |piece| method.measure(pass, piece, sums))
+            }
+            None => {
+                let (read, out) = written::<f32>(&mut self.memory, out)?;
+                with_piece(read, piece, |piece| method.merge(piece, out))
+            }
+        };
+        done.map(|()| Answer::Done).map_err(|failed| failed.message)
+    }
+}
+
+fn described<K: Kind>(plugin: &Plugin<K>) -> Described {
+    Described {
+        name: plugin.name.to_owned(),
+        summary: plugin.summary.to_owned(),
+        source: plugin.source.to_owned(),
+    }
+}
+
+/// The array that a call writes, and what lies before it.
+fn written<T: super::memory::Plain>(
+    memory: &mut Memory,
+    out: Span,
+) -> Result<(Reader<'_>, &mut [T]), String> {
+    memory.follow(&out, size_of::<T>()).map_err(|error| wrong(&error.to_string()))?;
+    Ok(memory.split(out))
+}
+
+fn sequences(words: &[u64]) -> Result<Vec<Sequence>, String> {
+    const ROLES: [Role; Role::COUNT] =
+        [Role::Sole, Role::Chosen, Role::Rejected, Role::Kl, Role::Rollout];
+    let size = |word: u64| usize::try_from(word).map_err(|_| wrong("more rows than there are"));
+    words
+        .chunks_exact(4)
+        .map(|word| {
+            let role = size(word[0])?;
+            let role = *ROLES.get(role).ok_or_else(|| wrong("a role that it does not know"))?;
+            Ok(Sequence { role, record: word[1], start: size(word[2])?, len: size(word[3])? })
+        })
+        .collect()
+}
+
+fn tensor_of<'a>(read: Reader<'a>, tensor: &'a wire::Tensor) -> Tensor<'a> {
+    Tensor { name: &tensor.name, len: tensor.len, facts: read.slice(tensor.facts) }
+}
+
+fn with_piece<R>(read: Reader<'_>, piece: &wire::Piece, body: impl FnOnce(&Piece<'_>) -> R) -> R {
+    let inputs: Vec<&[f32]> = piece.inputs.iter().map(|&span| read.slice(span)).collect();
+    body(&Piece {
+        tensor: tensor_of(read, &piece.tensor),
+        start: piece.start,
+        base: piece.base.map(|span| read.slice(span)),
+        inputs: &inputs,
+    })
+}
