@@ -278,6 +278,21 @@ pub(crate) unsafe fn view_mut<'a, T: Element>(
     unsafe { values_mut(start, shape.iter().product(), name) }
 }
 
+/// The lengths of the axes of a tensor.
+///
+/// # Safety
+/// The view is readable during the call.
+unsafe fn lengths<'a>(
+    tensor: *const forgelm_tensor,
+    name: &str,
+) -> Result<(&'a forgelm_tensor, &'a [i64]), Refusal> {
+    // SAFETY: the caller's promise.
+    let tensor = unsafe { given(tensor, name) }?;
+    let n_axes = usize::try_from(tensor.ndim).unwrap_or(0);
+    // SAFETY: a view has as many lengths as axes.
+    Ok((tensor, unsafe { values(tensor.shape, n_axes, name) }?))
+}
+
 /// The shape of a tensor.
 ///
 /// # Safety
@@ -286,18 +301,15 @@ pub(crate) unsafe fn shape_of(
     tensor: *const forgelm_tensor,
     name: &str,
 ) -> Result<Vec<usize>, Refusal> {
-    // SAFETY: the caller's promise.
-    let tensor = unsafe { given(tensor, name) }?;
-    let n_axes = usize::try_from(tensor.ndim).unwrap_or(0);
-    // SAFETY: a view has as many lengths as axes.
-    let lengths = unsafe { values(tensor.shape, n_axes, name) }?;
     let length = |&n: &i64| {
         usize::try_from(n).map_err(|_| Refusal::argument(format!("`{name}` has a length of {n}")))
     };
-    lengths.iter().map(length).collect()
+    // SAFETY: the caller's promise.
+    unsafe { lengths(tensor, name) }?.1.iter().map(length).collect()
 }
 
-/// The first number of a tensor, when everything about it is as expected.
+/// The first number of a tensor, when everything about it is as expected. Called several times in
+/// each step: it allocates nothing.
 ///
 /// # Safety
 /// The view is readable during the call.
@@ -307,11 +319,10 @@ unsafe fn first<T: Element>(
     shape: &[usize],
 ) -> Result<*mut T, Refusal> {
     // SAFETY: the caller's promise.
-    let found = unsafe { shape_of(tensor, name) }?;
-    // SAFETY: `shape_of` found it readable.
-    let tensor = unsafe { given(tensor, name) }?;
+    let (tensor, found) = unsafe { lengths(tensor, name) }?;
     let wrong = |what: &str| Err(Refusal::argument(format!("`{name}` {what}")));
-    if found != shape {
+    let is_same = |(&found, &n): (&i64, &usize)| usize::try_from(found) == Ok(n);
+    if found.len() != shape.len() || !found.iter().zip(shape).all(is_same) {
         return wrong(&format!("has the shape {found:?}; expected {shape:?}"));
     }
     let (dtype, bits) = (tensor.dtype, 8 * size_of::<T>());
@@ -323,8 +334,8 @@ unsafe fn first<T: Element>(
     }
     if !tensor.strides.is_null() {
         // SAFETY: a view with strides has one for each axis.
-        let strides = unsafe { values(tensor.strides, found.len(), name) }?;
-        if !is_dense(strides, &found) {
+        let strides = unsafe { values(tensor.strides, shape.len(), name) }?;
+        if !is_dense(strides, shape) {
             return wrong("has gaps");
         }
     }
