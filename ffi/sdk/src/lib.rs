@@ -12,6 +12,7 @@ pub mod host;
 pub mod merge_method;
 pub mod options;
 pub mod quantizer;
+pub mod random;
 pub mod trainer;
 
 pub use failed::Failed;
