@@ -3,6 +3,7 @@
 //! Source: the numpy reference of the GGUF format; the bytes are equal to its bytes.
 
 use crate::Dtype;
+use half::slice::HalfFloatSliceExt;
 
 /// Why values could not be quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,12 +33,9 @@ pub fn quantize(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>, QuantizeError> 
     let n_bytes = dtype.row_bytes(n_values).ok_or(QuantizeError::Length { dtype, n_values })?;
     let mut out = Vec::with_capacity(n_bytes);
     match dtype {
-        Dtype::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
-        Dtype::F16 => {
-            out.extend(values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()));
-        }
-        Dtype::Bf16 => {
-            out.extend(values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()));
+        Dtype::F32 | Dtype::F16 | Dtype::Bf16 => {
+            out.resize(n_bytes, 0);
+            store_f32(dtype, values, &mut out);
         }
         Dtype::Q4_0 => values.as_chunks().0.iter().for_each(|block| q4_0(block, &mut out)),
         Dtype::Q4_1 => values.as_chunks().0.iter().for_each(|block| q4_1(block, &mut out)),
@@ -45,6 +43,39 @@ pub fn quantize(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>, QuantizeError> 
         _ => return Err(QuantizeError::NotWritten { dtype }),
     }
     Ok(out)
+}
+
+/// Writes `values` in `dtype`, F32, F16 or BF16, to nearest even.
+///
+/// Shapes: `values` [n] read, `out` [n values of `dtype`] written.
+///
+/// # Panics
+/// If `dtype` is another one, or `out` has another length: a bug in the caller.
+pub fn store_f32(dtype: Dtype, values: &[f32], out: &mut [u8]) {
+    assert_eq!(out.len(), values.len() * dtype.block_bytes(), "values do not fit");
+    match dtype {
+        Dtype::F32 => {
+            for (out, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                *out = v.to_le_bytes();
+            }
+        }
+        // In runs, so that the conversion instruction of the processor is used where there is one.
+        Dtype::F16 => {
+            let mut run = [half::f16::ZERO; 64];
+            for (out, values) in out.chunks_mut(128).zip(values.chunks(64)) {
+                run[..values.len()].convert_from_f32_slice(values);
+                for (out, v) in out.as_chunks_mut::<2>().0.iter_mut().zip(run) {
+                    *out = v.to_le_bytes();
+                }
+            }
+        }
+        Dtype::Bf16 => {
+            for (out, &v) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                *out = half::bf16::from_f32(v).to_le_bytes();
+            }
+        }
+        other => panic!("{other} is no format of single numbers that is written"),
+    }
 }
 
 /// Rounds values to half precision, to nearest even; what is too large becomes infinite.
