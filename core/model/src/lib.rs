@@ -58,4 +58,4 @@ pub use storage::{FourBitStorage, LinearStorage, LoadOptions};
 pub use store::{Located, MemoryStore, RotaryOrder, StoredTensor, TensorStore};
 pub use trainable::{Adapter, NamedSlice, Selection, Trainable};
 pub use weights::WeightsError;
-pub use whole::WholeModelError;
+pub use whole::{WholeModelError, WholeTensor};

@@ -19,7 +19,7 @@ use crate::storage::LoadOptions;
 use crate::store::{
     Located, RotaryOrder, StoredTensor, TensorStore, fused_experts, stacked_experts,
 };
-use crate::weights::WeightsError;
+use crate::weights::{WeightsError, check_tensors};
 use crate::whole::description_of;
 
 /// Where a model lies.
@@ -115,7 +115,10 @@ impl OpenModel {
     }
 
     /// The files that describe the model in a Hugging Face folder, by name.
-    pub(crate) fn description(&self) -> Result<Vec<(&'static str, String)>, ConfigError> {
+    ///
+    /// # Errors
+    /// If one cannot be read, or the model has a part that such a folder cannot describe.
+    pub fn description(&self) -> Result<Vec<(&'static str, String)>, ConfigError> {
         match &self.store.files {
             Files::Folder(folder, _) => description_of(folder),
             Files::Gguf(_) => {
@@ -123,6 +126,14 @@ impl OpenModel {
                 Ok(vec![("config.json", text)])
             }
         }
+    }
+
+    /// Refuses a model that lacks a tensor of its configuration, or has one that it does not know.
+    ///
+    /// # Errors
+    /// Naming the tensor.
+    pub fn check_tensors(&self) -> Result<(), LoadError> {
+        Ok(check_tensors(&self.store, &self.config)?)
     }
 
     /// Whether every weight file is still the one that was opened.

@@ -223,6 +223,11 @@ impl<'a> StoredRows<'a> {
         Self { blocks: block_format(self.dtype), ..self }
     }
 
+    /// The bytes of all rows.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// How the rows are stored.
     pub(crate) fn dtype(&self) -> Dtype {
         self.dtype
@@ -279,9 +284,9 @@ impl RowSource for StoredRows<'_> {
             if self.offset != 0.0 {
                 out_row.iter_mut().for_each(|v| *v += self.offset);
             }
-            // One pass without a branch; the position is looked for only when there is one.
-            let sum: f32 = out_row.iter().map(|v| v * 0.0).sum();
-            if sum.is_nan() {
+            // One pass without a branch, on vectors; the position is looked for only when there is
+            // one.
+            if out_row.iter().fold(false, |is_bad, v| is_bad | !v.is_finite()) {
                 let bad = out_row.iter().position(|v| !v.is_finite()).unwrap_or(0);
                 self.note(NotFinite { row, column: bad, value: out_row[bad] });
             }

@@ -158,13 +158,13 @@ impl Weights {
     ) -> Result<Self, WeightsError> {
         let dims = config.dims();
         let reader = Reader { store, config, dims, ops, options, formats: RefCell::default() };
-        let has_head = reader.check_names()?;
+        let has_head = check_names(store, config)?;
         let layers =
             (0..config.num_hidden_layers).map(|n| reader.layer(n)).collect::<Result<_, _>>()?;
         let head = match (config.tie_word_embeddings, has_head) {
             (false, _) => Some(reader.matrix(Role::Head)?),
             (true, true) => {
-                reader.check_head_is_embedding()?;
+                check_head_is_embedding(store, config)?;
                 None
             }
             (true, false) => None,
@@ -371,6 +371,81 @@ pub(crate) fn check_finite(
     }
 }
 
+/// Refuses a store that lacks a tensor of the model, has one that it does not know, or a second head
+/// that is not the embedding.
+///
+/// # Errors
+/// Naming the tensor.
+pub(crate) fn check_tensors(
+    store: &dyn TensorStore,
+    config: &ModelConfig,
+) -> Result<(), WeightsError> {
+    let has_head = check_names(store, config)?;
+    if has_head && config.tie_word_embeddings {
+        check_head_is_embedding(store, config)?;
+    }
+    Ok(())
+}
+
+/// Compares the names with the roles; whether there is a head of its own.
+fn check_names(store: &dyn TensorStore, config: &ModelConfig) -> Result<bool, WeightsError> {
+    let mut names: BTreeSet<String> = store.names().into_iter().collect();
+    let head = store.name_of(Role::Head);
+    let has_head = names.remove(&head);
+    if !has_head && !config.tie_word_embeddings {
+        return Err(missing(store, head));
+    }
+    let mut used = BTreeSet::new();
+    for role in Role::always(config) {
+        let name = store.locate(role, &config.dims()).name;
+        if !names.contains(&name) {
+            return Err(missing(store, name));
+        }
+        used.insert(name);
+    }
+    // Old folders store the rotary frequencies, which follow from the configuration; GGUF stores
+    // divisors, which the configuration has already taken up.
+    names.retain(|name| {
+        let is_divisors = [gguf::ROPE_DIVISORS, gguf::ROPE_LONG, gguf::ROPE_SHORT];
+        !used.contains(name)
+            && !name.ends_with(".self_attn.rotary_emb.inv_freq")
+            && !is_divisors.contains(&name.as_str())
+    });
+    match names.first() {
+        None => Ok(has_head),
+        Some(first) => Err(WeightsError::Unexpected {
+            place: store.place(),
+            first: first.clone(),
+            count: names.len(),
+        }),
+    }
+}
+
+/// A tied model may carry its head a second time; it must then be the same.
+fn check_head_is_embedding(
+    store: &dyn TensorStore,
+    config: &ModelConfig,
+) -> Result<(), WeightsError> {
+    let dims = config.dims();
+    let (head, embedding) =
+        (rows(store, config, Role::Head)?, rows(store, config, Role::Embedding)?);
+    let (mut head_row, mut embedding_row) = (vec![0.0; dims.c], vec![0.0; dims.c]);
+    for row in 0..dims.v {
+        head.read_rows(row, &mut head_row);
+        embedding.read_rows(row, &mut embedding_row);
+        let same = head_row.iter().zip(&embedding_row).all(|(a, b)| a.to_bits() == b.to_bits());
+        if !same {
+            return Err(WeightsError::HeadNotTied {
+                place: store.place(),
+                head: store.name_of(Role::Head),
+                embedding: store.name_of(Role::Embedding),
+                row,
+            });
+        }
+    }
+    Ok(())
+}
+
 struct Reader<'a> {
     store: &'a dyn TensorStore,
     config: &'a ModelConfig,
@@ -381,44 +456,6 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Compares the names with the roles; whether there is a head of its own.
-    fn check_names(&self) -> Result<bool, WeightsError> {
-        let mut names: BTreeSet<String> = self.store.names().into_iter().collect();
-        let head = self.store.name_of(Role::Head);
-        let has_head = names.remove(&head);
-        if !has_head && !self.config.tie_word_embeddings {
-            return Err(self.missing(head));
-        }
-        let mut used = BTreeSet::new();
-        for role in Role::always(self.config) {
-            let name = self.store.locate(role, &self.dims).name;
-            if !names.contains(&name) {
-                return Err(self.missing(name));
-            }
-            used.insert(name);
-        }
-        // Old folders store the rotary frequencies, which follow from the configuration; GGUF
-        // stores divisors, which the configuration has already taken up.
-        names.retain(|name| {
-            let is_divisors = [gguf::ROPE_DIVISORS, gguf::ROPE_LONG, gguf::ROPE_SHORT];
-            !used.contains(name)
-                && !name.ends_with(".self_attn.rotary_emb.inv_freq")
-                && !is_divisors.contains(&name.as_str())
-        });
-        match names.first() {
-            None => Ok(has_head),
-            Some(first) => Err(WeightsError::Unexpected {
-                place: self.store.place(),
-                first: first.clone(),
-                count: names.len(),
-            }),
-        }
-    }
-
-    fn missing(&self, name: String) -> WeightsError {
-        missing(self.store, name)
-    }
-
     /// As stored: see [`norm_offset`].
     fn rows(&self, role: Role) -> Result<StoredRows<'a>, WeightsError> {
         rows(self.store, self.config, role)
@@ -485,25 +522,5 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(layer)
-    }
-
-    /// A tied model may carry its head a second time; it must then be the same.
-    fn check_head_is_embedding(&self) -> Result<(), WeightsError> {
-        let (head, embedding) = (self.rows(Role::Head)?, self.rows(Role::Embedding)?);
-        let mut rows = (vec![0.0; self.dims.c], vec![0.0; self.dims.c]);
-        for row in 0..self.dims.v {
-            head.read_rows(row, &mut rows.0);
-            embedding.read_rows(row, &mut rows.1);
-            let same = rows.0.iter().zip(&rows.1).all(|(a, b)| a.to_bits() == b.to_bits());
-            if !same {
-                return Err(WeightsError::HeadNotTied {
-                    place: self.store.place(),
-                    head: self.store.name_of(Role::Head),
-                    embedding: self.store.name_of(Role::Embedding),
-                    row,
-                });
-            }
-        }
-        Ok(())
     }
 }

@@ -18,7 +18,7 @@ use crate::config::ConfigError;
 use crate::decoder::Decoder;
 use crate::names::Role;
 use crate::open::OpenModel;
-use crate::store::StoredRows;
+use crate::store::{StoredRows, StoredTensor};
 use crate::trainable::Trainable;
 use crate::weights::{WeightsError, stored_rows};
 
@@ -42,8 +42,10 @@ pub enum WholeModelError {
     Write(#[from] WriteError),
 }
 
-/// A tensor on its way to the folder.
-struct Part<'a> {
+/// A tensor of a model as a Hugging Face folder holds it, with what was trained folded in. Its rows
+/// are those of the last axis.
+pub struct WholeTensor<'a> {
+    model: &'a OpenModel,
     role: Role,
     name: String,
     dtype: Dtype,
@@ -57,7 +59,7 @@ struct Part<'a> {
 /// What training did to a tensor.
 enum Change<'a> {
     Nothing,
-    Adapter(&'a AdaptedModule),
+    Adapter(&'a Trainable, &'a AdaptedModule),
     Trained(&'a [f32]),
 }
 
@@ -86,38 +88,41 @@ impl OpenModel {
             Some(_) => trainable.clone(),
             None => trainable.on_original_weights(self.config())?,
         };
-        let parts = self.parts(loaded, &trainable)?;
+        let parts = self.parts(loaded, Some(&trainable))?;
         let planned: Vec<PlannedTensor<'_>> = parts
             .iter()
             .map(|part| PlannedTensor { name: &part.name, dtype: part.dtype, shape: &part.shape })
             .collect();
-        let mut fill = |i: usize, w: &mut dyn Write| parts[i].write(&trainable, w);
+        let mut fill = |i: usize, w: &mut dyn Write| parts[i].write(w);
         write_model(dir, &planned, SHARD_BYTES_MAX, &mut fill)?;
         for part in &parts {
-            crate::weights::check_finite(self.store(), self.config(), part.role, &part.rows)?;
+            part.check_finite()?;
         }
         Ok(())
+    }
+
+    /// Every tensor of this model, in the order of its layers, with `trainable` in it.
+    ///
+    /// # Errors
+    /// If one is missing, or of the wrong shape or format.
+    pub fn whole_tensors<'a>(
+        &'a self,
+        trainable: Option<&'a Trainable>,
+    ) -> Result<Vec<WholeTensor<'a>>, WeightsError> {
+        self.parts(None, trainable)
     }
 
     fn parts<'a>(
         &'a self,
         loaded: Option<&'a Decoder>,
-        trainable: &'a Trainable,
-    ) -> Result<Vec<Part<'a>>, WeightsError> {
+        trainable: Option<&'a Trainable>,
+    ) -> Result<Vec<WholeTensor<'a>>, WeightsError> {
         let config = self.config();
         let head = (!config.tie_word_embeddings).then_some(Role::Head);
         let dims = config.dims();
         let part = |role: Role| {
             let (stored, rows) = stored_rows(self.store(), config, role)?;
-            let adapted = match role {
-                Role::Linear(layer, linear) => trainable.module(layer, linear),
-                _ => None,
-            };
-            let change = match (trainable.stored(role), adapted) {
-                (Some(values), _) => Change::Trained(values),
-                (None, Some(module)) => Change::Adapter(module),
-                (None, None) => Change::Nothing,
-            };
+            let change = trainable.map_or(Change::Nothing, |trainable| change_of(trainable, role));
             let dtype = match stored {
                 Dtype::F32 | Dtype::F16 | Dtype::Bf16 => stored,
                 _ => Dtype::Bf16,
@@ -127,37 +132,102 @@ impl OpenModel {
                 Role::Linear(layer, linear) => loaded.map(|d| d.linear(layer, linear)),
                 _ => None,
             };
-            Ok(Part { role, name, dtype, shape, rows, loaded, change })
+            Ok(WholeTensor { model: self, role, name, dtype, shape, rows, loaded, change })
         };
         Role::always(config).into_iter().chain(head).map(part).collect()
     }
 }
 
-impl Part<'_> {
+fn change_of(trainable: &Trainable, role: Role) -> Change<'_> {
+    let adapted = match role {
+        Role::Linear(layer, linear) => trainable.module(layer, linear),
+        _ => None,
+    };
+    match (trainable.stored(role), adapted) {
+        (Some(values), _) => Change::Trained(values),
+        (None, Some(module)) => Change::Adapter(trainable, module),
+        (None, None) => Change::Nothing,
+    }
+}
+
+impl RowSource for WholeTensor<'_> {
+    fn n_rows(&self) -> usize {
+        self.rows.n_rows()
+    }
+
+    fn n_cols(&self) -> usize {
+        self.rows.n_cols()
+    }
+
     fn read_rows(&self, first: usize, out: &mut [f32]) {
+        match self.change {
+            Change::Trained(values) => {
+                out.copy_from_slice(&values[first * self.n_cols()..][..out.len()]);
+            }
+            Change::Nothing => self.read_stored(first, out),
+            Change::Adapter(trainable, module) => {
+                self.read_stored(first, out);
+                trainable.merge_rows(module, first, out);
+            }
+        }
+    }
+}
+
+impl WholeTensor<'_> {
+    /// Its name in a Hugging Face folder.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The number format that a folder keeps it in: that of the files, bfloat16 for block formats.
+    #[must_use]
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Axes, outermost first.
+    #[must_use]
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Whether what was trained changes it.
+    #[must_use]
+    pub fn is_changed(&self) -> bool {
+        !matches!(self.change, Change::Nothing)
+    }
+
+    /// Refuses a tensor of which a value that was read is not a number.
+    ///
+    /// # Errors
+    /// Naming the first.
+    pub fn check_finite(&self) -> Result<(), WeightsError> {
+        let (store, config) = (self.model.store(), self.model.config());
+        crate::weights::check_finite(store, config, self.role, &self.rows)
+    }
+
+    /// Lets go of the memory of the file's bytes; they can be read again.
+    pub fn release(&self) {
+        let (dtype, bytes) = (self.rows.dtype(), self.rows.bytes());
+        self.model.store().release(&StoredTensor { dtype, shape: Vec::new(), bytes });
+    }
+
+    fn read_stored(&self, first: usize, out: &mut [f32]) {
         match self.loaded {
             Some(weight) => weight.read_rows(first, out),
             None => self.rows.read_rows(first, out),
         }
     }
 
-    fn write(&self, trainable: &Trainable, w: &mut dyn Write) -> io::Result<()> {
-        let n_cols = self.rows.n_cols();
+    fn write(&self, w: &mut dyn Write) -> io::Result<()> {
+        let n_cols = self.n_cols();
         let rows_max = (BLOCK / n_cols).max(1);
         let mut block = Vec::new();
-        for first in (0..self.rows.n_rows()).step_by(rows_max) {
-            let n = rows_max.min(self.rows.n_rows() - first);
+        for first in (0..self.n_rows()).step_by(rows_max) {
+            let n = rows_max.min(self.n_rows() - first);
             block.resize(n * n_cols, 0.0);
-            match self.change {
-                Change::Trained(values) => {
-                    block.copy_from_slice(&values[first * n_cols..][..n * n_cols]);
-                }
-                Change::Nothing => self.read_rows(first, &mut block),
-                Change::Adapter(module) => {
-                    self.read_rows(first, &mut block);
-                    trainable.merge_rows(module, first, &mut block);
-                }
-            }
+            self.read_rows(first, &mut block);
             let bytes = quantize(self.dtype, &block).map_err(io::Error::other)?;
             w.write_all(&bytes)?;
         }
