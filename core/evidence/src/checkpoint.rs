@@ -13,8 +13,8 @@ use crate::audit::LOG_FILE;
 use crate::audit::verify::{AuditOptions, AuditRejection, ExpectedHead, verify_audit};
 use crate::bundle::write::BundleError;
 use crate::digest::{sha256_hex, unhex32};
-use crate::documents::evidence::Evidence;
 use crate::documents::predicate::common_predicate;
+use crate::documents::record::Record;
 use crate::dsse::Envelope;
 use crate::dsse::statement::{PredicateType, Statement, Subject};
 use crate::files;
@@ -96,14 +96,14 @@ impl Checkpoint {
 /// If the log does not verify or the file cannot be written.
 pub fn write_checkpoint(
     out_dir: &Path,
-    evidence: &Evidence,
+    record: &Record<'_>,
     signer: &RunSigner,
     signed_at: &str,
 ) -> Result<Checkpoint, BundleError> {
     let log = out_dir.join(LOG_FILE);
     let checkpoint = Checkpoint::of_log(&log).map_err(BundleError::Log)?;
     let sha256 = sha256_file(&log).map_err(BundleError::Open)?.to_string();
-    let mut predicate = common_predicate(evidence, signer, signed_at);
+    let mut predicate = common_predicate(&record.identity(), signer, signed_at);
     if let Value::Object(members) = checkpoint.to_json() {
         predicate.extend(members);
     }

@@ -60,6 +60,31 @@ pub(crate) fn walk(root: &Path, under: &str) -> io::Result<BTreeMap<String, Entr
     Ok(found)
 }
 
+/// Everything in `dir` itself that is not a folder, as [`walk`] has it.
+pub(crate) fn list(dir: &Path) -> io::Result<BTreeMap<String, EntryKind>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        found.extend(kind(&entry)?.map(|kind| (name, kind)));
+    }
+    Ok(found)
+}
+
+/// What an entry is; `None` for a folder.
+fn kind(entry: &fs::DirEntry) -> io::Result<Option<EntryKind>> {
+    let kind = entry.file_type()?;
+    Ok(if kind.is_dir() {
+        None
+    } else if kind.is_symlink() {
+        Some(EntryKind::Symlink)
+    } else if kind.is_file() && entry.file_name().to_str().is_some() {
+        Some(EntryKind::File)
+    } else {
+        Some(EntryKind::Other)
+    })
+}
+
 fn walk_into(
     dir: &Path,
     prefix: &str,
@@ -72,19 +97,13 @@ fn walk_into(
     }
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        let raw = entry.file_name();
-        let name = raw.to_string_lossy();
-        let is_utf8 = raw.to_str().is_some();
-        let path = if prefix.is_empty() { name.into_owned() } else { format!("{prefix}/{name}") };
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            walk_into(&entry.path(), &path, depth + 1, found)?;
-        } else if kind.is_symlink() {
-            found.insert(path, EntryKind::Symlink);
-        } else if kind.is_file() && is_utf8 {
-            found.insert(path, EntryKind::File);
-        } else {
-            found.insert(path, EntryKind::Other);
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+        match kind(&entry)? {
+            None => walk_into(&entry.path(), &path, depth + 1, found)?,
+            Some(kind) => {
+                found.insert(path, kind);
+            }
         }
     }
     Ok(())

@@ -21,11 +21,12 @@ use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_evidence::audit::operator::{OperatorCandidates, resolve_operator};
 use forgelm_evidence::bundle::ATTESTATION;
-use forgelm_evidence::bundle::write::{BundleRequest, write_bundle};
+use forgelm_evidence::bundle::write::{BundleRequest, ModelPlace, write_bundle};
 use forgelm_evidence::documents::evidence::{
     self, Builder, ComponentRevision, DataProvenance, DatasetFingerprint, Evidence, ModelLineage,
     TrainingParameters, adapter_method,
 };
+use forgelm_evidence::documents::record::Record;
 use forgelm_evidence::keys::KeyOrigin;
 use forgelm_evidence::keys::lookup::{FoundKey, KeyCandidates, find_signing_key};
 use forgelm_model::Keep;
@@ -107,6 +108,47 @@ pub fn to_evidence(secret: &forgelm_config::Secret) -> Option<forgelm_evidence::
     forgelm_evidence::Secret::new(secret.expose().to_owned())
 }
 
+/// What built this program.
+#[must_use]
+pub fn builder() -> Builder {
+    Builder {
+        version: VERSION.to_owned(),
+        commit: None,
+        target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+    }
+}
+
+/// How a model's revision was found, as documents have it.
+#[must_use]
+pub fn revision(
+    found: &forgelm_hub::RevisionRecord,
+    sha256: Option<String>,
+) -> evidence::RevisionRecord {
+    evidence::RevisionRecord {
+        repo_id: found.repo_id.clone(),
+        revision_requested: found.revision_requested.clone(),
+        revision_resolved: found.revision_resolved.clone(),
+        resolution_source: match json!(found.resolution_source) {
+            Value::String(name) => name,
+            other => other.to_string(),
+        },
+        revision_pinned: found.revision_pinned.clone(),
+        sha256,
+    }
+}
+
+/// The first event of every audit log: what signs it.
+#[must_use]
+pub fn key_event(key: Option<&FoundKey>) -> AuditEvent {
+    match key {
+        Some(found) => AuditEvent::SigningKeyLoaded {
+            keyid: found.signer.key.id().as_str().to_owned(),
+            key_origin: found.signer.origin.as_str().to_owned(),
+        },
+        None => AuditEvent::SigningSkipped { reason: "signing.enabled is false".to_owned() },
+    }
+}
+
 /// What a finished run knows of itself.
 pub struct Dossier<'a> {
     /// The config.
@@ -160,10 +202,12 @@ impl Dossier<'_> {
             AuditEvent::PipelineCompleted { success: true, metrics_summary: metrics.clone() };
         let request = BundleRequest {
             out_dir: output.root(),
-            model_dir: Some(&self.plan.run.training.final_model_dir),
-            model_path_shown: &output.final_model().display().to_string(),
+            model: ModelPlace::Folder {
+                name: &self.plan.run.training.final_model_dir,
+                shown: &output.final_model().display().to_string(),
+            },
             extra_files: &["metrics.jsonl".to_owned()],
-            evidence: &evidence,
+            record: Record::Training(&evidence),
             signer: match key {
                 Some(found) => Ok(&found.signer),
                 None => Err("signing.enabled is false"),
@@ -232,11 +276,7 @@ impl Dossier<'_> {
             run_id: self.run_id.to_owned(),
             pipeline_run_id: None,
             forgelm_version: VERSION.to_owned(),
-            builder: Builder {
-                version: VERSION.to_owned(),
-                commit: None,
-                target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
-            },
+            builder: builder(),
             config_hash: self.plan.config_hash.clone(),
             operator: operator.to_owned(),
             started_at: self.started_at,
@@ -261,17 +301,7 @@ impl Dossier<'_> {
     fn lineage(&self) -> ModelLineage {
         let run = &self.plan.run;
         let found = &self.found.resolved.revision;
-        let revision = evidence::RevisionRecord {
-            repo_id: found.repo_id.clone(),
-            revision_requested: found.revision_requested.clone(),
-            revision_resolved: found.revision_resolved.clone(),
-            resolution_source: match json!(found.resolution_source) {
-                Value::String(name) => name,
-                other => other.to_string(),
-            },
-            revision_pinned: found.revision_pinned.clone(),
-            sha256: Some(self.loaded.sha256.clone()),
-        };
+        let revision = revision(found, Some(self.loaded.sha256.clone()));
         ModelLineage {
             base_model: run.model.name_or_path.clone(),
             base_model_revision: revision.clone(),

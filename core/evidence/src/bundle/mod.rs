@@ -10,3 +10,6 @@ pub const ATTESTATION: &str = "compliance/attestation.dsse.json";
 /// The public half of the signing key, below the output folder. It lets a reader see that the
 /// signatures fit together; whether to trust it is the reader's decision.
 pub const PUBLIC_KEY: &str = "compliance/signing_key.pub";
+
+/// In an attestation's scope: the files of the output folder itself, without its folders.
+pub(crate) const ROOT: &str = ".";

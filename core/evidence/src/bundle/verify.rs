@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{ATTESTATION, COMPLIANCE_DIR, PUBLIC_KEY};
+use super::{ATTESTATION, COMPLIANCE_DIR, PUBLIC_KEY, ROOT};
 use crate::audit::LOG_FILE;
 use crate::audit::verify::{AuditAccepted, AuditOptions, ExpectedHead, verify_audit};
 use crate::checkpoint::{CHECKPOINT_FILE, Checkpoint};
@@ -154,6 +154,9 @@ pub fn verify_bundle(dir: &Path, options: &BundleOptions<'_>) -> BundleReport {
     }
 }
 
+/// Files beside a model in an output folder that are checked in other ways than as subjects.
+const OF_EVIDENCE: [&str; 2] = [LOG_FILE, CHECKPOINT_FILE];
+
 struct Check<'a> {
     dir: &'a Path,
     options: &'a BundleOptions<'a>,
@@ -216,10 +219,17 @@ impl Check<'_> {
         let mut extra = Vec::new();
         let scope = statement.predicate.get("scope").and_then(Value::as_array);
         for folder in scope.into_iter().flatten().filter_map(Value::as_str) {
-            if !crate::dsse::statement::is_subject_name(folder) {
-                continue;
-            }
-            match files::walk(self.dir, folder) {
+            let found = match folder {
+                ROOT => files::list(self.dir).map(|mut found| {
+                    found.retain(|name, _| !OF_EVIDENCE.contains(&name.as_str()));
+                    found
+                }),
+                _ if crate::dsse::statement::is_subject_name(folder) => {
+                    files::walk(self.dir, folder)
+                }
+                _ => continue,
+            };
+            match found {
                 Ok(found) => extra.extend(
                     found.into_keys().filter(|n| !known.contains(n.as_str()) && n != ATTESTATION),
                 ),

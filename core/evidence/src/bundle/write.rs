@@ -9,24 +9,19 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use forgelm_artifact::Clock;
 use forgelm_artifact::open::OpenError;
 use forgelm_artifact::write::{self, WriteError};
-use forgelm_artifact::{Clock, json};
-use serde_json::Value;
 
-use super::{ATTESTATION, COMPLIANCE_DIR, PUBLIC_KEY};
+use super::{ATTESTATION, COMPLIANCE_DIR, PUBLIC_KEY, ROOT};
 use crate::audit::GENESIS_FILE;
 use crate::audit::event::AuditEvent;
 use crate::audit::log::{AuditError, AuditLog};
 use crate::audit::verify::AuditRejection;
 use crate::checkpoint::write_checkpoint;
 use crate::digest::{hex, sha256, sha256_hex, unhex32};
-use crate::documents::evidence::Evidence;
 use crate::documents::predicate::{RunClaims, manifest_predicate, run_predicate};
-use crate::documents::{
-    compliance_report, data_provenance, model_card, risk_assessment, training_manifest,
-    training_manifest_yaml,
-};
+use crate::documents::record::Record;
 use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name, subjects_json};
 use crate::dsse::{Envelope, SUFFIX};
 use crate::files::{self, EntryKind, FileDigest};
@@ -41,19 +36,47 @@ pub const MODEL_CARD: &str = "README.md";
 pub struct BundleRequest<'a> {
     /// The output folder.
     pub out_dir: &'a Path,
-    /// The model folder, relative to it with `/`; `None` when there is no model (reverted).
-    pub model_dir: Option<&'a str>,
-    /// How documents name the model folder.
-    pub model_path_shown: &'a str,
+    /// Where the model is.
+    pub model: ModelPlace<'a>,
     /// Other files of the run, relative to the output folder (`metrics.jsonl`, evaluation
     /// results). They must be finished.
     pub extra_files: &'a [String],
     /// What the documents are made from.
-    pub evidence: &'a Evidence,
+    pub record: Record<'a>,
     /// The key, or why nothing is signed.
     pub signer: Result<&'a RunSigner, &'a str>,
     /// Recorded after the documents and before the checkpoint (`pipeline.completed`).
     pub final_events: &'a [AuditEvent],
+}
+
+/// Where a run's model lies.
+#[derive(Clone, Copy, Debug)]
+pub enum ModelPlace<'a> {
+    /// There is none: a gate took it back.
+    None,
+    /// In a folder of its own, which gets a model card and a `model_integrity.json`.
+    Folder {
+        /// Relative to the output folder, with `/`.
+        name: &'a str,
+        /// How documents name it.
+        shown: &'a str,
+    },
+    /// In the output folder itself, beside the evidence: these files, and a model card.
+    Root {
+        /// Their names.
+        files: &'a [String],
+    },
+}
+
+impl<'a> ModelPlace<'a> {
+    /// The folder of which every file is signed.
+    fn scope(self) -> Option<&'a str> {
+        match self {
+            Self::None => None,
+            Self::Folder { name, .. } => Some(name),
+            Self::Root { .. } => Some(ROOT),
+        }
+    }
 }
 
 /// What was written.
@@ -119,12 +142,18 @@ pub fn write_bundle(
     write::create_dir_all_durable(&out_dir.join(COMPLIANCE_DIR))?;
     write::remove_file(&out_dir.join(ATTESTATION))?;
     let documents = write_documents(request)?;
-    if let Some(model_dir) = request.model_dir {
-        let dir = out_dir.join(model_dir);
-        write::atomic(&dir.join(MODEL_CARD), model_card(request.evidence).as_bytes())?;
-        let written = write_model_integrity(&dir, request.model_path_shown, clock.utc())?;
-        let artifacts = written.artifacts.len() as u64;
-        audit.append(&AuditEvent::ModelIntegrityVerified { artifacts })?;
+    let card =
+        |dir: &Path| write::atomic(&dir.join(MODEL_CARD), request.record.model_card().as_bytes());
+    match request.model {
+        ModelPlace::None => {}
+        ModelPlace::Root { .. } => card(out_dir)?,
+        ModelPlace::Folder { name, shown } => {
+            let dir = out_dir.join(name);
+            card(&dir)?;
+            let written = write_model_integrity(&dir, shown, clock.utc())?;
+            let artifacts = written.artifacts.len() as u64;
+            audit.append(&AuditEvent::ModelIntegrityVerified { artifacts })?;
+        }
     }
     let exported = AuditEvent::ComplianceArtifactsExported {
         output_dir: COMPLIANCE_DIR.to_owned(),
@@ -152,17 +181,8 @@ pub fn write_bundle(
 
 /// Writes the documents and removes those of an earlier run that this one does not have.
 fn write_documents(request: &BundleRequest<'_>) -> Result<Vec<String>, BundleError> {
-    let evidence = request.evidence;
-    let json = |value: Value| Some(json::pretty(&value).into_bytes());
-    let all: [(&str, Option<Vec<u8>>); 5] = [
-        ("compliance_report.json", json(compliance_report(evidence))),
-        ("training_manifest.yaml", Some(training_manifest_yaml(evidence).into_bytes())),
-        ("training_manifest.json", json(training_manifest(evidence))),
-        ("data_provenance.json", json(data_provenance(evidence))),
-        ("risk_assessment.json", risk_assessment(evidence).and_then(json)),
-    ];
     let mut documents = Vec::new();
-    for (name, bytes) in all {
+    for (name, bytes) in request.record.documents() {
         let name = format!("{COMPLIANCE_DIR}/{name}");
         let path = request.out_dir.join(&name);
         write::remove_file(&request.out_dir.join(format!("{name}{SUFFIX}")))?;
@@ -194,7 +214,7 @@ fn sign_documents(
         let FileDigest { sha256, .. } = digest(request.out_dir, name)?;
         let file = name.rsplit('/').next().unwrap_or(name);
         let kind = file.split('.').next().unwrap_or(file);
-        let predicate = manifest_predicate(request.evidence, signer, signed_at, kind);
+        let predicate = manifest_predicate(&request.record, signer, signed_at, kind);
         let subject = Subject { name: name.clone(), sha256 };
         let statement = Statement::new(vec![subject], PredicateType::ComplianceManifest, predicate);
         let envelope = Envelope::sign(statement.to_bytes(), &signer.key);
@@ -212,7 +232,7 @@ fn sign_run(
     bundle: &mut Bundle,
 ) -> Result<(), BundleError> {
     let scope: Vec<String> =
-        std::iter::once(COMPLIANCE_DIR).chain(request.model_dir).map(str::to_owned).collect();
+        std::iter::once(COMPLIANCE_DIR).chain(request.model.scope()).map(str::to_owned).collect();
     let subjects = subjects(request, &scope)?;
     let keyid = signer.key.id().to_string();
     audit.append(&AuditEvent::SigningBundleSigned {
@@ -223,14 +243,21 @@ fn sign_run(
     for event in request.final_events {
         audit.append(event)?;
     }
-    let checkpoint = write_checkpoint(request.out_dir, request.evidence, signer, signed_at)?;
-    let (model_root_digest, model_files) = match request.model_dir {
-        Some(dir) => model_root(&subjects, dir),
-        None => (None, 0),
+    let checkpoint = write_checkpoint(request.out_dir, &request.record, signer, signed_at)?;
+    let (model_root_digest, model_files) = match request.model {
+        ModelPlace::None => (None, 0),
+        ModelPlace::Folder { name, .. } => {
+            let prefix = format!("{name}/");
+            model_root(&subjects, |name| name.strip_prefix(prefix.as_str()))
+        }
+        ModelPlace::Root { files } => {
+            let is_model = |name: &&str| files.iter().any(|f| f == name) || *name == MODEL_CARD;
+            model_root(&subjects, |name| Some(name).filter(is_model))
+        }
     };
     let claims =
         RunClaims { checkpoint: &checkpoint, model_root_digest, model_files, scope: &scope };
-    let predicate = run_predicate(request.evidence, signer, signed_at, &claims);
+    let predicate = run_predicate(&request.record, signer, signed_at, &claims);
     bundle.subject_count = subjects.len();
     bundle.audit_entries = checkpoint.entries;
     bundle.keyid = Some(keyid);
@@ -244,13 +271,17 @@ fn sign_run(
 fn subjects(request: &BundleRequest<'_>, scope: &[String]) -> Result<Vec<Subject>, BundleError> {
     let root = request.out_dir;
     let mut names: BTreeMap<String, EntryKind> = BTreeMap::new();
-    for dir in scope {
+    for dir in scope.iter().filter(|dir| *dir != ROOT) {
         let found = files::walk(root, dir)
             .map_err(|source| BundleError::List { path: root.join(dir), source })?;
         names.extend(found);
     }
     names.insert(GENESIS_FILE.to_owned(), EntryKind::File);
-    names.extend(request.extra_files.iter().map(|name| (name.clone(), EntryKind::File)));
+    let mut single: Vec<String> = request.extra_files.to_vec();
+    if let ModelPlace::Root { files } = request.model {
+        single.extend(files.iter().cloned().chain([MODEL_CARD.to_owned()]));
+    }
+    names.extend(single.into_iter().map(|name| (name, EntryKind::File)));
     names.remove(ATTESTATION);
     let listed: Vec<&str> = names.keys().map(String::as_str).collect();
     if let Some(bad) = listed.iter().find(|name| !is_subject_name(name)) {
@@ -276,13 +307,15 @@ fn digest(root: &Path, name: &str) -> Result<FileDigest, BundleError> {
 }
 
 /// The root digest of OpenSSF Model Signing: SHA-256 over the raw digests in the order of names.
-fn model_root(subjects: &[Subject], model_dir: &str) -> (Option<String>, usize) {
-    let prefix = format!("{model_dir}/");
+/// `name_in_model` gives a file's name within the model, if it is of the model.
+fn model_root<'a>(
+    subjects: &'a [Subject],
+    name_in_model: impl Fn(&'a str) -> Option<&'a str>,
+) -> (Option<String>, usize) {
     let mut joined = Vec::new();
     let mut n_files = 0;
     for subject in subjects {
-        let Some(name) = subject.name.strip_prefix(&prefix) else { continue };
-        if EXCLUDED.contains(&name) {
+        if name_in_model(&subject.name).is_none_or(|name| EXCLUDED.contains(&name)) {
             continue;
         }
         joined.extend(unhex32(subject.sha256.as_bytes()).unwrap_or_default());
@@ -303,7 +336,7 @@ mod tests {
             |name: &str, bytes: &[u8]| Subject { name: name.to_owned(), sha256: sha256_hex(bytes) };
         let subjects =
             [subject("final_model/a", b"a"), subject("final_model/b", b"b"), subject("x", b"x")];
-        let (root, n_files) = model_root(&subjects, "final_model");
+        let (root, n_files) = model_root(&subjects, |name| name.strip_prefix("final_model/"));
         assert_eq!(n_files, 2);
         let expected = "e5a01fee14e0ed5c48714f22180f25ad8365b53f9779f79dc4a3d7e93963f94a";
         assert_eq!(root.as_deref(), Some(expected));

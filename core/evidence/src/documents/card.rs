@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::evidence::{Evidence, Outcome};
+use super::record::MergeEvidence;
 
 /// The card's text.
 ///
@@ -14,9 +15,8 @@ use super::evidence::{Evidence, Outcome};
 #[must_use]
 pub fn model_card(evidence: &Evidence) -> String {
     let base = &evidence.model_lineage.base_model;
-    let tail = base.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or(base);
     let mut card = front_matter(evidence);
-    write!(card, "\n# {}_finetune\n\n", inline(tail)).expect("a string");
+    write!(card, "\n# {}_finetune\n\n", inline(tail(base))).expect("a string");
     let outcome = match evidence.outcome {
         Outcome::Promoted => "",
         Outcome::Staged => " It has not been approved for use yet.",
@@ -46,6 +46,61 @@ pub fn model_card(evidence: &Evidence) -> String {
     card.push_str(&limits(evidence));
     card.push_str(&evidence_section(evidence));
     card
+}
+
+/// The card of a merged model.
+///
+/// # Panics
+/// Never: writing to a string cannot fail.
+#[must_use]
+pub fn merge_card(evidence: &MergeEvidence) -> String {
+    let mut matter = Map::new();
+    matter.insert("tags".to_owned(), json!(["forgelm", "merge", evidence.method]));
+    matter.insert("base_model".to_owned(), json!(evidence.base.path));
+    matter.insert("library_name".to_owned(), json!("transformers"));
+    let text = serde_yaml::to_string(&Value::Object(matter)).expect("plain values");
+    let mut card = format!("---\n{text}---\n");
+    write!(
+        card,
+        "\n# {}_merge\n\n{} models merged over `{}` with ForgeLM {}. It was not evaluated: check it \
+         for your purpose before you use it.\n\n## Merge\n\n",
+        inline(tail(&evidence.base.path)),
+        evidence.inputs.len(),
+        inline(&evidence.base.path),
+        inline(&evidence.forgelm_version)
+    )
+    .expect("a string");
+    let mut rows = vec![("method".to_owned(), evidence.method.clone())];
+    rows.extend(evidence.options.iter().map(|(key, value)| (key.clone(), plain(value))));
+    rows.push(("date (UTC)".to_owned(), evidence.finished_at.to_text_date()));
+    table(&mut card, ("setting", "value"), &rows);
+    card.push('\n');
+    let models: Vec<(String, String)> = evidence
+        .inputs
+        .iter()
+        .map(|model| (model.path.clone(), model.weight.unwrap_or(1.0).to_string()))
+        .collect();
+    table(&mut card, ("model", "weight"), &models);
+    write!(
+        card,
+        "\n## Evidence\n\nRun `{}`, config `{}`. `compliance/merge_manifest.json` has the digests of \
+         what went in and what came out; the signed record is `compliance/attestation.dsse.json` \
+         (`forgelm verify-bundle`).\n",
+        inline(&evidence.run_id),
+        inline(&evidence.config_hash)
+    )
+    .expect("a string");
+    card
+}
+
+/// A JSON value without quotes around a text.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// The last part of a model's name.
+fn tail(name: &str) -> &str {
+    name.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or(name)
 }
 
 /// Whether the folder holds an adapter, not a whole model.

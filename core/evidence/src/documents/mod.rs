@@ -1,13 +1,16 @@
-//! The documents of a run, all made from one [`evidence::Evidence`], so that no two can disagree.
+//! The documents of a run, all made from one [`evidence::Evidence`] (of a merge: one
+//! [`record::MergeEvidence`]), so that no two can disagree.
 //!
 //! Everything here is a pure function: no file is read or written, no clock is asked.
 
 mod card;
 pub mod evidence;
 pub(crate) mod predicate;
+pub mod record;
 mod report;
 
-pub use card::model_card;
+pub use card::{merge_card, model_card};
+pub use record::merge_manifest;
 pub use report::{
     compliance_report, data_provenance, risk_assessment, training_manifest, training_manifest_yaml,
 };

@@ -3,33 +3,32 @@
 use serde_json::{Map, Value, json};
 
 use super::SCHEMA_VERSION;
-use super::evidence::Evidence;
-use super::report::{dataset_fingerprint, gates, revision};
+use super::record::{Identity, Record};
 use crate::BUILDER_NAME;
 use crate::checkpoint::Checkpoint;
 use crate::keys::RunSigner;
 
 /// The members that every predicate has.
 pub(crate) fn common_predicate(
-    evidence: &Evidence,
+    identity: &Identity<'_>,
     signer: &RunSigner,
     signed_at: &str,
 ) -> Map<String, Value> {
-    let tier = |section: &Option<Map<String, Value>>, key: &str| {
-        section.as_ref().and_then(|s| s.get(key)).cloned().unwrap_or(Value::Null)
+    let tier = |section: Option<&Map<String, Value>>, key: &str| {
+        section.and_then(|s| s.get(key)).cloned().unwrap_or(Value::Null)
     };
     let members = json!({
-        "run_id": evidence.run_id,
-        "pipeline_run_id": evidence.pipeline_run_id,
-        "forgelm_version": evidence.forgelm_version,
+        "run_id": identity.run_id,
+        "pipeline_run_id": identity.pipeline_run_id,
+        "forgelm_version": identity.forgelm_version,
         "builder": {
             "name": BUILDER_NAME,
-            "version": evidence.builder.version,
-            "commit": evidence.builder.commit,
-            "target": evidence.builder.target,
+            "version": identity.builder.version,
+            "commit": identity.builder.commit,
+            "target": identity.builder.target,
         },
-        "config_hash": evidence.config_hash,
-        "operator": evidence.operator,
+        "config_hash": identity.config_hash,
+        "operator": identity.operator,
         "signed_at": signed_at,
         "signer": {
             "keyid": signer.key.id().as_str(),
@@ -37,8 +36,8 @@ pub(crate) fn common_predicate(
             "label": signer.label,
         },
         "risk": {
-            "compliance": tier(&evidence.compliance, "risk_classification"),
-            "risk_assessment": tier(&evidence.risk_assessment, "risk_category"),
+            "compliance": tier(identity.compliance, "risk_classification"),
+            "risk_assessment": tier(identity.risk_assessment, "risk_category"),
         },
     });
     match members {
@@ -49,12 +48,12 @@ pub(crate) fn common_predicate(
 
 /// The predicate of one document (S1).
 pub(crate) fn manifest_predicate(
-    evidence: &Evidence,
+    record: &Record<'_>,
     signer: &RunSigner,
     signed_at: &str,
     kind: &str,
 ) -> Value {
-    let mut members = common_predicate(evidence, signer, signed_at);
+    let mut members = common_predicate(&record.identity(), signer, signed_at);
     members.insert("kind".to_owned(), json!(kind));
     members.insert("schema_version".to_owned(), json!(SCHEMA_VERSION));
     Value::Object(members)
@@ -72,24 +71,18 @@ pub(crate) struct RunClaims<'a> {
 
 /// The predicate of the run (S2).
 pub(crate) fn run_predicate(
-    evidence: &Evidence,
+    record: &Record<'_>,
     signer: &RunSigner,
     signed_at: &str,
     claims: &RunClaims<'_>,
 ) -> Value {
-    let mut members = common_predicate(evidence, signer, signed_at);
-    let datasets = std::iter::once(&evidence.data_provenance.fingerprint)
-        .chain(evidence.data_provenance.extra_datasets.iter().map(|(_, print)| print));
-    let datasets: Vec<Value> = datasets.map(dataset_fingerprint).collect();
+    let mut members = common_predicate(&record.identity(), signer, signed_at);
+    members.extend(record.claims());
     let model = claims
         .model_root_digest
         .as_ref()
         .map(|root| json!({"root_digest": root, "files": claims.model_files}));
     let more = [
-        ("outcome", json!(evidence.outcome.as_str())),
-        ("gates", gates(evidence)),
-        ("base_model", revision(&evidence.model_lineage.base_model_revision)),
-        ("dataset", Value::Array(datasets)),
         ("audit_checkpoint", claims.checkpoint.to_json()),
         ("model", json!(model)),
         ("scope", json!(claims.scope)),

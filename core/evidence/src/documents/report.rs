@@ -43,7 +43,7 @@ pub fn compliance_report(evidence: &Evidence) -> Value {
     Value::Object(report)
 }
 
-fn object(value: Value) -> Map<String, Value> {
+pub(super) fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(members) => members,
         _ => Map::new(),

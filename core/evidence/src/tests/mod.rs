@@ -14,8 +14,9 @@ use serde_json::json;
 
 use crate::audit::event::AuditEvent;
 use crate::audit::log::{AuditIdentity, AuditLog};
-use crate::bundle::write::{Bundle, BundleRequest, write_bundle};
+use crate::bundle::write::{Bundle, BundleRequest, ModelPlace, write_bundle};
 use crate::documents::evidence::tests::evidence;
+use crate::documents::record::Record;
 use crate::keys::{KeyOrigin, RunSigner, SigningKey};
 use crate::secret::Secret;
 
@@ -75,10 +76,9 @@ pub(crate) fn write_run(out_dir: &Path, signer: Result<&RunSigner, &str>, run_id
         AuditEvent::PipelineCompleted { success: true, metrics_summary: evidence.metrics.clone() };
     let request = BundleRequest {
         out_dir,
-        model_dir: Some("final_model"),
-        model_path_shown: "out/final_model",
+        model: ModelPlace::Folder { name: "final_model", shown: "out/final_model" },
         extra_files: &["metrics.jsonl".to_owned()],
-        evidence: &evidence,
+        record: Record::Training(&evidence),
         signer,
         final_events: &[completed],
     };

@@ -73,13 +73,7 @@ impl Job<'_> {
             allow_reroot: self.env.allow_audit_reroot,
         };
         let mut audit = AuditLog::open(self.plan.output.root(), identity, self.env.clock.clone())?;
-        audit.append(&match key {
-            Some(found) => AuditEvent::SigningKeyLoaded {
-                keyid: found.signer.key.id().as_str().to_owned(),
-                key_origin: found.signer.origin.as_str().to_owned(),
-            },
-            None => AuditEvent::SigningSkipped { reason: "signing.enabled is false".to_owned() },
-        })?;
+        audit.append(&dossier::key_event(key.as_ref()))?;
         audit.append(&AuditEvent::PipelineInitialized {
             model: self.plan.run.model.name_or_path.clone(),
             trainer_type: self.plan.trainer_name(),

@@ -1,0 +1,225 @@
+//! What is written and signed: the record of a training run, or of a merge.
+
+use std::collections::BTreeMap;
+
+use forgelm_artifact::{UtcTime, json};
+use serde_json::{Map, Value, json};
+
+use super::evidence::{Builder, Evidence, RevisionRecord};
+use super::report::{
+    compliance_report, data_provenance, dataset_fingerprint, gates, object, revision,
+    risk_assessment, training_manifest, training_manifest_yaml,
+};
+use super::{SCHEMA_VERSION, card};
+use crate::audit::event::numbers;
+
+/// A finished piece of work with everything its documents are made from.
+#[derive(Clone, Copy, Debug)]
+pub enum Record<'a> {
+    /// A training run.
+    Training(&'a Evidence),
+    /// A merge of models.
+    Merge(&'a MergeEvidence),
+}
+
+/// What every signature says of who did what.
+pub(crate) struct Identity<'a> {
+    pub(crate) run_id: &'a str,
+    pub(crate) pipeline_run_id: Option<&'a str>,
+    pub(crate) forgelm_version: &'a str,
+    pub(crate) builder: &'a Builder,
+    pub(crate) config_hash: &'a str,
+    pub(crate) operator: &'a str,
+    pub(crate) compliance: Option<&'a Map<String, Value>>,
+    pub(crate) risk_assessment: Option<&'a Map<String, Value>>,
+}
+
+/// What a merge leaves for its documents.
+#[derive(Clone, Debug)]
+pub struct MergeEvidence {
+    /// `fg-` and 12 hex digits.
+    pub run_id: String,
+    /// Version of the program.
+    pub forgelm_version: String,
+    /// What built the program.
+    pub builder: Builder,
+    /// `sha256:` and 64 hex digits, of the config as loaded.
+    pub config_hash: String,
+    /// Who ran it.
+    pub operator: String,
+    /// When it began.
+    pub started_at: UtcTime,
+    /// When the model was written.
+    pub finished_at: UtcTime,
+    /// Name of the method.
+    pub method: String,
+    /// Its options, as it was built with them.
+    pub options: Map<String, Value>,
+    /// The base model, as configured.
+    pub base: MergedModel,
+    /// What was merged, in order.
+    pub inputs: Vec<MergedModel>,
+    /// The files of the result, sorted by name; without the model card.
+    pub outputs: Vec<FileRecord>,
+    /// Final numbers.
+    pub metrics: BTreeMap<String, f64>,
+    /// The `compliance` section, if configured.
+    pub compliance: Option<Map<String, Value>>,
+    /// The `risk_assessment` section, if configured.
+    pub risk_assessment: Option<Map<String, Value>>,
+    /// Plugins that took part: name, file digest and more.
+    pub plugins: Vec<Value>,
+}
+
+/// A model that went into a merge.
+#[derive(Clone, Debug)]
+pub struct MergedModel {
+    /// As configured.
+    pub path: String,
+    /// `base`, `model` or `adapter`.
+    pub kind: &'static str,
+    /// As configured; none for the base.
+    pub weight: Option<f64>,
+    /// Which revision of it.
+    pub revision: RevisionRecord,
+    /// The files that its weights were read from.
+    pub files: Vec<FileRecord>,
+}
+
+/// A file by its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileRecord {
+    /// Name within its folder.
+    pub name: String,
+    /// 64 hex digits.
+    pub sha256: String,
+    /// Size.
+    pub size_bytes: u64,
+}
+
+impl FileRecord {
+    fn to_json(&self) -> Value {
+        json!({"name": self.name, "sha256": self.sha256, "size_bytes": self.size_bytes})
+    }
+}
+
+impl MergedModel {
+    fn to_json(&self) -> Value {
+        let mut members = object(json!({"path": self.path, "kind": self.kind}));
+        members.extend(self.weight.map(|weight| ("weight".to_owned(), json!(weight))));
+        members.insert("revision".to_owned(), revision(&self.revision));
+        let files: Vec<Value> = self.files.iter().map(FileRecord::to_json).collect();
+        members.insert("files".to_owned(), Value::Array(files));
+        Value::Object(members)
+    }
+}
+
+/// `merge_manifest.json`: what was merged, how, and what came of it, by digest.
+#[must_use]
+pub fn merge_manifest(evidence: &MergeEvidence) -> Value {
+    let models: Vec<Value> = evidence.inputs.iter().map(MergedModel::to_json).collect();
+    let outputs: Vec<Value> = evidence.outputs.iter().map(FileRecord::to_json).collect();
+    let mut manifest = object(json!({
+        "schema_version": SCHEMA_VERSION,
+        "run_id": evidence.run_id,
+        "forgelm_version": evidence.forgelm_version,
+        "config_hash": evidence.config_hash,
+        "operator": evidence.operator,
+        "started_at": evidence.started_at.to_string(),
+        "finished_at": evidence.finished_at.to_string(),
+        "method": evidence.method,
+        "options": evidence.options,
+        "base": evidence.base.to_json(),
+        "models": models,
+        "outputs": outputs,
+        "metrics": numbers(&evidence.metrics),
+        "plugins": evidence.plugins,
+    }));
+    let sections =
+        [("annex_iv", &evidence.compliance), ("risk_assessment", &evidence.risk_assessment)];
+    for (key, section) in sections {
+        if let Some(section) = section {
+            manifest.insert(key.to_owned(), Value::Object(section.clone()));
+        }
+    }
+    Value::Object(manifest)
+}
+
+impl Record<'_> {
+    pub(crate) fn identity(&self) -> Identity<'_> {
+        match self {
+            Self::Training(evidence) => Identity {
+                run_id: &evidence.run_id,
+                pipeline_run_id: evidence.pipeline_run_id.as_deref(),
+                forgelm_version: &evidence.forgelm_version,
+                builder: &evidence.builder,
+                config_hash: &evidence.config_hash,
+                operator: &evidence.operator,
+                compliance: evidence.compliance.as_ref(),
+                risk_assessment: evidence.risk_assessment.as_ref(),
+            },
+            Self::Merge(evidence) => Identity {
+                run_id: &evidence.run_id,
+                pipeline_run_id: None,
+                forgelm_version: &evidence.forgelm_version,
+                builder: &evidence.builder,
+                config_hash: &evidence.config_hash,
+                operator: &evidence.operator,
+                compliance: evidence.compliance.as_ref(),
+                risk_assessment: evidence.risk_assessment.as_ref(),
+            },
+        }
+    }
+
+    /// Every document that a run can have, by name below the folder of documents; none where this
+    /// one has not.
+    pub(crate) fn documents(&self) -> Vec<(&'static str, Option<Vec<u8>>)> {
+        let json = |value: Value| Some(json::pretty(&value).into_bytes());
+        match self {
+            Self::Training(evidence) => vec![
+                ("compliance_report.json", json(compliance_report(evidence))),
+                ("training_manifest.yaml", Some(training_manifest_yaml(evidence).into_bytes())),
+                ("training_manifest.json", json(training_manifest(evidence))),
+                ("data_provenance.json", json(data_provenance(evidence))),
+                ("risk_assessment.json", risk_assessment(evidence).and_then(json)),
+            ],
+            Self::Merge(evidence) => vec![("merge_manifest.json", json(merge_manifest(evidence)))],
+        }
+    }
+
+    /// The model card.
+    pub(crate) fn model_card(&self) -> String {
+        match self {
+            Self::Training(evidence) => card::model_card(evidence),
+            Self::Merge(evidence) => card::merge_card(evidence),
+        }
+    }
+
+    /// What the attestation says beside who did it and which files there are.
+    pub(crate) fn claims(&self) -> Map<String, Value> {
+        match self {
+            Self::Training(evidence) => {
+                let provenance = &evidence.data_provenance;
+                let datasets = std::iter::once(&provenance.fingerprint)
+                    .chain(provenance.extra_datasets.iter().map(|(_, print)| print));
+                let datasets: Vec<Value> = datasets.map(dataset_fingerprint).collect();
+                object(json!({
+                    "outcome": evidence.outcome.as_str(),
+                    "gates": gates(evidence),
+                    "base_model": revision(&evidence.model_lineage.base_model_revision),
+                    "dataset": datasets,
+                }))
+            }
+            Self::Merge(evidence) => object(json!({
+                "outcome": "merged",
+                "gates": [],
+                "base_model": revision(&evidence.base.revision),
+                "merge": {
+                    "method": evidence.method,
+                    "options": evidence.options,
+                    "models": evidence.inputs.iter().map(MergedModel::to_json).collect::<Vec<_>>(),
+                },
+            })),
+        }
+    }
+}
