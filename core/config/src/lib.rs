@@ -46,7 +46,8 @@ pub use section::{
     LrSchedulerType, Merge, MergeMethod, MergeModel, MetricsExport, Model, Moe, Monitoring,
     Multimodal, OnBadRow, Optim, Pipeline, PluginIsolation, Plugins, QuantComputeDtype, QuantType,
     ReportTo, RequireProvisioned, Retention, RetentionEnforce, RiskAssessment, RiskTier,
-    RopeScaling, RopeType, Safety, SafetyScoring, SeverityThresholds, Signing, Stage, Synthetic,
-    SyntheticFormat, TargetModules, TeacherBackend, TrainOn, TrainerType, Training, Webhook,
+    RopeScaling, RopeType, Safety, SafetyScoring, SeverityThresholds, Signing, SlerpOver, Stage,
+    Synthetic, SyntheticFormat, TargetModules, TeacherBackend, TiesVariant, TrainOn, TrainerType,
+    Training, Webhook,
 };
 pub use yaml::FILE_BYTES_MAX;

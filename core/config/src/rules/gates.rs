@@ -4,7 +4,7 @@ use super::engine::moving_ref;
 use super::{Findings, Scope};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::run::Run;
-use crate::section::{Evaluation, RiskTier, SafetyScoring, TeacherBackend};
+use crate::section::{Evaluation, MergeMethod, RiskTier, SafetyScoring, TeacherBackend};
 
 /// Severity thresholds need categories: not written they are turned on.
 pub fn settle_categories(path: &str, evaluation: &mut Evaluation, findings: &mut Findings<'_>) {
@@ -181,18 +181,43 @@ fn merge(run: &Run, findings: &mut Findings<'_>) {
     let Some(merge) = run.merge.as_ref().filter(|m| m.enabled) else {
         return;
     };
-    if merge.models.len() < 2 {
+    let (models, method) = ("merge.models", "merge.method");
+    let n_models = merge.models.len();
+    if n_models < 2 {
         let message = format!(
-            "`merge.models` has {}; expected at least 2 with `merge.enabled`{}",
-            merge.models.len(),
+            "`{models}` has {n_models}; expected at least 2 with `merge.enabled`{}",
             findings.at("merge.enabled")
         );
         findings.error(
             Code::Conflict,
-            &["merge.models", "merge.enabled"],
+            &[models, "merge.enabled"],
             message,
             "add entries of `path:` and `weight:`",
         );
+        return;
+    }
+    if merge.method == MergeMethod::Slerp && n_models > 2 {
+        let message = format!(
+            "`{models}` has {n_models}; expected exactly 2 for `{method}: slerp`{}",
+            findings.at(method)
+        );
+        let hint = "merge two of them, or write `method: linear`";
+        findings.error(Code::Conflict, &[models, method], message, hint);
+    }
+    let sum: f64 = merge.models.iter().map(|model| model.weight).sum();
+    if sum == 0.0 {
+        let message = format!("the weights of `{models}` sum to 0; expected another sum");
+        let hint = "shares are weights over their sum: make it a positive number";
+        findings.error(Code::Conflict, &[models], message, hint);
+    }
+    let is_summed_by_sign = matches!(merge.method, MergeMethod::Ties | MergeMethod::Dare);
+    for (i, model) in merge.models.iter().enumerate() {
+        if model.weight < 0.0 && is_summed_by_sign {
+            let key = format!("{models}[{i}].weight");
+            let message =
+                format!("`{key}` is {}: {} turns the change round", model.weight, merge.method);
+            findings.warn(Code::Doubtful, &[&key], message);
+        }
     }
 }
 

@@ -7,7 +7,7 @@ section! {
     /// Several models into one.
     Merge {
         /// Allows `--merge`.
-        enabled: bool = false, later("merging of models");
+        enabled: bool = false;
         /// How.
         method: MergeMethod = MergeMethod::Ties;
         /// What is merged; at least two.
@@ -16,6 +16,10 @@ section! {
         output_dir: String = "./merged_model".to_owned(), text(NOT_BLANK);
         /// Share of the smallest changes that ties drops.
         ties_trim_fraction: f64 = 0.2, upstream(), share();
+        /// How ties trims and elects.
+        ties_variant: TiesVariant = TiesVariant::Votes, ours();
+        /// What slerp interpolates.
+        slerp_over: SlerpOver = SlerpOver::Weights, ours();
         /// Share of the changes that dare drops.
         dare_drop_rate: f64 = 0.3, upstream(), share();
         /// Seed of what dare drops.
@@ -26,7 +30,7 @@ section! {
 section! {
     /// One model of a merge.
     MergeModel {
-        /// A folder or a hub id.
+        /// An adapter folder, or a model: folder, `.gguf` file, hub id or `pypi:NAME==VERSION`.
         path: String = String::new(), required("models/first"), text(NOT_BLANK);
         /// Its weight.
         weight: f64 = 1.0, min(-1e9), max(1e9);
@@ -44,5 +48,25 @@ choice! {
         Slerp = "slerp",
         /// Weighted mean.
         Linear = "linear",
+    }
+}
+
+choice! {
+    /// How ties trims and elects.
+    TiesVariant {
+        /// Each model has one vote for a sign; the change at the threshold stays.
+        Votes = "votes",
+        /// As the paper and mergekit: the sign of the weighted sum; the largest changes stay.
+        Paper = "paper",
+    }
+}
+
+choice! {
+    /// What slerp interpolates.
+    SlerpOver {
+        /// The weights themselves, as mergekit.
+        Weights = "weights",
+        /// What each model changes of the base.
+        Deltas = "deltas",
     }
 }

@@ -26,7 +26,7 @@ pub use evaluation::{
     SeverityThresholds,
 };
 pub use lora::{Lora, LoraBias, LoraMethod, TargetModules};
-pub use merge::{Merge, MergeMethod, MergeModel};
+pub use merge::{Merge, MergeMethod, MergeModel, SlerpOver, TiesVariant};
 pub use model::{Backend, Model, Moe, Multimodal, QuantComputeDtype, QuantType};
 pub use pipeline::{Pipeline, Stage};
 pub use retention::{Retention, RetentionEnforce};

@@ -43,7 +43,6 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ("webhook: {url: \"https://example.org/x\"}\n", "`webhook.url`"),
         ("webhook: {url_env: HOOK}\n", "`webhook.url_env: HOOK`"),
         ("distributed: {strategy: fsdp}\n", "`distributed.strategy: fsdp`"),
-        ("merge: {enabled: true, models: [{path: a}, {path: b}]}\n", "`merge.enabled: true`"),
         ("monitoring: {enabled: true}\n", "`monitoring.enabled: true`"),
         (
             "synthetic: {enabled: true, teacher_model: t, seed_file: f}\n",
@@ -82,6 +81,7 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "evaluation: {auto_revert: false, safety: {enabled: false}, benchmark: {tasks: [a]}}\n",
         "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: log_only}\n",
         "webhook: {url: \"\"}\nmonitoring: {}\nmerge: {}\nsynthetic: {}\ndistributed: {strategy: null}\n",
+        "merge: {enabled: true, method: slerp, models: [{path: a}, {path: b}]}\n",
         "signing: {key_file: k, require_provisioned: true}\nplugins: {paths: [x.so], trainer: t, trainer_options: [a=1], isolation: in_process}\nauth: {}\n",
     ] {
         assert_eq!(refused(more), Vec::<String>::new(), "{more}");

@@ -79,6 +79,14 @@ fn combinations_that_are_refused() {
             "merge: {enabled: true, models: [{path: a}]}\n",
             "`merge.models` has 1; expected at least 2",
         ),
+        (
+            "merge: {enabled: true, method: slerp, models: [{path: a}, {path: b}, {path: c}]}\n",
+            "`merge.models` has 3; expected exactly 2 for `merge.method: slerp` (line 5)",
+        ),
+        (
+            "merge: {enabled: true, models: [{path: a}, {path: b, weight: -1}]}\n",
+            "the weights of `merge.models` sum to 0",
+        ),
         ("merge: {models: [{weight: 1}]}\n", "`merge.models[0].path` is missing"),
         (
             "compliance: {risk_classification: high-risk}\n",
@@ -118,7 +126,7 @@ fn combinations_that_are_refused() {
         ),
         ("training: {final_model_dir: ../x}\n", "expected text (a relative path without `..`)"),
     ];
-    assert_eq!(cases.len(), 36);
+    assert_eq!(cases.len(), 38);
     for (more, words) in cases {
         let message = only(&file(more));
         assert!(message.contains(words), "{more}\n{message}");
@@ -185,13 +193,17 @@ fn combinations_that_are_warned_about() {
             "nearly every model passes or fails",
         ),
         ("evaluation: {staging_ttl_days: 3}\n", "`evaluation.staging_ttl_days` is deprecated"),
+        (
+            "merge: {enabled: true, models: [{path: a, weight: 3}, {path: b, weight: -1}]}\n",
+            "`merge.models[1].weight` is -1: ties turns the change round",
+        ),
         ("webhook: {timeout: 0}\n", "`webhook.timeout` is 0; 1 second is used"),
         (
             "compliance: {risk_classification: limited-risk}\nrisk_assessment: {risk_category: unknown}\n",
             "the stricter one governs",
         ),
     ];
-    assert_eq!(cases.len(), 22);
+    assert_eq!(cases.len(), 23);
     for (more, words) in cases {
         let found = warnings(&file(more));
         assert_eq!(found.len(), 1, "{more}\n{found:#?}");
