@@ -16,6 +16,7 @@ mod config;
 mod data;
 mod faults;
 mod memory;
+mod merge;
 mod methods;
 mod plugins;
 mod resume;

@@ -85,7 +85,7 @@ pub struct RunFlags {
     /// Benchmark an existing model (not available yet).
     #[arg(long, group = "mode", value_name = "MODEL")]
     pub benchmark_only: Option<PathBuf>,
-    /// Run the `merge` section (not available yet).
+    /// Merge the models of the `merge` section; nothing is trained.
     #[arg(long, group = "mode")]
     pub merge: bool,
     /// Run the `synthetic` section (not available yet).
@@ -131,7 +131,6 @@ impl RunFlags {
     pub fn not_available(&self) -> Option<&'static str> {
         let given = [
             (self.benchmark_only.is_some(), "--benchmark-only"),
-            (self.merge, "--merge"),
             (self.generate_data, "--generate-data"),
             (self.compliance_export.is_some(), "--compliance-export"),
             (self.wizard, "--wizard"),

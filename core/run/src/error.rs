@@ -14,6 +14,7 @@ use forgelm_evidence::keys::KeyError;
 use forgelm_generate::GenerateError;
 use forgelm_hub::HubError;
 use forgelm_loader::LibraryError;
+use forgelm_merge::MergeError;
 use forgelm_model::{AdapterError, ConfigError, LoadError, OutOfMemory, WholeModelError};
 use forgelm_plugin::RegistryError;
 use forgelm_sdk::{Failed, OptionsError};
@@ -229,10 +230,9 @@ pub enum RunError {
         /// Sequences in a micro-batch.
         batch_size: usize,
     },
-    /// The checkpoints need more room than the disk has.
+    /// What is written needs more room than the disk has.
     #[error(
-        "{}: the run needs {needed} bytes of disk and {available} are free\n  hint: free some \
-         space, or lower `training.save_total_limit`",
+        "{}: the run needs {needed} bytes of disk and {available} are free\n  hint: {hint}",
         .dir.display()
     )]
     Disk {
@@ -242,7 +242,40 @@ pub enum RunError {
         needed: u64,
         /// Free, in bytes.
         available: u64,
+        /// What to do.
+        hint: &'static str,
     },
+    /// `--merge` with a config that merges nothing.
+    #[error(
+        "`merge.enabled` is not true: there is nothing to merge\n  hint: name the models in \
+         `merge.models` and write `enabled: true` under `merge`"
+    )]
+    NothingToMerge,
+    /// A method that merges another number of models.
+    #[error("the merge method `{method}` was given {found} models; expected {}", numbers(*min, *max))]
+    NumberOfModels {
+        /// The method.
+        method: String,
+        /// Models given.
+        found: usize,
+        /// Fewest.
+        min: usize,
+        /// Most.
+        max: usize,
+    },
+    /// A model that cannot be merged with the others.
+    #[error("merge: `{path}` {problem}\n  hint: {hint}")]
+    MergeInput {
+        /// As configured.
+        path: String,
+        /// What is wrong, with both sides.
+        problem: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The merge was given up.
+    #[error("merge: {0}; nothing was written")]
+    Merge(#[from] MergeError),
     /// The system refused memory that was planned.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
@@ -312,6 +345,15 @@ pub enum RunError {
     NotAvailable(String),
 }
 
+/// A range of numbers in words.
+fn numbers(min: usize, max: usize) -> String {
+    match max {
+        usize::MAX => format!("at least {min}"),
+        _ if min == max => format!("exactly {min}"),
+        _ => format!("{min} to {max}"),
+    }
+}
+
 impl RunError {
     /// How the program ends.
     #[must_use]
@@ -340,7 +382,14 @@ impl RunError {
             | Self::Variable { .. }
             | Self::Operator(_)
             | Self::KeyNotProvisioned { .. }
+            | Self::NothingToMerge
+            | Self::NumberOfModels { .. }
+            | Self::MergeInput { .. }
             | Self::NotAvailable(_) => Exit::Config,
+            Self::Merge(MergeError::Write(error)) => error.class().into(),
+            Self::Merge(
+                MergeError::Method { .. } | MergeError::NotStorable { .. } | MergeError::Stopped,
+            ) => Exit::Runtime,
             Self::Open(error) => error.class().into(),
             Self::Hub(error) => error.class().into(),
             Self::Load(error) => error.class().into(),

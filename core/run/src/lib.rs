@@ -16,6 +16,7 @@ pub mod exit;
 pub mod fit_check;
 pub mod footprint;
 pub mod memory;
+pub mod merge;
 pub mod metrics;
 pub mod model;
 pub mod output;

@@ -241,7 +241,8 @@ fn base_and_adapter(request: &ModelRequest) -> Result<(Base, Option<PathBuf>), R
     Ok((Base { name: info.base_model_name_or_path, revision }, Some(dir.to_owned())))
 }
 
-fn model_files(files: &ModelFiles) -> forgelm_model::ModelFiles {
+/// Where the files of a model lie, as core/model has it.
+pub(crate) fn model_files(files: &ModelFiles) -> forgelm_model::ModelFiles {
     match files {
         ModelFiles::Folder(path) => forgelm_model::ModelFiles::Folder(path.clone()),
         ModelFiles::Gguf(path) => forgelm_model::ModelFiles::Gguf(path.clone()),
@@ -249,7 +250,7 @@ fn model_files(files: &ModelFiles) -> forgelm_model::ModelFiles {
 }
 
 /// The tokenizer of the adapter where it has one, else of the model.
-fn tokenizer(files: &ModelFiles, adapter: Option<&Path>) -> Result<Tokenizer, RunError> {
+pub(crate) fn tokenizer(files: &ModelFiles, adapter: Option<&Path>) -> Result<Tokenizer, RunError> {
     if let Some(dir) = adapter.filter(|dir| dir.join("tokenizer_config.json").is_file()) {
         return Ok(Tokenizer::from_folder(dir)?);
     }

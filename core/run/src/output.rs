@@ -61,10 +61,8 @@ impl OutputDir {
     /// # Errors
     /// Naming the folder and what is in the way.
     pub fn check(&self, inputs: &[&Path], start: Start) -> Result<(), RunError> {
-        let place = resolved(&self.root);
         for input in inputs {
-            let input_place = resolved(input);
-            if place.starts_with(&input_place) {
+            if lies_in(&self.root, input) {
                 return Err(RunError::OutputDir {
                     dir: self.root.clone(),
                     problem: format!("is or lies in the input `{}`", input.display()),
@@ -119,6 +117,12 @@ impl OutputDir {
         write::remove_file(&probe)?;
         Ok(())
     }
+}
+
+/// Whether a path is `folder` or something in it, once links are followed.
+#[must_use]
+pub fn lies_in(path: &Path, folder: &Path) -> bool {
+    resolved(path).starts_with(resolved(folder))
 }
 
 /// The path with every link and `..` resolved, as far as it exists.

@@ -52,6 +52,12 @@ pub struct Used {
 }
 
 impl Used {
+    /// This one did.
+    #[must_use]
+    pub fn of<K: Kind>(plugin: &Plugin<K>) -> Self {
+        Self { kind: K::NAME, name: plugin.name, origin: Arc::clone(&plugin.origin) }
+    }
+
     /// As the documents have it.
     #[must_use]
     pub fn to_json(&self) -> Value {
@@ -302,8 +308,7 @@ pub fn build_trainer(
     }
     let options = given.iter().map(|given| option(given)).collect::<Result<Vec<_>, _>>()?;
     let trainer = (plugin.build)(&options)?;
-    let origin = Arc::clone(&plugin.origin);
-    Ok((trainer, Used { kind: Trainers::NAME, name: plugin.name, origin }))
+    Ok((trainer, Used::of(plugin)))
 }
 
 /// `key=value`: a number, true, false, or a word.

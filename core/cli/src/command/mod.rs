@@ -4,6 +4,7 @@ pub mod chat;
 pub mod config;
 pub mod data;
 pub mod keygen;
+pub mod merge;
 pub mod plugin;
 pub mod run;
 pub mod score;
@@ -65,9 +66,17 @@ impl Context {
 
     /// Prints a refusal and returns its exit code.
     pub fn refused(&mut self, exit: Exit, text: &str) -> Exit {
+        self.refused_with(exit, text, &json!({}))
+    }
+
+    /// As [`Context::refused`], with more members in the JSON envelope.
+    pub fn refused_with(&mut self, exit: Exit, text: &str, more: &Value) -> Exit {
         let text = text.trim_end();
         if self.is_json() {
-            let envelope = json!({"success": false, "error": text, "exit_code": exit.code()});
+            let mut envelope = json!({"success": false, "error": text, "exit_code": exit.code()});
+            for (key, value) in more.as_object().into_iter().flatten() {
+                envelope[key] = value.clone();
+            }
             print(&document(&envelope));
         }
         self.progress.line(LogLevel::Error, &format!("error: {text}"));

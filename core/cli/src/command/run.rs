@@ -1,6 +1,6 @@
 //! `forgelm --config FILE`: the main job, and its dry run.
 
-use super::Context;
+use super::{Context, merge};
 use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
 use crate::world;
@@ -51,6 +51,9 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
             }
             Err(error) => context.failed(&error),
         };
+    }
+    if flags.merge {
+        return merge::merge(&plan, flags, context);
     }
     match execute(&plan, flags, context) {
         Ok(outcome) => finished(&plan, flags, &outcome, context),

@@ -154,9 +154,12 @@ pub(super) fn check_room(inputs: &Inputs<'_>, cut: Cut) -> Result<Fit, RunError>
     let needed_on_disk = n_checkpoints * checkpoint_bytes + (32 << 20);
     let dir = inputs.plan.output.root();
     match write::free_bytes(dir) {
-        Ok(available) if available < needed_on_disk => {
-            Err(RunError::Disk { dir: dir.to_owned(), needed: needed_on_disk, available })
-        }
+        Ok(available) if available < needed_on_disk => Err(RunError::Disk {
+            dir: dir.to_owned(),
+            needed: needed_on_disk,
+            available,
+            hint: "free some space, or lower `training.save_total_limit`",
+        }),
         // A system that does not say how much is free cannot be asked.
         Ok(_) | Err(_) => Ok(fit),
     }
