@@ -19,6 +19,7 @@ mod data;
 mod gemm;
 mod generate;
 mod load;
+mod merge;
 mod ops;
 mod packed;
 mod peak;
@@ -31,12 +32,13 @@ use std::process::ExitCode;
 /// Name, summary, and what runs with the arguments that follow the name.
 type Command = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
-const COMMANDS: [Command; 8] = [
+const COMMANDS: [Command; 9] = [
     ("data", "rows of a file to packed batches: rows/s, tokens/s, memory", data::run),
     ("gemm", "products with frozen weights, as a share of this machine's peak", gemm::run),
     ("ops", "milliseconds and GB/s of every other op at the shapes of SmolLM2-135M", ops::run),
     ("generate", "new tokens of a real model: tokens/s, share of the bandwidth", generate::run),
     ("load", "weights of a real model from disk to memory: MB/s, beside reading alone", load::run),
+    ("merge", "models merged by each method: MB/s, beside copying one", merge::run),
     ("packed", "products with weights in blocks, against dense weights", packed::run),
     ("shape", "prompts, frozen layers and ragged batches: what is not computed", shape::run),
     ("train", "a training run of a real model: tokens/s, share of the limit, memory", train::run),
