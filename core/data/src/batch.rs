@@ -14,10 +14,13 @@ pub struct PackedBatch {
     pub positions: Vec<u32>,
     /// One for each sequence; attention never crosses them.
     pub segments: Vec<Segment>,
-    /// `[R]` rows whose next token is trained, ascending.
+    /// `[R]` rows whose next token is scored, ascending: those whose next token is trained, and with
+    /// [`ScoredRows::Prompts`] those of prompts too.
     pub scored_rows: Vec<u32>,
     /// `[R]` the token that each of them predicts.
     pub labels: Vec<u32>,
+    /// `[R]` 1 where that token is trained.
+    pub trained: Vec<u8>,
     /// `[T]` a name for each row that does not depend on the batch it is in: number of the record in the upper
     /// half, the role in the next four bits, the position in the others. Dropout masks are made from it, so that a step has the same masks however
     /// it is cut into micro-batches or packed.
@@ -39,13 +42,46 @@ pub struct PackedSequence {
     pub len: usize,
 }
 
-/// Lays sequences end to end. Row t of a sequence predicts its token t + 1, and is scored where that token is
-/// trained; the first token of a sequence is never predicted.
+/// Which rows of a sequence are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScoredRows {
+    /// Those that predict a trained token.
+    Trained,
+    /// Of a sole sequence or a chosen answer every row, so that a record's prompt is scored once; of others as
+    /// before.
+    Prompts,
+}
+
+impl ScoredRows {
+    /// Whether row t of a sequence is scored, where `trained` is the mark of its token t + 1.
+    fn is_scored(self, role: Role, trained: bool) -> bool {
+        trained || (self == ScoredRows::Prompts && matches!(role, Role::Sole | Role::Chosen))
+    }
+
+    /// The scored rows of a sequence.
+    #[must_use]
+    pub fn count(self, sequence: &Sequence) -> usize {
+        let trained = sequence.trained.iter().skip(1);
+        trained.filter(|&&trained| self.is_scored(sequence.role, trained)).count()
+    }
+}
+
+/// Lays sequences end to end, as [`pack_scoring`] with [`ScoredRows::Trained`].
+///
+/// # Panics
+/// As [`pack_scoring`].
+#[must_use]
+pub fn pack(sequences: &[&Sequence]) -> PackedBatch {
+    pack_scoring(sequences, ScoredRows::Trained)
+}
+
+/// Lays sequences end to end. Row t of a sequence predicts its token t + 1, and is scored as
+/// `rows` says; the first token of a sequence is never predicted.
 ///
 /// # Panics
 /// If a batch has 2^32 tokens, a sequence 2^28, or a record's number is 2^32 or more: bugs in the caller.
 #[must_use]
-pub fn pack(sequences: &[&Sequence]) -> PackedBatch {
+pub fn pack_scoring(sequences: &[&Sequence], rows: ScoredRows) -> PackedBatch {
     let n_tokens = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
     let mut batch = PackedBatch {
         tokens: Vec::with_capacity(n_tokens),
@@ -70,11 +106,14 @@ pub fn pack(sequences: &[&Sequence]) -> PackedBatch {
             batch.positions.push(position);
             batch.row_keys.push(key | u64::from(position));
         }
-        for (t, &label) in
-            sequence.tokens.iter().enumerate().skip(1).filter(|&(t, _)| sequence.trained[t])
-        {
-            batch.scored_rows.push(u32::try_from(start + t - 1).expect("fewer than 2^32 tokens"));
-            batch.labels.push(label);
+        for (t, &label) in sequence.tokens.iter().enumerate().skip(1) {
+            let trained = sequence.trained[t];
+            if rows.is_scored(sequence.role, trained) {
+                let row = u32::try_from(start + t - 1).expect("fewer than 2^32 tokens");
+                batch.scored_rows.push(row);
+                batch.labels.push(label);
+                batch.trained.push(u8::from(trained));
+            }
         }
         batch.segments.push(Segment { start, len: sequence.tokens.len() });
         batch.sequences.push(PackedSequence {
@@ -89,7 +128,7 @@ pub fn pack(sequences: &[&Sequence]) -> PackedBatch {
 
 #[cfg(test)]
 mod tests {
-    use super::pack;
+    use super::{ScoredRows, pack, pack_scoring};
     use crate::render::Sequence;
     use forgelm_kernels_api::Segment;
     use forgelm_sdk::trainer::Role;
@@ -117,6 +156,20 @@ mod tests {
         assert_eq!(batch.row_keys, [3 << 32, (3 << 32) + 1, (3 << 32) + 2, 9 << 32, (9 << 32) + 1]);
         let parts: Vec<_> = batch.sequences.iter().map(|s| (s.record, s.start, s.len)).collect();
         assert_eq!(parts, [(3, 0, 1), (9, 1, 1)]);
+    }
+
+    /// Of the pair's first answer the prompt is scored and not trained; of the second it is not scored again.
+    #[test]
+    fn a_prompt_is_scored_once_where_it_is_asked_for() {
+        let chosen = Sequence { role: Role::Chosen, ..sequence(1, &[5, 6, 7, 8], &[0, 0, 1, 1]) };
+        let rejected = Sequence { role: Role::Rejected, ..sequence(1, &[5, 6, 9], &[0, 0, 1]) };
+        let batch = pack_scoring(&[&chosen, &rejected], ScoredRows::Prompts);
+        assert_eq!(batch.scored_rows, [0, 1, 2, 5]);
+        assert_eq!(batch.labels, [6, 7, 8, 9]);
+        assert_eq!(batch.trained, [0, 1, 1, 1]);
+        assert_eq!(ScoredRows::Prompts.count(&chosen), 3);
+        assert_eq!(ScoredRows::Prompts.count(&rejected), 1);
+        assert_eq!(pack(&[&chosen, &rejected]).trained, [1, 1, 1]);
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! A data set as a stream of rows, and whole.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use forgelm_artifact::hash::{Hasher, Sha256Hex};
 use forgelm_config::{Data, OnBadRow, TrainOn, TrainerType};
+use serde_json::Value;
 
 use crate::find::{SourceFiles, find_files};
 use crate::is_hub_id;
 use crate::problem::{Code, DataError, DataProblem, Problems};
-use crate::record::{self, Layout, Record, Rules};
+use crate::record::{self, Layout, Record, RecordKind, Rules};
 use crate::source::{RawRow, RowReader, open_rows};
 
 /// Of the rows, this share may be skipped.
@@ -118,6 +120,30 @@ pub fn read_record(
         }
     }
     Ok(None)
+}
+
+/// The columns besides the prompt of some lines of a file of prompts, each as a JSON object: what rewards read.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn read_columns(
+    path: &Path,
+    section: &Data,
+    lines: &BTreeSet<u64>,
+) -> Result<BTreeMap<u64, String>, DataError> {
+    let files = [path.to_owned()];
+    let mut stream = RowStream::new(&files, TrainerType::Grpo, Rules::of(section));
+    let mut found = BTreeMap::new();
+    while let Some(batch) = stream.next_batch()? {
+        let reader = stream.records();
+        let records = batch.rows.iter().filter_map(|row| reader.record(&batch, row).ok());
+        for record in records.filter(|record| lines.contains(&record.line)) {
+            if let RecordKind::Prompt { columns, .. } = record.kind {
+                found.insert(record.line, Value::Object(columns).to_string());
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Reads the first rows of a data set, to find what is wrong with a whole file before anything else is done.

@@ -46,14 +46,16 @@ mod store;
 
 pub use forgelm_sdk::trainer::Role;
 
-pub use batch::{PackedBatch, PackedSequence, pack};
+pub use batch::{PackedBatch, PackedSequence, ScoredRows, pack, pack_scoring};
 pub use clean::clean_text;
-pub use dataset::{DataFile, Dataset, check_first_rows, fingerprint, open, read_record};
+pub use dataset::{
+    DataFile, Dataset, check_first_rows, fingerprint, open, read_columns, read_record,
+};
 pub use find::{SourceFiles, find_files, is_hub_id};
 pub use lint::{Finding, LintCode, LintReport, lint};
 pub use mix::Mixed;
 pub use packing::best_fit_decreasing;
-pub use plan::{Plan, PlanSettings, evaluation_batches};
+pub use plan::{Plan, PlanSettings, evaluation_batches, mismatched_partners};
 pub use prepare::{PrepareRequest, Prepared, prepare};
 pub use preview::{Piece, PreviewRow, PreviewSequence, preview};
 pub use problem::{Code, DataError, DataProblem, Problems};

@@ -208,6 +208,27 @@ impl Plan {
     }
 }
 
+/// For each of `n` records the one whose answer its prompt is paired with, to estimate how far a policy has moved
+/// (KTO): the one before it in the order of the first epoch, and the last one for the first. Two or more records are
+/// never paired with themselves.
+///
+/// # Panics
+/// If there are 2^32 records: a bug in the caller.
+#[must_use]
+pub fn mismatched_partners(n: usize, seed: u64, shuffle: bool) -> Vec<u32> {
+    let n = u32::try_from(n).expect("fewer than 2^32 records");
+    let order = match shuffle {
+        true => Stream::new(seed, Purpose::DataOrder).permutation(0, n),
+        false => (0..n).collect(),
+    };
+    let mut partners = vec![0; order.len()];
+    let before = order.last().copied().into_iter().chain(order.iter().copied());
+    for (&record, before) in order.iter().zip(before) {
+        partners[record as usize] = before;
+    }
+    partners
+}
+
 /// The batches of a validation pass, in order: at most `batch_size` sequences each and, but for a
 /// sequence that is longer by itself, at most `tokens_max` tokens.
 ///
@@ -239,7 +260,7 @@ pub fn evaluation_batches(
 
 #[cfg(test)]
 mod tests {
-    use super::{Plan, PlanSettings, evaluation_batches};
+    use super::{Plan, PlanSettings, evaluation_batches, mismatched_partners};
 
     fn settings(b: usize, a: usize) -> PlanSettings {
         PlanSettings {
@@ -353,6 +374,19 @@ mod tests {
         let mut seen: Vec<usize> = (0..4).flat_map(|s| plan.step(s).concat()).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..13).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn every_record_lends_its_answer_once_and_never_to_itself() {
+        assert_eq!(mismatched_partners(4, 7, false), [3, 0, 1, 2]);
+        let partners = mismatched_partners(50, 7, true);
+        assert!(partners.iter().enumerate().all(|(i, &partner)| i != partner as usize));
+        let mut lent = partners.clone();
+        lent.sort_unstable();
+        assert_eq!(lent, (0..50).collect::<Vec<_>>());
+        assert_ne!(partners, mismatched_partners(50, 8, true));
+        assert_eq!(mismatched_partners(1, 7, true), [0]);
+        assert!(mismatched_partners(0, 7, true).is_empty());
     }
 
     #[test]

@@ -49,6 +49,16 @@ impl From<Vec<Sequence>> for Sequences {
 }
 
 impl Sequences {
+    /// Every two sequences are a unit: a preference's two answers, the chosen one first.
+    ///
+    /// # Panics
+    /// If their number is odd.
+    #[must_use]
+    pub fn pairs(sequences: Vec<Sequence>) -> Self {
+        assert!(sequences.len().is_multiple_of(2), "an answer without its other");
+        Sequences { per_unit: 2, place: Place::Memory(sequences) }
+    }
+
     pub(crate) fn stored(per_unit: usize, stores: Vec<Stored>, units: Vec<u32>) -> Self {
         Sequences { per_unit, place: Place::Stored { stores, units } }
     }
