@@ -7,6 +7,7 @@ mod kind;
 
 pub use kind::{Build, Evaluators, Kind, MergeMethods, Origin, Plugin, Quantizers, Trainers};
 
+use forgelm_sdk::reward;
 use std::collections::BTreeMap;
 
 /// Everything that was offered, by kind and name.
@@ -18,6 +19,8 @@ pub struct Registry {
     merge_methods: Shelf<MergeMethods>,
     quantizers: Shelf<Quantizers>,
     evaluators: Shelf<Evaluators>,
+    /// Those that are linked into the program: there is no table for them yet.
+    rewards: BTreeMap<&'static str, reward::Descriptor>,
 }
 
 type Shelf<K> = BTreeMap<&'static str, Plugin<K>>;
@@ -99,6 +102,38 @@ impl Registry {
         Ok(())
     }
 
+    /// Adds rewards that are linked into the program.
+    ///
+    /// # Errors
+    /// If one of the names is taken; the registry is then as before.
+    pub fn add_rewards(&mut self, rewards: &[reward::Descriptor]) -> Result<(), RegistryError> {
+        for (i, reward) in rewards.iter().enumerate() {
+            let is_same = |other: &reward::Descriptor| other.name == reward.name;
+            if self.rewards.contains_key(reward.name) || rewards[..i].iter().any(is_same) {
+                return Err(RegistryError::Duplicate {
+                    kind: REWARD,
+                    name: reward.name.to_owned(),
+                    first: "the program".to_owned(),
+                    second: "the program".to_owned(),
+                });
+            }
+        }
+        self.rewards.extend(rewards.iter().map(|reward| (reward.name, *reward)));
+        Ok(())
+    }
+
+    /// The reward of this name.
+    ///
+    /// # Errors
+    /// If there is none: the names there are.
+    pub fn reward(&self, name: &str) -> Result<&reward::Descriptor, RegistryError> {
+        self.rewards.get(name).ok_or_else(|| RegistryError::Unknown {
+            kind: REWARD,
+            name: name.to_owned(),
+            known: self.rewards.keys().copied().collect::<Vec<_>>().join(", "),
+        })
+    }
+
     /// The trainer of this name.
     ///
     /// # Errors
@@ -151,6 +186,8 @@ impl Registry {
         self.evaluators.values()
     }
 }
+
+const REWARD: &str = "reward";
 
 fn check<K: Kind>(shelf: &Shelf<K>, offers: &[Plugin<K>]) -> Result<(), RegistryError> {
     for (i, plugin) in offers.iter().enumerate() {
@@ -229,6 +266,15 @@ mod tests {
              (/x/two.so)\n  hint: take one of the libraries away"
         );
         assert_eq!(registry.trainers().count(), 2, "nothing of the refused library stays");
+        let reward = reward::Descriptor {
+            name: "a",
+            summary: "a test's",
+            source: "none",
+            build: |_| unreachable!("never built"),
+        };
+        registry.add_rewards(&[reward]).expect("another kind may have the name");
+        let again = registry.add_rewards(&[reward]).expect_err("taken").to_string();
+        assert!(again.starts_with("two reward plugins are named `a`"), "{again}");
         let twice = Registry::default().add(offers("three", &["d", "d"]));
         assert!(twice.is_err(), "a library that names one plugin twice");
     }

@@ -13,6 +13,7 @@ pub mod merge_method;
 pub mod options;
 pub mod quantizer;
 pub mod random;
+pub mod reward;
 pub mod trainer;
 
 pub use failed::Failed;

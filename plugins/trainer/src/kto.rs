@@ -4,14 +4,14 @@
 //! Paper: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7 and 8:
 //! `L = w_d (1 - sigmoid(beta (h - z)))` for a desirable answer and
 //! `w_u (1 - sigmoid(beta (z - h)))` for another, `h = log pi(y|x) - log pi_ref(y|x)`, and z the
-//! mean of the same over mismatched pairs of the micro-batch, at least 0, not differentiated.
+//! mean of the same over the mismatched pairs, at least 0, not differentiated.
 //!
 //! Options: `beta` (0.1), `desirable_weight` (1), `undesirable_weight` (1). Terms of the loss:
 //! labelled answers. Sequences with [`Role::Kl`] are the mismatched pairs.
 //!
-//! Numerics: f64 sums in the order of the rows. z is a mean over one micro-batch, so that, unlike
-//! every other trainer's, the loss depends on how a step is split; the host splits it the same
-//! way whenever it runs.
+//! Numerics: f64 sums in the order of the rows. z is a mean over the mismatched pairs that come with
+//! a micro-batch. The host gives every micro-batch those of the whole step, so that the loss does
+//! not depend on how the step is split (TRL takes those of the micro-batch).
 
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::trainer::{Descriptor, Loss, Needs, Records, Role, Scored, Sequence, Trainer};
