@@ -4,7 +4,8 @@
 use std::ops::ControlFlow;
 
 use forgelm_model::{
-    Activations, Adapter, CachedSequence, Decoder, Keep, KvCache, OutOfMemory, StepSize,
+    Activations, Adapter, CachedSequence, Decoder, Keep, KvCache, MemoryPlan, ModelConfig,
+    OutOfMemory, StepSize,
 };
 use thiserror::Error;
 
@@ -162,11 +163,7 @@ impl<'a> Generator<'a> {
         context: usize,
         n_lanes: usize,
     ) -> Result<Self, OutOfMemory> {
-        let n_lanes = n_lanes.max(1);
-        let context = context.min(decoder.config().max_position_embeddings).max(2);
-        let chunk = context.min(PROMPT_ROWS_MAX);
-        // A piece of one prompt always fits beside one token of every other lane.
-        let size = StepSize { tokens_max: chunk + n_lanes - 1, scored_rows_max: n_lanes };
+        let (context, n_lanes, size) = sizes(decoder.config(), context, n_lanes);
         let lane = || Lane {
             cache: KvCache::new(decoder.config(), context),
             cached: Vec::new(),
@@ -178,8 +175,27 @@ impl<'a> Generator<'a> {
             acts: Activations::new(decoder.config(), adapter, size, Keep::Nothing)?,
             lanes: (0..n_lanes).map(|_| lane()).collect(),
             logits: vec![0.0; n_lanes * decoder.dims().v],
-            chunk,
+            chunk: context.min(PROMPT_ROWS_MAX),
         })
+    }
+
+    /// Every buffer of [`Generator::with_lanes`], by name and size.
+    #[must_use]
+    pub fn memory_plan(
+        config: &ModelConfig,
+        adapter: Option<&Adapter>,
+        context: usize,
+        n_lanes: usize,
+    ) -> MemoryPlan {
+        let (context, n_lanes, size) = sizes(config, context, n_lanes);
+        let dims = config.dims();
+        let mut plan = MemoryPlan::default();
+        let acts = Activations::memory_plan(config, adapter, size, Keep::Nothing);
+        plan.add("activations of the generation", acts.total_bytes());
+        let cache = context * 2 * dims.l * dims.kv_width() * size_of::<f32>();
+        plan.add("keys and values of the generation", n_lanes * cache);
+        plan.add("logits of the generation", n_lanes * dims.v * size_of::<f32>());
+        plan
     }
 
     /// Tokens that fit, prompt included.
@@ -349,6 +365,15 @@ impl<'a> Generator<'a> {
             (text.request, Generated { tokens, reason })
         }))
     }
+}
+
+/// Context, lanes and the largest pass that are asked for.
+fn sizes(config: &ModelConfig, context: usize, n_lanes: usize) -> (usize, usize, StepSize) {
+    let n_lanes = n_lanes.max(1);
+    let context = context.min(config.max_position_embeddings).max(2);
+    // A piece of one prompt always fits beside one token of every other lane.
+    let tokens_max = context.min(PROMPT_ROWS_MAX) + n_lanes - 1;
+    (context, n_lanes, StepSize { tokens_max, scored_rows_max: n_lanes })
 }
 
 impl Lane {

@@ -25,6 +25,8 @@ pub enum Purpose {
     Mixture,
     /// Noise on token vectors.
     EmbeddingNoise,
+    /// Seeds of the answers that a policy learns from.
+    Rollout,
 }
 
 impl Purpose {
@@ -38,6 +40,7 @@ impl Purpose {
             Self::Sampling => 5,
             Self::Mixture => 6,
             Self::EmbeddingNoise => 7,
+            Self::Rollout => 8,
         }
     }
 }
