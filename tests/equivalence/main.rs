@@ -8,7 +8,7 @@ mod tiny;
 use forgelm_data::PlanSettings;
 use forgelm_model::Keep;
 use forgelm_train::session::Cut;
-use tiny::{Run, plan_settings, sequences, sft, tiny_decoder};
+use tiny::{Objective, Run, of_answers, plan_settings, sequences, sft, tiny_decoder};
 
 /// Largest difference between two adapters after ten steps whose only difference is the order of
 /// additions: what the golden values allow between two implementations (2e-5 for a learning rate
@@ -22,8 +22,17 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 
 /// The adapter after ten steps.
 fn train(settings: PlanSettings, n_threads: usize, dropout: f32) -> Vec<f32> {
+    train_with(sft(), settings, n_threads, dropout)
+}
+
+fn train_with(
+    objective: Objective<'_>,
+    settings: PlanSettings,
+    n_threads: usize,
+    dropout: f32,
+) -> Vec<f32> {
     let decoder = tiny_decoder(n_threads);
-    let mut run = Run::new(&decoder, settings, dropout);
+    let mut run = Run::with_trainer(&decoder, settings, dropout, objective);
     run.steps(10).params().to_vec()
 }
 
@@ -35,6 +44,54 @@ fn a_step_is_the_same_however_it_is_cut_into_micro_batches() {
         let difference = largest_difference(&whole, &cut);
         assert!(difference < TOLERANCE, "{batch_size} x {accumulation}: {difference}");
         assert!(whole != cut || difference == 0.0);
+    }
+}
+
+/// Units are never taken apart, and what is estimated over a step is over the step however it is
+/// cut: the mean of KTO's mismatched pairs, the denominators of ORPO.
+#[test]
+fn a_step_of_answers_is_the_same_however_it_is_cut() {
+    for (name, objective) in of_answers() {
+        let whole = train_with(objective, plan_settings(8, 1), 1, 0.0);
+        for (batch_size, accumulation) in [(1, 8), (4, 2)] {
+            let cut = train_with(objective, plan_settings(batch_size, accumulation), 1, 0.0);
+            let difference = largest_difference(&whole, &cut);
+            assert!(difference < TOLERANCE, "{name}: {batch_size} x {accumulation}: {difference}");
+        }
+    }
+}
+
+/// The answers of a step are a function of the policy, the step and the record, and the tiny policy
+/// learns to give longer ones: what is rewarded where no answer has the form.
+#[test]
+fn answers_of_the_policy_earn_more_with_every_step() {
+    let decoder = tiny_decoder(1);
+    let grpo = of_answers().into_iter().find(|(name, _)| *name == "grpo").expect("listed").1;
+    let grpo = Objective { learning_rate: 0.1, ..grpo };
+    let mut run = Run::with_trainer(&decoder, plan_settings(64, 1), 0.0, grpo);
+    let mut rewards = Vec::new();
+    for _ in 0..30 {
+        let report = run.session.step().expect("finite");
+        rewards.push(report.metrics["reward"]);
+        let cut = report.metrics["completions/clipped_ratio"];
+        assert!((0.0..=1.0).contains(&cut), "{report:?}");
+        assert!(report.metrics["completions/max_length"] <= 8.0, "{report:?}");
+    }
+    let mean = |rewards: &[f64]| rewards.iter().sum::<f64>() / 5.0;
+    let (before, after) = (mean(&rewards[..5]), mean(&rewards[25..]));
+    assert!(after > 1.2 * before, "the reward went from {before} to {after}: {rewards:?}");
+    assert!(run.session.evaluate().expect("read").is_none(), "rewards are no loss");
+}
+
+/// Methods that compare two passes have none.
+#[test]
+fn dropout_changes_no_bit_of_a_step_of_answers() {
+    let compares = |(_, of): &(&str, Objective<'_>)| !of.needs.dropout;
+    let of_two: Vec<_> = of_answers().into_iter().filter(compares).collect();
+    assert_eq!(of_two.len(), 4);
+    for (name, objective) in of_two {
+        let with = train_with(objective, plan_settings(4, 2), 1, 0.3);
+        assert!(with == train_with(objective, plan_settings(4, 2), 1, 0.0), "{name}");
     }
 }
 
@@ -88,6 +145,17 @@ fn threads_do_not_change_a_bit() {
     let one = train(plan_settings(4, 2), 1, 0.2);
     for n_threads in [2, 3, 5] {
         assert!(one == train(plan_settings(4, 2), n_threads, 0.2), "{n_threads} threads");
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit_of_a_step_of_answers() {
+    for (name, objective) in of_answers() {
+        let one = train_with(objective, plan_settings(4, 2), 1, 0.0);
+        for n_threads in [2, 3] {
+            let more = train_with(objective, plan_settings(4, 2), n_threads, 0.0);
+            assert!(one == more, "{name} on {n_threads} threads");
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use forgelm_train::checkpoint::{self, View};
 use forgelm_train::optimizer::OptimizerSettings;
 use forgelm_train::session::{Session, StepError};
 use std::path::{Path, PathBuf};
-use tiny::{Run, optimizer, plan_settings, sft, tiny_decoder};
+use tiny::{Objective, Run, of_answers, optimizer, plan_settings, sft, tiny_decoder};
 
 const DROPOUT: f32 = 0.1;
 
@@ -32,32 +32,43 @@ fn save(disk: &Disk, dir: &Path, session: &Session<'_>) -> Result<PathBuf, Write
 }
 
 /// A run continued from the newest checkpoint of a folder.
-fn resumed<'a>(decoder: &'a Decoder, dir: &Path) -> Run<'a> {
-    let fresh = Run::new(decoder, plan_settings(4, 2), DROPOUT);
+fn resumed<'a>(decoder: &'a Decoder, dir: &Path, objective: Objective<'a>) -> Run<'a> {
+    let fresh = Run::with_trainer(decoder, plan_settings(4, 2), DROPOUT, objective);
     let (found, _) = checkpoint::newest(dir).unwrap();
     let Some(path) = found else { return fresh };
     let like_before = optimizer(fresh.session.adapter(), OptimizerSettings::adamw(0.01));
     let loaded = checkpoint::load(&path, fresh.session.adapter(), like_before).unwrap();
     let parts = (loaded.adapter, loaded.optimizer, loaded.state);
-    Run::from_parts(decoder, plan_settings(4, 2), sft(), parts)
+    Run::from_parts(decoder, plan_settings(4, 2), objective, parts)
 }
 
-fn uninterrupted(decoder: &Decoder) -> Vec<f32> {
-    Run::new(decoder, plan_settings(4, 2), DROPOUT).steps(12).params().to_vec()
+fn uninterrupted(decoder: &Decoder, objective: Objective<'_>) -> Vec<f32> {
+    Run::with_trainer(decoder, plan_settings(4, 2), DROPOUT, objective).steps(12).params().to_vec()
+}
+
+fn resumes_at_every_step(name: &str, objective: Objective<'_>) {
+    let decoder = tiny_decoder(2);
+    let expected = uninterrupted(&decoder, objective);
+    for stop in 0..12 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = Run::with_trainer(&decoder, plan_settings(4, 2), DROPOUT, objective);
+        run.steps(stop);
+        save(&Disk::real(), dir.path(), &run.session).unwrap();
+        let mut continued = resumed(&decoder, dir.path(), objective);
+        assert_eq!(continued.session.state(), run.session.state());
+        assert!(continued.steps(12 - stop).params() == expected, "{name}: stopped after {stop}");
+    }
 }
 
 #[test]
 fn resume_at_every_step_gives_the_same_bits() {
-    let decoder = tiny_decoder(2);
-    let expected = uninterrupted(&decoder);
-    for stop in 0..12 {
-        let dir = tempfile::tempdir().unwrap();
-        let mut run = Run::new(&decoder, plan_settings(4, 2), DROPOUT);
-        run.steps(stop);
-        save(&Disk::real(), dir.path(), &run.session).unwrap();
-        let mut continued = resumed(&decoder, dir.path());
-        assert_eq!(continued.session.state(), run.session.state());
-        assert!(continued.steps(12 - stop).params() == expected, "stopped after step {stop}");
+    resumes_at_every_step("sft", sft());
+}
+
+#[test]
+fn so_it_does_for_objectives_of_answers() {
+    for (name, objective) in of_answers() {
+        resumes_at_every_step(name, objective);
     }
 }
 
@@ -65,7 +76,7 @@ fn resume_at_every_step_gives_the_same_bits() {
 #[test]
 fn fault_077_078_stopped_at_every_write_of_a_checkpoint() {
     let decoder = tiny_decoder(1);
-    let expected = uninterrupted(&decoder);
+    let expected = uninterrupted(&decoder, sft());
     let n_ops = {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::counting();
@@ -87,7 +98,7 @@ fn fault_077_078_stopped_at_every_write_of_a_checkpoint() {
             if let Some(power) = power {
                 disk.lose_power(power).unwrap();
             }
-            let mut continued = resumed(&decoder, dir.path());
+            let mut continued = resumed(&decoder, dir.path(), sft());
             let step = continued.session.state().global_step;
             let is_done = written.is_ok() && power.is_none();
             assert!(step == 4 || (step == 2 && !is_done), "stopped at {stop}: found step {step}");
@@ -183,7 +194,8 @@ fn fault_063_a_step_that_is_not_finite_changes_nothing() {
         ),
     ] {
         let trainer = Diverges { loss, dlogp };
-        let mut run = Run::with_trainer(&decoder, plan_settings(4, 2), DROPOUT, &trainer);
+        let objective = Objective { trainer: &trainer, ..sft() };
+        let mut run = Run::with_trainer(&decoder, plan_settings(4, 2), DROPOUT, objective);
         let before = (run.session.adapter().clone(), run.session.optimizer().clone());
         let error = run.session.step().unwrap_err();
         let StepError::NotFinite { step, what: found, layer, records, .. } = &error else {
@@ -213,7 +225,7 @@ fn fault_063_the_tensor_the_layer_and_the_row_are_named() {
         run.session.replace_params(&before);
         let error = run.session.step().unwrap_err();
         let StepError::NotFinite { what, layer, records, .. } = &error else { panic!("{error}") };
-        assert_eq!(*layer, Some(1), "{error}");
+        assert_eq!(*layer, Some(1), "{module}: {error}");
         assert!(what.contains(tensor), "{error}");
         assert_eq!(records.len(), 1, "{error}");
         assert!(run.session.adapter().params() == before);

@@ -4,22 +4,89 @@ use forgelm_data::{Plan, PlanSettings, Sequence, Sequences};
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_cpu::Cpu;
 use forgelm_model::{Adapter, Decoder, Keep, LoraConfig, ModelFiles, OpenModel};
-use forgelm_plugin_trainer::sft::SFT;
-use forgelm_sdk::trainer::{Role, Trainer};
+use forgelm_plugin_reward::format_length::FORMAT_LENGTH;
+use forgelm_plugin_trainer::{dpo::DPO, grpo::GRPO, kto::KTO, orpo::ORPO, sft::SFT, simpo::SIMPO};
+use forgelm_sdk::trainer::{Descriptor, Needs, Records, Role, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
+use forgelm_tokenize::Tokenizer;
+use forgelm_train::feed::{Feed, Mismatched};
 use forgelm_train::optimizer::{Optimizer, OptimizerSettings};
+use forgelm_train::references::{References, Request};
+use forgelm_train::rollouts::{Judge, NamedReward, Rollouts};
 use forgelm_train::schedule::{Decay, Schedule};
-use forgelm_train::session::{Parts, Session, Settings};
+use forgelm_train::session::{Cut, Parts, Session, Settings};
 use forgelm_train::state::{Identity, State};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub const LEARNING_RATE: f64 = 5e-3;
 const SEED: u64 = 7;
 
-/// The objective that ships.
-pub fn sft() -> &'static dyn Trainer {
-    Box::leak((SFT.build)(&[]).expect("it has no options"))
+/// An objective and what it asks for.
+#[derive(Clone, Copy)]
+pub struct Objective<'a> {
+    pub trainer: &'a dyn Trainer,
+    pub needs: Needs,
+    pub learning_rate: f64,
+}
+
+impl Objective<'_> {
+    pub fn of(descriptor: &Descriptor) -> Objective<'static> {
+        let trainer = (descriptor.build)(&[]).expect("it needs no options");
+        let needs = descriptor.needs;
+        Objective { trainer: Box::leak(trainer), needs, learning_rate: LEARNING_RATE }
+    }
+}
+
+pub fn sft() -> Objective<'static> {
+    Objective::of(&SFT)
+}
+
+/// The objectives that learn from answers, by name: from two kinds of them, and from their own.
+pub fn of_answers() -> Vec<(&'static str, Objective<'static>)> {
+    [DPO, SIMPO, ORPO, KTO, GRPO].iter().map(|of| (of.name, Objective::of(of))).collect()
+}
+
+/// Sixteen pairs of a prompt of 2 to 5 tokens with two answers of 2 to 9 tokens, the chosen one of
+/// lower token ids.
+fn pairs() -> Vec<Sequence> {
+    let answer = |i: u32, role: Role, len: u32, first: u32| {
+        let prompt = (0..2 + i % 4).map(|t| 100 + (i * 31 + t * 7) % 150);
+        let tokens: Vec<u32> =
+            prompt.chain((0..len).map(|t| first + (i * 5 + t * 13) % 40)).collect();
+        let n_prompt = tokens.len() - len as usize;
+        let trained = (0..tokens.len()).map(|t| t >= n_prompt).collect();
+        Sequence { record: u64::from(i), role, tokens, trained }
+    };
+    let pair =
+        |i| [answer(i, Role::Chosen, 2 + i % 8, 5), answer(i, Role::Rejected, 9 - i % 7, 300)];
+    (0..16).flat_map(pair).collect()
+}
+
+/// One answer of each pair, by turns the chosen and the rejected one.
+fn labelled() -> Vec<Sequence> {
+    pairs().chunks_exact(2).enumerate().map(|(i, pair)| pair[i % 2].clone()).collect()
+}
+
+/// Sixteen prompts of 2 to 5 tokens.
+fn prompts() -> Vec<Sequence> {
+    let prompt = |pair: &[Sequence]| {
+        let n = pair[0].tokens.len() - pair[0].n_trained();
+        let (tokens, trained) = (pair[0].tokens[..n].to_vec(), vec![false; n]);
+        Sequence { role: Role::Rollout, tokens, trained, ..pair[0] }
+    };
+    pairs().chunks_exact(2).map(prompt).collect()
+}
+
+/// The data of an objective, and the first quarter of it again to validate on.
+fn data(records: Records) -> [Sequences; 2] {
+    match records {
+        Records::Text => [sequences().into(), sequences()[..4].to_vec().into()],
+        Records::Preference => [Sequences::pairs(pairs()), Sequences::pairs(pairs()[..8].to_vec())],
+        Records::Labelled => [labelled().into(), labelled()[..4].to_vec().into()],
+        Records::Prompt => [prompts().into(), Sequences::default()],
+    }
 }
 
 /// Sixteen sequences of 3 to 18 tokens, the first tokens of each not trained.
@@ -38,10 +105,12 @@ pub fn sequences() -> Vec<Sequence> {
         .collect()
 }
 
+fn tiny_llama() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/models/tiny-llama")
+}
+
 pub fn tiny_decoder(n_threads: usize) -> Decoder {
-    let dir =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/models/tiny-llama");
-    let open = OpenModel::open(&ModelFiles::Folder(dir)).expect("the golden model opens");
+    let open = OpenModel::open(&ModelFiles::Folder(tiny_llama())).expect("the golden model opens");
     open.load(Arc::new(Cpu::new(n_threads)), Compute::F32).expect("the golden model loads")
 }
 
@@ -66,6 +135,51 @@ pub fn optimizer(adapter: &Adapter, settings: OptimizerSettings) -> Optimizer {
     Optimizer::new(settings, &adapter.slices()).expect("nothing is projected")
 }
 
+fn fresh_adapter(decoder: &Decoder, dropout: f32) -> Adapter {
+    let config = LoraConfig { dropout, ..LoraConfig::new(4, 8.0, &["q_proj", "down_proj"]) };
+    Adapter::new(config, decoder.config(), &Stream::new(SEED, Purpose::LoraInit))
+        .expect("the modules exist")
+}
+
+/// What the reference model says of all the data.
+fn references(decoder: &Decoder, feed: &Feed<'_>) -> References {
+    let dir = tempfile::tempdir().expect("a folder");
+    let initial = fresh_adapter(decoder, 0.0);
+    let request = Request { decoder, initial: &initial, feed, model: "tiny", dir: dir.path() };
+    References::prepare(&request, &mut |_, _| true).expect("the data can be read").references
+}
+
+/// Answers to a prompt.
+const GROUP: usize = 4;
+
+/// A step of as many answers as it would have sequences.
+fn of_prompts(settings: PlanSettings) -> PlanSettings {
+    let n = settings.per_device_train_batch_size * settings.gradient_accumulation_steps;
+    PlanSettings {
+        per_device_train_batch_size: n / GROUP,
+        gradient_accumulation_steps: 1,
+        ..settings
+    }
+}
+
+/// Answers of at most 8 tokens, rewarded for their form and their length.
+fn rollouts() -> Rollouts<'static> {
+    let reward = (FORMAT_LENGTH.build)(&[]).expect("it has no options");
+    let tokenizer = Tokenizer::from_folder(&tiny_llama()).expect("the golden tokenizer opens");
+    Rollouts {
+        n_generations: GROUP,
+        max_new_tokens: 8,
+        context: 16,
+        stop_ids: &[2],
+        judge: Judge {
+            rewards: leaked(vec![NamedReward { name: FORMAT_LENGTH.name, reward }]),
+            tokenizer: leaked(tokenizer),
+            columns: leaked(BTreeMap::new()),
+        },
+        seed: SEED,
+    }
+}
+
 pub struct Run<'a> {
     pub session: Session<'a>,
 }
@@ -79,44 +193,55 @@ impl<'a> Run<'a> {
         decoder: &'a Decoder,
         settings: PlanSettings,
         dropout: f32,
-        trainer: &'a dyn Trainer,
+        objective: Objective<'a>,
     ) -> Self {
-        let config = LoraConfig { dropout, ..LoraConfig::new(4, 8.0, &["q_proj", "down_proj"]) };
-        let adapter = Adapter::new(config, decoder.config(), &Stream::new(SEED, Purpose::LoraInit))
-            .expect("the modules exist");
+        let adapter = fresh_adapter(decoder, dropout);
         let optimizer = optimizer(&adapter, OptimizerSettings::adamw(0.01));
         let state = State::new(30, Identity::default());
-        Self::from_parts(decoder, settings, trainer, (adapter, optimizer, state))
+        Self::from_parts(decoder, settings, objective, (adapter, optimizer, state))
     }
 
     pub fn from_parts(
         decoder: &'a Decoder,
         settings: PlanSettings,
-        trainer: &'a dyn Trainer,
+        objective: Objective<'a>,
         parts: (Adapter, Optimizer, State),
     ) -> Self {
-        Self::with_noise(decoder, settings, trainer, parts, (None, Keep::Everything))
+        Self::with_noise(decoder, settings, objective, parts, (None, Keep::Everything))
     }
 
     pub fn with_noise(
         decoder: &'a Decoder,
         settings: PlanSettings,
-        trainer: &'a dyn Trainer,
+        Objective { trainer, needs, learning_rate }: Objective<'a>,
         (adapter, optimizer, state): (Adapter, Optimizer, State),
         (noise_alpha, keep): (Option<f64>, Keep),
     ) -> Self {
-        let train = leaked(Sequences::from(sequences()));
-        let validation = leaked(Sequences::from(sequences()[..4].to_vec()));
+        let [train, validation] = leaked(data(needs.records));
+        let cut = Cut {
+            batch_size: settings.per_device_train_batch_size,
+            accumulation: settings.gradient_accumulation_steps,
+        };
+        let settings = if needs.rollouts { of_prompts(settings) } else { settings };
         let plan = leaked(Plan::new(settings, &train.lengths()));
-        let session = Session::new(Parts {
+        let mut feed = Feed::new(needs, (train, validation), plan);
+        if Feed::needs_mismatched(needs) {
+            let n_records = [train.len(), validation.len()];
+            feed.mismatched = Some(leaked(Mismatched::new(n_records, 64, SEED, true)));
+        }
+        if needs.reference {
+            feed.references = Some(leaked(references(decoder, &feed)));
+        }
+        if needs.rollouts {
+            feed.rollouts = Some(rollouts());
+        }
+        let mut session = Session::new(Parts {
             decoder,
             trainer,
-            train,
-            validation,
-            plan,
+            feed,
             keep,
             settings: Settings {
-                schedule: Schedule::new(Decay::Linear, LEARNING_RATE, 0.1, plan.n_steps()),
+                schedule: Schedule::new(Decay::Linear, learning_rate, 0.1, plan.n_steps()),
                 max_grad_norm: 1.0,
                 noise_alpha,
                 seed: SEED,
@@ -126,6 +251,7 @@ impl<'a> Run<'a> {
             state,
         })
         .expect("there is memory for a tiny run");
+        session.allocate(cut, keep).expect("there is memory for a tiny run");
         Self { session }
     }
 

@@ -2,8 +2,9 @@
 //! everywhere else. Everything goes to standard error; results go to standard output.
 
 use crate::args::LogLevel;
-use forgelm_run::event::{Evaluation, Event, Observer, Sample, Started, Step, When};
+use forgelm_run::event::{Evaluation, Event, Observer, Reading, Sample, Started, Step, When};
 use forgelm_run::memory::MemoryUse;
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
@@ -47,17 +48,25 @@ impl Progress {
         let _ = writeln!(std::io::stderr().lock(), "{end_of_live_line}{text}");
     }
 
-    fn fetched(&mut self, file: &str, n_bytes_done: u64, n_bytes_total: u64) {
-        if !self.is_live || self.level > LogLevel::Info {
-            return;
+    /// A line that the next one writes over; nothing where lines are kept.
+    fn live(&mut self, text: &str) {
+        if self.is_live && self.level <= LogLevel::Info {
+            let _ = write!(std::io::stderr().lock(), "\r\x1b[2K{text}");
+            self.is_line_open = true;
         }
+    }
+
+    fn reference(&mut self, reading: Reading) {
+        let Reading { n_done, n_total } = reading;
+        self.live(&format!("reference model: {n_done} of {n_total} records"));
+    }
+
+    fn fetched(&mut self, file: &str, n_bytes_done: u64, n_bytes_total: u64) {
         let total = match n_bytes_total {
             0 => String::new(),
             total => format!(" of {}", bytes(total)),
         };
-        let text = format!("{file}: {}{total}", bytes(n_bytes_done));
-        let _ = write!(std::io::stderr().lock(), "\r\x1b[2K{text}");
-        self.is_line_open = true;
+        self.live(&format!("{file}: {}{total}", bytes(n_bytes_done)));
     }
 
     fn step(&mut self, step: &Step) {
@@ -70,8 +79,7 @@ impl Progress {
         }
         let text = self.step_text(step);
         if self.is_live {
-            let _ = write!(std::io::stderr().lock(), "\r\x1b[2K{text}");
-            self.is_line_open = true;
+            self.live(&text);
         } else if step.log || step.step == self.n_steps {
             self.line(LogLevel::Info, &text);
         }
@@ -90,11 +98,12 @@ impl Progress {
         };
         let memory = MemoryUse::now().resident.map_or_else(|| "--".to_owned(), bytes);
         format!(
-            "step {}/{}  loss {:.4}  {:.0} tokens/s  lr {:.2e}  grad {:.3}  epoch {:.2}  memory \
+            "step {}/{}  loss {:.4}{}  {:.0} tokens/s  lr {:.2e}  grad {:.3}  epoch {:.2}  memory \
              {memory}  ETA {left}",
             step.step,
             self.n_steps,
             step.loss,
+            highlights(&step.metrics),
             tokens as f64 / seconds.max(1e-9),
             step.learning_rate,
             step.grad_norm,
@@ -108,8 +117,12 @@ impl Progress {
             None => String::new(),
         };
         self.first_loss.get_or_insert(evaluation.loss);
-        let text =
-            format!("validation loss {:.4} at step {}{change}", evaluation.loss, evaluation.step);
+        let text = format!(
+            "validation loss {:.4}{} at step {}{change}",
+            evaluation.loss,
+            highlights(&evaluation.metrics),
+            evaluation.step
+        );
         self.line(LogLevel::Info, &text);
     }
 
@@ -176,6 +189,7 @@ impl Observer for Progress {
                 self.line(LogLevel::Info, &text);
             }
             Event::Sample(sample) => self.sample(sample),
+            Event::Reference(reading) => self.reference(*reading),
             Event::Started(started) => self.started(started),
             Event::Step(step) => self.step(step),
             Event::Evaluation(evaluation) => self.evaluation(evaluation),
@@ -185,6 +199,19 @@ impl Observer for Progress {
             }
         }
     }
+}
+
+/// What an objective measures that a person watches; everything is in `metrics.jsonl`.
+fn highlights(metrics: &BTreeMap<String, f64>) -> String {
+    let names: [(&str, &str); 3] =
+        [("rewards/accuracies", "accuracy"), ("rewards/margins", "margin"), ("reward", "reward")];
+    let shown = |(name, shown): (&str, &str)| {
+        metrics.get(name).map_or(String::new(), |value| format!("  {shown} {value:.3}"))
+    };
+    let text: String = names.into_iter().map(shown).collect();
+    // KTO has no pairs: each kind of answer by itself.
+    let kinds = [("rewards/chosen", "desirable"), ("rewards/rejected", "other")];
+    if text.is_empty() { kinds.into_iter().map(shown).collect() } else { text }
 }
 
 /// A number with thousands separators.
@@ -226,6 +253,18 @@ pub fn duration(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_person_sees_what_the_objective_is_about() {
+        let of = |metrics: &[(&str, f64)]| {
+            highlights(&metrics.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect())
+        };
+        assert_eq!(of(&[]), "");
+        let pair =
+            [("rewards/accuracies", 0.75), ("rewards/chosen", 1.0), ("rewards/margins", 0.5)];
+        assert_eq!(of(&pair), "  accuracy 0.750  margin 0.500");
+        assert_eq!(of(&[("kl", 0.1), ("rewards/chosen", 1.0)]), "  desirable 1.000");
+    }
 
     #[test]
     fn numbers_are_written_for_people() {

@@ -119,7 +119,7 @@ pub fn prepare(
         }
     };
     let mixture = mixture(request, &lengths, &targets, &mut notes);
-    all.check_classes(request)?;
+    notes.extend(all.check_classes(request)?);
     let (train, train_statistics) = all.select(train, request.trainer);
     let (validation, validation_statistics) = all.select(validation, request.trainer);
     let statistics = all.whole_statistics([train_statistics, validation_statistics]);
@@ -291,16 +291,25 @@ impl Sets {
         all
     }
 
-    /// KTO learns from the difference between desirable and undesirable answers.
-    fn check_classes(&self, request: &PrepareRequest<'_>) -> Result<(), DataProblem> {
+    /// KTO learns from the difference between desirable and undesirable answers, and weighs each
+    /// answer alike: what to say where there are many more of one kind.
+    fn check_classes(&self, request: &PrepareRequest<'_>) -> Result<Option<String>, DataProblem> {
         if request.trainer != TrainerType::Kto {
-            return Ok(());
+            return Ok(None);
         }
         let sets = &self.sets[..self.n_train_sets];
         let n_desirable: u64 = sets.iter().map(|set| set.description.n_chosen).sum();
         let n_others: u64 = sets.iter().map(|set| set.description.n_rejected).sum();
         if n_desirable > 0 && n_others > 0 {
-            return Ok(());
+            // The paper's authors keep the ratio of the two classes within 1 and 4/3.
+            let (few, many) = (n_desirable.min(n_others), n_desirable.max(n_others));
+            let note = || {
+                format!(
+                    "{n_desirable} desirable answers and {n_others} others: each answer weighs the \
+                     same, and most is learned from the larger kind"
+                )
+            };
+            return Ok((3 * many > 4 * few).then(note));
         }
         let found = format!("{n_desirable} desirable answers and {n_others} others");
         let path = Path::new(&request.section.dataset_name_or_path);

@@ -11,6 +11,7 @@ use crate::model::{FoundModel, LoadedModel, compute_name};
 use crate::plan::Plan;
 use crate::plugins::Used;
 use crate::recovery::Rung;
+use crate::settings;
 use crate::training::Completed;
 use forgelm_artifact::UtcTime;
 use forgelm_config::{
@@ -30,6 +31,7 @@ use forgelm_evidence::documents::record::Record;
 use forgelm_evidence::keys::KeyOrigin;
 use forgelm_evidence::keys::lookup::{FoundKey, KeyCandidates, find_signing_key};
 use forgelm_model::Keep;
+use forgelm_sdk::OptionValue;
 use forgelm_train::session::Cut;
 use forgelm_train::state::State;
 use serde_json::{Map, Value, json};
@@ -175,6 +177,8 @@ pub struct Dossier<'a> {
     pub rung: Rung,
     /// How far a whole model that was saved is from what was trained.
     pub merge_metrics: &'a BTreeMap<String, f64>,
+    /// What the objective measured in the last step.
+    pub measured: &'a BTreeMap<String, f64>,
     /// What chat templates took for the present.
     pub template_now: i64,
     /// Plugins that took part.
@@ -241,6 +245,13 @@ impl Dossier<'_> {
         // The weights that are kept are those of the lowest validation loss.
         if let Some(best) = self.state.best_metric {
             metrics.insert("eval_loss".to_owned(), best);
+        }
+        let measured = self.measured.iter().map(|(name, value)| (format!("train_{name}"), *value));
+        metrics.extend(measured);
+        let best = self.state.best_global_step;
+        if let Some(kept) = history.iter().rev().find(|entry| best == Some(entry.step)) {
+            let measured = kept.metrics.iter();
+            metrics.extend(measured.map(|(name, value)| (format!("eval_{name}"), *value)));
         }
         metrics.extend(self.merge_metrics.clone());
         metrics
@@ -339,6 +350,14 @@ impl Dossier<'_> {
                 json!(UtcTime(self.template_now * 1_000_000).to_text_date()),
             ),
         ]);
+        for (name, value) in settings::trainer_options(run) {
+            let value = match value {
+                OptionValue::Number(number) => json!(number),
+                OptionValue::Flag(flag) => json!(flag),
+                OptionValue::Text(text) => json!(text),
+            };
+            more.insert(format!("{}_{name}", training.trainer_type), value);
+        }
         more.insert("linear_formats".to_owned(), json!(self.loaded.decoder.linear_formats()));
         let is_recomputed = self.rung.keep == Keep::LayerInputs;
         more.insert("gradient_checkpointing".to_owned(), json!(is_recomputed));

@@ -20,7 +20,10 @@ use forgelm_plugin::RegistryError;
 use forgelm_sdk::{Failed, OptionsError};
 use forgelm_tokenize::{ChatError, TemplateError, TokenizeError};
 use forgelm_train::checkpoint::CheckpointError;
+use forgelm_train::feed::FeedError;
 use forgelm_train::optimizer::OptimizerError;
+use forgelm_train::references::{FileError, ReferencesError};
+use forgelm_train::rollouts::RolloutError;
 use std::error::Error;
 use std::path::PathBuf;
 
@@ -66,6 +69,15 @@ pub enum RunError {
     /// Tokens cannot be read back.
     #[error(transparent)]
     Tokens(#[from] StoreError),
+    /// What a step reads is not there.
+    #[error(transparent)]
+    Feed(#[from] FeedError),
+    /// There is nothing from the reference model.
+    #[error(transparent)]
+    References(#[from] ReferencesError),
+    /// A request to stop came before the first step.
+    #[error("stopped before the first step\n  hint: `--resume` begins it again")]
+    StoppedBeforeStart,
     /// A row of a file of rows cannot be read.
     #[error(transparent)]
     Rows(#[from] JsonlError),
@@ -394,7 +406,23 @@ impl RunError {
             Self::Hub(error) => error.class().into(),
             Self::Load(error) => error.class().into(),
             Self::Data(error) => error.class().into(),
-            Self::Tokens(error) => error.class().into(),
+            Self::Tokens(error)
+            | Self::Feed(FeedError::Tokens(error))
+            | Self::References(ReferencesError::Tokens(error)) => error.class().into(),
+            Self::Feed(FeedError::Rollouts(RolloutError::OutOfMemory(_))) => Exit::Resources,
+            Self::Feed(FeedError::Rollouts(
+                RolloutError::Generate { .. } | RolloutError::Judge(_),
+            )) => Exit::Runtime,
+            Self::Feed(FeedError::References(error))
+            | Self::References(ReferencesError::File(error)) => match error {
+                FileError::Io { .. } => Exit::Runtime,
+                FileError::Damaged { .. } => Exit::Integrity,
+            },
+            Self::References(ReferencesError::Write(error)) => error.class().into(),
+            Self::References(ReferencesError::OutOfMemory(_)) => Exit::Resources,
+            Self::References(ReferencesError::Stopped) | Self::StoppedBeforeStart => {
+                Exit::Interrupted
+            }
             Self::Rows(error) => error.class().into(),
             Self::Lock(error) => error.class().into(),
             Self::Write(error) | Self::WholeModel(WholeModelError::Write(error)) => {

@@ -1,6 +1,7 @@
 //! What a run tells its observers. A closed list: progress lines, metrics and trackers read it,
 //! and nothing reads back from them.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Something that happened in a run.
@@ -27,6 +28,8 @@ pub enum Event {
     DataReady(DataReady),
     /// An answer of the model, before or after training.
     Sample(Sample),
+    /// The reference model has read some more of the data.
+    Reference(Reading),
     /// Step 1 comes next.
     Started(Started),
     /// An optimizer step is done.
@@ -73,6 +76,15 @@ pub struct DataReady {
     pub n_truncated: u64,
 }
 
+/// See [`Event::Reference`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Units done.
+    pub n_done: usize,
+    /// Units in all.
+    pub n_total: usize,
+}
+
 /// Whether a sample was taken before or after training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
@@ -111,13 +123,13 @@ pub struct Started {
 }
 
 /// See [`Event::Step`].
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     /// 1-based number of the step.
     pub step: u64,
     /// Passes over the data so far.
     pub epoch: f64,
-    /// Mean loss of the step's trained tokens.
+    /// Mean loss over the step's terms: trained tokens, or pairs.
     pub loss: f64,
     /// Learning rate that the step used.
     pub learning_rate: f64,
@@ -133,6 +145,8 @@ pub struct Step {
     pub seconds: f64,
     /// Whether this step is due a line where lines are kept.
     pub log: bool,
+    /// What the objective measures besides, each a mean.
+    pub metrics: BTreeMap<String, f64>,
 }
 
 impl Step {
@@ -145,20 +159,22 @@ impl Step {
 }
 
 /// See [`Event::Evaluation`].
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
     /// Steps done when it was taken.
     pub step: u64,
     /// Passes over the data so far.
     pub epoch: f64,
-    /// Mean loss of the validation split's trained tokens.
+    /// Mean loss over the terms of the validation split: trained tokens, or pairs.
     pub loss: f64,
-    /// Those tokens.
+    /// Trained tokens.
     pub n_trained_tokens: u64,
     /// Wall time, in seconds.
     pub seconds: f64,
     /// Whether it is the lowest so far.
     pub is_best: bool,
+    /// What the objective measures besides, each a mean.
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// See [`Event::Checkpoint`].

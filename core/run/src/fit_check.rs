@@ -14,6 +14,7 @@ use crate::footprint;
 use crate::memory::{self, Room};
 use crate::model;
 use crate::plan::Plan;
+use crate::plugins::Plugins;
 use crate::recovery::{Ladder, Rung};
 use crate::settings;
 use crate::training;
@@ -109,11 +110,12 @@ pub struct FitCheck {
 /// If something other than the model or the data stands in the way: those become notes.
 pub fn fit_check(
     plan: &Plan,
+    plugins: &Plugins,
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<FitCheck, RunError> {
     let held = footprint::held_now();
-    match on_this_machine(plan, env, observer) {
+    match on_this_machine((plan, plugins), env, observer) {
         Ok(check) => Ok(check),
         Err(error) => {
             observer.observe(&Event::Detail(error.chain()));
@@ -128,7 +130,7 @@ pub fn fit_check(
 
 /// From the model's own sizes and the data's own lengths.
 fn on_this_machine(
-    plan: &Plan,
+    (plan, plugins): (&Plan, &Plugins),
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<FitCheck, RunError> {
@@ -136,7 +138,7 @@ fn on_this_machine(
     let sources = data::find(plan, true, env, observer)?;
     let found = model::find(&model_request, env, observer)?;
     let now = training::template_now(plan, env.clock.utc());
-    let data = TokenizedData::new(plan, &sources, &found, now, env, observer)?;
+    let data = TokenizedData::new((plan, plugins), &sources, &found, now, env, observer)?;
     let adapter = training::new_trainable(plan, &found)?;
     let (ops, compute) = model::kernels(&model_request);
     let options = settings::load_options(&plan.run, compute);

@@ -25,6 +25,7 @@ pub mod plan;
 pub mod plugins;
 pub mod recovery;
 pub mod resume;
+mod rewards;
 pub mod sample;
 pub mod score;
 pub mod settings;

@@ -4,7 +4,6 @@ use crate::error::RunError;
 use crate::event::{Evaluation, Step};
 use forgelm_artifact::write::{self, AppendLog};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The file, open for appending.
@@ -35,11 +34,7 @@ impl MetricsFile {
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn step(
-        &mut self,
-        step: &Step,
-        metrics: &BTreeMap<&'static str, f64>,
-    ) -> Result<(), RunError> {
+    pub fn step(&mut self, step: &Step) -> Result<(), RunError> {
         let mut object = Map::from_iter([
             ("step".to_owned(), json!(step.step)),
             ("epoch".to_owned(), json!(step.epoch)),
@@ -52,7 +47,7 @@ impl MetricsFile {
             ("tokens_per_second".to_owned(), json!(step.tokens_per_second())),
             ("step_seconds".to_owned(), json!(step.seconds)),
         ]);
-        object.extend(metrics.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
+        object.extend(step.metrics.iter().map(|(name, value)| (name.clone(), json!(value))));
         self.append(&Value::Object(object))
     }
 
@@ -61,13 +56,16 @@ impl MetricsFile {
     /// # Errors
     /// If the file cannot be written.
     pub fn evaluation(&mut self, evaluation: &Evaluation) -> Result<(), RunError> {
-        self.append(&json!({
-            "step": evaluation.step,
-            "epoch": evaluation.epoch,
-            "eval_loss": evaluation.loss,
-            "eval_trained_tokens": evaluation.n_trained_tokens,
-            "eval_seconds": evaluation.seconds,
-        }))
+        let mut object = Map::from_iter([
+            ("step".to_owned(), json!(evaluation.step)),
+            ("epoch".to_owned(), json!(evaluation.epoch)),
+            ("eval_loss".to_owned(), json!(evaluation.loss)),
+            ("eval_trained_tokens".to_owned(), json!(evaluation.n_trained_tokens)),
+            ("eval_seconds".to_owned(), json!(evaluation.seconds)),
+        ]);
+        let measured = evaluation.metrics.iter();
+        object.extend(measured.map(|(name, value)| (format!("eval_{name}"), json!(value))));
+        self.append(&Value::Object(object))
     }
 
     fn append(&mut self, object: &Value) -> Result<(), RunError> {
@@ -93,6 +91,7 @@ fn kept_lines(path: &Path, n_steps_done: u64) -> String {
 #[expect(clippy::disallowed_methods, reason = "a test makes files")]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     #[test]
     fn lines_of_steps_that_come_again_are_dropped() {
@@ -108,6 +107,7 @@ mod tests {
             n_trained_tokens: 7,
             seconds: 0.5,
             is_best: true,
+            metrics: BTreeMap::from([("rewards/margins".to_owned(), 0.5)]),
         };
         file.evaluation(&evaluation).expect("appended");
         let lines: Vec<Value> = std::fs::read_to_string(&path)
@@ -119,5 +119,6 @@ mod tests {
         assert_eq!(lines[1]["loss"], 1.5);
         assert_eq!(lines[2]["eval_loss"], 1.25);
         assert_eq!(lines[2]["eval_trained_tokens"], 7);
+        assert_eq!(lines[2]["eval_rewards/margins"], 0.5);
     }
 }

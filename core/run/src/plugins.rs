@@ -4,6 +4,7 @@ use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::plan::Plan;
+use crate::settings;
 use forgelm_config::{PluginIsolation, TrainerType};
 use forgelm_loader::conformance;
 pub use forgelm_loader::conformance::{Finding, Outcome};
@@ -11,6 +12,7 @@ use forgelm_loader::search::{Found, Places, find};
 use forgelm_loader::{HostServices, Level, Library, LibraryError, Loader, WorkerProgram};
 use forgelm_plugin::{Kind, Origin, Plugin, Registry, Trainers};
 use forgelm_sdk::OptionValue;
+use forgelm_sdk::reward;
 use forgelm_sdk::trainer::{Records, Trainer};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -232,6 +234,14 @@ impl Plugins {
         Ok(())
     }
 
+    /// Adds rewards that are linked into the program.
+    ///
+    /// # Errors
+    /// If one of their names is taken.
+    pub fn add_rewards(&mut self, rewards: &[reward::Descriptor]) -> Result<(), RunError> {
+        Ok(self.registry.add_rewards(rewards)?)
+    }
+
     /// What each name stands for.
     #[must_use]
     pub fn registry(&self) -> &Registry {
@@ -306,7 +316,10 @@ pub fn build_trainer(
     if let (Some(option), Some(None)) = (given.first(), section.map(|section| &section.trainer)) {
         return Err(RunError::LooseTrainerOption { given: option.clone() });
     }
-    let options = given.iter().map(|given| option(given)).collect::<Result<Vec<_>, _>>()?;
+    let options = match section.and_then(|section| section.trainer.as_ref()) {
+        None => settings::trainer_options(&plan.run),
+        Some(_) => given.iter().map(|given| option(given)).collect::<Result<Vec<_>, _>>()?,
+    };
     let trainer = (plugin.build)(&options)?;
     Ok((trainer, Used::of(plugin)))
 }

@@ -3,10 +3,11 @@
 
 use crate::error::RunError;
 use crate::event::{Sample, When};
-use forgelm_data::Record;
+use forgelm_data::{Content, Record, RecordKind};
 use forgelm_generate::{GenerateOptions, Generator, Sampling};
 use forgelm_model::{Adapter, Decoder};
 use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 
 /// Longest answer shown, in tokens.
@@ -27,7 +28,7 @@ impl Question {
     #[must_use]
     pub fn first<'a>(records: impl IntoIterator<Item = &'a Record>) -> Option<Self> {
         records.into_iter().find_map(|record| {
-            let messages = record.kind.conversation()?;
+            let messages = &conversation(&record.kind)?;
             let answer = messages.iter().position(|message| message.role == "assistant")?;
             let asked = &messages[..answer];
             asked.iter().any(|message| message.role == "user").then(|| Self {
@@ -72,6 +73,21 @@ impl Question {
             expected: one_line(&self.expected),
             answer: one_line(&answer),
         })
+    }
+}
+
+/// The conversation of a record, with the answer that is preferred or desirable.
+fn conversation(kind: &RecordKind) -> Option<Cow<'_, [Message]>> {
+    let (prompt, answer) = match kind {
+        RecordKind::Preference { prompt, chosen, .. } => (prompt, chosen),
+        RecordKind::Labelled { prompt, completion, is_desirable: true } => (prompt, completion),
+        other => return other.conversation().map(Cow::Borrowed),
+    };
+    match (prompt, answer) {
+        (Content::Messages(prompt), Content::Messages(answer)) => {
+            Some(Cow::Owned([prompt.as_slice(), answer].concat()))
+        }
+        _ => None,
     }
 }
 

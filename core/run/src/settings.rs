@@ -3,7 +3,7 @@
 use crate::error::RunError;
 use forgelm_config::{
     GaloreOptim, GaloreProjType, LoraBias, LrSchedulerType, Optim, QuantComputeDtype, QuantType,
-    Run, TargetModules, Training,
+    Run, TargetModules, TrainerType, Training,
 };
 use forgelm_data::PlanSettings;
 use forgelm_kernels_api::{Compute, Rounding};
@@ -11,6 +11,7 @@ use forgelm_model::{
     ALL_LINEAR, FourBitStorage, LinearStorage, LoadOptions, LoraConfig, LoraInit, ModelConfig,
     Role, Selection, TrainedBias,
 };
+use forgelm_sdk::OptionValue;
 use forgelm_tensor::{FourBit, ScaleStorage};
 use forgelm_train::optimizer::{GaloreSettings, Kind, OptimizerSettings, ProjectionType};
 use forgelm_train::schedule::{Decay, Schedule};
@@ -105,15 +106,37 @@ pub fn load_options(run: &Run, compute: Compute) -> LoadOptions {
     LoadOptions { compute, linear: LinearStorage::FourBit(storage) }
 }
 
+/// The options of the objective, under the names that its plugin knows.
+#[must_use]
+pub fn trainer_options(run: &Run) -> Vec<(&'static str, OptionValue)> {
+    let training = &run.training;
+    let number = |name, value| (name, OptionValue::Number(value));
+    match training.trainer_type {
+        TrainerType::Sft | TrainerType::Grpo => Vec::new(),
+        TrainerType::Dpo => vec![number("beta", training.dpo_beta)],
+        TrainerType::Simpo => {
+            vec![number("beta", training.simpo_beta), number("gamma", training.simpo_gamma)]
+        }
+        TrainerType::Kto => vec![number("beta", training.kto_beta)],
+        TrainerType::Orpo => vec![number("beta", training.orpo_beta)],
+    }
+}
+
 /// The order of the data.
 #[must_use]
 pub fn data_plan(run: &Run) -> PlanSettings {
     let training = &run.training;
+    let (b, a) = (training.per_device_train_batch_size, training.gradient_accumulation_steps);
+    // Of prompts a step has one for each group of answers.
+    let (units, micro_batches) = match training.trainer_type {
+        TrainerType::Grpo => ((b * a / training.grpo_num_generations).max(1), 1),
+        _ => (b, a),
+    };
     PlanSettings {
         seed: training.seed,
         shuffle: run.data.shuffle,
-        per_device_train_batch_size: training.per_device_train_batch_size,
-        gradient_accumulation_steps: training.gradient_accumulation_steps,
+        per_device_train_batch_size: units,
+        gradient_accumulation_steps: micro_batches,
         num_train_epochs: training.num_train_epochs,
         max_steps: u64::try_from(training.max_steps).ok().filter(|&steps| steps > 0),
         packed_to: training.is_packed().then_some(run.model.max_length),

@@ -6,6 +6,7 @@
 mod final_model;
 mod finish;
 mod job;
+mod reference;
 pub(crate) mod room;
 mod squeeze;
 mod steps;
@@ -128,18 +129,25 @@ pub fn train(
     let model_request = model::request_of(plan, request.offline);
     let load_start = env.clock.monotonic();
     let found = model::find(&model_request, env, observer)?;
+    if found.adapter.is_some() {
+        let what =
+            "`model.name_or_path` is an adapter, and training goes on from whole models only";
+        return Err(RunError::NotAvailable(what.to_owned()));
+    }
     if plan.run.model.moe.is_some() && found.open.config().experts.is_none() {
         let text = "`model.moe` has no effect: this model has no experts";
         observer.observe(&Event::Warning(text.to_owned()));
     }
-    let data = TokenizedData::new(plan, &sources, &found, template_now, env, observer)?;
+    let needs = plugins.trainer(plan)?.needs;
+    let method = (plan, plugins);
+    let data = TokenizedData::new(method, &sources, &found, template_now, env, observer)?;
     let mut adapter = new_trainable(plan, &found)?;
     let (ops, compute) = model::kernels(&model_request);
     let optimizer = settings::optimizer(&plan.run);
     let slices = adapter.slices();
     let optimizer_memory = Optimizer::planned_memory(&optimizer, &slices, ops.n_threads())?;
     let options = settings::load_options(&plan.run, compute);
-    let configured = configured_cut(&data);
+    let configured = configured_cut(plan);
     let fit = {
         let inputs = Inputs {
             plan,
@@ -197,7 +205,8 @@ pub fn train(
         tried: fit.tried,
         kept: 0,
         energy: EnergyMeter::default(),
-        watch: Watch::default(),
+        watch: Watch::of(needs),
+        measured: BTreeMap::new(),
     };
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
     let result =

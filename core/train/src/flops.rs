@@ -39,19 +39,53 @@ impl Work {
 /// Paper: Kaplan et al. 2020, arXiv:2001.08361, section 2.1, with the gradient of frozen weights
 /// left out.
 #[must_use]
-#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
 pub fn training_flops(model: &ModelConfig, adapter: &Trainable, work: Work) -> f64 {
-    let dims = model.dims();
-    let head = (dims.v * dims.c) as f64;
-    let outside = if model.tie_word_embeddings { head } else { 2.0 * head };
-    let layers = model.n_parameters() as f64 - outside;
-    let trained = adapter.params().len() as f64;
-    let share = (dims.l - adapter.first_layer().min(dims.l)) as f64 / dims.l as f64;
-    let attention = 4.0 * (dims.q_width() * dims.l) as f64;
-    let (tokens, pairs, rows) = (work.tokens as f64, work.pairs as f64, work.scored_rows as f64);
-    tokens * (2.0 * layers * (1.0 + share) + 6.0 * trained)
-        + pairs * attention * (1.0 + 2.0 * share)
-        + rows * 4.0 * head
+    let each = Each::of(model, adapter);
+    let share = each.share;
+    each.sum(work, [1.0 + share, 3.0, 1.0 + 2.0 * share, 2.0])
+}
+
+/// Floating-point operations of a pass without a gradient, counted as [`training_flops`] does.
+#[must_use]
+pub fn forward_flops(model: &ModelConfig, adapter: &Trainable, work: Work) -> f64 {
+    Each::of(model, adapter).sum(work, [1.0; 4])
+}
+
+/// Arithmetic of the pass up.
+struct Each {
+    /// Of a token in the layers, and in what trains.
+    token: [f64; 2],
+    pair: f64,
+    row: f64,
+    /// Share of the layers that backward reaches.
+    share: f64,
+}
+
+impl Each {
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+    fn of(model: &ModelConfig, adapter: &Trainable) -> Self {
+        let dims = model.dims();
+        let head = (dims.v * dims.c) as f64;
+        let outside = if model.tie_word_embeddings { head } else { 2.0 * head };
+        let layers = model.n_parameters() as f64 - outside;
+        let trained = adapter.params().len() as f64;
+        Self {
+            token: [2.0 * layers, 2.0 * trained],
+            pair: 4.0 * (dims.q_width() * dims.l) as f64,
+            row: 2.0 * head,
+            share: (dims.l - adapter.first_layer().min(dims.l)) as f64 / dims.l as f64,
+        }
+    }
+
+    /// Each part this many times: layers, what trains, attention, head.
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+    fn sum(&self, work: Work, [layers, trained, attention, head]: [f64; 4]) -> f64 {
+        let (tokens, pairs, rows) =
+            (work.tokens as f64, work.pairs as f64, work.scored_rows as f64);
+        tokens * (self.token[0] * layers + self.token[1] * trained)
+            + pairs * self.pair * attention
+            + rows * self.row * head
+    }
 }
 
 #[cfg(test)]

@@ -9,8 +9,11 @@
 //! the same bits (`tests/e2e/resume.rs`, `tests/sim`).
 
 pub mod checkpoint;
+pub mod feed;
 pub mod flops;
 pub mod optimizer;
+pub mod references;
+pub mod rollouts;
 pub mod schedule;
 pub mod session;
 pub mod state;

@@ -1,28 +1,27 @@
 //! The loop body: one optimizer step, one evaluation. Who calls them, and when, is core/run's
 //! business.
 
+mod input;
 mod not_finite;
 
-use crate::flops::{Work, training_flops};
+use crate::feed::{Feed, FeedError, Split};
+use crate::flops::{Work, forward_flops, training_flops};
 use crate::optimizer::{At, Optimizer, OptimizerMemory, ScaledGradient};
+use crate::references::packed_input;
 use crate::schedule::Schedule;
 use crate::state::State;
-use forgelm_data::{
-    PackedBatch, PackedSequence, Plan, Sequence, Sequences, StoreError, evaluation_batches, pack,
-};
+use forgelm_data::{PackedBatch, Plan};
 use forgelm_model::{
     Activations, Decoder, DropoutStep, EmbeddingNoise, Keep, MemoryPlan, ModelConfig, OutOfMemory,
-    PackedInput, Pass, Scored, StepSize, Trainable,
+    Pass, Scored, StepSize, Trainable,
 };
 use forgelm_sdk::Failed;
 use forgelm_sdk::trainer::{self, Loss, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
+use input::{Estimate, MicroBatch, Seen, StepInput};
 pub use not_finite::StepError;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-
-/// Sequences of a micro-batch of the validation split, at most.
-const EVAL_BATCH_SIZE: usize = 8;
 
 /// How a step is cut: sequences in a micro-batch (bins when packed), micro-batches in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -58,29 +57,33 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Tokens.
     pub n_tokens: u64,
-    /// Terms of the loss.
-    pub n_terms: u64,
+    /// Trained tokens.
+    pub n_trained_tokens: u64,
     /// The trainer's own metrics, each a mean.
-    pub metrics: BTreeMap<&'static str, f64>,
+    pub metrics: BTreeMap<String, f64>,
 }
 
-/// Mean loss over the validation split.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Means over the validation split.
+#[derive(Clone, Debug, PartialEq)]
 pub struct EvaluationReport {
     /// Mean loss over its terms.
     pub loss: f64,
-    /// Terms.
-    pub n_terms: u64,
+    /// Trained tokens.
+    pub n_trained_tokens: u64,
+    /// The trainer's own metrics, each a mean.
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// Model, data and state of a run in progress.
 pub struct Session<'a> {
     decoder: &'a Decoder,
     trainer: &'a dyn Trainer,
-    train: &'a Sequences,
-    validation: &'a Sequences,
+    feed: Feed<'a>,
+    /// The feed's, as steps are cut now.
     plan: Cow<'a, Plan>,
-    validation_batches: Vec<Vec<usize>>,
+    cut: Cut,
+    /// See [`Feed::validation_groups`].
+    validation_groups: Vec<Vec<Vec<usize>>>,
     settings: Settings,
     dropout: Stream,
     noise: Stream,
@@ -97,7 +100,6 @@ pub struct Session<'a> {
 struct RowBuffers {
     logp: Vec<f32>,
     dlogp: Vec<f32>,
-    trained: Vec<u8>,
 }
 
 /// What a session is made of.
@@ -106,12 +108,8 @@ pub struct Parts<'a> {
     pub decoder: &'a Decoder,
     /// The objective.
     pub trainer: &'a dyn Trainer,
-    /// Sequences to train on.
-    pub train: &'a Sequences,
-    /// Sequences held out.
-    pub validation: &'a Sequences,
-    /// Which sequences each micro-batch has.
-    pub plan: &'a Plan,
+    /// The data, its order, and what the objective needs besides.
+    pub feed: Feed<'a>,
     /// What the forward pass keeps for the backward pass; the bits do not depend on it.
     pub keep: Keep,
     /// Everything else.
@@ -124,59 +122,9 @@ pub struct Parts<'a> {
     pub state: State,
 }
 
-/// The largest micro-batch that a plan has, training and validation together.
-#[must_use]
-pub fn largest_step(train: &Sequences, validation: &Sequences, plan: &Plan) -> StepSize {
-    let mut size = largest_training_step(train, plan);
-    for micro_batch in validation_batches(validation, size.tokens_max) {
-        widen(&mut size, validation, &micro_batch);
-    }
-    size
-}
-
-fn largest_training_step(train: &Sequences, plan: &Plan) -> StepSize {
-    let mut size = StepSize { tokens_max: 1, scored_rows_max: 1 };
-    for step in 0..plan.n_steps() {
-        for micro_batch in plan.step(step) {
-            widen(&mut size, train, &micro_batch);
-        }
-    }
-    size
-}
-
-/// Widens `size` until a micro-batch of these units fits.
-fn widen(size: &mut StepSize, sequences: &Sequences, units: &[usize]) {
-    let tokens = units.iter().map(|&unit| sequences.n_tokens(unit)).sum();
-    let scored = units.iter().map(|&unit| sequences.n_trained(unit)).sum();
-    size.tokens_max = size.tokens_max.max(tokens);
-    size.scored_rows_max = size.scored_rows_max.max(scored);
-}
-
-/// The validation split in micro-batches. But for a sequence that is longer by itself, none has
-/// more than `tokens_max` tokens: evaluation needs no more memory than training.
-fn validation_batches(validation: &Sequences, tokens_max: usize) -> Vec<Vec<usize>> {
-    evaluation_batches(&validation.lengths(), EVAL_BATCH_SIZE, tokens_max)
-}
-
 fn no_activations(model: &ModelConfig) -> Result<Activations, OutOfMemory> {
     let nothing = StepSize { tokens_max: 0, scored_rows_max: 0 };
     Activations::new(model, None, nothing, Keep::Nothing)
-}
-
-/// Adds some sequences to what the micro-batches of a step have together.
-fn add_to_totals(totals: &mut StepTotals, sequences: &[Sequence]) {
-    for sequence in sequences {
-        let n_rows = sequence.n_trained() as u64;
-        let of_role = &mut totals.0[sequence.role as usize];
-        of_role.n_sequences += 1;
-        of_role.n_scored += n_rows;
-        of_role.n_trained += n_rows;
-    }
-}
-
-fn packed(sequences: &[Sequence]) -> PackedBatch {
-    let refs: Vec<&Sequence> = sequences.iter().collect();
-    pack(&refs)
 }
 
 /// Every buffer of a session, by name and size; the weights, which it borrows, are not among them.
@@ -229,10 +177,10 @@ impl<'a> Session<'a> {
         Ok(Self {
             decoder: parts.decoder,
             trainer: parts.trainer,
-            train: parts.train,
-            validation: parts.validation,
-            validation_batches: Vec::new(),
-            plan: Cow::Borrowed(parts.plan),
+            validation_groups: Vec::new(),
+            plan: Cow::Borrowed(parts.feed.plan),
+            cut: parts.feed.cut(),
+            feed: parts.feed,
             settings: parts.settings,
             dropout: Stream::new(parts.settings.seed, Purpose::Dropout),
             noise: Stream::new(parts.settings.seed, Purpose::EmbeddingNoise),
@@ -253,33 +201,28 @@ impl<'a> Session<'a> {
     /// function succeeds, with a smaller cut.
     pub fn allocate(&mut self, cut: Cut, keep: Keep) -> Result<(u64, u64), OutOfMemory> {
         let model = self.decoder.config();
-        let plan = self.recut(cut);
-        let train_size = largest_training_step(self.train, &plan);
-        let size = largest_step(self.train, self.validation, &plan);
+        let size = self.feed.largest_step(cut);
+        let tokens_max = self.feed.largest_training_step(cut).tokens_max;
         let before = self.activations.n_bytes() as u64;
         self.buffers = RowBuffers::default();
         self.activations = no_activations(model)?;
         self.activations = Activations::new(model, Some(&self.adapter), size, keep)?;
-        self.validation_batches = validation_batches(self.validation, train_size.tokens_max);
-        self.plan = Cow::Owned(plan);
+        self.validation_groups = self.feed.validation_groups(tokens_max);
+        self.plan = Cow::Owned(self.feed.plan_as(cut));
+        self.cut = cut;
         Ok((before, self.activations.n_bytes() as u64))
     }
 
     /// How a step is cut.
     #[must_use]
     pub fn cut(&self) -> Cut {
-        let (batch_size, accumulation) = self.plan.cut();
-        Cut { batch_size, accumulation }
+        self.cut
     }
 
     /// The largest micro-batch that the buffers hold.
     #[must_use]
     pub fn size(&self) -> StepSize {
         self.activations.size()
-    }
-
-    fn recut(&self, cut: Cut) -> Plan {
-        self.plan.recut(cut.batch_size, cut.accumulation)
     }
 
     /// What trains, as it stands.
@@ -327,25 +270,27 @@ impl<'a> Session<'a> {
         let step = self.state.global_step;
         self.grad.fill(0.0);
         let mut total = Loss::default();
-        let (mut n_tokens, mut n_flops) = (0, 0.0);
-        let (micro_batches, totals) = self.read_step(step)?;
-        for sequences in micro_batches {
-            let batch = packed(&sequences);
+        let mut n_tokens = 0;
+        let input = self.read(step)?;
+        let (estimate, flops) = self.estimate(&input);
+        let mut n_flops = input.flops + flops;
+        for micro_batch in &input.micro_batches {
+            let batch = &micro_batch.batch;
             n_tokens += batch.tokens.len() as u64;
-            n_flops += training_flops(self.decoder.config(), &self.adapter, Work::of(&batch));
-            let loss = self.forward(&batch, &totals, Some(step))?;
+            n_flops += training_flops(self.decoder.config(), &self.adapter, Work::of(batch));
+            let loss = self.forward(micro_batch, &estimate, &input.totals, Some(step))?;
             if !loss.loss_sum.is_finite() {
-                return Err(self.bad_loss(step, &batch, loss.loss_sum));
+                return Err(self.bad_loss(step, batch, loss.loss_sum));
             }
             self.decoder.weigh_balance(&self.adapter, loss.n_terms, &mut self.activations);
-            self.backward(&batch, step);
+            self.backward(batch, step);
             add_loss(&mut total, loss);
         }
         let ops = self.decoder.ops().as_ref();
         let max_norm = self.optimizer.settings().max_grad_norm(self.settings.max_grad_norm);
         let gradient = ScaledGradient::new(ops, &self.grad, total.n_terms, max_norm);
         if !gradient.norm.is_finite() {
-            return Err(self.bad_gradient(step, gradient.norm));
+            return Err(self.bad_gradient(step, gradient.norm, &input, &estimate));
         }
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
@@ -356,69 +301,102 @@ impl<'a> Session<'a> {
         self.state.epoch = self.plan.epoch_after(step + 1);
         self.state.n_tokens += n_tokens;
         self.state.flops += n_flops;
-        self.state.n_trained_tokens += total.n_terms;
+        self.state.n_trained_tokens += input.n_trained();
         Ok(StepReport {
             loss: total.loss_sum / total.n_terms.max(1) as f64,
             learning_rate,
             grad_norm: gradient.norm,
             n_tokens,
-            n_terms: total.n_terms,
-            metrics: means(&total),
+            n_trained_tokens: input.n_trained(),
+            metrics: input.measured.into_iter().chain(means(&total)).collect(),
         })
     }
 
-    /// The sequences of each micro-batch of a step, and what they have together.
-    fn read_step(&self, step: u64) -> Result<(Vec<Vec<Sequence>>, StepTotals), StoreError> {
-        let mut totals = StepTotals::default();
-        let mut micro_batches = Vec::new();
-        for units in self.plan.step(step) {
-            let sequences = self.train.read(&units)?;
-            add_to_totals(&mut totals, &sequences);
-            micro_batches.push(sequences);
-        }
-        Ok((micro_batches, totals))
+    /// Everything of a step: its units, or the policy's answers to them.
+    fn read(&self, step: u64) -> Result<StepInput, FeedError> {
+        let units = self.plan.step(step);
+        let Some(rollouts) = &self.feed.rollouts else {
+            return StepInput::read(&self.feed, Split::Train, &units);
+        };
+        let policy = (self.decoder, &self.adapter);
+        let rolled = rollouts.answer(policy, &self.feed, step, &units.concat())?;
+        Ok(StepInput::rolled(&self.feed, &rolled, self.cut.batch_size))
     }
 
-    /// Mean loss over the validation split, without dropout. `None` when there is none.
+    /// Means over the validation split, without dropout. `None` when there is none.
     ///
     /// # Errors
     /// If the data cannot be read, or the trainer gives up.
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn evaluate(&mut self) -> Result<Option<EvaluationReport>, StepError> {
+        if self.feed.rollouts.is_some() {
+            // Rewards are no loss to compare.
+            return Ok(None);
+        }
         let mut total = Loss::default();
-        let micro_batches = self.validation_batches.clone();
+        let groups = self.validation_groups.clone();
         // Read twice: a split need not fit into memory.
         let mut totals = StepTotals::default();
-        for units in &micro_batches {
-            add_to_totals(&mut totals, &self.validation.read(units)?);
+        let mut n_trained_tokens = 0;
+        for units in groups.iter().flatten() {
+            let input =
+                StepInput::read(&self.feed, Split::Validation, std::slice::from_ref(units))?;
+            totals.join(&input.totals);
+            n_trained_tokens += input.n_trained();
         }
-        for units in micro_batches {
-            let batch = packed(&self.validation.read(&units)?);
-            let loss = self.forward(&batch, &totals, None)?;
-            add_loss(&mut total, loss);
+        for group in &groups {
+            // Without mismatched pairs a group is the whole split, and its batches come one by one.
+            let parts = if self.feed.mismatched.is_some() { group.len() } else { 1 };
+            for batches in group.chunks(parts.max(1)) {
+                let input = StepInput::read(&self.feed, Split::Validation, batches)?;
+                let (estimate, _) = self.estimate(&input);
+                for micro_batch in &input.micro_batches {
+                    let loss = self.forward(micro_batch, &estimate, &totals, None)?;
+                    add_loss(&mut total, loss);
+                }
+            }
         }
         Ok((total.n_terms > 0).then(|| EvaluationReport {
             loss: total.loss_sum / total.n_terms as f64,
-            n_terms: total.n_terms,
+            n_trained_tokens,
+            metrics: means(&total),
         }))
     }
 
+    /// What the policy says of the mismatched pairs of a step, and the arithmetic that it took.
+    fn estimate(&mut self, input: &StepInput) -> (Estimate, f64) {
+        let mut estimate = Estimate::default();
+        let mut n_flops = 0.0;
+        for pairs in &input.mismatched {
+            let pass = pass(&self.adapter, &pairs.batch, None);
+            let scored = Scored { rows: &pairs.batch.scored_rows, labels: &pairs.batch.labels };
+            let logp = &mut self.buffers.logp;
+            logp.resize(pairs.batch.labels.len(), 0.0);
+            self.decoder.forward(&pass, &mut self.activations);
+            self.decoder.logprobs(&pass, &mut self.activations, scored, logp);
+            estimate.add(pairs, logp);
+            n_flops += forward_flops(self.decoder.config(), &self.adapter, Work::of(&pairs.batch));
+        }
+        (estimate, n_flops)
+    }
+
     /// Runs the model and the objective; leaves `dlogp` for [`Session::backward`].
-    /// With the number of a step, as training does it: with dropout and noise.
+    /// With the number of a step, as training does it: with dropout and noise, where the objective
+    /// has a use for them.
     fn forward(
         &mut self,
-        batch: &PackedBatch,
+        micro_batch: &MicroBatch,
+        estimate: &Estimate,
         totals: &StepTotals,
         training_step: Option<u64>,
     ) -> Result<Loss, Failed> {
+        let batch = &micro_batch.batch;
         let n_rows = batch.labels.len();
         let buffers = &mut self.buffers;
         buffers.logp.resize(n_rows, 0.0);
-        buffers.dlogp.resize(n_rows, 0.0);
-        buffers.trained.clear();
-        buffers.trained.resize(n_rows, 1);
-        let dropout = training_step.map(|step| DropoutStep { stream: &self.dropout, step });
-        let noise = training_step.zip(self.settings.noise_alpha);
+        let noisy = training_step.filter(|_| self.feed.needs.dropout);
+        let dropout = noisy.map(|step| DropoutStep { stream: &self.dropout, step });
+        let noise = noisy.zip(self.settings.noise_alpha);
         let noise = noise.map(|(step, alpha)| EmbeddingNoise { stream: &self.noise, step, alpha });
         let pass = pass(&self.adapter, batch, dropout);
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
@@ -429,25 +407,17 @@ impl<'a> Session<'a> {
         } else {
             decoder.logprobs(&pass, acts, scored, logp);
         }
-        let sequences = scored_sequences(batch);
-        let scored = trainer::Scored {
-            sequences: &sequences,
-            labels: &batch.labels,
-            trained: &buffers.trained,
-            logp: &buffers.logp,
-            ref_logp: None,
-            advantage: None,
-            old_logp: None,
-            step: totals,
-        };
-        self.trainer.loss(&scored, &mut buffers.dlogp)
+        let seen = Seen::new(micro_batch, estimate, &buffers.logp);
+        buffers.dlogp.resize(seen.labels.len(), 0.0);
+        self.trainer.loss(&seen.scored(totals), &mut buffers.dlogp)
     }
 
     fn backward(&mut self, batch: &PackedBatch, step: u64) {
-        let dropout = Some(DropoutStep { stream: &self.dropout, step });
+        let stream = &self.dropout;
+        let dropout = self.feed.needs.dropout.then_some(DropoutStep { stream, step });
         let pass = pass(&self.adapter, batch, dropout);
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
-        let dlogp = &self.buffers.dlogp;
+        let dlogp = &self.buffers.dlogp[..batch.labels.len()];
         self.decoder.backward(&pass, &mut self.activations, scored, dlogp, &mut self.grad);
     }
 }
@@ -457,23 +427,7 @@ fn pass<'a>(
     batch: &'a PackedBatch,
     dropout: Option<DropoutStep<'a>>,
 ) -> Pass<'a> {
-    let batch = PackedInput {
-        tokens: &batch.tokens,
-        positions: &batch.positions,
-        segments: &batch.segments,
-        row_keys: &batch.row_keys,
-    };
-    Pass { adapter: Some(adapter), batch, dropout }
-}
-
-fn scored_sequences(batch: &PackedBatch) -> Vec<trainer::Sequence> {
-    let sequence = |packed: &PackedSequence| trainer::Sequence {
-        role: packed.role,
-        record: packed.record,
-        start: packed.start,
-        len: packed.len,
-    };
-    batch.sequences.iter().map(sequence).collect()
+    Pass { adapter: Some(adapter), batch: packed_input(batch), dropout }
 }
 
 fn add_loss(total: &mut Loss, loss: Loss) {
@@ -491,7 +445,9 @@ fn add_loss(total: &mut Loss, loss: Loss) {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-fn means(total: &Loss) -> BTreeMap<&'static str, f64> {
-    let mean = |metric: &trainer::Metric| (metric.name, metric.sum / metric.n_terms.max(1) as f64);
+fn means(total: &Loss) -> BTreeMap<String, f64> {
+    let mean = |metric: &trainer::Metric| {
+        (metric.name.to_owned(), metric.sum / metric.n_terms.max(1) as f64)
+    };
     total.metrics.iter().map(mean).collect()
 }

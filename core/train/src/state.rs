@@ -4,6 +4,7 @@
 use crate::session::Cut;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Version of `trainer_state.json`. Raised when an older program could not read a newer file.
 pub const STATE_FORMAT: u32 = 1;
@@ -48,15 +49,18 @@ pub struct State {
 }
 
 /// One evaluation.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogEntry {
     /// Steps done.
     pub step: u64,
     /// Passes over the data.
     pub epoch: f64,
-    /// Mean loss of the validation split's trained tokens.
+    /// Mean loss over the terms of the validation split.
     pub eval_loss: f64,
+    /// What the objective measured besides.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// What must be the same for a run to be the same run. The default names nothing: for sessions that
@@ -113,8 +117,13 @@ impl State {
 
     /// Takes in an evaluation. Lower is better, strictly; `patience` evaluations in a row that
     /// are not better stop the run. The one before step 1 is only recorded.
-    pub fn record_evaluation(&mut self, eval_loss: f64, patience: u64) -> bool {
-        let entry = LogEntry { step: self.global_step, epoch: self.epoch, eval_loss };
+    pub fn record_evaluation(
+        &mut self,
+        eval_loss: f64,
+        metrics: BTreeMap<String, f64>,
+        patience: u64,
+    ) -> bool {
+        let entry = LogEntry { step: self.global_step, epoch: self.epoch, eval_loss, metrics };
         self.log_history.push(entry);
         if self.global_step == 0 {
             return false;
@@ -191,7 +200,10 @@ pub(crate) mod tests {
     #[test]
     fn patience_counts_evaluations_that_are_not_strictly_better() {
         let mut state = State::new(100, identity());
-        assert!(!state.record_evaluation(1.0, 2), "the one before step 1 is only recorded");
+        assert!(
+            !state.record_evaluation(1.0, BTreeMap::new(), 2),
+            "the one before step 1 is only recorded"
+        );
         assert_eq!(state.best_metric, None);
         for (step, loss, is_best, is_stopped) in [
             (1, 3.0, true, false),
@@ -201,7 +213,7 @@ pub(crate) mod tests {
             (5, 2.0, false, true),
         ] {
             state.global_step = step;
-            assert_eq!(state.record_evaluation(loss, 2), is_best, "step {step}");
+            assert_eq!(state.record_evaluation(loss, BTreeMap::new(), 2), is_best, "step {step}");
             assert_eq!(state.is_stopped_early, is_stopped, "step {step}");
         }
         assert_eq!(state.best_global_step, Some(3));

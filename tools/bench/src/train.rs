@@ -14,9 +14,10 @@ use forgelm_plugin_trainer::sft::SFT;
 use forgelm_run::memory::MemoryUse;
 use forgelm_run::model::compute_name;
 use forgelm_tensor::random::{Purpose, Stream};
+use forgelm_train::feed::Feed;
 use forgelm_train::optimizer::{Optimizer, OptimizerMemory, OptimizerSettings};
 use forgelm_train::schedule::{Decay, Schedule};
-use forgelm_train::session::{Parts, Session, Settings, largest_step, memory_plan};
+use forgelm_train::session::{Cut, Parts, Session, Settings, memory_plan};
 use forgelm_train::state::{Identity, State};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -123,7 +124,8 @@ pub(crate) fn steps(
     let optimizer = Optimizer::new(OptimizerSettings::adamw(0.01), &adapter.slices())
         .map_err(|error| error.to_string())?;
     let optimizer_memory = OptimizerMemory { state_bytes: optimizer.n_bytes(), scratch_bytes: 0 };
-    let size = largest_step(&train, &validation, &plan);
+    let feed = Feed::new(SFT.needs, (&train, &validation), &plan);
+    let size = feed.largest_step(Cut { batch_size: n_sequences, accumulation: 1 });
     let planned = memory_plan(decoder.config(), &adapter, optimizer_memory, size, Keep::Everything)
         .total_bytes()
         + decoder.weights_bytes();
@@ -131,9 +133,7 @@ pub(crate) fn steps(
     let mut session = Session::new(Parts {
         decoder,
         trainer: trainer.as_ref(),
-        train: &train,
-        validation: &validation,
-        plan: &plan,
+        feed,
         keep: Keep::Everything,
         settings: Settings {
             schedule: Schedule::new(Decay::Constant, 1e-4, 0.0, n_steps),

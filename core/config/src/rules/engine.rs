@@ -175,14 +175,27 @@ fn trainer(scope: &Scope<'_>, findings: &mut Findings<'_>) {
         );
         findings.error(Code::Conflict, &[&packing, &trainer], message, "remove one of the two");
     }
-    if training.trainer_type == TrainerType::Kto && training.per_device_train_batch_size == 1 {
+    let rows = training.per_device_train_batch_size * training.gradient_accumulation_steps;
+    if training.trainer_type == TrainerType::Kto && rows == 1 {
         let message = format!(
-            "`{batch}` is 1 and `{trainer}`{} is `kto`, which compares rows of a batch",
+            "`{batch}` times `gradient_accumulation_steps` is 1 and `{trainer}`{} is `kto`, which \
+             measures how far the policy has moved over the rows of a step",
             findings.at(&trainer)
         );
-        findings.error(Code::Conflict, &[&batch, &trainer], message, "use a batch of at least 2");
+        findings.error(Code::Conflict, &[&batch, &trainer], message, "use at least 2 rows a step");
     }
-    let rows = training.per_device_train_batch_size * training.gradient_accumulation_steps;
+    let noise = scope.in_training("neftune_noise_alpha");
+    let compares = matches!(
+        training.trainer_type,
+        TrainerType::Dpo | TrainerType::Simpo | TrainerType::Orpo | TrainerType::Kto
+    );
+    if training.neftune_noise_alpha.is_some() && compares {
+        let message = format!(
+            "`{noise}` has no effect: {} compares passes that must not differ by noise",
+            training.trainer_type
+        );
+        findings.warn(Code::IgnoredKey, &[&noise], message);
+    }
     let group = training.grpo_num_generations;
     if training.trainer_type == TrainerType::Grpo && !rows.is_multiple_of(group) {
         let groups = scope.in_training("grpo_num_generations");

@@ -104,7 +104,7 @@ section! {
         /// The longest completion in tokens.
         grpo_max_completion_length: usize = 512, min(1.0), max(16_777_216.0), alias("grpo_max_new_tokens");
         /// A classifier that rewards completions: a path or a hub id. Null: the built-in rewards.
-        grpo_reward_model: Option<String> = None, text(NOT_BLANK);
+        grpo_reward_model: Option<String> = None, text(NOT_BLANK), later("rewards by a classifier");
         /// Pins the reward model.
         grpo_reward_model_revision: Option<String> = None, upstream(), text(REVISION);
     }
@@ -124,15 +124,15 @@ choice! {
         /// Next-token loss on the trained tokens.
         Sft = "sft",
         /// Preference pairs against a reference model.
-        Dpo = "dpo" later "the trainer dpo",
+        Dpo = "dpo",
         /// Preference pairs with a length-normalized reward.
-        Simpo = "simpo" later "the trainer simpo",
+        Simpo = "simpo",
         /// Single completions, desirable or not.
-        Kto = "kto" later "the trainer kto",
+        Kto = "kto",
         /// Next-token loss and an odds ratio of pairs.
-        Orpo = "orpo" later "the trainer orpo",
+        Orpo = "orpo",
         /// Rewards of groups of completions.
-        Grpo = "grpo" later "the trainer grpo",
+        Grpo = "grpo",
     }
 }
 

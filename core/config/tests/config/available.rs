@@ -19,8 +19,10 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
             "model: {name_or_path: m, multimodal: {enabled: true}}\ndata: {dataset_name_or_path: d}\n",
             "`model.multimodal.enabled: true`",
         ),
-        ("training: {trainer_type: dpo}\n", "`training.trainer_type: dpo`"),
-        ("training: {trainer_type: grpo}\n", "`training.trainer_type: grpo`"),
+        (
+            "training: {trainer_type: grpo, grpo_reward_model: m}\n",
+            "`training.grpo_reward_model: m`",
+        ),
         ("training: {report_to: tensorboard}\n", "`training.report_to: tensorboard`"),
         ("training: {report_to: wandb}\n", "`training.report_to: wandb`"),
         (
@@ -75,6 +77,8 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "training: {packing: true, report_to: none, lr_scheduler_type: cosine, threads: 2}\n",
         "training: {rope_scaling: {type: linear, factor: 2}, sliding_window_attention: 512, merge_adapters: true}\n",
         "lora: {method: dora}\n",
+        "training: {trainer_type: dpo, dpo_beta: 0.2}\n",
+        "training: {trainer_type: kto, per_device_train_batch_size: 1}\n",
         "lora: {enabled: false}\n",
         "model: {name_or_path: m, load_in_4bit: true, bnb_4bit_quant_type: fp4}\ndata: {dataset_name_or_path: d}\n",
         "training: {oom_recovery: true, gradient_checkpointing: false, neftune_noise_alpha: 5, gpu_cost_per_hour: 1.5}\n",

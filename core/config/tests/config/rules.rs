@@ -58,8 +58,8 @@ fn combinations_that_are_refused() {
             "is 3; expected a multiple of `training.grpo_num_generations`, 4",
         ),
         (
-            "training: {trainer_type: kto, per_device_train_batch_size: 1}\n",
-            "`training.per_device_train_batch_size` is 1",
+            "training: {trainer_type: kto, per_device_train_batch_size: 1, gradient_accumulation_steps: 1}\n",
+            "`training.per_device_train_batch_size` times `gradient_accumulation_steps` is 1",
         ),
         (
             "training: {trainer_type: orpo, sample_packing: true}\n",

@@ -272,7 +272,9 @@ fn pairs_are_units_of_two_and_labels_need_both_kinds() {
     let error = bench.prepare(&section(&one), TrainerType::Kto).unwrap_err().to_string();
     assert!(error.contains("5 desirable answers and 0 others"), "{error}");
     let two = bench.write("two.jsonl", &(label("true").repeat(5) + &label("0")));
-    assert_eq!(bench.prepare(&section(&two), TrainerType::Kto).unwrap().train.len(), 5);
+    let prepared = bench.prepare(&section(&two), TrainerType::Kto).unwrap();
+    assert_eq!(prepared.train.len(), 5);
+    assert!(prepared.notes[0].contains("5 desirable answers and 1 others"), "{:?}", prepared.notes);
     // Rewards are no loss to compare: nothing is held out.
     let prompts = bench.write("prompts.jsonl", &"{\"prompt\": \"P\"}\n".repeat(30));
     let prepared = bench.prepare(&section(&prompts), TrainerType::Grpo).unwrap();

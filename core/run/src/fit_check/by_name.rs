@@ -1,7 +1,7 @@
 //! A guess of the memory of a model that is not here: sizes from its name, by rule of thumb.
 
 use super::{FitCheck, n_target_modules};
-use forgelm_config::{ComputeDtype, Run};
+use forgelm_config::{ComputeDtype, Run, TrainerType};
 use forgelm_model::MemoryPlan;
 
 /// Width, layers and width of the MLP.
@@ -43,6 +43,14 @@ fn n_params((h, l, i): Sizes) -> u64 {
     VOCABULARY * h + l * (4 * h * h + 3 * h * i + 2 * h) + h
 }
 
+/// Sequences that a record becomes.
+fn sequences_of_a_record(run: &Run) -> u64 {
+    match run.training.trainer_type {
+        TrainerType::Dpo | TrainerType::Simpo | TrainerType::Orpo => 2,
+        TrainerType::Sft | TrainerType::Kto | TrainerType::Grpo => 1,
+    }
+}
+
 /// The guess, with every row as long as allowed.
 pub(super) fn estimate(run: &Run, held: u64) -> FitCheck {
     let name = &run.model.name_or_path;
@@ -55,7 +63,9 @@ pub(super) fn estimate(run: &Run, held: u64) -> FitCheck {
         ComputeDtype::Auto | ComputeDtype::Bfloat16 => (4, "bf16"),
     };
     let n_trained = 2 * run.lora.r as u64 * h * n_target_modules(run) * l;
-    let tokens = run.training.per_device_train_batch_size as u64 * run.model.max_length as u64;
+    let tokens = run.training.per_device_train_batch_size as u64
+        * run.model.max_length as u64
+        * sequences_of_a_record(run);
     let is_recomputed = run.training.gradient_checkpointing == Some(true);
     let kept_layers = if is_recomputed { l.isqrt().max(1) } else { 2 * l };
     let mut memory = MemoryPlan::default();

@@ -12,6 +12,7 @@ use forgelm_model::{
     Trainable,
 };
 use forgelm_train::session::Session;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Scored rows that a saved model is compared over, at most.
@@ -138,7 +139,13 @@ impl Difference {
             let [before, after] = &mut acts;
             decoder.forward(&Pass { adapter: Some(trained), batch: input, dropout: None }, before);
             saved.forward(&Pass { adapter: None, batch: input, dropout: None }, after);
-            for rows in batch.scored_rows.chunks(ROWS_TOGETHER) {
+            // A prompt alone has no trained tokens.
+            let every = || (0..u32::try_from(sequence.tokens.len()).unwrap_or(0)).collect();
+            let rows: Cow<'_, [u32]> = match batch.scored_rows.as_slice() {
+                [] => Cow::Owned(every()),
+                scored => Cow::Borrowed(scored),
+            };
+            for rows in rows.chunks(ROWS_TOGETHER) {
                 let [x, y] = logits.each_mut().map(|l| &mut l[..rows.len() * v]);
                 decoder.logits(Some(trained), before, rows, x);
                 saved.logits(None, after, rows, y);

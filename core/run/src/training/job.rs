@@ -23,9 +23,11 @@ use forgelm_evidence::keys::lookup::FoundKey;
 use forgelm_model::{PeftInfo, Trainable};
 use forgelm_sdk::trainer::Trainer;
 use forgelm_train::checkpoint;
+use forgelm_train::feed::Feed;
 use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::{Cut, Parts, Session};
 use forgelm_train::state::{Identity, State};
+use std::collections::BTreeMap;
 
 /// A run whose inputs are all in memory.
 pub(super) struct Job<'a> {
@@ -57,6 +59,8 @@ pub(super) struct Job<'a> {
     pub(super) energy: EnergyMeter,
     /// What stands out from step to step.
     pub(super) watch: Watch,
+    /// What the objective measured in the last step.
+    pub(super) measured: BTreeMap<String, f64>,
 }
 
 impl Job<'_> {
@@ -91,6 +95,7 @@ impl Job<'_> {
         audit: &mut AuditLog,
     ) -> Result<Outcome, RunError> {
         let run_id = identity.run_id.clone();
+        let references = self.references(&fresh, &identity)?;
         let (adapter, optimizer, state) = match &from {
             None => (fresh, optimizer, State::new(self.data.plan.n_steps(), identity)),
             Some(from) => {
@@ -103,9 +108,7 @@ impl Job<'_> {
         let mut session = Session::without_buffers(Parts {
             decoder: &self.loaded.decoder,
             trainer: self.trainer,
-            train: &self.data.prepared.train,
-            validation: &self.data.prepared.validation,
-            plan: &self.data.plan,
+            feed: Feed { references: references.as_ref(), ..self.data.feed(&self.found.tokenizer) },
             keep: self.rung.keep,
             settings: settings::training(&self.plan.run, self.data.plan.n_steps()),
             adapter,
@@ -162,6 +165,7 @@ impl Job<'_> {
             usage,
             rung: self.rung,
             merge_metrics: &merge_metrics,
+            measured: &self.measured,
             template_now: self.template_now,
             plugins: &self.used,
         };

@@ -9,8 +9,9 @@ use crate::plan::Plan;
 use crate::recovery::{Ladder, Rung};
 use forgelm_artifact::write;
 use forgelm_model::{LoadOptions, MemoryPlan, StepSize, Trainable};
+use forgelm_train::feed::Feed;
 use forgelm_train::optimizer::OptimizerMemory;
-use forgelm_train::session::{self, Cut};
+use forgelm_train::session::Cut;
 
 /// What the memory of a run follows from.
 #[derive(Clone, Copy)]
@@ -42,23 +43,28 @@ pub(super) struct Fit {
     pub(super) tried: Vec<Try>,
 }
 
-/// The cut that the config of this data asks for.
-pub(crate) fn configured_cut(data: &TokenizedData) -> Cut {
-    let (batch_size, accumulation) = data.plan.cut();
-    Cut { batch_size, accumulation }
+/// The cut that a config asks for.
+pub(crate) fn configured_cut(plan: &Plan) -> Cut {
+    let training = &plan.run.training;
+    Cut {
+        batch_size: training.per_device_train_batch_size,
+        accumulation: training.gradient_accumulation_steps,
+    }
 }
 
 impl Inputs<'_> {
     /// The cut that the config asks for.
     pub(crate) fn configured(&self) -> Cut {
-        configured_cut(self.data)
+        configured_cut(self.plan)
+    }
+
+    fn feed(&self) -> Feed<'_> {
+        self.data.feed(&self.found.tokenizer)
     }
 
     /// The largest micro-batch with this cut.
     fn step_size(&self, cut: Cut) -> StepSize {
-        let plan = self.data.plan.recut(cut.batch_size, cut.accumulation);
-        let prepared = &self.data.prepared;
-        session::largest_step(&prepared.train, &prepared.validation, &plan)
+        self.feed().largest_step(cut)
     }
 
     /// The bytes that are not yet in memory, with something left for small things.
@@ -71,7 +77,7 @@ impl Inputs<'_> {
     pub(crate) fn memory(&self, rung: Rung) -> MemoryPlan {
         let [train, validation] = &self.data.prepared.statistics;
         let longest = train.longest.max(validation.longest);
-        footprint::plan(&Sizes {
+        let mut memory = footprint::plan(&Sizes {
             model: self.found.open.config(),
             adapter: self.adapter,
             optimizer: self.optimizer,
@@ -81,7 +87,13 @@ impl Inputs<'_> {
             keep: rung.keep,
             n_threads: self.n_threads,
             held: self.held,
-        })
+        });
+        if let Some(rollouts) = self.feed().rollouts {
+            let n_answers = rung.cut.batch_size * rung.cut.accumulation;
+            let model = self.found.open.config();
+            memory.buffers.extend(rollouts.memory_plan(model, self.adapter, n_answers).buffers);
+        }
+        memory
     }
 
     /// The first rung from `cut` down that `room` has room for.

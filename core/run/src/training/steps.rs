@@ -64,14 +64,17 @@ impl Job<'_> {
             learning_rate: report.learning_rate,
             grad_norm: report.grad_norm,
             n_tokens: report.n_tokens,
-            n_trained_tokens: report.n_terms,
+            n_trained_tokens: report.n_trained_tokens,
             n_trained_tokens_total: state.n_trained_tokens,
             seconds: (self.env.clock.monotonic() - start).as_secs_f64(),
             log: state.global_step == 1 || state.global_step.is_multiple_of(log_every),
+            metrics: report.metrics,
         };
-        metrics.step(&step, &report.metrics)?;
+        metrics.step(&step)?;
+        let told = self.watch.look(&step)?;
+        self.measured.clone_from(&step.metrics);
         self.observer.observe(&Event::Step(step));
-        if let Some(text) = self.watch.look(&step)? {
+        if let Some(text) = told {
             self.observer.observe(&Event::Warning(text));
         }
         Ok(())
@@ -90,14 +93,16 @@ impl Job<'_> {
             Err(error) => return Err(self.given_up(error)?),
         };
         let patience = self.plan.run.training.early_stopping_patience;
-        let is_best = session.state_mut().record_evaluation(report.loss, patience);
+        let measured = report.metrics.clone();
+        let is_best = session.state_mut().record_evaluation(report.loss, measured, patience);
         let evaluation = Evaluation {
             step: session.state().global_step,
             epoch: session.state().epoch,
             loss: report.loss,
-            n_trained_tokens: report.n_terms,
+            n_trained_tokens: report.n_trained_tokens,
             seconds: (self.env.clock.monotonic() - start).as_secs_f64(),
             is_best,
+            metrics: report.metrics,
         };
         metrics.evaluation(&evaluation)?;
         self.observer.observe(&Event::Evaluation(evaluation));

@@ -6,33 +6,66 @@ use crate::error::RunError;
 use crate::event::{DataReady, Event, Observer};
 use crate::model::FoundModel;
 use crate::plan::Plan;
+use crate::plugins::Plugins;
+use crate::rewards::Answering;
 use crate::sample::Question;
 use crate::settings;
 use forgelm_data::Prepared;
+use forgelm_sdk::trainer::Needs;
+use forgelm_tokenize::Tokenizer;
+use forgelm_train::feed::{Feed, Mismatched};
 
 /// The training and validation sequences of a run and the order in which they come.
 pub(crate) struct TokenizedData {
     pub(crate) prepared: Prepared,
     pub(crate) plan: forgelm_data::Plan,
+    needs: Needs,
+    mismatched: Option<Mismatched>,
+    answering: Option<Answering>,
     pub(crate) question: Option<Question>,
 }
 
 impl TokenizedData {
     pub(crate) fn new(
-        plan: &Plan,
+        (plan, plugins): (&Plan, &Plugins),
         sources: &Sources,
         found: &FoundModel,
         template_now: i64,
         env: &Environment,
         observer: &mut dyn Observer,
     ) -> Result<Self, RunError> {
+        let needs = plugins.trainer(plan)?.needs;
         let prepared = data::prepare(plan, sources, found, template_now, env)?;
         let lengths = prepared.train.lengths();
         let order = forgelm_data::Plan::new(settings::data_plan(&plan.run), &lengths);
         let question = data::question(plan, &prepared)?;
-        let data = Self { prepared, plan: order, question };
+        let mismatched = Feed::needs_mismatched(needs).then(|| {
+            let n_records = [prepared.train.len(), prepared.validation.len()];
+            let training = &plan.run.training;
+            Mismatched::new(
+                n_records,
+                plan.run.model.max_length,
+                training.seed,
+                plan.run.data.shuffle,
+            )
+        });
+        let answering = needs
+            .rollouts
+            .then(|| Answering::new(plan, plugins.registry(), found, &prepared))
+            .transpose()?;
+        let data = Self { prepared, plan: order, needs, mismatched, answering, question };
         data.report(observer);
         Ok(data)
+    }
+
+    /// What steps are made of; without what the reference model says.
+    pub(crate) fn feed<'a>(&'a self, tokenizer: &'a Tokenizer) -> Feed<'a> {
+        let Prepared { train, validation, .. } = &self.prepared;
+        Feed {
+            mismatched: self.mismatched.as_ref(),
+            rollouts: self.answering.as_ref().map(|answering| answering.rollouts(tokenizer)),
+            ..Feed::new(self.needs, (train, validation), &self.plan)
+        }
     }
 
     fn report(&self, observer: &mut dyn Observer) {
@@ -61,7 +94,13 @@ impl TokenizedData {
             );
             observer.observe(&Event::Warning(text));
         }
-        if validation.is_empty() {
+        if let Some(answering) = &self.answering {
+            let text = format!("answers are rewarded by {}", answering.names());
+            observer.observe(&Event::Notice(text));
+            if let Some(note) = &answering.note {
+                observer.observe(&Event::Warning(note.clone()));
+            }
+        } else if validation.is_empty() {
             let text = "no validation split: there is no validation loss, and the last weights are \
                         kept rather than the best";
             observer.observe(&Event::Warning(text.to_owned()));

@@ -2,6 +2,7 @@
 
 use crate::error::RunError;
 use crate::event::Step;
+use forgelm_sdk::trainer::{Needs, Records};
 
 /// Steps in a row without any gradient after which a run stops.
 const STEPS_WITHOUT_GRADIENT: u64 = 10;
@@ -18,9 +19,22 @@ pub(super) struct Watch {
     n_steps: u64,
     mean: f64,
     n_without_gradient: u64,
+    /// Losses of pairs and rewards differ from step to step as those of tokens do not.
+    ignores_jumps: bool,
+    /// Rewards without spread give no gradient, and may be the best there is.
+    ignores_gradients: bool,
 }
 
 impl Watch {
+    /// What is watched of an objective.
+    pub(super) fn of(needs: Needs) -> Self {
+        Self {
+            ignores_jumps: needs.records != Records::Text,
+            ignores_gradients: needs.rollouts,
+            ..Self::default()
+        }
+    }
+
     /// Takes in a step; the text of a warning when it stands out.
     ///
     /// # Errors
@@ -28,10 +42,12 @@ impl Watch {
     pub(super) fn look(&mut self, step: &Step) -> Result<Option<String>, RunError> {
         self.n_without_gradient =
             if step.grad_norm > 0.0 { 0 } else { self.n_without_gradient + 1 };
-        if self.n_without_gradient >= STEPS_WITHOUT_GRADIENT {
+        if self.n_without_gradient >= STEPS_WITHOUT_GRADIENT && !self.ignores_gradients {
             return Err(RunError::NothingLearned { step: step.step, n: self.n_without_gradient });
         }
-        let is_jump = self.n_steps >= STEPS_BEFORE_JUMPS && step.loss > JUMP * self.mean;
+        let is_jump = !self.ignores_jumps
+            && self.n_steps >= STEPS_BEFORE_JUMPS
+            && step.loss > JUMP * self.mean;
         let told = is_jump.then(|| {
             format!(
                 "step {}: the loss is {:.4}, more than {JUMP} times its running mean, {:.4}; the \
@@ -62,6 +78,7 @@ mod tests {
             n_trained_tokens_total: 1,
             seconds: 1.0,
             log: false,
+            metrics: std::collections::BTreeMap::new(),
         }
     }
 
@@ -72,10 +89,10 @@ mod tests {
             assert_eq!(watch.look(&step(n, 2.0, 1.0)).expect("goes on"), None);
         }
         assert_eq!(watch.look(&step(7, 19.9, 1.0)).expect("goes on"), None, "not ten times");
-        let mut watch = Watch { n_steps: 6, mean: 2.0, n_without_gradient: 0 };
+        let mut watch = Watch { n_steps: 6, mean: 2.0, ..Watch::default() };
         let told = watch.look(&step(7, 20.1, 1.0)).expect("goes on").expect("a warning");
         assert!(told.contains("step 7") && told.contains("20.1"), "{told}");
-        let mut young = Watch { n_steps: 4, mean: 2.0, n_without_gradient: 0 };
+        let mut young = Watch { n_steps: 4, mean: 2.0, ..Watch::default() };
         assert_eq!(young.look(&step(5, 99.0, 1.0)).expect("goes on"), None, "too early to say");
     }
 

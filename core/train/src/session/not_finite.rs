@@ -1,8 +1,10 @@
 //! What is said about a step that gave no finite number: which tensor, of which layer, and from
 //! which rows. Costs at most one more pass over the step, and only then.
 
-use super::{Session, packed};
-use forgelm_data::{PackedBatch, StoreError};
+use super::Session;
+use super::input::{Estimate, StepInput};
+use crate::feed::FeedError;
+use forgelm_data::PackedBatch;
 use forgelm_sdk::Failed;
 
 /// Why a step did not happen. The adapter and the optimizer are as before it.
@@ -10,7 +12,7 @@ use forgelm_sdk::Failed;
 pub enum StepError {
     /// The step's sequences could not be read.
     #[error(transparent)]
-    Data(#[from] StoreError),
+    Data(#[from] FeedError),
     /// The trainer gave up.
     #[error(transparent)]
     Trainer(#[from] Failed),
@@ -53,7 +55,8 @@ impl Session<'_> {
                 records: of_row(row).into_iter().collect(),
             };
         }
-        let bad = self.buffers.logp.iter().position(|logp| !logp.is_finite());
+        let own = &self.buffers.logp[..batch.labels.len()];
+        let bad = own.iter().position(|logp| !logp.is_finite());
         if let Some(scored) = bad {
             let row = batch.scored_rows[scored] as usize;
             return StepError::NotFinite {
@@ -64,38 +67,37 @@ impl Session<'_> {
                 records: of_row(row).into_iter().collect(),
             };
         }
-        let records = batch.sequences.iter().map(|sequence| sequence.record).collect();
         let what = "the loss".to_owned();
+        let records = records(batch);
         StepError::NotFinite { step: step + 1, what, layer: None, value: loss, records }
     }
 
     /// The norm of the step's gradient is not finite: each micro-batch is run again, and the first
     /// whose own gradient is not finite is named.
-    pub(super) fn bad_gradient(&mut self, step: u64, norm: f64) -> StepError {
-        self.trace_gradient(step, norm).unwrap_or_else(|error| error)
-    }
-
-    fn trace_gradient(&mut self, step: u64, norm: f64) -> Result<StepError, StepError> {
+    pub(super) fn bad_gradient(
+        &mut self,
+        step: u64,
+        norm: f64,
+        input: &StepInput,
+        estimate: &Estimate,
+    ) -> StepError {
         let (what, layer, value) =
             self.first_bad_slice().unwrap_or(("the norm of the gradient".to_owned(), None, norm));
-        let units = self.plan.step(step);
-        let (micro_batches, totals) = self.read_step(step)?;
-        let of = |session: &Self, micro_batch: &[usize]| {
-            micro_batch.iter().map(|&unit| session.train.record(unit)).collect::<Vec<_>>()
-        };
-        for (micro_batch, sequences) in units.iter().zip(&micro_batches) {
-            let batch = packed(sequences);
+        for micro_batch in &input.micro_batches {
+            let batch = &micro_batch.batch;
             self.grad.fill(0.0);
-            self.forward(&batch, &totals, Some(step))?;
-            self.backward(&batch, step);
+            if let Err(failed) = self.forward(micro_batch, estimate, &input.totals, Some(step)) {
+                return failed.into();
+            }
+            self.backward(batch, step);
             if let Some((what, layer, value)) = self.first_bad_slice() {
-                let records = of(self, micro_batch);
-                return Ok(StepError::NotFinite { step: step + 1, what, layer, value, records });
+                let records = records(batch);
+                return StepError::NotFinite { step: step + 1, what, layer, value, records };
             }
         }
         // Finite one by one: only their sum is not.
-        let records = units.iter().flat_map(|batch| of(self, batch)).collect();
-        Ok(StepError::NotFinite { step: step + 1, what, layer, value, records })
+        let records = input.micro_batches.iter().flat_map(|of| records(&of.batch)).collect();
+        StepError::NotFinite { step: step + 1, what, layer, value, records }
     }
 
     /// The first slice of the gradient with a number that is not finite: name, layer, number.
@@ -109,4 +111,11 @@ impl Session<'_> {
             Some((format!("the gradient of `{}`", slice.name), layer, f64::from(*bad)))
         })
     }
+}
+
+/// The records of a batch, each once.
+fn records(batch: &PackedBatch) -> Vec<u64> {
+    let mut records: Vec<u64> = batch.sequences.iter().map(|sequence| sequence.record).collect();
+    records.dedup();
+    records
 }

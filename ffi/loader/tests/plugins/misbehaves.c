@@ -324,9 +324,10 @@ forgelm_status creates_nothing(const forgelm_trainer_factory *factory, const for
 static const char *const needs_future[] = {"deterministic:yes", "needs:forgelm.future/9", NULL};
 
 static const forgelm_trainer_descriptor descriptors[] = {
-    {sizeof(forgelm_trainer_descriptor), RECORDS, 0, 0, NAME, "does one thing wrong", "none",
-     FEATURES},
-    {sizeof(forgelm_trainer_descriptor), RECORDS, 0, 0, NAME, "its twin", "none", FEATURES},
+    {sizeof(forgelm_trainer_descriptor), RECORDS, FORGELM_TRAINER_NEEDS_DROPOUT, 0, NAME,
+     "does one thing wrong", "none", FEATURES},
+    {sizeof(forgelm_trainer_descriptor), RECORDS, FORGELM_TRAINER_NEEDS_DROPOUT, 0, NAME, "its twin",
+     "none", FEATURES},
 };
 
 #ifndef COUNT

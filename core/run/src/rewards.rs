@@ -1,0 +1,148 @@
+//! Which rewards a run learns from, and what they read of the data.
+
+use crate::error::RunError;
+use crate::model::{self, FoundModel};
+use crate::plan::Plan;
+use forgelm_data::{Prepared, read_columns};
+use forgelm_plugin::Registry;
+use forgelm_tokenize::Tokenizer;
+use forgelm_train::rollouts::{Judge, NamedReward, Rollouts};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+/// Whether an answer ends as asked, and a little for its length.
+const FORMAT: &str = "format_length";
+/// Whether it is right, where the data says what is.
+const RIGHT: &str = "math_answer";
+/// The column that says what is right.
+const GOLD: &str = "gold_answer";
+
+/// How the policy of a run answers, and who judges it.
+pub(crate) struct Answering {
+    n_generations: usize,
+    max_new_tokens: usize,
+    context: usize,
+    stop_ids: Vec<u32>,
+    seed: u64,
+    rewards: Vec<NamedReward>,
+    columns: BTreeMap<u64, String>,
+    /// What the user should know.
+    pub(crate) note: Option<String>,
+}
+
+impl Answering {
+    /// Of a plan whose prompts are prepared.
+    pub(crate) fn new(
+        plan: &Plan,
+        registry: &Registry,
+        found: &FoundModel,
+        prepared: &Prepared,
+    ) -> Result<Self, RunError> {
+        let training = &plan.run.training;
+        let positions = found.open.config().max_position_embeddings;
+        let longest = longest_prompt(prepared, positions)?;
+        let columns = columns(plan, prepared)?;
+        let has_gold: Vec<bool> = columns.values().map(|columns| has_gold(columns)).collect();
+        let mut names = vec![FORMAT];
+        names.extend(has_gold.first().is_some_and(|first| *first).then_some(RIGHT));
+        let n_without = has_gold.iter().filter(|has| !**has).count();
+        let note = (names.contains(&RIGHT) && n_without > 0)
+            .then(|| format!("{n_without} prompts have no `{GOLD}`: no answer to them is right"));
+        let rewards = names.into_iter().map(|name| {
+            let descriptor = registry.reward(name)?;
+            let reward = (descriptor.build)(&[])?;
+            Ok(NamedReward { name: descriptor.name, reward })
+        });
+        Ok(Self {
+            n_generations: training.grpo_num_generations,
+            max_new_tokens: training.grpo_max_completion_length,
+            context: (longest + training.grpo_max_completion_length).min(positions),
+            stop_ids: model::stop_ids(&found.tokenizer, found.template.as_ref()),
+            seed: training.seed,
+            rewards: rewards.collect::<Result<_, RunError>>()?,
+            columns,
+            note,
+        })
+    }
+
+    /// As the steps take it.
+    pub(crate) fn rollouts<'a>(&'a self, tokenizer: &'a Tokenizer) -> Rollouts<'a> {
+        Rollouts {
+            n_generations: self.n_generations,
+            max_new_tokens: self.max_new_tokens,
+            context: self.context,
+            stop_ids: &self.stop_ids,
+            judge: Judge { rewards: &self.rewards, tokenizer, columns: &self.columns },
+            seed: self.seed,
+        }
+    }
+
+    /// The rewards by name, for people.
+    pub(crate) fn names(&self) -> String {
+        self.rewards.iter().map(|reward| reward.name).collect::<Vec<_>>().join(" + ")
+    }
+}
+
+/// The longest prompt in tokens; each must leave room for an answer.
+fn longest_prompt(prepared: &Prepared, positions: usize) -> Result<usize, RunError> {
+    let train = &prepared.train;
+    let mut longest = 1;
+    for unit in 0..train.len() {
+        let n_tokens = train.n_tokens(unit);
+        if n_tokens >= positions {
+            let (file, line) = train.origin(train.record(unit)).unwrap_or_default();
+            let problem = format!(
+                "`prompt` has {n_tokens} tokens, and the model knows {positions} positions: no \
+                 room is left for an answer\n  hint: lower `model.max_length`, which keeps the end \
+                 of a prompt"
+            );
+            return Err(RunError::Row { file, line, problem });
+        }
+        longest = longest.max(n_tokens);
+    }
+    Ok(longest)
+}
+
+/// The other columns of every prompt, by its record.
+fn columns(plan: &Plan, prepared: &Prepared) -> Result<BTreeMap<u64, String>, RunError> {
+    let train = &prepared.train;
+    let mut places: BTreeMap<PathBuf, BTreeMap<u64, Vec<u64>>> = BTreeMap::new();
+    for unit in 0..train.len() {
+        let record = train.record(unit);
+        if let Some((file, line)) = train.origin(record) {
+            places.entry(file).or_default().entry(line).or_default().push(record);
+        }
+    }
+    let mut columns = BTreeMap::new();
+    for (file, records) in places {
+        let lines: BTreeSet<u64> = records.keys().copied().collect();
+        for (line, text) in read_columns(&file, &plan.run.data, &lines)? {
+            for record in records.get(&line).into_iter().flatten() {
+                columns.insert(*record, text.clone());
+            }
+        }
+    }
+    Ok(columns)
+}
+
+/// Whether a record says what is right: 0 and false do, null and an empty text do not.
+fn has_gold(columns: &str) -> bool {
+    let columns: Value = serde_json::from_str(columns).unwrap_or_default();
+    !matches!(&columns[GOLD], Value::Null) && columns[GOLD] != ""
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_gold;
+
+    #[test]
+    fn zero_and_false_are_answers_and_nothing_is_none() {
+        for columns in [r#"{"gold_answer": 0}"#, r#"{"gold_answer": false}"#] {
+            assert!(has_gold(columns), "{columns}");
+        }
+        for columns in ["{}", r#"{"gold_answer": null}"#, r#"{"gold_answer": ""}"#] {
+            assert!(!has_gold(columns), "{columns}");
+        }
+    }
+}
