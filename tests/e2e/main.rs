@@ -23,4 +23,5 @@ mod resume;
 mod run;
 mod score;
 mod support;
+mod trainers;
 mod verify;
