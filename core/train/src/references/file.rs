@@ -18,8 +18,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 8] = *b"FGREF\0\0\x01";
-const FOOTER_BYTES: u64 = 16;
-const DIGEST_BYTES: u64 = 32;
+const FOOTER_BYTES: usize = 16;
+const DIGEST_BYTES: usize = 32;
 /// Bytes of the index or of the whole that are read at once.
 const CHUNK_BYTES: usize = 1 << 16;
 
@@ -108,16 +108,17 @@ impl Numbers {
             OpenError::Io { source, .. } => io_error(source),
             OpenError::NotAFile { .. } => damaged("not a file"),
         })?;
-        let least = MAGIC.len() as u64 + FOOTER_BYTES + DIGEST_BYTES;
+        let least = (MAGIC.len() + FOOTER_BYTES + DIGEST_BYTES) as u64;
         if metadata.len() < least {
             return Err(damaged("too short"));
         }
-        let body = metadata.len() - DIGEST_BYTES;
+        let body = metadata.len() - DIGEST_BYTES as u64;
+        let footer_at = body - FOOTER_BYTES as u64;
         if !has_digest(&file, body).map_err(io_error)? {
             return Err(damaged("its digest differs"));
         }
-        let mut footer = [0; FOOTER_BYTES as usize];
-        file.read_exact_at(&mut footer, body - FOOTER_BYTES).map_err(io_error)?;
+        let mut footer = [0; FOOTER_BYTES];
+        file.read_exact_at(&mut footer, footer_at).map_err(io_error)?;
         let (n, magic) = footer.split_at(8);
         if magic != MAGIC {
             return Err(damaged("another format"));
@@ -125,7 +126,7 @@ impl Numbers {
         let n = u64::from_le_bytes(n.try_into().expect("8 bytes"));
         let index_at = n
             .checked_mul(4)
-            .and_then(|bytes| (body - FOOTER_BYTES).checked_sub(bytes))
+            .and_then(|bytes| footer_at.checked_sub(bytes))
             .ok_or_else(|| damaged("its index does not fit"))?;
         let ends = read_index(&file, index_at, n).map_err(io_error)?;
         let n_numbers = ends.last().copied().unwrap_or(0);
@@ -163,7 +164,7 @@ fn has_digest(file: &File, body: u64) -> io::Result<bool> {
         hasher.update(&buffer[..n]);
         at += n as u64;
     }
-    let mut digest = [0; DIGEST_BYTES as usize];
+    let mut digest = [0; DIGEST_BYTES];
     file.read_exact_at(&mut digest, body)?;
     Ok(hasher.finish_raw() == digest)
 }
