@@ -6,6 +6,7 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use super::growth;
 use super::json::{Dump, Style};
 
 /// Variable with the present time, in seconds since 1970.
@@ -18,6 +19,10 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", to_json);
+    environment.add_filter(growth::FILTER, growth::added);
+    environment.add_filter("sum", growth::sum);
+    // Adds lists without paying for them, and is no filter of Jinja's.
+    environment.remove_filter("chain");
     // Prints the engine's insides.
     environment.remove_global("debug");
     environment.set_fuel(Some(USUAL_FUEL));
@@ -51,7 +56,10 @@ fn python_formatter(
     match value.kind() {
         ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
         ValueKind::None => Ok(out.write_str("None")?),
-        _ => minijinja::escape_formatter(out, state, value),
+        _ => {
+            growth::pay(state, value)?;
+            minijinja::escape_formatter(out, state, value)
+        }
     }
 }
 

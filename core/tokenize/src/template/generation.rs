@@ -15,13 +15,7 @@ pub(super) fn mark(source: &str) -> (String, bool) {
     while let Some(at) = rest.find('{') {
         let (before, from) = rest.split_at(at);
         out.push_str(before);
-        let len = match from.as_bytes().get(1) {
-            Some(b'#') => from.find("#}").map_or(from.len(), |end| end + 2),
-            Some(b'{') => tag_len(from, "}}"),
-            Some(b'%') => tag_len(from, "%}"),
-            _ => 1,
-        };
-        let tag = &from[..len];
+        let tag = piece(from).text;
         match parse(tag) {
             Some(Tag { name: "generation", left, right }) => {
                 marked = true;
@@ -35,18 +29,58 @@ pub(super) fn mark(source: &str) -> (String, bool) {
                 out.push_str(&format!("{{%{left} endif %}}{{{{ {CLOSE} }}}}{{% endif {right}%}}"));
                 push_line_feeds(&mut out, tag);
             }
-            Some(Tag { name: "raw", .. }) => {
-                let len = raw_len(from, len);
-                out.push_str(&from[..len]);
-                rest = &from[len..];
-                continue;
-            }
             _ => out.push_str(tag),
         }
-        rest = &from[len..];
+        rest = &from[tag.len()..];
     }
     out.push_str(rest);
     (out, marked)
+}
+
+/// A part of the source that begins with a brace: a comment, a tag, a block without template text in it, or the
+/// brace alone.
+pub(super) struct Piece<'s> {
+    pub(super) text: &'s str,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Expression,
+    Statement,
+    Other,
+}
+
+impl Piece<'_> {
+    /// Where the expression of a tag lies in it, without white-space signs, and whether it begins with the name
+    /// of a statement.
+    pub(super) fn expression(&self) -> Option<(std::ops::Range<usize>, bool)> {
+        let ends = self.text.len() >= 4 && (self.text.ends_with("}}") || self.text.ends_with("%}"));
+        if self.kind == Kind::Other || !ends {
+            return None;
+        }
+        let inside = &self.text[2..self.text.len() - 2];
+        let start = 2 + usize::from(inside.starts_with(['-', '+']));
+        let end =
+            self.text.len() - 2 - usize::from(inside.len() > 1 && inside.ends_with(['-', '+']));
+        Some((start..end.max(start), self.kind == Kind::Statement))
+    }
+}
+
+/// The piece at the start of `from`, which begins with a brace.
+pub(super) fn piece(from: &str) -> Piece<'_> {
+    let (len, kind) = match from.as_bytes().get(1) {
+        Some(b'#') => (from.find("#}").map_or(from.len(), |end| end + 2), Kind::Other),
+        Some(b'{') => (tag_len(from, "}}"), Kind::Expression),
+        Some(b'%') => (tag_len(from, "%}"), Kind::Statement),
+        _ => (1, Kind::Other),
+    };
+    match parse(&from[..len]) {
+        Some(Tag { name: "raw", .. }) => {
+            Piece { text: &from[..raw_len(from, len)], kind: Kind::Other }
+        }
+        _ => Piece { text: &from[..len], kind },
+    }
 }
 
 struct Tag<'s> {

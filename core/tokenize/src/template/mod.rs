@@ -4,11 +4,15 @@
 //! no clock, and a budget of work. What was rendered comes with spans, so that a later stage knows which
 //! characters the assistant wrote and which characters any user wrote.
 //!
-//! Limit: the engine does not charge fuel for adding lists, so a template that doubles a list (`x + x`) more than
-//! thirty times is not stopped; strings, loops, calls, ranges and everything that walks a list are.
+//! The engine charges fuel for strings, loops, calls, ranges and everything that walks a list; for lists that are
+//! added see `growth`.
+//!
+//! Limit: lists that hold themselves twice, again and again, are stopped where they are printed or written as
+//! JSON, not where they are compared or turned into text by `~` and `string`.
 
 mod functions;
 mod generation;
+mod growth;
 mod json;
 mod spans;
 
@@ -239,7 +243,8 @@ impl ChatTemplate {
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_recursion_limit(RECURSION_LIMIT);
         functions::install(&mut environment);
-        environment.add_template_owned(NAME, with_markers).map_err(|e| engine_error(&e))?;
+        let guarded = growth::guard(&with_markers);
+        environment.add_template_owned(NAME, guarded).map_err(|e| engine_error(&e))?;
         Ok(ChatTemplate { environment, tokens, source: source.to_owned(), marks_generation })
     }
 

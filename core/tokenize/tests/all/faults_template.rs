@@ -52,6 +52,90 @@ fn fault_055_templates_that_never_end_or_grow_without_limit_are_stopped_and_name
     assert!(matches!(render(line), Err(TemplateError::TooMuchWork { line: 3 })));
 }
 
+/// Added lists are lazy: what is tested is that they are refused before they are walked.
+#[test]
+fn fault_055_lists_that_double_are_stopped() {
+    let in_loop = |start: &str, step: &str, end: &str| {
+        format!(
+            "{{% set ns = namespace(x={start}) %}}{{% for i in range(60) %}}\
+             {{% set ns.x = {step} %}}{{% endfor %}}{end}"
+        )
+    };
+    let unrolled =
+        format!("{{% set x = [1] %}}{}{{{{ x | length }}}}", "{% set x = x + x %}".repeat(60));
+    let recursive = "{% macro f(x, n) %}{% if n %}{{ f(x + x, n - 1) }}{% endif %}{% endmacro %}{{ f([1], 60) }}";
+    for source in [
+        in_loop("[1]", "ns.x + ns.x", ""),
+        in_loop("[1]", "ns.x + ns.x", "{{ ns.x | length }}"),
+        in_loop(
+            "[]",
+            "ns.x + ns.x",
+            "{% for i in range(100000) %}{% for j in range(9) %}{% endfor %}{% endfor %}",
+        ),
+        in_loop("(1,)", "ns.x + ns.x", ""),
+        in_loop("[1]", "(ns.x) + (ns.x)[:]", ""),
+        in_loop("[1]", "[2] + ns.x * 2 * 2", ""),
+        in_loop("[1]", "ns.x + ns.x if i is number else ns.x", ""),
+        in_loop("{'a': 1}.items()", "ns.x + ns.x", ""),
+        in_loop("range(99999)", "ns.x + ns.x", ""),
+        in_loop("[1]", "ns['x'] | list + ns['x']", ""),
+        in_loop("[1]", "ns.x | chain(ns.x)", ""),
+        in_loop("[1]", "[ns.x, ns.x] | sum(start=[])", ""),
+        unrolled,
+        recursive.to_owned(),
+    ] {
+        let error = render_within(&source, Duration::from_secs(2)).unwrap_err();
+        let is_named = matches!(
+            error,
+            TemplateError::TooMuchWork { line: 1 } | TemplateError::Failed { line: 1, .. }
+        );
+        assert!(is_named, "{source}: {error:?}");
+    }
+}
+
+/// A list of itself and itself is small; what walks it pays.
+#[test]
+fn fault_055_lists_that_nest_are_stopped_when_they_are_walked() {
+    for end in ["{{ ns.x }}", "{{ ns.x | tojson }}", "{{ {'a': ns.x} }}"] {
+        let source = format!(
+            "{{% set ns = namespace(x=[1]) %}}{{% for i in range(60) %}}\
+             {{% set ns.x = [ns.x, ns.x] %}}{{% endfor %}}{end}"
+        );
+        render_within(&source, Duration::from_secs(2)).unwrap_err();
+    }
+}
+
+#[test]
+fn numbers_are_summed_and_nothing_else() {
+    for (source, expected) in [
+        ("{{ [1, 2, 3] | sum }}", "6"),
+        ("{{ [1, 2.5] | sum }}", "3.5"),
+        ("{{ [] | sum }}{{ [1] | sum(start=2) }}", "03"),
+        ("{{ [{'n': 1}, {'n': 4}] | sum(attribute='n') }}", "5"),
+    ] {
+        assert_eq!(render(source).unwrap(), expected, "{source}");
+    }
+    let error = render("{{ ['a', 'b'] | sum }}").unwrap_err();
+    assert!(error.to_string().contains("expected numbers"), "{error}");
+}
+
+#[test]
+fn added_lists_of_usual_size_are_lists() {
+    for (source, expected) in [
+        ("{{ ([1, 2] + [3]) | length }}{{ ([1] + [2] + [3]) | last }}", "33"),
+        ("{% for x in [1, 2][1:] + ['a'] + [] %}{{ x }}{% endfor %}", "2a"),
+        (
+            "{% set ns = namespace(a=[]) %}{% for x in 'abc' %}{% set ns.a = ns.a + [x] %}{% endfor %}{{ ns.a | join('-') }}",
+            "a-b-c",
+        ),
+        ("{{ ({'a': 1}.items() | list + [2]) | length }}", "2"),
+        ("{{ 'a' + ('b' + 'c') | upper + 1 | string }}{{ 1 + 2 * 3 - 1 }}{{ - 1 + 2 }}", "aBC161"),
+        ("{{ (1 if 1 + 1 == 2 else 3) + 1 }}{{ 2 + 3 is odd }}", "23"),
+    ] {
+        assert_eq!(render(source).unwrap(), expected, "{source}");
+    }
+}
+
 #[test]
 fn fault_055_huge_ranges_and_recursion_are_refused() {
     for source in [
