@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::problem::{Code, DataError, DataProblem};
-use crate::source::EXTENSIONS;
+use crate::source::is_data_file;
 
 /// Folders inside folders.
 const DEPTH_MAX: usize = 8;
@@ -13,8 +13,8 @@ const FILES_MAX: usize = 100_000;
 const NOT_DATA: [&str; 5] =
     ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
 
-const EXPECTED: &str = "a file that ends in `.jsonl`, `.json`, `.csv` or `.parquet`, a folder of such \
-                        files, or the id of a data set on a hub";
+const EXPECTED: &str = "a file that ends in `.jsonl`, `.json`, `.csv` (also with `.gz` or `.zst`) or \
+                        `.parquet`, a folder of such files, or the id of a data set on a hub";
 
 /// The files of one data set by split, each list in the order in which it is read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -104,12 +104,6 @@ fn split_of(file: &Path) -> Option<Part> {
             _ => None,
         }
     })
-}
-
-/// True if the name says a format that is read.
-pub(crate) fn is_data_file(path: &Path) -> bool {
-    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
 }
 
 /// Data files below a folder, relative to it; hidden ones are passed over.

@@ -73,6 +73,8 @@ pub enum Code {
     AllMasked,
     /// More rows were skipped than may be.
     TooManyBad,
+    /// A compressed file that is damaged, cut off, or far larger than it looks.
+    Compressed,
     /// Quotes or the number of cells of a CSV file.
     Csv,
     /// A file that is not Parquet, or uses what is not read.
@@ -95,7 +97,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Code; 37] = [
+    pub const ALL: [Code; 38] = [
         Code::File,
         Code::FileKind,
         Code::Format,
@@ -124,6 +126,7 @@ impl Code {
         Code::Tokenize,
         Code::AllMasked,
         Code::TooManyBad,
+        Code::Compressed,
         Code::Csv,
         Code::Parquet,
         Code::Label,
@@ -167,6 +170,7 @@ impl Code {
             Code::Tokenize => "E-DATA-TOKENIZE",
             Code::AllMasked => "E-DATA-ALL-MASKED",
             Code::TooManyBad => "E-DATA-TOO-MANY-BAD",
+            Code::Compressed => "E-DATA-COMPRESSED",
             Code::Csv => "E-DATA-CSV",
             Code::Parquet => "E-DATA-PARQUET",
             Code::Label => "E-DATA-LABEL",

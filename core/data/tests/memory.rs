@@ -8,6 +8,7 @@
 
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Mutex;
 
 use forgelm_config::{Data, TrainerType};
 use forgelm_data::{
@@ -17,6 +18,9 @@ use forgelm_tokenize::Tokenizer;
 
 #[global_allocator]
 static ALLOCATOR: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
+
+/// One test at a time: the allocator counts for all.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Tokens of a row, about.
 const ROW_TOKENS: usize = 120;
@@ -70,6 +74,7 @@ fn peak_bytes(n: usize, tokenizer: &Tokenizer) -> f64 {
 
 #[test]
 fn memory_is_an_index_of_the_rows_and_not_their_tokens() {
+    let _alone = ALONE.lock().unwrap();
     let folder =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/models/tokenizer");
     let tokenizer = Tokenizer::from_folder(&folder).unwrap();
@@ -78,4 +83,33 @@ fn memory_is_an_index_of_the_rows_and_not_their_tokens() {
     let per_row = (large - small) / (many - few) as f64;
     // Tokens alone would be 480 bytes a row.
     assert!(per_row < 100.0, "{per_row:.0} bytes a row: {small} to {large}");
+}
+
+/// Whatever epoch and step is asked for, the order of one epoch is in memory, four bytes a row; it is
+/// the same for who comes back at that step.
+#[test]
+fn fault_036_a_shuffle_takes_four_bytes_a_row_and_needs_no_past() {
+    let _alone = ALONE.lock().unwrap();
+    let n = 2_000_000;
+    let settings = PlanSettings {
+        seed: 3,
+        shuffle: true,
+        per_device_train_batch_size: 8,
+        gradient_accumulation_steps: 2,
+        num_train_epochs: 1000,
+        max_steps: None,
+        packed_to: None,
+    };
+    let lengths = vec![7; n];
+    ALLOCATOR.reset_peak_usage();
+    let before = ALLOCATOR.current_usage();
+    let plan = Plan::new(settings.clone(), &lengths);
+    let steps = [0, plan.n_steps() - 1, plan.steps_per_epoch() + 5, 17];
+    let seen: Vec<_> = steps.iter().map(|&step| plan.step(step)).collect();
+    let peak = ALLOCATOR.peak_usage() - before;
+    assert!(peak < 4 * n + 100_000, "{peak} bytes for {n} rows");
+    for (&step, expected) in steps.iter().zip(&seen).rev() {
+        assert_eq!(Plan::new(settings.clone(), &lengths).step(step), *expected, "step {step}");
+    }
+    assert!(seen[0] != seen[3], "another step has other rows");
 }

@@ -21,6 +21,9 @@ pub(crate) fn dataset(cache: &Path, repo: &str) -> PathBuf {
 /// Extensions of data files.
 const DATA: [&str; 4] = ["jsonl", "json", "csv", "parquet"];
 
+/// Extensions that may follow, but for Parquet.
+const COMPRESSED: [&str; 2] = ["gz", "zst"];
+
 /// Files of that form that tools put beside data.
 const NOT_DATA: [&str; 5] =
     ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
@@ -31,8 +34,12 @@ fn is_data_file(name: &str) -> bool {
     if path.file_name().is_some_and(|name| NOT_DATA.iter().any(|other| name == *other)) {
         return false;
     }
-    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-    extension.is_some_and(|extension| DATA.contains(&extension.as_str()))
+    let lower = name.to_ascii_lowercase();
+    let compressed = COMPRESSED.iter().find_map(|end| lower.strip_suffix(&format!(".{end}")));
+    let extension = Path::new(compressed.unwrap_or(&lower)).extension();
+    let is_data = extension.is_some_and(|extension| DATA.iter().any(|data| extension == *data));
+    is_data
+        && !(compressed.is_some() && extension.is_some_and(|extension| extension == "parquet"))
         && path.components().all(|part| matches!(part, std::path::Component::Normal(_)))
         && !name.split('/').any(|part| part.starts_with('.'))
         && !name.chars().any(char::is_control)

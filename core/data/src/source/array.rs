@@ -1,19 +1,18 @@
 //! A file that is one JSON array, read element by element.
 
-use std::fs::File;
-use std::io::Read as _;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use forgelm_artifact::jsonl::LINE_BYTES_MAX;
 
-use super::{FileRead, Hashed, Hashing, RawRow, RowReader, io_error};
+use super::{FileRead, Hashed, RawRow, RowReader, Text, io_error};
 use crate::problem::{Code, DataError, DataProblem, Place};
 
 /// The elements of an array, found by brackets and commas outside of strings, so that each problem has its
 /// line, and memory is bounded by the longest element.
 pub(super) struct ArrayRows {
     path: PathBuf,
-    source: Hashing,
+    source: Box<dyn Read>,
     /// Bytes read, and how many of them were looked at.
     buffer: Vec<u8>,
     seen: usize,
@@ -43,8 +42,8 @@ enum Step {
 }
 
 impl ArrayRows {
-    pub fn new(path: &Path, file: File) -> Self {
-        let (source, hashed) = Hashing::new(file);
+    pub fn new(path: &Path, text: Text) -> Self {
+        let Text { source, hashed } = text;
         ArrayRows {
             path: path.to_owned(),
             source,

@@ -1,13 +1,12 @@
 //! CSV as RFC 4180 has it: a header of column names, commas, and quotes that may hold line ends.
 
-use std::fs::File;
-use std::io::Read as _;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use forgelm_artifact::jsonl::LINE_BYTES_MAX;
 use serde_json::{Map, Value};
 
-use super::{FileRead, Hashed, Hashing, RawRow, RowReader, io_error};
+use super::{FileRead, Hashed, RawRow, RowReader, Text, io_error};
 use crate::problem::{Code, DataError, DataProblem, Place};
 
 /// Columns of a header.
@@ -17,7 +16,7 @@ const COLUMNS_MAX: usize = 4096;
 /// truth values.
 pub(super) struct CsvRows {
     path: PathBuf,
-    source: Hashing,
+    source: Box<dyn Read>,
     hashed: Hashed,
     buffer: Vec<u8>,
     seen: usize,
@@ -39,8 +38,8 @@ impl CsvRows {
     ///
     /// # Errors
     /// If the header is missing, names a column twice or has an empty name.
-    pub fn open(path: &Path, file: File) -> Result<Self, DataError> {
-        let (source, hashed) = Hashing::new(file);
+    pub fn open(path: &Path, text: Text) -> Result<Self, DataError> {
+        let Text { source, hashed } = text;
         let mut rows = CsvRows {
             path: path.to_owned(),
             source,

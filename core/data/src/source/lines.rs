@@ -1,15 +1,14 @@
 //! JSON lines, and the text of one row as JSON.
 
 use std::borrow::Cow;
-use std::fs::File;
-use std::io::{Read as _, Seek as _};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use forgelm_artifact::json::parse_unique;
 use forgelm_artifact::jsonl::{JsonlError, Reader};
 use serde_json::Value;
 
-use super::{FileRead, Hashed, Hashing, RawRow, RowReader};
+use super::{FileRead, Hashed, RawRow, RowReader, Text, io_error};
 use crate::problem::{Code, DataError, DataProblem, Place};
 
 /// A row that is JSON, with its text, from which places inside the row are found.
@@ -25,13 +24,13 @@ pub(crate) struct Row<'a> {
 /// The rows of a file of JSON lines.
 pub(super) struct LineRows {
     path: PathBuf,
-    reader: Reader<Hashing>,
+    reader: Reader<Box<dyn Read>>,
     hashed: Hashed,
 }
 
 impl LineRows {
-    pub fn new(path: &Path, file: File) -> Self {
-        let (source, hashed) = Hashing::new(file);
+    pub fn new(path: &Path, text: Text) -> Self {
+        let Text { source, hashed } = text;
         LineRows { path: path.to_owned(), reader: Reader::new(path, source), hashed }
     }
 }
@@ -45,9 +44,10 @@ impl RowReader for LineRows {
                 offset: line.offset,
                 text: line.text.to_owned(),
             }),
-            Some(Err(error @ (JsonlError::Open(_) | JsonlError::Io { .. }))) => {
-                return Err(error.into());
+            Some(Err(JsonlError::Io { line, source, .. })) => {
+                return Err(io_error(&self.path, line)(source));
             }
+            Some(Err(error @ JsonlError::Open(_))) => return Err(error.into()),
             // Nothing more is read after such a line, so the row cannot be skipped.
             Some(Err(error @ JsonlError::LineTooLong { .. })) => {
                 return Err(line_problem(&self.path, &error).into());
@@ -148,15 +148,9 @@ pub(crate) fn lone_surrogate(text: &str) -> Option<usize> {
     None
 }
 
-/// True for a `.json` file that begins with `[`: one array of rows, not a row a line.
-pub(super) fn is_array(path: &Path, file: &mut File) -> Result<bool, DataError> {
-    if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("json")) {
-        return Ok(false);
-    }
-    let io_error = |source| JsonlError::Io { path: path.to_owned(), line: 1, source };
-    let mut head = Vec::new();
-    file.by_ref().take(4096).read_to_end(&mut head).map_err(io_error)?;
-    file.rewind().map_err(io_error)?;
+/// True for a file that begins with `[`: one array of rows, not a row a line.
+pub(super) fn is_array(path: &Path, text: &mut Text) -> Result<bool, DataError> {
+    let head = text.peek(4096).map_err(io_error(path, 1))?;
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&head);
     Ok(head.trim_ascii_start().first() == Some(&b'['))
 }

@@ -3,6 +3,7 @@
 mod array;
 mod csv;
 mod lines;
+mod packed;
 mod parquet;
 
 use std::cell::RefCell;
@@ -18,9 +19,40 @@ use serde_json::Value;
 
 use crate::problem::{Code, DataError, DataProblem, Place};
 pub(crate) use lines::Row;
+use packed::Packing;
 
-/// Extensions of data files.
-pub(crate) const EXTENSIONS: [&str; 4] = ["jsonl", "json", "csv", "parquet"];
+/// What a name says of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Jsonl,
+    /// A row a line, or one array.
+    Json,
+    Csv,
+    Parquet,
+}
+
+/// The format of a data file, from its name; `None` if the name says none that is read.
+fn format_of(path: &Path) -> Option<(Format, Packing)> {
+    let lower = |path: &Path| path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+    let mut extension = lower(path)?;
+    let packing = Packing::of_extension(&extension);
+    if packing != Packing::Plain {
+        extension = lower(Path::new(path.file_stem()?))?;
+    }
+    match (extension.as_str(), packing) {
+        ("jsonl", _) => Some((Format::Jsonl, packing)),
+        ("json", _) => Some((Format::Json, packing)),
+        ("csv", _) => Some((Format::Csv, packing)),
+        // Compresses itself, and is read from its end.
+        ("parquet", Packing::Plain) => Some((Format::Parquet, packing)),
+        _ => None,
+    }
+}
+
+/// True if the name says a format that is read.
+pub(crate) fn is_data_file(path: &Path) -> bool {
+    format_of(path).is_some()
+}
 
 /// A row as its file has it.
 pub(crate) enum RawRow {
@@ -107,48 +139,83 @@ pub(crate) trait RowReader {
 /// # Errors
 /// If it cannot be opened, is not a regular file, or its format is not known or not readable.
 pub(crate) fn open_rows(path: &Path) -> Result<Box<dyn RowReader>, DataError> {
-    let (mut file, _) = open::regular(path).map_err(|error| open_problem(path, error))?;
-    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-    Ok(match extension.as_deref() {
-        Some("csv") => Box::new(csv::CsvRows::open(path, file)?),
-        Some("parquet") => Box::new(parquet::ParquetRows::open(path, file)?),
-        Some("json") if lines::is_array(path, &mut file)? => {
-            Box::new(array::ArrayRows::new(path, file))
+    let (file, _) = open::regular(path).map_err(|error| open_problem(path, error))?;
+    let (format, packing) = format_of(path).unwrap_or((Format::Jsonl, Packing::Plain));
+    if format == Format::Parquet {
+        return Ok(Box::new(parquet::ParquetRows::open(path, file)?));
+    }
+    let mut text = Text::new(file, packing);
+    Ok(match format {
+        Format::Csv => Box::new(csv::CsvRows::open(path, text)?),
+        Format::Json if lines::is_array(path, &mut text)? => {
+            Box::new(array::ArrayRows::new(path, text))
         }
-        _ => Box::new(lines::LineRows::new(path, file)),
+        Format::Jsonl | Format::Json | Format::Parquet => {
+            Box::new(lines::LineRows::new(path, text))
+        }
     })
+}
+
+/// The text of a file, decompressed, and the digest of the file.
+struct Text {
+    source: Box<dyn Read>,
+    hashed: Hashed,
+}
+
+impl Text {
+    fn new(file: File, packing: Packing) -> Text {
+        let state = Rc::new(RefCell::new(State::default()));
+        let file = Hashing { file, state: Rc::clone(&state) };
+        Text { source: packing.unpack(file, &state), hashed: Hashed(state) }
+    }
+
+    /// The first bytes, which are still to be read afterwards.
+    fn peek(&mut self, n: u64) -> io::Result<Vec<u8>> {
+        let mut head = Vec::new();
+        self.source.by_ref().take(n).read_to_end(&mut head)?;
+        let rest = std::mem::replace(&mut self.source, Box::new(io::empty()));
+        self.source = Box::new(io::Cursor::new(head.clone()).chain(rest));
+        Ok(head)
+    }
 }
 
 /// What was read is what is hashed: the file may change between two readings.
 struct Hashing {
     file: File,
-    state: Rc<RefCell<(Hasher, u64)>>,
+    state: Rc<RefCell<State>>,
 }
 
-impl Hashing {
-    fn new(file: File) -> (Hashing, Hashed) {
-        let state = Rc::new(RefCell::new((Hasher::new(), 0)));
-        (Hashing { file, state: Rc::clone(&state) }, Hashed(state))
-    }
+/// What was read of a file.
+#[derive(Default)]
+struct State {
+    hasher: Hasher,
+    n_bytes: u64,
+    /// Whether the system failed.
+    has_failed: bool,
 }
 
 impl Read for Hashing {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read(buffer)?;
+        let read = self.file.read(buffer);
         let mut state = self.state.borrow_mut();
-        state.0.update(&buffer[..n]);
-        state.1 += n as u64;
-        Ok(n)
+        match &read {
+            Ok(n) => {
+                state.hasher.update(&buffer[..*n]);
+                state.n_bytes += *n as u64;
+            }
+            Err(_) => state.has_failed = true,
+        }
+        read
     }
 }
 
 /// The digest of what a [`Hashing`] has read.
-struct Hashed(Rc<RefCell<(Hasher, u64)>>);
+struct Hashed(Rc<RefCell<State>>);
 
 impl Hashed {
     fn finish(&self) -> FileRead {
-        let (hasher, n_bytes) = &*self.0.borrow();
-        FileRead { sha256: hasher.clone().finish(), n_bytes: *n_bytes }
+        let state = self.0.borrow();
+        FileRead { sha256: state.hasher.clone().finish(), n_bytes: state.n_bytes }
     }
 }
 
@@ -165,5 +232,8 @@ fn open_problem(path: &Path, error: OpenError) -> DataError {
 }
 
 fn io_error(path: &Path, line: u64) -> impl Fn(io::Error) -> DataError {
-    move |source| JsonlError::Io { path: path.to_owned(), line, source }.into()
+    move |source| match packed::problem(path, &source) {
+        Some(problem) => problem.into(),
+        None => JsonlError::Io { path: path.to_owned(), line, source }.into(),
+    }
 }

@@ -240,8 +240,8 @@ fn files_that_are_missing_or_of_other_formats_are_named() {
     assert_eq!(missing.code, Code::File);
     assert_eq!(
         missing.to_string(),
-        "/nowhere/rows.jsonl: does not exist; expected a file that ends in `.jsonl`, `.json`, `.csv` or \
-         `.parquet`, a folder of such files, or the id of a data set on a hub [E-DATA-FILE]"
+        "/nowhere/rows.jsonl: does not exist; expected a file that ends in `.jsonl`, `.json`, `.csv` \
+         (also with `.gz` or `.zst`) or `.parquet`, a folder of such files, or the id of a data set on a hub [E-DATA-FILE]"
     );
     for (name, code) in [
         ("a.csv", Code::NoRows),
@@ -253,4 +253,23 @@ fn files_that_are_missing_or_of_other_formats_are_named() {
     }
     let hub = problem(open(&section(std::path::Path::new("owner/data-set")), TrainerType::Sft));
     assert!(hub.found.contains("a data set on a hub"), "{hub}");
+}
+
+/// They are neither opened nor taken for text.
+#[test]
+fn fault_031_032_documents_and_images_are_refused_by_name_and_by_content() {
+    for (name, bytes) in [
+        ("a.pdf", &b"%PDF-1.7\n"[..]),
+        ("a.docx", b"PK\x03\x04"),
+        ("a.epub", b"PK\x03\x04"),
+        ("a.png", b"\x89PNG\r\n\x1a\n\0\0"),
+        ("a.gif", b"GIF89a"),
+    ] {
+        let found = problem(open_bytes(name, bytes));
+        assert_eq!(found.code, Code::Format, "{name}: {found}");
+        assert!(found.expected.contains("`.jsonl`"), "{found}");
+        let found = problems(open_bytes("renamed.jsonl", bytes)).shown.remove(0);
+        let is_named = matches!(found.code, Code::Json | Code::Utf8 | Code::Nul);
+        assert!(is_named && found.line == Some(1), "{name}: {found}");
+    }
 }

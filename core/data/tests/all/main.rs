@@ -6,9 +6,11 @@
 )]
 
 mod answers;
+mod compressed;
 mod faults;
 mod formats;
 mod layouts;
+mod lint;
 mod prepare;
 mod rendering;
 
