@@ -52,8 +52,8 @@ impl LoadOptions {
 }
 
 impl FourBitStorage {
-    pub(crate) fn quantize(self, rows: &dyn RowSource) -> FourBitMatrix {
-        FourBitMatrix::quantize(rows, self.kind, self.scales, self.rounding)
+    pub(crate) fn quantize(self, rows: &dyn RowSource, n_threads: usize) -> FourBitMatrix {
+        FourBitMatrix::quantize(rows, self.kind, self.scales, self.rounding, n_threads)
     }
 
     /// For evidence: `nf4, double quantized`.

@@ -195,10 +195,10 @@ pub(crate) fn freeze_linear(
         }
         LinearStorage::Int8Experts if !is_expert => (ops.freeze(rows, compute), "dense".to_owned()),
         LinearStorage::FourBit(storage) => {
-            keep(ops, compute, &storage.quantize(rows), storage.label())
+            keep(ops, compute, &storage.quantize(rows, ops.n_threads()), storage.label())
         }
         LinearStorage::Int8Rows | LinearStorage::Int8Experts => {
-            keep(ops, compute, &Int8Matrix::quantize(rows), "int8 rows".to_owned())
+            keep(ops, compute, &Int8Matrix::quantize(rows, ops.n_threads()), "int8 rows".to_owned())
         }
     }
 }

@@ -270,7 +270,7 @@ fn products_with_nf4_are_those_of_bitsandbytes() {
     let expected = golden("quant/linear4bit-nf4.safetensors");
     let (w, x) = (floats(&inputs, "w_f32"), floats(&inputs, "x_f32"));
     let rows = Rows { k: 128, data: w };
-    let w = FourBitMatrix::quantize(&rows, FourBit::Nf4, ScaleStorage::Double, Rounding::Exact);
+    let w = FourBitMatrix::quantize(&rows, FourBit::Nf4, ScaleStorage::Double, Rounding::Exact, 2);
     for ops in [Arc::new(Cpu::new(2)) as Arc<dyn Ops>, Arc::new(Reference)] {
         let w = ops.freeze_packed(&w, Compute::F32).expect("rows are whole blocks");
         let (mut y, mut dx) = (vec![0.0; 5 * 96], vec![0.0; 5 * 128]);

@@ -314,6 +314,18 @@ impl FourBitWriter {
         }
     }
 
+    /// Appends what another writer has.
+    ///
+    /// # Panics
+    /// If this one is within a block.
+    pub fn append(&mut self, other: Self) {
+        assert!(self.waiting.is_empty(), "blocks do not go over the border of two writers");
+        self.n_values += other.n_values;
+        self.packed.extend(other.packed);
+        self.scales.extend(other.scales);
+        self.waiting = other.waiting;
+    }
+
     /// The tensor; `double` quantizes its scales, too.
     #[must_use]
     pub fn finish(mut self, double: bool) -> FourBitTensor {

@@ -23,16 +23,45 @@ pub enum ScaleStorage {
 /// Weights that are read at a time.
 const PIECE: usize = 1 << 20;
 
-/// Reads all rows, a few at a time.
-fn in_pieces(source: &dyn RowSource, mut take: impl FnMut(&[f32])) {
-    let (n_rows, n_cols) = (source.n_rows(), source.n_cols());
-    let at_a_time = (PIECE / n_cols.max(1)).clamp(1, n_rows.max(1));
+/// Reads some rows, a few at a time.
+fn in_pieces(source: &dyn RowSource, rows: Range<usize>, mut take: impl FnMut(&[f32])) {
+    let n_cols = source.n_cols();
+    let at_a_time = (PIECE / n_cols.max(1)).clamp(1, rows.len().max(1));
     let mut piece = vec![0.0; at_a_time * n_cols];
-    for first in (0..n_rows).step_by(at_a_time) {
-        let len = (n_rows - first).min(at_a_time) * n_cols;
+    for first in rows.clone().step_by(at_a_time) {
+        let len = (rows.end - first).min(at_a_time) * n_cols;
         source.read_rows(first, &mut piece[..len]);
         take(&piece[..len]);
     }
+}
+
+/// Works on all rows, a part of them on each thread; each part but the last has a multiple of
+/// `step` rows, and the results come in the order of the rows.
+fn in_parts<T: Send>(
+    source: &dyn RowSource,
+    (n_threads, step): (usize, usize),
+    each: impl Fn(Range<usize>) -> T + Sync,
+) -> Vec<T> {
+    let n_rows = source.n_rows();
+    let of_part = n_rows.div_ceil(step).div_ceil(n_threads.max(1)).max(1) * step;
+    let parts = (0..n_rows).step_by(of_part).map(|first| first..(first + of_part).min(n_rows));
+    std::thread::scope(|scope| {
+        let each = &each;
+        let mut parts = parts.collect::<Vec<_>>().into_iter();
+        let own = parts.next();
+        let others: Vec<_> = parts.map(|rows| scope.spawn(move || each(rows))).collect();
+        let others = others.into_iter().map(|part| part.join().expect("no part panics"));
+        own.map(each).into_iter().chain(others).collect()
+    })
+}
+
+/// Rows that hold whole blocks of four bits.
+fn rows_of_whole_blocks(n_cols: usize) -> usize {
+    let mut rows = FOUR_BIT_BLOCK;
+    while rows > 1 && (rows / 2 * n_cols).is_multiple_of(FOUR_BIT_BLOCK) {
+        rows /= 2;
+    }
+    rows
 }
 
 /// A matrix in four bits, as kernels read it.
@@ -47,16 +76,25 @@ pub struct FourBitMatrix {
 impl FourBitMatrix {
     /// Quantizes the rows of a source, flattened row by row. With [`Rounding::F16`] the values it
     /// stands for are rounded to half precision.
+    ///
+    /// Numerics: the same bits on any number of threads.
     #[must_use]
     pub fn quantize(
         source: &dyn RowSource,
         kind: FourBit,
         scales: ScaleStorage,
         rounding: Rounding,
+        n_threads: usize,
     ) -> Self {
         let (n_rows, n_cols) = (source.n_rows(), source.n_cols());
-        let mut writer = FourBitWriter::new(kind, n_rows * n_cols);
-        in_pieces(source, |piece| writer.push(piece));
+        let mut parts = in_parts(source, (n_threads, rows_of_whole_blocks(n_cols)), |rows| {
+            let mut writer = FourBitWriter::new(kind, rows.len() * n_cols);
+            in_pieces(source, rows, |piece| writer.push(piece));
+            writer
+        })
+        .into_iter();
+        let mut writer = parts.next().unwrap_or_else(|| FourBitWriter::new(kind, 0));
+        parts.for_each(|part| writer.append(part));
         let tensor = writer.finish(scales == ScaleStorage::Double);
         let scale = match &tensor.scales {
             BlockScales::Single(_) => Factors::Plain,
@@ -133,10 +171,22 @@ pub struct Int8Matrix {
 
 impl Int8Matrix {
     /// Quantizes the rows of a source.
+    ///
+    /// Numerics: the same bits on any number of threads.
     #[must_use]
-    pub fn quantize(source: &dyn RowSource) -> Self {
-        let mut rows = Int8Rows::new(source.n_cols());
-        in_pieces(source, |piece| rows.push(piece));
+    pub fn quantize(source: &dyn RowSource, n_threads: usize) -> Self {
+        let n_cols = source.n_cols();
+        let mut parts = in_parts(source, (n_threads, 1), |rows| {
+            let mut part = Int8Rows::new(n_cols);
+            in_pieces(source, rows, |piece| part.push(piece));
+            part
+        })
+        .into_iter();
+        let mut rows = parts.next().unwrap_or_else(|| Int8Rows::new(n_cols));
+        for part in parts {
+            rows.codes.extend(part.codes);
+            rows.scales.extend(part.scales);
+        }
         let format = BlockFormat {
             codes: Codes::Eight,
             group_len: source.n_cols(),
@@ -182,5 +232,58 @@ impl BlockSource for Int8Matrix {
 
     fn outer(&self, _: Factor) -> Vec<f32> {
         Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use forgelm_kernels_api::{Rounding, RowSource};
+
+    use super::{FourBitMatrix, Int8Matrix, ScaleStorage};
+    use crate::FourBit;
+
+    struct Waves {
+        n_rows: usize,
+        n_cols: usize,
+    }
+
+    impl RowSource for Waves {
+        fn n_rows(&self) -> usize {
+            self.n_rows
+        }
+
+        fn n_cols(&self) -> usize {
+            self.n_cols
+        }
+
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        fn read_rows(&self, first_row: usize, out: &mut [f32]) {
+            for (i, out) in (first_row * self.n_cols..).zip(out) {
+                *out = (i as f32 * 0.7).sin();
+            }
+        }
+    }
+
+    #[test]
+    fn the_bits_do_not_depend_on_the_number_of_threads() {
+        for (n_rows, n_cols) in [(1, 64), (7, 64), (130, 24), (65, 7), (64, 63), (3, 1), (9, 1000)]
+        {
+            let source = Waves { n_rows, n_cols };
+            for scales in [ScaleStorage::Single, ScaleStorage::Double] {
+                let of = |n_threads| {
+                    let kind = FourBit::Nf4;
+                    FourBitMatrix::quantize(&source, kind, scales, Rounding::Exact, n_threads)
+                };
+                let one = of(1);
+                for n_threads in [2, 3, 16] {
+                    let many = of(n_threads);
+                    assert_eq!(many.tensor, one.tensor, "{n_rows} x {n_cols}, {n_threads} threads");
+                }
+            }
+            let one = Int8Matrix::quantize(&source, 1);
+            for n_threads in [2, 3, 16] {
+                assert_eq!(Int8Matrix::quantize(&source, n_threads).rows, one.rows, "{n_threads}");
+            }
+        }
     }
 }

@@ -34,11 +34,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
 }
 
 fn packed(cpu: &Cpu, compute: Compute, rows: &Rows, format: &str) -> Box<dyn FrozenMatrix> {
-    let four = |scales| FourBitMatrix::quantize(rows, FourBit::Nf4, scales, Rounding::Exact);
+    let four = |scales| FourBitMatrix::quantize(rows, FourBit::Nf4, scales, Rounding::Exact, 1);
     let source: Box<dyn RowSource> = match format {
         "nf4" => Box::new(four(ScaleStorage::Single)),
         "nf4 double" => Box::new(four(ScaleStorage::Double)),
-        _ => Box::new(Int8Matrix::quantize(rows)),
+        _ => Box::new(Int8Matrix::quantize(rows, 1)),
     };
     cpu.freeze_packed(&*source, compute).unwrap_or_else(|| cpu.freeze(&*source, compute))
 }
