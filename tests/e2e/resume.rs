@@ -229,3 +229,28 @@ fn every_optimizer_is_resumed_with_the_same_bits_and_without_anothers_state() {
             .expect_stderr(&format!("the state of the optimizer `{optim}`"));
     }
 }
+
+/// As a machine that sleeps, or that is slowed down until it hardly moves.
+#[test]
+fn fault_073_074_a_run_that_stands_still_for_a_while_goes_on() {
+    let expected = uninterrupted("1");
+    let workplace = long_run("1");
+    let mut child = workplace.start(&["--config", "run.yaml"]);
+    wait_for(&workplace.path("out/checkpoint-4"), &mut child);
+    signal(&child, "-STOP");
+    std::thread::sleep(Duration::from_secs(2));
+    signal(&child, "-CONT");
+    finish(child).expect_code(0);
+    assert!(workplace.adapter("out") == expected, "another adapter");
+}
+
+#[test]
+fn fault_027_data_that_changes_during_the_run_is_an_error_of_integrity() {
+    let workplace = long_run("1");
+    let mut child = workplace.start(&["--config", "run.yaml"]);
+    wait_for(&workplace.path("out/checkpoint-4"), &mut child);
+    let text = workplace.read("data.jsonl").replace("red", "sad");
+    workplace.write("data.jsonl", &text);
+    finish(child).expect_code(6).expect_stderr("data.jsonl");
+    assert!(!workplace.path("out/final_model").exists(), "a model with false evidence");
+}

@@ -73,10 +73,7 @@ impl Progress {
         if self.level > LogLevel::Info {
             return;
         }
-        self.recent.push((step.n_tokens, step.seconds));
-        if self.recent.len() > WINDOW {
-            self.recent.remove(0);
-        }
+        self.note(step);
         let text = self.step_text(step);
         if self.is_live {
             self.live(&text);
@@ -85,11 +82,25 @@ impl Progress {
         }
     }
 
+    fn note(&mut self, step: &Step) {
+        self.recent.push((step.n_tokens, step.seconds));
+        if self.recent.len() > WINDOW {
+            self.recent.remove(0);
+        }
+    }
+
+    /// The usual time of a step: one in which the machine slept does not count.
+    fn seconds_per_step(&self) -> f64 {
+        let mut seconds: Vec<f64> = self.recent.iter().map(|(_, seconds)| *seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        seconds.get(seconds.len() / 2).copied().unwrap_or(0.0)
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     fn step_text(&self, step: &Step) -> String {
         let seconds: f64 = self.recent.iter().map(|(_, seconds)| seconds).sum();
         let tokens: u64 = self.recent.iter().map(|(tokens, _)| tokens).sum();
-        let per_step = seconds / self.recent.len().max(1) as f64;
+        let per_step = self.seconds_per_step();
         let n_left = self.n_steps.saturating_sub(step.step);
         let left = if self.recent.len() < 3 && n_left > 0 {
             "--".to_owned()
@@ -253,6 +264,49 @@ pub fn duration(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn step(number: u64, seconds: f64) -> Step {
+        Step {
+            step: number,
+            epoch: 0.5,
+            loss: 1.0,
+            learning_rate: 1e-4,
+            grad_norm: 1.0,
+            n_tokens: 1000,
+            n_trained_tokens: 1000,
+            n_trained_tokens_total: 1000 * number,
+            seconds,
+            log: true,
+            metrics: BTreeMap::default(),
+        }
+    }
+
+    /// What is said after steps that took these times, of 1000.
+    fn said(seconds: &[f64]) -> String {
+        let mut progress = Progress { n_steps: 1000, ..Progress::new(LogLevel::Info) };
+        let steps: Vec<Step> = (1..).zip(seconds).map(|(n, &s)| step(n, s)).collect();
+        steps.iter().for_each(|step| progress.note(step));
+        progress.step_text(&steps[steps.len() - 1])
+    }
+
+    #[test]
+    fn fault_073_hours_of_sleep_in_one_step_do_not_change_the_time_that_is_left() {
+        let usual = said(&[2.0; 10]);
+        assert!(usual.ends_with("ETA 33 min 00 s"), "990 steps of 2 s: {usual}");
+        let mut slept = [2.0; 11];
+        slept[10] = 3.0 * 3600.0;
+        assert!(said(&slept).ends_with("ETA 32 min 58 s"), "{}", said(&slept));
+        let after = [&slept[..], &[2.0; 20]].concat();
+        let text = said(&after);
+        assert!(text.contains(" 500 tokens/s ") && text.ends_with("ETA 32 min 18 s"), "{text}");
+    }
+
+    #[test]
+    fn fault_074_a_machine_that_slows_down_is_shown_by_its_rate() {
+        let text = said(&[&[2.0; 5][..], &[8.0; 20]].concat());
+        assert!(text.contains(" 125 tokens/s "), "{text}");
+        assert!(text.ends_with("ETA 2 h 10 min"), "975 steps of 8 s: {text}");
+    }
 
     #[test]
     fn a_person_sees_what_the_objective_is_about() {

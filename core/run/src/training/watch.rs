@@ -96,6 +96,16 @@ mod tests {
         assert_eq!(young.look(&step(5, 99.0, 1.0)).expect("goes on"), None, "too early to say");
     }
 
+    /// No step is too slow: only its numbers are looked at.
+    #[test]
+    fn fault_074_no_time_ends_a_run() {
+        let mut watch = Watch::default();
+        for n in 1..=20 {
+            let slow = Step { seconds: 1e6, ..step(n, 2.0, 1.0) };
+            assert_eq!(watch.look(&slow).expect("goes on"), None);
+        }
+    }
+
     #[test]
     fn fault_065_ten_steps_without_a_gradient_end_the_run() {
         let mut watch = Watch::default();
