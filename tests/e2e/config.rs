@@ -68,11 +68,6 @@ fn what_is_not_built_yet_is_refused_by_name() {
             "grpo_reward_model",
         ),
         ("  report_to: none", "  report_to: wandb", "report_to"),
-        (
-            "  report_to: none",
-            "  galore_enabled: true\n  galore_optim: galore_adamw_layerwise\n  report_to: none",
-            "galore",
-        ),
     ];
     let config = workplace.read("run.yaml");
     for (from, to, said) in cases {

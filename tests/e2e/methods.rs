@@ -131,3 +131,35 @@ fn galore_trains_the_matched_matrices() {
     assert!(changed.iter().all(|name| name.contains(".mlp.")), "{changed:?}");
     assert!(run.read("out/final_model/README.md").contains("GaLore r=8"));
 }
+
+/// Layer by layer the same model as all at once, with the bits of an uninterrupted run after
+/// a kill.
+#[test]
+fn layerwise_galore_gives_the_model_of_plain_galore() {
+    let new = |optim: &str, norm: &str| {
+        let workplace = Workplace::new();
+        let keys = format!(
+            "  output_dir: out\n  galore_enabled: true\n  galore_rank: 8\n  \
+             galore_update_proj_gap: 5\n  galore_optim: {optim}\n{norm}"
+        );
+        workplace.edit_config("  output_dir: out\n", &keys);
+        workplace.edit_config("max_steps: 12", "max_steps: 40");
+        workplace
+    };
+    for optim in ["galore_adamw", "galore_adamw_8bit", "galore_adafactor"] {
+        let plain = new(optim, "  max_grad_norm: 1e9\n");
+        plain.run();
+        let layerwise = new(&format!("{optim}_layerwise"), "");
+        let mut child = layerwise.start(&["--config", "run.yaml"]);
+        while !layerwise.path("out/checkpoint-4").exists() {
+            assert!(child.try_wait().unwrap().is_none(), "{optim}: ended too early");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!layerwise.path("out/final_model").exists(), "killed too late to mean anything");
+        layerwise.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
+        let file = "model.safetensors";
+        assert!(weights(&layerwise, file) == weights(&plain, file), "{optim}: another model");
+    }
+}

@@ -6,9 +6,11 @@
 mod attention;
 mod backward;
 mod cached;
+pub(crate) mod descent;
 mod dora;
 mod experts;
 mod forward;
+mod grads;
 mod linear;
 mod lora;
 mod mlp;
@@ -23,13 +25,15 @@ use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, RowSource,
 use forgelm_tensor::random::Stream;
 
 use crate::config::{Dims, ModelConfig};
-use crate::names::Linear;
+use crate::names::{Linear, Role};
 use crate::rope::{Rope, Rotary};
 use crate::storage::{LinearStorage, LoadOptions};
 use crate::store::TensorStore;
 use crate::trainable::Trainable;
 use crate::weights::{Weights, WeightsError, freeze_linear};
 pub use cached::{CachedSequence, KvCache};
+pub use descent::Descent;
+pub use grads::PartialGradient;
 pub use noise::EmbeddingNoise;
 
 /// A model ready to run. Its weights never change.
@@ -193,6 +197,11 @@ impl Decoder {
         let options = LoadOptions { compute: self.compute, linear: self.storage };
         let (weight, _) = freeze_linear(self.ops.as_ref(), options, linear, values);
         self.weights.layers[layer].set_linear(linear, weight);
+    }
+
+    /// Gives back the memory of a matrix that a trained one stands for.
+    pub(crate) fn release(&mut self, role: Role) {
+        self.weights.release(role);
     }
 
     /// Whether linear layers were quantized when they were read: what runs is then not what the

@@ -49,7 +49,8 @@ pub use config::{
     read_config_json,
 };
 pub use decoder::{
-    CachedSequence, Decoder, DropoutStep, EmbeddingNoise, KvCache, PackedInput, Pass, Scored,
+    CachedSequence, Decoder, Descent, DropoutStep, EmbeddingNoise, KvCache, PackedInput,
+    PartialGradient, Pass, Scored,
 };
 pub use names::{ExpertPart, Linear, ModuleNames, Norm, Role};
 pub use open::{LoadError, ModelFiles, OpenModel};

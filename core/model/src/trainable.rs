@@ -226,6 +226,11 @@ impl Trainable {
         self.base.iter().map(|(role, tensor)| (*role, tensor.range.clone()))
     }
 
+    /// Decoder layers of the model.
+    pub(crate) fn n_layers(&self) -> usize {
+        self.places.len()
+    }
+
     /// Lowest decoder layer in or below which something trains; nothing below it needs a gradient.
     /// The number of layers when only the last norm or the head train.
     #[must_use]

@@ -1,6 +1,7 @@
 //! From stored tensors to packed weights, strictly: every tensor has a role and every role a
 //! tensor, shapes agree with the configuration, and every value is a number.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -125,6 +126,34 @@ impl LayerWeights {
     }
 }
 
+/// In the place of a weight whose memory was given back: a trained one stands for it.
+struct Released {
+    n_rows: usize,
+    n_cols: usize,
+}
+
+impl FrozenMatrix for Released {
+    fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    fn n_bytes(&self) -> usize {
+        0
+    }
+
+    fn read_rows(&self, _: usize, _: &mut [f32]) {
+        panic!("the frozen copy of this weight was given back when it began to train");
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
 /// All weights, frozen.
 pub(crate) struct Weights {
     pub(crate) embedding: Box<dyn FrozenMatrix>,
@@ -147,6 +176,23 @@ impl Weights {
         let layers: usize = self.layers.iter().map(LayerWeights::n_bytes).sum();
         let head = self.head.as_ref().map_or(0, |w| w.n_bytes());
         layers + self.embedding.n_bytes() + head + 4 * self.final_norm.len()
+    }
+
+    /// Gives back the memory of a matrix that nothing reads any more. Vectors stay: they are small.
+    pub(crate) fn release(&mut self, role: Role) {
+        let matrix = match role {
+            Role::Embedding => &mut self.embedding,
+            Role::Head => match &mut self.head {
+                Some(head) => head,
+                None => return,
+            },
+            Role::Linear(layer, linear) => match &mut self.layers[layer].linear[linear.index()] {
+                Some(matrix) => matrix,
+                None => return,
+            },
+            Role::Norm(..) | Role::Bias(..) | Role::FinalNorm | Role::RopeDivisors => return,
+        };
+        *matrix = Box::new(Released { n_rows: matrix.n_rows(), n_cols: matrix.n_cols() });
     }
 
     /// Reads and packs every tensor.

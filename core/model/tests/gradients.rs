@@ -8,8 +8,8 @@ use std::sync::Arc;
 use forgelm_kernels_api::Segment;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Adapter, Decoder, DropoutStep, Keep, LoraConfig, ModelConfig, ModuleNames,
-    PackedInput, Pass, Scored, Selection, StepSize, Trainable,
+    Activations, Adapter, Decoder, Descent, DropoutStep, Keep, LoraConfig, ModelConfig,
+    ModuleNames, PackedInput, PartialGradient, Pass, Scored, Selection, StepSize, Trainable,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 use support::counting::Counting;
@@ -378,4 +378,77 @@ fn nothing_below_the_lowest_adapted_module_goes_backward() {
     assert_eq!(weights_calls(&["model.layers.2.self_attn.v_proj.weight"]), [4, 1, 1, 2]);
     assert_eq!(weights_calls(&["model.layers.2.input_layernorm.weight"]), [7, 1, 1, 3]);
     assert_eq!(weights_calls(&["model.embed_tokens.weight"]), [3 * 7, 3, 3, 1 + 3 * 2]);
+}
+
+/// One part after the other, each read as soon as it is final, the gradient of everything has the
+/// same bits.
+#[test]
+fn a_pass_down_part_by_part_gives_the_gradient_of_everything() {
+    let attention = |layer: usize| format!("model.layers.{layer}.self_attn.k_proj.weight");
+    let selections = [
+        Selection::Everything,
+        Selection::Weights(vec![attention(1), attention(2)]),
+        Selection::Weights(vec!["model.norm.weight".to_owned()]),
+        Selection::Weights(vec!["model.embed_tokens.weight".to_owned(), attention(2)]),
+    ];
+    for tie_word_embeddings in [false, true] {
+        let config = ModelConfig { tie_word_embeddings, ..tiny_config() };
+        for selection in &selections {
+            let case = Case::of_weights(&config, selection.clone());
+            for keep in [Keep::Everything, Keep::LayerInputs] {
+                let mut acts = case.activations(keep);
+                let _ = case.loss(&case.adapter, &mut acts);
+                let (rows, labels) = case.batch.scored();
+                let scored = Scored { rows: &rows, labels: &labels };
+                let pass = case.pass(&case.adapter);
+                let mut part = PartialGradient::new(&case.adapter).expect("there is memory");
+                let mut grads = vec![f32::NAN; case.adapter.params().len()];
+                let mut descent = Descent::begin();
+                let given = (scored, &case.dlogp[..]);
+                while let Some(slices) =
+                    case.decoder.descend(&mut descent, &pass, &mut acts, given, &mut part)
+                {
+                    for range in slices {
+                        assert!(grads[range.clone()].iter().all(|g| g.is_nan()), "twice");
+                        grads[range.clone()].copy_from_slice(part.of(range));
+                    }
+                }
+                let whole = case.gradient(keep);
+                assert!(whole == grads, "{selection:?}, tied {tie_word_embeddings}, {keep:?}");
+                let bytes = size_of_val(grads.as_slice());
+                let held = PartialGradient::planned_bytes(&case.adapter);
+                assert!(held <= bytes, "{held} of {bytes}");
+            }
+        }
+    }
+}
+
+/// The frozen copies of what trains are not read: a decoder without them gives the same numbers,
+/// and holds only what is left.
+#[test]
+fn a_decoder_that_gave_back_what_trains_gives_the_same_bits() {
+    let attention = |layer: usize| format!("model.layers.{layer}.self_attn.k_proj.weight");
+    let selections = [
+        (Selection::Everything, 0),
+        (Selection::Weights(vec![attention(0), "model.embed_tokens.weight".to_owned()]), 1),
+    ];
+    for tie_word_embeddings in [false, true] {
+        let config = ModelConfig { tie_word_embeddings, ..tiny_config() };
+        for (selection, is_part) in &selections {
+            let kept = Case::of_weights(&config, selection.clone());
+            let mut alone = Case::of_weights(&config, selection.clone());
+            let mut decoder = tiny_decoder(&config, Arc::new(Reference));
+            let whole = decoder.weights_bytes();
+            let mut adapter = Trainable::zeroed(selection.clone(), &config).expect("good names");
+            let store = tiny_store(&config);
+            decoder.begin_alone(&mut adapter, &store).expect("the tiny model is complete");
+            let given_back = whole - decoder.weights_bytes();
+            assert_eq!(given_back, adapter.packed_bytes(forgelm_kernels_api::Compute::F32));
+            assert!((*is_part == 1) == (given_back < whole * 9 / 10), "{given_back} of {whole}");
+            alone.decoder = decoder;
+            for keep in [Keep::Everything, Keep::LayerInputs] {
+                assert!(alone.gradient(keep) == kept.gradient(keep), "{selection:?} {keep:?}");
+            }
+        }
+    }
 }

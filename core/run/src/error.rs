@@ -308,10 +308,11 @@ pub enum RunError {
         /// The family.
         model_type: String,
     },
-    /// A step gave a number that is not finite: nothing was updated.
+    /// A step gave a number that is not finite: nothing was updated, or only layers above it.
     #[error(
-        "step {step}: {what} is {value}, from {rows}; nothing was updated, and the last checkpoint \
-         is good\n  hint: a lower `training.learning_rate` often helps; `{}` says more",
+        "step {step}: {what} is {value}, from {rows}; {}, and the last checkpoint is good\n  hint: a \
+         lower `training.learning_rate` often helps; `{}` says more",
+        if *.is_torn { "the layers above it were already updated" } else { "nothing was updated" },
         .replay.display()
     )]
     NotFinite {
@@ -325,6 +326,8 @@ pub enum RunError {
         rows: String,
         /// The file that says more.
         replay: PathBuf,
+        /// Whether layers above it were updated before it was found.
+        is_torn: bool,
     },
     /// The trainer gave up in the middle of a step.
     #[error(

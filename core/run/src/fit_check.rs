@@ -209,7 +209,9 @@ impl FitCheck {
         if matches!(self.verdict, Verdict::Fits | Verdict::Unknown) {
             return;
         }
-        let any = Ladder { gradient_checkpointing: None, is_recovering: true, min_batch_size: 1 };
+        // A layer-wise optimizer takes one micro-batch a step.
+        let is_recovering = !inputs.optimizer.is_layerwise;
+        let any = Ladder { gradient_checkpointing: None, is_recovering, min_batch_size: 1 };
         let changes = any.rungs(configured).skip(1).map(|rung: Rung| Change {
             text: change(configured, rung),
             total: inputs.memory(rung).total_bytes() as u64,
@@ -327,10 +329,11 @@ impl FitCheck {
 }
 
 const WEIGHTS: &str = "packed weights";
-const ADAPTER: [&str; 3] = [
+const ADAPTER: [&str; 4] = [
     "trained numbers",
     "trained numbers as the kernels read them",
     "gradient of the trained numbers",
+    "gradient of a layer",
 ];
 const MOMENTS: &str = "optimizer state";
 const PROGRAM: &str = "program, tokenizer and data";

@@ -36,7 +36,7 @@ impl Ladder {
     pub fn of(run: &Run) -> Self {
         Self {
             gradient_checkpointing: run.training.gradient_checkpointing,
-            is_recovering: run.training.oom_recovery,
+            is_recovering: run.training.oom_recovery && !is_layerwise(run),
             min_batch_size: run.training.oom_recovery_min_batch_size,
         }
     }
@@ -67,6 +67,11 @@ impl Ladder {
     pub fn rungs(self, cut: Cut) -> impl Iterator<Item = Rung> {
         std::iter::successors(Some(self.first(cut)), move |&rung| self.below(rung))
     }
+}
+
+/// Whether a step is one micro-batch and stays so.
+fn is_layerwise(run: &Run) -> bool {
+    run.training.galore_enabled && run.training.galore_optim.is_layerwise()
 }
 
 /// The largest micro-batch of at most half the size, not below `min`, that divides the effective

@@ -41,6 +41,15 @@ pub fn selection(run: &Run, model: &ModelConfig) -> Result<Selection, RunError> 
     Ok(Selection::Adapter(lora))
 }
 
+/// Whether the base never runs without what trains: only some objectives compare with it.
+#[must_use]
+pub fn runs_alone(run: &Run) -> bool {
+    match run.training.trainer_type {
+        TrainerType::Sft | TrainerType::Simpo | TrainerType::Orpo => true,
+        TrainerType::Dpo | TrainerType::Kto | TrainerType::Grpo => false,
+    }
+}
+
 /// The adapter that a config asks for.
 #[must_use]
 #[expect(

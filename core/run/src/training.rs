@@ -148,6 +148,11 @@ pub fn train(
     let optimizer_memory = Optimizer::planned_memory(&optimizer, &slices, ops.n_threads())?;
     let options = settings::load_options(&plan.run, compute);
     let configured = configured_cut(plan);
+    let start_cut = match optimizer_memory.is_layerwise {
+        // One micro-batch a step, whatever another run with this checkpoint did.
+        true => configured,
+        false => cut_of(from.as_ref(), configured),
+    };
     let fit = {
         let inputs = Inputs {
             plan,
@@ -159,10 +164,15 @@ pub fn train(
             n_threads: ops.n_threads(),
             held: footprint::held_now(),
         };
-        check_room(&inputs, cut_of(from.as_ref(), configured))?
+        check_room(&inputs, start_cut)?
     };
     let mut loaded = model::load_with(&found, ops, options)?;
-    loaded.decoder.begin(&mut adapter, found.open.store()).map_err(LoadError::from)?;
+    let store = found.open.store();
+    match settings::runs_alone(&plan.run) {
+        true => loaded.decoder.begin_alone(&mut adapter, store),
+        false => loaded.decoder.begin(&mut adapter, store),
+    }
+    .map_err(LoadError::from)?;
     let optimizer = Optimizer::new(optimizer, &slices)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: plan.run.model.name_or_path.clone(),

@@ -83,8 +83,13 @@ impl OptimizerSettings {
     /// the norm of the whole gradient is known.
     #[must_use]
     pub fn max_grad_norm(&self, configured: f64) -> f64 {
-        let is_layerwise = self.galore.as_ref().is_some_and(|galore| galore.layerwise);
-        if is_layerwise { f64::INFINITY } else { configured }
+        if self.is_layerwise() { f64::INFINITY } else { configured }
+    }
+
+    /// Whether matrices are updated one by one during the backward pass.
+    #[must_use]
+    pub fn is_layerwise(&self) -> bool {
+        self.galore.as_ref().is_some_and(|galore| galore.layerwise)
     }
 
     fn rule(&self, decays: bool) -> Rule {
@@ -143,6 +148,8 @@ pub struct OptimizerMemory {
     pub state_bytes: usize,
     /// What a step takes besides, at most.
     pub scratch_bytes: usize,
+    /// Whether a gradient exists for one part of the model at a time only.
+    pub is_layerwise: bool,
 }
 
 /// The parts of the buffer that are updated alone, without their moments.
@@ -218,6 +225,7 @@ impl Optimizer {
         Ok(OptimizerMemory {
             state_bytes: units.iter().map(state).sum(),
             scratch_bytes: scratch_bytes(&units, n_threads),
+            is_layerwise: settings.is_layerwise(),
         })
     }
 
@@ -240,55 +248,72 @@ impl Optimizer {
     /// Numerics: the same bits on any number of threads; projections are computed one matrix a
     /// thread, each in one order.
     pub fn step(&mut self, ops: &dyn Ops, params: &mut [f32], grad: &[f32], at: At) {
-        self.refresh_projections(ops.n_threads(), grad, at.step);
-        for unit in &mut self.units {
-            let range = unit.range.clone();
-            unit.step(ops, &self.settings, &mut params[range.clone()], &grad[range], at);
-        }
+        let units = self.units.iter_mut().collect();
+        step(units, ops, &self.settings, params, |range| &grad[range], at);
     }
 
-    /// One step over the parameter whose slice starts at `start`, as soon as its gradient is
-    /// final: for layer-wise training, where the gradient of the whole never exists.
+    /// One step over the parameters whose slices these are, as soon as their gradients are final:
+    /// for layer-wise training, where the gradient of the whole never exists. Every slice in its
+    /// turn is the same step as all at once, to the bit.
     ///
-    /// Shapes: `param`, `grad` as the slice.
+    /// Shapes: `params` [P]; `grad` gives the gradient of a slice.
     ///
     /// # Panics
-    /// If no parameter that is updated alone starts there.
-    pub fn step_one(
+    /// If a slice is no parameter that is updated alone.
+    pub fn step_slices<'g>(
         &mut self,
         ops: &dyn Ops,
-        start: usize,
-        param: &mut [f32],
-        grad: &[f32],
+        slices: &[Range<usize>],
+        params: &mut [f32],
+        grad: impl Fn(Range<usize>) -> &'g [f32] + Sync,
         at: At,
     ) {
-        let found = self.units.binary_search_by_key(&start, |unit| unit.range.start);
-        let unit = &mut self.units[found.expect("a parameter starts there")];
-        assert_eq!(unit.range.len(), param.len(), "param is not the slice `{}`", unit.name);
-        if unit.is_due(at.step) {
-            unit.refresh(grad);
-        }
-        unit.step(ops, &self.settings, param, grad, at);
+        let is_among = |unit: &&mut Unit| slices.contains(&unit.range);
+        let units: Vec<&mut Unit> = self.units.iter_mut().filter(is_among).collect();
+        assert_eq!(units.len(), slices.len(), "a slice is no parameter that is updated alone");
+        step(units, ops, &self.settings, params, grad, at);
     }
+}
 
-    fn refresh_projections(&mut self, n_threads: usize, grad: &[f32], step: u64) {
-        let due: Vec<&mut Unit> = self.units.iter_mut().filter(|unit| unit.is_due(step)).collect();
-        if due.is_empty() {
-            return;
-        }
-        let n_threads = n_threads.min(due.len());
-        let due = Mutex::new(due.into_iter());
-        let next = || due.lock().expect("no thread panics while it takes one").next();
-        std::thread::scope(|scope| {
-            for _ in 0..n_threads {
-                scope.spawn(|| {
-                    while let Some(unit) = next() {
-                        unit.refresh(&grad[unit.range.clone()]);
-                    }
-                });
-            }
-        });
+/// One step over some units.
+fn step<'g>(
+    mut units: Vec<&mut Unit>,
+    ops: &dyn Ops,
+    settings: &OptimizerSettings,
+    params: &mut [f32],
+    grad: impl Fn(Range<usize>) -> &'g [f32] + Sync,
+    at: At,
+) {
+    refresh_projections(&mut units, ops.n_threads(), &grad, at.step);
+    for unit in units {
+        let range = unit.range.clone();
+        unit.step(ops, settings, &mut params[range.clone()], grad(range), at);
     }
+}
+
+fn refresh_projections<'g>(
+    units: &mut [&mut Unit],
+    n_threads: usize,
+    grad: &(impl Fn(Range<usize>) -> &'g [f32] + Sync),
+    step: u64,
+) {
+    let due: Vec<&mut Unit> =
+        units.iter_mut().map(|unit| &mut **unit).filter(|unit| unit.is_due(step)).collect();
+    if due.is_empty() {
+        return;
+    }
+    let n_threads = n_threads.min(due.len());
+    let due = Mutex::new(due.into_iter());
+    let next = || due.lock().expect("no thread panics while it takes one").next();
+    std::thread::scope(|scope| {
+        for _ in 0..n_threads {
+            scope.spawn(|| {
+                while let Some(unit) = next() {
+                    unit.refresh(grad(unit.range.clone()));
+                }
+            });
+        }
+    });
 }
 
 impl Unit {

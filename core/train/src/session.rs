@@ -2,6 +2,7 @@
 //! business.
 
 mod input;
+mod layerwise;
 mod not_finite;
 
 use crate::feed::{Feed, FeedError, Split};
@@ -13,7 +14,7 @@ use crate::state::State;
 use forgelm_data::{PackedBatch, Plan};
 use forgelm_model::{
     Activations, Decoder, DropoutStep, EmbeddingNoise, Keep, MemoryPlan, ModelConfig, OutOfMemory,
-    Pass, Scored, StepSize, Trainable,
+    PartialGradient, Pass, Scored, StepSize, Trainable,
 };
 use forgelm_sdk::Failed;
 use forgelm_sdk::trainer::{self, Loss, StepTotals, Trainer};
@@ -91,6 +92,8 @@ pub struct Session<'a> {
     optimizer: Optimizer,
     state: State,
     grad: Vec<f32>,
+    /// In the place of `grad` where layers are updated one by one.
+    grad_by_layer: Option<PartialGradient>,
     activations: Activations,
     buffers: RowBuffers,
 }
@@ -140,7 +143,11 @@ pub fn memory_plan(
     let n_params = size_of_val(adapter.params());
     plan.add("trained numbers", n_params);
     plan.add("trained numbers as the kernels read them", adapter.derived_bytes());
-    plan.add("gradient of the trained numbers", n_params);
+    if optimizer.is_layerwise {
+        plan.add("gradient of a layer", PartialGradient::planned_bytes(adapter));
+    } else {
+        plan.add("gradient of the trained numbers", n_params);
+    }
     plan.add("optimizer state", optimizer.state_bytes);
     plan.add("optimizer scratch", optimizer.scratch_bytes);
     plan
@@ -163,8 +170,9 @@ impl<'a> Session<'a> {
     /// # Errors
     /// If there is no memory for the gradient.
     pub fn without_buffers(parts: Parts<'a>) -> Result<Self, OutOfMemory> {
-        let n_params = parts.adapter.params().len();
-        let n_bytes = size_of_val(parts.adapter.params());
+        let is_layerwise = parts.optimizer.settings().is_layerwise();
+        let n_params = if is_layerwise { 0 } else { parts.adapter.params().len() };
+        let n_bytes = n_params * size_of::<f32>();
         let mut grad = Vec::new();
         grad.try_reserve_exact(n_params).map_err(|_| OutOfMemory {
             buffer: "gradient of the trained numbers".to_owned(),
@@ -172,6 +180,8 @@ impl<'a> Session<'a> {
             total: n_bytes,
         })?;
         grad.resize(n_params, 0.0);
+        let grad_by_layer =
+            is_layerwise.then(|| PartialGradient::new(&parts.adapter)).transpose()?;
         let mut adapter = parts.adapter;
         parts.decoder.refresh(&mut adapter);
         Ok(Self {
@@ -185,6 +195,7 @@ impl<'a> Session<'a> {
             dropout: Stream::new(parts.settings.seed, Purpose::Dropout),
             noise: Stream::new(parts.settings.seed, Purpose::EmbeddingNoise),
             grad,
+            grad_by_layer,
             adapter,
             optimizer: parts.optimizer,
             state: parts.state,
@@ -264,13 +275,15 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// If the loss or the gradient is not finite, the trainer gives up, or the data cannot be read:
-    /// nothing is changed then.
+    /// nothing is changed then, unless layers are updated one by one and the error says that some
+    /// were.
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn step(&mut self) -> Result<StepReport, StepError> {
         let step = self.state.global_step;
         self.grad.fill(0.0);
         let mut total = Loss::default();
         let mut n_tokens = 0;
+        let mut norm_by_layer = None;
         let input = self.read(step)?;
         let (estimate, flops) = self.estimate(&input);
         let mut n_flops = input.flops + flops;
@@ -283,20 +296,17 @@ impl<'a> Session<'a> {
                 return Err(self.bad_loss(step, batch, loss.loss_sum));
             }
             self.decoder.weigh_balance(&self.adapter, loss.n_terms, &mut self.activations);
-            self.backward(batch, step);
+            if self.grad_by_layer.is_some() {
+                norm_by_layer = Some(self.update_by_layer(batch, step, loss.n_terms)?);
+            } else {
+                self.backward(batch, step);
+            }
             add_loss(&mut total, loss);
         }
-        let ops = self.decoder.ops().as_ref();
-        let max_norm = self.optimizer.settings().max_grad_norm(self.settings.max_grad_norm);
-        let gradient = ScaledGradient::new(ops, &self.grad, total.n_terms, max_norm);
-        if !gradient.norm.is_finite() {
-            return Err(self.bad_gradient(step, gradient.norm, &input, &estimate));
-        }
-        let learning_rate = self.settings.schedule.at(step);
-        let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
-        let params = self.adapter.params_mut();
-        self.optimizer.step(ops, params, &self.grad, at);
-        self.decoder.refresh(&mut self.adapter);
+        let grad_norm = match norm_by_layer {
+            Some(norm) => norm,
+            None => self.update(step, total.n_terms, &input, &estimate)?,
+        };
         self.state.global_step = step + 1;
         self.state.epoch = self.plan.epoch_after(step + 1);
         self.state.n_tokens += n_tokens;
@@ -304,8 +314,8 @@ impl<'a> Session<'a> {
         self.state.n_trained_tokens += input.n_trained();
         Ok(StepReport {
             loss: total.loss_sum / total.n_terms.max(1) as f64,
-            learning_rate,
-            grad_norm: gradient.norm,
+            learning_rate: self.settings.schedule.at(step),
+            grad_norm,
             n_tokens,
             n_trained_tokens: input.n_trained(),
             metrics: input.measured.into_iter().chain(means(&total)).collect(),
@@ -321,6 +331,27 @@ impl<'a> Session<'a> {
         let policy = (self.decoder, &self.adapter);
         let rolled = rollouts.answer(policy, &self.feed, step, &units.concat())?;
         Ok(StepInput::rolled(&self.feed, &rolled, self.cut.batch_size))
+    }
+
+    /// The update of a step whose gradient is whole; the norm of the mean gradient.
+    fn update(
+        &mut self,
+        step: u64,
+        n_terms: u64,
+        input: &StepInput,
+        estimate: &Estimate,
+    ) -> Result<f64, StepError> {
+        let ops = self.decoder.ops().as_ref();
+        let max_norm = self.optimizer.settings().max_grad_norm(self.settings.max_grad_norm);
+        let gradient = ScaledGradient::new(ops, &self.grad, n_terms, max_norm);
+        if !gradient.norm.is_finite() {
+            return Err(self.bad_gradient(step, gradient.norm, input, estimate));
+        }
+        let learning_rate = self.settings.schedule.at(step);
+        let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
+        self.optimizer.step(ops, self.adapter.params_mut(), &self.grad, at);
+        self.decoder.refresh(&mut self.adapter);
+        Ok(gradient.norm)
     }
 
     /// Means over the validation split, without dropout. `None` when there is none.

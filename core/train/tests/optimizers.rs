@@ -355,10 +355,10 @@ fn layer_by_layer_is_the_same_as_all_at_once() {
             let t = usize::try_from(step - 1).unwrap();
             let at = At { step, learning_rate: case.learning_rate, grad_scale: case.scale[t] };
             // The last layer's gradient is final first.
-            for slice in case.slices.iter().rev() {
-                let (range, start) = (slice.range.clone(), slice.range.start);
-                let grad = &case.grads[t % 3][range.clone()];
-                optimizer.step_one(&ops, start, &mut params[range], grad, at);
+            for slices in case.slices.rchunks(2) {
+                let slices: Vec<_> = slices.iter().map(|slice| slice.range.clone()).collect();
+                let grad = |range| &case.grads[t % 3][range];
+                optimizer.step_slices(&ops, &slices, &mut params, grad, at);
             }
         }
         assert!(params == expected, "{}", settings.name());

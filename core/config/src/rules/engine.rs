@@ -290,9 +290,14 @@ fn galore(scope: &Scope<'_>, run: &Run, findings: &mut Findings<'_>) {
         );
         findings.warn(Code::IgnoredKey, &[&plain], message);
     }
-    if !training.galore_optim.is_layerwise() {
-        return;
+    if training.galore_optim.is_layerwise() {
+        layerwise(scope, run, findings);
     }
+}
+
+/// What an update of one layer at a time excludes.
+fn layerwise(scope: &Scope<'_>, run: &Run, findings: &mut Findings<'_>) {
+    let training = scope.training.0;
     let optim = scope.in_training("galore_optim");
     let steps = scope.in_training("gradient_accumulation_steps");
     if training.gradient_accumulation_steps > 1 {
@@ -307,6 +312,26 @@ fn galore(scope: &Scope<'_>, run: &Run, findings: &mut Findings<'_>) {
             message,
             "write `gradient_accumulation_steps: 1`, or an optimizer that is not layerwise",
         );
+    }
+    let norm = scope.in_training("max_grad_norm");
+    if findings.written.contains(&norm) {
+        let message = format!(
+            "`{optim}` updates layer by layer and `{norm}`{} is written: the norm of the whole \
+             gradient is not known in time",
+            findings.at(&norm)
+        );
+        let hint = "remove the key, or use an optimizer that is not layerwise";
+        findings.error(Code::Conflict, &[&optim, &norm], message, hint);
+    }
+    let recovery = scope.in_training("oom_recovery");
+    if training.oom_recovery {
+        let message = format!(
+            "`{optim}` updates layer by layer and `{recovery}`{} is true, which doubles the \
+             accumulation",
+            findings.at(&recovery)
+        );
+        let hint = "write `oom_recovery: false` and a smaller batch";
+        findings.error(Code::Conflict, &[&optim, &recovery], message, hint);
     }
     if run.distributed.as_ref().is_some_and(|d| d.strategy.is_some()) {
         let strategy = "distributed.strategy";

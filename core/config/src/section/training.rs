@@ -33,7 +33,7 @@ section! {
         warmup_ratio: f64 = 0.1, share();
         /// Decoupled weight decay; biases and norms are exempt.
         weight_decay: f64 = 0.01, min(0.0), max(100.0);
-        /// Gradients are scaled down to this global norm.
+        /// Gradients are scaled down to this global norm; not with a layer-wise optimizer.
         max_grad_norm: f64 = 1.0, ours(), above(0.0), max(1e9);
         /// Seed of the order of the data, the dropout and the adapter's start.
         seed: u64 = 42, ours(), min(0.0), max(9_007_199_254_740_991.0);
@@ -196,11 +196,11 @@ choice! {
         /// Adafactor.
         Adafactor = "galore_adafactor",
         /// AdamW, updated layer by layer.
-        AdamWLayerwise = "galore_adamw_layerwise" later "updates during the backward pass",
+        AdamWLayerwise = "galore_adamw_layerwise",
         /// AdamW with an 8-bit state, updated layer by layer.
-        AdamW8bitLayerwise = "galore_adamw_8bit_layerwise" later "updates during the backward pass",
+        AdamW8bitLayerwise = "galore_adamw_8bit_layerwise",
         /// Adafactor, updated layer by layer.
-        AdafactorLayerwise = "galore_adafactor_layerwise" later "updates during the backward pass",
+        AdafactorLayerwise = "galore_adafactor_layerwise",
     }
 }
 

@@ -25,10 +25,6 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ),
         ("training: {report_to: tensorboard}\n", "`training.report_to: tensorboard`"),
         ("training: {report_to: wandb}\n", "`training.report_to: wandb`"),
-        (
-            "training: {galore_enabled: true, galore_optim: galore_adamw_layerwise, gradient_accumulation_steps: 1}\n",
-            "`training.galore_optim: galore_adamw_layerwise`",
-        ),
         ("evaluation: {auto_revert: true, baseline_loss: 1}\n", "`evaluation.auto_revert: true`"),
         ("evaluation: {max_acceptable_loss: 2}\n", "`evaluation.max_acceptable_loss: 2`"),
         (
@@ -79,6 +75,7 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "lora: {method: dora}\n",
         "training: {trainer_type: dpo, dpo_beta: 0.2}\n",
         "training: {trainer_type: kto, per_device_train_batch_size: 1}\n",
+        "training: {galore_enabled: true, galore_optim: galore_adafactor_layerwise, gradient_accumulation_steps: 1}\n",
         "lora: {enabled: false}\n",
         "model: {name_or_path: m, load_in_4bit: true, bnb_4bit_quant_type: fp4}\ndata: {dataset_name_or_path: d}\n",
         "training: {oom_recovery: true, gradient_checkpointing: false, neftune_noise_alpha: 5, gpu_cost_per_hour: 1.5}\n",

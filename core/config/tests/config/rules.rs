@@ -33,6 +33,14 @@ fn combinations_that_are_refused() {
             "`training.gradient_accumulation_steps` is 2",
         ),
         (
+            "training: {galore_enabled: true, galore_optim: galore_adamw_layerwise, gradient_accumulation_steps: 1, max_grad_norm: 1.0}\n",
+            "and `training.max_grad_norm` (line 5) is written",
+        ),
+        (
+            "training: {galore_enabled: true, galore_optim: galore_adamw_8bit_layerwise, gradient_accumulation_steps: 1, oom_recovery: true}\n",
+            "and `training.oom_recovery` (line 5) is true",
+        ),
+        (
             "model: {name_or_path: m, load_in_4bit: true}\ndata: {dataset_name_or_path: d}\ntraining: {galore_enabled: true}\n",
             "trains the weights themselves and `model.load_in_4bit` (line 1) is true",
         ),

@@ -4,6 +4,7 @@
 
 use forgelm_kernels_api::{Rotation, Segment, Write};
 
+use super::grads::Grads;
 use super::{Step, join_columns, split_columns};
 use crate::activations::{LayerBuffers, Workspace};
 use crate::names::{Linear, Norm};
@@ -120,7 +121,7 @@ impl Step<'_> {
         x: &[f32],
         buffers: &LayerBuffers,
         ws: &mut Workspace,
-        grads: &mut [f32],
+        grads: &mut Grads<'_>,
     ) {
         let (t, decoder, ops) = (self.t, self.decoder, &self.decoder.ops);
         let (attn, dims) = (buffers.attn.get(t), &decoder.dims);
@@ -198,7 +199,7 @@ impl Step<'_> {
         layer: usize,
         buffers: &LayerBuffers,
         ws: &mut Workspace,
-        grads: &mut [f32],
+        grads: &mut Grads<'_>,
     ) {
         let t = self.t;
         let heads = [

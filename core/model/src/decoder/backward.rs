@@ -6,6 +6,7 @@
 
 use forgelm_kernels_api::Write;
 
+use super::grads::Grads;
 use super::{Decoder, Pass, Scored, Step, scatter_rows};
 use crate::activations::{Activations, Keep, Stage};
 use crate::names::Role;
@@ -33,42 +34,40 @@ impl Decoder {
         grads: &mut [f32],
     ) {
         let trainable = pass.adapter.expect("backward needs something that trains");
+        assert_eq!(grads.len(), trainable.params().len(), "grads is not the numbers' shape");
+        self.check_backward(pass, acts, dlogp.len());
+        let (step, mut grads) = (self.step(pass), Grads::Whole(grads));
+        self.head_backward(trainable, acts, (scored, dlogp), &mut grads);
+        let mut layers = (trainable.first_layer()..self.dims.l).rev();
+        // A layer in which the pass may end is the lowest.
+        while layers.next().is_some_and(|l| step.layer_backward(l, pass, acts, &mut grads)) {}
+        self.embedding_backward(pass, acts, &mut grads);
+        acts.stage = Stage::Empty;
+    }
+
+    /// Panics when the passes before backward are missing.
+    pub(super) fn check_backward(&self, pass: &Pass<'_>, acts: &Activations, n: usize) {
         assert!(acts.keep != Keep::Nothing, "these activations keep nothing for backward");
-        let n = dlogp.len();
         let scored_rows = acts.stage == Stage::Scored(n) || acts.stage == Stage::Differentiated(n);
         assert!(scored_rows, "forward and logprobs come first");
         assert_eq!(acts.n_tokens, pass.batch.tokens.len(), "another batch went forward");
-        assert_eq!(grads.len(), trainable.params().len(), "grads is not the numbers' shape");
-        let step = self.step(pass);
-        self.head_backward(trainable, acts, (scored, dlogp), grads);
-        for layer in (trainable.first_layer()..self.dims.l).rev() {
-            let lowest = trainable.lowest_linear(layer, &self.config);
-            if acts.keep == Keep::LayerInputs {
-                step.forward_again(layer, pass, acts);
-            }
-            let (input, slot) = (acts.input(layer), acts.slot(layer));
-            let buffers = &mut acts.layers[slot];
-            if !step.mlp_backward((layer, lowest), buffers, &mut acts.ws, grads) {
-                break;
-            }
-            let x = acts.inputs[input].get(step.t);
-            step.attention_backward(
-                (layer, lowest),
-                pass.batch.segments,
-                x,
-                buffers,
-                &mut acts.ws,
-                grads,
-            );
+    }
+
+    /// The gradient of the embedding, where it trains, from that of the residual stream below the
+    /// first layer.
+    pub(super) fn embedding_backward(
+        &self,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+        grads: &mut Grads<'_>,
+    ) {
+        let range = pass.adapter.and_then(|trainable| trainable.range(Role::Embedding));
+        let Some(range) = range else { return };
+        let dx = acts.ws.dx.get_mut(pass.batch.tokens.len());
+        if let Some(scale) = self.config.embedding_scale {
+            dx.iter_mut().for_each(|dx| *dx *= scale);
         }
-        if let Some(range) = trainable.range(Role::Embedding) {
-            let dx = acts.ws.dx.get_mut(step.t);
-            if let Some(scale) = self.config.embedding_scale {
-                dx.iter_mut().for_each(|dx| *dx *= scale);
-            }
-            self.ops.embedding_backward(&mut grads[range], dx, pass.batch.tokens);
-        }
-        acts.stage = Stage::Empty;
+        self.ops.embedding_backward(grads.of(range), dx, pass.batch.tokens);
     }
 
     /// Says how much the balance loss of experts counts in the next backward pass: where a router
@@ -83,19 +82,19 @@ impl Decoder {
 
     /// Gradient of the residual stream after the last layer, into `ws.dx`, and those of the head
     /// and the last norm where they train.
-    fn head_backward(
+    pub(super) fn head_backward(
         &self,
         trainable: &Trainable,
         acts: &mut Activations,
         (scored, dlogp): (Scored<'_>, &[f32]),
-        grads: &mut [f32],
+        grads: &mut Grads<'_>,
     ) {
         let (n, t) = (dlogp.len(), acts.n_tokens);
         let head = &mut acts.head;
         let head_weight = self.head(Some(trainable));
         if let Some(range) = trainable.range(Role::Head) {
             self.ops.token_logprobs_head_backward(
-                &mut grads[range],
+                grads.of(range),
                 dlogp,
                 head.lse.get(n),
                 head.xn.get(n),
@@ -122,7 +121,7 @@ impl Decoder {
         }
         if let Some(range) = trainable.range(Role::FinalNorm) {
             let (dxn, x) = (head.dxn.get(n), head.x.get(n));
-            self.ops.rms_norm_weight_backward(&mut grads[range], dxn, x, head.inv_rms.get(n));
+            self.ops.rms_norm_weight_backward(grads.of(range), dxn, x, head.inv_rms.get(n));
         }
         self.ops.rms_norm_backward(
             head.dx.get_mut(n),
@@ -139,6 +138,30 @@ impl Decoder {
 }
 
 impl Step<'_> {
+    /// Gradients of one layer, and that of its input into `ws.dx`; whether anything below needs
+    /// that.
+    pub(super) fn layer_backward(
+        &self,
+        layer: usize,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+        grads: &mut Grads<'_>,
+    ) -> bool {
+        let trainable = pass.adapter.expect("backward needs something that trains");
+        let lowest = trainable.lowest_linear(layer, &self.decoder.config);
+        if acts.keep == Keep::LayerInputs {
+            self.forward_again(layer, pass, acts);
+        }
+        let (input, slot) = (acts.input(layer), acts.slot(layer));
+        let buffers = &mut acts.layers[slot];
+        if !self.mlp_backward((layer, lowest), buffers, &mut acts.ws, grads) {
+            return false;
+        }
+        let (x, segments) = (acts.inputs[input].get(self.t), pass.batch.segments);
+        self.attention_backward((layer, lowest), segments, x, buffers, &mut acts.ws, grads);
+        true
+    }
+
     /// Fills the shared buffers with what `layer` computed in the forward pass.
     fn forward_again(&self, layer: usize, pass: &Pass<'_>, acts: &mut Activations) {
         let (input, slot) = (acts.input(layer), acts.slot(layer));

@@ -14,6 +14,7 @@
 use forgelm_kernels_api::{GemmDims, GemmLayout, Write};
 
 use super::Step;
+use super::grads::Grads;
 use super::linear::Place;
 use crate::activations::{AdapterRows, AdapterScratch, Rows};
 use crate::adapter::AdaptedModule;
@@ -82,7 +83,7 @@ impl<'a> Step<'a> {
     pub(super) fn dora_output_gradient<'b>(
         &self,
         (_, module, factors): Dora<'_>,
-        grads: &mut [f32],
+        grads: &mut Grads<'_>,
         dz: &'b mut Rows,
         (dy, kept): (&[f32], &AdapterRows),
     ) -> &'b [f32] {
@@ -91,7 +92,7 @@ impl<'a> Step<'a> {
         // dy / |V| first: the sums over the rows can then be added to what is there.
         ops.scale_columns(dz, dy, &factors.inv_norms, Write::Replace);
         let range = module.magnitude.clone().expect("the magnitudes of this module train");
-        ops.column_dots(&mut grads[range], dz, kept.z(t, module.n_out));
+        ops.column_dots(grads.of(range), dz, kept.z(t, module.n_out));
         ops.scale_columns(dz, dy, &factors.factors, Write::Replace);
         dz
     }

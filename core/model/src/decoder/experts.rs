@@ -9,6 +9,7 @@
 
 use forgelm_kernels_api::Write;
 
+use super::grads::Grads;
 use super::routing::softmax_rows;
 use super::{Step, gather_rows, scatter_rows};
 use crate::activations::{ExpertSpace, LayerBuffers, Workspace};
@@ -129,7 +130,7 @@ impl Step<'_> {
         (layer, experts): (usize, &Experts),
         buffers: &mut LayerBuffers,
         ws: &mut Workspace,
-        grads: &mut [f32],
+        grads: &mut Grads<'_>,
     ) {
         let t = self.t;
         ws.routing.choose(buffers.probs.get(t), experts);
@@ -158,7 +159,7 @@ impl Step<'_> {
         (layer, expert): (usize, usize),
         buffers: &mut LayerBuffers,
         ws: &mut Workspace,
-        grads: &mut [f32],
+        grads: &mut Grads<'_>,
     ) {
         let (t, dims, ops) = (self.t, &self.decoder.dims, &self.decoder.ops);
         let range = ws.routing.range(expert);
@@ -220,7 +221,7 @@ impl Step<'_> {
         layer: usize,
         buffers: &mut LayerBuffers,
         ws: &mut Workspace,
-        grads: &mut [f32],
+        grads: &mut Grads<'_>,
     ) {
         let (t, f, ops) = (self.t, self.decoder.dims.f_shared, &self.decoder.ops);
         let act = self.decoder.config.mlp.act;

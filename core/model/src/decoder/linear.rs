@@ -7,6 +7,7 @@
 use forgelm_kernels_api::{FrozenMatrix, GemmDims, GemmLayout, Write};
 
 use super::Step;
+use super::grads::Grads;
 use crate::activations::{AdapterRows, AdapterScratch, Rows};
 use crate::names::{Linear, Role};
 
@@ -81,7 +82,7 @@ impl<'a> Step<'a> {
     pub(super) fn linear_weight_gradients(
         &self,
         place: Place,
-        grads: &mut [f32],
+        grads: &mut Grads<'_>,
         du: &mut Rows,
         (dy, x, kept): (&[f32], &[f32], &AdapterRows),
         scratch: &mut AdapterScratch,
@@ -90,11 +91,11 @@ impl<'a> Step<'a> {
         if let Some(range) = trainable.range(Role::Linear(place.0, place.1)) {
             let weight = self.weight(place);
             let dims = GemmDims { m: weight.n_rows(), n: weight.n_cols(), k: self.t };
-            let dw = &mut grads[range];
+            let dw = grads.of(range);
             self.decoder.ops.gemm(dw, dy, x, GemmLayout::Tn, dims, 1.0, Write::Add);
         }
         if let Some(range) = trainable.range(Role::Bias(place.0, place.1)) {
-            self.decoder.ops.column_sums(&mut grads[range], dy);
+            self.decoder.ops.column_sums(grads.of(range), dy);
         }
         let AdapterScratch { dropped, dz } = scratch;
         let dy = match self.dora(place) {

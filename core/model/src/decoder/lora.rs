@@ -13,6 +13,7 @@
 use forgelm_kernels_api::{Dropout, GemmDims, GemmLayout, Write};
 
 use super::Step;
+use super::grads::Grads;
 use crate::activations::{AdapterRows, AdapterScratch, Rows};
 use crate::adapter::AdaptedModule;
 use crate::names::Linear;
@@ -96,7 +97,7 @@ impl<'a> Step<'a> {
     pub(super) fn lora_weight_gradients(
         &self,
         (layer, linear): (usize, Linear),
-        grads: &mut [f32],
+        grads: &mut Grads<'_>,
         du: &mut Rows,
         (dy, x, kept): (&[f32], &[f32], &AdapterRows),
         dropped: &mut Rows,
@@ -106,13 +107,13 @@ impl<'a> Step<'a> {
         let u = &kept.u.get(t)[..t * module.r];
         let du = &mut du.get_mut(t)[..t * module.r];
         let dims = GemmDims { m: module.n_out, n: module.r, k: t };
-        let db = &mut grads[module.b.clone()];
+        let db = grads.of(module.b.clone());
         ops.gemm(db, dy, u, GemmLayout::Tn, dims, module.scale, Write::Add);
         let dims = GemmDims { m: t, n: module.r, k: module.n_out };
         ops.gemm(du, dy, adapter.b(module), GemmLayout::Nn, dims, module.scale, Write::Replace);
         let x = self.after_dropout(adapter, module, x, dropped);
         let dims = GemmDims { m: module.r, n: module.n_in, k: t };
-        let da = &mut grads[module.a.clone()];
+        let da = grads.of(module.a.clone());
         ops.gemm(da, du, x, GemmLayout::Tn, dims, 1.0, Write::Add);
     }
 

@@ -3,6 +3,7 @@
 
 use forgelm_kernels_api::Write;
 
+use super::grads::Grads;
 use super::{Step, join_columns, split_columns};
 use crate::activations::{LayerBuffers, Workspace};
 use crate::names::{Linear, Norm};
@@ -77,7 +78,7 @@ impl Step<'_> {
         (layer, lowest): (usize, Option<Linear>),
         buffers: &mut LayerBuffers,
         ws: &mut Workspace,
-        grads: &mut [f32],
+        grads: &mut Grads<'_>,
     ) -> bool {
         let (t, ops, config) = (self.t, &self.decoder.ops, &self.decoder.config);
         let act = config.mlp.act;

@@ -3,6 +3,7 @@
 use forgelm_kernels_api::Write;
 
 use super::Step;
+use super::grads::Grads;
 use crate::names::{Norm, Role};
 
 impl<'a> Step<'a> {
@@ -33,13 +34,13 @@ impl<'a> Step<'a> {
     pub(super) fn norm_backward(
         &self,
         (layer, norm): (usize, Norm),
-        grads: &mut [f32],
+        grads: &mut Grads<'_>,
         (dx, write): (&mut [f32], Write),
         dy: &[f32],
         (x, inv_rms): (&[f32], &[f32]),
     ) {
         if let Some(range) = self.adapter.and_then(|t| t.range(Role::Norm(layer, norm))) {
-            self.decoder.ops.rms_norm_weight_backward(&mut grads[range], dy, x, inv_rms);
+            self.decoder.ops.rms_norm_weight_backward(grads.of(range), dy, x, inv_rms);
         }
         let weight = self.norm_weight((layer, norm));
         self.decoder.ops.rms_norm_backward(dx, dy, x, inv_rms, weight, write);

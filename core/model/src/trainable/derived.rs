@@ -1,9 +1,10 @@
 //! What the kernels read of trained numbers in another form, and the start at values of the base.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use forgelm_kernels_api::{FrozenMatrix, GemmDims, GemmLayout, Ops, RowSource, Write};
+use forgelm_kernels_api::{Compute, FrozenMatrix, GemmDims, GemmLayout, Ops, RowSource, Write};
 
 use super::{AdaptedModule, BaseTensor, Trainable};
 use crate::adapter::LoraInit;
@@ -53,6 +54,13 @@ impl Derived {
     }
 }
 
+/// What becomes of the decoder's own copy of a matrix that trains.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Frozen {
+    Keep,
+    GiveBack,
+}
+
 /// Rows in memory.
 pub(super) struct Dense<'a> {
     pub(super) n_cols: usize,
@@ -85,6 +93,17 @@ impl Trainable {
         of_base.chain(of_dora).sum()
     }
 
+    /// Memory of the matrices of the base that train, as packed for products in a format.
+    #[must_use]
+    pub fn packed_bytes(&self, compute: Compute) -> usize {
+        let n_bytes = match compute {
+            Compute::F32 => 4,
+            Compute::Bf16 => 2,
+        };
+        let matrices = self.base.values().filter(|tensor| tensor.shape.len() == 2);
+        matrices.map(|tensor| tensor.range.len() * n_bytes).sum()
+    }
+
     /// Whether the derived forms are those of the numbers.
     pub(crate) fn is_current(&self) -> bool {
         self.derived.is_current || !self.derived.exist
@@ -112,12 +131,37 @@ impl Decoder {
         trainable: &mut Trainable,
         store: &dyn TensorStore,
     ) -> Result<(), WeightsError> {
+        self.start(trainable, store, Frozen::Keep)
+    }
+
+    /// As [`Decoder::begin`], and gives back the decoder's own copy of each matrix that trains. The
+    /// decoder can then only run with `trainable`.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read.
+    pub fn begin_alone(
+        &mut self,
+        trainable: &mut Trainable,
+        store: &dyn TensorStore,
+    ) -> Result<(), WeightsError> {
+        self.start(trainable, store, Frozen::GiveBack)
+    }
+
+    fn start(
+        &mut self,
+        trainable: &mut Trainable,
+        store: &dyn TensorStore,
+        frozen: Frozen,
+    ) -> Result<(), WeightsError> {
         if trainable.lora().is_some_and(|c| c.init == LoraInit::PrincipalComponents) {
             self.take_principal_components(trainable, store)?;
         }
         for (role, tensor) in &trainable.base {
             let values = stored_values(store, self.config(), *role)?;
             trainable.params[tensor.range.clone()].copy_from_slice(&values);
+            if frozen == Frozen::GiveBack {
+                self.release(*role);
+            }
         }
         for module in trainable.modules.clone() {
             let Some(range) = module.magnitude.clone() else { continue };
@@ -139,23 +183,50 @@ impl Decoder {
             return;
         }
         for tensor in trainable.base.values_mut() {
-            if let Some(whole) = &mut tensor.whole {
-                whole.clear();
-                whole.extend(trainable.params[tensor.range.clone()].iter().map(|w| 1.0 + w));
-            }
-            if let [_, n_cols] = *tensor.shape {
-                // The old one first: two packed copies of a weight need not fit.
-                tensor.packed = None;
-                let values = &trainable.params[tensor.range.clone()];
-                let packed = self.ops().freeze(&Dense { n_cols, values }, self.compute());
-                tensor.packed = Some(Arc::from(packed));
-            }
+            self.form(tensor, &trainable.params);
         }
         if trainable.modules.iter().any(|m| m.magnitude.is_some()) {
             let factors = trainable.modules.iter().map(|m| self.dora_factors(trainable, m));
             trainable.derived.dora = factors.collect();
         }
         trainable.derived.is_current = true;
+    }
+
+    /// Changes some of the trained weights and forms again what is derived from these alone; the
+    /// others stay as current as they were.
+    ///
+    /// Shapes: `change` gets every trainable number and may change those of `slices`.
+    ///
+    /// # Panics
+    /// If a slice is not a weight of the base.
+    pub fn change(
+        &self,
+        trainable: &mut Trainable,
+        slices: &[Range<usize>],
+        change: impl FnOnce(&mut [f32]),
+    ) {
+        change(&mut trainable.params);
+        let mut n_formed = 0;
+        for tensor in trainable.base.values_mut().filter(|t| slices.contains(&t.range)) {
+            self.form(tensor, &trainable.params);
+            n_formed += 1;
+        }
+        assert_eq!(n_formed, slices.len(), "only weights of the base change one by one");
+    }
+
+    /// Forms what is derived from one weight.
+    fn form(&self, tensor: &mut BaseTensor, params: &[f32]) {
+        let values = &params[tensor.range.clone()];
+        if let Some(whole) = &mut tensor.whole {
+            whole.clear();
+            whole.extend(values.iter().map(|w| 1.0 + w));
+        }
+        if let [_, n_cols] = *tensor.shape {
+            // The old one first: two packed copies of a weight need not fit.
+            tensor.packed = None;
+            let packed = self.ops().freeze(&Dense { n_cols, values }, self.compute());
+            tensor.packed = Some(Arc::from(packed));
+        }
     }
 
     fn dora_factors(&self, trainable: &Trainable, module: &AdaptedModule) -> DoraFactors {

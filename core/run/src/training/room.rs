@@ -7,6 +7,7 @@ use crate::memory::{self, Room};
 use crate::model::FoundModel;
 use crate::plan::Plan;
 use crate::recovery::{Ladder, Rung};
+use crate::settings;
 use forgelm_artifact::write;
 use forgelm_model::{LoadOptions, MemoryPlan, StepSize, Trainable};
 use forgelm_train::feed::Feed;
@@ -85,6 +86,7 @@ impl Inputs<'_> {
             step: self.step_size(rung.cut),
             longest: usize::try_from(longest).unwrap_or(usize::MAX),
             keep: rung.keep,
+            is_alone: settings::runs_alone(&self.plan.run),
             n_threads: self.n_threads,
             held: self.held,
         });

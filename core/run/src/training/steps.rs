@@ -145,11 +145,11 @@ impl Job<'_> {
 
     /// Keeps what is needed to look into a step that gave no finite number, and says what is known.
     fn given_up(&self, error: StepError) -> Result<RunError, RunError> {
-        let (step, what, layer, value, records) = match error {
+        let (step, what, layer, value, records, is_torn) = match error {
             StepError::Data(error) => return Err(error.into()),
             StepError::Trainer(error) => return Err(error.into()),
-            StepError::NotFinite { step, what, layer, value, records } => {
-                (step, what, layer, value, records)
+            StepError::NotFinite { step, what, layer, value, records, is_torn } => {
+                (step, what, layer, value, records, is_torn)
             }
         };
         let place_of = |record: &u64| {
@@ -161,6 +161,7 @@ impl Job<'_> {
             "step": step,
             "what": what,
             "layer": layer,
+            "layers_above_were_updated": is_torn,
             "value": value.to_string(),
             "records": records,
             "rows": rows,
@@ -169,7 +170,7 @@ impl Job<'_> {
         let text = forgelm_artifact::json::pretty(&replay);
         let path = self.plan.output.replay(step);
         write::atomic(&path, text.as_bytes())?;
-        Ok(RunError::NotFinite { step, what, value, rows: shortened(&rows), replay: path })
+        Ok(RunError::NotFinite { step, what, value, rows: shortened(&rows), replay: path, is_torn })
     }
 }
 

@@ -7,7 +7,7 @@ use crate::feed::FeedError;
 use forgelm_data::PackedBatch;
 use forgelm_sdk::Failed;
 
-/// Why a step did not happen. The adapter and the optimizer are as before it.
+/// Why a step did not happen. What trains and the optimizer are as before it, unless it is torn.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
     /// The step's sequences could not be read.
@@ -18,8 +18,9 @@ pub enum StepError {
     Trainer(#[from] Failed),
     /// The loss or a gradient is not a finite number.
     #[error(
-        "step {step}: {what} is {value}; nothing was updated (records {records:?})\n  hint: a \
-         lower `training.learning_rate` often helps; the last checkpoint is good"
+        "step {step}: {what} is {value}; {} (records {records:?})\n  hint: a lower \
+         `training.learning_rate` often helps; the last checkpoint is good",
+        if *is_torn { "the layers above it are already updated" } else { "nothing was updated" }
     )]
     NotFinite {
         /// 1-based number of the step.
@@ -32,6 +33,8 @@ pub enum StepError {
         value: f64,
         /// Records from which it comes, as narrow as it can be said.
         records: Vec<u64>,
+        /// Whether layers above it were updated before it was found: only with layer-wise updates.
+        is_torn: bool,
     },
 }
 
@@ -53,6 +56,7 @@ impl Session<'_> {
                 layer: found.layer,
                 value: f64::from(found.value),
                 records: of_row(row).into_iter().collect(),
+                is_torn: false,
             };
         }
         let own = &self.buffers.logp[..batch.labels.len()];
@@ -65,11 +69,12 @@ impl Session<'_> {
                 layer: None,
                 value: f64::from(self.buffers.logp[scored]),
                 records: of_row(row).into_iter().collect(),
+                is_torn: false,
             };
         }
         let what = "the loss".to_owned();
-        let records = records(batch);
-        StepError::NotFinite { step: step + 1, what, layer: None, value: loss, records }
+        let (layer, value, is_torn, records) = (None, loss, false, records(batch));
+        StepError::NotFinite { step: step + 1, what, layer, value, records, is_torn }
     }
 
     /// The norm of the step's gradient is not finite: each micro-batch is run again, and the first
@@ -92,22 +97,20 @@ impl Session<'_> {
             self.backward(batch, step);
             if let Some((what, layer, value)) = self.first_bad_slice() {
                 let records = records(batch);
-                return StepError::NotFinite { step: step + 1, what, layer, value, records };
+                let (step, is_torn) = (step + 1, false);
+                return StepError::NotFinite { step, what, layer, value, records, is_torn };
             }
         }
         // Finite one by one: only their sum is not.
         let records = input.micro_batches.iter().flat_map(|of| records(&of.batch)).collect();
-        StepError::NotFinite { step: step + 1, what, layer, value, records }
+        StepError::NotFinite { step: step + 1, what, layer, value, records, is_torn: false }
     }
 
     /// The first slice of the gradient with a number that is not finite: name, layer, number.
     fn first_bad_slice(&self) -> Option<(String, Option<usize>, f64)> {
         self.adapter.slices().into_iter().find_map(|slice| {
             let bad = self.grad[slice.range.clone()].iter().find(|d| !d.is_finite())?;
-            let layer = slice
-                .name
-                .split_once("layers.")
-                .and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
+            let layer = layer_of(&slice.name);
             Some((format!("the gradient of `{}`", slice.name), layer, f64::from(*bad)))
         })
     }
@@ -118,4 +121,9 @@ fn records(batch: &PackedBatch) -> Vec<u64> {
     let mut records: Vec<u64> = batch.sequences.iter().map(|sequence| sequence.record).collect();
     records.dedup();
     records
+}
+
+/// The decoder layer in the name of a weight.
+pub(super) fn layer_of(name: &str) -> Option<usize> {
+    name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse().ok())
 }

@@ -1,0 +1,84 @@
+//! Layer-wise updates: each layer is updated as soon as the pass down has left it.
+//!
+//! Paper: Lv et al. 2023, arXiv:2306.09782, algorithm 1; with GaLore in Zhao et al. 2024,
+//! arXiv:2403.03507, sec. 4.3.
+//!
+//! The gradient of one layer exists at a time. A step is therefore one micro-batch, and neither
+//! the norm of the whole gradient nor whether all of it is finite is known before the first
+//! update: nothing is clipped, and a number that is not finite stops a step that has changed the
+//! layers above it. The session is of no use then; the last checkpoint is.
+
+use super::not_finite::layer_of;
+use super::{Session, StepError, pass};
+use crate::optimizer::At;
+use forgelm_data::PackedBatch;
+use forgelm_model::{Descent, DropoutStep, Scored};
+use std::ops::Range;
+
+impl Session<'_> {
+    /// Backward over the only micro-batch of a step, and the update; the norm of the mean gradient.
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+    pub(super) fn update_by_layer(
+        &mut self,
+        batch: &PackedBatch,
+        step: u64,
+        n_terms: u64,
+    ) -> Result<f64, StepError> {
+        assert_eq!(self.cut().accumulation, 1, "a layer is updated after one micro-batch");
+        let ops = self.decoder.ops().clone();
+        let mean = 1.0 / n_terms.max(1) as f64;
+        let learning_rate = self.settings.schedule.at(step);
+        let at = At { step: step + 1, learning_rate, grad_scale: mean };
+        let (mut descent, mut squares, mut is_torn) = (Descent::begin(), 0.0, false);
+        while let Some(slices) = self.descend(&mut descent, batch, step) {
+            let grads = self.grad_by_layer.as_ref().expect("layers are updated one by one");
+            let sum: f64 = slices.iter().map(|s| ops.sum_of_squares(grads.of(s.clone()))).sum();
+            if !sum.is_finite() {
+                return Err(self.bad_slices(step, batch, &slices, is_torn));
+            }
+            squares += sum;
+            is_torn |= !slices.is_empty();
+            let optimizer = &mut self.optimizer;
+            self.decoder.change(&mut self.adapter, &slices, |params| {
+                optimizer.step_slices(ops.as_ref(), &slices, params, |range| grads.of(range), at);
+            });
+        }
+        Ok(squares.sqrt() * mean)
+    }
+
+    fn descend(
+        &mut self,
+        descent: &mut Descent,
+        batch: &PackedBatch,
+        step: u64,
+    ) -> Option<Vec<Range<usize>>> {
+        let dropout = Some(DropoutStep { stream: &self.dropout, step });
+        let pass = pass(&self.adapter, batch, dropout);
+        let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
+        let grads = self.grad_by_layer.as_mut().expect("layers are updated one by one");
+        let given = (scored, &self.buffers.dlogp[..]);
+        self.decoder.descend(descent, &pass, &mut self.activations, given, grads)
+    }
+
+    fn bad_slices(
+        &self,
+        step: u64,
+        batch: &PackedBatch,
+        slices: &[Range<usize>],
+        is_torn: bool,
+    ) -> StepError {
+        let grads = self.grad_by_layer.as_ref().expect("layers are updated one by one");
+        let found = self.adapter.slices().into_iter().find_map(|slice| {
+            let range = slices.contains(&slice.range).then_some(slice.range)?;
+            let bad = grads.of(range).iter().find(|d| !d.is_finite())?;
+            Some((slice.name, f64::from(*bad)))
+        });
+        let (what, layer, value) = match found {
+            Some((name, value)) => (format!("the gradient of `{name}`"), layer_of(&name), value),
+            // Each finite, but not their squares.
+            None => ("the norm of the gradient of a layer".to_owned(), None, f64::INFINITY),
+        };
+        let records = batch.sequences.iter().map(|sequence| sequence.record).collect();
+        StepError::NotFinite { step: step + 1, what, layer, value, records, is_torn }
+    }
+}
