@@ -278,7 +278,9 @@ impl Isa {
             #[cfg(isa = "avx512bf16")]
             Self::Avx512Bf16(_) => true,
             #[cfg(isa = "avx512")]
-            Self::Avx512(_) | Self::Avx2(_) => false,
+            Self::Avx512(_) => false,
+            #[cfg(isa = "avx2")]
+            Self::Avx2(_) => false,
             #[cfg(isa = "neon")]
             Self::Neon(_) => false,
             Self::Plain(_) => false,
