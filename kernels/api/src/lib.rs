@@ -19,6 +19,7 @@ pub use blocks::{
 };
 pub use frozen::{Compute, FrozenMatrix, RowSource};
 pub use ops::{
-    Activation, AttentionShape, Dropout, GemmDims, GemmLayout, Ops, Rotation, Segment, Write,
+    Activation, AttentionShape, Dropout, GemmDims, GemmLayout, LowRank, Ops, Rotation, Segment,
+    Write,
 };
 pub use optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};

@@ -41,6 +41,19 @@ pub struct GemmDims {
     pub k: usize,
 }
 
+/// A product of low rank that is added to one with a frozen weight: `scale * u v`, all of it f32.
+///
+/// Paper: Hu et al. 2021, arXiv:2106.09685, eq. 3.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a> {
+    /// [T, r].
+    pub u: &'a [f32],
+    /// Forward [N, r], read transposed; backward [r, K].
+    pub v: &'a [f32],
+    /// Factor on the product.
+    pub scale: f32,
+}
+
 /// One sequence of a packed batch: rows `start..start + len`. Segments lie end to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -142,6 +155,43 @@ pub trait Ops: Send + Sync {
     ///
     /// Shapes: `dx` [T, K] written or added to, `dy` [T, N] read, `w` [N, K] read.
     fn linear_backward(&self, dx: &mut [f32], dy: &[f32], w: &dyn FrozenMatrix, write: Write);
+
+    /// `y = x w^T + scale * u v^T`: a layer with an adapter, in one pass over the result.
+    ///
+    /// Shapes: `y` [T, N] written or added to, `x` [T, K], `w` [N, K], `u` [T, r] and `v` [N, r]
+    /// read.
+    fn linear_forward_low_rank(
+        &self,
+        y: &mut [f32],
+        x: &[f32],
+        w: &dyn FrozenMatrix,
+        low_rank: LowRank<'_>,
+        write: Write,
+    ) {
+        self.linear_forward(y, x, w, write);
+        let LowRank { u, v, scale } = low_rank;
+        let (n, t) = (w.n_rows(), x.len() / w.n_cols());
+        self.gemm(y, u, v, GemmLayout::Nt, GemmDims { m: t, n, k: v.len() / n }, scale, Write::Add);
+    }
+
+    /// `dx = dy w + scale * u v`.
+    ///
+    /// Shapes: `dx` [T, K] written or added to, `dy` [T, N], `w` [N, K], `u` [T, r] and `v` [r, K]
+    /// read.
+    fn linear_backward_low_rank(
+        &self,
+        dx: &mut [f32],
+        dy: &[f32],
+        w: &dyn FrozenMatrix,
+        low_rank: LowRank<'_>,
+        write: Write,
+    ) {
+        self.linear_backward(dx, dy, w, write);
+        let LowRank { u, v, scale } = low_rank;
+        let (k, t) = (w.n_cols(), dy.len() / w.n_rows());
+        let dims = GemmDims { m: t, n: k, k: v.len() / k };
+        self.gemm(dx, u, v, GemmLayout::Nn, dims, scale, Write::Add);
+    }
 
     /// `c = alpha op(a) op(b)` of dense, changing matrices (adapters and their gradients: one of
     /// the sizes is often a small rank).

@@ -1,6 +1,6 @@
 //! Products with a frozen weight.
 
-use forgelm_kernels_api::{Compute, Ops, Write};
+use forgelm_kernels_api::{Compute, LowRank, Ops, Write};
 use forgelm_kernels_reference::Reference;
 
 use crate::{Matrix, Outcome, U, assert_within, bits_of, numbers, sizes};
@@ -25,10 +25,24 @@ pub const CASES: [(usize, usize, usize); 16] = [
     (40, 1700, 96),
 ];
 
+/// (T, N, K, r): one row and few (generation), sums of one and of several blocks, panels that are
+/// not full, backward in several blocks, and no rank at all.
+pub const LOW_RANK: [(usize, usize, usize, usize); 9] = [
+    (1, 1, 1, 1),
+    (1, 50, 1200, 8),
+    (5, 96, 577, 3),
+    (16, 145, 97, 16),
+    (17, 48, 16, 33),
+    (129, 193, 1200, 16),
+    (40, 1700, 800, 5),
+    (130, 100, 50, 64),
+    (20, 60, 70, 0),
+];
+
 /// Both directions, both formats, replacing and adding.
 #[must_use]
 pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
-    let mut outcomes = Vec::new();
+    let mut outcomes = compare_low_rank(library);
     for (i, &(t, n, k)) in CASES.iter().enumerate() {
         let seed = i as u32;
         let w = Matrix::random(seed, n, k);
@@ -60,6 +74,51 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             Reference.linear_backward(&mut want, &dy, &*plain, write);
             Reference.linear_backward(&mut size, &sizes(&dy), &*plain_sizes, write);
             let bound = |i: usize| (n + 8) as f64 * U * f64::from(size[i]);
+            assert_within(&format!("{name}: dx"), &dx, &want, bound);
+            outcomes.push(Outcome { name, bits: bits_of(&[&y, &dx]) });
+        }
+    }
+    outcomes
+}
+
+/// The same with a product of low rank beside it.
+fn compare_low_rank(library: &dyn Ops) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    for (i, &(t, n, k, r)) in LOW_RANK.iter().enumerate() {
+        let seed = i as u32 + 50;
+        let w = Matrix::random(seed, n, k);
+        let u = numbers(seed + 5000, t * r);
+        let [v_n, v_k] = [n, k].map(|width| numbers(seed + 6000, width * r));
+        let scale = 0.75;
+        for compute in [Compute::F32, Compute::Bf16] {
+            let write = if i % 2 == 0 { Write::Replace } else { Write::Add };
+            let name = format!("linear T={t} N={n} K={k} r={r} {compute:?} {write:?}");
+            let frozen = library.freeze(&w, compute);
+            let plain = Reference.freeze(&w, compute);
+            let plain_sizes = Reference.freeze(&w.sizes(), compute);
+            let [u_size, v_n_size, v_k_size] = [&u, &v_n, &v_k].map(|x| sizes(x));
+            let size_of = |v| LowRank { u: &u_size, v, scale };
+
+            let x = numbers(seed + 1000, t * k);
+            let start = numbers(seed + 2000, t * n);
+            let (mut y, mut want, mut size) = (start.clone(), start.clone(), sizes(&start));
+            let low_rank = LowRank { u: &u, v: &v_n, scale };
+            library.linear_forward_low_rank(&mut y, &x, &*frozen, low_rank, write);
+            Reference.linear_forward_low_rank(&mut want, &x, &*plain, low_rank, write);
+            let (x, low_rank) = (sizes(&x), size_of(&v_n_size));
+            Reference.linear_forward_low_rank(&mut size, &x, &*plain_sizes, low_rank, write);
+            let bound = |i: usize| (k + r + 9) as f64 * U * f64::from(size[i]);
+            assert_within(&format!("{name}: y"), &y, &want, bound);
+
+            let dy = numbers(seed + 3000, t * n);
+            let start = numbers(seed + 4000, t * k);
+            let (mut dx, mut want, mut size) = (start.clone(), start.clone(), sizes(&start));
+            let low_rank = LowRank { u: &u, v: &v_k, scale };
+            library.linear_backward_low_rank(&mut dx, &dy, &*frozen, low_rank, write);
+            Reference.linear_backward_low_rank(&mut want, &dy, &*plain, low_rank, write);
+            let (dy, low_rank) = (sizes(&dy), size_of(&v_k_size));
+            Reference.linear_backward_low_rank(&mut size, &dy, &*plain_sizes, low_rank, write);
+            let bound = |i: usize| (n + r + 9) as f64 * U * f64::from(size[i]);
             assert_within(&format!("{name}: dx"), &dx, &want, bound);
             outcomes.push(Outcome { name, bits: bits_of(&[&y, &dx]) });
         }

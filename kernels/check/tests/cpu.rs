@@ -7,7 +7,9 @@
     reason = "a test, which says what it skips"
 )]
 
-use forgelm_kernels_api::{Compute, Ops, RowSource, Write};
+use std::ops::Range;
+
+use forgelm_kernels_api::{Compute, LowRank, Ops, RowSource, Write};
 use forgelm_kernels_check::{
     attention, columns, compare_all, elementwise, embedding, gemm, glu, linear, optimizers, packed,
     rms_norm, rope, token_logprobs,
@@ -17,6 +19,7 @@ use forgelm_kernels_cpu::{Cpu, InstructionSet};
 /// Outcomes that the lists must give: nothing may be skipped silently.
 fn n_outcomes() -> usize {
     2 * linear::CASES.len()
+        + 2 * linear::LOW_RANK.len()
         + 2 * packed::SIZES.len() * packed::FORMATS.len()
         + 3 * gemm::CASES.len()
         + 2 * embedding::CASES.len()
@@ -43,7 +46,7 @@ fn check(set: InstructionSet) {
     assert_eq!(cpu.prefers(Compute::Bf16), set == InstructionSet::Avx512Bf16);
     let one = compare_all(&cpu);
     assert_eq!(one.len(), n_outcomes());
-    assert_eq!(one.len(), 226 + 84);
+    assert_eq!(one.len(), 226 + 84 + 18);
     for n_threads in [2, 3] {
         let cpu = Cpu::with_instruction_set(n_threads, set).unwrap();
         assert_eq!(cpu.n_threads(), n_threads);
@@ -114,6 +117,8 @@ impl RowSource for Rows {
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
     const T: usize = 70;
+    const R: usize = 3;
+    const BATCHES: [usize; 9] = [1, 2, 3, 4, 7, 8, 16, 12, 17];
     // Weights of less than a panel, of parts of panels, and with several blocks along the sum.
     let sizes = [(1, 3), (47, 96), (49, 577), (48 * 5 + 20, 1601), (700, 64)];
     for set in InstructionSet::available() {
@@ -127,7 +132,7 @@ fn a_row_does_not_depend_on_its_batch() {
                 let (mut whole, mut apart) = (whole.clone(), whole);
                 cpu.linear_forward(&mut whole, &x, &*w, write);
                 let mut row = 0;
-                for rows in [1, 2, 3, 4, 7, 8, 16, 12, 17] {
+                for rows in BATCHES {
                     let y = &mut apart[row * n..(row + rows) * n];
                     cpu.linear_forward(y, &x[row * k..(row + rows) * k], &*w, write);
                     row += rows;
@@ -135,6 +140,23 @@ fn a_row_does_not_depend_on_its_batch() {
                 assert_eq!(row, T);
                 let same = whole.iter().zip(&apart).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(same, "{}: {n} x {k}, {compute:?}, {write:?}", set.name());
+
+                let (u, v) = (&x[..T * R], (0..n * R).map(|i| number(i + 11)).collect::<Vec<_>>());
+                let low_rank = |rows: Range<usize>| LowRank {
+                    u: &u[rows.start * R..rows.end * R],
+                    v: &v,
+                    scale: 0.5,
+                };
+                cpu.linear_forward_low_rank(&mut whole, &x, &*w, low_rank(0..T), write);
+                let mut row = 0;
+                for rows in BATCHES {
+                    let y = &mut apart[row * n..(row + rows) * n];
+                    let (x, term) = (&x[row * k..(row + rows) * k], low_rank(row..row + rows));
+                    cpu.linear_forward_low_rank(y, x, &*w, term, write);
+                    row += rows;
+                }
+                let same = whole.iter().zip(&apart).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{}: {n} x {k}, {compute:?}, {write:?}, rank {R}", set.name());
             }
         }
     }

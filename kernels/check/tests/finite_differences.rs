@@ -5,7 +5,10 @@
 //! the truncation; the rounding of f's results to f32 is added, divided by the step.
 #![expect(clippy::cast_possible_truncation, reason = "a test")]
 
-use forgelm_kernels_api::{Activation, AttentionShape, Compute, Ops, Rotation, Segment, Write};
+use forgelm_kernels_api::{
+    Activation, AttentionShape, Compute, GemmDims, GemmLayout, LowRank, Ops, Rotation, Segment,
+    Write,
+};
 use forgelm_kernels_check::{Matrix, U, attention, indices, numbers};
 use forgelm_kernels_reference::Reference;
 
@@ -57,6 +60,31 @@ fn linear_backward_is_the_gradient_of_linear_forward() {
     check("linear", &x, &dx, &r, |x| {
         let mut y = vec![0.0; t * n];
         Reference.linear_forward(&mut y, x, &*w, Write::Replace);
+        y
+    });
+}
+
+/// A layer with an adapter: `u = x a^T`, `y = x w^T + s u b^T`, and back through both.
+#[test]
+fn low_rank_backward_is_the_gradient_of_low_rank_forward() {
+    let (t, n, k, rank, scale) = (3, 5, 4, 2, 1.5);
+    let w = Reference.freeze(&Matrix::random(1, n, k), Compute::F32);
+    let (x, r) = (numbers(2, t * k), numbers(3, t * n));
+    let (a, b) = (numbers(4, rank * k), numbers(5, n * rank));
+    let gemm = |c: &mut [f32], x: &[f32], y: &[f32], layout, k| {
+        let dims = GemmDims { m: t, n: rank, k };
+        Reference.gemm(c, x, y, layout, dims, 1.0, Write::Replace);
+    };
+    let mut du = vec![0.0; t * rank];
+    gemm(&mut du, &r, &b, GemmLayout::Nn, n);
+    let mut dx = vec![0.0; t * k];
+    let low_rank = LowRank { u: &du, v: &a, scale };
+    Reference.linear_backward_low_rank(&mut dx, &r, &*w, low_rank, Write::Replace);
+    check("low rank", &x, &dx, &r, |x| {
+        let (mut u, mut y) = (vec![0.0; t * rank], vec![0.0; t * n]);
+        gemm(&mut u, x, &a, GemmLayout::Nt, k);
+        let low_rank = LowRank { u: &u, v: &b, scale };
+        Reference.linear_forward_low_rank(&mut y, x, &*w, low_rank, Write::Replace);
         y
     });
 }

@@ -39,12 +39,12 @@ const STEPS: usize = 512;
 
 /// One matrix read with two strides.
 #[derive(Clone, Copy)]
-struct Strided<'a> {
-    data: &'a [f32],
+pub(crate) struct Strided<'a> {
+    pub data: &'a [f32],
     /// From one row (left factor) or column (right factor) of the result to the next.
-    along: usize,
+    pub along: usize,
     /// From one term of a sum to the next.
-    step: usize,
+    pub step: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -100,6 +100,39 @@ pub(crate) fn gemm(
     problem.solve(pool, isa);
 }
 
+impl Strided<'_> {
+    /// As a right factor that is read in whole vectors; columns that only pad are zero.
+    ///
+    /// Shapes: result [steps, stride].
+    #[inline(always)]
+    pub(crate) fn pack<S: Simd>(
+        &self,
+        s: S,
+        columns: Range<usize>,
+        steps: Range<usize>,
+        stride: usize,
+    ) -> Scratch<f32> {
+        let width = columns.len();
+        let mut packed = Scratch::<f32>::take(steps.len() * stride);
+        if self.along == 1 {
+            for (to, step) in packed.chunks_exact_mut(stride).zip(steps) {
+                let at = step * self.step + columns.start;
+                to[..width].copy_from_slice(&self.data[at..at + width]);
+                to[width..].fill(0.0);
+            }
+        } else {
+            if width < stride {
+                packed.fill(0.0);
+            }
+            let at = (columns.start * self.along + steps.start).min(self.data.len());
+            let from = Grid { data: f32::bits(&self.data[at..]), stride: self.along };
+            let to = Grid { data: f32::bits_mut(&mut packed), stride };
+            s.transpose(to, from, width, steps.len());
+        }
+        packed
+    }
+}
+
 impl Problem<'_> {
     fn solve(self, pool: &Pool, isa: Isa) {
         let n_chunks = self.m.div_ceil(ROWS);
@@ -140,7 +173,7 @@ impl Problem<'_> {
         add: bool,
     ) {
         let stride = columns.len().next_multiple_of(16);
-        let packed = self.pack(s, columns.clone(), steps.clone(), stride);
+        let packed = self.b.pack(s, columns.clone(), steps.clone(), stride);
         for first_row in rows.clone().step_by(ROWS_TOGETHER) {
             let rows = first_row..(first_row + ROWS_TOGETHER).min(rows.end);
             let b = Right { data: &packed, step_stride: stride };
@@ -167,40 +200,11 @@ impl Problem<'_> {
                 self.panel(s, rows.clone(), columns, steps.clone(), b, add);
             } else {
                 let stride = columns.len().next_multiple_of(16);
-                let packed = self.pack(s, columns.clone(), steps.clone(), stride);
+                let packed = self.b.pack(s, columns.clone(), steps.clone(), stride);
                 let b = Right { data: &packed, step_stride: stride };
                 self.panel(s, rows.clone(), columns, steps.clone(), b, add);
             }
         }
-    }
-
-    /// Shapes: [steps, stride].
-    #[inline(always)]
-    fn pack<S: Simd>(
-        &self,
-        s: S,
-        columns: Range<usize>,
-        steps: Range<usize>,
-        stride: usize,
-    ) -> Scratch<f32> {
-        let width = columns.len();
-        let mut packed = Scratch::<f32>::take(steps.len() * stride);
-        if self.b.along == 1 {
-            for (to, step) in packed.chunks_exact_mut(stride).zip(steps) {
-                let at = step * self.b.step + columns.start;
-                to[..width].copy_from_slice(&self.b.data[at..at + width]);
-                to[width..].fill(0.0);
-            }
-        } else {
-            if width < stride {
-                packed.fill(0.0);
-            }
-            let at = (columns.start * self.b.along + steps.start).min(self.b.data.len());
-            let from = Grid { data: f32::bits(&self.b.data[at..]), stride: self.b.along };
-            let to = Grid { data: f32::bits_mut(&mut packed), stride };
-            s.transpose(to, from, width, steps.len());
-        }
-        packed
     }
 
     #[inline(always)]

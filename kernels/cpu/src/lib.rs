@@ -34,6 +34,7 @@ mod frozen;
 mod gemm;
 mod glu;
 mod linear;
+mod low_rank;
 mod math;
 mod pages;
 mod pool;
@@ -49,7 +50,7 @@ mod token_logprobs;
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Compute, Dropout,
-    FrozenMatrix, GemmDims, GemmLayout, Ops, Rotation, RowSource, Segment, Write,
+    FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, RowSource, Segment, Write,
 };
 
 use frozen::CpuMatrix;
@@ -131,11 +132,33 @@ impl Ops for Cpu {
     }
 
     fn linear_forward(&self, y: &mut [f32], x: &[f32], w: &dyn FrozenMatrix, write: Write) {
-        linear::forward(&self.pool, self.isa, y, x, w, write);
+        linear::forward(&self.pool, self.isa, y, x, w, None, write);
+    }
+
+    fn linear_forward_low_rank(
+        &self,
+        y: &mut [f32],
+        x: &[f32],
+        w: &dyn FrozenMatrix,
+        low_rank: LowRank<'_>,
+        write: Write,
+    ) {
+        linear::forward(&self.pool, self.isa, y, x, w, Some(low_rank), write);
     }
 
     fn linear_backward(&self, dx: &mut [f32], dy: &[f32], w: &dyn FrozenMatrix, write: Write) {
-        linear::backward(&self.pool, self.isa, dx, dy, w, write);
+        linear::backward(&self.pool, self.isa, dx, dy, w, None, write);
+    }
+
+    fn linear_backward_low_rank(
+        &self,
+        dx: &mut [f32],
+        dy: &[f32],
+        w: &dyn FrozenMatrix,
+        low_rank: LowRank<'_>,
+        write: Write,
+    ) {
+        linear::backward(&self.pool, self.isa, dx, dy, w, Some(low_rank), write);
     }
 
     fn gemm(

@@ -17,20 +17,22 @@
 //!
 //! Tried and lost: turning panels around within each task of 256 rows (each weight is turned
 //! several times, 10 % slower); fetching the rows of the result ahead of the stores (no gain, as a
-//! tile's sums take longer than its stores).
+//! tile's sums take longer than its stores); blocks of 192 steps on AVX2, whose strip of a panel then
+//! fits the nearest cache (the result is gone through three times as often, 5 to 10 % slower).
 
 use std::ops::Range;
 
-use forgelm_kernels_api::{Compute, FrozenMatrix, Write};
+use forgelm_kernels_api::{Compute, FrozenMatrix, LowRank, Write};
 
 use crate::frozen::{CpuMatrix, Panels, turn};
+use crate::low_rank::Term;
 use crate::pool::Pool;
 use crate::scratch::Scratch;
 use crate::shared::Shared;
 use crate::simd::on_isa;
 use crate::simd::{Isa, Simd};
 use crate::skinny;
-use crate::tile::{Element, Left, PANEL, Right, Sizes, padded_rows, product, put};
+use crate::tile::{Element, Left, PANEL, Right, Sizes, Tail, padded_rows, product_and_tail, put};
 
 /// Rows of a task.
 const ROWS: usize = 128;
@@ -42,40 +44,48 @@ const TASKS: usize = 8;
 /// Elements of a weight that are turned around at a time.
 const TURNED: usize = 1 << 20;
 
-/// `y = x w^T`. Shapes: `y` [T, N], `x` [T, K], `w` [N, K].
+/// `y = x w^T`, and the term of low rank. Shapes: `y` [T, N], `x` [T, K], `w` [N, K].
 pub(crate) fn forward(
     pool: &Pool,
     isa: Isa,
     y: &mut [f32],
     x: &[f32],
     w: &dyn FrozenMatrix,
+    low_rank: Option<LowRank<'_>>,
     write: Write,
 ) {
-    match CpuMatrix::of(w) {
-        CpuMatrix::F32(w) => forward_as(pool, isa, y, x, w, write),
-        CpuMatrix::Bf16(w) => forward_as(pool, isa, y, x, w, write),
+    let w = CpuMatrix::of(w);
+    let (t, n) = (x.len() / w.n_cols(), w.n_rows());
+    let term = low_rank.and_then(|given| Term::forward(given, t, n));
+    match w {
+        CpuMatrix::F32(w) => forward_as(pool, isa, y, x, w, term, write),
+        CpuMatrix::Bf16(w) => forward_as(pool, isa, y, x, w, term, write),
         CpuMatrix::Blocks(w) => match w.compute() {
-            Compute::F32 => forward_as::<f32, _>(pool, isa, y, x, &**w, write),
-            Compute::Bf16 => forward_as::<u32, _>(pool, isa, y, x, &**w, write),
+            Compute::F32 => forward_as::<f32, _>(pool, isa, y, x, &**w, term, write),
+            Compute::Bf16 => forward_as::<u32, _>(pool, isa, y, x, &**w, term, write),
         },
     }
 }
 
-/// `dx = dy w`. Shapes: `dx` [T, K], `dy` [T, N], `w` [N, K].
+/// `dx = dy w`, and the term of low rank. Shapes: `dx` [T, K], `dy` [T, N], `w` [N, K].
 pub(crate) fn backward(
     pool: &Pool,
     isa: Isa,
     dx: &mut [f32],
     dy: &[f32],
     w: &dyn FrozenMatrix,
+    low_rank: Option<LowRank<'_>>,
     write: Write,
 ) {
-    match CpuMatrix::of(w) {
-        CpuMatrix::F32(w) => backward_as(pool, isa, dx, dy, w, write),
-        CpuMatrix::Bf16(w) => backward_as(pool, isa, dx, dy, w, write),
+    let w = CpuMatrix::of(w);
+    let (t, k) = (dy.len() / w.n_rows(), w.n_cols());
+    let term = low_rank.and_then(|given| Term::backward(given, t, k));
+    match w {
+        CpuMatrix::F32(w) => backward_as(pool, isa, dx, dy, w, term, write),
+        CpuMatrix::Bf16(w) => backward_as(pool, isa, dx, dy, w, term, write),
         CpuMatrix::Blocks(w) => match w.compute() {
-            Compute::F32 => backward_as::<f32, _>(pool, isa, dx, dy, &**w, write),
-            Compute::Bf16 => backward_as::<u32, _>(pool, isa, dx, dy, &**w, write),
+            Compute::F32 => backward_as::<f32, _>(pool, isa, dx, dy, &**w, term, write),
+            Compute::Bf16 => backward_as::<u32, _>(pool, isa, dx, dy, &**w, term, write),
         },
     }
 }
@@ -91,6 +101,7 @@ fn forward_as<E: Element, W: Panels<E>>(
     y: &mut [f32],
     x: &[f32],
     w: &W,
+    term: Option<Term<'_>>,
     write: Write,
 ) {
     let (n, k) = (w.n(), w.k());
@@ -98,7 +109,7 @@ fn forward_as<E: Element, W: Panels<E>>(
     let t = x.len() / k;
     assert_eq!(y.len(), t * n, "y is not [T, N]");
     if let Some(panels) = w.whole().filter(|_| t <= skinny::ROWS_MAX) {
-        skinny::forward(pool, isa, y, x, skinny::Weight { panels, n, k }, write);
+        skinny::forward(pool, isa, y, x, skinny::Weight { panels, n, k }, term, write);
         return;
     }
     let len = w.steps() * PANEL;
@@ -109,6 +120,7 @@ fn forward_as<E: Element, W: Panels<E>>(
         y: Shared::new(y),
         columns: 0..0,
         width: n,
+        term,
         add: write == Write::Add,
     };
     if let Some(panels) = w.whole() {
@@ -143,6 +155,7 @@ fn backward_as<E: Element, W: Panels<E>>(
     dx: &mut [f32],
     dy: &[f32],
     w: &W,
+    term: Option<Term<'_>>,
     write: Write,
 ) {
     let (n, k) = (w.n(), w.k());
@@ -173,6 +186,7 @@ fn backward_as<E: Element, W: Panels<E>>(
             y: Shared::new(dx),
             columns: 0..k,
             width: k,
+            term: term.filter(|_| block + 1 == n_blocks),
             add: block > 0 || write == Write::Add,
         }
         .run(pool, isa, t);
@@ -216,6 +230,7 @@ struct Multiply<'a, E> {
     columns: Range<usize>,
     /// Columns of y.
     width: usize,
+    term: Option<Term<'a>>,
     add: bool,
 }
 
@@ -251,21 +266,28 @@ impl<E: Element> Multiply<'_, E> {
         let x = &data[rows.start * x_width..rows.end * x_width];
         let n_steps = terms.len().div_ceil(E::TERMS);
         let n_blocks = n_steps.div_ceil(E::STEPS_MAX);
+        let term = self.term.map(|term| (term, term.rows(s, rows.clone())));
         for block in 0..n_blocks {
             let steps = part(block, n_blocks, n_steps);
             let columns = terms.start + steps.start * E::TERMS
                 ..(terms.start + steps.end * E::TERMS).min(terms.end);
             let packed = PackedRows::<E>::new(s, x, x_width, columns);
             let add = block > 0 || self.add;
+            let term = term.as_ref().filter(|_| block + 1 == n_blocks);
             for p in panels.clone() {
                 let columns = (self.columns.len() - p * PANEL).min(PANEL);
                 let first_column = self.columns.start + p * PANEL;
+                let term = term.map(|(term, rows)| {
+                    (rows, term.columns(s, first_column..first_column + columns))
+                });
+                let tail = term.as_ref().map_or(Tail::NONE, |(rows, v)| v.tail(rows, 0));
                 let first = p * self.steps;
                 let b = &self.panels[(first + steps.start) * PANEL..(first + steps.end) * PANEL];
-                packed.multiply(
+                packed.multiply_and_tail(
                     s,
                     b,
                     columns,
+                    tail,
                     #[inline(always)]
                     |row, column, sum, width| {
                         let at = (rows.start + row) * self.width + first_column + column;
@@ -341,16 +363,30 @@ impl<E: Element> PackedRows<E> {
         s: S,
         panel: &[E],
         columns: usize,
+        sink: impl FnMut(usize, usize, S::V, usize),
+    ) {
+        self.multiply_and_tail(s, panel, columns, Tail::NONE, sink);
+    }
+
+    /// As [`PackedRows::multiply`], with more terms at the end.
+    #[inline(always)]
+    fn multiply_and_tail<S: Simd>(
+        &self,
+        s: S,
+        panel: &[E],
+        columns: usize,
+        tail: Tail<'_>,
         mut sink: impl FnMut(usize, usize, S::V, usize),
     ) {
         let sizes = Sizes { rows: self.padded_rows(), columns, steps: self.steps };
         let a = Left { data: &self.data, row_stride: self.stride, step_stride: 1 };
         let b = Right { data: panel, step_stride: PANEL };
-        product(
+        product_and_tail(
             s,
             sizes,
             a,
             b,
+            tail,
             #[inline(always)]
             |row, column, sum, width| {
                 if row < self.rows {

@@ -13,11 +13,12 @@
 use forgelm_kernels_api::Write;
 
 use crate::linear::{PackedRows, part};
+use crate::low_rank::{Columns, Term};
 use crate::pool::Pool;
 use crate::shared::Shared;
 use crate::simd::on_isa;
 use crate::simd::{Isa, Simd};
-use crate::tile::{Element, PANEL, put};
+use crate::tile::{self, Element, PANEL, Tail, put};
 
 /// With more rows than this the product is no longer limited by memory.
 pub(crate) const ROWS_MAX: usize = 16;
@@ -59,18 +60,20 @@ impl<E: Element> Weight<'_, E> {
     }
 }
 
-/// `y = x w^T`. Shapes: `y` [T, N], `x` [T, K], `w` [N, K], T at most [`ROWS_MAX`].
+/// `y = x w^T` and the term. Shapes: `y` [T, N], `x` [T, K], `w` [N, K], T at most [`ROWS_MAX`].
 pub(crate) fn forward<E: Element>(
     pool: &Pool,
     isa: Isa,
     y: &mut [f32],
     x: &[f32],
     w: Weight<'_, E>,
+    term: Option<Term<'_>>,
     write: Write,
 ) {
     let packed = on_isa!(isa, s => PackedRows::<E>::new(s, x, w.k, 0..w.k));
+    let term = term.map(|term| (term, on_isa!(isa, s => term.rows(s, 0..packed.rows()))));
     let add = write == Write::Add;
-    let product = Product { packed: &packed, w, y: Shared::new(y), add };
+    let product = Product { packed: &packed, w, term: term.as_ref(), y: Shared::new(y), add };
     let panel_bytes = w.steps() * PANEL * size_of::<E>();
     let per_task = TASK.div_ceil(panel_bytes.max(1)).max(w.n_panels().div_ceil(TASKS_MAX));
     pool.run(w.n_panels().div_ceil(per_task), &|task| {
@@ -86,6 +89,8 @@ pub(crate) fn forward<E: Element>(
 struct Product<'a, E: Element> {
     packed: &'a PackedRows<E>,
     w: Weight<'a, E>,
+    /// With its rows.
+    term: Option<&'a (Term<'a>, PackedRows<f32>)>,
     /// [T, N]
     y: Shared<'a, f32>,
     add: bool,
@@ -96,6 +101,11 @@ impl<E: Element> Product<'_, E> {
     #[inline(always)]
     fn panel<S: Simd>(&self, s: S, p: usize) {
         let columns = (self.w.n - p * PANEL).min(PANEL);
+        let term = self.term.map(|(term, rows)| {
+            let first = p * PANEL;
+            (rows, term.columns(s, first..first + columns))
+        });
+        let term = term.as_ref().map(|(rows, columns)| (*rows, columns));
         let mut column = 0;
         while column < columns {
             let width = (columns - column).min(VECTORS * S::LANES);
@@ -103,13 +113,13 @@ impl<E: Element> Product<'_, E> {
             while row < self.packed.rows() {
                 let left = self.packed.padded_rows() - row;
                 row += if S::ROWS >= 8 && left >= 8 {
-                    self.tile::<S, 8>(s, p, row, column, width)
+                    self.tile::<S, 8>(s, (p, term), row, column, width)
                 } else if S::ROWS >= 4 && left >= 4 {
-                    self.tile::<S, 4>(s, p, row, column, width)
+                    self.tile::<S, 4>(s, (p, term), row, column, width)
                 } else if S::ROWS == 2 && left >= 2 {
-                    self.tile::<S, 2>(s, p, row, column, width)
+                    self.tile::<S, 2>(s, (p, term), row, column, width)
                 } else {
-                    self.tile::<S, 1>(s, p, row, column, width)
+                    self.tile::<S, 1>(s, (p, term), row, column, width)
                 };
             }
             column += width;
@@ -125,7 +135,7 @@ impl<E: Element> Product<'_, E> {
     fn tile<S: Simd, const MR: usize>(
         &self,
         s: S,
-        p: usize,
+        (p, term): (usize, Option<(&PackedRows<f32>, &Columns)>),
         row: usize,
         column: usize,
         width: usize,
@@ -142,6 +152,11 @@ impl<E: Element> Product<'_, E> {
                 (&x[steps.start..], self.packed.stride()),
                 &panel[steps.start * PANEL..],
             );
+            let is_last = block + 1 == n_blocks;
+            let term = term.filter(|_| is_last);
+            let tail = term.map_or(Tail::NONE, |(rows, columns)| columns.tail(rows, column));
+            let Tail { a, b, steps } = tail;
+            let sums = tile::accumulate::<S, f32, MR, VECTORS>(s, sums, steps, a.from(row), b);
             let add = block > 0 || self.add;
             for i in 0..MR.min(self.packed.rows() - row) {
                 for j in 0..VECTORS {

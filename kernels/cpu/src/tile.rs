@@ -168,6 +168,24 @@ pub(crate) struct Sizes {
     pub steps: usize,
 }
 
+/// More terms of a product's sums, of f32 whatever its elements are. Rows and columns are those of
+/// the product.
+#[derive(Clone, Copy)]
+pub(crate) struct Tail<'a> {
+    pub a: Left<'a, f32>,
+    pub b: Right<'a, f32>,
+    pub steps: usize,
+}
+
+impl Tail<'_> {
+    /// No terms.
+    pub(crate) const NONE: Self = Self {
+        a: Left { data: &[], row_stride: 0, step_stride: 0 },
+        b: Right { data: &[], step_stride: 0 },
+        steps: 0,
+    };
+}
+
 /// Multiplies, and hands over the result vector by vector: `sink(row, column, sums, width)`, where
 /// the first `width` lanes count.
 ///
@@ -178,20 +196,50 @@ pub(crate) fn product<S: Simd, E: Element>(
     sizes: Sizes,
     a: Left<'_, E>,
     b: Right<'_, E>,
+    sink: impl FnMut(usize, usize, S::V, usize),
+) {
+    product_and_tail(s, sizes, a, b, Tail::NONE, sink);
+}
+
+/// As [`product`], with the tail's terms added to the same accumulators after the others.
+#[inline(always)]
+pub(crate) fn product_and_tail<S: Simd, E: Element>(
+    s: S,
+    sizes: Sizes,
+    a: Left<'_, E>,
+    b: Right<'_, E>,
+    tail: Tail<'_>,
     mut sink: impl FnMut(usize, usize, S::V, usize),
 ) {
     let mut column = 0;
     while column < sizes.columns {
         let width = (sizes.columns - column).min(VECTORS * S::LANES);
-        let b = Right { data: from(b.data, column), step_stride: b.step_stride };
+        let b = b.from(column);
+        let tail = Tail { b: tail.b.from(column), ..tail };
         let Sizes { rows, steps, .. } = sizes;
         let strip = Strip { s, rows, steps, column, width };
         match width.div_ceil(S::LANES) {
-            1 => strip.multiply::<E, 1>(a, b, &mut sink),
-            2 => strip.multiply::<E, 2>(a, b, &mut sink),
-            _ => strip.multiply::<E, 3>(a, b, &mut sink),
+            1 => strip.multiply::<E, 1>(a, b, tail, &mut sink),
+            2 => strip.multiply::<E, 2>(a, b, tail, &mut sink),
+            _ => strip.multiply::<E, 3>(a, b, tail, &mut sink),
         }
         column += width;
+    }
+}
+
+impl<E> Left<'_, E> {
+    /// Rows from `row` on.
+    #[inline(always)]
+    pub(crate) fn from(self, row: usize) -> Self {
+        Self { data: from(self.data, row * self.row_stride), ..self }
+    }
+}
+
+impl<E> Right<'_, E> {
+    /// Columns from `column` on.
+    #[inline(always)]
+    fn from(self, column: usize) -> Self {
+        Self { data: from(self.data, column), ..self }
     }
 }
 
@@ -223,22 +271,23 @@ impl<S: Simd> Strip<S> {
         self,
         a: Left<'_, E>,
         b: Right<'_, E>,
+        tail: Tail<'_>,
         sink: &mut impl FnMut(usize, usize, S::V, usize),
     ) {
         let mut row = 0;
         while row < self.rows {
             let left = self.rows - row;
             if S::ROWS >= 8 && left >= 8 {
-                self.tile::<E, 8, NV>(row, a, b, sink);
+                self.tile::<E, 8, NV>(row, a, b, tail, sink);
                 row += 8;
             } else if S::ROWS >= 4 && left >= 4 {
-                self.tile::<E, 4, NV>(row, a, b, sink);
+                self.tile::<E, 4, NV>(row, a, b, tail, sink);
                 row += 4;
             } else if S::ROWS == 2 && left >= 2 {
-                self.tile::<E, 2, NV>(row, a, b, sink);
+                self.tile::<E, 2, NV>(row, a, b, tail, sink);
                 row += 2;
             } else {
-                self.tile::<E, 1, NV>(row, a, b, sink);
+                self.tile::<E, 1, NV>(row, a, b, tail, sink);
                 row += 1;
             }
         }
@@ -254,10 +303,13 @@ impl<S: Simd> Strip<S> {
         row: usize,
         a: Left<'_, E>,
         b: Right<'_, E>,
+        tail: Tail<'_>,
         sink: &mut impl FnMut(usize, usize, S::V, usize),
     ) {
-        let a = Left { data: from(a.data, row * a.row_stride), ..a };
-        let sums = accumulate::<S, E, MR, NV>(self.s, self.steps, a, b);
+        let sums = [[self.s.splat(0.0); NV]; MR];
+        let sums = accumulate::<S, E, MR, NV>(self.s, sums, self.steps, a.from(row), b);
+        let Tail { a, b, steps } = tail;
+        let sums = accumulate::<S, f32, MR, NV>(self.s, sums, steps, a.from(row), b);
         for i in 0..MR {
             for j in 0..NV {
                 let skip = j * S::LANES;
@@ -268,14 +320,15 @@ impl<S: Simd> Strip<S> {
     }
 }
 
+/// `sums` with all steps added.
 #[inline(always)]
-fn accumulate<S: Simd, E: Element, const MR: usize, const NV: usize>(
+pub(crate) fn accumulate<S: Simd, E: Element, const MR: usize, const NV: usize>(
     s: S,
+    mut sums: [[S::V; NV]; MR],
     steps: usize,
     a: Left<'_, E>,
     b: Right<'_, E>,
 ) -> [[S::V; NV]; MR] {
-    let mut sums = [[s.splat(0.0); NV]; MR];
     if steps == 0 {
         return sums;
     }

@@ -28,7 +28,7 @@ mod token_logprobs;
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Compute, Dropout,
-    FrozenMatrix, GemmDims, GemmLayout, Ops, Rotation, RowSource, Segment, Write,
+    FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, RowSource, Segment, Write,
 };
 
 /// The plain kernel library.
@@ -67,11 +67,33 @@ impl Ops for Reference {
     }
 
     fn linear_forward(&self, y: &mut [f32], x: &[f32], w: &dyn FrozenMatrix, write: Write) {
-        linear::forward(y, x, w, write);
+        linear::forward(y, x, w, None, write);
+    }
+
+    fn linear_forward_low_rank(
+        &self,
+        y: &mut [f32],
+        x: &[f32],
+        w: &dyn FrozenMatrix,
+        low_rank: LowRank<'_>,
+        write: Write,
+    ) {
+        linear::forward(y, x, w, Some(low_rank), write);
     }
 
     fn linear_backward(&self, dx: &mut [f32], dy: &[f32], w: &dyn FrozenMatrix, write: Write) {
-        linear::backward(dx, dy, w, write);
+        linear::backward(dx, dy, w, None, write);
+    }
+
+    fn linear_backward_low_rank(
+        &self,
+        dx: &mut [f32],
+        dy: &[f32],
+        w: &dyn FrozenMatrix,
+        low_rank: LowRank<'_>,
+        write: Write,
+    ) {
+        linear::backward(dx, dy, w, Some(low_rank), write);
     }
 
     fn gemm(

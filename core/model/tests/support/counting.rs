@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Compute, Dropout,
-    FrozenMatrix, GemmDims, GemmLayout, Ops, Rotation, RowSource, Segment, Write,
+    FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, RowSource, Segment, Write,
 };
 
 /// Calls and time of one op.
@@ -80,6 +80,32 @@ impl Ops for Counting {
 
     fn linear_backward(&self, dx: &mut [f32], dy: &[f32], w: &dyn FrozenMatrix, write: Write) {
         self.timed("linear_backward", || self.inner.linear_backward(dx, dy, w, write))
+    }
+
+    fn linear_forward_low_rank(
+        &self,
+        y: &mut [f32],
+        x: &[f32],
+        w: &dyn FrozenMatrix,
+        low_rank: LowRank<'_>,
+        write: Write,
+    ) {
+        self.timed("linear_forward", || {
+            self.inner.linear_forward_low_rank(y, x, w, low_rank, write)
+        })
+    }
+
+    fn linear_backward_low_rank(
+        &self,
+        dx: &mut [f32],
+        dy: &[f32],
+        w: &dyn FrozenMatrix,
+        low_rank: LowRank<'_>,
+        write: Write,
+    ) {
+        self.timed("linear_backward", || {
+            self.inner.linear_backward_low_rank(dx, dy, w, low_rank, write)
+        })
     }
 
     fn gemm(
