@@ -11,7 +11,7 @@
 //! dx += W^T dy + dropout'(W^T ((g - 1) * dy) + du A)
 //! ```
 
-use forgelm_kernels_api::{GemmDims, GemmLayout, Write};
+use forgelm_kernels_api::{GemmDims, GemmLayout, LowRank, Write};
 
 use super::Step;
 use super::grads::Grads;
@@ -68,12 +68,20 @@ impl<'a> Step<'a> {
         let u = &mut kept.u.get_mut(t)[..t * module.r];
         ops.gemm(u, x, trainable.a(module), GemmLayout::Nt, dims, 1.0, Write::Replace);
         let z = &mut kept.z.get_mut(t)[..t * module.n_out];
-        ops.linear_forward(z, x, self.weight(place), Write::Replace);
+        let (weight, b) = (self.weight(place), trainable.b(module));
+        // With dropout `y` needs `W x'` alone. A second forward pass, which has no `y`, must give the
+        // same bits, so it goes the same way.
+        if self.dropout.is_none() {
+            let beside = LowRank { u, v: b, scale: module.scale };
+            ops.linear_forward_low_rank(z, x, weight, beside, Write::Replace);
+            return;
+        }
+        ops.linear_forward(z, x, weight, Write::Replace);
         if let Some(y) = y {
             ops.scale_columns(y, z, &factors.minus_ones, Write::Add);
         }
         let dims = GemmDims { m: t, n: module.n_out, k: module.r };
-        ops.gemm(z, u, trainable.b(module), GemmLayout::Nt, dims, module.scale, Write::Add);
+        ops.gemm(z, u, b, GemmLayout::Nt, dims, module.scale, Write::Add);
     }
 
     /// Adds the gradient of the magnitudes, and gives `g * dy` for the low-rank path.
@@ -111,8 +119,9 @@ impl<'a> Step<'a> {
         let dz = &mut scratch.dz.get_mut(t)[..t * module.n_out];
         let Some(mask) = self.mask(trainable, module) else {
             ops.scale_columns(dz, dy, &factors.factors, Write::Replace);
-            ops.linear_backward(dx, dz, weight, write);
-            self.lora_input_gradient(place, dx, du, scratch);
+            let du = &du.get(t)[..t * module.r];
+            let beside = LowRank { u: du, v: trainable.a(module), scale: 1.0 };
+            ops.linear_backward_low_rank(dx, dz, weight, beside, write);
             return;
         };
         ops.linear_backward(dx, dy, weight, write);

@@ -37,8 +37,12 @@ impl<'a> Step<'a> {
                 self.dora_forward((place, dora), (&mut *y, write), x, kept, scratch);
             }
             None => {
-                self.decoder.ops.linear_forward(y, x, self.weight(place), write);
-                self.lora_forward(place, y, x, kept, scratch);
+                self.lora_products(place, x, kept, scratch);
+                let (ops, weight) = (&self.decoder.ops, self.weight(place));
+                match self.lora_forward(place, kept) {
+                    None => ops.linear_forward(y, x, weight, write),
+                    Some(beside) => ops.linear_forward_low_rank(y, x, weight, beside, write),
+                }
             }
         }
         if let Some(bias) = self.bias(place) {
@@ -120,7 +124,6 @@ impl<'a> Step<'a> {
             self.dora_input_gradient((place, dora), (dx, write), dy, du, scratch);
             return;
         }
-        self.decoder.ops.linear_backward(dx, dy, self.weight(place), write);
-        self.lora_input_gradient(place, dx, du, scratch);
+        self.lora_input_gradient(place, (dx, write), dy, du, scratch);
     }
 }

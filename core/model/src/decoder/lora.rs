@@ -10,7 +10,7 @@
 //!
 //! Magnitudes for each output are in `dora`.
 
-use forgelm_kernels_api::{Dropout, GemmDims, GemmLayout, Write};
+use forgelm_kernels_api::{Dropout, GemmDims, GemmLayout, LowRank, Write};
 
 use super::Step;
 use super::grads::Grads;
@@ -56,23 +56,18 @@ impl<'a> Step<'a> {
         ops.gemm(u, x, adapter.a(module), GemmLayout::Nt, dims, 1.0, Write::Replace);
     }
 
-    /// `u = dropout(x) A^T`, `y += s u B^T`; nothing when the layer is not adapted.
-    ///
-    /// Shapes: `y` [T, n_out] added to, `kept.u` [T, r] written, `x` [T, n_in] read.
-    pub(super) fn lora_forward(
+    /// `s u B^T`, after [`Step::lora_products`]; `None` when the layer is not adapted.
+    pub(super) fn lora_forward<'b>(
         &self,
         (layer, linear): (usize, Linear),
-        y: &mut [f32],
-        x: &[f32],
-        kept: &mut AdapterRows,
-        scratch: &mut AdapterScratch,
-    ) {
-        let Some((adapter, module)) = self.adapted(layer, linear) else { return };
-        self.lora_products((layer, linear), x, kept, scratch);
+        kept: &'b AdapterRows,
+    ) -> Option<LowRank<'b>>
+    where
+        'a: 'b,
+    {
+        let (adapter, module) = self.adapted(layer, linear)?;
         let u = &kept.u.get(self.t)[..self.t * module.r];
-        let dims = GemmDims { m: self.t, n: module.n_out, k: module.r };
-        let (ops, b) = (&self.decoder.ops, adapter.b(module));
-        ops.gemm(y, u, b, GemmLayout::Nt, dims, module.scale, Write::Add);
+        Some(LowRank { u, v: adapter.b(module), scale: module.scale })
     }
 
     /// The input of A: `x` itself, or what dropout leaves of it.
@@ -117,24 +112,33 @@ impl<'a> Step<'a> {
         ops.gemm(da, du, x, GemmLayout::Tn, dims, 1.0, Write::Add);
     }
 
-    /// `dx += dropout'(du A)`; nothing when the layer is not adapted.
+    /// `dx = W^T dy + dropout'(du A)`, or added to `dx`; without the second term when the layer is
+    /// not adapted.
     ///
-    /// Shapes: `dx` [T, n_in] added to, `du` [T, r] read.
+    /// Shapes: `dx` [T, n_in] written or added to, `dy` [T, n_out] and `du` [T, r] read.
     pub(super) fn lora_input_gradient(
         &self,
-        (layer, linear): (usize, Linear),
-        dx: &mut [f32],
+        place: (usize, Linear),
+        (dx, write): (&mut [f32], Write),
+        dy: &[f32],
         du: &Rows,
         scratch: &mut AdapterScratch,
     ) {
-        let Some((adapter, module)) = self.adapted(layer, linear) else { return };
-        let (t, ops) = (self.t, &self.decoder.ops);
+        let (t, ops, weight) = (self.t, &self.decoder.ops, self.weight(place));
+        let Some((adapter, module)) = self.adapted(place.0, place.1) else {
+            ops.linear_backward(dx, dy, weight, write);
+            return;
+        };
         let du = &du.get(t)[..t * module.r];
-        let dims = GemmDims { m: t, n: module.n_in, k: module.r };
         let a = adapter.a(module);
         match self.mask(adapter, module) {
-            None => ops.gemm(dx, du, a, GemmLayout::Nn, dims, 1.0, Write::Add),
+            None => {
+                let beside = LowRank { u: du, v: a, scale: 1.0 };
+                ops.linear_backward_low_rank(dx, dy, weight, beside, write);
+            }
             Some(mask) => {
+                ops.linear_backward(dx, dy, weight, write);
+                let dims = GemmDims { m: t, n: module.n_in, k: module.r };
                 let before = &mut scratch.dropped.get_mut(t)[..dx.len()];
                 ops.gemm(before, du, a, GemmLayout::Nn, dims, 1.0, Write::Replace);
                 ops.dropout(dx, before, self.row_keys, &mask, Write::Add);
