@@ -18,7 +18,7 @@
 //! Tried and lost: turning panels around within each task of 256 rows (each weight is turned
 //! several times, 10 % slower); fetching the rows of the result ahead of the stores (no gain, as a
 //! tile's sums take longer than its stores); blocks of 192 steps on AVX2, whose strip of a panel then
-//! fits the nearest cache (the result is gone through three times as often, 5 to 10 % slower).
+//! fits the nearest cache (the result is gone through three times as often, about 5 % slower).
 
 use std::ops::Range;
 

@@ -152,11 +152,13 @@ impl<E: Element> Product<'_, E> {
                 (&x[steps.start..], self.packed.stride()),
                 &panel[steps.start * PANEL..],
             );
-            let is_last = block + 1 == n_blocks;
-            let term = term.filter(|_| is_last);
-            let tail = term.map_or(Tail::NONE, |(rows, columns)| columns.tail(rows, column));
-            let Tail { a, b, steps } = tail;
-            let sums = tile::accumulate::<S, f32, MR, VECTORS>(s, sums, steps, a.from(row), b);
+            let sums = match term {
+                Some((rows, columns)) if block + 1 == n_blocks => {
+                    let Tail { a, b, steps } = columns.tail(rows, column);
+                    tile::accumulate::<S, f32, MR, VECTORS>(s, sums, steps, a.from(row), b)
+                }
+                _ => sums,
+            };
             let add = block > 0 || self.add;
             for i in 0..MR.min(self.packed.rows() - row) {
                 for j in 0..VECTORS {
