@@ -8,11 +8,9 @@ use forgelm_kernels_cpu::Cpu;
 use crate::Options;
 use crate::clock::{Times, round};
 use crate::peak::peak;
-use crate::shapes::{HIDDEN, MLP, Rows, VOCABULARY, numbers};
+use crate::shapes::{Rows, numbers};
 
 const TOKENS: [usize; 3] = [256, 1024, 2048];
-const WEIGHTS: [(usize, usize); 4] =
-    [(HIDDEN, HIDDEN), (MLP, HIDDEN), (HIDDEN, MLP), (VOCABULARY, HIDDEN)];
 /// Rows of generation: limited by memory.
 const FEW_TOKENS: [usize; 2] = [1, 8];
 
@@ -21,7 +19,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let threads = options.threads.map_or(vec![1, 2], |n| vec![n]);
     for n_threads in threads {
         let cpu = Cpu::new(n_threads);
-        println!("{} on {n_threads} thread(s)", cpu.name());
+        let model = options.model.name;
+        println!("{} on {n_threads} thread(s), the weights of {model}", cpu.name());
         for compute in [Compute::F32, Compute::Bf16] {
             table(&cpu, compute, &options);
         }
@@ -46,10 +45,10 @@ fn table(cpu: &Cpu, compute: Compute, options: &Options) {
     let alone = one_thread(compute);
     let mut worst = (f64::INFINITY, f64::NAN);
     let mut n_disturbed = 0;
-    for (n, k) in WEIGHTS {
+    for (n, k) in options.model.weights() {
         let w = cpu.freeze(&Rows { n, k }, compute);
         for t in TOKENS {
-            if options.quick && (t == 2048 || n == VOCABULARY && t > 256) {
+            if options.quick && (t == 2048 || n == options.model.vocabulary && t > 256) {
                 continue;
             }
             let best = measure(cpu, compute, &*w, t, options);
@@ -84,7 +83,8 @@ fn table(cpu: &Cpu, compute: Compute, options: &Options) {
     }
     let (slowest, peak) = worst;
     println!("worst share {:.2}; {n_disturbed} rows disturbed by other programs", slowest / peak);
-    let what = format!("slowest product, {compute:?}, {n_threads} thread(s)");
+    let model = options.model.name;
+    let what = format!("slowest product of {model}, {compute:?}, {n_threads} thread(s)");
     crate::result(&what, slowest / 1e9, peak / 1e9, "GFLOP/s");
 }
 

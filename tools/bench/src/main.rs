@@ -29,6 +29,8 @@ mod train;
 
 use std::process::ExitCode;
 
+use shapes::{MODELS, Model};
+
 /// Name, summary, and what runs with the arguments that follow the name.
 type Command = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
@@ -48,7 +50,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let name = arguments.first().map_or("", String::as_str);
     let Some((_, _, run)) = COMMANDS.iter().find(|(command, _, _)| *command == name) else {
-        eprintln!("usage: forgelm-bench COMMAND [--threads N] [--quick]");
+        eprintln!("usage: forgelm-bench COMMAND [--threads N] [--quick] [--model NAME]");
         for (name, summary, _) in COMMANDS {
             eprintln!("  {name:8} {summary}");
         }
@@ -76,15 +78,24 @@ pub(crate) struct Options {
     pub threads: Option<usize>,
     /// Fewer and shorter rounds.
     pub quick: bool,
+    /// Whose shapes are measured, where a subcommand knows several.
+    pub model: Model,
 }
 
 impl Options {
     pub(crate) fn parse(arguments: &[String]) -> Result<Self, String> {
-        let mut options = Self { threads: None, quick: false };
+        let mut options = Self { threads: None, quick: false, model: MODELS[0] };
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
             match argument.as_str() {
                 "--quick" => options.quick = true,
+                "--model" => {
+                    let name = rest.next().ok_or("--model: a name is missing")?;
+                    let known = MODELS.iter().find(|model| model.name == name);
+                    let names = MODELS.map(|model| model.name).join(", ");
+                    options.model =
+                        *known.ok_or_else(|| format!("--model: `{name}` is none of {names}"))?;
+                }
                 "--threads" => {
                     let value = rest.next().and_then(|v| v.parse().ok()).filter(|&n| n > 0);
                     options.threads = Some(value.ok_or("--threads: expected a number above 0")?);

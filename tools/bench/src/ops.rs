@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Compute, Dropout,
-    FrozenMatrix, GemmDims, GemmLayout, Ops, Rotation, Segment, Write,
+    FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, Segment, Write,
 };
 use forgelm_kernels_cpu::Cpu;
 
@@ -99,8 +99,13 @@ fn linear<'a>(cpu: &'a Cpu, weights: &'a Weights) -> Vec<Entry<'a>> {
     let mut entries = Vec::new();
     for (name, w) in &weights.layer {
         let (n, k) = (w.n_rows(), w.n_cols());
-        let calls = if *name == "down" { LAYERS } else { 2 * LAYERS };
+        // Of each pair of attention's weights, one has an adapter.
+        let adapted = ["q, o", "k, v"].contains(name);
+        let calls = if adapted || *name == "down" { LAYERS } else { 2 * LAYERS };
         let bytes = 4 * T * (n + k) + w.n_bytes();
+        if adapted {
+            entries.extend(with_adapter(cpu, name, &**w));
+        }
         let operations = 2.0 * (T * n * k) as f64;
         let (x, mut y) = (numbers(T * k), vec![0.0; T * n]);
         entries.push(entry(
@@ -124,6 +129,28 @@ fn linear<'a>(cpu: &'a Cpu, weights: &'a Weights) -> Vec<Entry<'a>> {
         ));
     }
     entries
+}
+
+/// The products with a weight and the low-rank one beside it.
+fn with_adapter<'a>(cpu: &'a Cpu, name: &str, w: &'a dyn FrozenMatrix) -> [Entry<'a>; 2] {
+    let (n, k) = (w.n_rows(), w.n_cols());
+    let bytes = |n| 4 * (T * (n + k) + RANK * (T + n)) + w.n_bytes();
+    let operations = |width| 2.0 * (T * n * k) as f64 + 2.0 * (T * RANK * width) as f64;
+    let (x, u, v, mut y) = (numbers(T * k), numbers(T * RANK), numbers(n * RANK), vec![0.0; T * n]);
+    let forward = move || {
+        let low_rank = LowRank { u: &u, v: &v, scale: 2.0 };
+        cpu.linear_forward_low_rank(&mut y, &x, w, low_rank, Write::Replace);
+    };
+    let (dy, u, v, mut dx) =
+        (numbers(T * n), numbers(T * RANK), numbers(RANK * k), vec![0.0; T * k]);
+    let backward = move || {
+        let low_rank = LowRank { u: &u, v: &v, scale: 1.0 };
+        cpu.linear_backward_low_rank(&mut dx, &dy, w, low_rank, Write::Replace);
+    };
+    [
+        entry(format!("... with y += h b^T {name}"), LAYERS, bytes(n), operations(n), forward),
+        entry(format!("... with dx += dh a {name}"), LAYERS, bytes(k), operations(k), backward),
+    ]
 }
 
 fn others<'a>(cpu: &'a Cpu, weights: &'a Weights) -> Vec<Entry<'a>> {
@@ -194,18 +221,17 @@ fn attention<'a>(cpu: &'a Cpu, name: &str, n_segments: usize, compute: Compute) 
     ]
 }
 
-/// The six products of one adapter, each layer's query (wide) and value (narrow) projection.
+/// The products of one adapter that stand alone, each layer's query (wide) and value (narrow)
+/// projection.
 fn lora(cpu: &Cpu) -> Vec<Entry<'_>> {
     let kv = KV_HEADS * HEAD_DIM;
     let mut entries = Vec::new();
     for (name, n) in [("q", HIDDEN), ("v", kv)] {
         let products = [
             ("h = x a^T", GemmLayout::Nt, T, RANK, HIDDEN, Write::Replace),
-            ("y += h b^T", GemmLayout::Nt, T, n, RANK, Write::Add),
             ("dh = dy b", GemmLayout::Nn, T, RANK, n, Write::Replace),
             ("db = dy^T h", GemmLayout::Tn, n, RANK, T, Write::Add),
             ("da = dh^T x", GemmLayout::Tn, RANK, HIDDEN, T, Write::Add),
-            ("dx += dh a", GemmLayout::Nn, T, HIDDEN, RANK, Write::Add),
         ];
         for (product, layout, m, n, k, write) in products {
             let (a, b, mut c) = (numbers(m * k), numbers(k * n), vec![0.0; m * n]);
