@@ -12,6 +12,7 @@ use forgelm_model::{
     Role, Selection, TrainedBias,
 };
 use forgelm_sdk::OptionValue;
+use forgelm_sdk::trainer::Needs;
 use forgelm_tensor::{FourBit, ScaleStorage};
 use forgelm_train::optimizer::{GaloreSettings, Kind, OptimizerSettings, ProjectionType};
 use forgelm_train::schedule::{Decay, Schedule};
@@ -43,11 +44,8 @@ pub fn selection(run: &Run, model: &ModelConfig) -> Result<Selection, RunError> 
 
 /// Whether the base never runs without what trains: only some objectives compare with it.
 #[must_use]
-pub fn runs_alone(run: &Run) -> bool {
-    match run.training.trainer_type {
-        TrainerType::Sft | TrainerType::Simpo | TrainerType::Orpo => true,
-        TrainerType::Dpo | TrainerType::Kto | TrainerType::Grpo => false,
-    }
+pub fn runs_alone(needs: Needs) -> bool {
+    !needs.reference && !needs.rollouts
 }
 
 /// The adapter that a config asks for.

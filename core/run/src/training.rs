@@ -168,7 +168,7 @@ pub fn train(
     };
     let mut loaded = model::load_with(&found, ops, options)?;
     let store = found.open.store();
-    match settings::runs_alone(&plan.run) {
+    match settings::runs_alone(needs) {
         true => loaded.decoder.begin_alone(&mut adapter, store),
         false => loaded.decoder.begin(&mut adapter, store),
     }

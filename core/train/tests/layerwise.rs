@@ -20,11 +20,11 @@ use forgelm_plugin_trainer::sft::SFT;
 use forgelm_sdk::Failed;
 use forgelm_sdk::trainer::{Loss, Scored, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
+use forgelm_train::feed::Feed;
 use forgelm_train::optimizer::{
     GaloreSettings, Kind, Optimizer, OptimizerSettings, ProjectionType,
 };
 use forgelm_train::schedule::{Decay, Schedule};
-use forgelm_train::feed::Feed;
 use forgelm_train::session::{Cut, Parts, Session, Settings, StepError, memory_plan};
 use forgelm_train::state::{Identity, State};
 

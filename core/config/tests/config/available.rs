@@ -50,7 +50,7 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ("plugins: {require_signed: true}\n", "`plugins.require_signed: true`"),
         ("signing: {timestamp_url: \"https://example.org\"}\n", "`signing.timestamp_url`"),
     ];
-    assert_eq!(cases.len(), 22);
+    assert_eq!(cases.len(), 19);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");

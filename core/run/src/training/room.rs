@@ -86,7 +86,7 @@ impl Inputs<'_> {
             step: self.step_size(rung.cut),
             longest: usize::try_from(longest).unwrap_or(usize::MAX),
             keep: rung.keep,
-            is_alone: settings::runs_alone(&self.plan.run),
+            is_alone: settings::runs_alone(self.data.needs),
             n_threads: self.n_threads,
             held: self.held,
         });

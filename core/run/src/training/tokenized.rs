@@ -19,7 +19,7 @@ use forgelm_train::feed::{Feed, Mismatched};
 pub(crate) struct TokenizedData {
     pub(crate) prepared: Prepared,
     pub(crate) plan: forgelm_data::Plan,
-    needs: Needs,
+    pub(crate) needs: Needs,
     mismatched: Option<Mismatched>,
     answering: Option<Answering>,
     pub(crate) question: Option<Question>,

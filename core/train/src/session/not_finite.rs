@@ -39,25 +39,25 @@ pub enum StepError {
 }
 
 impl Session<'_> {
+    /// The first number that is not finite on the way of this batch, which just went forward.
+    fn bad_activation(&self, step: u64, batch: &PackedBatch) -> Option<StepError> {
+        let found = self.activations.first_not_finite()?;
+        let place = found.layer.map(|layer| format!(" of layer {layer}")).unwrap_or_default();
+        let row = found.row;
+        Some(StepError::NotFinite {
+            step: step + 1,
+            what: format!("`{}`{place} at row {row}", found.tensor),
+            layer: found.layer,
+            value: f64::from(found.value),
+            records: record_of_row(batch, row).into_iter().collect(),
+            is_torn: false,
+        })
+    }
+
     /// The loss of this batch, which just went forward, is not finite.
     pub(super) fn bad_loss(&self, step: u64, batch: &PackedBatch, loss: f64) -> StepError {
-        let of_row = |row: usize| {
-            let sequences = batch.segments.iter().zip(&batch.sequences);
-            let mut owner = sequences
-                .filter(|(segment, _)| (segment.start..segment.start + segment.len).contains(&row));
-            owner.next().map(|(_, sequence)| sequence.record)
-        };
-        if let Some(found) = self.activations.first_not_finite() {
-            let place = found.layer.map(|layer| format!(" of layer {layer}")).unwrap_or_default();
-            let row = found.row;
-            return StepError::NotFinite {
-                step: step + 1,
-                what: format!("`{}`{place} at row {row}", found.tensor),
-                layer: found.layer,
-                value: f64::from(found.value),
-                records: of_row(row).into_iter().collect(),
-                is_torn: false,
-            };
+        if let Some(error) = self.bad_activation(step, batch) {
+            return error;
         }
         let own = &self.buffers.logp[..batch.labels.len()];
         let bad = own.iter().position(|logp| !logp.is_finite());
@@ -68,7 +68,7 @@ impl Session<'_> {
                 what: format!("the log-probability of row {row}"),
                 layer: None,
                 value: f64::from(self.buffers.logp[scored]),
-                records: of_row(row).into_iter().collect(),
+                records: record_of_row(batch, row).into_iter().collect(),
                 is_torn: false,
             };
         }
@@ -77,8 +77,9 @@ impl Session<'_> {
         StepError::NotFinite { step: step + 1, what, layer, value, records, is_torn }
     }
 
-    /// The norm of the step's gradient is not finite: each micro-batch is run again, and the first
-    /// whose own gradient is not finite is named.
+    /// The norm of the step's gradient is not finite: each micro-batch is run again, and the first on
+    /// whose way, or in whose own gradient, a number is not finite is named. (Attention can lose such a
+    /// number on the way to the loss: a score of -inf has no weight.)
     pub(super) fn bad_gradient(
         &mut self,
         step: u64,
@@ -93,6 +94,9 @@ impl Session<'_> {
             self.grad.fill(0.0);
             if let Err(failed) = self.forward(micro_batch, estimate, &input.totals, Some(step)) {
                 return failed.into();
+            }
+            if let Some(error) = self.bad_activation(step, batch) {
+                return error;
             }
             self.backward(batch, step);
             if let Some((what, layer, value)) = self.first_bad_slice() {
@@ -114,6 +118,14 @@ impl Session<'_> {
             Some((format!("the gradient of `{}`", slice.name), layer, f64::from(*bad)))
         })
     }
+}
+
+/// The record that a row belongs to.
+fn record_of_row(batch: &PackedBatch, row: usize) -> Option<u64> {
+    let mut sequences = batch.segments.iter().zip(&batch.sequences);
+    let owner = sequences
+        .find(|(segment, _)| (segment.start..segment.start + segment.len).contains(&row))?;
+    Some(owner.1.record)
 }
 
 /// The records of a batch, each once.
