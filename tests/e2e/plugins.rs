@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Compiles a source under `ffi` to `NAME.so` in the workplace.
-fn compile(workplace: &Workplace, source: &str, name: &str, flags: &[&str]) {
+pub fn compile(workplace: &Workplace, source: &str, name: &str, flags: &[&str]) {
     let ffi = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ffi");
     let output = Command::new("cc")
         .args(["-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-z,nodelete"])
@@ -229,4 +229,13 @@ fn plugin_check_finds_a_gradient_that_is_not_the_slope() {
     assert_eq!(failed.len(), 1, "{findings}");
     assert_eq!(failed[0]["property"], "has the slope of its loss as gradient");
     assert!(ran.stderr.contains("bad.so: 1 of 6 properties do not hold"), "{}", ran.stderr);
+}
+
+#[test]
+fn plugin_check_of_a_library_that_crashes_is_a_finding() {
+    let workplace = Workplace::new();
+    compile(&workplace, MISBEHAVES, "crashes", &["-DLOSS=crashes"]);
+    let ran = workplace.forgelm(&["plugin", "check", "crashes.so"]).expect_code(1);
+    assert!(ran.stdout.contains("killed by signal 11 (segmentation fault)"), "{}", ran.stdout);
+    assert!(ran.stderr.contains("properties do not hold"), "{}", ran.stderr);
 }

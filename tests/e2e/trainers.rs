@@ -1,5 +1,6 @@
 //! The trainers of preferences and labels, from their example configs to a tuned model.
 
+use crate::plugins::compile;
 use crate::support::Workplace;
 use serde_json::{Value, json};
 use std::fs;
@@ -70,6 +71,28 @@ fn dpo_begins_at_ln_2_and_its_margin_rises() {
         assert!(report.contains(name), "no {name} in the report");
     }
     run.forgelm(&["verify-audit", "out"]).expect_code(0);
+}
+
+/// IPO from a library in C, in a process of its own, and ours: the same reference, the same adapter.
+#[test]
+fn ipo_in_c_trains_the_adapter_that_ours_trains() {
+    let with = |plugins: &str| {
+        let run = example("dpo");
+        compile(&run, "examples/trainers.c", "plugin", &[]);
+        run.write("run.yaml", &(run.read("run.yaml") + plugins));
+        run.run();
+        run
+    };
+    let theirs =
+        with("plugins: {paths: [plugin.so], trainer: ipo_c, trainer_options: [beta=0.25]}\n");
+    let ours = with("plugins: {trainer: dpo, trainer_options: [loss_type=ipo, beta=0.25]}\n");
+    assert!(theirs.adapter("out") == ours.adapter("out"), "other bytes");
+    let (before, after) = first_and_last(&theirs, "rewards/margins");
+    assert!(after > before + 0.1, "the margin went from {before} to {after}");
+    let report = theirs.read("out/compliance/compliance_report.json");
+    for said in ["\"ipo_c\"", "\"example-trainers\"", "\"process\""] {
+        assert!(report.contains(said), "no {said} in the report");
+    }
 }
 
 /// Its reward is the mean log-probability: no step has a margin of zero, and none has a reference.

@@ -212,7 +212,7 @@ pub enum PluginCommand {
         libraries: Vec<PathBuf>,
     },
     /// Try what every plugin of a kind must have: a trainer's gradient against its loss, a quantizer
-    /// there and back, a model merged with itself. A library that crashes ends the program
+    /// there and back, a model merged with itself. The library runs in a process of its own
     Check {
         /// The library.
         library: PathBuf,

@@ -168,17 +168,26 @@ pub fn list(paths: &[String], env: &Environment) -> Result<(Plugins, Vec<Library
     Ok((plugins, broken))
 }
 
-/// Loads one library and tries what every plugin of a kind must have.
+/// `plugins.deadline_seconds` of a check, whose calls are small.
+const CHECK_DEADLINE: u64 = 30;
+
+/// Loads one library and tries what every plugin of a kind must have. It runs in a process of its own,
+/// so that a crash is a finding too; only its evaluators, which cannot, run in the program.
 ///
 /// # Errors
 /// If it cannot be used at all.
 pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), RunError> {
     let mut plugins = Plugins::empty();
-    let mut loader = plugins.loader(env);
-    // Everything was loaded by nobody before: there is a library.
-    let library = loader.load(path)?;
-    let findings = library.as_ref().map(conformance::check).unwrap_or_default();
-    if let Some(library) = library {
+    // Nothing was loaded by these loaders before: there is a library.
+    let library = plugins.loader(env).load_in_worker(path, &worker(env, CHECK_DEADLINE)?)?;
+    let mut findings = Vec::new();
+    if let Some(mut library) = library {
+        if !library.offers.evaluators.is_empty()
+            && let Some(here) = plugins.loader(env).load(path)?
+        {
+            library.offers.evaluators = here.offers.evaluators;
+        }
+        findings = conformance::check(&library);
         plugins.put(library, false)?;
     }
     Ok((plugins, findings))
