@@ -189,6 +189,24 @@ fn the_same_merge_gives_the_same_bytes() {
     assert!(one != merged(1, 43), "another seed");
 }
 
+/// Passes, facts and pieces cross to the process of a method, from several threads, and change nothing.
+#[test]
+fn a_method_in_a_process_of_its_own_gives_the_same_bytes() {
+    for method in ["linear", "slerp", "ties", "dare"] {
+        let models = format!(
+            "  method: {method}\n  models: [{{path: all, weight: 0.7}}, {{path: rslora}}]\n"
+        );
+        let of = |more: &str| {
+            let workplace = with_adapters();
+            merge(&workplace, &(config("tiny-llama", &models) + more)).expect_code(0);
+            numbers(workplace.path("out/model.safetensors"))
+        };
+        let (here, apart) = (of(""), of("plugins: {isolation: process}\n"));
+        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&here) == bits(&apart), "{method}: other bytes");
+    }
+}
+
 #[test]
 fn what_cannot_be_merged_is_refused_with_both_sides() {
     let workplace = with_adapters();

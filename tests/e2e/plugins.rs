@@ -239,3 +239,26 @@ fn plugin_check_of_a_library_that_crashes_is_a_finding() {
     assert!(ran.stdout.contains("killed by signal 11 (segmentation fault)"), "{}", ran.stdout);
     assert!(ran.stderr.contains("properties do not hold"), "{}", ran.stderr);
 }
+
+/// Neither is an option that the library refuses: exit 2 in a run, a finding in a check.
+#[test]
+fn a_process_that_dies_while_an_instance_is_made_is_told_as_such() {
+    let workplace = with_trainer(MISBEHAVES, &["-DCREATE=aborts_in_create"], "misbehaves");
+    let died = "its worker died: killed by signal 6 (abort)";
+    let ran = workplace.forgelm(&["--config", "run.yaml"]).expect_code(2);
+    assert!(ran.stderr.contains(died), "{}", ran.stderr);
+    let ran = workplace.forgelm(&["plugin", "check", "plugin.so"]).expect_code(1);
+    assert!(ran.stdout.contains(died), "{}", ran.stdout);
+}
+
+/// A plugin that reports all the time is asked to stop like one that is silent.
+#[test]
+fn a_signal_reaches_a_call_in_a_process_of_its_own() {
+    let workplace = with_trainer(MISBEHAVES, &["-DLOSS=works_until_stopped"], "misbehaves");
+    let child = workplace.start(&["--config", "run.yaml"]);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let ran: crate::support::Ran = child.wait_with_output().unwrap().into();
+    assert!(ran.stderr.contains("stopped as asked"), "{}: {}", ran.code, ran.stderr);
+}

@@ -31,7 +31,6 @@ use forgelm_evidence::documents::record::Record;
 use forgelm_evidence::keys::KeyOrigin;
 use forgelm_evidence::keys::lookup::{FoundKey, KeyCandidates, find_signing_key};
 use forgelm_model::Keep;
-use forgelm_sdk::OptionValue;
 use forgelm_train::session::Cut;
 use forgelm_train::state::State;
 use serde_json::{Map, Value, json};
@@ -332,12 +331,14 @@ impl Dossier<'_> {
     fn parameters(&self) -> TrainingParameters {
         let run = &self.plan.run;
         let training = &run.training;
+        // Where each layer is updated at once, the norm of the whole gradient is never known.
+        let clipped = !settings::optimizer(run).is_layerwise();
         let mut more = Map::from_iter([
             ("steps".to_owned(), json!(self.state.global_step)),
             ("lr_scheduler_type".to_owned(), json!(training.lr_scheduler_type.to_string())),
             ("warmup_ratio".to_owned(), json!(training.warmup_ratio)),
             ("weight_decay".to_owned(), json!(training.weight_decay)),
-            ("max_grad_norm".to_owned(), json!(training.max_grad_norm)),
+            ("max_grad_norm".to_owned(), json!(clipped.then_some(training.max_grad_norm))),
             ("packing".to_owned(), json!(training.is_packed())),
             ("compute_dtype".to_owned(), json!(compute_name(self.loaded.decoder.compute()))),
             ("kernels".to_owned(), json!(self.loaded.decoder.ops().name())),
@@ -350,13 +351,10 @@ impl Dossier<'_> {
                 json!(UtcTime(self.template_now * 1_000_000).to_text_date()),
             ),
         ]);
-        for (name, value) in settings::trainer_options(run) {
-            let value = match value {
-                OptionValue::Number(number) => json!(number),
-                OptionValue::Flag(flag) => json!(flag),
-                OptionValue::Text(text) => json!(text),
-            };
-            more.insert(format!("{}_{name}", training.trainer_type), value);
+        for used in self.plugins {
+            for (name, value) in used.options() {
+                more.insert(format!("{}_{name}", used.name()), value);
+            }
         }
         more.insert("linear_formats".to_owned(), json!(self.loaded.decoder.linear_formats()));
         let is_recomputed = self.rung.keep == Keep::LayerInputs;

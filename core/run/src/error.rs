@@ -388,7 +388,13 @@ impl RunError {
             | Self::NoPluginWorker
             | Self::TrainerOption { .. }
             | Self::LooseTrainerOption { .. }
-            | Self::Options(_)
+            | Self::Options(
+                OptionsError::Unknown { .. }
+                | OptionsError::Value { .. }
+                | OptionsError::Json { .. }
+                | OptionsError::Refused { .. }
+                | OptionsError::Weights { .. },
+            )
             | Self::OutputDir { .. }
             | Self::OtherRun { .. }
             | Self::Overrides { .. }
@@ -401,6 +407,8 @@ impl RunError {
             | Self::NumberOfModels { .. }
             | Self::MergeInput { .. }
             | Self::NotAvailable(_) => Exit::Config,
+            // A plugin's process died while it was made.
+            Self::Options(OptionsError::Died { .. }) => Exit::Runtime,
             Self::Merge(MergeError::Write(error)) => error.class().into(),
             Self::Merge(
                 MergeError::Method { .. } | MergeError::NotStorable { .. } | MergeError::Stopped,

@@ -49,9 +49,6 @@ pub struct Sizes<'a> {
     pub optimizer: OptimizerMemory,
     /// What the forward pass keeps.
     pub keep: Keep,
-    /// Whether nothing runs without what trains, so that the frozen copies of trained weights are
-    /// given back.
-    pub is_alone: bool,
     /// Worker threads.
     pub n_threads: usize,
     /// What the process holds before weights and buffers: program, tokenizer, data.
@@ -93,10 +90,9 @@ pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
     let mut plan = session::memory_plan(model, adapter, sizes.optimizer, step, sizes.keep);
     let n_bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     plan.add("program, tokenizer and data", n_bytes(sizes.held));
-    // Those of the decoder and those that train: where both are kept, they are there twice.
+    // The frozen copies of weights that train are given back.
     let trained = adapter.packed_bytes(sizes.options.compute);
-    let replaced = if sizes.is_alone { trained as u64 } else { 0 };
-    let frozen = weights_bytes(model, sizes.options).saturating_sub(replaced);
+    let frozen = weights_bytes(model, sizes.options).saturating_sub(trained as u64);
     plan.add("packed weights", n_bytes(frozen));
     plan.add("packed weights that train", trained);
     plan.add("workspace of the kernels", workspace(sizes));

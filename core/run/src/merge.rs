@@ -112,7 +112,7 @@ pub fn merge(
         operator,
         started_at,
         metrics: tensors.metrics(seconds),
-        plugin: Used::of(plugin),
+        plugin: Used::of(plugin, &options),
     };
     let merged = merging.write(dir.path(), &output_dir)?;
     output::commit(dir)?;

@@ -46,18 +46,39 @@ pub struct LibraryRecord {
 }
 
 /// A plugin that took part in a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Used {
     kind: &'static str,
     name: &'static str,
+    options: Vec<(String, OptionValue)>,
     origin: Arc<Origin>,
 }
 
 impl Used {
-    /// This one did.
+    /// This one did, with these options.
     #[must_use]
-    pub fn of<K: Kind>(plugin: &Plugin<K>) -> Self {
-        Self { kind: K::NAME, name: plugin.name, origin: Arc::clone(&plugin.origin) }
+    pub fn of<K: Kind>(plugin: &Plugin<K>, options: &[(&str, OptionValue)]) -> Self {
+        let options = options.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let (options, origin) = (options.collect(), Arc::clone(&plugin.origin));
+        Self { kind: K::NAME, name: plugin.name, options, origin }
+    }
+
+    /// Its name in the config.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What it was told.
+    pub fn options(&self) -> impl Iterator<Item = (&str, Value)> {
+        self.options.iter().map(|(name, value)| {
+            let value = match value {
+                OptionValue::Number(number) => json!(number),
+                OptionValue::Flag(flag) => json!(flag),
+                OptionValue::Text(text) => json!(text),
+            };
+            (name.as_str(), value)
+        })
     }
 
     /// As the documents have it.
@@ -330,7 +351,7 @@ pub fn build_trainer(
         Some(_) => given.iter().map(|given| option(given)).collect::<Result<Vec<_>, _>>()?,
     };
     let trainer = (plugin.build)(&options)?;
-    Ok((trainer, Used::of(plugin)))
+    Ok((trainer, Used::of(plugin, &options)))
 }
 
 /// `key=value`: a number, true, false, or a word.

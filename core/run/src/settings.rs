@@ -12,7 +12,6 @@ use forgelm_model::{
     Role, Selection, TrainedBias,
 };
 use forgelm_sdk::OptionValue;
-use forgelm_sdk::trainer::Needs;
 use forgelm_tensor::{FourBit, ScaleStorage};
 use forgelm_train::optimizer::{GaloreSettings, Kind, OptimizerSettings, ProjectionType};
 use forgelm_train::schedule::{Decay, Schedule};
@@ -40,12 +39,6 @@ pub fn selection(run: &Run, model: &ModelConfig) -> Result<Selection, RunError> 
         None => lora(run),
     };
     Ok(Selection::Adapter(lora))
-}
-
-/// Whether the base never runs without what trains: only some objectives compare with it.
-#[must_use]
-pub fn runs_alone(needs: Needs) -> bool {
-    !needs.reference && !needs.rollouts
 }
 
 /// The adapter that a config asks for.

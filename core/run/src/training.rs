@@ -168,11 +168,7 @@ pub fn train(
     };
     let mut loaded = model::load_with(&found, ops, options)?;
     let store = found.open.store();
-    match settings::runs_alone(needs) {
-        true => loaded.decoder.begin_alone(&mut adapter, store),
-        false => loaded.decoder.begin(&mut adapter, store),
-    }
-    .map_err(LoadError::from)?;
+    loaded.decoder.begin_alone(&mut adapter, store).map_err(LoadError::from)?;
     let optimizer = Optimizer::new(optimizer, &slices)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: plan.run.model.name_or_path.clone(),

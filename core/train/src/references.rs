@@ -21,7 +21,7 @@ use std::io;
 use std::path::Path;
 
 /// Part of the key of every file: another number when the same inputs give other log-probabilities.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The reference model's log-probabilities of the units that a run reads: those of the unit's own
 /// scored rows, then those of its mismatched pair.
@@ -166,7 +166,8 @@ impl Request<'_> {
                 format!("{:?} {}", initial.selection(), sha256_bytes(&bytes))
             }
         };
-        hasher.update(format!("{VERSION}\n{}\n{adapter}\n", self.model).as_bytes());
+        let prompts = self.feed.needs.prompts;
+        hasher.update(format!("{VERSION}\n{}\n{adapter}\n{prompts}\n", self.model).as_bytes());
         for at in self.units(train) {
             for sequence in self.sequences(at)? {
                 let head =

@@ -383,6 +383,10 @@ impl<'a> Session<'a> {
                 let (estimate, _) = self.estimate(&input);
                 for micro_batch in &input.micro_batches {
                     let loss = self.forward(micro_batch, &estimate, &totals, None)?;
+                    if !loss.loss_sum.is_finite() {
+                        let step = self.state.global_step;
+                        return Err(self.bad_loss(step, &micro_batch.batch, loss.loss_sum));
+                    }
                     add_loss(&mut total, loss);
                 }
             }

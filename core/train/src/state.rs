@@ -128,7 +128,7 @@ impl State {
         if self.global_step == 0 {
             return false;
         }
-        let is_best = self.best_metric.is_none_or(|best| eval_loss < best);
+        let is_best = eval_loss.is_finite() && self.best_metric.is_none_or(|best| eval_loss < best);
         if is_best {
             self.best_metric = Some(eval_loss);
             self.best_global_step = Some(self.global_step);

@@ -1,8 +1,8 @@
 //! What every plugin of a kind must have, tried on a loaded library: the kit behind
 //! `forgelm plugin check`.
 //!
-//! It builds each plugin without options and calls it with made-up numbers. It runs in the process
-//! that asks: a library that crashes ends it.
+//! It builds each plugin without options and calls it with made-up numbers, wherever the library was
+//! loaded: in the program, one that crashes ends it.
 
 mod evaluator;
 mod merge_method;
@@ -11,6 +11,7 @@ mod trainer;
 
 use crate::Library;
 use forgelm_plugin::{Kind, Plugin};
+use forgelm_sdk::OptionsError;
 use std::fmt;
 
 /// One property of one plugin.
@@ -78,14 +79,19 @@ impl<K: Kind> Tried<'_, K> {
     }
 
     /// An instance without options, unless it needs some.
-    fn built<T, E: fmt::Display>(&mut self, instance: Result<T, E>) -> Option<T> {
+    fn built<T>(&mut self, instance: Result<T, OptionsError>) -> Option<T> {
         match instance {
             Ok(instance) => {
                 self.note("is made without options", Outcome::Holds);
                 Some(instance)
             }
             Err(refused) => {
-                self.note("is made without options", Outcome::Untried(refused.to_string()));
+                let why = refused.to_string();
+                let outcome = match refused {
+                    OptionsError::Died { .. } => Outcome::Fails(why),
+                    _ => Outcome::Untried(why),
+                };
+                self.note("is made without options", outcome);
                 None
             }
         }

@@ -60,6 +60,12 @@ pub enum OptionsError {
         /// Its message.
         message: String,
     },
+    /// Its process died while it was made: no matter of options.
+    #[error("{message}")]
+    Died {
+        /// Which plugin, and how.
+        message: String,
+    },
     /// Weights of models that are merged, which do not work together.
     #[error("the weights {weights:?} {problem}")]
     Weights {

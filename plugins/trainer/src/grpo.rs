@@ -96,6 +96,10 @@ impl Trainer for Grpo {
         let advantages = scored.advantage.expect("the host prepares advantages");
         let old = scored.old_logp.expect("the host keeps the log-probabilities of the rollout");
         let reference = scored.ref_logp.filter(|_| self.beta > 0.0);
+        if self.beta > 0.0 && reference.is_none() {
+            let what = "`beta` above 0 needs a reference model, which the host does not offer";
+            return Err(Failed::new(what));
+        }
         let mut loss = Loss::default();
         for (sequence, &advantage) in scored.sequences.iter().zip(advantages) {
             let weight = if self.mean_of_answers { 1.0 / scored.n_trained(sequence) } else { 1.0 };

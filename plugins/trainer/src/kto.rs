@@ -60,8 +60,9 @@ impl Trainer for Kto {
             n_kl += 1.0;
             scored.spread(dlogp, sequence, 0.0);
         }
-        let z = if n_kl > 0.0 { (z / n_kl).max(0.0) } else { 0.0 };
-        loss.measure("kl", z);
+        let z = if n_kl > 0.0 { z / n_kl } else { 0.0 };
+        // NaN stays: a broken estimate must not pass for none.
+        let z = if z < 0.0 { 0.0 } else { z };
         for sequence in scored.sequences {
             // The sign of h in the loss, its weight, and the names of its metrics.
             let (sign, weight, reward, logps) = match sequence.role {
@@ -78,6 +79,7 @@ impl Trainer for Kto {
             scored.spread(dlogp, sequence, -weight * self.beta * sign * s * (1.0 - s));
             loss.measure(reward, self.beta * h);
             loss.measure(logps, scored.sum(scored.logp, sequence));
+            loss.measure("kl", z);
         }
         Ok(loss)
     }

@@ -99,8 +99,11 @@ impl Job<'_> {
         let (adapter, optimizer, state) = match &from {
             None => (fresh, optimizer, State::new(self.data.plan.n_steps(), identity)),
             Some(from) => {
-                let fresh = (&fresh, optimizer);
-                self.continued(from, fresh, identity, force_resume, audit)?
+                let begun = (&fresh, optimizer);
+                let continued = self.continued(from, begun, identity, force_resume, audit)?;
+                // What trains is held once from here on.
+                drop(fresh);
+                continued
             }
         };
         let n_steps_done = state.global_step;

@@ -7,7 +7,6 @@ use crate::memory::{self, Room};
 use crate::model::FoundModel;
 use crate::plan::Plan;
 use crate::recovery::{Ladder, Rung};
-use crate::settings;
 use forgelm_artifact::write;
 use forgelm_model::{LoadOptions, MemoryPlan, StepSize, Trainable};
 use forgelm_train::feed::Feed;
@@ -86,7 +85,6 @@ impl Inputs<'_> {
             step: self.step_size(rung.cut),
             longest: usize::try_from(longest).unwrap_or(usize::MAX),
             keep: rung.keep,
-            is_alone: settings::runs_alone(self.data.needs),
             n_threads: self.n_threads,
             held: self.held,
         });
@@ -125,7 +123,9 @@ impl Inputs<'_> {
             .map(|buffer| format!("{} ({} bytes)", buffer.name, buffer.bytes))
             .collect::<Vec<_>>();
         let fits = |rung: &Rung| self.needed(&self.memory(*rung), *rung) <= room.bytes;
-        let any = Ladder { gradient_checkpointing: None, is_recovering: true, min_batch_size: 1 };
+        // Where each layer is updated at once, a step is one micro-batch.
+        let is_recovering = !self.optimizer.is_layerwise;
+        let any = Ladder { gradient_checkpointing: None, is_recovering, min_batch_size: 1 };
         let hint = match any.rungs(self.configured()).find(fits) {
             Some(rung) => change(self.configured(), rung),
             None => {

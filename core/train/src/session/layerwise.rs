@@ -52,7 +52,8 @@ impl Session<'_> {
         batch: &PackedBatch,
         step: u64,
     ) -> Option<Vec<Range<usize>>> {
-        let dropout = Some(DropoutStep { stream: &self.dropout, step });
+        let dropout =
+            self.feed.needs.dropout.then_some(DropoutStep { stream: &self.dropout, step });
         let pass = pass(&self.adapter, batch, dropout);
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
         let grads = self.grad_by_layer.as_mut().expect("layers are updated one by one");

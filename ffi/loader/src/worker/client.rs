@@ -18,6 +18,7 @@ use forgelm_sdk::options::to_json;
 use forgelm_sdk::quantizer::Quantizer;
 use forgelm_sdk::trainer::{self, Trainer};
 use forgelm_sdk::{OptionValue, OptionsError};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -29,7 +30,7 @@ pub(crate) fn load(
 ) -> Result<Library, LibraryError> {
     let wrong = |problem| LibraryError { path: path.to_owned(), problem };
     let mut worker = Worker::start(program, services).map_err(|e| wrong(Problem::NoWorker(e)))?;
-    let answer = worker.ask(&Ask::Load { path: path.to_owned() });
+    let answer = worker.ask(&Ask::Load { path: path.as_os_str().as_bytes().to_owned() });
     let Answer::Loaded(loaded) = answer.map_err(|why| wrong(Problem::InWorker(why)))? else {
         return Err(wrong(Problem::InWorker(unexpected())));
     };
@@ -135,6 +136,9 @@ struct Remote {
 
 type Passes = (bool, Vec<Pass>);
 
+/// Sums or facts of a pass, at most.
+const PASS_MAX: usize = 1 << 24;
+
 impl Remote {
     fn create(
         &self,
@@ -153,6 +157,12 @@ impl Remote {
         let has_died = is_alive && !worker.is_alive();
         drop(worker);
         match answer {
+            Ok(Answer::Created { passes, .. })
+                if passes.iter().any(|&(sums, facts)| sums.max(facts) > PASS_MAX) =>
+            {
+                let what = format!("a pass has more than {PASS_MAX} sums or facts");
+                Err(refused(caller.failed(&what).message))
+            }
             Ok(Answer::Created { instance: number, reads_base, passes }) => {
                 let worker = Arc::clone(&self.worker);
                 let instance = Instance { worker, kind, number, caller: caller.clone() };
@@ -160,7 +170,9 @@ impl Remote {
                 Ok((instance, (reads_base, passes.into_iter().map(pass).collect())))
             }
             Ok(_) => Err(refused(caller.failed(&unexpected()).message)),
-            Err(why) if has_died || !is_alive => Err(refused(caller.failed(&why).message)),
+            Err(why) if has_died || !is_alive => {
+                Err(OptionsError::Died { message: caller.failed(&why).message })
+            }
             Err(why) => Err(refused(why)),
         }
     }

@@ -7,6 +7,7 @@ use super::wire::{self, Answer, Ask, Batch, KindOf};
 use crate::border::Caller;
 use crate::trainer::kept_name;
 use forgelm_sdk::Failed;
+use forgelm_sdk::host::Level;
 use forgelm_sdk::merge_method::{MergeMethod, Pass, Piece, Tensor};
 use forgelm_sdk::quantizer::Quantizer;
 use forgelm_sdk::trainer::{Loss, Metric, Scored, Trainer};
@@ -50,7 +51,12 @@ impl Drop for Instance {
     fn drop(&mut self) {
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         // A worker that is gone has no instances.
-        let _ = worker.ask(&Ask::Destroy { kind: self.kind, instance: self.number });
+        if worker.is_alive()
+            && let Err(why) = worker.ask(&Ask::Destroy { kind: self.kind, instance: self.number })
+        {
+            let text = self.caller.failed(&format!("while it was destroyed: {why}")).message;
+            (worker.services.log)(Level::Warning, "loader", &text);
+        }
     }
 }
 

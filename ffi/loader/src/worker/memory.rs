@@ -45,9 +45,12 @@ impl Memory {
     /// A new file.
     #[cfg(target_os = "linux")]
     pub(crate) fn create() -> io::Result<Self> {
-        use rustix::fs::{MemfdFlags, memfd_create};
-        let file = File::from(memfd_create("forgelm-plugin-worker", MemfdFlags::CLOEXEC)?);
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(memfd_create("forgelm-plugin-worker", flags)?);
         file.set_len(1 << 16)?;
+        // What is mapped must not go away.
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)?;
         Self::of(file)
     }
 
@@ -112,13 +115,19 @@ impl Memory {
 
     /// Writes an array that the other side reads.
     pub(crate) fn put<T: Plain>(&mut self, values: &[T]) -> Span {
-        let span = self.room::<T>(values.len());
+        let span = self.next::<T>(values.len());
         self.slice_mut(span).copy_from_slice(values);
         span
     }
 
-    /// Room for an array that the other side writes.
-    pub(crate) fn room<T: Plain>(&mut self, len: usize) -> Span {
+    /// Room for an array that the other side writes, zero where it does not.
+    pub(crate) fn room<T: Plain + Default>(&mut self, len: usize) -> Span {
+        let span = self.next::<T>(len);
+        self.slice_mut(span).fill(T::default());
+        span
+    }
+
+    fn next<T>(&mut self, len: usize) -> Span {
         let span = Span(self.end, len);
         self.end += (len * size_of::<T>()).next_multiple_of(LINE);
         span
@@ -185,7 +194,7 @@ impl<'a> Reader<'a> {
 }
 
 fn map(file: &File) -> io::Result<MmapMut> {
-    // SAFETY: a file without a name that only the two sides have; it never becomes shorter. What the
+    // SAFETY: a file without a name that only the two sides have; sealed so that it never becomes shorter. What the
     // other side writes at a wrong time changes numbers, which are plain, and nothing else.
     unsafe { MmapOptions::new().map_mut(file) }
 }

@@ -4,6 +4,7 @@ use super::WorkerProgram;
 use super::memory::Memory;
 use super::wire::{self, Answer, Ask, Say};
 use crate::host::{HostServices, level_of};
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -24,7 +25,7 @@ pub(super) struct Worker {
     socket: UnixStream,
     received: wire::Frames,
     pub(super) memory: Memory,
-    services: Arc<HostServices>,
+    pub(super) services: Arc<HostServices>,
     silence_max: Duration,
     /// Why it is dead.
     ended: Option<String>,
@@ -53,16 +54,22 @@ impl Worker {
         if let Some(ended) = &self.ended {
             return Err(format!("its worker is gone: {ended}"));
         }
-        self.memory.set_stop((self.services.stop)());
-        if wire::send(&self.socket, question).is_err() {
-            return Err(self.gone());
+        match wire::send(&self.socket, question) {
+            // What it said before it went comes first.
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => return Err(self.kill(&format!("its worker cannot be asked: {error}"))),
         }
         // counted in ticks, so that no clock is needed
         let mut silence = Duration::ZERO;
         loop {
+            self.memory.set_stop((self.services.stop)());
             match self.received.next(&self.socket) {
                 Ok(None) => {
-                    self.memory.set_stop((self.services.stop)());
+                    // A child of its own may hold its end open.
+                    if !matches!(self.child.try_wait(), Ok(None)) {
+                        return Err(self.gone());
+                    }
                     silence += TICK;
                     if silence >= self.silence_max {
                         return Err(self.kill(&format!(
@@ -98,6 +105,8 @@ impl Worker {
 
     /// The worker closed its end: how it died.
     fn gone(&mut self) -> String {
+        // One that is ending keeps its own status; one that only closed its end is ended.
+        self.kill_group();
         let ended = match self.child.wait() {
             Ok(status) => match (status.signal(), status.code()) {
                 (Some(signal), _) => format!("killed by signal {signal}{}", signal_name(signal)),
@@ -106,21 +115,30 @@ impl Worker {
             Err(error) => error.to_string(),
         };
         self.ended = Some(ended.clone());
-        format!("its worker died in the middle of a call: {ended}")
+        format!("its worker died: {ended}")
     }
 
     fn kill(&mut self, why: &str) -> String {
-        // It may be dead already.
-        let _ = self.child.kill();
+        self.kill_group();
+        // It may be waited for already.
         let _ = self.child.wait();
         self.ended = Some(why.to_owned());
         why.to_owned()
+    }
+
+    /// Ends the worker and whatever it started.
+    fn kill_group(&self) {
+        // It may be dead already.
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.kill("the program is done with it");
+        // Once it was waited for, its number may be another's.
+        if self.is_alive() {
+            self.kill("the program is done with it");
+        }
     }
 }
 

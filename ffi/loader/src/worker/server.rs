@@ -12,8 +12,10 @@ use forgelm_sdk::options::from_json;
 use forgelm_sdk::quantizer::Quantizer;
 use forgelm_sdk::trainer::{Role, RoleTotals, Scored, Sequence, StepTotals, Trainer};
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,16 +38,19 @@ pub fn serve() -> io::Result<()> {
     let said = Arc::new(Mutex::new(socket.try_clone()?));
     let say = move |say: &Say| {
         let socket = said.lock().unwrap_or_else(PoisonError::into_inner);
-        // A program that is gone ends the worker elsewhere.
-        let _ = wire::send(&*socket, say);
+        wire::send(&*socket, say)
     };
     let (log, events) = (say.clone(), say.clone());
     let services = HostServices {
         log: Box::new(move |level, target, message| {
             let (target, message) = (target.to_owned(), message.to_owned());
-            log(&Say::Log { level: level as u32, target, message });
+            // A program that is gone ends the worker elsewhere.
+            let _ = log(&Say::Log { level: level as u32, target, message });
         }),
-        progress: Box::new(move |event| events(&Say::Progress { event: event.to_owned() })),
+        progress: Box::new(move |event| {
+            // As above.
+            let _ = events(&Say::Progress { event: event.to_owned() });
+        }),
         stop: Box::new(move || stop.is_stopped()),
     };
     let mut server = Server {
@@ -62,10 +67,13 @@ pub fn serve() -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error),
         };
-        say(&match server.answer(question) {
+        let answer = match server.answer(question) {
             Ok(answer) => Say::Answer(answer),
             Err(why) => Say::Failed(why),
-        });
+        };
+        if let Err(error) = say(&answer) {
+            say(&Say::Failed(format!("its answer cannot be told: {error}")))?;
+        }
     }
 }
 
@@ -104,7 +112,7 @@ fn end<T: ?Sized>(instances: &mut [Option<Box<T>>], number: usize) {
 impl Server {
     fn answer(&mut self, question: Ask) -> Result<Answer, String> {
         match question {
-            Ask::Load { path } => self.load(&path),
+            Ask::Load { path } => self.load(Path::new(OsStr::from_bytes(&path))),
             Ask::Create { kind, index, options, weights } => {
                 self.create(kind, index, &options, &weights)
             }

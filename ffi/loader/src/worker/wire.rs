@@ -13,7 +13,7 @@ const FRAME_MAX: u32 = 1 << 24;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Ask {
     /// Loads the library; the first question, and asked once.
-    Load { path: std::path::PathBuf },
+    Load { path: Vec<u8> },
     /// Makes an instance of a trainer, merge method or quantizer.
     Create { kind: KindOf, index: usize, options: String, weights: Vec<u64> },
     /// Ends one.
@@ -181,7 +181,7 @@ impl Frames {
                 }
             };
             let n_had = self.bytes.len();
-            if n_had == needed && needed > 4 {
+            if n_had >= 4 && n_had == needed {
                 let message = serde_json::from_slice(&self.bytes[4..]);
                 self.bytes.clear();
                 return message
@@ -223,7 +223,7 @@ mod tests {
         ours.write_all(&whole[whole.len() - 1..]).unwrap();
         let Some(Say::Failed(why)) = frames.next(&theirs).unwrap() else { panic!("no failure") };
         assert_eq!(why, "it broke");
-        for broken in [&[3, 0, 0, 0, b'x', b'y', b'z'][..], &[255, 255, 255, 255]] {
+        for broken in [&[3, 0, 0, 0, b'x', b'y', b'z'][..], &[0; 4], &[255; 4]] {
             let (mut ours, theirs) = UnixStream::pair().unwrap();
             ours.write_all(broken).unwrap();
             let error = receive::<Say>(&theirs).unwrap_err();

@@ -259,6 +259,23 @@ forgelm_status talks(const forgelm_trainer *trainer, const forgelm_scored *score
     return loss(trainer, scored, out, err);
 }
 
+/* Works for ever, and reports it, until it is asked to stop; a minute at most. */
+forgelm_status works_until_stopped(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                                   forgelm_loss *out, forgelm_plugin_error *err) {
+    (void)trainer;
+    (void)scored;
+    (void)out;
+    (void)err;
+    forgelm_str event = {"{}", 2};
+    for (int i = 0; i < 6000; ++i) {
+        if (the_host->progress(the_host, event)) {
+            return FORGELM_E_CANCELLED;
+        }
+        usleep(10000);
+    }
+    return FORGELM_E_INTERNAL;
+}
+
 /* Random numbers of the host, as metrics. */
 forgelm_status random_metrics(const forgelm_trainer *trainer, const forgelm_scored *scored,
                               forgelm_loss *out, forgelm_plugin_error *err) {
@@ -306,6 +323,19 @@ static forgelm_status create(const forgelm_trainer_factory *factory, const forge
     trainer->loss = LOSS;
     *out = trainer;
     return FORGELM_OK;
+}
+
+/* Ends the process while an instance is made. */
+forgelm_status aborts_in_create(const forgelm_trainer_factory *factory, const forgelm_host *host,
+                                uint32_t index, forgelm_str options_json,
+                                const forgelm_trainer **out, forgelm_plugin_error *err) {
+    (void)factory;
+    (void)host;
+    (void)index;
+    (void)options_json;
+    (void)out;
+    (void)err;
+    abort();
 }
 
 /* Says that all is well and hands out nothing. */
