@@ -7,10 +7,11 @@ use crate::clock::time;
 use forgelm_artifact::sharded::SHARD_BYTES_MAX;
 use forgelm_artifact::write::{StagedDir, remove_dir};
 use forgelm_kernels_api::RowSource;
+use forgelm_loader::search::{Places, find};
+use forgelm_loader::{HostServices, Library, Loader};
 use forgelm_merge::{Settings, Source, Tensor, write_merged};
 use forgelm_model::{ModelFiles, OpenModel, WholeTensor};
-use forgelm_plugin_merge_method::MERGE_METHODS;
-use forgelm_sdk::merge_method::Descriptor;
+use forgelm_plugin::{MergeMethods, Plugin};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -48,6 +49,19 @@ impl Source for FileRows<'_> {
     }
 }
 
+/// The methods that ship with ForgeLM, loaded as the program loads them.
+fn bundled() -> Result<Library, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let program = std::env::current_exe().map_err(|error| text(&error))?;
+    let places = Places { program_dir: program.parent().map(PathBuf::from), ..Places::default() };
+    let found = find(&places).map_err(|error| text(&error))?;
+    let is_wanted = |path: &Path| path.ends_with("libforgelm_plugin_merge_method.so");
+    let path = found.iter().map(|found| &found.path).find(|path| is_wanted(path));
+    let path = path.ok_or("libforgelm_plugin_merge_method.so is not beside this program")?;
+    let loaded = Loader::new(HostServices::silent()).load(path).map_err(|error| text(&error))?;
+    Ok(loaded.expect("nothing was loaded before"))
+}
+
 /// Runs the benchmark.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let arguments = parse(arguments)?;
@@ -64,7 +78,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let n_bytes: usize = whole[0].iter().map(bytes).sum();
     let rate = |seconds: f64| n_bytes as f64 / seconds / 1e6;
     let single = arguments.models[1].join("model.safetensors");
-    for method in MERGE_METHODS {
+    for method in &bundled()?.offers.merge_methods {
         let (mut copying, mut merging) = (f64::INFINITY, f64::INFINITY);
         for _ in 0..arguments.rounds {
             copying = copying.min(wall(|| copy(&single, &arguments.out))?);
@@ -95,7 +109,7 @@ fn wall(call: impl FnOnce() -> io::Result<()>) -> Result<f64, String> {
 }
 
 fn merge(
-    method: &Descriptor,
+    method: &Plugin<MergeMethods>,
     base: &[WholeTensor<'_>],
     rows: &[Vec<FileRows<'_>>],
     arguments: &Arguments,
