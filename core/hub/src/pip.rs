@@ -61,15 +61,17 @@ fn run(
         .stderr(Stdio::piped())
         .spawn()
         .map_err(io_error)?;
-    let mut last_line = String::new();
+    // Which of two lines of two pipes came last is chance: errors go before the rest.
+    let (mut last_said, mut last_error) = (String::new(), String::new());
     let (out, err) = (child.stdout.take(), child.stderr.take());
     std::thread::scope(|scope| {
         let (sender, lines) = mpsc::channel();
         let sender_err = sender.clone();
-        scope.spawn(move || send_lines(out, &sender));
-        scope.spawn(move || send_lines(err, &sender_err));
-        for text in lines {
-            last_line.clone_from(&text);
+        scope.spawn(move || send_lines(out, |text| sender.send((false, text))));
+        scope.spawn(move || send_lines(err, |text| sender_err.send((true, text))));
+        for (is_error, text) in lines {
+            let last = if is_error { &mut last_error } else { &mut last_said };
+            last.clone_from(&text);
             progress(HubEvent::Line { text });
         }
     });
@@ -77,13 +79,14 @@ fn run(
     if status.success() {
         return Ok(());
     }
+    let last_line = if last_error.is_empty() { last_said } else { last_error };
     let (package, command, status) = (package.to_owned(), words.join(" "), status.to_string());
     Err(HubError::Pip { package, command, status, last_line })
 }
 
 /// Sends each line that is not blank, with control characters taken out. Reads to the end even if
 /// nobody listens, so that the other program is never stopped by a full pipe.
-fn send_lines(stream: Option<impl Read>, sender: &mpsc::Sender<String>) {
+fn send_lines<E>(stream: Option<impl Read>, send: impl Fn(String) -> Result<(), E>) {
     let Some(stream) = stream else { return };
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
@@ -91,7 +94,7 @@ fn send_lines(stream: Option<impl Read>, sender: &mpsc::Sender<String>) {
         let text: String =
             String::from_utf8_lossy(&line).trim().chars().filter(|c| !c.is_control()).collect();
         if !text.is_empty() {
-            let _ = sender.send(text);
+            let _ = send(text);
         }
         line.clear();
     }
