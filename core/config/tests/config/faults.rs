@@ -106,7 +106,9 @@ fn fault_003_bombs_and_deep_nesting_and_huge_files_cost_little() {
         let start = Instant::now();
         let found = problems(&text);
         let took = start.elapsed();
-        assert!(took < Duration::from_secs(1), "{name}: {took:?}");
+        // the limit of an optimised build; the dev profile does not optimise this crate
+        let limit = Duration::from_secs(if cfg!(debug_assertions) { 4 } else { 1 });
+        assert!(took < limit, "{name}: {took:?}");
         assert_eq!(found[0].code, Code::TooLarge, "{name}: {}", found[0]);
         assert!(render(&found, Color::Off).len() < 1000, "{name}");
     }

@@ -254,6 +254,8 @@ fn rendering_is_clear_without_color_and_counts_errors_only() {
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a bound on time is tested")]
 fn loading_is_fast() {
+    // the limits of an optimised build; the dev profile does not optimise this crate
+    let slower = if cfg!(debug_assertions) { 4 } else { 1 };
     let text = reference_yaml();
     let start = Instant::now();
     for _ in 0..10 {
@@ -262,14 +264,14 @@ fn loading_is_fast() {
     }
     let each = start.elapsed() / 10;
     println!("load and check of reference.yaml ({} bytes): {each:?}", text.len());
-    assert!(each < Duration::from_millis(20), "{each:?}");
+    assert!(each < slower * Duration::from_millis(20), "{each:?}");
     let text = configs().remove("quickstart.yaml").unwrap();
     let start = Instant::now();
     let loaded = loads(&text);
     assert!(not_available(&loaded.run, &loaded.written, "x").is_empty());
     let once = start.elapsed();
     println!("load and check of quickstart.yaml: {once:?}");
-    assert!(once < Duration::from_millis(5), "{once:?}");
+    assert!(once < slower * Duration::from_millis(5), "{once:?}");
 }
 
 /// The configs that the repository offers, by file name.
