@@ -6,6 +6,7 @@
 
 mod border;
 mod evaluator;
+mod factory;
 mod merge_method;
 mod quantizer;
 mod services;
@@ -76,19 +77,19 @@ impl Factories {
         let exports = &self.exports;
         match () {
             () if id == TRAINER_FACTORY && !exports.trainers.is_empty() => {
-                let made = self.trainers.get_or_init(|| trainer::Factory::leak(exports.trainers));
+                let made = self.trainers.get_or_init(|| trainer::factory(exports.trainers));
                 std::ptr::from_ref(*made).cast()
             }
             () if id == MERGE_METHOD_FACTORY && !exports.merge_methods.is_empty() => {
-                let leak = || merge_method::Factory::leak(exports.merge_methods);
+                let leak = || merge_method::factory(exports.merge_methods);
                 std::ptr::from_ref(*self.merge_methods.get_or_init(leak)).cast()
             }
             () if id == QUANTIZER_FACTORY && !exports.quantizers.is_empty() => {
-                let leak = || quantizer::Factory::leak(exports.quantizers);
+                let leak = || quantizer::factory(exports.quantizers);
                 std::ptr::from_ref(*self.quantizers.get_or_init(leak)).cast()
             }
             () if id == EVALUATOR_FACTORY && !exports.evaluators.is_empty() => {
-                let leak = || evaluator::Factory::leak(exports.evaluators);
+                let leak = || evaluator::factory(exports.evaluators);
                 std::ptr::from_ref(*self.evaluators.get_or_init(leak)).cast()
             }
             () => null(),

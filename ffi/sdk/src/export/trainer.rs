@@ -13,34 +13,19 @@ use forgelm_abi::{
 use std::mem::offset_of;
 use std::ptr::{null, null_mut};
 
-/// The factory's table, and what it is made of.
-#[repr(C)]
-#[derive(Debug)]
-pub(super) struct Factory {
-    table: forgelm_trainer_factory,
-    list: &'static [Descriptor],
-    descriptors: Vec<forgelm_trainer_descriptor>,
-}
+pub(super) type Factory =
+    super::factory::Factory<forgelm_trainer_factory, forgelm_trainer_descriptor, Descriptor>;
 
-// SAFETY: the pointers inside are to constant texts; nothing changes them.
-unsafe impl Sync for Factory {}
-// SAFETY: as above.
-unsafe impl Send for Factory {}
-
-impl Factory {
-    pub(super) fn leak(list: &'static [Descriptor]) -> &'static Self {
-        Box::leak(Box::new(Self {
-            table: forgelm_trainer_factory {
-                struct_size: size::<forgelm_trainer_factory>(),
-                reserved: 0,
-                count: Some(count),
-                descriptor: Some(descriptor),
-                create: Some(create),
-            },
-            list,
-            descriptors: list.iter().map(described).collect(),
-        }))
-    }
+/// The factory of these.
+pub(super) fn factory(list: &'static [Descriptor]) -> &'static Factory {
+    let table = forgelm_trainer_factory {
+        struct_size: size::<forgelm_trainer_factory>(),
+        reserved: 0,
+        count: Some(Factory::count),
+        descriptor: Some(Factory::descriptor),
+        create: Some(create),
+    };
+    Factory::leak(table, list, described)
 }
 
 fn described(of: &Descriptor) -> forgelm_trainer_descriptor {
@@ -67,30 +52,6 @@ fn described(of: &Descriptor) -> forgelm_trainer_descriptor {
     }
 }
 
-/// # Safety
-/// `factory` is null or a [`Factory`].
-unsafe fn factory<'a>(factory: *const forgelm_trainer_factory) -> Option<&'a Factory> {
-    // SAFETY: the table is the first field.
-    unsafe { factory.cast::<Factory>().as_ref() }
-}
-
-unsafe extern "C" fn count(table: *const forgelm_trainer_factory) -> u32 {
-    // SAFETY: the host hands back the table that it was given.
-    let factory = unsafe { factory(table) };
-    factory.map_or(0, |factory| u32::try_from(factory.list.len()).unwrap_or(0))
-}
-
-unsafe extern "C" fn descriptor(
-    table: *const forgelm_trainer_factory,
-    index: u32,
-) -> *const forgelm_trainer_descriptor {
-    // SAFETY: the host hands back the table that it was given.
-    let factory = unsafe { factory(table) };
-    factory
-        .and_then(|factory| factory.descriptors.get(index as usize))
-        .map_or_else(null, std::ptr::from_ref)
-}
-
 unsafe extern "C" fn create(
     table: *const forgelm_trainer_factory,
     _host: *const forgelm_host,
@@ -101,8 +62,7 @@ unsafe extern "C" fn create(
 ) -> forgelm_status {
     guard(err, || {
         // SAFETY: the host hands back the table that it was given.
-        let descriptor = unsafe { factory(table) }.and_then(|f| f.list.get(index as usize));
-        let descriptor = descriptor.ok_or_else(|| Refusal::argument("no trainer of that index"))?;
+        let descriptor = unsafe { Factory::entry(table, index, "trainer") }?;
         // SAFETY: the text is borrowed for the call.
         let options = unsafe { read_options(options_json) }?;
         let trainer = (descriptor.build)(&borrowed(&options))?;
