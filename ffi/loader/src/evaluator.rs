@@ -1,9 +1,8 @@
 //! Evaluators of a library, as the trait that the host calls; and the host's services for them.
 
-use crate::border::{
-    Caller, Poison, call, check_features, created, first_missing, kept_text, lossy, size, table,
-};
+use crate::border::{Caller, Poison, call, first_missing, lossy, size};
 use crate::error::Problem;
+use crate::factory::{self, Offer};
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
 use forgelm_abi::{
@@ -13,11 +12,11 @@ use forgelm_abi::{
 };
 use forgelm_plugin::{Evaluators, Kind, Origin, Plugin};
 use forgelm_sdk::evaluator::{Evaluator, Generate, Report, Score, Services, TextPair};
-use forgelm_sdk::options::{from_json, to_json};
+use forgelm_sdk::options::from_json;
 use forgelm_sdk::{Failed, OptionValue, OptionsError};
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::{from_ref, null};
+use std::ptr::from_ref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The evaluators behind a factory; none if it is null.
@@ -26,48 +25,15 @@ pub(crate) fn offers(
     host: &'static Host,
     origin: &Arc<Origin>,
 ) -> Result<Vec<Plugin<Evaluators>>, Problem> {
-    if factory.is_null() {
-        return Ok(Vec::new());
-    }
-    let place = || "the evaluator factory".to_owned();
-    // SAFETY: the table of this id, a constant of a library that stays.
-    let factory: &'static forgelm_evaluator_factory =
-        unsafe { table(factory.cast(), "forgelm_evaluator_factory", place) }?;
-    let missing = |what: &str| Problem::Null { what: format!("forgelm_evaluator_factory.{what}") };
-    let count = factory.count.ok_or_else(|| missing("count"))?;
-    let descriptor = factory.descriptor.ok_or_else(|| missing("descriptor"))?;
-    if factory.create.is_none() {
-        return Err(missing("create"));
-    }
-    let _mode = KeepFloatMode::new();
-    // SAFETY: the plugin's own functions with its own table.
-    let n = unsafe { count(factory) };
-    let plugin = |index| {
-        // SAFETY: as above.
-        let found = unsafe { descriptor(factory, index) };
-        let place = || format!("descriptor {index} of the evaluator factory");
-        // SAFETY: a constant of a library that stays.
-        let found: &forgelm_evaluator_descriptor =
-            unsafe { table(found, "forgelm_evaluator_descriptor", place) }?;
-        let of = |field: &str| format!("evaluator {index}: {field}");
-        // SAFETY: the texts of a descriptor are constants of the library; so below.
-        let name = unsafe { kept_text(found.name, || of("name")) }?;
-        // SAFETY: as above.
-        let summary = unsafe { kept_text(found.summary, || of("summary")) }?;
-        // SAFETY: as above.
-        let source = unsafe { kept_text(found.source, || of("source")) }?;
-        // SAFETY: as above.
-        unsafe { check_features(found.features, host, || name.to_owned()) }?;
-        let caller = Caller::new::<Evaluators>(name, origin);
+    let read = |_: &forgelm_evaluator_descriptor, entry: Offer<forgelm_evaluator_factory>| {
         let build: Arc<<Evaluators as Kind>::Build> =
             Arc::new(move |options: &[(&str, OptionValue)]| {
-                let evaluator = Foreign::create(factory, host, index, options, caller.clone())?;
+                let evaluator = Foreign::create(&entry, options)?;
                 Ok(Box::new(evaluator) as Box<dyn Evaluator>)
             });
-        let origin = Arc::clone(origin);
-        Ok(Plugin { name, summary, source, needs: (), build, origin })
+        Ok(((), build))
     };
-    (0..n).map(plugin).collect()
+    factory::offers(factory, host, origin, read)
 }
 
 /// An instance.
@@ -86,36 +52,31 @@ unsafe impl Sync for Foreign {}
 
 impl Foreign {
     fn create(
-        factory: &'static forgelm_evaluator_factory,
-        host: &'static Host,
-        index: u32,
+        entry: &Offer<forgelm_evaluator_factory>,
         options: &[(&str, OptionValue)],
-        caller: Caller,
     ) -> Result<Self, OptionsError> {
-        let options = to_json(options)?;
-        let Some(create) = factory.create else {
-            return Err(OptionsError::Refused { message: "`create` is NULL".to_owned() });
-        };
-        let (mut instance, mut err) = (null(), forgelm_plugin_error::new());
-        let ended = {
-            let _mode = KeepFloatMode::new();
-            let options = forgelm_str::new(&options);
-            // SAFETY: the plugin's own function with its own table; the rest lives long enough.
-            unsafe {
-                create(factory, host.table(), index, options, &raw mut instance, &raw mut err)
-            }
-        };
         let missing = |found: &forgelm_evaluator| {
             first_missing(&[
                 (found.evaluate.is_none(), "evaluate"),
                 (found.destroy.is_none(), "destroy"),
             ])
         };
-        // SAFETY: null or an instance, which is ours until `destroy`.
-        let instance =
-            unsafe { created(&caller, (ended, &err), instance, "forgelm_evaluator", missing) }?;
+        let create = |options, out, err| {
+            let create = entry.factory.create?;
+            // SAFETY: the plugin's own function with its own table; the rest lives long enough.
+            Some(unsafe {
+                create(entry.factory, entry.host.table(), entry.index, options, out, err)
+            })
+        };
+        let instance = entry.create(options, "forgelm_evaluator", missing, create)?;
         let (poison, one_call_at_a_time) = (Poison::default(), Mutex::new(()));
-        Ok(Self { instance, host, caller, poison, one_call_at_a_time })
+        Ok(Self {
+            instance,
+            host: entry.host,
+            caller: entry.caller.clone(),
+            poison,
+            one_call_at_a_time,
+        })
     }
 }
 

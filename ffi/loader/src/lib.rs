@@ -19,6 +19,7 @@ mod elf;
 mod entry;
 mod error;
 mod evaluator;
+mod factory;
 mod float_mode;
 mod host;
 mod merge_method;

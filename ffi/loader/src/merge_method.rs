@@ -1,19 +1,16 @@
 //! Merge methods of a library, as the trait that the host calls.
 
-use crate::border::{
-    Caller, Poison, Shape, call, check_features, created, first_missing, kept_text, size, table,
-};
+use crate::border::{Caller, Poison, Shape, call, first_missing, size};
 use crate::error::Problem;
+use crate::factory::{self, Offer};
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
 use forgelm_abi::{
     forgelm_merge_method, forgelm_merge_method_descriptor, forgelm_merge_method_factory,
-    forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor, forgelm_plugin_error,
-    forgelm_str, merge_scope,
+    forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor, forgelm_str, merge_scope,
 };
 use forgelm_plugin::{Kind, MergeMethods, Origin, Plugin};
 use forgelm_sdk::merge_method::{MergeMethod, Needs, Pass, Piece, Scope, Tensor};
-use forgelm_sdk::options::to_json;
 use forgelm_sdk::{Failed, OptionValue, OptionsError};
 use std::ffi::c_void;
 use std::mem::offset_of;
@@ -26,73 +23,31 @@ pub(crate) fn offers(
     host: &'static Host,
     origin: &Arc<Origin>,
 ) -> Result<Vec<Plugin<MergeMethods>>, Problem> {
-    if factory.is_null() {
-        return Ok(Vec::new());
-    }
-    let place = || "the merge method factory".to_owned();
-    // SAFETY: the table of this id, a constant of a library that stays.
-    let factory: &'static forgelm_merge_method_factory =
-        unsafe { table(factory.cast(), "forgelm_merge_method_factory", place) }?;
-    let missing =
-        |what: &str| Problem::Null { what: format!("forgelm_merge_method_factory.{what}") };
-    let count = factory.count.ok_or_else(|| missing("count"))?;
-    let descriptor = factory.descriptor.ok_or_else(|| missing("descriptor"))?;
-    if factory.create.is_none() {
-        return Err(missing("create"));
-    }
-    let _mode = KeepFloatMode::new();
-    // SAFETY: the plugin's own functions with its own table.
-    let n = unsafe { count(factory) };
-    let plugin = |index| {
-        // SAFETY: as above.
-        let found = unsafe { descriptor(factory, index) };
-        let place = || format!("descriptor {index} of the merge method factory");
-        // SAFETY: a constant of a library that stays.
-        let found = unsafe { table(found, "forgelm_merge_method_descriptor", place) }?;
-        described(found, factory, index, host, origin)
-    };
-    (0..n).map(plugin).collect()
-}
-
-fn described(
-    found: &forgelm_merge_method_descriptor,
-    factory: &'static forgelm_merge_method_factory,
-    index: u32,
-    host: &'static Host,
-    origin: &Arc<Origin>,
-) -> Result<Plugin<MergeMethods>, Problem> {
-    let of = |field: &str| format!("merge method {index}: {field}");
-    // SAFETY: the texts of a descriptor are constants of the library; so below.
-    let name = unsafe { kept_text(found.name, || of("name")) }?;
-    // SAFETY: as above.
-    let summary = unsafe { kept_text(found.summary, || of("summary")) }?;
-    // SAFETY: as above.
-    let source = unsafe { kept_text(found.source, || of("source")) }?;
-    // SAFETY: as above.
-    unsafe { check_features(found.features, host, || name.to_owned()) }?;
-    let scope = match found.scope {
-        merge_scope::ELEMENTS => Scope::Elements,
-        merge_scope::TENSOR => Scope::Tensor,
-        other => {
-            let (what, expected) = (of("scope"), "0 or 1".to_owned());
-            return Err(Problem::Number { what, found: other.into(), expected });
+    let read = |found: &forgelm_merge_method_descriptor,
+                entry: Offer<forgelm_merge_method_factory>| {
+        let scope = match found.scope {
+            merge_scope::ELEMENTS => Scope::Elements,
+            merge_scope::TENSOR => Scope::Tensor,
+            other => {
+                let (what, expected) = (entry.field("scope"), "0 or 1".to_owned());
+                return Err(Problem::Number { what, found: other.into(), expected });
+            }
+        };
+        let (n_inputs_min, n_inputs_max) = (found.n_inputs_min, found.n_inputs_max);
+        if n_inputs_min == 0 || n_inputs_min > n_inputs_max {
+            let (what, found) = (entry.field("n_inputs_min"), n_inputs_min as u64);
+            let expected = format!("1 to n_inputs_max, {n_inputs_max}");
+            return Err(Problem::Number { what, found, expected });
         }
+        let needs = Needs { scope, n_inputs_min, n_inputs_max };
+        let build: Arc<<MergeMethods as Kind>::Build> =
+            Arc::new(move |options: &[(&str, OptionValue)], weights: &[f64]| {
+                let method = Foreign::create(&entry, (options, weights))?;
+                Ok(Box::new(method) as Box<dyn MergeMethod>)
+            });
+        Ok((needs, build))
     };
-    let (n_inputs_min, n_inputs_max) = (found.n_inputs_min, found.n_inputs_max);
-    if n_inputs_min == 0 || n_inputs_min > n_inputs_max {
-        let (what, found) = (of("n_inputs_min"), n_inputs_min as u64);
-        let expected = format!("1 to n_inputs_max, {n_inputs_max}");
-        return Err(Problem::Number { what, found, expected });
-    }
-    let needs = Needs { scope, n_inputs_min, n_inputs_max };
-    let caller = Caller::new::<MergeMethods>(name, origin);
-    let build: Arc<<MergeMethods as Kind>::Build> =
-        Arc::new(move |options: &[(&str, OptionValue)], weights: &[f64]| {
-            let method = Foreign::create(factory, host, index, (options, weights), caller.clone())?;
-            Ok(Box::new(method) as Box<dyn MergeMethod>)
-        });
-    let origin = Arc::clone(origin);
-    Ok(Plugin { name, summary, source, needs, build, origin })
+    factory::offers(factory, host, origin, read)
 }
 
 /// An instance.
@@ -117,33 +72,9 @@ const _: () = {
 
 impl Foreign {
     fn create(
-        factory: &'static forgelm_merge_method_factory,
-        host: &'static Host,
-        index: u32,
+        entry: &Offer<forgelm_merge_method_factory>,
         (options, weights): (&[(&str, OptionValue)], &[f64]),
-        caller: Caller,
     ) -> Result<Self, OptionsError> {
-        let options = to_json(options)?;
-        let Some(create) = factory.create else {
-            return Err(OptionsError::Refused { message: "`create` is NULL".to_owned() });
-        };
-        let (mut instance, mut err) = (null(), forgelm_plugin_error::new());
-        let ended = {
-            let _mode = KeepFloatMode::new();
-            // SAFETY: the plugin's own function with its own table; the rest lives long enough.
-            unsafe {
-                create(
-                    factory,
-                    host.table(),
-                    index,
-                    forgelm_str::new(&options),
-                    weights.as_ptr(),
-                    weights.len(),
-                    &raw mut instance,
-                    &raw mut err,
-                )
-            }
-        };
         let missing = |found: &forgelm_merge_method| {
             first_missing(&[
                 (found.merge.is_none(), "merge"),
@@ -153,9 +84,23 @@ impl Foreign {
                 (found.n_passes > 0 && found.conclude.is_none(), "conclude"),
             ])
         };
-        // SAFETY: null or an instance, which is ours until `destroy`.
-        let instance =
-            unsafe { created(&caller, (ended, &err), instance, "forgelm_merge_method", missing) }?;
+        let create = |options, out, err| {
+            let create = entry.factory.create?;
+            // SAFETY: the plugin's own function with its own table; the rest lives long enough.
+            Some(unsafe {
+                create(
+                    entry.factory,
+                    entry.host.table(),
+                    entry.index,
+                    options,
+                    weights.as_ptr(),
+                    weights.len(),
+                    out,
+                    err,
+                )
+            })
+        };
+        let instance = entry.create(options, "forgelm_merge_method", missing, create)?;
         let mut passes: Vec<Pass> = Vec::new();
         // SAFETY: `created` found it good.
         let found = unsafe { &*instance };
@@ -164,7 +109,7 @@ impl Foreign {
             let found = unsafe { std::slice::from_raw_parts(found.passes.cast(), found.n_passes) };
             passes.extend_from_slice(found);
         }
-        Ok(Self { instance, passes, caller, poison: Poison::default() })
+        Ok(Self { instance, passes, caller: entry.caller.clone(), poison: Poison::default() })
     }
 
     fn table(&self) -> &forgelm_merge_method {

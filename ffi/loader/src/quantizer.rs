@@ -1,21 +1,15 @@
 //! Quantizers of a library, as the trait that the host calls.
 
-use crate::border::{
-    Caller, Poison, Shape, call, check_features, created, first_missing, kept_text, table,
-};
+use crate::border::{Caller, Poison, Shape, call, first_missing};
 use crate::error::Problem;
+use crate::factory::{self, Offer};
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
-use forgelm_abi::{
-    forgelm_plugin_error, forgelm_quantizer, forgelm_quantizer_descriptor,
-    forgelm_quantizer_factory, forgelm_str,
-};
+use forgelm_abi::{forgelm_quantizer, forgelm_quantizer_descriptor, forgelm_quantizer_factory};
 use forgelm_plugin::{Kind, Origin, Plugin, Quantizers};
-use forgelm_sdk::options::to_json;
 use forgelm_sdk::quantizer::Quantizer;
 use forgelm_sdk::{Failed, OptionValue, OptionsError};
 use std::ffi::c_void;
-use std::ptr::null;
 use std::sync::Arc;
 
 /// The quantizers behind a factory; none if it is null.
@@ -24,48 +18,15 @@ pub(crate) fn offers(
     host: &'static Host,
     origin: &Arc<Origin>,
 ) -> Result<Vec<Plugin<Quantizers>>, Problem> {
-    if factory.is_null() {
-        return Ok(Vec::new());
-    }
-    let place = || "the quantizer factory".to_owned();
-    // SAFETY: the table of this id, a constant of a library that stays.
-    let factory: &'static forgelm_quantizer_factory =
-        unsafe { table(factory.cast(), "forgelm_quantizer_factory", place) }?;
-    let missing = |what: &str| Problem::Null { what: format!("forgelm_quantizer_factory.{what}") };
-    let count = factory.count.ok_or_else(|| missing("count"))?;
-    let descriptor = factory.descriptor.ok_or_else(|| missing("descriptor"))?;
-    if factory.create.is_none() {
-        return Err(missing("create"));
-    }
-    let _mode = KeepFloatMode::new();
-    // SAFETY: the plugin's own functions with its own table.
-    let n = unsafe { count(factory) };
-    let plugin = |index| {
-        // SAFETY: as above.
-        let found = unsafe { descriptor(factory, index) };
-        let place = || format!("descriptor {index} of the quantizer factory");
-        // SAFETY: a constant of a library that stays.
-        let found: &forgelm_quantizer_descriptor =
-            unsafe { table(found, "forgelm_quantizer_descriptor", place) }?;
-        let of = |field: &str| format!("quantizer {index}: {field}");
-        // SAFETY: the texts of a descriptor are constants of the library; so below.
-        let name = unsafe { kept_text(found.name, || of("name")) }?;
-        // SAFETY: as above.
-        let summary = unsafe { kept_text(found.summary, || of("summary")) }?;
-        // SAFETY: as above.
-        let source = unsafe { kept_text(found.source, || of("source")) }?;
-        // SAFETY: as above.
-        unsafe { check_features(found.features, host, || name.to_owned()) }?;
-        let caller = Caller::new::<Quantizers>(name, origin);
+    let read = |_: &forgelm_quantizer_descriptor, entry: Offer<forgelm_quantizer_factory>| {
         let build: Arc<<Quantizers as Kind>::Build> =
             Arc::new(move |options: &[(&str, OptionValue)]| {
-                let quantizer = Foreign::create(factory, host, index, options, caller.clone())?;
+                let quantizer = Foreign::create(&entry, options)?;
                 Ok(Box::new(quantizer) as Box<dyn Quantizer>)
             });
-        let origin = Arc::clone(origin);
-        Ok(Plugin { name, summary, source, needs: (), build, origin })
+        Ok(((), build))
     };
-    (0..n).map(plugin).collect()
+    factory::offers(factory, host, origin, read)
 }
 
 /// An instance.
@@ -82,25 +43,9 @@ unsafe impl Sync for Foreign {}
 
 impl Foreign {
     fn create(
-        factory: &'static forgelm_quantizer_factory,
-        host: &'static Host,
-        index: u32,
+        entry: &Offer<forgelm_quantizer_factory>,
         options: &[(&str, OptionValue)],
-        caller: Caller,
     ) -> Result<Self, OptionsError> {
-        let options = to_json(options)?;
-        let Some(create) = factory.create else {
-            return Err(OptionsError::Refused { message: "`create` is NULL".to_owned() });
-        };
-        let (mut instance, mut err) = (null(), forgelm_plugin_error::new());
-        let ended = {
-            let _mode = KeepFloatMode::new();
-            let options = forgelm_str::new(&options);
-            // SAFETY: the plugin's own function with its own table; the rest lives long enough.
-            unsafe {
-                create(factory, host.table(), index, options, &raw mut instance, &raw mut err)
-            }
-        };
         let missing = |found: &forgelm_quantizer| {
             first_missing(&[
                 (found.bytes_per_row.is_none(), "bytes_per_row"),
@@ -109,10 +54,15 @@ impl Foreign {
                 (found.destroy.is_none(), "destroy"),
             ])
         };
-        // SAFETY: null or an instance, which is ours until `destroy`.
-        let instance =
-            unsafe { created(&caller, (ended, &err), instance, "forgelm_quantizer", missing) }?;
-        Ok(Self { instance, caller, poison: Poison::default() })
+        let create = |options, out, err| {
+            let create = entry.factory.create?;
+            // SAFETY: the plugin's own function with its own table; the rest lives long enough.
+            Some(unsafe {
+                create(entry.factory, entry.host.table(), entry.index, options, out, err)
+            })
+        };
+        let instance = entry.create(options, "forgelm_quantizer", missing, create)?;
+        Ok(Self { instance, caller: entry.caller.clone(), poison: Poison::default() })
     }
 
     fn table(&self) -> &forgelm_quantizer {

@@ -1,19 +1,15 @@
 //! Trainers of a library, as the trait that the engine calls.
 
-use crate::border::{
-    Caller, Poison, Shape, call, check_features, created, first_missing, kept_text, lossy, size,
-    table,
-};
+use crate::border::{Caller, Poison, Shape, call, first_missing, lossy, size};
 use crate::error::Problem;
+use crate::factory::{self, Offer};
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
 use forgelm_abi::{
-    forgelm_loss, forgelm_plugin_error, forgelm_role_totals, forgelm_scored, forgelm_sequence,
-    forgelm_str, forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory, records,
-    trainer_needs,
+    forgelm_loss, forgelm_role_totals, forgelm_scored, forgelm_sequence, forgelm_str,
+    forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory, records, trainer_needs,
 };
 use forgelm_plugin::{Kind, Origin, Plugin, Trainers};
-use forgelm_sdk::options::to_json;
 use forgelm_sdk::trainer::{Loss, Needs, Records, Role, Scored, Sequence, StepTotals, Trainer};
 use forgelm_sdk::{Failed, OptionValue, OptionsError};
 use std::collections::BTreeSet;
@@ -31,76 +27,38 @@ pub(crate) fn offers(
     host: &'static Host,
     origin: &Arc<Origin>,
 ) -> Result<Vec<Plugin<Trainers>>, Problem> {
-    if factory.is_null() {
-        return Ok(Vec::new());
-    }
-    let place = || "the trainer factory".to_owned();
-    // SAFETY: the table of this id, a constant of a library that stays.
-    let factory: &'static forgelm_trainer_factory =
-        unsafe { table(factory.cast(), "forgelm_trainer_factory", place) }?;
-    let missing = |what: &str| Problem::Null { what: format!("forgelm_trainer_factory.{what}") };
-    let count = factory.count.ok_or_else(|| missing("count"))?;
-    let descriptor = factory.descriptor.ok_or_else(|| missing("descriptor"))?;
-    if factory.create.is_none() {
-        return Err(missing("create"));
-    }
-    let _mode = KeepFloatMode::new();
-    // SAFETY: the plugin's own functions with its own table.
-    let n = unsafe { count(factory) };
-    let plugin = |index| {
-        // SAFETY: as above.
-        let found = unsafe { descriptor(factory, index) };
-        let place = || format!("descriptor {index} of the trainer factory");
-        // SAFETY: a constant of a library that stays.
-        let found = unsafe { table(found, "forgelm_trainer_descriptor", place) }?;
-        described(found, factory, index, host, origin)
+    let read = |found: &forgelm_trainer_descriptor, entry: Offer<forgelm_trainer_factory>| {
+        let needs = |bit: u32| found.needs & bit != 0;
+        let known = trainer_needs::REFERENCE
+            | trainer_needs::ROLLOUTS
+            | trainer_needs::PROMPTS
+            | trainer_needs::DROPOUT;
+        if found.needs & !known != 0 {
+            let expected = format!("bits of {known}");
+            return Err(Problem::Number {
+                what: entry.field("needs"),
+                found: found.needs.into(),
+                expected,
+            });
+        }
+        let needs = Needs {
+            records: records_of(found.records).ok_or_else(|| {
+                let (what, expected) = (entry.field("records"), "0 to 3".to_owned());
+                Problem::Number { what, found: found.records.into(), expected }
+            })?,
+            reference: needs(trainer_needs::REFERENCE),
+            rollouts: needs(trainer_needs::ROLLOUTS),
+            prompts: needs(trainer_needs::PROMPTS),
+            dropout: needs(trainer_needs::DROPOUT),
+        };
+        let build: Arc<<Trainers as Kind>::Build> =
+            Arc::new(move |options: &[(&str, OptionValue)]| {
+                let trainer = Foreign::create(&entry, options)?;
+                Ok(Box::new(trainer) as Box<dyn Trainer>)
+            });
+        Ok((needs, build))
     };
-    (0..n).map(plugin).collect()
-}
-
-fn described(
-    found: &forgelm_trainer_descriptor,
-    factory: &'static forgelm_trainer_factory,
-    index: u32,
-    host: &'static Host,
-    origin: &Arc<Origin>,
-) -> Result<Plugin<Trainers>, Problem> {
-    let of = |field: &str| format!("trainer {index}: {field}");
-    // SAFETY: the texts of a descriptor are constants of the library; so below.
-    let name = unsafe { kept_text(found.name, || of("name")) }?;
-    // SAFETY: as above.
-    let summary = unsafe { kept_text(found.summary, || of("summary")) }?;
-    // SAFETY: as above.
-    let source = unsafe { kept_text(found.source, || of("source")) }?;
-    // SAFETY: as above.
-    unsafe { check_features(found.features, host, || name.to_owned()) }?;
-    let needs = |bit: u32| found.needs & bit != 0;
-    let known = trainer_needs::REFERENCE
-        | trainer_needs::ROLLOUTS
-        | trainer_needs::PROMPTS
-        | trainer_needs::DROPOUT;
-    if found.needs & !known != 0 {
-        let expected = format!("bits of {known}");
-        return Err(Problem::Number { what: of("needs"), found: found.needs.into(), expected });
-    }
-    let needs = Needs {
-        records: records_of(found.records).ok_or_else(|| {
-            let (what, expected) = (of("records"), "0 to 3".to_owned());
-            Problem::Number { what, found: found.records.into(), expected }
-        })?,
-        reference: needs(trainer_needs::REFERENCE),
-        rollouts: needs(trainer_needs::ROLLOUTS),
-        prompts: needs(trainer_needs::PROMPTS),
-        dropout: needs(trainer_needs::DROPOUT),
-    };
-    let caller = Caller::new::<Trainers>(name, origin);
-    let build: Arc<<Trainers as Kind>::Build> =
-        Arc::new(move |options: &[(&str, OptionValue)]| {
-            let trainer = Foreign::create(factory, host, index, options, caller.clone())?;
-            Ok(Box::new(trainer) as Box<dyn Trainer>)
-        });
-    let origin = Arc::clone(origin);
-    Ok(Plugin { name, summary, source, needs, build, origin })
+    factory::offers(factory, host, origin, read)
 }
 
 /// A number of the header as what it stands for.
@@ -130,33 +88,22 @@ unsafe impl Sync for Foreign {}
 
 impl Foreign {
     fn create(
-        factory: &'static forgelm_trainer_factory,
-        host: &'static Host,
-        index: u32,
+        entry: &Offer<forgelm_trainer_factory>,
         options: &[(&str, OptionValue)],
-        caller: Caller,
     ) -> Result<Self, OptionsError> {
-        let options = to_json(options)?;
-        let Some(create) = factory.create else {
-            return Err(OptionsError::Refused { message: "`create` is NULL".to_owned() });
-        };
-        let (mut instance, mut err) = (null(), forgelm_plugin_error::new());
-        let ended = {
-            let _mode = KeepFloatMode::new();
-            let options = forgelm_str::new(&options);
-            // SAFETY: the plugin's own function with its own table; the rest lives long enough.
-            unsafe {
-                create(factory, host.table(), index, options, &raw mut instance, &raw mut err)
-            }
-        };
         let missing = |found: &forgelm_trainer| {
             first_missing(&[(found.loss.is_none(), "loss"), (found.destroy.is_none(), "destroy")])
         };
-        // SAFETY: null or an instance, which is ours until `destroy`.
-        let instance =
-            unsafe { created(&caller, (ended, &err), instance, "forgelm_trainer", missing) }?;
+        let create = |options, out, err| {
+            let create = entry.factory.create?;
+            // SAFETY: the plugin's own function with its own table; the rest lives long enough.
+            Some(unsafe {
+                create(entry.factory, entry.host.table(), entry.index, options, out, err)
+            })
+        };
+        let instance = entry.create(options, "forgelm_trainer", missing, create)?;
         let (poison, calls) = (Poison::default(), Mutex::default());
-        Ok(Self { instance, caller, poison, calls })
+        Ok(Self { instance, caller: entry.caller.clone(), poison, calls })
     }
 }
 
