@@ -71,14 +71,7 @@ impl Used {
 
     /// What it was told.
     pub fn options(&self) -> impl Iterator<Item = (&str, Value)> {
-        self.options.iter().map(|(name, value)| {
-            let value = match value {
-                OptionValue::Number(number) => json!(number),
-                OptionValue::Flag(flag) => json!(flag),
-                OptionValue::Text(text) => json!(text),
-            };
-            (name.as_str(), value)
-        })
+        self.options.iter().map(|(name, value)| (name.as_str(), value.into()))
     }
 
     /// As the documents have it.

@@ -1,6 +1,6 @@
 //! Options of a plugin: how they are given, how a plugin reads them, and what can be wrong.
 
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 use std::fmt;
 use std::ops::RangeInclusive;
 
@@ -13,6 +13,17 @@ pub enum OptionValue {
     Flag(bool),
     /// A word.
     Text(String),
+}
+
+impl From<&OptionValue> for Value {
+    /// As JSON has it; a number that is not finite is null.
+    fn from(value: &OptionValue) -> Self {
+        match value {
+            OptionValue::Number(number) => (*number).into(),
+            OptionValue::Flag(flag) => (*flag).into(),
+            OptionValue::Text(text) => text.as_str().into(),
+        }
+    }
 }
 
 impl fmt::Display for OptionValue {
@@ -84,14 +95,10 @@ pub fn to_json(options: &[(&str, OptionValue)]) -> Result<String, OptionsError> 
     let problem = |problem: String| Err(OptionsError::Json { problem });
     let mut object = Map::new();
     for (key, value) in options {
-        let json = match value {
-            OptionValue::Number(number) => Number::from_f64(*number).map(Value::Number),
-            OptionValue::Flag(flag) => Some(Value::Bool(*flag)),
-            OptionValue::Text(text) => Some(Value::String(text.clone())),
-        };
-        let Some(json) = json else {
+        let json = Value::from(value);
+        if json.is_null() {
             return problem(format!("have `{key}` as `{value}`; expected a finite number"));
-        };
+        }
         if object.insert((*key).to_owned(), json).is_some() {
             return problem(format!("have `{key}` twice"));
         }

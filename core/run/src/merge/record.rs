@@ -16,7 +16,7 @@ use forgelm_evidence::documents::evidence::RevisionRecord;
 use forgelm_evidence::documents::record::{FileRecord, MergeEvidence, MergedModel, Record};
 use forgelm_evidence::keys::lookup::FoundKey;
 use forgelm_sdk::OptionValue;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -139,12 +139,7 @@ fn merged_model(input: &Input, files: &[FileRecord]) -> MergedModel {
 }
 
 fn options(given: &[(&'static str, OptionValue)]) -> Map<String, Value> {
-    let value = |value: &OptionValue| match value {
-        OptionValue::Number(number) => json!(number),
-        OptionValue::Flag(flag) => json!(flag),
-        OptionValue::Text(text) => json!(text),
-    };
-    given.iter().map(|(key, given)| ((*key).to_owned(), value(given))).collect()
+    given.iter().map(|(key, value)| ((*key).to_owned(), value.into())).collect()
 }
 
 /// The files of the folder, sorted by name.
