@@ -242,8 +242,7 @@ impl FourBitTensor {
     #[inline]
     #[must_use]
     pub fn code(&self, i: usize) -> u8 {
-        let byte = self.packed[i / 2];
-        if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 }
+        code(&self.packed, i)
     }
 
     /// Values `first..` as many as fit `out`: `value[code] * scale`.
@@ -252,17 +251,13 @@ impl FourBitTensor {
     /// If that reaches past the last value.
     pub fn dequantize(&self, first: usize, out: &mut [f32]) {
         assert!(first + out.len() <= self.n_values, "values past the last one");
-        let values = self.kind.values();
         let mut at = first;
         let mut rest = out;
         while !rest.is_empty() {
             let block = at / FOUR_BIT_BLOCK;
             let len = ((block + 1) * FOUR_BIT_BLOCK - at).min(rest.len());
             let (run, later) = rest.split_at_mut(len);
-            let scale = self.scale(block);
-            for (i, out) in run.iter_mut().enumerate() {
-                *out = values[usize::from(self.code(at + i))] * scale;
-            }
+            dequantize_run(self.kind, &self.packed, at, self.scale(block), run);
             at += len;
             rest = later;
         }
@@ -341,26 +336,56 @@ impl FourBitWriter {
         FourBitTensor { kind: self.kind, n_values: self.n_values, packed: self.packed, scales }
     }
 
-    /// bitsandbytes multiplies by the inverse in whole blocks and divides in a short last one.
     fn block(&mut self, block: &[f32]) {
-        let mut absmax = block.iter().fold(0.0_f32, |max, v| max.max(v.abs()));
-        let whole = block.len() == FOUR_BIT_BLOCK;
-        if !whole {
-            absmax = absmax.max(1e-38);
-        }
-        let inverse = 1.0 / absmax.max(1e-38);
-        let mut scaled = [0.0; FOUR_BIT_BLOCK];
-        for (x, &v) in scaled.iter_mut().zip(block) {
-            *x = (if whole { v * inverse } else { v / absmax }).clamp(-1.0, 1.0);
-        }
-        let mut codes = [0; FOUR_BIT_BLOCK];
-        for (codes, &x) in codes.as_chunks_mut::<8>().0.iter_mut().zip(scaled.as_chunks::<8>().0) {
-            *codes = self.kind.codes(x);
-        }
-        let n_bytes = block.len().div_ceil(2);
-        self.packed.extend(codes.as_chunks::<2>().0[..n_bytes].iter().map(|[a, b]| a << 4 | b));
-        self.scales.push(absmax);
+        let mut codes = [0; FOUR_BIT_BLOCK / 2];
+        let codes = &mut codes[..block.len().div_ceil(2)];
+        self.scales.push(quantize_block(self.kind, block, codes));
+        self.packed.extend_from_slice(codes);
     }
+}
+
+/// Writes the codes of a block of at most [`FOUR_BIT_BLOCK`] values, two a byte; returns its scale.
+/// bitsandbytes multiplies by the inverse in whole blocks and divides in a short last one.
+pub(crate) fn quantize_block(kind: FourBit, block: &[f32], packed: &mut [u8]) -> f32 {
+    let mut absmax = block.iter().fold(0.0_f32, |max, v| max.max(v.abs()));
+    let whole = block.len() == FOUR_BIT_BLOCK;
+    if !whole {
+        absmax = absmax.max(1e-38);
+    }
+    let inverse = 1.0 / absmax.max(1e-38);
+    let mut scaled = [0.0; FOUR_BIT_BLOCK];
+    for (x, &v) in scaled.iter_mut().zip(block) {
+        *x = (if whole { v * inverse } else { v / absmax }).clamp(-1.0, 1.0);
+    }
+    let mut codes = [0; FOUR_BIT_BLOCK];
+    for (codes, &x) in codes.as_chunks_mut::<8>().0.iter_mut().zip(scaled.as_chunks::<8>().0) {
+        *codes = kind.codes(x);
+    }
+    for (byte, [a, b]) in packed.iter_mut().zip(codes.as_chunks::<2>().0) {
+        *byte = a << 4 | b;
+    }
+    absmax
+}
+
+/// Writes `value[code] * scale` of the codes `first..`, as many as fit `out`.
+pub(crate) fn dequantize_run(
+    kind: FourBit,
+    packed: &[u8],
+    first: usize,
+    scale: f32,
+    out: &mut [f32],
+) {
+    let values = kind.values();
+    for (i, out) in (first..).zip(out) {
+        *out = values[usize::from(code(packed, i))] * scale;
+    }
+}
+
+/// Code `i` of two a byte.
+#[inline]
+fn code(packed: &[u8], i: usize) -> u8 {
+    let byte = packed[i / 2];
+    if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 }
 }
 
 #[cfg(test)]

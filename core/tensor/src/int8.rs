@@ -1,5 +1,21 @@
 //! Eight-bit whole numbers with one scale a row: experts that are kept but not trained.
 
+/// `max |w| / 127` of a row.
+pub(crate) fn scale(row: &[f32]) -> f32 {
+    row.iter().fold(0.0_f32, |max, v| max.max(v.abs())) / 127.0
+}
+
+/// `round(w / scale)`, halves away from zero; 0 where the scale is 0.
+#[expect(clippy::cast_possible_truncation, reason = "clamped to -127..=127")]
+pub(crate) fn code(w: f32, scale: f32) -> i8 {
+    if scale > 0.0 { (w / scale).round().clamp(-127.0, 127.0) as i8 } else { 0 }
+}
+
+/// What a code stands for.
+pub(crate) fn value(code: i8, scale: f32) -> f32 {
+    f32::from(code) * scale
+}
+
 /// A matrix as `q * scale`, with q in -127..=127.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Int8Rows {
@@ -23,15 +39,11 @@ impl Int8Rows {
     ///
     /// # Panics
     /// If `rows` is not whole rows.
-    #[expect(clippy::cast_possible_truncation, reason = "clamped to -127..=127")]
     pub fn push(&mut self, rows: &[f32]) {
         assert!(rows.len().is_multiple_of(self.n_cols), "rows is not [n, K]");
         for row in rows.chunks_exact(self.n_cols) {
-            let scale = row.iter().fold(0.0_f32, |max, v| max.max(v.abs())) / 127.0;
-            let q = |v: f32| {
-                if scale > 0.0 { (v / scale).round().clamp(-127.0, 127.0) as i8 } else { 0 }
-            };
-            self.codes.extend(row.iter().map(|&v| q(v)));
+            let scale = scale(row);
+            self.codes.extend(row.iter().map(|&v| code(v, scale)));
             self.scales.push(scale);
         }
     }
@@ -46,7 +58,7 @@ impl Int8Rows {
         let rows = out.chunks_exact_mut(self.n_cols).zip(codes.chunks_exact(self.n_cols));
         for ((out, codes), &scale) in rows.zip(&self.scales[first..]) {
             for (out, &q) in out.iter_mut().zip(codes) {
-                *out = f32::from(q) * scale;
+                *out = value(q, scale);
             }
         }
     }

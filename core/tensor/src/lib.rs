@@ -2,7 +2,7 @@
 //! singular values.
 //!
 //! It refuses to know what a file, a model or a thread is. Start reading at [`Dtype`],
-//! [`dequantize`], [`random::Stream`] and [`linalg::svd_thin`].
+//! [`dequantize`], [`rows`], [`random::Stream`] and [`linalg::svd_thin`].
 //!
 //! **Invariant:** dequantized values are exactly those of the reference implementation of each
 //! format (core/artifact: `tests/golden.rs`); random numbers are a function of (seed, purpose, step, index) that
@@ -13,10 +13,12 @@ mod dtype;
 mod dynamic;
 mod four_bit;
 mod int8;
+mod k_quants;
 pub mod linalg;
 mod matrix;
 mod quantize;
 pub mod random;
+pub mod rows;
 mod split;
 
 pub use dequantize::{DequantizeError, dequantize};
