@@ -124,6 +124,16 @@ pub trait Ops: Send + Sync {
     /// Threads that work on one op.
     fn n_threads(&self) -> usize;
 
+    /// Calls `task(0)` to `task(n_tasks - 1)`, each once and in any order, on the threads of this
+    /// library, and returns when all have ended. Several threads may ask at once: one of them gets
+    /// the library's threads, and the others, like a task that asks in its turn, run all of their
+    /// tasks on their own.
+    ///
+    /// A panic of a task is passed on when all have ended.
+    fn parallel_for(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..n_tasks).for_each(task);
+    }
+
     /// Whether frozen products can be formed in this format at full speed.
     fn prefers(&self, compute: Compute) -> bool;
 

@@ -111,6 +111,10 @@ impl Ops for Cpu {
         self.pool.n_threads()
     }
 
+    fn parallel_for(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.pool.run(n_tasks, task);
+    }
+
     fn prefers(&self, compute: Compute) -> bool {
         match compute {
             Compute::F32 => true,

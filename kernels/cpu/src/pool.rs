@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
 use crate::shared::Shared;
@@ -87,12 +87,16 @@ impl Pool {
     }
 
     /// Runs `task(0)..task(n_tasks - 1)`, each once, in any order, and returns when all have ended.
+    ///
+    /// Whoever finds the workers busy does all of it alone: waiting for them would be no faster, and
+    /// would hang for ever where the job that they work on waits for the caller.
     pub(crate) fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        if self.workers.is_empty() || n_tasks < 2 || IN_TASK.get() {
+        let is_serial = self.workers.is_empty() || n_tasks < 2 || IN_TASK.get();
+        let turn = if is_serial { None } else { try_lock(&self.one_job_at_a_time) };
+        if turn.is_none() {
             (0..n_tasks).for_each(task);
             return;
         }
-        let _turn = lock(&self.one_job_at_a_time);
         // SAFETY: only the lifetime changes. `task` is called by `Job::work` alone, for indices
         // below n_tasks, each handed out once; and this function does not return, nor unwind,
         // before all n_tasks calls have ended (`wait_for`), so no call outlives the borrow.
@@ -274,6 +278,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// As [`lock`]; `None` while another thread has it.
+fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
 fn chunk(i: usize, len: usize, end: usize) -> Range<usize> {
     (i * len).min(end)..((i + 1) * len).min(end)
 }
@@ -319,6 +332,23 @@ mod tests {
             });
         });
         assert_eq!(count.into_inner(), 20);
+    }
+
+    /// The job of one thread waits for the job of another, which finds the workers busy.
+    #[test]
+    fn a_thread_that_finds_the_workers_busy_works_alone() {
+        let pool = Pool::new(2);
+        let count = AtomicUsize::new(0);
+        pool.run(2, &|_| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    pool.run(7, &|_| {
+                        count.fetch_add(1, Ordering::Relaxed);
+                    });
+                });
+            });
+        });
+        assert_eq!(count.into_inner(), 14);
     }
 
     #[test]
