@@ -17,7 +17,18 @@ namespace {
 struct Mean {
     forgelm_merge_method table{};
     std::vector<double> weights;
+    const forgelm_kernels *kernels = nullptr; // the host's, if it offers them
 };
+
+// One piece in the hands of several threads.
+struct Job {
+    const Mean &self;
+    const forgelm_merge_piece &piece;
+    float *result;
+};
+
+// Elements that a thread works on together.
+constexpr std::size_t together = 4096;
 
 const float *first(const forgelm_tensor &tensor) {
     return reinterpret_cast<const float *>(static_cast<const char *>(tensor.data) +
@@ -28,6 +39,18 @@ void destroy(const forgelm_merge_method *table) noexcept {
     delete static_cast<Mean *>(table->plugin_data);
 }
 
+forgelm_status mean_of(void *ctx, std::size_t begin, std::size_t end) noexcept {
+    const auto &job = *static_cast<const Job *>(ctx);
+    for (std::size_t i = begin; i < end; ++i) {
+        double sum = 0.0;
+        for (std::size_t k = 0; k < job.piece.n_inputs; ++k) {
+            sum += job.self.weights[k] * static_cast<double>(first(job.piece.inputs[k])[i]);
+        }
+        job.result[i] = static_cast<float>(sum);
+    }
+    return FORGELM_OK;
+}
+
 forgelm_status merge(const forgelm_merge_method *table, const forgelm_merge_piece *piece,
                      const forgelm_tensor *out, forgelm_plugin_error *err) noexcept {
     return forgelm::guard(err, [&] {
@@ -35,20 +58,18 @@ forgelm_status merge(const forgelm_merge_method *table, const forgelm_merge_piec
         if (piece->n_inputs != self.weights.size()) {
             throw std::invalid_argument("not as many inputs as weights");
         }
-        auto *result = const_cast<float *>(first(*out));
-        for (std::int64_t i = 0; i < out->shape[0]; ++i) {
-            double sum = 0.0;
-            for (std::size_t k = 0; k < piece->n_inputs; ++k) {
-                sum += self.weights[k] * static_cast<double>(first(piece->inputs[k])[i]);
-            }
-            result[i] = static_cast<float>(sum);
+        Job job{self, *piece, const_cast<float *>(first(*out))};
+        const auto n = static_cast<std::size_t>(out->shape[0]);
+        if (self.kernels != nullptr && FORGELM_HAS(self.kernels, parallel_for)) {
+            const forgelm_work work{&job, mean_of};
+            return self.kernels->parallel_for(self.kernels, n, together, &work, err);
         }
-        return FORGELM_OK;
+        return mean_of(&job, 0, n);
     });
 }
 
-forgelm_status create(const forgelm_merge_method_factory *, const forgelm_host *, std::uint32_t,
-                      forgelm_str options_json, const double *weights, std::size_t n_weights,
+forgelm_status create(const forgelm_merge_method_factory *, const forgelm_host *host,
+                      std::uint32_t, forgelm_str options_json, const double *weights, std::size_t n_weights,
                       const forgelm_merge_method **out, forgelm_plugin_error *err) noexcept {
     return forgelm::guard(err, [&] {
         if (std::string_view(options_json.ptr, options_json.len) != "{}") {
@@ -65,6 +86,8 @@ forgelm_status create(const forgelm_merge_method_factory *, const forgelm_host *
         for (std::size_t k = 0; k < n_weights; ++k) {
             self->weights.push_back(weights[k] / sum);
         }
+        self->kernels =
+            static_cast<const forgelm_kernels *>(host->get_extension(host, FORGELM_KERNELS));
         self->table.struct_size = sizeof(forgelm_merge_method);
         self->table.plugin_data = self.get();
         self->table.destroy = destroy;

@@ -717,6 +717,184 @@ struct forgelm_rng {
                     float *out) FORGELM_NOEXCEPT;
 };
 
+#define FORGELM_KERNELS "forgelm.kernels/1"
+
+/* Which factors of a product are read transposed. The result is always [M, N]. */
+#define FORGELM_GEMM_NN 0u /* a [M, K], b [K, N] */
+#define FORGELM_GEMM_NT 1u /* a [M, K], b [N, K] */
+#define FORGELM_GEMM_TN 2u /* a [K, M], b [K, N] */
+
+/* Whether a result replaces what was there or is added to it. */
+#define FORGELM_WRITE_REPLACE 0u
+#define FORGELM_WRITE_ADD 1u
+
+/* Work on a range of items. */
+typedef struct forgelm_work {
+    void *ctx;
+
+    /* Works on items first to end - 1.
+     * Thread:    any of the host's or the caller's; several at once, on different items.
+     * Ownership: nothing changes hands.
+     * Errors:    any status but FORGELM_OK ends the whole work. C++ goes through forgelm::guard.
+     * Since:     1.0 */
+    forgelm_status (*run)(void *ctx, size_t first, size_t end) FORGELM_NOEXCEPT;
+} forgelm_work;
+
+/* A product: c [M, N] = alpha * op(a) op(b), or c += that. */
+typedef struct forgelm_gemm {
+    uint32_t struct_size;
+    uint32_t layout; /* FORGELM_GEMM_... */
+    size_t m;
+    size_t n;
+    size_t k; /* terms of each sum */
+    float alpha;
+    uint32_t write; /* FORGELM_WRITE_... */
+    const float *a;
+    const float *b;
+    float *c;
+} forgelm_gemm;
+
+/* "forgelm.kernels/1": the host's kernel library, on the host's threads.
+ *
+ * Every function gives the same bits on any number of threads: the order of additions follows from
+ * sizes alone. On another kind of machine the last bits of gemm, rms_norm and log_softmax_gather may
+ * differ, and those of the others not. The floating-point mode is the default one, whatever the
+ * caller's.
+ *
+ * Several threads may call at once: one of them gets the host's threads, the others work alone
+ * meanwhile, and so does a call from inside a forgelm_work. Nothing waits, nothing can hang.
+ *
+ * Arrays are row-major without gaps, aligned to their numbers. What is written shares no byte with
+ * anything else of the call. A NULL where an array has numbers, sizes that no memory has, and
+ * arrays that overlap are FORGELM_E_INVALID_ARGUMENT; nothing is written then. */
+typedef struct forgelm_kernels forgelm_kernels;
+struct forgelm_kernels {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *service_data;
+
+    /* Runs the work on items 0 to n_items - 1, n_together at a time: the ranges are 0 to
+     * n_together, n_together to 2 n_together, ..., the last one shorter, in any order.
+     * Thread:    any; several at once.
+     * Ownership: the work is borrowed for the call.
+     * Errors:    the status of the first range that has one, in the order of items: ranges after it
+     *            may not have run. FORGELM_E_INVALID_ARGUMENT if n_together is 0.
+     * Since:     1.0 */
+    forgelm_status (*parallel_for)(const forgelm_kernels *kernels, size_t n_items,
+                                   size_t n_together, const forgelm_work *work,
+                                   forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* A product of matrices; sums in float.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT, as above and for a layout or write that is not known.
+     * Since:     1.0 */
+    forgelm_status (*gemm)(const forgelm_kernels *kernels, const forgelm_gemm *product,
+                           forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* y [n] += a * x [n], rounded twice.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT, as above.
+     * Since:     1.0 */
+    forgelm_status (*axpy)(const forgelm_kernels *kernels, size_t n, float a, const float *x,
+                           float *y, forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Sum of x [n] * y [n], in double.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT, as above.
+     * Since:     1.0 */
+    forgelm_status (*dot)(const forgelm_kernels *kernels, size_t n, const float *x, const float *y,
+                          double *out, forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Sum of x [n], in double.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT, as above.
+     * Since:     1.0 */
+    forgelm_status (*sum)(const forgelm_kernels *kernels, size_t n, const float *x, double *out,
+                          forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Sum of the squares of x [n], in double.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT, as above.
+     * Since:     1.0 */
+    forgelm_status (*sum_of_squares)(const forgelm_kernels *kernels, size_t n, const float *x,
+                                     double *out, forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* The largest magnitude of x [n]: 0 of no numbers, NaN if one of them is.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT, as above.
+     * Since:     1.0 */
+    forgelm_status (*max_abs)(const forgelm_kernels *kernels, size_t n, const float *x, float *out,
+                              forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* The smallest of the k largest magnitudes of x [n], and how many are above it: k - n_above of
+     * those that equal it belong to the k largest. NaN is above every number.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT, as above and if k is not 1 to n.
+     * Since:     1.0 */
+    forgelm_status (*top_k_threshold)(const forgelm_kernels *kernels, size_t n, const float *x,
+                                      size_t k, float *threshold, size_t *n_above,
+                                      forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* y [R, C] = x [R, C] * inv_rms [R] * weight [C], inv_rms = 1 / sqrt(mean(x^2) + eps).
+     * inv_rms may be NULL.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT, as above and if there are rows of no numbers.
+     * Since:     1.0 */
+    forgelm_status (*rms_norm)(const forgelm_kernels *kernels, size_t n_rows, size_t n_cols,
+                               const float *x, const float *weight, float eps, float *y,
+                               float *inv_rms, forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* logp [R]: the log-probability of labels [R] under the softmax of logits [R, V]; sums in
+     * double.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT, as above and for a label that is not below V.
+     * Since:     1.0 */
+    forgelm_status (*log_softmax_gather)(const forgelm_kernels *kernels, size_t n_rows,
+                                         size_t n_vocab, const float *logits,
+                                         const uint32_t *labels, float *logp,
+                                         forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Bytes of a row of n_cols numbers in a format: nf4, fp4, int8, q8_0, q4_0, q4_1, q4_k, q6_k.
+     * nf4 and fp4: two numbers a byte, the earlier one in its upper half, then a float for each 64
+     * numbers; int8: a signed byte a number, then a float; the others: blocks as in GGUF.
+     * Thread:    any; several at once.
+     * Ownership: the text is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT for a format that is not known, and if it has no rows of
+     *            that width; *out is untouched.
+     * Since:     1.0 */
+    forgelm_status (*bytes_per_row)(const forgelm_kernels *kernels, forgelm_str format,
+                                    size_t n_cols, size_t *out,
+                                    forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* rows [R, C] to bytes [R, bytes per row].
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    as bytes_per_row; and FORGELM_E_INVALID_ARGUMENT for a number that is not finite or
+     *            too large for the format: the bytes are then not to be used.
+     * Since:     1.0 */
+    forgelm_status (*quantize)(const forgelm_kernels *kernels, forgelm_str format, size_t n_rows,
+                               size_t n_cols, const float *rows, uint8_t *bytes,
+                               forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* bytes [R, bytes per row] to rows [R, C].
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    as bytes_per_row.
+     * Since:     1.0 */
+    forgelm_status (*dequantize)(const forgelm_kernels *kernels, forgelm_str format, size_t n_rows,
+                                 size_t n_cols, const uint8_t *bytes, float *rows,
+                                 forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+};
+
 /* ---- host services for evaluators --------------------------------------------------------- */
 
 #define FORGELM_SCORE "forgelm.score/1"

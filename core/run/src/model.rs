@@ -199,7 +199,7 @@ pub fn load_with(
 }
 
 /// The format that a setting stands for on this kernel library.
-fn compute(dtype: ComputeDtype, ops: &dyn Ops) -> Compute {
+pub(crate) fn compute(dtype: ComputeDtype, ops: &dyn Ops) -> Compute {
     match dtype {
         ComputeDtype::Float32 => Compute::F32,
         ComputeDtype::Bfloat16 => Compute::Bf16,

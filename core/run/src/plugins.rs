@@ -3,13 +3,16 @@
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
+use crate::model;
 use crate::plan::Plan;
 use crate::settings;
 use forgelm_config::{PluginIsolation, TrainerType};
+use forgelm_kernels_api::Ops;
+use forgelm_kernels_cpu::Cpu;
 use forgelm_loader::conformance;
 pub use forgelm_loader::conformance::{Finding, Outcome};
 use forgelm_loader::search::{Found, Places, find};
-use forgelm_loader::{HostServices, Level, Library, LibraryError, Loader, WorkerProgram};
+use forgelm_loader::{HostServices, Level, Library, LibraryError, Loader, WorkerProgram, worker};
 use forgelm_plugin::{Kind, Origin, Plugin, Registry, Trainers};
 use forgelm_sdk::OptionValue;
 use forgelm_sdk::reward;
@@ -17,8 +20,9 @@ use forgelm_sdk::trainer::{Records, Trainer};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+use std::{fmt, io};
 
 /// Lines of plugins that wait to be told; more are counted.
 const LINES_MAX: usize = 1000;
@@ -30,6 +34,31 @@ pub struct Plugins {
     libraries: Vec<LibraryRecord>,
     notes: Vec<String>,
     lines: Arc<Lines>,
+    kernels: Kernels,
+}
+
+/// The kernel library of a run, made when it is first asked for: the engine and the plugins in the
+/// program share its threads.
+#[derive(Clone)]
+struct Kernels {
+    n_threads: usize,
+    made: Arc<OnceLock<Arc<dyn Ops>>>,
+}
+
+impl Kernels {
+    fn of(n_threads: Option<usize>) -> Self {
+        Self { n_threads: n_threads.unwrap_or_else(model::all_cores), made: Arc::default() }
+    }
+
+    fn get(&self) -> Arc<dyn Ops> {
+        Arc::clone(self.made.get_or_init(|| Arc::new(Cpu::new(self.n_threads))))
+    }
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernels").field("n_threads", &self.n_threads).finish_non_exhaustive()
+    }
 }
 
 /// A library that was loaded.
@@ -135,7 +164,7 @@ pub fn load(plan: &Plan, env: &Environment) -> Result<Plugins, RunError> {
     let paths = section.map_or(&[][..], |plugins| &plugins.paths);
     let isolation = section.map_or(PluginIsolation::Auto, |plugins| plugins.isolation);
     let deadline = section.map_or(DEADLINE, |plugins| plugins.deadline_seconds);
-    let mut plugins = Plugins::empty();
+    let mut plugins = Plugins::empty(plan.run.training.threads);
     let mut loader = plugins.loader(env);
     for found in find(&places(paths, env))? {
         let is_apart = match isolation {
@@ -143,7 +172,7 @@ pub fn load(plan: &Plan, env: &Environment) -> Result<Plugins, RunError> {
             PluginIsolation::Process => true,
             PluginIsolation::InProcess => false,
         };
-        let worker = is_apart.then(|| worker(env, deadline)).transpose()?;
+        let worker = is_apart.then(|| worker_program(env, deadline)).transpose()?;
         plugins.add(&mut loader, &found, worker.as_ref())?;
     }
     Ok(plugins)
@@ -153,7 +182,7 @@ pub fn load(plan: &Plan, env: &Environment) -> Result<Plugins, RunError> {
 const DEADLINE: u64 = 300;
 
 /// How a worker is started.
-fn worker(env: &Environment, deadline_seconds: u64) -> Result<WorkerProgram, RunError> {
+fn worker_program(env: &Environment, deadline_seconds: u64) -> Result<WorkerProgram, RunError> {
     let worker = env.plugin_worker.clone().ok_or(RunError::NoPluginWorker)?;
     Ok(WorkerProgram {
         program: worker.program,
@@ -163,16 +192,25 @@ fn worker(env: &Environment, deadline_seconds: u64) -> Result<WorkerProgram, Run
     })
 }
 
+/// Serves, as its worker, the program that started this process; plugins get kernels on all cores.
+///
+/// # Errors
+/// If it was not started by a program that talks to workers.
+pub fn serve() -> io::Result<()> {
+    let kernels = Kernels::of(None);
+    worker::serve(Some(Box::new(move || kernels.get())))
+}
+
 /// Loads every library that is found, for a list of them; those that cannot be used are told.
 ///
 /// # Errors
 /// If a place cannot be searched.
 pub fn list(paths: &[String], env: &Environment) -> Result<(Plugins, Vec<LibraryError>), RunError> {
-    let mut plugins = Plugins::empty();
+    let mut plugins = Plugins::empty(None);
     let mut loader = plugins.loader(env);
     let mut broken = Vec::new();
     for found in find(&places(paths, env))? {
-        let worker = (!found.is_bundled).then(|| worker(env, DEADLINE)).transpose()?;
+        let worker = (!found.is_bundled).then(|| worker_program(env, DEADLINE)).transpose()?;
         match plugins.add(&mut loader, &found, worker.as_ref()) {
             Ok(()) => {}
             Err(RunError::Plugin(error)) => broken.push(error),
@@ -191,9 +229,10 @@ const CHECK_DEADLINE: u64 = 30;
 /// # Errors
 /// If it cannot be used at all.
 pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), RunError> {
-    let mut plugins = Plugins::empty();
+    let mut plugins = Plugins::empty(None);
     // Nothing was loaded by these loaders before: there is a library.
-    let library = plugins.loader(env).load_in_worker(path, &worker(env, CHECK_DEADLINE)?)?;
+    let library =
+        plugins.loader(env).load_in_worker(path, &worker_program(env, CHECK_DEADLINE)?)?;
     let mut findings = Vec::new();
     if let Some(mut library) = library {
         if !library.offers.evaluators.is_empty()
@@ -208,14 +247,22 @@ pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), 
 }
 
 impl Plugins {
-    fn empty() -> Self {
+    fn empty(n_threads: Option<usize>) -> Self {
         let (registry, lines) = (Registry::default(), Arc::default());
-        Self { registry, libraries: Vec::new(), notes: Vec::new(), lines }
+        let kernels = Kernels::of(n_threads);
+        Self { registry, libraries: Vec::new(), notes: Vec::new(), lines, kernels }
+    }
+
+    /// The kernel library, which plugins share.
+    #[must_use]
+    pub fn kernels(&self) -> Arc<dyn Ops> {
+        self.kernels.get()
     }
 
     fn loader(&self, env: &Environment) -> Loader {
         let said = Arc::clone(&self.lines);
         let (events, stop) = (Arc::clone(&self.lines), Arc::clone(&env.stop));
+        let kernels = self.kernels.clone();
         Loader::new(HostServices {
             log: Box::new(move |level, target, message| {
                 let line = format!("plugin {target}: {message}");
@@ -227,6 +274,7 @@ impl Plugins {
             }),
             progress: Box::new(move |event| events.push(Event::Detail(format!("plugin: {event}")))),
             stop: Box::new(move || stop.load(Ordering::Relaxed)),
+            kernels: Some(Box::new(move || kernels.get())),
         })
     }
 

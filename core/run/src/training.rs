@@ -142,7 +142,8 @@ pub fn train(
     let method = (plan, plugins);
     let data = TokenizedData::new(method, &sources, &found, template_now, env, observer)?;
     let mut adapter = new_trainable(plan, &found)?;
-    let (ops, compute) = model::kernels(&model_request);
+    let ops = plugins.kernels();
+    let compute = model::compute(model_request.compute, ops.as_ref());
     let optimizer = settings::optimizer(&plan.run);
     let slices = adapter.slices();
     let optimizer_memory = Optimizer::planned_memory(&optimizer, &slices, ops.n_threads())?;

@@ -2,13 +2,13 @@
 
 use crate::{
     forgelm_device, forgelm_dtype, forgelm_entry, forgelm_evaluator, forgelm_evaluator_descriptor,
-    forgelm_evaluator_factory, forgelm_generate, forgelm_host, forgelm_loss, forgelm_merge_method,
-    forgelm_merge_method_descriptor, forgelm_merge_method_factory, forgelm_merge_pass,
-    forgelm_merge_piece, forgelm_merge_tensor, forgelm_plugin_error, forgelm_quantizer,
-    forgelm_quantizer_descriptor, forgelm_quantizer_factory, forgelm_rng, forgelm_role_totals,
-    forgelm_score, forgelm_scored, forgelm_sequence, forgelm_str, forgelm_tensor,
-    forgelm_text_pair, forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory,
-    forgelm_writer,
+    forgelm_evaluator_factory, forgelm_gemm, forgelm_generate, forgelm_host, forgelm_kernels,
+    forgelm_loss, forgelm_merge_method, forgelm_merge_method_descriptor,
+    forgelm_merge_method_factory, forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor,
+    forgelm_plugin_error, forgelm_quantizer, forgelm_quantizer_descriptor,
+    forgelm_quantizer_factory, forgelm_rng, forgelm_role_totals, forgelm_score, forgelm_scored,
+    forgelm_sequence, forgelm_str, forgelm_tensor, forgelm_text_pair, forgelm_trainer,
+    forgelm_trainer_descriptor, forgelm_trainer_factory, forgelm_work, forgelm_writer,
 };
 
 /// One field.
@@ -118,6 +118,12 @@ pub const EXTENSION_LAYOUTS: &[Layout] = layouts! {
     forgelm_score { struct_size, reserved, service_data, score }
     forgelm_generate { struct_size, reserved, service_data, generate }
     forgelm_rng { struct_size, reserved, service_data, bits, uniform }
+    forgelm_work { ctx, run }
+    forgelm_gemm { struct_size, layout, m, n, k, alpha, write, a, b, c }
+    forgelm_kernels {
+        struct_size, reserved, service_data, parallel_for, gemm, axpy, dot, sum, sum_of_squares,
+        max_abs, top_k_threshold, rms_norm, log_softmax_gather, bytes_per_row, quantize, dequantize,
+    }
 };
 
 /// FNV-1a over alignment and fields of [`LAYOUTS`] as they were in version 1.0: it does not change

@@ -11,6 +11,7 @@
 
 mod border;
 mod evaluator;
+mod kernels;
 mod layout;
 mod merge_method;
 mod quantizer;
@@ -25,6 +26,9 @@ pub use border::{
 pub use evaluator::{
     EVALUATOR_FACTORY, GENERATE, SCORE, forgelm_evaluator, forgelm_evaluator_descriptor,
     forgelm_evaluator_factory, forgelm_generate, forgelm_score, forgelm_text_pair, forgelm_writer,
+};
+pub use kernels::{
+    KERNELS, Reduction, forgelm_gemm, forgelm_kernels, forgelm_work, gemm_layout, write,
 };
 pub use layout::{EXTENSION_LAYOUTS, Field, LAYOUT_HASH, LAYOUTS, Layout};
 pub use merge_method::{

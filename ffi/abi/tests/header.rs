@@ -72,7 +72,9 @@ fn assertions() -> String {
 /// Every number that both sides know.
 fn constants() -> Vec<(&'static str, String)> {
     use forgelm_abi::{ABI_MAJOR, ABI_MINOR, DEVICE_CPU, MAGIC, trainer_needs};
-    use forgelm_abi::{dtype_code, log_level, merge_scope, records, role, status};
+    use forgelm_abi::{
+        dtype_code, gemm_layout, log_level, merge_scope, records, role, status, write,
+    };
     let signed = [
         ("FORGELM_OK", status::OK),
         ("FORGELM_E_CANCELLED", status::CANCELLED),
@@ -109,6 +111,11 @@ fn constants() -> Vec<(&'static str, String)> {
         ("FORGELM_TRAINER_NEEDS_DROPOUT", trainer_needs::DROPOUT),
         ("FORGELM_MERGE_SCOPE_ELEMENTS", merge_scope::ELEMENTS),
         ("FORGELM_MERGE_SCOPE_TENSOR", merge_scope::TENSOR),
+        ("FORGELM_GEMM_NN", gemm_layout::NN),
+        ("FORGELM_GEMM_NT", gemm_layout::NT),
+        ("FORGELM_GEMM_TN", gemm_layout::TN),
+        ("FORGELM_WRITE_REPLACE", write::REPLACE),
+        ("FORGELM_WRITE_ADD", write::ADD),
     ];
     let mut all: Vec<_> = signed.map(|(name, value)| (name, value.to_string())).into();
     all.extend(unsigned.map(|(name, value)| (name, format!("{value}u"))));
@@ -163,7 +170,7 @@ fn the_ids_of_factories_and_services_are_those_of_the_header() {
     use forgelm_abi::{
         EVALUATOR_FACTORY, MERGE_METHOD_FACTORY, QUANTIZER_FACTORY, TRAINER_FACTORY,
     };
-    use forgelm_abi::{GENERATE, RNG, SCORE};
+    use forgelm_abi::{GENERATE, KERNELS, RNG, SCORE};
     let header = header();
     for (name, id) in [
         ("FORGELM_TRAINER_FACTORY", TRAINER_FACTORY),
@@ -173,6 +180,7 @@ fn the_ids_of_factories_and_services_are_those_of_the_header() {
         ("FORGELM_SCORE", SCORE),
         ("FORGELM_GENERATE", GENERATE),
         ("FORGELM_RNG", RNG),
+        ("FORGELM_KERNELS", KERNELS),
     ] {
         let line = format!("#define {name} \"{}\"", id.to_str().unwrap());
         assert!(header.contains(&line), "the header lacks `{line}`");
@@ -200,7 +208,7 @@ fn every_function_has_its_four_marks() {
             assert!(has, "forgelm_plugin.h:{}: no `{mark}` before `{}`", number + 1, line.trim());
         }
     }
-    assert_eq!(n_functions, 41, "the functions are not found");
+    assert_eq!(n_functions, 55, "the functions are not found");
 }
 
 /// A host in C may well have plugins of its own.

@@ -4,6 +4,7 @@
 
 use forgelm_sdk::evaluator::{self, Evaluator, Report, Services, TextPair};
 use forgelm_sdk::host::{self, Level};
+use forgelm_sdk::kernels::Kernels;
 use forgelm_sdk::merge_method::{self, MergeMethod, Needs, Pass, Piece, Scope, Tensor};
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::quantizer::{self, Quantizer};
@@ -45,6 +46,8 @@ impl Evaluator for Truths {
 
 /// Bytes of a scale in front of each row.
 const SCALE: usize = size_of::<f32>();
+/// Rows of a task.
+const ROWS: usize = 16;
 
 /// One signed byte a number, one scale a row: `x = scale * code / 127`.
 struct Absmax;
@@ -57,18 +60,20 @@ impl Quantizer for Absmax {
         }
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "at most 127 in size")]
+    /// On the host's threads, where it offers them; a row's bytes are the same either way.
     fn quantize(&self, rows: &[f32], n_cols: usize, bytes: &mut [u8]) -> Result<(), Failed> {
-        for (row, bytes) in rows.chunks(n_cols).zip(bytes.chunks_mut(SCALE + n_cols)) {
-            let scale = row.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-            let (to_scale, codes) = bytes.split_at_mut(SCALE);
-            to_scale.copy_from_slice(&scale.to_le_bytes());
-            for (code, x) in codes.iter_mut().zip(row) {
-                let rounded = if scale > 0.0 { (x / scale * 127.0).round() } else { 0.0 };
-                *code = (rounded as i8).cast_unsigned();
+        let n_bytes = self.bytes_per_row(n_cols)?;
+        let some_rows = |first: usize, bytes: &mut [u8]| {
+            let rows = rows[first * n_cols..].chunks(n_cols);
+            rows.zip(bytes.chunks_mut(n_bytes)).for_each(|(row, bytes)| quantize_row(row, bytes));
+            Ok(())
+        };
+        match Kernels::of_host() {
+            Some(kernels) => {
+                kernels.for_chunks(bytes, ROWS * n_bytes, |i, bytes| some_rows(i * ROWS, bytes))
             }
+            None => some_rows(0, bytes),
         }
-        Ok(())
     }
 
     fn dequantize(&self, bytes: &[u8], n_cols: usize, rows: &mut [f32]) -> Result<(), Failed> {
@@ -80,6 +85,17 @@ impl Quantizer for Absmax {
             }
         }
         Ok(())
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "at most 127 in size")]
+fn quantize_row(row: &[f32], bytes: &mut [u8]) {
+    let scale = row.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+    let (to_scale, codes) = bytes.split_at_mut(SCALE);
+    to_scale.copy_from_slice(&scale.to_le_bytes());
+    for (code, x) in codes.iter_mut().zip(row) {
+        let rounded = if scale > 0.0 { (x / scale * 127.0).round() } else { 0.0 };
+        *code = (rounded as i8).cast_unsigned();
     }
 }
 

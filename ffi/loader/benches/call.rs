@@ -88,7 +88,7 @@ criterion_group!(benches, calls);
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some(WORKER) {
-        worker::serve().unwrap();
+        worker::serve(None).unwrap();
         return;
     }
     benches();

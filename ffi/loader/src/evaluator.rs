@@ -5,17 +5,17 @@ use crate::error::Problem;
 use crate::factory::{self, Offer};
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
+use crate::service::{Refusal, serve};
 use forgelm_abi::{
     forgelm_evaluator, forgelm_evaluator_descriptor, forgelm_evaluator_factory, forgelm_generate,
     forgelm_plugin_error, forgelm_score, forgelm_status, forgelm_str, forgelm_text_pair,
-    forgelm_writer, status,
+    forgelm_writer,
 };
 use forgelm_plugin::{Evaluators, Kind, Origin, Plugin};
 use forgelm_sdk::evaluator::{Evaluator, Generate, Report, Score, Services, TextPair};
 use forgelm_sdk::options::from_json;
 use forgelm_sdk::{Failed, OptionValue, OptionsError};
 use std::ffi::c_void;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::from_ref;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -131,30 +131,6 @@ unsafe extern "C" fn append(ctx: *mut c_void, text: forgelm_str) {
     to.extend_from_slice(unsafe { lossy(text) }.as_bytes());
 }
 
-/// Runs a service; what it refuses, or panics with, becomes a status and a message.
-fn serve(
-    err: *mut forgelm_plugin_error,
-    body: impl FnOnce() -> Result<(), Failed>,
-) -> forgelm_status {
-    let (code, message) = match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => return status::OK,
-        Ok(Err(failed)) => (status::INVALID_ARGUMENT, failed.message),
-        Err(_) => (status::INTERNAL, "a bug in ForgeLM's service".to_owned()),
-    };
-    // SAFETY: null, or the plugin's record, of this version or a later one.
-    let Some(err) = (unsafe { err.as_mut() }) else { return code };
-    if err.struct_size >= size::<forgelm_plugin_error>() {
-        let text = message.as_bytes();
-        let len = text.len().min(err.message.len());
-        for (to, byte) in err.message.iter_mut().zip(&text[..len]) {
-            *to = byte.cast_signed();
-        }
-        err.message_len = u32::try_from(len).unwrap_or(0);
-        err.code = code;
-    }
-    code
-}
-
 unsafe extern "C" fn score(
     table: *const forgelm_score,
     pairs: *const forgelm_text_pair,
@@ -170,7 +146,7 @@ unsafe extern "C" fn score(
             return Ok(());
         }
         if is_null {
-            return Err(Failed::new("an argument is NULL"));
+            return Err(Refusal::argument("an argument is NULL"));
         }
         // SAFETY: the table of the call in progress, whose service outlives it.
         let service = unsafe { *(*table).service_data.cast::<&dyn Score>() };
@@ -207,7 +183,7 @@ unsafe extern "C" fn generate(
             return Ok(());
         }
         if table.is_null() || prompts.is_null() || answers.is_null() {
-            return Err(Failed::new("an argument is NULL"));
+            return Err(Refusal::argument("an argument is NULL"));
         }
         // SAFETY: the table of the call in progress, whose service outlives it.
         let service = unsafe { *(*table).service_data.cast::<&dyn Generate>() };

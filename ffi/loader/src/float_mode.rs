@@ -14,6 +14,13 @@ const FLAGS: u64 = 0x3f;
 #[cfg(not(target_arch = "x86_64"))]
 const FLAGS: u64 = 0;
 
+/// The mode in which a program starts: round to nearest, all traps masked, denormals kept.
+#[cfg(target_arch = "x86_64")]
+const DEFAULT: FloatMode = FloatMode(0x1f80);
+/// All zeros elsewhere.
+#[cfg(not(target_arch = "x86_64"))]
+const DEFAULT: FloatMode = FloatMode(0);
+
 impl FloatMode {
     /// As it is now.
     pub(crate) fn keep() -> Self {
@@ -37,6 +44,13 @@ pub(crate) struct KeepFloatMode(FloatMode);
 impl KeepFloatMode {
     pub(crate) fn new() -> Self {
         Self(FloatMode::keep())
+    }
+
+    /// The default mode until then.
+    pub(crate) fn default_meanwhile() -> Self {
+        let kept = Self::new();
+        DEFAULT.restore();
+        kept
     }
 }
 
@@ -91,9 +105,24 @@ mod tests {
     /// Flush-to-zero is bit 15, denormals-are-zero bit 6.
     const FAST_MATH: u64 = 0x8040;
 
+    /// What a kernel of the host computes does not depend on the mode of the plugin that calls it.
+    #[test]
+    fn the_default_mode_holds_meanwhile_and_then_the_other_one_again() {
+        let _outer = KeepFloatMode::new();
+        write(DEFAULT.0 | FAST_MATH);
+        let half = || (std::hint::black_box(f32::MIN_POSITIVE) / 2.0).to_bits();
+        assert_eq!(half(), 0);
+        {
+            let _mode = KeepFloatMode::default_meanwhile();
+            assert_ne!(half(), 0);
+        }
+        assert_eq!(half(), 0);
+    }
+
     #[test]
     fn a_mode_that_was_changed_is_put_back() {
         let before = FloatMode::keep();
+        assert_eq!(before.0, DEFAULT.0, "the mode of a test");
         assert_eq!(before.0 & FAST_MATH, 0);
         let denormal = std::hint::black_box(f32::MIN_POSITIVE) / 2.0;
         assert!(denormal > 0.0);

@@ -1,20 +1,25 @@
 //! The host's table, and what stands behind it.
 
 use crate::border::lossy;
+use crate::kernels::Kernels;
 use crate::rng;
 use forgelm_abi::{
-    ABI_MAJOR, ABI_MINOR, GENERATE, RNG, SCORE, forgelm_generate, forgelm_host, forgelm_score,
-    forgelm_str, log_level,
+    ABI_MAJOR, ABI_MINOR, GENERATE, KERNELS, RNG, SCORE, forgelm_generate, forgelm_host,
+    forgelm_score, forgelm_str, log_level,
 };
+use forgelm_kernels_api::Ops;
 use forgelm_sdk::host::Level;
 use std::ffi::{CStr, c_char, c_void};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{from_ref, null, null_mut};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Takes a line of a plugin: importance, origin, text.
 pub type Log = dyn Fn(Level, &str, &str) + Send + Sync;
+
+/// Gives the kernel library of a program; called once, when a plugin first asks for it.
+pub type MakeKernels = dyn Fn() -> Arc<dyn Ops> + Send + Sync;
 
 /// What plugins may ask of the program. Functions are called from any thread.
 pub struct HostServices {
@@ -24,13 +29,20 @@ pub struct HostServices {
     pub progress: Box<dyn Fn(&str) + Send + Sync>,
     /// Whether work should stop.
     pub stop: Box<dyn Fn() -> bool + Send + Sync>,
+    /// The kernels and threads that plugins share with the program; `None`: it offers none.
+    pub kernels: Option<Box<MakeKernels>>,
 }
 
 impl HostServices {
-    /// A host that listens to nobody and never stops anybody.
+    /// A host that listens to nobody, never stops anybody, and has no kernels.
     #[must_use]
     pub fn silent() -> Self {
-        Self { log: Box::new(|_, _, _| ()), progress: Box::new(|_| ()), stop: Box::new(|| false) }
+        Self {
+            log: Box::new(|_, _, _| ()),
+            progress: Box::new(|_| ()),
+            stop: Box::new(|| false),
+            kernels: None,
+        }
     }
 }
 
@@ -47,6 +59,7 @@ impl fmt::Debug for HostServices {
 pub(crate) struct Host {
     table: forgelm_host,
     services: Arc<HostServices>,
+    kernels: Arc<OnceLock<Kernels>>,
     /// For the call of an evaluator.
     score: Option<forgelm_score>,
     generate: Option<forgelm_generate>,
@@ -57,7 +70,7 @@ pub(crate) struct Host {
 unsafe impl Sync for Host {}
 
 impl Host {
-    fn new(services: Arc<HostServices>) -> Self {
+    fn new(services: Arc<HostServices>, kernels: Arc<OnceLock<Kernels>>) -> Self {
         Self {
             table: forgelm_host {
                 struct_size: crate::border::size::<forgelm_host>(),
@@ -71,6 +84,7 @@ impl Host {
                 progress: Some(progress),
             },
             services,
+            kernels,
             score: None,
             generate: None,
         }
@@ -78,7 +92,7 @@ impl Host {
 
     /// A host for as long as the process.
     pub(crate) fn leak(services: HostServices) -> &'static Self {
-        Box::leak(Box::new(Self::new(Arc::new(services))))
+        Box::leak(Box::new(Self::new(Arc::new(services), Arc::default())))
     }
 
     /// What stands behind the table.
@@ -92,7 +106,8 @@ impl Host {
         score: Option<forgelm_score>,
         generate: Option<forgelm_generate>,
     ) -> Self {
-        Self { score, generate, ..Self::new(Arc::clone(&self.services)) }
+        let (services, kernels) = (Arc::clone(&self.services), Arc::clone(&self.kernels));
+        Self { score, generate, ..Self::new(services, kernels) }
     }
 
     /// The table, as plugins get it.
@@ -102,13 +117,24 @@ impl Host {
 
     /// Whether it offers an extension, outside the call of an evaluator too.
     pub(crate) fn offers(&self, id: &str) -> bool {
-        [SCORE, GENERATE].iter().any(|known| known.to_bytes() == id.as_bytes())
-            || self.extension(id.as_bytes()).is_some()
+        match id.as_bytes() {
+            // Not made before a plugin asks for it.
+            id if id == KERNELS.to_bytes() => self.services.kernels.is_some(),
+            id if [SCORE, GENERATE].iter().any(|known| known.to_bytes() == id) => true,
+            id => self.extension(id).is_some(),
+        }
+    }
+
+    fn kernels(&self) -> Option<*const c_void> {
+        let make = self.services.kernels.as_ref()?;
+        let kernels = self.kernels.get_or_init(|| Kernels::new(make()));
+        Some(kernels.table().cast())
     }
 
     fn extension(&self, id: &[u8]) -> Option<*const c_void> {
         match id {
             _ if id == RNG.to_bytes() => Some(from_ref(&rng::TABLE.0).cast()),
+            _ if id == KERNELS.to_bytes() => self.kernels(),
             _ if id == SCORE.to_bytes() => self.score.as_ref().map(|table| from_ref(table).cast()),
             _ if id == GENERATE.to_bytes() => {
                 self.generate.as_ref().map(|table| from_ref(table).cast())
@@ -143,7 +169,9 @@ unsafe extern "C" fn get_extension(table: *const forgelm_host, id: *const c_char
     }
     // SAFETY: not null; the header asks for a text that ends with NUL.
     let id = unsafe { CStr::from_ptr(id) };
-    host.extension(id.to_bytes()).unwrap_or_else(null)
+    // Nothing of ours may unwind into a plugin.
+    let found = catch_unwind(AssertUnwindSafe(|| host.extension(id.to_bytes())));
+    found.ok().flatten().unwrap_or_else(null)
 }
 
 unsafe extern "C" fn log(

@@ -22,17 +22,19 @@ mod evaluator;
 mod factory;
 mod float_mode;
 mod host;
+mod kernels;
 mod merge_method;
 mod quantizer;
 mod rng;
 mod sealed;
 pub mod search;
+mod service;
 mod trainer;
 pub mod worker;
 
 pub use error::{LibraryError, Problem};
 pub use forgelm_sdk::host::Level;
-pub use host::{HostServices, Log};
+pub use host::{HostServices, Log, MakeKernels};
 pub use worker::WorkerProgram;
 
 use float_mode::FloatMode;

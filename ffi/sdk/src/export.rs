@@ -34,12 +34,15 @@ pub struct Exports {
     pub quantizers: &'static [crate::quantizer::Descriptor],
     /// Its evaluators.
     pub evaluators: &'static [crate::evaluator::Descriptor],
+    /// Services of the host without which none of them works, as `forgelm.kernels/1`: a program that
+    /// does not offer one refuses the library.
+    pub needs: &'static [&'static str],
 }
 
 impl Exports {
     /// Nothing.
     pub const NONE: Self =
-        Self { trainers: &[], merge_methods: &[], quantizers: &[], evaluators: &[] };
+        Self { trainers: &[], merge_methods: &[], quantizers: &[], evaluators: &[], needs: &[] };
 }
 
 /// The factories of a library, made when they are first asked for.
@@ -77,19 +80,20 @@ impl Factories {
         let exports = &self.exports;
         match () {
             () if id == TRAINER_FACTORY && !exports.trainers.is_empty() => {
-                let made = self.trainers.get_or_init(|| trainer::factory(exports.trainers));
+                let made =
+                    self.trainers.get_or_init(|| trainer::factory(exports.trainers, exports.needs));
                 std::ptr::from_ref(*made).cast()
             }
             () if id == MERGE_METHOD_FACTORY && !exports.merge_methods.is_empty() => {
-                let leak = || merge_method::factory(exports.merge_methods);
+                let leak = || merge_method::factory(exports.merge_methods, exports.needs);
                 std::ptr::from_ref(*self.merge_methods.get_or_init(leak)).cast()
             }
             () if id == QUANTIZER_FACTORY && !exports.quantizers.is_empty() => {
-                let leak = || quantizer::factory(exports.quantizers);
+                let leak = || quantizer::factory(exports.quantizers, exports.needs);
                 std::ptr::from_ref(*self.quantizers.get_or_init(leak)).cast()
             }
             () if id == EVALUATOR_FACTORY && !exports.evaluators.is_empty() => {
-                let leak = || evaluator::factory(exports.evaluators);
+                let leak = || evaluator::factory(exports.evaluators, exports.needs);
                 std::ptr::from_ref(*self.evaluators.get_or_init(leak)).cast()
             }
             () => null(),
@@ -164,7 +168,8 @@ pub const fn c_text(text: &'static str) -> &'static CStr {
     }
 }
 
-/// Makes a plugin of a crate: exports lists of descriptors under the names of their kinds.
+/// Makes a plugin of a crate: exports lists of descriptors under the names of their kinds. Under
+/// `needs` are the services of the host without which none of them works.
 ///
 /// The crate's type is `cdylib`; nothing in it needs `unsafe`. Name and version of the library are
 /// those of the package.

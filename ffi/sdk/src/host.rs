@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "calls functions of the host's table")]
 
 use forgelm_abi::{forgelm_host, forgelm_str, log_level};
+use std::ffi::CStr;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -56,8 +57,22 @@ pub fn progress(event_json: &str) -> bool {
     host.progress.is_some_and(|progress| unsafe { progress(host, text) } != 0)
 }
 
-fn host() -> Option<&'static forgelm_host> {
+pub(crate) fn host() -> Option<&'static forgelm_host> {
     let host = HOST.load(Ordering::Acquire);
     // SAFETY: null, or the table that `init` was given, which lives as long as the process.
     unsafe { host.as_ref() }
+}
+
+/// The table of an id, if the host has it and it is as large as this version's.
+///
+/// # Safety
+/// The host's table and its extensions are good for `'a`, and `T` is the table of this id.
+pub(crate) unsafe fn extension<'a, T>(host: &'a forgelm_host, id: &CStr) -> Option<&'a T> {
+    let get_extension = host.get_extension?;
+    // SAFETY: the host's own function with its own table.
+    let table = unsafe { get_extension(host, id.as_ptr()) };
+    // SAFETY: null or the table of this id, whose first field is its size.
+    let n_bytes = unsafe { table.cast::<u32>().as_ref() }?;
+    // SAFETY: large enough to be one.
+    if (*n_bytes as usize) < size_of::<T>() { None } else { unsafe { table.cast::<T>().as_ref() } }
 }

@@ -9,6 +9,7 @@ pub mod evaluator;
 pub mod export;
 mod failed;
 pub mod host;
+pub mod kernels;
 pub mod merge_method;
 pub mod options;
 pub mod quantizer;

@@ -19,7 +19,7 @@ pub fn plugin(command: &PluginCommand, context: &mut Context) -> Exit {
 
 /// Serves the program that started this process, until it is done.
 pub fn worker(context: &mut Context) -> Exit {
-    match forgelm_loader::worker::serve() {
+    match plugins::serve() {
         Ok(()) => Exit::Success,
         Err(error) => {
             let text = format!("error: plugin-worker is for the program itself: {error}");

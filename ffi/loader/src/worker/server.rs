@@ -5,7 +5,7 @@ use super::wire::{
     self, Answer, Ask, Batch, Described, KindOf, Loaded, MergeNeeds, Say, TrainerNeeds,
 };
 use crate::Loader;
-use crate::host::HostServices;
+use crate::host::{HostServices, MakeKernels};
 use forgelm_plugin::{Kind, Offers, Plugin};
 use forgelm_sdk::merge_method::{MergeMethod, Piece, Scope, Tensor};
 use forgelm_sdk::options::from_json;
@@ -20,12 +20,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Answers until the program closes its end. Its input is the socket and its output the shared
+/// Answers until the program closes its end. Plugins get these kernels: a worker has its own. Its input is the socket and its output the shared
 /// memory of the program that started it; both are taken away before anything else may use them.
 ///
 /// # Errors
 /// If it was not started by a program that talks to workers.
-pub fn serve() -> io::Result<()> {
+pub fn serve(kernels: Option<Box<MakeKernels>>) -> io::Result<()> {
     // A worker does not outlive its program, and leaves no core file with what it saw.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
@@ -52,6 +52,7 @@ pub fn serve() -> io::Result<()> {
             let _ = events(&Say::Progress { event: event.to_owned() });
         }),
         stop: Box::new(move || stop.is_stopped()),
+        kernels,
     };
     let mut server = Server {
         memory,

@@ -1,5 +1,6 @@
 //! Libraries made by the tests, and a host that remembers what it was told.
 
+use forgelm_kernels_cpu::Cpu;
 use forgelm_loader::{HostServices, Level, Library, Loader};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -52,6 +53,11 @@ pub struct Told {
 
 impl Told {
     pub fn loader(&self) -> Loader {
+        self.loader_on(2)
+    }
+
+    /// A host whose kernels have these threads.
+    pub fn loader_on(&self, n_threads: usize) -> Loader {
         let (lines, events) = (Arc::clone(&self.lines), Arc::clone(&self.events));
         let stop = Arc::clone(&self.stop);
         Loader::new(HostServices {
@@ -60,6 +66,7 @@ impl Told {
             }),
             progress: Box::new(move |event| events.lock().unwrap().push(event.to_owned())),
             stop: Box::new(move || stop.load(Ordering::Relaxed)),
+            kernels: Some(Box::new(move || Arc::new(Cpu::new(n_threads)))),
         })
     }
 }

@@ -7,5 +7,6 @@ mod batch;
 mod build;
 mod conformance;
 mod good;
+mod kernels;
 mod misbehaves;
 mod refused;

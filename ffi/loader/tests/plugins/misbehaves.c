@@ -299,6 +299,93 @@ forgelm_status random_metrics(const forgelm_trainer *trainer, const forgelm_scor
     return loss(trainer, scored, out, err);
 }
 
+/* ---- the host's kernels ---- */
+
+enum { N = 40000, K = 1000 };
+
+typedef struct {
+    const forgelm_kernels *kernels;
+    const float *x;
+    double *sums; /* one for each range */
+} ranges;
+
+static forgelm_status sums_of_ranges(void *ctx, size_t first, size_t end) {
+    const ranges *of = ctx;
+    return of->kernels->sum(of->kernels, end - first, of->x + first, &of->sums[first / K], NULL);
+}
+
+static forgelm_status fails_from_5000_on(void *ctx, size_t first, size_t end) {
+    (void)ctx;
+    (void)end;
+    return first >= 5000 ? 42 : FORGELM_OK;
+}
+
+static void tell(forgelm_loss *out, const char *text, double value) {
+    forgelm_str name = {text, strlen(text)};
+    out->metric(out->metric_ctx, name, value, 1);
+}
+
+/* What the kernels give for made-up numbers, and how many wrong calls they refuse, as metrics. */
+forgelm_status kernel_metrics(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                              forgelm_loss *out, forgelm_plugin_error *err) {
+    static float x[N], y[N], z[N];
+    static double sums[N / K];
+    const forgelm_kernels *on = the_host->get_extension(the_host, FORGELM_KERNELS);
+    if (on == NULL || !FORGELM_HAS(on, log_softmax_gather)) {
+        return FORGELM_E_UNIMPLEMENTED;
+    }
+    for (int i = 0; i < N; ++i) {
+        x[i] = (float)(i * 37 % 101 - 50) / 8.0f;
+        y[i] = (float)(i % 7);
+    }
+    double value = 0.0, total = 0.0;
+    float largest = 0.0f, threshold = 0.0f;
+    size_t n_above = 0;
+    int n_wrong = 0;
+    n_wrong += on->dot(on, N, x, y, &value, err) != FORGELM_OK;
+    tell(out, "dot", value);
+    n_wrong += on->sum_of_squares(on, N, x, &value, err) != FORGELM_OK;
+    tell(out, "sum_of_squares", value);
+    n_wrong += on->max_abs(on, N, x, &largest, err) != FORGELM_OK;
+    tell(out, "max_abs", (double)largest);
+    n_wrong += on->top_k_threshold(on, N, x, K, &threshold, &n_above, err) != FORGELM_OK;
+    tell(out, "threshold", (double)threshold);
+    tell(out, "n_above", (double)n_above);
+    n_wrong += on->axpy(on, N, 2.0f, x, y, err) != FORGELM_OK;
+    n_wrong += on->sum(on, N, y, &value, err) != FORGELM_OK;
+    tell(out, "axpy", value);
+    ranges of = {on, x, sums};
+    forgelm_work work = {&of, sums_of_ranges};
+    n_wrong += on->parallel_for(on, N, K, &work, err) != FORGELM_OK;
+    for (int i = 0; i < N / K; ++i) {
+        total += sums[i];
+    }
+    tell(out, "parallel_for", total);
+    forgelm_gemm product = {sizeof product, FORGELM_GEMM_NT, 100, 200, 40, 0.5f,
+                            FORGELM_WRITE_REPLACE, x, y, z};
+    n_wrong += on->gemm(on, &product, err) != FORGELM_OK;
+    n_wrong += on->sum(on, 100 * 200, z, &value, err) != FORGELM_OK;
+    tell(out, "gemm", value);
+    n_wrong += on->rms_norm(on, 100, 400, x, y, 1e-5f, z, NULL, err) != FORGELM_OK;
+    n_wrong += on->sum_of_squares(on, N, z, &value, err) != FORGELM_OK;
+    tell(out, "rms_norm", value);
+    static const uint32_t labels[] = {0, 3, 99, 7};
+    n_wrong += on->log_softmax_gather(on, 4, 100, x, labels, z, err) != FORGELM_OK;
+    n_wrong += on->sum(on, 4, z, &value, err) != FORGELM_OK;
+    tell(out, "log_softmax_gather", value);
+    tell(out, "n_wrong", (double)n_wrong);
+
+    int n_refused = 0;
+    n_refused += on->dot(on, N, NULL, y, &value, err) == FORGELM_E_INVALID_ARGUMENT;
+    n_refused += on->sum(on, SIZE_MAX, x, &value, NULL) == FORGELM_E_INVALID_ARGUMENT;
+    n_refused += on->axpy(on, N, 1.0f, x, x, NULL) == FORGELM_E_INVALID_ARGUMENT;
+    n_refused += on->parallel_for(on, N, 0, &work, NULL) == FORGELM_E_INVALID_ARGUMENT;
+    tell(out, "n_refused", (double)n_refused);
+    work.run = fails_from_5000_on;
+    tell(out, "status", (double)on->parallel_for(on, N, K, &work, err));
+    return loss(trainer, scored, out, err);
+}
+
 forgelm_status failing_init(const forgelm_host *host, forgelm_str dir, forgelm_plugin_error *err) {
     (void)host;
     memcpy(err->message, dir.ptr, dir.len < 200 ? dir.len : 200);
@@ -352,6 +439,7 @@ forgelm_status creates_nothing(const forgelm_trainer_factory *factory, const for
 }
 
 static const char *const needs_future[] = {"deterministic:yes", "needs:forgelm.future/9", NULL};
+static const char *const needs_kernels[] = {"needs:" FORGELM_KERNELS, NULL};
 
 static const forgelm_trainer_descriptor descriptors[] = {
     {sizeof(forgelm_trainer_descriptor), RECORDS, FORGELM_TRAINER_NEEDS_DROPOUT, 0, NAME,
@@ -366,6 +454,7 @@ static const forgelm_trainer_descriptor descriptors[] = {
 static uint32_t count(const forgelm_trainer_factory *factory) {
     (void)factory;
     (void)needs_future;
+    (void)needs_kernels;
     (void)create;
     return COUNT;
 }

@@ -10,6 +10,7 @@ use std::any::Any;
 use std::ffi::{CString, c_char};
 use std::mem::offset_of;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::null;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Why a call is refused.
@@ -361,4 +362,13 @@ fn is_dense(strides: &[i64], shape: &[usize]) -> bool {
 pub(crate) fn leak_text(text: &str) -> *const c_char {
     // A NUL inside would end the text early; nothing else could.
     CString::new(text.replace('\0', " ")).unwrap_or_default().into_raw()
+}
+
+/// The words of a descriptor's `features`: what the library needs of the host. Null for nothing.
+pub(crate) fn leak_features(needs: &[&str]) -> *const *const c_char {
+    if needs.is_empty() {
+        return null();
+    }
+    let words = needs.iter().map(|id| leak_text(&format!("needs:{id}")));
+    Box::leak(words.chain([null()]).collect::<Box<[_]>>()).as_ptr()
 }

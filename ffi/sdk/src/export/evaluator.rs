@@ -1,7 +1,8 @@
 //! Evaluators as a table: `forgelm.evaluator/1`.
 
 use super::border::{
-    Refusal, borrowed, call, destroy, given, guard, hand_out, leak_text, read_options, size,
+    Refusal, borrowed, call, destroy, given, guard, hand_out, leak_features, leak_text,
+    read_options, size,
 };
 use super::services::{ForeignGenerate, ForeignScore};
 use crate::evaluator::{Descriptor, Evaluator, Generate, Score, Services};
@@ -10,13 +11,15 @@ use forgelm_abi::{
     forgelm_plugin_error, forgelm_status, forgelm_str, forgelm_writer,
 };
 use serde_json::Value;
-use std::ptr::{null, null_mut};
+use std::ffi::c_char;
+use std::ptr::null_mut;
 
 pub(super) type Factory =
     super::factory::Factory<forgelm_evaluator_factory, forgelm_evaluator_descriptor, Descriptor>;
 
 /// The factory of these.
-pub(super) fn factory(list: &'static [Descriptor]) -> &'static Factory {
+pub(super) fn factory(list: &'static [Descriptor], needs: &[&str]) -> &'static Factory {
+    let features = leak_features(needs);
     let table = forgelm_evaluator_factory {
         struct_size: size::<forgelm_evaluator_factory>(),
         reserved: 0,
@@ -24,17 +27,17 @@ pub(super) fn factory(list: &'static [Descriptor]) -> &'static Factory {
         descriptor: Some(Factory::descriptor),
         create: Some(create),
     };
-    Factory::leak(table, list, described)
+    Factory::leak(table, list, |of| described(of, features))
 }
 
-fn described(of: &Descriptor) -> forgelm_evaluator_descriptor {
+fn described(of: &Descriptor, features: *const *const c_char) -> forgelm_evaluator_descriptor {
     forgelm_evaluator_descriptor {
         struct_size: size::<forgelm_evaluator_descriptor>(),
         reserved: 0,
         name: leak_text(of.name),
         summary: leak_text(of.summary),
         source: leak_text(of.source),
-        features: null(),
+        features,
     }
 }
 

@@ -1,8 +1,8 @@
 //! Merge methods as a table: `forgelm.merge_method/1`.
 
 use super::border::{
-    Refusal, borrowed, call, destroy, given, guard, hand_out, leak_text, read_options, shape_of,
-    size, text, values, values_mut, view, view_mut,
+    Refusal, borrowed, call, destroy, given, guard, hand_out, leak_features, leak_text,
+    read_options, shape_of, size, text, values, values_mut, view, view_mut,
 };
 use crate::merge_method::{Descriptor, MergeMethod, Pass, Piece, Scope, Tensor};
 use forgelm_abi::{
@@ -10,6 +10,7 @@ use forgelm_abi::{
     forgelm_merge_method_factory, forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor,
     forgelm_plugin_error, forgelm_status, forgelm_str, forgelm_tensor, merge_scope,
 };
+use std::ffi::c_char;
 use std::mem::offset_of;
 use std::ptr::{null, null_mut};
 
@@ -20,7 +21,8 @@ pub(super) type Factory = super::factory::Factory<
 >;
 
 /// The factory of these.
-pub(super) fn factory(list: &'static [Descriptor]) -> &'static Factory {
+pub(super) fn factory(list: &'static [Descriptor], needs: &[&str]) -> &'static Factory {
+    let features = leak_features(needs);
     let table = forgelm_merge_method_factory {
         struct_size: size::<forgelm_merge_method_factory>(),
         reserved: 0,
@@ -28,10 +30,10 @@ pub(super) fn factory(list: &'static [Descriptor]) -> &'static Factory {
         descriptor: Some(Factory::descriptor),
         create: Some(create),
     };
-    Factory::leak(table, list, described)
+    Factory::leak(table, list, |of| described(of, features))
 }
 
-fn described(of: &Descriptor) -> forgelm_merge_method_descriptor {
+fn described(of: &Descriptor, features: *const *const c_char) -> forgelm_merge_method_descriptor {
     forgelm_merge_method_descriptor {
         struct_size: size::<forgelm_merge_method_descriptor>(),
         scope: match of.needs.scope {
@@ -43,7 +45,7 @@ fn described(of: &Descriptor) -> forgelm_merge_method_descriptor {
         name: leak_text(of.name),
         summary: leak_text(of.summary),
         source: leak_text(of.source),
-        features: null(),
+        features,
     }
 }
 

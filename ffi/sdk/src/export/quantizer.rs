@@ -1,21 +1,23 @@
 //! Quantizers as a table: `forgelm.quantizer/1`.
 
 use super::border::{
-    Refusal, borrowed, call, destroy, guard, hand_out, leak_text, read_options, shape_of, size,
-    view, view_mut,
+    Refusal, borrowed, call, destroy, guard, hand_out, leak_features, leak_text, read_options,
+    shape_of, size, view, view_mut,
 };
 use crate::quantizer::{Descriptor, Quantizer};
 use forgelm_abi::{
     forgelm_host, forgelm_plugin_error, forgelm_quantizer, forgelm_quantizer_descriptor,
     forgelm_quantizer_factory, forgelm_status, forgelm_str, forgelm_tensor,
 };
-use std::ptr::{null, null_mut};
+use std::ffi::c_char;
+use std::ptr::null_mut;
 
 pub(super) type Factory =
     super::factory::Factory<forgelm_quantizer_factory, forgelm_quantizer_descriptor, Descriptor>;
 
 /// The factory of these.
-pub(super) fn factory(list: &'static [Descriptor]) -> &'static Factory {
+pub(super) fn factory(list: &'static [Descriptor], needs: &[&str]) -> &'static Factory {
+    let features = leak_features(needs);
     let table = forgelm_quantizer_factory {
         struct_size: size::<forgelm_quantizer_factory>(),
         reserved: 0,
@@ -23,17 +25,17 @@ pub(super) fn factory(list: &'static [Descriptor]) -> &'static Factory {
         descriptor: Some(Factory::descriptor),
         create: Some(create),
     };
-    Factory::leak(table, list, described)
+    Factory::leak(table, list, |of| described(of, features))
 }
 
-fn described(of: &Descriptor) -> forgelm_quantizer_descriptor {
+fn described(of: &Descriptor, features: *const *const c_char) -> forgelm_quantizer_descriptor {
     forgelm_quantizer_descriptor {
         struct_size: size::<forgelm_quantizer_descriptor>(),
         reserved: 0,
         name: leak_text(of.name),
         summary: leak_text(of.summary),
         source: leak_text(of.source),
-        features: null(),
+        features,
     }
 }
 

@@ -1,14 +1,15 @@
 //! The host's services for evaluators, as the traits that an evaluator sees.
 
-use super::border::{Refusal, size};
+use super::border::Refusal;
 use crate::Failed;
 use crate::evaluator::{Generate, Score, TextPair, TextScore};
+use crate::host::extension;
 use crate::options::{OptionValue, to_json};
 use forgelm_abi::{
     GENERATE, SCORE, forgelm_generate, forgelm_host, forgelm_plugin_error, forgelm_score,
     forgelm_status, forgelm_str, forgelm_text_pair, forgelm_writer, status,
 };
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 
 /// `forgelm.score/1` of the host.
 pub(super) struct ForeignScore<'a>(&'a forgelm_score);
@@ -32,18 +33,6 @@ impl<'a> ForeignGenerate<'a> {
         // SAFETY: the caller's promise.
         Ok(unsafe { extension::<forgelm_generate>(host, GENERATE) }.map(Self))
     }
-}
-
-/// # Safety
-/// The host's table and its extensions are good for `'a`, and `T` is the table of this id.
-unsafe fn extension<'a, T>(host: &'a forgelm_host, id: &CStr) -> Option<&'a T> {
-    let get_extension = host.get_extension?;
-    // SAFETY: the host's own function with its own table.
-    let table = unsafe { get_extension(host, id.as_ptr()) };
-    // SAFETY: null or the table of this id, whose first field is its size.
-    let n_bytes = unsafe { table.cast::<u32>().as_ref() }?;
-    // SAFETY: large enough to be one.
-    if *n_bytes < size::<T>() { None } else { unsafe { table.cast::<T>().as_ref() } }
 }
 
 impl Score for ForeignScore<'_> {

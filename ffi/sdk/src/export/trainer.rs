@@ -1,8 +1,8 @@
 //! Trainers as a table: `forgelm.trainer/1`.
 
 use super::border::{
-    Refusal, borrowed, call, destroy, given, guard, hand_out, leak_text, read_options, size,
-    values, view, view_mut,
+    Refusal, borrowed, call, destroy, given, guard, hand_out, leak_features, leak_text,
+    read_options, size, values, view, view_mut,
 };
 use crate::trainer::{Descriptor, Loss, Records, Role, Scored, Sequence, StepTotals, Trainer};
 use forgelm_abi::{
@@ -10,14 +10,16 @@ use forgelm_abi::{
     forgelm_sequence, forgelm_status, forgelm_str, forgelm_tensor, forgelm_trainer,
     forgelm_trainer_descriptor, forgelm_trainer_factory, records, role, trainer_needs,
 };
+use std::ffi::c_char;
 use std::mem::offset_of;
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 
 pub(super) type Factory =
     super::factory::Factory<forgelm_trainer_factory, forgelm_trainer_descriptor, Descriptor>;
 
 /// The factory of these.
-pub(super) fn factory(list: &'static [Descriptor]) -> &'static Factory {
+pub(super) fn factory(list: &'static [Descriptor], needs: &[&str]) -> &'static Factory {
+    let features = leak_features(needs);
     let table = forgelm_trainer_factory {
         struct_size: size::<forgelm_trainer_factory>(),
         reserved: 0,
@@ -25,10 +27,10 @@ pub(super) fn factory(list: &'static [Descriptor]) -> &'static Factory {
         descriptor: Some(Factory::descriptor),
         create: Some(create),
     };
-    Factory::leak(table, list, described)
+    Factory::leak(table, list, |of| described(of, features))
 }
 
-fn described(of: &Descriptor) -> forgelm_trainer_descriptor {
+fn described(of: &Descriptor, features: *const *const c_char) -> forgelm_trainer_descriptor {
     let needs = [
         (of.needs.reference, trainer_needs::REFERENCE),
         (of.needs.rollouts, trainer_needs::ROLLOUTS),
@@ -48,7 +50,7 @@ fn described(of: &Descriptor) -> forgelm_trainer_descriptor {
         name: leak_text(of.name),
         summary: leak_text(of.summary),
         source: leak_text(of.source),
-        features: null(),
+        features,
     }
 }
 
