@@ -208,6 +208,25 @@ typedef struct forgelm_entry {
     const void *(*get_factory)(const char *factory_id) FORGELM_NOEXCEPT;
 } forgelm_entry;
 
+/* One field of one struct of this header, as a compiler laid it out. */
+typedef struct forgelm_field_layout {
+    forgelm_str structure; /* "forgelm_scored" */
+    forgelm_str field;     /* "logp" */
+    uint64_t align;        /* of the struct */
+    uint64_t offset;
+    uint64_t size;
+} forgelm_field_layout;
+
+/* What a plugin may export besides, constant, under the name forgelm_plugin_layouts: its tables as
+ * its compiler saw them, so that a host can name the first field that lies elsewhere. Plugins in
+ * Rust do; in C the numbers come from offsetof and sizeof. */
+typedef struct forgelm_layouts {
+    uint32_t struct_size;
+    uint32_t reserved;
+    const forgelm_field_layout *fields; /* [n_fields] */
+    size_t n_fields;
+} forgelm_layouts;
+
 #if defined(__GNUC__) || defined(__clang__)
 #define FORGELM_PLUGIN_VISIBLE __attribute__((visibility("default"), used))
 #else

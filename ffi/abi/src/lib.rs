@@ -18,6 +18,7 @@ mod quantizer;
 mod rng;
 mod tensor;
 mod trainer;
+mod witness;
 
 pub use border::{
     ABI_MAJOR, ABI_MINOR, ENTRY_SYMBOL, MAGIC, forgelm_entry, forgelm_host, forgelm_plugin_error,
@@ -46,3 +47,4 @@ pub use trainer::{
     forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory, records, role,
     trainer_needs,
 };
+pub use witness::{LAYOUTS_SYMBOL, WITNESS, forgelm_field_layout, forgelm_layouts};

@@ -146,6 +146,14 @@ fn canary_a_field_in_another_place_is_found() {
     assert!(!output.status.success() && said.contains("forgelm_scored.logp"), "{said}");
 }
 
+/// Every field that the hash covers, each once.
+#[test]
+fn the_witness_has_every_field() {
+    let n_fields: usize = LAYOUTS.iter().map(|layout| layout.fields.len()).sum();
+    assert_eq!(forgelm_abi::WITNESS.n_fields, n_fields);
+    assert!(n_fields > 150, "{n_fields}");
+}
+
 #[test]
 fn every_struct_and_constant_of_the_header_is_compared() {
     let header = header();

@@ -4,7 +4,7 @@ use crate::border::{kept_text, size, told};
 use crate::error::Problem;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
-use crate::{evaluator, merge_method, quantizer, trainer};
+use crate::{evaluator, merge_method, quantizer, trainer, witness};
 use forgelm_abi::{
     ABI_MAJOR, ABI_MINOR, ENTRY_SYMBOL, EVALUATOR_FACTORY, LAYOUT_HASH, MAGIC,
     MERGE_METHOD_FACTORY, QUANTIZER_FACTORY, TRAINER_FACTORY, forgelm_entry, forgelm_plugin_error,
@@ -56,8 +56,10 @@ impl Entry {
         }
         // SAFETY: as large as an entry of this version; a constant of a library that stays.
         let table = unsafe { &*entry };
-        if table.layout_hash != LAYOUT_HASH {
-            return Err(Problem::Layout { found: table.layout_hash, expected: LAYOUT_HASH });
+        // A hash from a header says what it should be; the fields say what it is.
+        let first = witness::difference(library).map(Box::new);
+        if table.layout_hash != LAYOUT_HASH || first.is_some() {
+            return Err(Problem::Layout { first, found: table.layout_hash, expected: LAYOUT_HASH });
         }
         let null = |what: &str| Problem::Null { what: format!("forgelm_entry.{what}") };
         // SAFETY: constants of the library.

@@ -1,5 +1,6 @@
 //! What can be wrong with a library.
 
+use crate::witness::Difference;
 use std::path::PathBuf;
 
 /// A library that cannot be used.
@@ -110,13 +111,16 @@ pub enum Problem {
     },
     /// Fields are elsewhere.
     #[error(
-        "has its fields elsewhere: layout {found:#018x}; expected {expected:#018x}\n  hint: build it \
-         with this version's forgelm_plugin.h, and without packing or another ABI of the compiler"
+        "has its fields elsewhere: {}layout {found:#018x}; expected {expected:#018x}\n  hint: build it \
+         with this version's forgelm_plugin.h, and without packing or another ABI of the compiler",
+        .first.as_ref().map(|first| format!("{first}; ")).unwrap_or_default()
     )]
     Layout {
-        /// As found.
+        /// The first field, if it tells its layouts.
+        first: Option<Box<Difference>>,
+        /// Its hash.
         found: u64,
-        /// As it should be.
+        /// Ours.
         expected: u64,
     },
     /// A function or text that must be there is null.

@@ -2,8 +2,8 @@
 //!
 //! The order of checks is fixed, and each failure names the file, what was found, what was expected
 //! and what to do: the file is a whole library for this processor; it opens; it has the entry; magic,
-//! ABI version, struct sizes and layout hash are right; no function is null; its descriptors make
-//! sense. Nothing of a plugin is called before, besides the library's own constructors, which the
+//! ABI version, struct sizes, layout hash and the layouts that it tells itself are right; no function
+//! is null; its descriptors make sense. Nothing of a plugin is called before, besides the library's own constructors, which the
 //! system runs when it opens a library.
 //!
 //! The bytes that were hashed are the bytes that run: they are opened from a sealed memory file. A
@@ -30,11 +30,13 @@ mod sealed;
 pub mod search;
 mod service;
 mod trainer;
+mod witness;
 pub mod worker;
 
 pub use error::{LibraryError, Problem};
 pub use forgelm_sdk::host::Level;
 pub use host::{HostServices, Log, MakeKernels};
+pub use witness::{Difference, Place};
 pub use worker::WorkerProgram;
 
 use float_mode::FloatMode;

@@ -19,6 +19,7 @@ use forgelm_abi::{
     QUANTIZER_FACTORY, TRAINER_FACTORY, forgelm_entry, forgelm_host, forgelm_plugin_error,
     forgelm_status, forgelm_str,
 };
+pub use forgelm_abi::{WITNESS, forgelm_layouts};
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::null;
 use std::sync::OnceLock;
@@ -213,7 +214,13 @@ macro_rules! export_plugin {
         #[cfg(panic = "abort")]
         compile_error!("a plugin must be built with `panic = \"unwind\"`: a panic would end the host");
 
-        /// The one symbol of this plugin.
+        /// The tables as this plugin's compiler laid them out.
+        #[unsafe(no_mangle)]
+        #[expect(non_upper_case_globals, reason = "the name that hosts look for")]
+        pub static forgelm_plugin_layouts: $crate::export::forgelm_layouts =
+            $crate::export::WITNESS;
+
+        /// The entry of this plugin.
         #[unsafe(no_mangle)]
         #[expect(non_upper_case_globals, reason = "the name that hosts look for")]
         pub static forgelm_plugin_entry: $crate::export::Entry = {

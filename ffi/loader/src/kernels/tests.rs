@@ -313,7 +313,7 @@ fn bad_arguments_are_statuses() {
     let x = [1.0_f32, 2.0, 3.0, 4.0];
     let mut out = 7.0_f64;
     let (dot, axpy) = (table.dot.unwrap(), table.axpy.unwrap());
-    let mut refused = |ended: i32, err: &mut forgelm_plugin_error, expected: &str| {
+    let refused = |ended: i32, err: &mut forgelm_plugin_error, expected: &str| {
         assert_eq!((ended, err.code), (status::INVALID_ARGUMENT, status::INVALID_ARGUMENT));
         assert_eq!(err.text(), expected);
         *err = forgelm_plugin_error::new();

@@ -37,6 +37,20 @@ fn fault_110_each_wrong_entry_has_its_own_words() {
     }
 }
 
+/// By the plugin's own list of its fields. Its hash, a constant of the header, is right.
+#[test]
+fn a_field_that_lies_elsewhere_is_named_whatever_the_hash_says() {
+    let (_dir, path) = misbehaves(&["LAYOUTS=4"]);
+    let said = refused(&path);
+    let expected = "has its fields elsewhere: `forgelm_str.len` is at byte 12, 8 bytes, in a struct \
+                    aligned to 8; expected at byte 8, 8 bytes, in a struct aligned to 8; layout 0x";
+    assert!(said.starts_with(expected), "{said}");
+    let (_dir, path) = misbehaves(&["LAYOUTS=0", "LAYOUT=7"]);
+    let said = refused(&path);
+    let expected = "has its fields elsewhere: `forgelm_plugin_error.struct_size` is missing; ";
+    assert!(said.starts_with(expected), "{said}");
+}
+
 /// Magic, then version, then size, then layout: the first that is wrong is the one that is told.
 #[test]
 fn the_version_is_told_before_what_follows_from_it() {

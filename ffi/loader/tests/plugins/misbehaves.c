@@ -134,6 +134,15 @@ forgelm_status hangs(const forgelm_trainer *trainer, const forgelm_scored *score
     return loss(trainer, scored, out, err);
 }
 
+/* In its third call: sleeps for three seconds, and goes on. */
+forgelm_status dozes(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                     forgelm_loss *out, forgelm_plugin_error *err) {
+    if (is_third_call()) {
+        sleep(3);
+    }
+    return loss(trainer, scored, out, err);
+}
+
 /* Says every variable that it can see. */
 extern char **environ;
 forgelm_status tells_environment(const forgelm_trainer *trainer, const forgelm_scored *scored,
@@ -472,6 +481,20 @@ static const void *get_factory(const char *id) {
 }
 
 const void *(*const keep)(const char *) = get_factory;
+
+#ifdef LAYOUTS
+/* Its layouts as this compiler has them, but for one field. */
+#define TEXT(text) {text, sizeof text - 1}
+#define FIELD(type, field, shift)                                                        \
+    {TEXT(#type), TEXT(#field), _Alignof(type), offsetof(type, field) + (shift),         \
+     sizeof(((type *)0)->field)}
+static const forgelm_field_layout fields[] = {
+    FIELD(forgelm_str, ptr, 0),
+    FIELD(forgelm_str, len, LAYOUTS),
+};
+FORGELM_PLUGIN_EXPORT const forgelm_layouts forgelm_plugin_layouts = {
+    sizeof(forgelm_layouts), 0, fields, sizeof fields / sizeof *fields};
+#endif
 
 #ifndef NO_ENTRY
 FORGELM_PLUGIN_EXPORT const forgelm_entry forgelm_plugin_entry = {
