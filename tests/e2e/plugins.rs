@@ -136,6 +136,36 @@ fn fault_110_a_plugin_that_ends_its_process_or_hangs_ends_the_run_and_keeps_the_
     }
 }
 
+/// It cannot be ended there; who waits learns whom to blame, and what would help.
+#[test]
+fn a_plugin_that_hangs_in_the_program_is_named_while_it_does() {
+    let workplace = with_trainer(MISBEHAVES, &["-DLOSS=dozes"], "misbehaves");
+    workplace.edit_config("paths:", "isolation: in_process, deadline_seconds: 1, paths:");
+    let ran = workplace.run();
+    let expected = "warning: trainer `misbehaves` of misbehaves 0.1.0 (plugin.so): no sign of life for 1s, \
+                    and the program cannot end it\n  hint: with `plugins.isolation: process`";
+    assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+    assert_eq!(ran.stderr.matches("no sign of life").count(), 1, "{}", ran.stderr);
+}
+
+/// The kernels of the run and those of a process of its own, on as many threads.
+#[test]
+fn kernels_give_the_same_bits_in_the_program_and_in_a_process() {
+    let metrics = |isolation: &str| {
+        let flags = &["-DLOSS=kernel_metrics", "-DFEATURES=needs_kernels"];
+        let workplace = with_trainer(MISBEHAVES, flags, "misbehaves");
+        workplace.edit_config("paths:", &format!("isolation: {isolation}, paths:"));
+        workplace.run();
+        let lines = workplace.json_lines("out/metrics.jsonl");
+        let line = lines.into_iter().find(|line| line.get("gemm").is_some()).unwrap();
+        let names = ["dot", "threshold", "gemm", "rms_norm", "log_softmax_gather", "n_wrong"];
+        names.map(|name| line[name].as_f64().unwrap().to_bits())
+    };
+    let found = metrics("process");
+    assert_eq!(found[5], 0.0_f64.to_bits(), "calls that failed");
+    assert_eq!(found, metrics("in_process"));
+}
+
 /// What the program knows and a plugin need not.
 #[test]
 fn the_process_of_a_plugin_has_no_secret_in_its_environment() {

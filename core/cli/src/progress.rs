@@ -23,6 +23,14 @@ pub struct Progress {
     first_loss: Option<f64>,
 }
 
+/// A warning from a thread that knows nothing of the live line: below it.
+pub fn alarm(text: &str) {
+    let mut out = std::io::stderr().lock();
+    let end_of_live_line = if out.is_terminal() { "\n" } else { "" };
+    // Nothing sensible can be done when standard error is closed.
+    let _ = writeln!(out, "{end_of_live_line}warning: {text}");
+}
+
 impl Progress {
     /// A printer for this level; live when standard error is a terminal.
     #[must_use]

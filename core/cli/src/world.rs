@@ -1,6 +1,7 @@
 //! The world, read once: environment variables, user, host, clocks. The only file of the program
 //! that asks for them.
 
+use crate::progress;
 use forgelm_artifact::time::{Clock, UtcTime};
 use forgelm_config::Secret;
 use forgelm_run::environment::{Environment, PluginWorker};
@@ -81,6 +82,7 @@ pub fn environment(clock: Arc<dyn Clock>) -> Environment {
         program_dir: program_dir(),
         plugin_path: plugin_path(),
         plugin_worker: plugin_worker(),
+        alarm: progress::alarm,
         process_id: std::process::id(),
         variable,
         random_bits: random_bits(),

@@ -53,6 +53,8 @@ pub struct Environment {
     pub plugin_path: Vec<PathBuf>,
     /// The program that serves as a worker for plugins; none where there is no such program.
     pub plugin_worker: Option<PluginWorker>,
+    /// Shows a warning at once, from any thread: for what cannot wait until a call that hangs is back.
+    pub alarm: fn(&str),
     /// Of this process.
     pub process_id: u32,
     /// Variables that a config names.

@@ -12,7 +12,9 @@ use forgelm_kernels_cpu::Cpu;
 use forgelm_loader::conformance;
 pub use forgelm_loader::conformance::{Finding, Outcome};
 use forgelm_loader::search::{Found, Places, find};
-use forgelm_loader::{HostServices, Level, Library, LibraryError, Loader, WorkerProgram, worker};
+use forgelm_loader::{
+    HostServices, Hung, Level, Library, LibraryError, Loader, WorkerProgram, worker,
+};
 use forgelm_plugin::{Kind, Origin, Plugin, Registry, Trainers};
 use forgelm_sdk::OptionValue;
 use forgelm_sdk::reward;
@@ -165,7 +167,7 @@ pub fn load(plan: &Plan, env: &Environment) -> Result<Plugins, RunError> {
     let isolation = section.map_or(PluginIsolation::Auto, |plugins| plugins.isolation);
     let deadline = section.map_or(DEADLINE, |plugins| plugins.deadline_seconds);
     let mut plugins = Plugins::empty(plan.run.training.threads);
-    let mut loader = plugins.loader(env);
+    let mut loader = plugins.loader(env, deadline);
     for found in find(&places(paths, env))? {
         let is_apart = match isolation {
             PluginIsolation::Auto => !found.is_bundled,
@@ -207,7 +209,7 @@ pub fn serve() -> io::Result<()> {
 /// If a place cannot be searched.
 pub fn list(paths: &[String], env: &Environment) -> Result<(Plugins, Vec<LibraryError>), RunError> {
     let mut plugins = Plugins::empty(None);
-    let mut loader = plugins.loader(env);
+    let mut loader = plugins.loader(env, DEADLINE);
     let mut broken = Vec::new();
     for found in find(&places(paths, env))? {
         let worker = (!found.is_bundled).then(|| worker_program(env, DEADLINE)).transpose()?;
@@ -231,12 +233,13 @@ const CHECK_DEADLINE: u64 = 30;
 pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), RunError> {
     let mut plugins = Plugins::empty(None);
     // Nothing was loaded by these loaders before: there is a library.
-    let library =
-        plugins.loader(env).load_in_worker(path, &worker_program(env, CHECK_DEADLINE)?)?;
+    let library = plugins
+        .loader(env, CHECK_DEADLINE)
+        .load_in_worker(path, &worker_program(env, CHECK_DEADLINE)?)?;
     let mut findings = Vec::new();
     if let Some(mut library) = library {
         if !library.offers.evaluators.is_empty()
-            && let Some(here) = plugins.loader(env).load(path)?
+            && let Some(here) = plugins.loader(env, CHECK_DEADLINE).load(path)?
         {
             library.offers.evaluators = here.offers.evaluators;
         }
@@ -259,7 +262,8 @@ impl Plugins {
         self.kernels.get()
     }
 
-    fn loader(&self, env: &Environment) -> Loader {
+    fn loader(&self, env: &Environment, deadline_seconds: u64) -> Loader {
+        let deadline = Duration::from_secs(deadline_seconds);
         let said = Arc::clone(&self.lines);
         let (events, stop) = (Arc::clone(&self.lines), Arc::clone(&env.stop));
         let kernels = self.kernels.clone();
@@ -275,6 +279,7 @@ impl Plugins {
             progress: Box::new(move |event| events.push(Event::Detail(format!("plugin: {event}")))),
             stop: Box::new(move || stop.load(Ordering::Relaxed)),
             kernels: Some(Box::new(move || kernels.get())),
+            hung: Some(Arc::new(Hung { after: deadline, tell: Box::new(env.alarm) })),
         })
     }
 

@@ -3,6 +3,7 @@
 use crate::error::Problem;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
+use crate::watch::{Calls, Inside};
 use forgelm_abi::{
     DEVICE_CPU, dtype_code, forgelm_device, forgelm_dtype, forgelm_plugin_error, forgelm_status,
     forgelm_str, forgelm_tensor, status,
@@ -11,6 +12,7 @@ use forgelm_plugin::{Kind, Origin};
 use forgelm_sdk::{Failed, OptionsError};
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -107,16 +109,34 @@ pub(crate) struct Caller {
     kind: &'static str,
     name: &'static str,
     origin: Arc<Origin>,
+    calls: Arc<Calls>,
 }
 
 impl Caller {
     pub(crate) fn new<K: Kind>(name: &'static str, origin: &Arc<Origin>) -> Self {
-        Self { kind: K::NAME, name, origin: Arc::clone(origin) }
+        Self { kind: K::NAME, name, origin: Arc::clone(origin), calls: Arc::default() }
+    }
+
+    /// The same, whose calls the host watches.
+    pub(crate) fn watched(self, host: &Host) -> Self {
+        let calls = host.watch(self.to_string());
+        Self { calls, ..self }
+    }
+
+    /// A call, until the guard goes out of scope.
+    pub(crate) fn enter(&self) -> Inside<'_> {
+        self.calls.enter()
     }
 
     /// A failure of this plugin.
     pub(crate) fn failed(&self, what: &str) -> Failed {
-        Failed::new(format!("{} `{}` of {}: {what}", self.kind, self.name, self.origin))
+        Failed::new(format!("{self}: {what}"))
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} `{}` of {}", self.kind, self.name, self.origin)
     }
 }
 
@@ -136,6 +156,7 @@ pub(crate) fn call(
     }
     let mut err = forgelm_plugin_error::new();
     let ended = {
+        let _inside = caller.enter();
         let _mode = KeepFloatMode::new();
         body(&raw mut err)
     };

@@ -82,6 +82,8 @@ impl Entry {
         path: &Path,
         origin: &Arc<Origin>,
     ) -> Result<Offers, Problem> {
+        let calls = host.watch(format!("library {origin}"));
+        let _inside = calls.enter();
         self.init(host, path)?;
         let of = |id: &CStr| {
             let _mode = KeepFloatMode::new();

@@ -6,6 +6,7 @@ use crate::factory::{self, Offer};
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
 use crate::service::{Refusal, serve};
+use crate::watch::Watch;
 use forgelm_abi::{
     forgelm_evaluator, forgelm_evaluator_descriptor, forgelm_evaluator_factory, forgelm_generate,
     forgelm_plugin_error, forgelm_score, forgelm_status, forgelm_str, forgelm_text_pair,
@@ -95,17 +96,20 @@ impl Evaluator for Foreign {
     fn evaluate(&self, model: &Services<'_>) -> Result<Report, Failed> {
         let one_at_a_time = self.one_call_at_a_time.lock();
         let _one_at_a_time = one_at_a_time.unwrap_or_else(PoisonError::into_inner);
+        let watch = self.host.watcher();
+        let score_behind = model.score.map(|service| Served { service, watch });
+        let generate_behind = model.generate.map(|service| Served { service, watch });
         let host = self.host.with_services(
-            model.score.as_ref().map(|service| forgelm_score {
+            score_behind.as_ref().map(|served| forgelm_score {
                 struct_size: size::<forgelm_score>(),
                 reserved: 0,
-                service_data: from_ref(service).cast_mut().cast(),
+                service_data: from_ref(served).cast_mut().cast(),
                 score: Some(score),
             }),
-            model.generate.as_ref().map(|service| forgelm_generate {
+            generate_behind.as_ref().map(|served| forgelm_generate {
                 struct_size: size::<forgelm_generate>(),
                 reserved: 0,
-                service_data: from_ref(service).cast_mut().cast(),
+                service_data: from_ref(served).cast_mut().cast(),
                 generate: Some(generate),
             }),
         );
@@ -121,6 +125,12 @@ impl Evaluator for Foreign {
         serde_json::from_slice(&written)
             .map_err(|error| self.caller.failed(&format!("its report is no JSON object: {error}")))
     }
+}
+
+/// A service behind a table, and who is told that it works.
+struct Served<'a, Service: ?Sized> {
+    service: &'a Service,
+    watch: &'a Watch,
 }
 
 /// Appends to the bytes behind a writer.
@@ -149,7 +159,8 @@ unsafe extern "C" fn score(
             return Err(Refusal::argument("an argument is NULL"));
         }
         // SAFETY: the table of the call in progress, whose service outlives it.
-        let service = unsafe { *(*table).service_data.cast::<&dyn Score>() };
+        let served = unsafe { &*(*table).service_data.cast::<Served<'_, dyn Score>>() };
+        let (service, _working) = (served.service, served.watch.serving());
         // SAFETY: as many pairs as the plugin says, readable during the call.
         let pairs = unsafe { std::slice::from_raw_parts(pairs, n) };
         // SAFETY: texts are readable during the call.
@@ -186,7 +197,8 @@ unsafe extern "C" fn generate(
             return Err(Refusal::argument("an argument is NULL"));
         }
         // SAFETY: the table of the call in progress, whose service outlives it.
-        let service = unsafe { *(*table).service_data.cast::<&dyn Generate>() };
+        let served = unsafe { &*(*table).service_data.cast::<Served<'_, dyn Generate>>() };
+        let (service, _working) = (served.service, served.watch.serving());
         // SAFETY: as many as the plugin says, readable during the call; so below.
         let (prompts, answers) = unsafe {
             (std::slice::from_raw_parts(prompts, n), std::slice::from_raw_parts(answers, n))

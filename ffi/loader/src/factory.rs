@@ -123,7 +123,7 @@ pub(crate) fn offers<F: Factory, K: Kind>(
         let source = unsafe { kept_text(texts.source, || of("source")) }?;
         // SAFETY: as above.
         unsafe { check_features(texts.features, host, || name.to_owned()) }?;
-        let caller = Caller::new::<K>(name, origin);
+        let caller = Caller::new::<K>(name, origin).watched(host);
         let (needs, build) = read(found, Offer { factory, index, host, caller })?;
         Ok(Plugin { name, summary, source, needs, build, origin: Arc::clone(origin) })
     };
@@ -156,6 +156,7 @@ impl<F: Factory> Offer<F> {
         let options = to_json(options)?;
         let (mut instance, mut err) = (null(), forgelm_plugin_error::new());
         let ended = {
+            let _inside = self.caller.enter();
             let _mode = KeepFloatMode::new();
             create(forgelm_str::new(&options), &raw mut instance, &raw mut err)
         };

@@ -3,6 +3,7 @@
 use crate::border::lossy;
 use crate::kernels::Kernels;
 use crate::rng;
+use crate::watch::{Calls, Hung, Watch};
 use forgelm_abi::{
     ABI_MAJOR, ABI_MINOR, GENERATE, KERNELS, RNG, SCORE, forgelm_generate, forgelm_host,
     forgelm_score, forgelm_str, log_level,
@@ -31,6 +32,8 @@ pub struct HostServices {
     pub stop: Box<dyn Fn() -> bool + Send + Sync>,
     /// The kernels and threads that plugins share with the program; `None`: it offers none.
     pub kernels: Option<Box<MakeKernels>>,
+    /// What to do about a plugin in the program that hangs.
+    pub hung: Option<Arc<Hung>>,
 }
 
 impl HostServices {
@@ -42,6 +45,7 @@ impl HostServices {
             progress: Box::new(|_| ()),
             stop: Box::new(|| false),
             kernels: None,
+            hung: None,
         }
     }
 }
@@ -59,10 +63,17 @@ impl fmt::Debug for HostServices {
 pub(crate) struct Host {
     table: forgelm_host,
     services: Arc<HostServices>,
-    kernels: Arc<OnceLock<Kernels>>,
+    shared: Arc<Shared>,
     /// For the call of an evaluator.
     score: Option<forgelm_score>,
     generate: Option<forgelm_generate>,
+}
+
+/// What a host has once, however many tables.
+#[derive(Debug, Default)]
+struct Shared {
+    kernels: OnceLock<Kernels>,
+    watch: Arc<Watch>,
 }
 
 // SAFETY: `host_data` is null, and what stands behind the table may be used from any thread; the
@@ -70,7 +81,7 @@ pub(crate) struct Host {
 unsafe impl Sync for Host {}
 
 impl Host {
-    fn new(services: Arc<HostServices>, kernels: Arc<OnceLock<Kernels>>) -> Self {
+    fn new(services: Arc<HostServices>, shared: Arc<Shared>) -> Self {
         Self {
             table: forgelm_host {
                 struct_size: crate::border::size::<forgelm_host>(),
@@ -84,7 +95,7 @@ impl Host {
                 progress: Some(progress),
             },
             services,
-            kernels,
+            shared,
             score: None,
             generate: None,
         }
@@ -106,8 +117,18 @@ impl Host {
         score: Option<forgelm_score>,
         generate: Option<forgelm_generate>,
     ) -> Self {
-        let (services, kernels) = (Arc::clone(&self.services), Arc::clone(&self.kernels));
-        Self { score, generate, ..Self::new(services, kernels) }
+        let (services, shared) = (Arc::clone(&self.services), Arc::clone(&self.shared));
+        Self { score, generate, ..Self::new(services, shared) }
+    }
+
+    /// Watches a plugin: its calls are counted in what this gives.
+    pub(crate) fn watch(&self, who: String) -> Arc<Calls> {
+        self.shared.watch.add(who, self.services.hung.as_ref())
+    }
+
+    /// What watches its plugins.
+    pub(crate) fn watcher(&self) -> &Watch {
+        &self.shared.watch
     }
 
     /// The table, as plugins get it.
@@ -127,7 +148,7 @@ impl Host {
 
     fn kernels(&self) -> Option<*const c_void> {
         let make = self.services.kernels.as_ref()?;
-        let kernels = self.kernels.get_or_init(|| Kernels::new(make()));
+        let kernels = self.shared.kernels.get_or_init(|| Kernels::new(make()));
         Some(kernels.table().cast())
     }
 
@@ -185,6 +206,7 @@ unsafe extern "C" fn log(
     // SAFETY: texts are readable during the call.
     let (target, message) = unsafe { (lossy(target), lossy(message)) };
     let level = level_of(level);
+    host.shared.watch.sign_of_life();
     // Nothing of ours may unwind into a plugin.
     let _ = catch_unwind(AssertUnwindSafe(|| (host.services.log)(level, &target, &message)));
 }
@@ -200,6 +222,7 @@ unsafe extern "C" fn progress(table: *const forgelm_host, event_json: forgelm_st
     let Some(host) = (unsafe { host(table) }) else { return 0 };
     // SAFETY: the text is readable during the call.
     let event = unsafe { lossy(event_json) };
+    host.shared.watch.sign_of_life();
     let _ = catch_unwind(AssertUnwindSafe(|| (host.services.progress)(&event)));
     u32::from((host.services.stop)())
 }

@@ -30,12 +30,14 @@ mod sealed;
 pub mod search;
 mod service;
 mod trainer;
+mod watch;
 mod witness;
 pub mod worker;
 
 pub use error::{LibraryError, Problem};
 pub use forgelm_sdk::host::Level;
 pub use host::{HostServices, Log, MakeKernels};
+pub use watch::Hung;
 pub use witness::{Difference, Place};
 pub use worker::WorkerProgram;
 

@@ -53,6 +53,8 @@ pub fn serve(kernels: Option<Box<MakeKernels>>) -> io::Result<()> {
         }),
         stop: Box::new(move || stop.is_stopped()),
         kernels,
+        // the program watches its worker
+        hung: None,
     };
     let mut server = Server {
         memory,

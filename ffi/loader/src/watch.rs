@@ -1,0 +1,188 @@
+//! Who does not come back: a plugin in the program cannot be ended, but it can be named while it hangs.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What to do about a plugin that gives no sign of life: no line, no progress, no end of a call.
+pub struct Hung {
+    /// For so long.
+    pub after: Duration,
+    /// Takes a text for the user, from a thread of its own: the one that called does not come back.
+    pub tell: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl fmt::Debug for Hung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hung").field("after", &self.after).finish_non_exhaustive()
+    }
+}
+
+/// A call that ended, in [`Calls`]: in the upper half, which may overflow.
+const ENDED: u64 = 1 << 32;
+
+/// The calls of one plugin in one number: those that run, and those that ended. Two additions a call.
+#[derive(Debug, Default)]
+pub(crate) struct Calls(AtomicU64);
+
+impl Calls {
+    /// A call, until the guard goes out of scope.
+    pub(crate) fn enter(&self) -> Inside<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Inside(self)
+    }
+}
+
+/// A call that runs.
+pub(crate) struct Inside<'a>(&'a Calls);
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_add(ENDED - 1, Ordering::Relaxed);
+    }
+}
+
+/// The plugins of a host.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    watched: Mutex<Vec<Watched>>,
+    is_started: AtomicBool,
+    n_signs: AtomicU64,
+    /// Services that are at work for a plugin, which waits for them.
+    n_serving: AtomicU64,
+}
+
+/// A service at work.
+pub(crate) struct Serving<'a>(&'a Watch);
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        self.0.sign_of_life();
+        self.0.n_serving.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
+struct Watched {
+    who: String,
+    calls: Arc<Calls>,
+    seen: u64,
+    silence: Duration,
+}
+
+impl Watch {
+    /// Watches a plugin from now on, if there is somebody to tell. `who` begins the text.
+    pub(crate) fn add(self: &Arc<Self>, who: String, hung: Option<&Arc<Hung>>) -> Arc<Calls> {
+        let calls = Arc::new(Calls::default());
+        let Some(hung) = hung else { return calls };
+        let watched = Watched { who, calls: Arc::clone(&calls), seen: 0, silence: Duration::ZERO };
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(watched);
+        if !self.is_started.swap(true, Ordering::AcqRel) {
+            let (watch, hung) = (Arc::clone(self), Arc::clone(hung));
+            let thread = std::thread::Builder::new().name("forgelm-plugins".to_owned());
+            // Without the thread a hang is not told, and everything else works.
+            let _ = thread.spawn(move || watch.look_for_ever(&hung));
+        }
+        calls
+    }
+
+    /// A plugin said something.
+    pub(crate) fn sign_of_life(&self) {
+        self.n_signs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A service of ours that may take long works for a plugin, until the guard goes out of scope.
+    pub(crate) fn serving(&self) -> Serving<'_> {
+        self.n_serving.fetch_add(1, Ordering::Relaxed);
+        Serving(self)
+    }
+
+    /// Counts in naps, so that no clock is needed.
+    fn look_for_ever(&self, hung: &Hung) {
+        let nap = (hung.after / 4).clamp(Duration::from_millis(10), Duration::from_secs(10));
+        let mut n_signs = 0;
+        loop {
+            std::thread::sleep(nap);
+            let now = self.n_signs.load(Ordering::Relaxed);
+            let is_silent = std::mem::replace(&mut n_signs, now) == now
+                && self.n_serving.load(Ordering::Relaxed) == 0;
+            let mut all = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            let texts = all.iter_mut().filter_map(|one| one.hangs(is_silent, nap, hung.after));
+            texts.for_each(|text| (hung.tell)(&text));
+        }
+    }
+}
+
+impl Watched {
+    /// What to tell, once a call that hangs.
+    fn hangs(&mut self, is_silent: bool, nap: Duration, after: Duration) -> Option<String> {
+        let now = self.calls.0.load(Ordering::Relaxed);
+        let is_inside = now % ENDED > 0;
+        let is_same = std::mem::replace(&mut self.seen, now) == now;
+        if !(is_silent && is_inside && is_same) {
+            self.silence = Duration::ZERO;
+            return None;
+        }
+        let was = self.silence;
+        self.silence += nap;
+        (was < after && self.silence >= after).then(|| {
+            let who = &self.who;
+            format!(
+                "{who}: no sign of life for {after:?}, and the program cannot end it\n  hint: with \
+                 `plugins.isolation: process` it runs in a process that is killed then"
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    const NAP: Duration = Duration::from_secs(1);
+    const AFTER: Duration = Duration::from_secs(3);
+
+    #[test]
+    fn a_call_that_hangs_is_told_once_and_one_that_goes_on_is_not() {
+        let calls = Arc::new(Calls::default());
+        let mut watched = Watched {
+            who: "x".to_owned(),
+            calls: Arc::clone(&calls),
+            seen: 0,
+            silence: Duration::ZERO,
+        };
+        let mut told = |is_silent| watched.hangs(is_silent, NAP, AFTER).is_some();
+        assert!((0..9).all(|_| !told(true)), "nothing runs");
+        for _ in 0..9 {
+            drop(calls.enter());
+            let _inside = calls.enter();
+            assert!(!told(true), "calls end");
+        }
+        let first = calls.enter();
+        let looks: Vec<bool> = (0..9).map(|_| told(true)).collect();
+        assert_eq!(looks.iter().position(|&told| told), Some(3));
+        assert_eq!(looks.iter().filter(|&&told| told).count(), 1);
+        assert!(!told(false), "it said something");
+        let looks: Vec<bool> = (0..9).map(|_| told(true)).collect();
+        assert_eq!(looks.iter().filter(|&&told| told).count(), 1, "and hangs again");
+        drop(first);
+        assert!((0..9).all(|_| !told(true)), "it came back");
+    }
+
+    #[test]
+    fn the_thread_tells_by_name() {
+        let (sender, receiver) = channel();
+        let tell = move |text: &str| drop(sender.send(text.to_owned()));
+        let hung = Arc::new(Hung { after: Duration::from_millis(40), tell: Box::new(tell) });
+        let watch = Arc::new(Watch::default());
+        let (well, ill) =
+            (watch.add("well".to_owned(), Some(&hung)), watch.add("ill".to_owned(), Some(&hung)));
+        drop(well.enter());
+        let _inside = ill.enter();
+        let told = receiver.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(told.starts_with("ill: no sign of life for 40ms"), "{told}");
+        assert!(told.contains("isolation: process"), "{told}");
+    }
+}
