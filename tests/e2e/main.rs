@@ -20,6 +20,7 @@ mod merge;
 mod methods;
 mod plugins;
 mod resume;
+mod reward_model;
 mod run;
 mod score;
 mod support;

@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// The example config of a trainer and its data, on the tiny model: 24 steps at a rate that it
 /// learns from.
-fn example(trainer: &str) -> Workplace {
+pub fn example(trainer: &str) -> Workplace {
     let workplace = Workplace::new();
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
     for entry in fs::read_dir(configs.join("data")).unwrap() {
@@ -35,7 +35,7 @@ fn example(trainer: &str) -> Workplace {
 }
 
 /// One number of every step that has it.
-fn series(workplace: &Workplace, name: &str) -> Vec<f64> {
+pub fn series(workplace: &Workplace, name: &str) -> Vec<f64> {
     let lines = workplace.json_lines("out/metrics.jsonl");
     lines.iter().filter_map(|line| line[name].as_f64()).collect()
 }

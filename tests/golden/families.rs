@@ -15,6 +15,8 @@
 
 #[path = "model/batch.rs"]
 mod batch;
+#[path = "families/classifiers.rs"]
+mod classifiers;
 #[path = "families/gguf.rs"]
 mod gguf;
 

@@ -86,7 +86,7 @@ pub(crate) fn labelled(fields: &Fields<'_, '_>) -> Result<RecordKind, DataProble
     Ok(RecordKind::Labelled { prompt, completion, is_desirable })
 }
 
-/// `prompt`, and every other column for the rewards.
+/// `prompt`, and every column, this one too, for the rewards.
 pub(crate) fn prompt(fields: &Fields<'_, '_>) -> Result<RecordKind, DataProblem> {
     let fields = &uncleaned(fields);
     let prompt = content(fields, "prompt")?;
@@ -101,9 +101,8 @@ pub(crate) fn prompt(fields: &Fields<'_, '_>) -> Result<RecordKind, DataProblem>
             "the user's turn at the end",
         ));
     }
-    let others = fields.columns.iter().filter(|(name, _)| name.as_str() != "prompt");
-    let columns = others.map(|(name, value)| (name.clone(), value.clone())).collect();
-    Ok(RecordKind::Prompt { prompt, columns })
+    let columns = fields.columns.iter().map(|(name, value)| (name.clone(), value.clone()));
+    Ok(RecordKind::Prompt { prompt, columns: columns.collect() })
 }
 
 /// Cleaning would take the space between prompt and answer.

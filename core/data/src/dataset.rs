@@ -122,7 +122,7 @@ pub fn read_record(
     Ok(None)
 }
 
-/// The columns besides the prompt of some lines of a file of prompts, each as a JSON object: what rewards read.
+/// The columns of some lines of a file of prompts, each as a JSON object: what rewards read.
 ///
 /// # Errors
 /// If the file cannot be read.

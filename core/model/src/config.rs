@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use crate::names::{Linear, ModuleNames, Norm, Role};
 use crate::rope::Rope;
-pub use hf::read_config_json;
+pub use hf::{read_classifier_json, read_config_json};
 pub use options::{AttentionOptions, Experts, MlpOptions, NormOptions};
 
 /// Why a model's description cannot be used.
@@ -122,6 +122,17 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text.
     pub eos_token_ids: Vec<u32>,
+    /// What the head says, if it is not the next token.
+    pub labels: Option<Labels>,
+}
+
+/// The head of a model that classifies whole sequences (`...ForSequenceClassification`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Labels {
+    /// Rows of the head: numbers that a sequence gets.
+    pub num_labels: usize,
+    /// The head reads the last token that is not this one.
+    pub pad_token_id: Option<u32>,
 }
 
 /// The same sizes under the letters that kernels use.
@@ -141,6 +152,8 @@ pub struct Dims {
     pub f: usize,
     /// `vocab_size`.
     pub v: usize,
+    /// Rows of the head: `vocab_size`, or the labels of a classifier.
+    pub n_out: usize,
     /// Number of experts, E; 0 without experts.
     pub e: usize,
     /// Width of an expert's MLP.
@@ -179,6 +192,7 @@ impl ModelConfig {
             d: self.head_dim,
             f: self.intermediate_size,
             v: self.vocab_size,
+            n_out: self.labels.map_or(self.vocab_size, |labels| labels.num_labels),
         }
     }
 
@@ -186,7 +200,7 @@ impl ModelConfig {
     #[must_use]
     pub fn n_parameters(&self) -> usize {
         let dims = self.dims();
-        let heads = if self.tie_word_embeddings { 1 } else { 2 };
+        let head = if self.tie_word_embeddings { 0 } else { dims.n_out };
         let layer = |layer: usize| -> usize {
             let linears = self.linears(layer).into_iter();
             let linears: usize = linears
@@ -197,7 +211,7 @@ impl ModelConfig {
                 .sum();
             linears + self.norms().iter().map(|norm| norm.width(&dims)).sum::<usize>()
         };
-        (0..dims.l).map(layer).sum::<usize>() + heads * dims.v * dims.c + dims.c
+        (0..dims.l).map(layer).sum::<usize>() + (dims.v + head) * dims.c + dims.c
     }
 
     /// The linear layers of a decoder layer, in the order of the forward pass.

@@ -25,6 +25,7 @@
 mod activations;
 mod adapter;
 pub mod architecture;
+mod classifier;
 mod config;
 mod decoder;
 mod names;
@@ -44,9 +45,10 @@ pub use adapter::{
     LoraConfig, LoraInit, PeftInfo, TRAINED_WEIGHTS, TrainedBias,
 };
 pub use architecture::Architecture;
+pub use classifier::Classifier;
 pub use config::{
-    AttentionOptions, ConfigError, Dims, Experts, MlpOptions, ModelConfig, NormOptions,
-    read_config_json,
+    AttentionOptions, ConfigError, Dims, Experts, Labels, MlpOptions, ModelConfig, NormOptions,
+    read_classifier_json, read_config_json,
 };
 pub use decoder::{
     CachedSequence, Decoder, Descent, DropoutStep, EmbeddingNoise, KvCache, PackedInput,

@@ -259,7 +259,7 @@ impl Norm {
 pub enum Role {
     /// Table of token vectors [V, C].
     Embedding,
-    /// Output head [V, C].
+    /// Output head [V, C]; of a classifier [labels, C].
     Head,
     /// Norm before the head [C].
     FinalNorm,
@@ -300,7 +300,8 @@ impl Role {
     #[must_use]
     pub fn shape(self, dims: &crate::Dims) -> Vec<usize> {
         match self {
-            Self::Embedding | Self::Head => vec![dims.v, dims.c],
+            Self::Embedding => vec![dims.v, dims.c],
+            Self::Head => vec![dims.n_out, dims.c],
             Self::FinalNorm => vec![dims.c],
             Self::Norm(_, norm) => vec![norm.width(dims)],
             Self::Linear(_, linear) => linear.shape(dims).to_vec(),

@@ -1,6 +1,6 @@
 //! A model's files, opened and described but not yet read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,7 +12,7 @@ use forgelm_kernels_api::{Compute, Ops};
 use thiserror::Error;
 
 use crate::architecture::{AVAILABLE, Architecture};
-use crate::config::{ConfigError, Dims, ModelConfig, read_config_json};
+use crate::config::{ConfigError, Dims, ModelConfig, read_classifier_json, read_config_json};
 use crate::decoder::Decoder;
 use crate::names::{ModuleNames, Role, gguf};
 use crate::storage::LoadOptions;
@@ -95,6 +95,16 @@ impl OpenModel {
                 Ok(Self { store: FileStore::new(Files::Gguf(file), &config), config })
             }
         }
+    }
+
+    /// Opens a folder with a model that classifies sequences.
+    ///
+    /// # Errors
+    /// If a file is not as its format asks, or the model is no classifier that can be run.
+    pub fn open_classifier(folder: &Path) -> Result<Self, LoadError> {
+        let config = read_classifier_json(folder)?;
+        let files = Files::Folder(folder.to_owned(), ShardedModel::open(folder)?);
+        Ok(Self { store: FileStore::new(files, &config), config })
     }
 
     /// What the model is.
@@ -180,12 +190,16 @@ impl OpenModel {
     }
 }
 
+/// The head of a classifier in a Hugging Face folder.
+const CLASSIFIER_HEAD: &str = "score.weight";
+
 /// The file formats behind one seam.
 #[derive(Debug)]
 struct FileStore {
     files: Files,
     names: ModuleNames,
     post_norms: bool,
+    is_classifier: bool,
     /// Whether query and key rows of a GGUF file are interleaved.
     is_interleaved: bool,
 }
@@ -203,6 +217,7 @@ impl FileStore {
         Self {
             names: config.module_names(),
             post_norms: config.norms.post_norms,
+            is_classifier: config.labels.is_some(),
             is_interleaved: matches!(files, Files::Gguf(_))
                 && AVAILABLE.iter().any(|a| is_llama(&a)),
             files,
@@ -248,6 +263,9 @@ impl TensorStore for FileStore {
 
     fn name_of(&self, role: Role) -> String {
         match &self.files {
+            Files::Folder(..) if self.is_classifier && role == Role::Head => {
+                CLASSIFIER_HEAD.to_owned()
+            }
             Files::Folder(..) => role.hf_name(self.names),
             Files::Gguf(_) => gguf::name(role, self.post_norms),
         }

@@ -11,6 +11,7 @@ use crate::model::{FoundModel, LoadedModel, compute_name};
 use crate::plan::Plan;
 use crate::plugins::Used;
 use crate::recovery::Rung;
+use crate::rewards::RewardModel;
 use crate::settings;
 use crate::training::Completed;
 use forgelm_artifact::UtcTime;
@@ -151,7 +152,7 @@ pub fn key_event(key: Option<&FoundKey>) -> AuditEvent {
 }
 
 /// What a finished run knows of itself.
-pub struct Dossier<'a> {
+pub(crate) struct Dossier<'a> {
     /// The config.
     pub plan: &'a Plan,
     /// The world.
@@ -160,6 +161,8 @@ pub struct Dossier<'a> {
     pub found: &'a FoundModel,
     /// The base model.
     pub loaded: &'a LoadedModel,
+    /// The classifier that rewarded answers, if one did.
+    pub reward_model: Option<&'a RewardModel>,
     /// The data.
     pub data: &'a Prepared,
     /// Where it came from.
@@ -315,7 +318,10 @@ impl Dossier<'_> {
         ModelLineage {
             base_model: run.model.name_or_path.clone(),
             base_model_revision: revision.clone(),
-            component_revisions: vec![ComponentRevision { role: found.role.clone(), revision }],
+            component_revisions: [ComponentRevision { role: found.role.clone(), revision }]
+                .into_iter()
+                .chain(self.reward_model.map(RewardModel::component))
+                .collect(),
             backend: "native".to_owned(),
             adapter_method: self.method(),
             quantization: match (run.model.load_in_4bit, run.model.bnb_4bit_quant_type) {

@@ -355,6 +355,15 @@ pub enum RunError {
         /// The file.
         path: PathBuf,
     },
+    /// A reward model in a file that cannot hold a classifier.
+    #[error(
+        "`training.grpo_reward_model`: `{name}` is a GGUF file, which has no head that classifies\n  \
+         hint: name a folder or a hub id with a `...ForSequenceClassification` model"
+    )]
+    RewardModel {
+        /// As configured.
+        name: String,
+    },
     /// A feature that is not built yet.
     #[error("not available yet: {0}")]
     NotAvailable(String),
@@ -406,6 +415,7 @@ impl RunError {
             | Self::NothingToMerge
             | Self::NumberOfModels { .. }
             | Self::MergeInput { .. }
+            | Self::RewardModel { .. }
             | Self::NotAvailable(_) => Exit::Config,
             // A plugin's process died while it was made.
             Self::Options(OptionsError::Died { .. }) => Exit::Runtime,

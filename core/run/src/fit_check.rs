@@ -16,6 +16,7 @@ use crate::model;
 use crate::plan::Plan;
 use crate::plugins::Plugins;
 use crate::recovery::{Ladder, Rung};
+use crate::rewards::RewardModel;
 use crate::settings;
 use crate::training;
 use crate::training::room::{Inputs, change};
@@ -138,7 +139,9 @@ fn on_this_machine(
     let sources = data::find(plan, true, env, observer)?;
     let found = model::find(&model_request, env, observer)?;
     let now = training::template_now(plan, env.clock.utc());
-    let data = TokenizedData::new((plan, plugins), &sources, &found, now, env, observer)?;
+    let reward_model = RewardModel::find(plan, true, now, env, observer)?;
+    let models = (&found, reward_model);
+    let data = TokenizedData::new((plan, plugins), &sources, models, now, env, observer)?;
     let adapter = training::new_trainable(plan, &found)?;
     let (ops, compute) = model::kernels(&model_request);
     let options = settings::load_options(&plan.run, compute);

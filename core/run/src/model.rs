@@ -114,10 +114,7 @@ pub fn find(
     observer: &mut dyn Observer,
 ) -> Result<FoundModel, RunError> {
     let (base, adapter_dir) = base_and_adapter(request)?;
-    let mut options = HubOptions::new(env.cache_dir.clone(), env.hub_cache_dir.clone());
-    options.offline = request.offline || env.offline;
-    options.revision.clone_from(&base.revision);
-    options.token = request.token.clone().or_else(|| env.hub_token.clone());
+    let options = hub_options(request, base.revision.clone(), env);
     let source = Source::parse(&base.name)?;
     let resolved = resolve(&source, &options, &mut |event| report(event, observer))?;
     let mut open = OpenModel::open(&model_files(&resolved.files))?;
@@ -147,6 +144,20 @@ pub fn find(
     }
     let adapter = adapter_dir.map(|dir| Adapter::load(&dir, open.config())).transpose()?;
     Ok(FoundModel { resolved, open, overrides, tokenizer, template, adapter })
+}
+
+/// How the files of a request are looked for.
+pub(crate) fn hub_options(
+    request: &ModelRequest,
+    revision: Option<String>,
+    env: &Environment,
+) -> HubOptions {
+    HubOptions {
+        offline: request.offline || env.offline,
+        revision,
+        token: request.token.clone().or_else(|| env.hub_token.clone()),
+        ..HubOptions::new(env.cache_dir.clone(), env.hub_cache_dir.clone())
+    }
 }
 
 /// The kernel library that a request asks for, and the format of products with frozen weights.
@@ -307,7 +318,7 @@ pub fn stop_ids(tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Vec<u
 }
 
 /// SHA-256 of a GGUF file; of a folder, over the digests of its safetensors files in order of name.
-fn weights_sha256(files: &ModelFiles) -> Result<String, RunError> {
+pub(crate) fn weights_sha256(files: &ModelFiles) -> Result<String, RunError> {
     let dir = match files {
         ModelFiles::Gguf(path) => return Ok(sha256_file(path)?.as_str().to_owned()),
         ModelFiles::Folder(dir) => dir,

@@ -1,15 +1,21 @@
 //! Which rewards a run learns from, and what they read of the data.
 
+mod by_model;
+
+pub(crate) use by_model::RewardModel;
+
 use crate::error::RunError;
 use crate::model::{self, FoundModel};
 use crate::plan::Plan;
 use forgelm_data::{Prepared, read_columns};
+use forgelm_model::MemoryPlan;
 use forgelm_plugin::Registry;
 use forgelm_tokenize::Tokenizer;
 use forgelm_train::rollouts::{Judge, NamedReward, Rollouts};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Whether an answer ends as asked, and a little for its length.
 const FORMAT: &str = "format_length";
@@ -27,6 +33,8 @@ pub(crate) struct Answering {
     seed: u64,
     rewards: Vec<NamedReward>,
     columns: BTreeMap<u64, String>,
+    /// The classifier that judges, if one does.
+    pub(crate) model: Option<Arc<RewardModel>>,
     /// What the user should know.
     pub(crate) note: Option<String>,
 }
@@ -36,32 +44,29 @@ impl Answering {
     pub(crate) fn new(
         plan: &Plan,
         registry: &Registry,
-        found: &FoundModel,
+        (found, model): (&FoundModel, Option<Arc<RewardModel>>),
         prepared: &Prepared,
     ) -> Result<Self, RunError> {
         let training = &plan.run.training;
         let positions = found.open.config().max_position_embeddings;
         let longest = longest_prompt(prepared, positions)?;
         let columns = columns(plan, prepared)?;
-        let has_gold: Vec<bool> = columns.values().map(|columns| has_gold(columns)).collect();
-        let mut names = vec![FORMAT];
-        names.extend(has_gold.first().is_some_and(|first| *first).then_some(RIGHT));
-        let n_without = has_gold.iter().filter(|has| !**has).count();
-        let note = (names.contains(&RIGHT) && n_without > 0)
-            .then(|| format!("{n_without} prompts have no `{GOLD}`: no answer to them is right"));
-        let rewards = names.into_iter().map(|name| {
-            let descriptor = registry.reward(name)?;
-            let reward = (descriptor.build)(&[])?;
-            Ok(NamedReward { name: descriptor.name, reward })
-        });
+        let (rewards, note) = match &model {
+            Some(model) => {
+                check_readable(model, &columns, prepared)?;
+                (vec![RewardModel::reward(model)], model.note())
+            }
+            None => built_in(registry, &columns)?,
+        };
         Ok(Self {
             n_generations: training.grpo_num_generations,
             max_new_tokens: training.grpo_max_completion_length,
             context: (longest + training.grpo_max_completion_length).min(positions),
             stop_ids: model::stop_ids(&found.tokenizer, found.template.as_ref()),
             seed: training.seed,
-            rewards: rewards.collect::<Result<_, RunError>>()?,
+            rewards,
             columns,
+            model,
             note,
         })
     }
@@ -78,10 +83,51 @@ impl Answering {
         }
     }
 
+    /// Every buffer that judging takes, by name and size; the classifier reads about as many tokens
+    /// as the policy.
+    pub(crate) fn memory_plan(&self) -> MemoryPlan {
+        self.model.as_ref().map_or(MemoryPlan::default(), |model| model.memory_plan(self.context))
+    }
+
     /// The rewards by name, for people.
     pub(crate) fn names(&self) -> String {
         self.rewards.iter().map(|reward| reward.name).collect::<Vec<_>>().join(" + ")
     }
+}
+
+/// Refuses prompts that the classifier cannot read.
+fn check_readable(
+    model: &RewardModel,
+    columns: &BTreeMap<u64, String>,
+    prepared: &Prepared,
+) -> Result<(), RunError> {
+    for (record, columns) in columns {
+        if let Some(problem) = model.problem(columns) {
+            let (file, line) = prepared.train.origin(*record).unwrap_or_default();
+            return Err(RunError::Row { file, line, problem: format!("`prompt`: {problem}") });
+        }
+    }
+    Ok(())
+}
+
+/// The rewards that every prompt has, and the one of prompts that say what is right, where the first
+/// does.
+fn built_in(
+    registry: &Registry,
+    columns: &BTreeMap<u64, String>,
+) -> Result<(Vec<NamedReward>, Option<String>), RunError> {
+    let has_gold: Vec<bool> = columns.values().map(|columns| has_gold(columns)).collect();
+    let mut names = vec![FORMAT];
+    names.extend(has_gold.first().is_some_and(|first| *first).then_some(RIGHT));
+    let n_without = has_gold.iter().filter(|has| !**has).count();
+    let note = (names.contains(&RIGHT) && n_without > 0)
+        .then(|| format!("{n_without} prompts have no `{GOLD}`: no answer to them is right"));
+    let rewards = names.into_iter().map(|name| {
+        let descriptor = registry.reward(name)?;
+        let reward = (descriptor.build)(&[])?;
+        Ok(NamedReward { name: descriptor.name, reward })
+    });
+    Ok((rewards.collect::<Result<_, RunError>>()?, note))
 }
 
 /// The longest prompt in tokens; each must leave room for an answer.

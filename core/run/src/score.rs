@@ -164,24 +164,28 @@ fn input_ids(ids: &Value, vocab_size: usize) -> Result<Vec<u32>, String> {
 
 fn conversation(messages: &Value, found: &FoundModel, now: i64) -> Result<Vec<u32>, String> {
     let template = found.template.as_ref().ok_or("the model has no chat template")?;
-    let listed = messages.as_array().filter(|messages| !messages.is_empty());
-    let listed = listed.ok_or_else(|| {
-        format!("`messages` is {}; expected a list with at least one message", kind(messages))
-    })?;
-    let message = |(i, message): (usize, &Value)| {
-        let field = |name: &str| {
-            message
-                .get(name)
-                .and_then(Value::as_str)
-                .ok_or_else(|| format!("`messages[{i}].{name}` is not a string"))
-        };
-        Ok(Message::new(field("role")?, field("content")?))
-    };
-    let messages: Vec<Message> =
-        listed.iter().enumerate().map(message).collect::<Result<_, String>>()?;
+    let messages = read_messages(messages, "messages")?;
     let options = RenderOptions { now: Some(now), ..RenderOptions::default() };
     let chat = found.tokenizer.encode_chat(template, &messages, &options);
     chat.map(|chat| chat.ids).map_err(|error| error.to_string())
+}
+
+/// A conversation from the column `name`.
+pub(crate) fn read_messages(messages: &Value, name: &str) -> Result<Vec<Message>, String> {
+    let listed = messages.as_array().filter(|messages| !messages.is_empty());
+    let listed = listed.ok_or_else(|| {
+        format!("`{name}` is {}; expected a list with at least one message", kind(messages))
+    })?;
+    let message = |(i, message): (usize, &Value)| {
+        let field = |key: &str| {
+            message
+                .get(key)
+                .and_then(Value::as_str)
+                .ok_or_else(|| format!("`{name}[{i}].{key}` is not a string"))
+        };
+        Ok(Message::new(field("role")?, field("content")?))
+    };
+    listed.iter().enumerate().map(message).collect()
 }
 
 fn kind(value: &Value) -> &'static str {

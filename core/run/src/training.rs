@@ -25,6 +25,7 @@ use crate::output::Start;
 use crate::plan::Plan;
 use crate::plugins::{self, Plugins};
 use crate::resume::{self, Resume};
+use crate::rewards::RewardModel;
 use crate::settings;
 use forgelm_artifact::UtcTime;
 use forgelm_artifact::lock::RunLock;
@@ -140,7 +141,9 @@ pub fn train(
     }
     let needs = plugins.trainer(plan)?.needs;
     let method = (plan, plugins);
-    let data = TokenizedData::new(method, &sources, &found, template_now, env, observer)?;
+    let reward_model = RewardModel::find(plan, request.offline, template_now, env, observer)?;
+    let models = (&found, reward_model);
+    let data = TokenizedData::new(method, &sources, models, template_now, env, observer)?;
     let mut adapter = new_trainable(plan, &found)?;
     let ops = plugins.kernels();
     let compute = model::compute(model_request.compute, ops.as_ref());
@@ -272,6 +275,7 @@ fn identity(
         config: plan.identity(),
         data_sha256: data.prepared.fingerprint().as_str().to_owned(),
         model_sha256: loaded.sha256.clone(),
+        reward_model_sha256: data.reward_model().map(|model| model.sha256.clone()),
         compute_dtype: model::compute_name(loaded.decoder.compute()).to_owned(),
         kernels: loaded.decoder.ops().name().to_owned(),
         template_now,

@@ -78,6 +78,9 @@ pub struct Identity {
     pub data_sha256: String,
     /// SHA-256 of the base model's weights.
     pub model_sha256: String,
+    /// SHA-256 of the weights of the classifier that rewards answers, where one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_model_sha256: Option<String>,
     /// `float32` or `bfloat16`.
     pub compute_dtype: String,
     /// Kernel library and instruction set.
@@ -148,9 +151,11 @@ impl Identity {
     pub fn differences(&self, now: &Self) -> Vec<String> {
         let mut differences = Vec::new();
         compare_values("", &self.config, &now.config, &mut differences);
+        let reward = |of: &Self| of.reward_model_sha256.clone().unwrap_or("none".to_owned());
         let facts = [
             ("data (SHA-256)", &self.data_sha256, &now.data_sha256),
             ("base model (SHA-256)", &self.model_sha256, &now.model_sha256),
+            ("reward model (SHA-256)", &reward(self), &reward(now)),
             ("compute dtype", &self.compute_dtype, &now.compute_dtype),
             ("kernels", &self.kernels, &now.kernels),
         ];
@@ -191,6 +196,7 @@ pub(crate) mod tests {
             config: json!({"training": {"seed": 42, "learning_rate": 0.25}}),
             data_sha256: "d".to_owned(),
             model_sha256: "m".to_owned(),
+            reward_model_sha256: None,
             compute_dtype: "float32".to_owned(),
             kernels: "cpu/avx2".to_owned(),
             template_now: 0,

@@ -69,6 +69,7 @@ fn config(is_tied: bool) -> ModelConfig {
         max_position_embeddings: 64,
         bos_token_id: Some(0),
         eos_token_ids: vec![1],
+        labels: None,
     }
 }
 

@@ -13,7 +13,7 @@ pub struct Answer<'a> {
     pub prompt: &'a str,
     /// What the model answered, without special tokens.
     pub completion: &'a str,
-    /// The other columns of the record: one JSON object.
+    /// The columns of the record, the prompt as it was written too: one JSON object.
     pub record: &'a str,
 }
 

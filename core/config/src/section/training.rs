@@ -103,8 +103,9 @@ section! {
         grpo_num_generations: usize = 4, min(2.0), max(65_536.0);
         /// The longest completion in tokens.
         grpo_max_completion_length: usize = 512, min(1.0), max(16_777_216.0), alias("grpo_max_new_tokens");
-        /// A classifier that rewards completions: a path or a hub id. Null: the built-in rewards.
-        grpo_reward_model: Option<String> = None, text(NOT_BLANK), later("rewards by a classifier");
+        /// A classifier (`...ForSequenceClassification`) whose first logit alone rewards
+        /// completions: a folder or a hub id. Null: the built-in rewards.
+        grpo_reward_model: Option<String> = None, text(NOT_BLANK);
         /// Pins the reward model.
         grpo_reward_model_revision: Option<String> = None, upstream(), text(REVISION);
     }

@@ -19,10 +19,6 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
             "model: {name_or_path: m, multimodal: {enabled: true}}\ndata: {dataset_name_or_path: d}\n",
             "`model.multimodal.enabled: true`",
         ),
-        (
-            "training: {trainer_type: grpo, grpo_reward_model: m}\n",
-            "`training.grpo_reward_model: m`",
-        ),
         ("training: {report_to: tensorboard}\n", "`training.report_to: tensorboard`"),
         ("training: {report_to: wandb}\n", "`training.report_to: wandb`"),
         ("evaluation: {auto_revert: true, baseline_loss: 1}\n", "`evaluation.auto_revert: true`"),
@@ -50,7 +46,7 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ("plugins: {require_signed: true}\n", "`plugins.require_signed: true`"),
         ("signing: {timestamp_url: \"https://example.org\"}\n", "`signing.timestamp_url`"),
     ];
-    assert_eq!(cases.len(), 19);
+    assert_eq!(cases.len(), 18);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");

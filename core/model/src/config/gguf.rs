@@ -96,6 +96,7 @@ impl ModelConfig {
             max_position_embeddings,
             bos_token_id: keys.token("bos")?,
             eos_token_ids: keys.end_tokens()?,
+            labels: None,
             place: keys.place,
         };
         config.validate()?;

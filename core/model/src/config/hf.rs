@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::hf_rope::ropes;
 use super::keys::Keys;
-use super::{AttentionOptions, ConfigError, Experts, MlpOptions, ModelConfig, NormOptions};
+use super::{AttentionOptions, ConfigError, Experts, Labels, MlpOptions, ModelConfig, NormOptions};
 use crate::architecture::{
     AVAILABLE, Architecture, AttentionBias, ExpertFamily, Windows, available_names, what_is_missing,
 };
@@ -26,9 +26,8 @@ const MAX_BYTES: u64 = 16 << 20;
 /// # Errors
 /// If a file cannot be read, is not JSON, or describes a model that cannot be run.
 pub fn read_config_json(folder: &Path) -> Result<ModelConfig, ConfigError> {
-    let path = folder.join("config.json");
-    let place = path.display().to_string();
-    let mut config = ModelConfig::from_hf_json(&read_json(&path)?, &place)?;
+    let (value, place) = read_description(folder)?;
+    let mut config = ModelConfig::from_hf_json(&value, &place)?;
     let generation = folder.join("generation_config.json");
     if generation.is_file() {
         let value = read_json(&generation)?;
@@ -39,6 +38,21 @@ pub fn read_config_json(folder: &Path) -> Result<ModelConfig, ConfigError> {
         }
     }
     Ok(config)
+}
+
+/// Reads the `config.json` of a model that classifies sequences.
+///
+/// # Errors
+/// As [`read_config_json`]; and if the model is no classifier.
+pub fn read_classifier_json(folder: &Path) -> Result<ModelConfig, ConfigError> {
+    let (value, place) = read_description(folder)?;
+    ModelConfig::classifier_from_hf_json(&value, &place)
+}
+
+/// The content of `config.json`, and its name.
+fn read_description(folder: &Path) -> Result<(Value, String), ConfigError> {
+    let path = folder.join("config.json");
+    Ok((read_json(&path)?, path.display().to_string()))
 }
 
 fn read_json(path: &Path) -> Result<Value, ConfigError> {
@@ -73,6 +87,18 @@ impl ModelConfig {
     /// # Errors
     /// If a value is missing, wrong or contradicts another, or the family is not available.
     pub fn from_hf_json(value: &Value, place: &str) -> Result<Self, ConfigError> {
+        Self::read(value, place, Head::NextToken)
+    }
+
+    /// As [`ModelConfig::from_hf_json`], of a model that classifies sequences.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_hf_json`]; and if the model is no classifier.
+    pub fn classifier_from_hf_json(value: &Value, place: &str) -> Result<Self, ConfigError> {
+        Self::read(value, place, Head::Labels)
+    }
+
+    fn read(value: &Value, place: &str, head: Head) -> Result<Self, ConfigError> {
         let Some(map) = value.as_object() else {
             return Err(ConfigError::Wrong {
                 place: place.to_owned(),
@@ -82,7 +108,7 @@ impl ModelConfig {
             });
         };
         let keys = Keys { place, prefix: "", map };
-        let family = family(&keys)?;
+        let family = family(&keys, head)?;
         refuse_options(&keys, &family)?;
 
         let hidden_size = keys.size("hidden_size")?;
@@ -115,6 +141,10 @@ impl ModelConfig {
                 (true, true) => keys.optional_number(key)?.map(|cap| cap as f32),
                 (true, false) => gemma2.then_some(default as f32),
             })
+        };
+        let labels = match head {
+            Head::NextToken => None,
+            Head::Labels => Some(labels(&keys)?),
         };
         let config = Self {
             place: place.to_owned(),
@@ -151,16 +181,59 @@ impl ModelConfig {
             },
             experts: experts(&keys, &family, n_layers)?,
             embedding_scale: family.is_gemma.then(|| embedding_scale(&keys, hidden_size)),
-            final_soft_cap: soft_cap("final_logit_softcapping", 30.0)?,
-            tie_word_embeddings: keys.boolean_or("tie_word_embeddings", family.is_tied)?,
+            // Scores of labels are not capped.
+            final_soft_cap: match labels {
+                Some(_) => None,
+                None => soft_cap("final_logit_softcapping", 30.0)?,
+            },
+            // What classifies is a matrix of its own.
+            tie_word_embeddings: labels.is_none()
+                && keys.boolean_or("tie_word_embeddings", family.is_tied)?,
             max_position_embeddings,
             bos_token_id: token_ids(value, "bos_token_id").first().copied(),
             eos_token_ids: token_ids(value, "eos_token_id"),
+            labels,
         };
         config.validate()?;
         Ok(config)
     }
 }
+
+/// What the head of a model is asked to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Head {
+    NextToken,
+    Labels,
+}
+
+/// The class of a family's classifier, which transformers names after the body.
+fn classifier_class(family: &Architecture) -> String {
+    let body = family.class.strip_suffix("ForCausalLM").unwrap_or(family.class);
+    // Gemma 3 with images has the shorter name.
+    let text = if family.model_type == "gemma3_text" { "Text" } else { "" };
+    format!("{body}{text}ForSequenceClassification")
+}
+
+/// Labels as transformers reads them: `id2label`, else `num_labels`, else two.
+fn labels(keys: &Keys<'_>) -> Result<Labels, ConfigError> {
+    let num_labels = match keys.given("id2label") {
+        Some(Value::Object(names)) => names.len(),
+        Some(other) => return Err(keys.wrong("id2label", other, "an object")),
+        None => keys.size_or("num_labels", 2)?,
+    };
+    if num_labels == 0 || num_labels > LABELS_MAX {
+        let expected = format!("from 1 to {LABELS_MAX} labels");
+        return Err(keys.wrong("id2label", &Value::from(num_labels), &expected));
+    }
+    let pad_token_id = match keys.given("pad_token_id").and_then(Value::as_i64) {
+        Some(id) => u32::try_from(id).ok(),
+        None => None,
+    };
+    Ok(Labels { num_labels, pad_token_id })
+}
+
+/// No classifier is near this.
+const LABELS_MAX: usize = 1 << 20;
 
 /// No model is near this; it keeps lists by layer small.
 pub(super) const MAX_LAYERS: usize = 65_536;
@@ -340,7 +413,7 @@ fn experts(
 }
 
 /// Finds the family, or says in what it differs.
-fn family(keys: &Keys<'_>) -> Result<Architecture, ConfigError> {
+fn family(keys: &Keys<'_>, head: Head) -> Result<Architecture, ConfigError> {
     let class = keys
         .map
         .get("architectures")
@@ -355,15 +428,24 @@ fn family(keys: &Keys<'_>) -> Result<Architecture, ConfigError> {
         });
     };
     let found = AVAILABLE.iter().find(|a| a.model_type == name || a.class == name);
-    match found {
+    match (found, head) {
         // A `llama` body under another head (a classifier, say) would train the wrong thing.
-        Some(family) if class.is_none_or(|class| class == family.class) => Ok(*family),
-        Some(family) => Err(ConfigError::NotAvailable {
+        (Some(family), Head::NextToken) if class.is_none_or(|class| class == family.class) => {
+            Ok(*family)
+        }
+        (Some(family), Head::Labels) if class == Some(&classifier_class(family)) => Ok(*family),
+        (Some(family), _) => Err(ConfigError::NotAvailable {
             place: keys.place.to_owned(),
-            what: format!("the class `{}` of a `{name}` model", class.unwrap_or_default()),
-            hint: format!("expected `{}`", family.class),
+            what: match class {
+                Some(class) => format!("the class `{class}` of a `{name}` model"),
+                None => format!("a `{name}` model that names no class (`architectures`)"),
+            },
+            hint: match head {
+                Head::NextToken => format!("expected `{}`", family.class),
+                Head::Labels => format!("expected a classifier, `{}`", classifier_class(family)),
+            },
         }),
-        None => Err(ConfigError::NotAvailable {
+        (None, _) => Err(ConfigError::NotAvailable {
             place: keys.place.to_owned(),
             what: match what_is_missing(name) {
                 Some(lacks) => format!("the architecture `{name}` ({lacks})"),

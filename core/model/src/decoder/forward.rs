@@ -121,7 +121,7 @@ impl Decoder {
     /// Logits of some rows, after [`Decoder::forward`] with the same
     /// `adapter`: for tests and generation.
     ///
-    /// Shapes: `logits` [R, V] written.
+    /// Shapes: `logits` [R, V] written; [R, labels] of a classifier.
     ///
     /// # Panics
     /// If there was no forward pass, or a row does not exist.
@@ -132,7 +132,7 @@ impl Decoder {
         rows: &[u32],
         logits: &mut [f32],
     ) {
-        assert_eq!(logits.len(), rows.len() * self.dims.v, "logits is not [R, V]");
+        assert_eq!(logits.len(), rows.len() * self.dims.n_out, "logits is not [R, V]");
         self.norm_rows(adapter, acts, rows);
         let xn = acts.head.xn.get(rows.len());
         self.ops.linear_forward(logits, xn, self.head(adapter), Write::Replace);

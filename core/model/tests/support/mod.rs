@@ -37,6 +37,7 @@ pub fn tiny_config() -> ModelConfig {
         max_position_embeddings: 64,
         bos_token_id: Some(0),
         eos_token_ids: vec![1],
+        labels: None,
     }
 }
 

@@ -160,6 +160,7 @@ impl Job<'_> {
             env: self.env,
             found: self.found,
             loaded: self.loaded,
+            reward_model: self.data.reward_model(),
             data: &self.data.prepared,
             sources: self.sources,
             state: session.state(),

@@ -92,6 +92,7 @@ impl Inputs<'_> {
             let n_answers = rung.cut.batch_size * rung.cut.accumulation;
             let model = self.found.open.config();
             memory.buffers.extend(rollouts.memory_plan(model, self.adapter, n_answers).buffers);
+            memory.buffers.extend(self.data.judging_memory().buffers);
         }
         memory
     }

@@ -7,13 +7,15 @@ use crate::event::{DataReady, Event, Observer};
 use crate::model::FoundModel;
 use crate::plan::Plan;
 use crate::plugins::Plugins;
-use crate::rewards::Answering;
+use crate::rewards::{Answering, RewardModel};
 use crate::sample::Question;
 use crate::settings;
 use forgelm_data::Prepared;
+use forgelm_model::MemoryPlan;
 use forgelm_sdk::trainer::Needs;
 use forgelm_tokenize::Tokenizer;
 use forgelm_train::feed::{Feed, Mismatched};
+use std::sync::Arc;
 
 /// The training and validation sequences of a run and the order in which they come.
 pub(crate) struct TokenizedData {
@@ -29,7 +31,7 @@ impl TokenizedData {
     pub(crate) fn new(
         (plan, plugins): (&Plan, &Plugins),
         sources: &Sources,
-        found: &FoundModel,
+        (found, reward_model): (&FoundModel, Option<Arc<RewardModel>>),
         template_now: i64,
         env: &Environment,
         observer: &mut dyn Observer,
@@ -51,7 +53,7 @@ impl TokenizedData {
         });
         let answering = needs
             .rollouts
-            .then(|| Answering::new(plan, plugins.registry(), found, &prepared))
+            .then(|| Answering::new(plan, plugins.registry(), (found, reward_model), &prepared))
             .transpose()?;
         let data = Self { prepared, plan: order, needs, mismatched, answering, question };
         data.report(observer);
@@ -66,6 +68,16 @@ impl TokenizedData {
             rollouts: self.answering.as_ref().map(|answering| answering.rollouts(tokenizer)),
             ..Feed::new(self.needs, (train, validation), &self.plan)
         }
+    }
+
+    /// Every buffer that judging answers takes, by name and size.
+    pub(crate) fn judging_memory(&self) -> MemoryPlan {
+        self.answering.as_ref().map_or(MemoryPlan::default(), Answering::memory_plan)
+    }
+
+    /// The classifier that judges answers, if one does.
+    pub(crate) fn reward_model(&self) -> Option<&RewardModel> {
+        self.answering.as_ref().and_then(|answering| answering.model.as_deref())
     }
 
     fn report(&self, observer: &mut dyn Observer) {
