@@ -37,10 +37,9 @@ impl fmt::Display for OptionValue {
 }
 
 /// An option that cannot be used. Raised while the run is planned, before any work.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum OptionsError {
     /// The plugin has no such option.
-    #[error("`{key}` is not an option of `{plugin}`; expected one of: {expected}")]
     Unknown {
         /// Name of the plugin.
         plugin: String,
@@ -50,7 +49,6 @@ pub enum OptionsError {
         expected: String,
     },
     /// The value has the wrong type or is out of range.
-    #[error("option `{key}` is `{found}`; expected {expected}")]
     Value {
         /// The option.
         key: String,
@@ -60,25 +58,21 @@ pub enum OptionsError {
         expected: String,
     },
     /// Options that are no JSON object of numbers, flags and words.
-    #[error("the options {problem}")]
     Json {
         /// What is wrong with them.
         problem: String,
     },
     /// What a plugin from a library said.
-    #[error("{message}")]
     Refused {
         /// Its message.
         message: String,
     },
     /// Its process died while it was made: no matter of options.
-    #[error("{message}")]
     Died {
         /// Which plugin, and how.
         message: String,
     },
     /// Weights of models that are merged, which do not work together.
-    #[error("the weights {weights:?} {problem}")]
     Weights {
         /// As given.
         weights: Vec<f64>,
@@ -86,6 +80,24 @@ pub enum OptionsError {
         problem: String,
     },
 }
+
+impl fmt::Display for OptionsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { plugin, key, expected } => {
+                write!(f, "`{key}` is not an option of `{plugin}`; expected one of: {expected}")
+            }
+            Self::Value { key, found, expected } => {
+                write!(f, "option `{key}` is `{found}`; expected {expected}")
+            }
+            Self::Json { problem } => write!(f, "the options {problem}"),
+            Self::Refused { message } | Self::Died { message } => f.write_str(message),
+            Self::Weights { weights, problem } => write!(f, "the weights {weights:?} {problem}"),
+        }
+    }
+}
+
+impl std::error::Error for OptionsError {}
 
 /// Options as they cross the border: one JSON object.
 ///

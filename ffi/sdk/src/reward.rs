@@ -5,6 +5,7 @@
 //! compares the answers to one prompt with each other, and refuses what is not a number.
 
 use crate::options::{OptionValue, OptionsError};
+use std::fmt;
 
 /// An answer to be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,12 +19,19 @@ pub struct Answer<'a> {
 }
 
 /// Why answers could not be judged.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{problem}")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RewardError {
     /// What is wrong.
     pub problem: String,
 }
+
+impl fmt::Display for RewardError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem)
+    }
+}
+
+impl std::error::Error for RewardError {}
 
 /// A judge of answers.
 pub trait Reward: Send + Sync {
