@@ -18,6 +18,7 @@ mod faults;
 mod memory;
 mod merge;
 mod methods;
+mod plugin_new;
 mod plugins;
 mod resume;
 mod reward_model;

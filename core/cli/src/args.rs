@@ -155,7 +155,7 @@ pub enum Command {
     Chat(ChatArgs),
     /// Log-probability of each token of given rows
     Score(ScoreArgs),
-    /// Look at plugins
+    /// Look at plugins, and begin one
     #[command(subcommand)]
     Plugin(PluginCommand),
     /// Serve another run of this program as the process of one of its plugins
@@ -217,6 +217,95 @@ pub enum PluginCommand {
         /// The library.
         library: PathBuf,
     },
+    /// Make a folder with a plugin of your own, which builds and passes the check as it is
+    New {
+        /// What it is to be.
+        #[arg(long, value_enum)]
+        kind: PluginKind,
+        /// What it is written in.
+        #[arg(long, value_enum)]
+        lang: PluginLanguage,
+        /// Its name, and the folder's.
+        name: String,
+    },
+}
+
+/// A kind of plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum PluginKind {
+    /// An objective.
+    Trainer,
+    /// A format of numbers.
+    Quantizer,
+    /// A judge of models.
+    Evaluator,
+    /// A way to make one model of several.
+    MergeMethod,
+}
+
+impl PluginKind {
+    /// As a sentence has it.
+    #[must_use]
+    pub fn with_article(self) -> &'static str {
+        match self {
+            Self::Trainer => "a trainer",
+            Self::Quantizer => "a quantizer",
+            Self::Evaluator => "an evaluator",
+            Self::MergeMethod => "a merge method",
+        }
+    }
+}
+
+/// A language of plugins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PluginLanguage {
+    /// With ForgeLM's SDK, without `unsafe`.
+    Rust,
+    /// C11.
+    C,
+    /// C++17.
+    Cpp,
+}
+
+impl PluginLanguage {
+    /// As a sentence has it.
+    #[must_use]
+    pub fn shown(self) -> &'static str {
+        match self {
+            Self::Rust => "Rust",
+            Self::C => "C",
+            Self::Cpp => "C++",
+        }
+    }
+
+    /// The command that builds a new folder.
+    #[must_use]
+    pub fn build(self) -> &'static str {
+        match self {
+            Self::Rust => "cargo build --release",
+            Self::C | Self::Cpp => "make",
+        }
+    }
+
+    /// The source of a new folder.
+    #[must_use]
+    pub fn source(self, name: &str) -> String {
+        match self {
+            Self::Rust => "src/lib.rs".to_owned(),
+            Self::C => format!("{name}.c"),
+            Self::Cpp => format!("{name}.cpp"),
+        }
+    }
+
+    /// What the build makes.
+    #[must_use]
+    pub fn library(self, name: &str) -> String {
+        match self {
+            Self::Rust => format!("target/release/lib{name}.so"),
+            Self::C | Self::Cpp => format!("{name}.so"),
+        }
+    }
 }
 
 /// `forgelm data …`.

@@ -1,4 +1,8 @@
-//! `forgelm plugin list | check`: what is loaded and from where, and whether it conforms.
+//! `forgelm plugin list | check | new`: what is loaded and from where, whether it conforms, and a
+//! folder for one.
+
+mod new;
+mod sdk;
 
 use super::Context;
 use crate::args::{LogLevel, PluginCommand};
@@ -14,6 +18,7 @@ pub fn plugin(command: &PluginCommand, context: &mut Context) -> Exit {
     match command {
         PluginCommand::List { config, libraries } => list(config.as_deref(), libraries, context),
         PluginCommand::Check { library } => check(library, context),
+        PluginCommand::New { kind, lang, name } => new::new(*kind, *lang, name, context),
     }
 }
 
