@@ -3,6 +3,7 @@
 //! - [`audit`]: the hash-chained log of everything a run decides, and its verifier;
 //! - [`keys`]: Ed25519 keys, key files, the trust store;
 //! - [`dsse`]: signature envelopes over in-toto statements;
+//! - [`library`]: signatures of shared libraries;
 //! - [`integrity`]: `model_integrity.json`, the digests of a model folder;
 //! - [`documents`]: one plain [`documents::Evidence`] and the documents made from it;
 //! - [`bundle`]: writing and signing all of that in order, and verifying it again.
@@ -27,6 +28,7 @@ pub mod dsse;
 mod files;
 pub mod integrity;
 pub mod keys;
+pub mod library;
 mod secret;
 pub mod signature;
 pub mod strict_json;

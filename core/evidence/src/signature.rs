@@ -93,6 +93,8 @@ pub fn default_signature_path(path: &Path) -> PathBuf {
 pub fn default_type(path: &Path) -> PredicateType {
     if path.file_name().is_some_and(|name| name == LOG_FILE) {
         PredicateType::AuditCheckpoint
+    } else if path.extension().is_some_and(|extension| extension == "so") {
+        PredicateType::PluginLibrary
     } else {
         PredicateType::ComplianceManifest
     }
@@ -159,7 +161,30 @@ pub fn verify_signature(
     FileReport { path: path.to_owned(), signature: report }
 }
 
+/// As [`verify_signature`] of a library whose bytes were read before: these are what is compared, and
+/// nothing else that may lie under its name by now.
+#[must_use]
+pub fn verify_library(path: &Path, sha256: &str, keys: &TrustedKeys) -> SignatureReport {
+    let envelope_path = default_signature_path(path);
+    let place = envelope_path.display().to_string();
+    let neighbour = neighbouring_key(path);
+    let expected = PredicateType::PluginLibrary;
+    let checked = check_envelope_file(&envelope_path, &place, keys, neighbour.as_ref(), expected);
+    compare(path, checked, || Ok(sha256.to_owned()))
+}
+
 fn compare_file(path: &Path, checked: CheckedEnvelope) -> SignatureReport {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    compare(path, checked, || files::digest(parent, name).map(|found| found.sha256))
+}
+
+/// Compares the file with what was signed about one of its name.
+fn compare(
+    path: &Path,
+    checked: CheckedEnvelope,
+    digest: impl FnOnce() -> Result<String, FileProblem>,
+) -> SignatureReport {
     let CheckedEnvelope { report, statement } = checked;
     let Some(statement) = statement else { return report };
     let place = path.display().to_string();
@@ -171,9 +196,8 @@ fn compare_file(path: &Path, checked: CheckedEnvelope) -> SignatureReport {
         let reason = format!("the signature is for {}, not for this file", of.join(", "));
         return report.failed(SignatureState::SubjectMismatch, &place, reason);
     }
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match files::digest(parent, name) {
-        Ok(found) if subjects.iter().any(|s| s.sha256 == found.sha256) => report,
+    match digest() {
+        Ok(sha256) if subjects.iter().any(|s| s.sha256 == sha256) => report,
         Ok(_) => {
             let reason = "the bytes were changed after signing";
             report.failed(SignatureState::SubjectMismatch, &place, reason)

@@ -21,11 +21,14 @@ pub enum PredicateType {
     TrainingRun,
     /// S4: the head of an audit log.
     AuditCheckpoint,
+    /// A shared library with plugins.
+    PluginLibrary,
 }
 
 impl PredicateType {
     /// All types.
-    pub const ALL: [Self; 3] = [Self::ComplianceManifest, Self::TrainingRun, Self::AuditCheckpoint];
+    pub const ALL: [Self; 4] =
+        [Self::ComplianceManifest, Self::TrainingRun, Self::AuditCheckpoint, Self::PluginLibrary];
 
     /// The part after [`ATTESTATION_BASE`]; also the word of `--type`.
     #[must_use]
@@ -34,6 +37,7 @@ impl PredicateType {
             Self::ComplianceManifest => "compliance-manifest/v1",
             Self::TrainingRun => "training-run/v1",
             Self::AuditCheckpoint => "audit-checkpoint/v1",
+            Self::PluginLibrary => "plugin-library/v1",
         }
     }
 
@@ -57,6 +61,7 @@ impl PredicateType {
             Self::ComplianceManifest => Usage::Manifest,
             Self::TrainingRun => Usage::Run,
             Self::AuditCheckpoint => Usage::Checkpoint,
+            Self::PluginLibrary => Usage::Plugin,
         }
     }
 }

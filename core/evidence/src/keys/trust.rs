@@ -29,17 +29,20 @@ pub enum Usage {
     Approval,
     /// An exported file.
     Export,
+    /// A shared library with plugins.
+    Plugin,
 }
 
 impl Usage {
     /// All usages with their words in the trust store.
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 7] = [
         (Self::Manifest, "manifest"),
         (Self::Run, "run"),
         (Self::Model, "model"),
         (Self::Checkpoint, "checkpoint"),
         (Self::Approval, "approval"),
         (Self::Export, "export"),
+        (Self::Plugin, "plugin"),
     ];
 
     fn parse(text: &str) -> Option<Self> {
