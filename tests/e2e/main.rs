@@ -24,6 +24,7 @@ mod resume;
 mod reward_model;
 mod run;
 mod score;
+mod signed_plugins;
 mod support;
 mod trainers;
 mod verify;

@@ -217,6 +217,14 @@ pub enum PluginCommand {
         /// The library.
         library: PathBuf,
     },
+    /// Sign a library: its envelope is written beside it, as LIBRARY.dsse.json
+    Sign {
+        /// The library.
+        library: PathBuf,
+        /// The private key (PEM); when not given, the one that runs sign with.
+        #[arg(long, value_name = "KEY")]
+        key: Option<PathBuf>,
+    },
     /// Make a folder with a plugin of your own, which builds and passes the check as it is
     New {
         /// What it is to be.

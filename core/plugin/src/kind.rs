@@ -77,6 +77,19 @@ pub struct Origin {
     pub sha256: String,
     /// Whether it runs in a process of its own.
     pub is_isolated: bool,
+    /// Who signed these bytes, when that key is trusted.
+    pub signature: Option<Signature>,
+}
+
+/// A signature that was verified, by a key that is trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// Id of the key.
+    pub keyid: String,
+    /// The key's name in the trust store.
+    pub label: Option<String>,
+    /// When it was signed, as the signer says.
+    pub signed_at: Option<String>,
 }
 
 impl fmt::Display for Origin {

@@ -5,7 +5,9 @@
 
 mod kind;
 
-pub use kind::{Build, Evaluators, Kind, MergeMethods, Origin, Plugin, Quantizers, Trainers};
+pub use kind::{
+    Build, Evaluators, Kind, MergeMethods, Origin, Plugin, Quantizers, Signature, Trainers,
+};
 
 use forgelm_sdk::reward;
 use std::collections::BTreeMap;
@@ -233,6 +235,7 @@ mod tests {
             version: "1.2.3".to_owned(),
             path: PathBuf::from(format!("/x/{library}.so")),
             is_isolated: false,
+            signature: None,
             sha256: "00".to_owned(),
         });
         let build: Arc<Build<dyn Trainer>> = Arc::new(|_: &[(&str, OptionValue)]| {

@@ -7,10 +7,13 @@ use forgelm_artifact::open::OpenError;
 use forgelm_artifact::write::WriteError;
 use forgelm_config::{Color, Diagnostic, render};
 use forgelm_data::{DataError, StoreError};
+use forgelm_evidence::Class;
 use forgelm_evidence::audit::log::AuditError;
 use forgelm_evidence::audit::operator::NoOperator;
 use forgelm_evidence::bundle::write::BundleError;
 use forgelm_evidence::keys::KeyError;
+use forgelm_evidence::keys::trust::TrustError;
+use forgelm_evidence::library::SignError;
 use forgelm_generate::GenerateError;
 use forgelm_hub::HubError;
 use forgelm_loader::LibraryError;
@@ -97,6 +100,41 @@ pub enum RunError {
     /// A library of plugins cannot be used.
     #[error(transparent)]
     Plugin(#[from] LibraryError),
+    /// The signature of a library contradicts it, or cannot be looked at.
+    #[error(
+        "{}: its signature does not hold ({state}): {reason}\n  hint: get the library and its signature \
+         again, from who signed it", .path.display()
+    )]
+    Signature {
+        /// The library.
+        path: PathBuf,
+        /// The state, as verifiers call it.
+        state: &'static str,
+        /// Why.
+        reason: String,
+        /// Which exit code this belongs to.
+        class: Class,
+    },
+    /// `plugins.require_signed`, and no trusted key signed it.
+    #[error(
+        "{}: has no trusted signature ({state}): {reason}; expected one because of \
+         `plugins.require_signed`\n  hint: `forgelm plugin sign` makes one; the trust store says whose \
+         count", .path.display()
+    )]
+    Unsigned {
+        /// The library.
+        path: PathBuf,
+        /// The state, as verifiers call it.
+        state: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The trust store cannot be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// A library cannot be signed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
     /// A trainer of a library is for other records.
     #[error(
         "`plugins.trainer`: `{name}` of {origin} is for {needed}, and `training.trainer_type: \
@@ -393,6 +431,9 @@ impl RunError {
             | Self::Row { .. }
             | Self::Registry(_)
             | Self::Plugin(_)
+            | Self::Unsigned { .. }
+            | Self::Trust(_)
+            | Self::Sign(SignError::Name { .. })
             | Self::TrainerRecords { .. }
             | Self::NoPluginWorker
             | Self::TrainerOption { .. }
@@ -446,9 +487,15 @@ impl RunError {
             }
             Self::Rows(error) => error.class().into(),
             Self::Lock(error) => error.class().into(),
-            Self::Write(error) | Self::WholeModel(WholeModelError::Write(error)) => {
-                error.class().into()
-            }
+            Self::Write(error)
+            | Self::WholeModel(WholeModelError::Write(error))
+            | Self::Sign(SignError::Write(error)) => error.class().into(),
+            Self::Signature { class, .. } => match class {
+                Class::Accepted => Exit::Success,
+                Class::NotCompared => Exit::Config,
+                Class::Unreadable => Exit::Runtime,
+                Class::Different => Exit::Integrity,
+            },
             Self::WholeModel(
                 WholeModelError::Weights(_)
                 | WholeModelError::Adapter(_)

@@ -30,3 +30,4 @@ pub mod sample;
 pub mod score;
 pub mod settings;
 pub mod training;
+pub mod trust;

@@ -1,11 +1,14 @@
 //! The plugins of a run: where they are looked for, what they say, and which of them took part.
 
+mod signed;
+
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::model;
 use crate::plan::Plan;
 use crate::settings;
+use crate::trust::trusted_keys;
 use forgelm_config::{PluginIsolation, TrainerType};
 use forgelm_kernels_api::Ops;
 use forgelm_kernels_cpu::Cpu;
@@ -13,13 +16,15 @@ use forgelm_loader::conformance;
 pub use forgelm_loader::conformance::{Finding, Outcome};
 use forgelm_loader::search::{Found, Places, find};
 use forgelm_loader::{
-    HostServices, Hung, Level, Library, LibraryError, Loader, WorkerProgram, worker,
+    HostServices, Hung, Level, Library, LibraryFile, Loader, WorkerProgram, worker,
 };
-use forgelm_plugin::{Kind, Origin, Plugin, Registry, Trainers};
+use forgelm_plugin::{Kind, Origin, Plugin, Registry, Signature, Trainers};
 use forgelm_sdk::OptionValue;
 use forgelm_sdk::reward;
 use forgelm_sdk::trainer::{Records, Trainer};
 use serde_json::{Value, json};
+use signed::Signatures;
+pub use signed::{Signed, sign};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -116,9 +121,15 @@ impl Used {
             "path": self.origin.path,
             "sha256": self.origin.sha256,
             "isolation": isolation(&self.origin),
-            "signature": null,
+            "signature": self.origin.signature.as_ref().map(signature),
         })
     }
+}
+
+/// A signature as the documents have it.
+#[must_use]
+pub fn signature(of: &Signature) -> Value {
+    json!({"keyid": of.keyid, "label": of.label, "signed_at": of.signed_at})
 }
 
 /// Where a library runs, as the config calls it.
@@ -160,24 +171,37 @@ fn places(config: &[String], env: &Environment) -> Places {
 /// Loads every library that a run may use.
 ///
 /// # Errors
-/// If one cannot be used, or two of them offer one name.
+/// If one cannot be used, its signature does not hold or is missing where one is demanded, or two of
+/// them offer one name.
 pub fn load(plan: &Plan, env: &Environment) -> Result<Plugins, RunError> {
     let section = plan.run.plugins.as_ref();
     let paths = section.map_or(&[][..], |plugins| &plugins.paths);
     let isolation = section.map_or(PluginIsolation::Auto, |plugins| plugins.isolation);
     let deadline = section.map_or(DEADLINE, |plugins| plugins.deadline_seconds);
+    let is_required = section.is_some_and(|plugins| plugins.require_signed);
+    let signatures = Signatures::new(trusted_keys(trust_store(plan), env)?, is_required);
     let mut plugins = Plugins::empty(plan.run.training.threads);
     let mut loader = plugins.loader(env, deadline);
     for found in find(&places(paths, env))? {
-        let is_apart = match isolation {
-            PluginIsolation::Auto => !found.is_bundled,
-            PluginIsolation::Process => true,
-            PluginIsolation::InProcess => false,
-        };
-        let worker = is_apart.then(|| worker_program(env, deadline)).transpose()?;
-        plugins.add(&mut loader, &found, worker.as_ref())?;
+        let file = signatures.read(&found, &mut plugins.notes)?;
+        let worker = is_apart(isolation, &found, &file).then(|| worker_program(env, deadline));
+        plugins.add(&mut loader, &found, &file, worker.transpose()?.as_ref())?;
     }
     Ok(plugins)
+}
+
+/// The trust store that a config names.
+fn trust_store(plan: &Plan) -> Option<&Path> {
+    plan.run.signing.as_ref()?.trusted_keys.as_deref().map(Path::new)
+}
+
+/// Whether a library runs in a process of its own.
+fn is_apart(isolation: PluginIsolation, found: &Found, file: &LibraryFile) -> bool {
+    match isolation {
+        PluginIsolation::Auto => !found.is_bundled && file.signature().is_none(),
+        PluginIsolation::Process => true,
+        PluginIsolation::InProcess => false,
+    }
 }
 
 /// `plugins.deadline_seconds` where there is no such section.
@@ -203,19 +227,37 @@ pub fn serve() -> io::Result<()> {
     worker::serve(Some(Box::new(move || kernels.get())))
 }
 
-/// Loads every library that is found, for a list of them; those that cannot be used are told.
+/// Loads every library that is found, those of a config too, for a list of them; those that cannot be
+/// used are told.
 ///
 /// # Errors
-/// If a place cannot be searched.
-pub fn list(paths: &[String], env: &Environment) -> Result<(Plugins, Vec<LibraryError>), RunError> {
+/// If a place cannot be searched, or the trust store cannot be used.
+pub fn list(
+    plan: Option<&Plan>,
+    paths: &[String],
+    env: &Environment,
+) -> Result<(Plugins, Vec<RunError>), RunError> {
+    let section = plan.and_then(|plan| plan.run.plugins.as_ref());
+    let of_config = section.map_or(&[][..], |plugins| &plugins.paths);
+    let is_required = section.is_some_and(|plugins| plugins.require_signed);
+    let keys = trusted_keys(plan.and_then(trust_store), env)?;
+    let signatures = Signatures::new(keys, is_required);
     let mut plugins = Plugins::empty(None);
     let mut loader = plugins.loader(env, DEADLINE);
     let mut broken = Vec::new();
-    for found in find(&places(paths, env))? {
-        let worker = (!found.is_bundled).then(|| worker_program(env, DEADLINE)).transpose()?;
-        match plugins.add(&mut loader, &found, worker.as_ref()) {
+    for found in find(&places(&[of_config, paths].concat(), env))? {
+        let added = signatures.read(&found, &mut plugins.notes).and_then(|file| {
+            let is_apart = is_apart(PluginIsolation::Auto, &found, &file);
+            let worker = is_apart.then(|| worker_program(env, DEADLINE)).transpose()?;
+            plugins.add(&mut loader, &found, &file, worker.as_ref())
+        });
+        match added {
             Ok(()) => {}
-            Err(RunError::Plugin(error)) => broken.push(error),
+            Err(
+                error @ (RunError::Plugin(_)
+                | RunError::Signature { .. }
+                | RunError::Unsigned { .. }),
+            ) => broken.push(error),
             Err(error) => return Err(error),
         }
     }
@@ -232,14 +274,16 @@ const CHECK_DEADLINE: u64 = 30;
 /// If it cannot be used at all.
 pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), RunError> {
     let mut plugins = Plugins::empty(None);
+    let found = Found { path: path.to_owned(), is_bundled: false };
+    let signatures = Signatures::new(trusted_keys(None, env)?, false);
+    let file = signatures.read(&found, &mut plugins.notes)?;
     // Nothing was loaded by these loaders before: there is a library.
-    let library = plugins
-        .loader(env, CHECK_DEADLINE)
-        .load_in_worker(path, &worker_program(env, CHECK_DEADLINE)?)?;
+    let program = worker_program(env, CHECK_DEADLINE)?;
+    let library = plugins.loader(env, CHECK_DEADLINE).open_in_worker(&file, &program)?;
     let mut findings = Vec::new();
     if let Some(mut library) = library {
         if !library.offers.evaluators.is_empty()
-            && let Some(here) = plugins.loader(env, CHECK_DEADLINE).load(path)?
+            && let Some(here) = plugins.loader(env, CHECK_DEADLINE).open(&file)?
         {
             library.offers.evaluators = here.offers.evaluators;
         }
@@ -288,11 +332,12 @@ impl Plugins {
         &mut self,
         loader: &mut Loader,
         found: &Found,
+        file: &LibraryFile,
         worker: Option<&WorkerProgram>,
     ) -> Result<(), RunError> {
         let library = match worker {
-            Some(worker) => loader.load_in_worker(&found.path, worker)?,
-            None => loader.load(&found.path)?,
+            Some(worker) => loader.open_in_worker(file, worker)?,
+            None => loader.open(file)?,
         };
         library.map_or(Ok(()), |library| self.put(library, found.is_bundled))
     }

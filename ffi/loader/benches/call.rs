@@ -51,7 +51,8 @@ fn apart() -> Box<dyn Trainer> {
         silence_max: Duration::from_secs(10),
     };
     let mut loader = Loader::new(HostServices::silent());
-    trainer_of(&loader.load_in_worker(&rust_library(), &program).unwrap().unwrap(), "sft")
+    let file = LibraryFile::read(&rust_library()).unwrap();
+    trainer_of(&loader.open_in_worker(&file, &program).unwrap().unwrap(), "sft")
 }
 
 /// The argument that says so.

@@ -63,6 +63,17 @@ pub enum Problem {
         "no sealed copy in memory can be made: {0}\n  hint: the system must allow memfd_create"
     )]
     Seal(std::io::Error),
+    /// Other bytes were there when it was read again.
+    #[error(
+        "was replaced while it was being loaded: SHA-256 {found}; expected {expected}\n  hint: start \
+         again"
+    )]
+    Replaced {
+        /// As found.
+        found: String,
+        /// Of the bytes that were checked.
+        expected: String,
+    },
     /// The system's loader refused it.
     #[error("cannot be opened: {0}\n  hint: are all libraries that it needs installed?")]
     Open(String),

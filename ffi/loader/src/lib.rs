@@ -37,6 +37,7 @@ pub mod worker;
 pub use error::{LibraryError, Problem};
 pub use forgelm_sdk::host::Level;
 pub use host::{HostServices, Log, MakeKernels};
+pub use sealed::LibraryFile;
 pub use watch::Hung;
 pub use witness::{Difference, Place};
 pub use worker::WorkerProgram;
@@ -82,15 +83,22 @@ impl Loader {
     /// # Errors
     /// The first check that fails.
     pub fn load(&mut self, path: &Path) -> Result<Option<Library>, LibraryError> {
-        let wrong = |problem| LibraryError { path: path.to_owned(), problem };
-        let bytes = sealed::read(path).map_err(wrong)?;
-        elf::check(&bytes).map_err(wrong)?;
-        let sha256 = sealed::sha256(&bytes);
-        if self.loaded.contains_key(&sha256) {
+        self.open(&LibraryFile::read(path)?)
+    }
+
+    /// As [`Loader::load`], of a library that was read before.
+    ///
+    /// # Errors
+    /// As [`Loader::load`].
+    pub fn open(&mut self, file: &LibraryFile) -> Result<Option<Library>, LibraryError> {
+        let LibraryFile { path, bytes, sha256, signature } = file;
+        let wrong = |problem| LibraryError { path: path.clone(), problem };
+        elf::check(bytes).map_err(wrong)?;
+        if self.loaded.contains_key(sha256) {
             return Ok(None);
         }
         let mode = FloatMode::keep();
-        let library = sealed::open(path, &bytes).map_err(wrong)?;
+        let library = sealed::open(path, bytes).map_err(wrong)?;
         let mut notes = Vec::new();
         if mode.restore() {
             notes.push(format!(
@@ -103,30 +111,31 @@ impl Loader {
         let origin = Arc::new(Origin {
             library: entry.name.clone(),
             version: entry.version.clone(),
-            path: path.to_owned(),
+            path: path.clone(),
             sha256: sha256.clone(),
             is_isolated: false,
+            signature: signature.clone(),
         });
         let offers = entry.offers(self.host, path, &origin).map_err(wrong)?;
-        self.loaded.insert(sha256, path.to_owned());
+        self.loaded.insert(sha256.clone(), path.clone());
         Ok(Some(Library { origin, abi: entry.abi, offers, notes }))
     }
 
-    /// Opens and checks a library in a process of its own; `None` if the same bytes were loaded before.
+    /// Opens and checks a library in a process of its own, which reads it again and refuses other bytes
+    /// than these; `None` if the same bytes were loaded before.
     ///
     /// # Errors
     /// The first check that fails, or if there is no such process.
-    pub fn load_in_worker(
+    pub fn open_in_worker(
         &mut self,
-        path: &Path,
+        file: &LibraryFile,
         program: &WorkerProgram,
     ) -> Result<Option<Library>, LibraryError> {
-        let library = worker::load(path, program, Arc::clone(self.host.services()))?;
-        let sha256 = library.origin.sha256.clone();
-        if self.loaded.contains_key(&sha256) {
+        if self.loaded.contains_key(&file.sha256) {
             return Ok(None);
         }
-        self.loaded.insert(sha256, path.to_owned());
+        let library = worker::load(file, program, Arc::clone(self.host.services()))?;
+        self.loaded.insert(file.sha256.clone(), file.path.clone());
         Ok(Some(library))
     }
 }

@@ -1,19 +1,63 @@
 //! The bytes of a library: read once, hashed, and opened from a sealed copy, so that nothing can be
 //! exchanged between the check and the use.
 
-use crate::error::Problem;
+use crate::error::{LibraryError, Problem};
+use forgelm_plugin::Signature;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// The whole file.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Problem> {
-    std::fs::read(path).map_err(Problem::Read)
+/// A library that was read and not opened: what is checked is what will run.
+#[derive(Debug)]
+pub struct LibraryFile {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) sha256: String,
+    pub(crate) signature: Option<Signature>,
+}
+
+impl LibraryFile {
+    /// Reads a file, whatever it is.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read(path: &Path) -> Result<Self, LibraryError> {
+        let bytes = std::fs::read(path).map_err(|error| LibraryError {
+            path: path.to_owned(),
+            problem: Problem::Read(error),
+        })?;
+        let sha256 = sha256(&bytes);
+        Ok(Self { path: path.to_owned(), bytes, sha256, signature: None })
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// SHA-256 of its bytes, in hexadecimal digits.
+    #[must_use]
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// Who signed them, as far as the caller has said.
+    #[must_use]
+    pub fn signature(&self) -> Option<&Signature> {
+        self.signature.as_ref()
+    }
+
+    /// The same, with the signature over these bytes that the caller has verified.
+    #[must_use]
+    pub fn signed(self, signature: Option<Signature>) -> Self {
+        Self { signature, ..self }
+    }
 }
 
 /// SHA-256 in hexadecimal digits.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
+fn sha256(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(64);
     for byte in Sha256::digest(bytes) {
         // Writing to a string cannot fail.

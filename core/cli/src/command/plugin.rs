@@ -1,5 +1,5 @@
-//! `forgelm plugin list | check | new`: what is loaded and from where, whether it conforms, and a
-//! folder for one.
+//! `forgelm plugin list | check | sign | new`: what is loaded and from where, whether it conforms, a
+//! signature for it, and a folder for one.
 
 mod new;
 mod sdk;
@@ -18,6 +18,7 @@ pub fn plugin(command: &PluginCommand, context: &mut Context) -> Exit {
     match command {
         PluginCommand::List { config, libraries } => list(config.as_deref(), libraries, context),
         PluginCommand::Check { library } => check(library, context),
+        PluginCommand::Sign { library, key } => sign(library, key.as_deref(), context),
         PluginCommand::New { kind, lang, name } => new::new(*kind, *lang, name, context),
     }
 }
@@ -35,17 +36,13 @@ pub fn worker(context: &mut Context) -> Exit {
 }
 
 fn list(config: Option<&Path>, libraries: &[PathBuf], context: &mut Context) -> Exit {
-    let mut paths: Vec<String> = Vec::new();
-    if let Some(config) = config {
-        match Plan::read(config) {
-            Ok(plan) => {
-                paths.extend(plan.run.plugins.into_iter().flat_map(|section| section.paths))
-            }
-            Err(error) => return context.failed(&error),
-        }
-    }
-    paths.extend(libraries.iter().map(|path| path.display().to_string()));
-    let (mut plugins, broken) = match plugins::list(&paths, &context.environment()) {
+    let plan = match config.map(Plan::read).transpose() {
+        Ok(plan) => plan,
+        Err(error) => return context.failed(&error),
+    };
+    let paths: Vec<String> = libraries.iter().map(|path| path.display().to_string()).collect();
+    let listed = plugins::list(plan.as_ref(), &paths, &context.environment());
+    let (mut plugins, broken) = match listed {
         Ok(found) => found,
         Err(error) => return context.failed(&error),
     };
@@ -105,6 +102,38 @@ fn check(library: &Path, context: &mut Context) -> Exit {
     Exit::Config
 }
 
+fn sign(library: &Path, key: Option<&Path>, context: &mut Context) -> Exit {
+    let signed = match plugins::sign(library, key, &context.environment()) {
+        Ok(signed) => signed,
+        Err(error) => return context.failed(&error),
+    };
+    if let Some(path) = &signed.new_key {
+        let path = path.display();
+        let text =
+            format!("made a signing key: `{path}`; keep it private, and hand out `{path}.pub`");
+        context.progress.line(LogLevel::Info, &text);
+    }
+    let text = format!(
+        "{} {}\n  sha256 {}\n  signed by {}\n  {}",
+        signed.name,
+        signed.version,
+        signed.sha256,
+        signed.keyid,
+        signed.signature.display(),
+    );
+    let shown = json!({
+        "success": true,
+        "name": signed.name,
+        "version": signed.version,
+        "path": library,
+        "sha256": signed.sha256,
+        "keyid": signed.keyid,
+        "signature": signed.signature,
+    });
+    context.result(&text, &shown);
+    Exit::Success
+}
+
 fn document(library: &LibraryRecord) -> Value {
     let plugins = library
         .plugins
@@ -118,7 +147,7 @@ fn document(library: &LibraryRecord) -> Value {
         "abi": library.abi,
         "bundled": library.is_bundled,
         "isolation": plugins::isolation(&library.origin),
-        "signature": null,
+        "signature": library.origin.signature.as_ref().map(plugins::signature),
         "plugins": plugins.collect::<Vec<_>>(),
     })
 }
@@ -129,7 +158,14 @@ fn text(libraries: &[LibraryRecord]) -> String {
     }
     let mut text = String::new();
     for library in libraries {
-        let place = if library.is_bundled { "ships with the program" } else { "unsigned" };
+        let place = match (&library.origin.signature, library.is_bundled) {
+            (Some(signature), _) => {
+                let label = signature.label.as_ref().map(|label| format!(" ({label})"));
+                format!("signed by {}{}", signature.keyid, label.unwrap_or_default())
+            }
+            (None, true) => "ships with the program".to_owned(),
+            (None, false) => "unsigned".to_owned(),
+        };
         // Writing to a string cannot fail.
         let apart = if library.origin.is_isolated { ", in a process of its own" } else { "" };
         let _ = writeln!(text, "{}\n  ABI {}, {place}{apart}", library.origin, library.abi);

@@ -11,14 +11,13 @@ use forgelm_evidence::audit::LOG_FILE;
 use forgelm_evidence::bundle::verify::{BundleOptions, verify_bundle};
 use forgelm_evidence::dsse::verify::SignatureState;
 use forgelm_evidence::integrity::verify_integrity;
-use forgelm_evidence::keys::lookup::automatic_public_key;
 use forgelm_evidence::keys::trust::TrustedKeys;
 use forgelm_evidence::signature::{AuditRequest, default_type, verify_audit_log, verify_signature};
 use forgelm_run::dossier::to_evidence;
 use forgelm_run::environment::Environment;
 use forgelm_run::exit::Exit;
+use forgelm_run::trust;
 use serde_json::Value;
-use std::path::Path;
 
 /// Checks a hash chain, and the signed checkpoint beside it.
 pub fn audit(args: &VerifyAuditArgs, context: &mut Context) -> Exit {
@@ -118,13 +117,11 @@ fn names_keys(trust: &TrustArgs) -> bool {
 /// The keys that are trusted: those named, else those of the environment, else this user's own
 /// key, made on first use.
 fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys, String> {
-    let load = |path: &Path| TrustedKeys::load(path).map_err(|error| error.to_string());
     if let Some(key) = &trust.key {
         return TrustedKeys::of_key_file(key).map_err(|error| error.to_string());
     }
-    if let Some(store) = trust.trusted_keys.as_ref().or(env.trusted_keys.as_ref()) {
-        return load(store);
+    if let Some(store) = &trust.trusted_keys {
+        return TrustedKeys::load(store).map_err(|error| error.to_string());
     }
-    let own = automatic_public_key(&env.config_dir);
-    Ok(own.map(TrustedKeys::with_local).unwrap_or_default())
+    trust::trusted_keys(None, env).map_err(|error| error.to_string())
 }

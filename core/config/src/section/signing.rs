@@ -61,15 +61,16 @@ section! {
         /// Seconds that a call in a process of its own may give no sign of life (a line, progress) before
         /// the process is killed and the run ends.
         deadline_seconds: u64 = 300, ours(), min(1.0), max(1_000_000.0);
-        /// Refuses libraries without a trusted signature.
-        require_signed: bool = false, ours(), later("signed plugins");
+        /// Refuses libraries without a trusted signature; those that ship with the program need none.
+        require_signed: bool = false, ours();
     }
 }
 
 choice! {
     /// Where foreign code runs.
     PluginIsolation {
-        /// In the program what ships with it, all others in a process of their own.
+        /// In the program what ships with it or has a trusted signature, all others in a process of
+        /// their own.
         Auto = "auto",
         /// Each in a process of its own.
         Process = "process",

@@ -8,6 +8,7 @@ use crate::Library;
 use crate::border::Caller;
 use crate::error::{LibraryError, Problem};
 use crate::host::HostServices;
+use crate::sealed::LibraryFile;
 use crate::trainer::{kept_name, records_of};
 use forgelm_plugin::{
     Evaluators, Kind, MergeMethods, Offers, Origin, Plugin, Quantizers, Trainers,
@@ -19,35 +20,36 @@ use forgelm_sdk::quantizer::Quantizer;
 use forgelm_sdk::trainer::{self, Trainer};
 use forgelm_sdk::{OptionValue, OptionsError};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Starts a worker and loads a library in it.
 pub(crate) fn load(
-    path: &Path,
+    file: &LibraryFile,
     program: &WorkerProgram,
     services: Arc<HostServices>,
 ) -> Result<Library, LibraryError> {
-    let wrong = |problem| LibraryError { path: path.to_owned(), problem };
+    let wrong = |problem| LibraryError { path: file.path.clone(), problem };
     let mut worker = Worker::start(program, services).map_err(|e| wrong(Problem::NoWorker(e)))?;
-    let answer = worker.ask(&Ask::Load { path: path.as_os_str().as_bytes().to_owned() });
+    let path = file.path.as_os_str().as_bytes().to_owned();
+    let answer = worker.ask(&Ask::Load { path, sha256: file.sha256.clone() });
     let Answer::Loaded(loaded) = answer.map_err(|why| wrong(Problem::InWorker(why)))? else {
         return Err(wrong(Problem::InWorker(unexpected())));
     };
-    Ok(library(path, *loaded, Arc::new(Mutex::new(worker))))
+    Ok(library(file, *loaded, Arc::new(Mutex::new(worker))))
 }
 
 pub(super) fn unexpected() -> String {
     "its worker gave an answer to another question".to_owned()
 }
 
-fn library(path: &Path, loaded: Loaded, worker: Shared) -> Library {
+fn library(file: &LibraryFile, loaded: Loaded, worker: Shared) -> Library {
     let origin = Arc::new(Origin {
         library: loaded.library,
         version: loaded.version,
-        path: path.to_owned(),
-        sha256: loaded.sha256,
+        path: file.path.clone(),
+        sha256: file.sha256.clone(),
         is_isolated: true,
+        signature: file.signature.clone(),
     });
     let remote = |index| Remote { worker: Arc::clone(&worker), index };
     let mut offers = Offers::default();

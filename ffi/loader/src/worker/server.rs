@@ -5,7 +5,9 @@ use super::wire::{
     self, Answer, Ask, Batch, Described, KindOf, Loaded, MergeNeeds, Say, TrainerNeeds,
 };
 use crate::Loader;
+use crate::error::{LibraryError, Problem};
 use crate::host::{HostServices, MakeKernels};
+use crate::sealed::LibraryFile;
 use forgelm_plugin::{Kind, Offers, Plugin};
 use forgelm_sdk::merge_method::{MergeMethod, Piece, Scope, Tensor};
 use forgelm_sdk::options::from_json;
@@ -56,14 +58,7 @@ pub fn serve(kernels: Option<Box<MakeKernels>>) -> io::Result<()> {
         // the program watches its worker
         hung: None,
     };
-    let mut server = Server {
-        memory,
-        loader: Loader::new(services),
-        offers: Offers::default(),
-        trainers: Vec::new(),
-        merge_methods: Vec::new(),
-        quantizers: Vec::new(),
-    };
+    let mut server = Server::new(memory, Loader::new(services));
     loop {
         let question = match wire::receive::<Ask>(&socket) {
             Ok(question) => question,
@@ -113,9 +108,20 @@ fn end<T: ?Sized>(instances: &mut [Option<Box<T>>], number: usize) {
 }
 
 impl Server {
+    fn new(memory: Memory, loader: Loader) -> Self {
+        Self {
+            memory,
+            loader,
+            offers: Offers::default(),
+            trainers: Vec::new(),
+            merge_methods: Vec::new(),
+            quantizers: Vec::new(),
+        }
+    }
+
     fn answer(&mut self, question: Ask) -> Result<Answer, String> {
         match question {
-            Ask::Load { path } => self.load(Path::new(OsStr::from_bytes(&path))),
+            Ask::Load { path, sha256 } => self.load(Path::new(OsStr::from_bytes(&path)), &sha256),
             Ask::Create { kind, index, options, weights } => {
                 self.create(kind, index, &options, &weights)
             }
@@ -155,15 +161,20 @@ impl Server {
         }
     }
 
-    fn load(&mut self, path: &Path) -> Result<Answer, String> {
-        let library = self.loader.load(path).map_err(|error| error.problem.to_string())?;
+    fn load(&mut self, path: &Path, expected: &str) -> Result<Answer, String> {
+        let told = |error: LibraryError| error.problem.to_string();
+        let file = LibraryFile::read(path).map_err(told)?;
+        if file.sha256 != expected {
+            let (found, expected) = (file.sha256, expected.to_owned());
+            return Err(Problem::Replaced { found, expected }.to_string());
+        }
+        let library = self.loader.open(&file).map_err(told)?;
         let library = library.ok_or_else(|| wrong("a second library"))?;
         let origin = &library.origin;
         let offers = library.offers;
         let loaded = Loaded {
             library: origin.library.clone(),
             version: origin.version.clone(),
-            sha256: origin.sha256.clone(),
             abi: library.abi,
             notes: library.notes,
             trainers: offers
@@ -327,4 +338,28 @@ fn with_piece<R>(read: Reader<'_>, piece: &wire::Piece, body: impl FnOnce(&Piece
         base: piece.base.map(|span| read.slice(span)),
         inputs: &inputs,
     })
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test prepares a file")]
+mod tests {
+    use super::*;
+
+    /// Not even as far as to see that it is no library.
+    #[test]
+    fn a_library_that_was_replaced_since_it_was_checked_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.so");
+        std::fs::write(&path, "another").unwrap();
+        let loader = Loader::new(HostServices::silent());
+        let mut server = Server::new(Memory::create().unwrap(), loader);
+        let refused = server.load(&path, &"0".repeat(64)).unwrap_err();
+        assert!(
+            refused.starts_with("was replaced while it was being loaded: SHA-256 "),
+            "{refused}"
+        );
+        let file = LibraryFile::read(&path).unwrap();
+        let refused = server.load(&path, file.sha256()).unwrap_err();
+        assert!(refused.starts_with("is not a shared library"), "{refused}");
+    }
 }

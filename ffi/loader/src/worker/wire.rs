@@ -12,8 +12,8 @@ const FRAME_MAX: u32 = 1 << 24;
 /// What the program asks. The numbers of instances are the worker's.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Ask {
-    /// Loads the library; the first question, and asked once.
-    Load { path: Vec<u8> },
+    /// Loads the library, if these are its bytes; the first question, and asked once.
+    Load { path: Vec<u8>, sha256: String },
     /// Makes an instance of a trainer, merge method or quantizer.
     Create { kind: KindOf, index: usize, options: String, weights: Vec<u64> },
     /// Ends one.
@@ -72,7 +72,6 @@ pub(crate) enum Answer {
 pub(crate) struct Loaded {
     pub library: String,
     pub version: String,
-    pub sha256: String,
     pub abi: String,
     pub notes: Vec<String>,
     pub trainers: Vec<(Described, TrainerNeeds)>,
