@@ -705,6 +705,93 @@ struct forgelm_evaluator_factory {
                              forgelm_plugin_error *err) FORGELM_NOEXCEPT;
 };
 
+/* ---- rewards: "forgelm.reward/1" ---------------------------------------------------------- */
+
+#define FORGELM_REWARD_FACTORY "forgelm.reward/1"
+
+/* An answer to be judged. */
+typedef struct forgelm_answer {
+    forgelm_str prompt;     /* as the model read it, its special tokens written out */
+    forgelm_str completion; /* what the model answered, without special tokens */
+    forgelm_str record;     /* its columns, the prompt as it was written too: one JSON object */
+} forgelm_answer;
+
+/* One reward of a library. */
+typedef struct forgelm_reward_descriptor {
+    uint32_t struct_size;
+    uint32_t reserved;
+    const char *name;            /* its name in a config */
+    const char *summary;         /* one line for a person */
+    const char *source;          /* where it comes from */
+    const char *const *features; /* words "key:value", ended by NULL; may be NULL itself */
+} forgelm_reward_descriptor;
+
+/* An instance: one reward with its options. What an answer earns must not depend on the answers
+ * that are judged beside it, nor on what was judged before. */
+typedef struct forgelm_reward forgelm_reward;
+struct forgelm_reward {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *plugin_data;
+
+    /* Ends the instance.
+     * Thread:    any; no other call on the instance is running or follows.
+     * Ownership: takes the instance.
+     * Errors:    none.
+     * Since:     1.0 */
+    void (*destroy)(const forgelm_reward *reward) FORGELM_NOEXCEPT;
+
+    /* Judges n answers to one prompt: rewards [n] written, each a finite number. is_silent [n] is 0
+     * in every place; a 1 says that this reward has nothing to say about the answer.
+     * Thread:    any; one call at a time on an instance.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    any status, and a number that is not finite or not written: the run ends with the
+     *            message, and the last checkpoint is good.
+     * Since:     1.0 */
+    forgelm_status (*judge)(const forgelm_reward *reward, const forgelm_answer *answers, size_t n,
+                            double *rewards, uint8_t *is_silent,
+                            forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* A table of functions by its id.
+     * Thread:    any.
+     * Ownership: the plugin's; lives as long as the instance.
+     * Errors:    NULL if there is none of that id. May be NULL itself.
+     * Since:     1.0 */
+    const void *(*get_extension)(const forgelm_reward *reward, const char *id) FORGELM_NOEXCEPT;
+};
+
+/* The rewards of a library. */
+typedef struct forgelm_reward_factory forgelm_reward_factory;
+struct forgelm_reward_factory {
+    uint32_t struct_size;
+    uint32_t reserved;
+
+    /* Number of rewards.
+     * Thread:    any.
+     * Ownership: nothing changes hands.
+     * Errors:    none.
+     * Since:     1.0 */
+    uint32_t (*count)(const forgelm_reward_factory *factory) FORGELM_NOEXCEPT;
+
+    /* One of them.
+     * Thread:    any.
+     * Ownership: the plugin's; constant, lives as long as the library.
+     * Errors:    NULL if index is not below count.
+     * Since:     1.0 */
+    const forgelm_reward_descriptor *(*descriptor)(const forgelm_reward_factory *factory,
+                                                   uint32_t index) FORGELM_NOEXCEPT;
+
+    /* Makes an instance. Options that are not known are refused, not ignored.
+     * Thread:    any.
+     * Ownership: *out goes to the host, which calls its destroy; the host's table may be kept.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT for an option, and any other; *out is untouched.
+     * Since:     1.0 */
+    forgelm_status (*create)(const forgelm_reward_factory *factory, const forgelm_host *host,
+                             uint32_t index, forgelm_str options_json,
+                             const forgelm_reward **out,
+                             forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+};
+
 /* ---- host services ------------------------------------------------------------------------ */
 
 #define FORGELM_RNG "forgelm.rng/1"

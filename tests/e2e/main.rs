@@ -22,6 +22,7 @@ mod plugin_new;
 mod plugins;
 mod resume;
 mod reward_model;
+mod rewards;
 mod run;
 mod score;
 mod signed_plugins;

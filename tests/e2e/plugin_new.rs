@@ -4,7 +4,7 @@ use crate::support::Workplace;
 use std::path::Path;
 use std::process::Command;
 
-const KINDS: [&str; 4] = ["trainer", "quantizer", "evaluator", "merge_method"];
+const KINDS: [&str; 5] = ["trainer", "quantizer", "evaluator", "merge_method", "reward"];
 
 /// Builds a new folder as its README says; one target folder serves all that are in Rust.
 fn build(workplace: &Workplace, language: &str, name: &str) -> String {
@@ -60,7 +60,7 @@ fn a_new_folder_of_every_kind_in_every_language_builds_and_conforms() {
             n_checked += 1;
         }
     }
-    assert_eq!(n_checked, 12);
+    assert_eq!(n_checked, 15);
 }
 
 /// The template's objective is that of `sft`: the tuned adapters are the same, byte for byte.
@@ -96,7 +96,7 @@ fn what_cannot_be_made_is_refused_and_nothing_is_written() {
         assert!(!Path::new(&workplace.path(name)).exists());
     }
     let ran = new("optimizer", "c", "x").expect_code(2);
-    let kinds = "[possible values: trainer, quantizer, evaluator, merge_method]";
+    let kinds = "[possible values: trainer, quantizer, evaluator, merge_method, reward]";
     assert!(ran.stderr.contains(kinds), "{}", ran.stderr);
     let ran = new("trainer", "fortran", "x").expect_code(2);
     assert!(ran.stderr.contains("[possible values: rust, c, cpp]"), "{}", ran.stderr);

@@ -233,11 +233,11 @@ fn plugin_list_says_what_is_loaded_from_where() {
         .iter()
         .map(|library| library["name"].as_str().unwrap())
         .collect();
-    let ours = ["forgelm_plugin_merge_method", "forgelm_plugin_trainer"];
-    assert_eq!(names, [ours[0], ours[1], "example-trainers"]);
-    let bundled = [0, 1, 2].map(|i| list["libraries"][i]["bundled"].as_bool().unwrap());
-    assert_eq!(bundled, [true, true, false]);
-    assert_eq!(list["libraries"][2]["plugins"][0]["name"], "ipo_c");
+    let ours = ["forgelm_plugin_merge_method", "forgelm_plugin_reward", "forgelm_plugin_trainer"];
+    assert_eq!(names, [&ours[..], &["example-trainers"]].concat());
+    let bundled = [0, 1, 2, 3].map(|i| list["libraries"][i]["bundled"].as_bool().unwrap());
+    assert_eq!(bundled, [true, true, true, false]);
+    assert_eq!(list["libraries"][3]["plugins"][0]["name"], "ipo_c");
     let broken = list["broken"][0].as_str().unwrap();
     assert!(broken.starts_with("more/old.so: needs plugin ABI 2.0; this program has 1.0"));
     assert!(ran.stderr.contains(broken), "{}", ran.stderr);

@@ -250,6 +250,8 @@ pub enum PluginKind {
     Evaluator,
     /// A way to make one model of several.
     MergeMethod,
+    /// A judge of answers.
+    Reward,
 }
 
 impl PluginKind {
@@ -261,6 +263,7 @@ impl PluginKind {
             Self::Quantizer => "a quantizer",
             Self::Evaluator => "an evaluator",
             Self::MergeMethod => "a merge method",
+            Self::Reward => "a reward",
         }
     }
 }

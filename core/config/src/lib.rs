@@ -44,10 +44,10 @@ pub use section::{
     DistributedStrategy, Evaluation, FsdpBackwardPrefetch, FsdpStateDictType, FsdpStrategy,
     GaloreOptim, GaloreProjType, Governance, HarmSeverity, LlmJudge, Lora, LoraBias, LoraMethod,
     LrSchedulerType, Merge, MergeMethod, MergeModel, MetricsExport, Model, Moe, Monitoring,
-    Multimodal, OnBadRow, Optim, Pipeline, PluginIsolation, Plugins, QuantComputeDtype, QuantType,
-    ReportTo, RequireProvisioned, Retention, RetentionEnforce, RiskAssessment, RiskTier,
-    RopeScaling, RopeType, Safety, SafetyScoring, SeverityThresholds, Signing, SlerpOver, Stage,
-    Synthetic, SyntheticFormat, TargetModules, TeacherBackend, TiesVariant, TrainOn, TrainerType,
-    Training, Webhook,
+    Multimodal, OnBadRow, Optim, Pipeline, PluginIsolation, PluginReward, Plugins,
+    QuantComputeDtype, QuantType, ReportTo, RequireProvisioned, Retention, RetentionEnforce,
+    RiskAssessment, RiskTier, RopeScaling, RopeType, Safety, SafetyScoring, SeverityThresholds,
+    Signing, SlerpOver, Stage, Synthetic, SyntheticFormat, TargetModules, TeacherBackend,
+    TiesVariant, TrainOn, TrainerType, Training, Webhook,
 };
 pub use yaml::FILE_BYTES_MAX;

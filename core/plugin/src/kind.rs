@@ -3,6 +3,7 @@
 use forgelm_sdk::evaluator::Evaluator;
 use forgelm_sdk::merge_method::{self, MergeMethod};
 use forgelm_sdk::quantizer::Quantizer;
+use forgelm_sdk::reward::Reward;
 use forgelm_sdk::trainer::{self, Trainer};
 use forgelm_sdk::{OptionValue, OptionsError};
 use std::fmt;
@@ -38,6 +39,10 @@ pub enum Quantizers {}
 #[derive(Debug)]
 pub enum Evaluators {}
 
+/// Judges of answers.
+#[derive(Debug)]
+pub enum Rewards {}
+
 impl Kind for Trainers {
     const NAME: &'static str = "trainer";
     type Needs = trainer::Needs;
@@ -62,6 +67,12 @@ impl Kind for Evaluators {
     const NAME: &'static str = "evaluator";
     type Needs = ();
     type Build = Build<dyn Evaluator>;
+}
+
+impl Kind for Rewards {
+    const NAME: &'static str = "reward";
+    type Needs = ();
+    type Build = Build<dyn Reward>;
 }
 
 /// The library that a plugin came from.

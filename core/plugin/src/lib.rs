@@ -6,10 +6,9 @@
 mod kind;
 
 pub use kind::{
-    Build, Evaluators, Kind, MergeMethods, Origin, Plugin, Quantizers, Signature, Trainers,
+    Build, Evaluators, Kind, MergeMethods, Origin, Plugin, Quantizers, Rewards, Signature, Trainers,
 };
 
-use forgelm_sdk::reward;
 use std::collections::BTreeMap;
 
 /// Everything that was offered, by kind and name.
@@ -21,8 +20,7 @@ pub struct Registry {
     merge_methods: Shelf<MergeMethods>,
     quantizers: Shelf<Quantizers>,
     evaluators: Shelf<Evaluators>,
-    /// Those that are linked into the program: there is no table for them yet.
-    rewards: BTreeMap<&'static str, reward::Descriptor>,
+    rewards: Shelf<Rewards>,
 }
 
 type Shelf<K> = BTreeMap<&'static str, Plugin<K>>;
@@ -38,6 +36,8 @@ pub struct Offers {
     pub quantizers: Vec<Plugin<Quantizers>>,
     /// Its evaluators.
     pub evaluators: Vec<Plugin<Evaluators>>,
+    /// Its rewards.
+    pub rewards: Vec<Plugin<Rewards>>,
 }
 
 impl Offers {
@@ -48,6 +48,7 @@ impl Offers {
             + self.merge_methods.len()
             + self.quantizers.len()
             + self.evaluators.len()
+            + self.rewards.len()
     }
 
     /// Whether there is none.
@@ -97,43 +98,13 @@ impl Registry {
         check(&self.merge_methods, &offers.merge_methods)?;
         check(&self.quantizers, &offers.quantizers)?;
         check(&self.evaluators, &offers.evaluators)?;
+        check(&self.rewards, &offers.rewards)?;
         put(&mut self.trainers, offers.trainers);
         put(&mut self.merge_methods, offers.merge_methods);
         put(&mut self.quantizers, offers.quantizers);
         put(&mut self.evaluators, offers.evaluators);
+        put(&mut self.rewards, offers.rewards);
         Ok(())
-    }
-
-    /// Adds rewards that are linked into the program.
-    ///
-    /// # Errors
-    /// If one of the names is taken; the registry is then as before.
-    pub fn add_rewards(&mut self, rewards: &[reward::Descriptor]) -> Result<(), RegistryError> {
-        for (i, reward) in rewards.iter().enumerate() {
-            let is_same = |other: &reward::Descriptor| other.name == reward.name;
-            if self.rewards.contains_key(reward.name) || rewards[..i].iter().any(is_same) {
-                return Err(RegistryError::Duplicate {
-                    kind: REWARD,
-                    name: reward.name.to_owned(),
-                    first: "the program".to_owned(),
-                    second: "the program".to_owned(),
-                });
-            }
-        }
-        self.rewards.extend(rewards.iter().map(|reward| (reward.name, *reward)));
-        Ok(())
-    }
-
-    /// The reward of this name.
-    ///
-    /// # Errors
-    /// If there is none: the names there are.
-    pub fn reward(&self, name: &str) -> Result<&reward::Descriptor, RegistryError> {
-        self.rewards.get(name).ok_or_else(|| RegistryError::Unknown {
-            kind: REWARD,
-            name: name.to_owned(),
-            known: self.rewards.keys().copied().collect::<Vec<_>>().join(", "),
-        })
     }
 
     /// The trainer of this name.
@@ -168,6 +139,14 @@ impl Registry {
         find(&self.evaluators, name)
     }
 
+    /// The reward of this name.
+    ///
+    /// # Errors
+    /// If there is none: the names there are.
+    pub fn reward(&self, name: &str) -> Result<&Plugin<Rewards>, RegistryError> {
+        find(&self.rewards, name)
+    }
+
     /// Every trainer, sorted by name.
     pub fn trainers(&self) -> impl Iterator<Item = &Plugin<Trainers>> {
         self.trainers.values()
@@ -188,8 +167,6 @@ impl Registry {
         self.evaluators.values()
     }
 }
-
-const REWARD: &str = "reward";
 
 fn check<K: Kind>(shelf: &Shelf<K>, offers: &[Plugin<K>]) -> Result<(), RegistryError> {
     for (i, plugin) in offers.iter().enumerate() {
@@ -269,15 +246,16 @@ mod tests {
              (/x/two.so)\n  hint: take one of the libraries away"
         );
         assert_eq!(registry.trainers().count(), 2, "nothing of the refused library stays");
-        let reward = reward::Descriptor {
+        let evaluator = Plugin::<Evaluators> {
             name: "a",
             summary: "a test's",
             source: "none",
-            build: |_| unreachable!("never built"),
+            needs: (),
+            build: Arc::new(|_: &[(&str, OptionValue)]| unreachable!("never built")),
+            origin: Arc::clone(&registry.trainer("a").expect("added").origin),
         };
-        registry.add_rewards(&[reward]).expect("another kind may have the name");
-        let again = registry.add_rewards(&[reward]).expect_err("taken").to_string();
-        assert!(again.starts_with("two reward plugins are named `a`"), "{again}");
+        let other = Offers { evaluators: vec![evaluator], ..Offers::default() };
+        registry.add(other).expect("another kind may have the name");
         let twice = Registry::default().add(offers("three", &["d", "d"]));
         assert!(twice.is_err(), "a library that names one plugin twice");
     }

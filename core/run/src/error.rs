@@ -159,10 +159,18 @@ pub enum RunError {
     )]
     NoPluginWorker,
     /// An option of a trainer of a library that is no `key=value`.
-    #[error("`plugins.trainer_options`: `{given}`; expected `key=value`")]
-    TrainerOption {
+    #[error("`{place}`: `{given}`; expected `key=value`")]
+    PluginOption {
+        /// The key of the config.
+        place: &'static str,
         /// As given.
         given: String,
+    },
+    /// Rewards that no answer of this run would get, or one that is named twice.
+    #[error("`plugins.rewards`: {problem}")]
+    Rewards {
+        /// What is wrong with them.
+        problem: String,
     },
     /// An option for a trainer of a library, where none is named.
     #[error(
@@ -436,7 +444,8 @@ impl RunError {
             | Self::Sign(SignError::Name { .. })
             | Self::TrainerRecords { .. }
             | Self::NoPluginWorker
-            | Self::TrainerOption { .. }
+            | Self::PluginOption { .. }
+            | Self::Rewards { .. }
             | Self::LooseTrainerOption { .. }
             | Self::Options(
                 OptionsError::Unknown { .. }

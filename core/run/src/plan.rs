@@ -3,8 +3,8 @@
 use crate::error::RunError;
 use crate::output::OutputDir;
 use forgelm_config::{
-    ComputeDtype, Diagnostic, Loaded, Run, Severity, TrainOn, config_hash, load_bytes,
-    not_available, resolved_json,
+    ComputeDtype, Diagnostic, Loaded, PluginReward, Run, Severity, TrainOn, config_hash,
+    load_bytes, not_available, resolved_json,
 };
 use forgelm_data::is_hub_id;
 use forgelm_hub::Source;
@@ -85,6 +85,12 @@ impl Plan {
         {
             let trainer = json!({"trainer": plugins.trainer, "options": plugins.trainer_options});
             kept.insert("plugins".to_owned(), trainer);
+        }
+        let rewards = self.run.plugins.iter().flat_map(|plugins| &plugins.rewards);
+        let reward = |of: &PluginReward| json!({"name": of.name, "options": of.options});
+        let rewards: Vec<Value> = rewards.map(reward).collect();
+        if !rewards.is_empty() {
+            kept.insert("rewards".to_owned(), rewards.into());
         }
         Value::Object(kept)
     }

@@ -20,7 +20,6 @@ use forgelm_loader::{
 };
 use forgelm_plugin::{Kind, Origin, Plugin, Registry, Signature, Trainers};
 use forgelm_sdk::OptionValue;
-use forgelm_sdk::reward;
 use forgelm_sdk::trainer::{Records, Trainer};
 use serde_json::{Value, json};
 use signed::Signatures;
@@ -349,18 +348,11 @@ impl Plugins {
         plugins.extend(offers.merge_methods.iter().map(entry));
         plugins.extend(offers.quantizers.iter().map(entry));
         plugins.extend(offers.evaluators.iter().map(entry));
+        plugins.extend(offers.rewards.iter().map(entry));
         self.registry.add(offers)?;
         self.notes.extend(notes);
         self.libraries.push(LibraryRecord { origin, abi, is_bundled, plugins });
         Ok(())
-    }
-
-    /// Adds rewards that are linked into the program.
-    ///
-    /// # Errors
-    /// If one of their names is taken.
-    pub fn add_rewards(&mut self, rewards: &[reward::Descriptor]) -> Result<(), RunError> {
-        Ok(self.registry.add_rewards(rewards)?)
     }
 
     /// What each name stands for.
@@ -439,16 +431,24 @@ pub fn build_trainer(
     }
     let options = match section.and_then(|section| section.trainer.as_ref()) {
         None => settings::trainer_options(&plan.run),
-        Some(_) => given.iter().map(|given| option(given)).collect::<Result<Vec<_>, _>>()?,
+        Some(_) => options("plugins.trainer_options", given)?,
     };
     let trainer = (plugin.build)(&options)?;
     Ok((trainer, Used::of(plugin, &options)))
 }
 
+/// Options as a config has them, each `key=value`; `place` is its key.
+pub(crate) fn options<'a>(
+    place: &'static str,
+    given: &'a [String],
+) -> Result<Vec<(&'a str, OptionValue)>, RunError> {
+    given.iter().map(|given| option(place, given)).collect()
+}
+
 /// `key=value`: a number, true, false, or a word.
-fn option(given: &str) -> Result<(&str, OptionValue), RunError> {
+fn option<'a>(place: &'static str, given: &'a str) -> Result<(&'a str, OptionValue), RunError> {
     let Some((key, value)) = given.split_once('=').filter(|(key, _)| !key.is_empty()) else {
-        return Err(RunError::TrainerOption { given: given.to_owned() });
+        return Err(RunError::PluginOption { place, given: given.to_owned() });
     };
     let value = match (value, value.parse::<f64>()) {
         ("true", _) => OptionValue::Flag(true),

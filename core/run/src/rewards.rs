@@ -7,6 +7,8 @@ pub(crate) use by_model::RewardModel;
 use crate::error::RunError;
 use crate::model::{self, FoundModel};
 use crate::plan::Plan;
+use crate::plugins::{self, Used};
+use forgelm_config::PluginReward;
 use forgelm_data::{Prepared, read_columns};
 use forgelm_model::MemoryPlan;
 use forgelm_plugin::Registry;
@@ -32,6 +34,7 @@ pub(crate) struct Answering {
     stop_ids: Vec<u32>,
     seed: u64,
     rewards: Vec<NamedReward>,
+    used: Vec<Used>,
     columns: BTreeMap<u64, String>,
     /// The classifier that judges, if one does.
     pub(crate) model: Option<Arc<RewardModel>>,
@@ -51,13 +54,19 @@ impl Answering {
         let positions = found.open.config().max_position_embeddings;
         let longest = longest_prompt(prepared, positions)?;
         let columns = columns(plan, prepared)?;
-        let (rewards, note) = match &model {
+        let mut counted = Counted::default();
+        let note = match &model {
             Some(model) => {
                 check_readable(model, &columns, prepared)?;
-                (vec![RewardModel::reward(model)], model.note())
+                counted.rewards.push(RewardModel::reward(model));
+                model.note()
             }
-            None => built_in(registry, &columns)?,
+            None => counted.add_built_in(registry, &columns)?,
         };
+        for reward in configured(plan) {
+            counted.add(registry, &reward.name, &reward.options)?;
+        }
+        let Counted { rewards, used } = counted;
         Ok(Self {
             n_generations: training.grpo_num_generations,
             max_new_tokens: training.grpo_max_completion_length,
@@ -65,6 +74,7 @@ impl Answering {
             stop_ids: model::stop_ids(&found.tokenizer, found.template.as_ref()),
             seed: training.seed,
             rewards,
+            used,
             columns,
             model,
             note,
@@ -89,6 +99,11 @@ impl Answering {
         self.model.as_ref().map_or(MemoryPlan::default(), |model| model.memory_plan(self.context))
     }
 
+    /// The rewards that are plugins, for the evidence.
+    pub(crate) fn used(&self) -> &[Used] {
+        &self.used
+    }
+
     /// The rewards by name, for people.
     pub(crate) fn names(&self) -> String {
         self.rewards.iter().map(|reward| reward.name).collect::<Vec<_>>().join(" + ")
@@ -110,24 +125,62 @@ fn check_readable(
     Ok(())
 }
 
-/// The rewards that every prompt has, and the one of prompts that say what is right, where the first
-/// does.
-fn built_in(
-    registry: &Registry,
-    columns: &BTreeMap<u64, String>,
-) -> Result<(Vec<NamedReward>, Option<String>), RunError> {
-    let has_gold: Vec<bool> = columns.values().map(|columns| has_gold(columns)).collect();
-    let mut names = vec![FORMAT];
-    names.extend(has_gold.first().is_some_and(|first| *first).then_some(RIGHT));
-    let n_without = has_gold.iter().filter(|has| !**has).count();
-    let note = (names.contains(&RIGHT) && n_without > 0)
-        .then(|| format!("{n_without} prompts have no `{GOLD}`: no answer to them is right"));
-    let rewards = names.into_iter().map(|name| {
-        let descriptor = registry.reward(name)?;
-        let reward = (descriptor.build)(&[])?;
-        Ok(NamedReward { name: descriptor.name, reward })
-    });
-    Ok((rewards.collect::<Result<_, RunError>>()?, note))
+/// The rewards of a run, each once, and which of them are plugins.
+#[derive(Default)]
+struct Counted {
+    rewards: Vec<NamedReward>,
+    used: Vec<Used>,
+}
+
+impl Counted {
+    /// The reward that every prompt has, and the one of prompts that say what is right, where the first
+    /// does; what the user should know.
+    fn add_built_in(
+        &mut self,
+        registry: &Registry,
+        columns: &BTreeMap<u64, String>,
+    ) -> Result<Option<String>, RunError> {
+        self.add(registry, FORMAT, &[])?;
+        let has_gold: Vec<bool> = columns.values().map(|columns| has_gold(columns)).collect();
+        if !has_gold.first().is_some_and(|first| *first) {
+            return Ok(None);
+        }
+        self.add(registry, RIGHT, &[])?;
+        let n_without = has_gold.iter().filter(|has| !**has).count();
+        Ok((n_without > 0)
+            .then(|| format!("{n_without} prompts have no `{GOLD}`: no answer to them is right")))
+    }
+
+    fn add(&mut self, registry: &Registry, name: &str, given: &[String]) -> Result<(), RunError> {
+        if self.rewards.iter().any(|other| other.name == name) {
+            let problem = format!(
+                "`{name}` counts already; expected each reward once\n  hint: take it out of the list"
+            );
+            return Err(RunError::Rewards { problem });
+        }
+        let options = plugins::options("plugins.rewards", given)?;
+        let plugin = registry.reward(name)?;
+        let reward = (plugin.build)(&options)?;
+        self.rewards.push(NamedReward { name: plugin.name, reward });
+        self.used.push(Used::of(plugin, &options));
+        Ok(())
+    }
+}
+
+/// `plugins.rewards` of a plan.
+fn configured(plan: &Plan) -> &[PluginReward] {
+    plan.run.plugins.as_ref().map_or(&[], |plugins| &plugins.rewards)
+}
+
+/// Rewards are for trainers whose policy answers: in another run they would be left out in silence.
+pub(crate) fn check_none(plan: &Plan) -> Result<(), RunError> {
+    let Some(first) = configured(plan).first() else { return Ok(()) };
+    let problem = format!(
+        "`{}` would reward nothing; expected a trainer that learns from the model's own answers\n  hint: \
+         `training.trainer_type: grpo`",
+        first.name
+    );
+    Err(RunError::Rewards { problem })
 }
 
 /// The longest prompt in tokens; each must leave room for an answer.

@@ -25,7 +25,7 @@ use crate::output::Start;
 use crate::plan::Plan;
 use crate::plugins::{self, Plugins};
 use crate::resume::{self, Resume};
-use crate::rewards::RewardModel;
+use crate::rewards::{self, RewardModel};
 use crate::settings;
 use forgelm_artifact::UtcTime;
 use forgelm_artifact::lock::RunLock;
@@ -110,7 +110,11 @@ pub fn train(
     plan.output.check(&local_inputs(plan), start)?;
     plugins.tell(observer);
     let plugins = &*plugins;
-    let (trainer, used) = plugins::build_trainer(plan, plugins.trainer(plan)?)?;
+    let plugin = plugins.trainer(plan)?;
+    if !plugin.needs.rollouts {
+        rewards::check_none(plan)?;
+    }
+    let (trainer, used) = plugins::build_trainer(plan, plugin)?;
     check_variables(plan, env)?;
     let operator = dossier::operator(env)?;
     let key = dossier::signing_key(plan, env, observer)?;
@@ -202,7 +206,7 @@ pub fn train(
         loaded: &loaded,
         trainer: trainer.as_ref(),
         plugins,
-        used: vec![used],
+        used: std::iter::once(used).chain(data.rewards().iter().cloned()).collect(),
         sources: &sources,
         data: &data,
         peft: peft_info(plan, &found),

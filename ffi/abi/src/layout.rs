@@ -1,12 +1,13 @@
 //! Sizes and offsets of every struct, and the hash of those that a plugin is built on.
 
 use crate::{
-    forgelm_device, forgelm_dtype, forgelm_entry, forgelm_evaluator, forgelm_evaluator_descriptor,
-    forgelm_evaluator_factory, forgelm_field_layout, forgelm_gemm, forgelm_generate, forgelm_host,
-    forgelm_kernels, forgelm_layouts, forgelm_loss, forgelm_merge_method,
-    forgelm_merge_method_descriptor, forgelm_merge_method_factory, forgelm_merge_pass,
-    forgelm_merge_piece, forgelm_merge_tensor, forgelm_plugin_error, forgelm_quantizer,
-    forgelm_quantizer_descriptor, forgelm_quantizer_factory, forgelm_rng, forgelm_role_totals,
+    forgelm_answer, forgelm_device, forgelm_dtype, forgelm_entry, forgelm_evaluator,
+    forgelm_evaluator_descriptor, forgelm_evaluator_factory, forgelm_field_layout, forgelm_gemm,
+    forgelm_generate, forgelm_host, forgelm_kernels, forgelm_layouts, forgelm_loss,
+    forgelm_merge_method, forgelm_merge_method_descriptor, forgelm_merge_method_factory,
+    forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor, forgelm_plugin_error,
+    forgelm_quantizer, forgelm_quantizer_descriptor, forgelm_quantizer_factory, forgelm_reward,
+    forgelm_reward_descriptor, forgelm_reward_factory, forgelm_rng, forgelm_role_totals,
     forgelm_score, forgelm_scored, forgelm_sequence, forgelm_str, forgelm_tensor,
     forgelm_text_pair, forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory,
     forgelm_work, forgelm_writer,
@@ -61,7 +62,7 @@ macro_rules! layouts {
     };
 }
 
-/// What a plugin is built on: the border and the four kinds.
+/// What a plugin is built on: the border and the four kinds that were there from the beginning.
 #[expect(unsafe_code, reason = "the size of a field is that of what a raw pointer to it points to")]
 pub const LAYOUTS: &[Layout] = layouts! {
     forgelm_str { ptr, len }
@@ -127,6 +128,10 @@ pub const EXTENSION_LAYOUTS: &[Layout] = layouts! {
         struct_size, reserved, service_data, parallel_for, gemm, axpy, dot, sum, sum_of_squares,
         max_abs, top_k_threshold, rms_norm, log_softmax_gather, bytes_per_row, quantize, dequantize,
     }
+    forgelm_answer { prompt, completion, record }
+    forgelm_reward_descriptor { struct_size, reserved, name, summary, source, features }
+    forgelm_reward { struct_size, reserved, plugin_data, destroy, judge, get_extension }
+    forgelm_reward_factory { struct_size, reserved, count, descriptor, create }
 };
 
 /// FNV-1a over alignment and fields of [`LAYOUTS`] as they were in version 1.0: it does not change

@@ -15,6 +15,7 @@ mod kernels;
 mod layout;
 mod merge_method;
 mod quantizer;
+mod reward;
 mod rng;
 mod tensor;
 mod trainer;
@@ -39,6 +40,10 @@ pub use merge_method::{
 };
 pub use quantizer::{
     QUANTIZER_FACTORY, forgelm_quantizer, forgelm_quantizer_descriptor, forgelm_quantizer_factory,
+};
+pub use reward::{
+    REWARD_FACTORY, forgelm_answer, forgelm_reward, forgelm_reward_descriptor,
+    forgelm_reward_factory,
 };
 pub use rng::{RNG, RNG_PURPOSE, forgelm_rng};
 pub use tensor::{DEVICE_CPU, dtype_code, forgelm_device, forgelm_dtype, forgelm_tensor};

@@ -176,7 +176,7 @@ fn every_struct_and_constant_of_the_header_is_compared() {
 #[test]
 fn the_ids_of_factories_and_services_are_those_of_the_header() {
     use forgelm_abi::{
-        EVALUATOR_FACTORY, MERGE_METHOD_FACTORY, QUANTIZER_FACTORY, TRAINER_FACTORY,
+        EVALUATOR_FACTORY, MERGE_METHOD_FACTORY, QUANTIZER_FACTORY, REWARD_FACTORY, TRAINER_FACTORY,
     };
     use forgelm_abi::{GENERATE, KERNELS, RNG, SCORE};
     let header = header();
@@ -185,6 +185,7 @@ fn the_ids_of_factories_and_services_are_those_of_the_header() {
         ("FORGELM_MERGE_METHOD_FACTORY", MERGE_METHOD_FACTORY),
         ("FORGELM_QUANTIZER_FACTORY", QUANTIZER_FACTORY),
         ("FORGELM_EVALUATOR_FACTORY", EVALUATOR_FACTORY),
+        ("FORGELM_REWARD_FACTORY", REWARD_FACTORY),
         ("FORGELM_SCORE", SCORE),
         ("FORGELM_GENERATE", GENERATE),
         ("FORGELM_RNG", RNG),
@@ -216,7 +217,7 @@ fn every_function_has_its_four_marks() {
             assert!(has, "forgelm_plugin.h:{}: no `{mark}` before `{}`", number + 1, line.trim());
         }
     }
-    assert_eq!(n_functions, 55, "the functions are not found");
+    assert_eq!(n_functions, 61, "the functions are not found");
 }
 
 /// A host in C may well have plugins of its own.

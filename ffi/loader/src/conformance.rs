@@ -7,6 +7,7 @@
 mod evaluator;
 mod merge_method;
 mod quantizer;
+mod reward;
 mod trainer;
 
 use crate::Library;
@@ -58,6 +59,7 @@ pub fn check(library: &Library) -> Vec<Finding> {
     offers.merge_methods.iter().for_each(|plugin| merge_method::check(plugin, &mut found));
     offers.quantizers.iter().for_each(|plugin| quantizer::check(plugin, &mut found));
     offers.evaluators.iter().for_each(|plugin| evaluator::check(plugin, &mut found));
+    offers.rewards.iter().for_each(|plugin| reward::check(plugin, &mut found));
     found
 }
 

@@ -4,11 +4,11 @@ use crate::border::{kept_text, size, told};
 use crate::error::Problem;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
-use crate::{evaluator, merge_method, quantizer, trainer, witness};
+use crate::{evaluator, merge_method, quantizer, reward, trainer, witness};
 use forgelm_abi::{
     ABI_MAJOR, ABI_MINOR, ENTRY_SYMBOL, EVALUATOR_FACTORY, LAYOUT_HASH, MAGIC,
-    MERGE_METHOD_FACTORY, QUANTIZER_FACTORY, TRAINER_FACTORY, forgelm_entry, forgelm_plugin_error,
-    forgelm_str, status,
+    MERGE_METHOD_FACTORY, QUANTIZER_FACTORY, REWARD_FACTORY, TRAINER_FACTORY, forgelm_entry,
+    forgelm_plugin_error, forgelm_str, status,
 };
 use forgelm_plugin::{Offers, Origin};
 use libloading::os::unix::Library;
@@ -95,6 +95,7 @@ impl Entry {
             merge_methods: merge_method::offers(of(MERGE_METHOD_FACTORY), host, origin)?,
             quantizers: quantizer::offers(of(QUANTIZER_FACTORY), host, origin)?,
             evaluators: evaluator::offers(of(EVALUATOR_FACTORY), host, origin)?,
+            rewards: reward::offers(of(REWARD_FACTORY), host, origin)?,
         })
     }
 

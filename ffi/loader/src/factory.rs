@@ -7,8 +7,8 @@ use crate::host::Host;
 use forgelm_abi::{
     forgelm_evaluator_descriptor, forgelm_evaluator_factory, forgelm_merge_method_descriptor,
     forgelm_merge_method_factory, forgelm_plugin_error, forgelm_quantizer_descriptor,
-    forgelm_quantizer_factory, forgelm_status, forgelm_str, forgelm_trainer_descriptor,
-    forgelm_trainer_factory,
+    forgelm_quantizer_factory, forgelm_reward_descriptor, forgelm_reward_factory, forgelm_status,
+    forgelm_str, forgelm_trainer_descriptor, forgelm_trainer_factory,
 };
 use forgelm_plugin::{Kind, Origin, Plugin};
 use forgelm_sdk::options::to_json;
@@ -75,6 +75,7 @@ factory!(forgelm_trainer_factory, forgelm_trainer_descriptor, "trainer");
 factory!(forgelm_merge_method_factory, forgelm_merge_method_descriptor, "merge method");
 factory!(forgelm_quantizer_factory, forgelm_quantizer_descriptor, "quantizer");
 factory!(forgelm_evaluator_factory, forgelm_evaluator_descriptor, "evaluator");
+factory!(forgelm_reward_factory, forgelm_reward_descriptor, "reward");
 
 /// One plugin of a factory.
 pub(crate) struct Offer<F: Factory> {

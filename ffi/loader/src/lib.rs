@@ -25,6 +25,7 @@ mod host;
 mod kernels;
 mod merge_method;
 mod quantizer;
+mod reward;
 mod rng;
 mod sealed;
 pub mod search;

@@ -9,6 +9,7 @@ mod evaluator;
 mod factory;
 mod merge_method;
 mod quantizer;
+mod reward;
 mod services;
 mod trainer;
 
@@ -16,8 +17,8 @@ use crate::host;
 use border::guard;
 use forgelm_abi::{
     ABI_MAJOR, ABI_MINOR, EVALUATOR_FACTORY, LAYOUT_HASH, MAGIC, MERGE_METHOD_FACTORY,
-    QUANTIZER_FACTORY, TRAINER_FACTORY, forgelm_entry, forgelm_host, forgelm_plugin_error,
-    forgelm_status, forgelm_str,
+    QUANTIZER_FACTORY, REWARD_FACTORY, TRAINER_FACTORY, forgelm_entry, forgelm_host,
+    forgelm_plugin_error, forgelm_status, forgelm_str,
 };
 pub use forgelm_abi::{WITNESS, forgelm_layouts};
 use std::ffi::{CStr, c_char, c_void};
@@ -35,6 +36,8 @@ pub struct Exports {
     pub quantizers: &'static [crate::quantizer::Descriptor],
     /// Its evaluators.
     pub evaluators: &'static [crate::evaluator::Descriptor],
+    /// Its rewards.
+    pub rewards: &'static [crate::reward::Descriptor],
     /// Services of the host without which none of them works, as `forgelm.kernels/1`: a program that
     /// does not offer one refuses the library.
     pub needs: &'static [&'static str],
@@ -42,8 +45,14 @@ pub struct Exports {
 
 impl Exports {
     /// Nothing.
-    pub const NONE: Self =
-        Self { trainers: &[], merge_methods: &[], quantizers: &[], evaluators: &[], needs: &[] };
+    pub const NONE: Self = Self {
+        trainers: &[],
+        merge_methods: &[],
+        quantizers: &[],
+        evaluators: &[],
+        rewards: &[],
+        needs: &[],
+    };
 }
 
 /// The factories of a library, made when they are first asked for.
@@ -54,6 +63,7 @@ pub struct Factories {
     merge_methods: OnceLock<&'static merge_method::Factory>,
     quantizers: OnceLock<&'static quantizer::Factory>,
     evaluators: OnceLock<&'static evaluator::Factory>,
+    rewards: OnceLock<&'static reward::Factory>,
 }
 
 impl Factories {
@@ -66,6 +76,7 @@ impl Factories {
             merge_methods: OnceLock::new(),
             quantizers: OnceLock::new(),
             evaluators: OnceLock::new(),
+            rewards: OnceLock::new(),
         }
     }
 
@@ -96,6 +107,10 @@ impl Factories {
             () if id == EVALUATOR_FACTORY && !exports.evaluators.is_empty() => {
                 let leak = || evaluator::factory(exports.evaluators, exports.needs);
                 std::ptr::from_ref(*self.evaluators.get_or_init(leak)).cast()
+            }
+            () if id == REWARD_FACTORY && !exports.rewards.is_empty() => {
+                let leak = || reward::factory(exports.rewards, exports.needs);
+                std::ptr::from_ref(*self.rewards.get_or_init(leak)).cast()
             }
             () => null(),
         }

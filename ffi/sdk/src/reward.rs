@@ -4,8 +4,8 @@
 //! It never sees logits, tokens, a model or a device. The host adds the rewards that a run uses,
 //! compares the answers to one prompt with each other, and refuses what is not a number.
 
+use crate::Failed;
 use crate::options::{OptionValue, OptionsError};
-use std::fmt;
 
 /// An answer to be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,29 +18,15 @@ pub struct Answer<'a> {
     pub record: &'a str,
 }
 
-/// Why answers could not be judged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RewardError {
-    /// What is wrong.
-    pub problem: String,
-}
-
-impl fmt::Display for RewardError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.problem)
-    }
-}
-
-impl std::error::Error for RewardError {}
-
 /// A judge of answers.
 pub trait Reward: Send + Sync {
-    /// One number for each answer, in order; `None` where this reward has nothing to say.
+    /// One number for each answer, in order; `None` where this reward has nothing to say. What an answer
+    /// earns must not depend on the answers beside it, nor on what was judged before.
     ///
     /// # Errors
     /// If the answers cannot be judged. The run ends then: no answer is ever given a reward of zero
     /// in silence.
-    fn judge(&self, answers: &[Answer<'_>]) -> Result<Vec<Option<f64>>, RewardError>;
+    fn judge(&self, answers: &[Answer<'_>]) -> Result<Vec<Option<f64>>, Failed>;
 }
 
 /// The entry of one reward in its library's list.

@@ -9,8 +9,8 @@
 //! Source: the built-in reward of ForgeLM's first implementation. Options: none.
 
 use forgelm_sdk::options::Reader;
-use forgelm_sdk::reward::{Answer, Descriptor, Reward, RewardError};
-use forgelm_sdk::{OptionValue, OptionsError};
+use forgelm_sdk::reward::{Answer, Descriptor, Reward};
+use forgelm_sdk::{Failed, OptionValue, OptionsError};
 
 /// The entry in the kind's list.
 pub const FORMAT_LENGTH: Descriptor = Descriptor {
@@ -32,7 +32,7 @@ const LONG_ENOUGH: f64 = 200.0;
 const MARK: &str = "answer";
 
 impl Reward for FormatLength {
-    fn judge(&self, answers: &[Answer<'_>]) -> Result<Vec<Option<f64>>, RewardError> {
+    fn judge(&self, answers: &[Answer<'_>]) -> Result<Vec<Option<f64>>, Failed> {
         Ok(answers.iter().map(|answer| Some(reward(answer.completion))).collect())
     }
 }

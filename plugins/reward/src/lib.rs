@@ -1,5 +1,5 @@
 //! The rewards that ship with ForgeLM. One file a method; this list is the only place that names
-//! them all.
+//! them all. The program loads them from a shared library, as it does anyone's.
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,8 @@ use forgelm_sdk::reward::Descriptor;
 
 /// Every reward of this library, by name.
 pub const REWARDS: &[Descriptor] = &[format_length::FORMAT_LENGTH, math_answer::MATH_ANSWER];
+
+forgelm_sdk::export_plugin!(rewards: REWARDS);
 
 #[cfg(test)]
 mod tests {

@@ -8,8 +8,8 @@
 //! `gold_answer` gets 0: nothing is right there.
 
 use forgelm_sdk::options::Reader;
-use forgelm_sdk::reward::{Answer, Descriptor, Reward, RewardError};
-use forgelm_sdk::{OptionValue, OptionsError};
+use forgelm_sdk::reward::{Answer, Descriptor, Reward};
+use forgelm_sdk::{Failed, OptionValue, OptionsError};
 use serde_json::Value;
 
 /// The entry in the kind's list.
@@ -35,14 +35,14 @@ const AROUND: [&str; 13] =
 const CLOSE: f64 = 1e-6;
 
 impl Reward for MathAnswer {
-    fn judge(&self, answers: &[Answer<'_>]) -> Result<Vec<Option<f64>>, RewardError> {
+    fn judge(&self, answers: &[Answer<'_>]) -> Result<Vec<Option<f64>>, Failed> {
         answers.iter().map(|answer| reward(answer).map(Some)).collect()
     }
 }
 
-fn reward(answer: &Answer<'_>) -> Result<f64, RewardError> {
+fn reward(answer: &Answer<'_>) -> Result<f64, Failed> {
     let record: Value = serde_json::from_str(answer.record)
-        .map_err(|error| RewardError { problem: format!("the record is no JSON: {error}") })?;
+        .map_err(|error| Failed::new(format!("the record is no JSON: {error}")))?;
     let gold = match &record["gold_answer"] {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),

@@ -5,14 +5,12 @@ use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
 use crate::world;
 use clap::CommandFactory;
-use forgelm_plugin_reward::REWARDS;
-use forgelm_run::environment::Environment;
 use forgelm_run::error::RunError;
 use forgelm_run::event::{Event, Observer};
 use forgelm_run::exit::Exit;
 use forgelm_run::fit_check::fit_check;
 use forgelm_run::plan::Plan;
-use forgelm_run::plugins::{self, Plugins};
+use forgelm_run::plugins;
 use forgelm_run::resume::Resume;
 use forgelm_run::training::{Completed, Outcome, Request, train};
 use serde_json::{Value, json};
@@ -46,7 +44,8 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
         let env = context.environment();
         // Only what is said at the end matters.
         let mut silent = Silent;
-        let check = plugins(&plan, &env).and_then(|of| fit_check(&plan, &of, &env, &mut silent));
+        let check =
+            plugins::load(&plan, &env).and_then(|of| fit_check(&plan, &of, &env, &mut silent));
         return match check {
             Ok(check) => {
                 context.result(&check.to_text(), &check.to_json());
@@ -66,19 +65,12 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
 
 fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Result<Outcome, RunError> {
     let env = context.environment();
-    let mut plugins = plugins(plan, &env)?;
+    let mut plugins = plugins::load(plan, &env)?;
     if let Err(error) = world::stop_on_signals(&env.stop) {
         let text = format!("warning: signals will end the run without a checkpoint: {error}");
         context.progress.line(LogLevel::Warning, &text);
     }
     train(plan, &request(flags), &mut plugins, &env, &mut context.progress)
-}
-
-/// Everything that a run may use: the libraries that are found, and the rewards of the program.
-fn plugins(plan: &Plan, env: &Environment) -> Result<Plugins, RunError> {
-    let mut plugins = plugins::load(plan, env)?;
-    plugins.add_rewards(REWARDS)?;
-    Ok(plugins)
 }
 
 fn request(flags: &RunFlags) -> Request {

@@ -47,7 +47,7 @@ choice! {
 }
 
 section! {
-    /// Shared libraries with trainers, quantizers, evaluators and merge methods.
+    /// Shared libraries with trainers, quantizers, evaluators, merge methods and rewards.
     Plugins {
         /// Libraries, or folders of them.
         paths: Vec<String> = Vec::new(), ours(), text(NOT_BLANK);
@@ -56,6 +56,8 @@ section! {
         trainer: Option<String> = None, ours(), text(NOT_BLANK);
         /// Its options, each `key=value`.
         trainer_options: Vec<String> = Vec::new(), ours(), text(NOT_BLANK);
+        /// Rewards of libraries for `grpo`, beside those that ship with ForgeLM: their sum counts.
+        rewards: Vec<PluginReward> = Vec::new(), ours();
         /// Where foreign code runs.
         isolation: PluginIsolation = PluginIsolation::Auto, ours();
         /// Seconds that a call in a process of its own may give no sign of life (a line, progress) before
@@ -63,6 +65,16 @@ section! {
         deadline_seconds: u64 = 300, ours(), min(1.0), max(1_000_000.0);
         /// Refuses libraries without a trusted signature; those that ship with the program need none.
         require_signed: bool = false, ours();
+    }
+}
+
+section! {
+    /// One reward of a run.
+    PluginReward {
+        /// Its name in its library.
+        name: String = String::new(), ours(), required("my_reward"), text(NOT_BLANK);
+        /// Its options, each `key=value`.
+        options: Vec<String> = Vec::new(), ours(), text(NOT_BLANK);
     }
 }
 

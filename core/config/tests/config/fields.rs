@@ -109,7 +109,7 @@ fn every_field_refuses_values_of_another_type() {
 }
 
 /// Keys of the root and its sections, with those of a pipeline's stages counted once more.
-const FIELDS: usize = 368;
+const FIELDS: usize = 371;
 
 #[test]
 fn every_field_refuses_null_or_takes_it_for_absence() {
@@ -164,7 +164,7 @@ fn every_default_is_accepted_when_written_and_changes_nothing() {
         }
         let text = config(way, field, &default.to_string());
         let key = path(way, field);
-        if key.starts_with("pipeline") || key.starts_with("merge.models[") {
+        if key.starts_with("pipeline") || key.contains('[') {
             return;
         }
         let loaded = load(&text, "run.yaml").unwrap_or_else(|e| panic!("{text}\n{}", e[0]));

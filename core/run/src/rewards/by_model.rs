@@ -12,7 +12,8 @@ use forgelm_evidence::documents::evidence::{ComponentRevision, RevisionRecord};
 use forgelm_hub::{HubOptions, ModelFiles, ResolvedModel, Source, resolve};
 use forgelm_kernels_api::Compute;
 use forgelm_model::{Activations, Classifier, MemoryPlan, OpenModel};
-use forgelm_sdk::reward::{Answer, Reward, RewardError};
+use forgelm_sdk::Failed;
+use forgelm_sdk::reward::{Answer, Reward};
 use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use forgelm_train::rollouts::NamedReward;
 use serde_json::Value;
@@ -183,11 +184,11 @@ fn resolve_files(
 struct ByModel(Arc<RewardModel>);
 
 impl Reward for ByModel {
-    fn judge(&self, answers: &[Answer<'_>]) -> Result<Vec<Option<f64>>, RewardError> {
+    fn judge(&self, answers: &[Answer<'_>]) -> Result<Vec<Option<f64>>, Failed> {
         let judged = answers.iter().map(|answer| {
             let tokens = self.0.tokens(answer)?;
             Ok(Some(self.0.score(&tokens)?))
         });
-        judged.collect::<Result<_, String>>().map_err(|problem| RewardError { problem })
+        judged.collect::<Result<_, String>>().map_err(Failed::new)
     }
 }

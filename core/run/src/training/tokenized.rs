@@ -6,7 +6,7 @@ use crate::error::RunError;
 use crate::event::{DataReady, Event, Observer};
 use crate::model::FoundModel;
 use crate::plan::Plan;
-use crate::plugins::Plugins;
+use crate::plugins::{Plugins, Used};
 use crate::rewards::{Answering, RewardModel};
 use crate::sample::Question;
 use crate::settings;
@@ -58,6 +58,11 @@ impl TokenizedData {
         let data = Self { prepared, plan: order, needs, mismatched, answering, question };
         data.report(observer);
         Ok(data)
+    }
+
+    /// The rewards that take part.
+    pub(crate) fn rewards(&self) -> &[Used] {
+        self.answering.as_ref().map_or(&[], Answering::used)
     }
 
     /// What steps are made of; without what the reference model says.

@@ -11,12 +11,13 @@ use crate::host::HostServices;
 use crate::sealed::LibraryFile;
 use crate::trainer::{kept_name, records_of};
 use forgelm_plugin::{
-    Evaluators, Kind, MergeMethods, Offers, Origin, Plugin, Quantizers, Trainers,
+    Evaluators, Kind, MergeMethods, Offers, Origin, Plugin, Quantizers, Rewards, Trainers,
 };
 use forgelm_sdk::evaluator::Evaluator;
 use forgelm_sdk::merge_method::{self, MergeMethod, Pass, Scope};
 use forgelm_sdk::options::to_json;
 use forgelm_sdk::quantizer::Quantizer;
+use forgelm_sdk::reward::Reward;
 use forgelm_sdk::trainer::{self, Trainer};
 use forgelm_sdk::{OptionValue, OptionsError};
 use std::os::unix::ffi::OsStrExt as _;
@@ -94,6 +95,17 @@ fn library(file: &LibraryFile, loaded: Loaded, worker: Shared) -> Library {
                 Arc::new(move |options: &[(&str, OptionValue)]| {
                     let (instance, _) = remote.create(KindOf::Quantizer, options, &[], &caller)?;
                     Ok(Box::new(instance) as Box<dyn Quantizer>)
+                });
+            build
+        }));
+    }
+    for (index, described) in loaded.rewards.into_iter().enumerate() {
+        let remote = remote(index);
+        offers.rewards.push(plugin(described, (), &origin, move |caller| {
+            let build: Arc<<Rewards as Kind>::Build> =
+                Arc::new(move |options: &[(&str, OptionValue)]| {
+                    let (instance, _) = remote.create(KindOf::Reward, options, &[], &caller)?;
+                    Ok(Box::new(instance) as Box<dyn Reward>)
                 });
             build
         }));

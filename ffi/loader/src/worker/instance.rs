@@ -10,6 +10,7 @@ use forgelm_sdk::Failed;
 use forgelm_sdk::host::Level;
 use forgelm_sdk::merge_method::{MergeMethod, Pass, Piece, Tensor};
 use forgelm_sdk::quantizer::Quantizer;
+use forgelm_sdk::reward::{Answer as GivenAnswer, Reward};
 use forgelm_sdk::trainer::{Loss, Metric, Scored, Trainer};
 use std::sync::PoisonError;
 
@@ -231,6 +232,27 @@ impl Quantizer for Instance {
         };
         self.call(&[bytes.len(), size_of_val(rows)], place, |memory, written, answer| {
             matches!(answer, Answer::Done).then(|| rows.copy_from_slice(memory.slice(written)))
+        })
+    }
+}
+
+impl Reward for Instance {
+    fn judge(&self, answers: &[GivenAnswer<'_>]) -> Result<Vec<Option<f64>>, Failed> {
+        let texts = |answer: &GivenAnswer<'_>| {
+            [answer.prompt, answer.completion, answer.record].map(|text| text.len())
+        };
+        let arrays: Vec<usize> = answers.iter().flat_map(texts).collect();
+        let place = |memory: &mut Memory| {
+            let put = |answer: &GivenAnswer<'_>| {
+                let texts = [answer.prompt, answer.completion, answer.record];
+                texts.map(|text| memory.put(text.as_bytes()))
+            };
+            let answers = answers.iter().map(put).collect();
+            (Ask::Judge { instance: self.number, answers }, Span::default())
+        };
+        self.call(&arrays, place, |_, _, answer| {
+            let Answer::Rewards(rewards) = answer else { return None };
+            Some(rewards.into_iter().map(|bits| bits.map(f64::from_bits)).collect())
         })
     }
 }

@@ -12,6 +12,7 @@ use forgelm_plugin::{Kind, Offers, Plugin};
 use forgelm_sdk::merge_method::{MergeMethod, Piece, Scope, Tensor};
 use forgelm_sdk::options::from_json;
 use forgelm_sdk::quantizer::Quantizer;
+use forgelm_sdk::reward::{Answer as GivenAnswer, Reward};
 use forgelm_sdk::trainer::{Role, RoleTotals, Scored, Sequence, StepTotals, Trainer};
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 use std::ffi::OsStr;
@@ -83,6 +84,7 @@ struct Server {
     trainers: Vec<Option<Box<dyn Trainer>>>,
     merge_methods: Vec<Option<Box<dyn MergeMethod>>>,
     quantizers: Vec<Option<Box<dyn Quantizer>>>,
+    rewards: Vec<Option<Box<dyn Reward>>>,
 }
 
 /// What is told when a question makes no sense: a bug of the program.
@@ -116,6 +118,7 @@ impl Server {
             trainers: Vec::new(),
             merge_methods: Vec::new(),
             quantizers: Vec::new(),
+            rewards: Vec::new(),
         }
     }
 
@@ -130,6 +133,7 @@ impl Server {
                     KindOf::Trainer => end(&mut self.trainers, instance),
                     KindOf::MergeMethod => end(&mut self.merge_methods, instance),
                     KindOf::Quantizer => end(&mut self.quantizers, instance),
+                    KindOf::Reward => end(&mut self.rewards, instance),
                 }
                 Ok(Answer::Done)
             }
@@ -158,6 +162,7 @@ impl Server {
                 let made = quantizer.dequantize(read.slice(bytes), n_cols, rows);
                 made.map(|()| Answer::Done).map_err(|failed| failed.message)
             }
+            Ask::Judge { instance, answers } => self.judge(instance, &answers),
         }
     }
 
@@ -205,6 +210,7 @@ impl Server {
                 .collect(),
             quantizers: offers.quantizers.iter().map(described).collect(),
             evaluators: offers.evaluators.iter().map(described).collect(),
+            rewards: offers.rewards.iter().map(described).collect(),
         };
         self.offers = offers;
         Ok(Answer::Loaded(Box::new(loaded)))
@@ -239,6 +245,10 @@ impl Server {
                 let plugin = self.offers.quantizers.get(index).ok_or_else(missing)?;
                 (plugin.build)(&options).map(|new| keep(&mut self.quantizers, new))
             }
+            KindOf::Reward => {
+                let plugin = self.offers.rewards.get(index).ok_or_else(missing)?;
+                (plugin.build)(&options).map(|new| keep(&mut self.rewards, new))
+            }
         };
         let instance = instance.map_err(|error| error.to_string())?;
         Ok(Answer::Created { instance, reads_base, passes })
@@ -271,6 +281,26 @@ impl Server {
             n_terms: loss.n_terms,
             metrics: loss.metrics.iter().map(metric).collect(),
         })
+    }
+
+    fn judge(&mut self, number: usize, answers: &[[Span; 3]]) -> Result<Answer, String> {
+        for span in answers.iter().flatten() {
+            self.memory.follow(span, 1).map_err(|error| wrong(&error.to_string()))?;
+        }
+        let text = |span: Span| {
+            let bytes = self.memory.slice::<u8>(span);
+            std::str::from_utf8(bytes).map_err(|error| wrong(&error.to_string()))
+        };
+        let answers = answers.iter().map(|&[prompt, completion, record]| {
+            let (prompt, completion) = (text(prompt)?, text(completion)?);
+            Ok(GivenAnswer { prompt, completion, record: text(record)? })
+        });
+        let answers = answers.collect::<Result<Vec<_>, String>>()?;
+        let given = instance(&self.rewards, number)?.judge(&answers);
+        let bits = |value: Option<f64>| value.map(f64::to_bits);
+        given
+            .map(|given| Answer::Rewards(given.into_iter().map(bits).collect()))
+            .map_err(|failed| failed.message)
     }
 
     fn merge(

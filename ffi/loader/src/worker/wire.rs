@@ -14,7 +14,7 @@ const FRAME_MAX: u32 = 1 << 24;
 pub(crate) enum Ask {
     /// Loads the library, if these are its bytes; the first question, and asked once.
     Load { path: Vec<u8>, sha256: String },
-    /// Makes an instance of a trainer, merge method or quantizer.
+    /// Makes an instance.
     Create { kind: KindOf, index: usize, options: String, weights: Vec<u64> },
     /// Ends one.
     Destroy { kind: KindOf, instance: usize },
@@ -30,6 +30,8 @@ pub(crate) enum Ask {
     Quantize { instance: usize, n_cols: usize, rows: Span, bytes: Span },
     /// Bytes to numbers.
     Dequantize { instance: usize, n_cols: usize, bytes: Span, rows: Span },
+    /// Rewards of answers: prompt, completion and record of each, UTF-8.
+    Judge { instance: usize, answers: Vec<[Span; 3]> },
 }
 
 /// A kind that has instances in a worker.
@@ -38,6 +40,7 @@ pub(crate) enum KindOf {
     Trainer,
     MergeMethod,
     Quantizer,
+    Reward,
 }
 
 /// What the worker says. A question has one `Answer` or `Failed`, after any number of the others.
@@ -65,6 +68,8 @@ pub(crate) enum Answer {
         metrics: Vec<(String, u64, u64)>,
     },
     Bytes(usize),
+    /// As bits, since JSON has no NaN; none where there is nothing to say.
+    Rewards(Vec<Option<u64>>),
 }
 
 /// A library.
@@ -78,6 +83,7 @@ pub(crate) struct Loaded {
     pub merge_methods: Vec<(Described, MergeNeeds)>,
     pub quantizers: Vec<Described>,
     pub evaluators: Vec<Described>,
+    pub rewards: Vec<Described>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

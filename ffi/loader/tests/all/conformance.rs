@@ -18,16 +18,18 @@ fn failing(library: &Library) -> Vec<String> {
 fn every_plugin_that_we_ship_or_show_conforms() {
     let (_c, trainers) = compile("examples/trainers.c", &[], &[]);
     let (_cpp, mean) = compile("examples/merge_mean.cpp", &[], &[]);
+    let (_rewards, rewards) = compile("loader/tests/plugins/rewards.c", &[], &[]);
     let (trainer, example) = (built("forgelm_plugin_trainer"), built("forgelm_example_plugin"));
+    let reward = built("forgelm_plugin_reward");
     let mut n_tried = 0;
-    for path in [&trainer, &example, &trainers, &mean] {
+    for path in [&trainer, &example, &reward, &trainers, &mean, &rewards] {
         let library = load(path);
         assert_eq!(failing(&library), Vec::<String>::new(), "{}", path.display());
         n_tried += check(&library).len();
     }
     // Six properties of eight trainers, five of two merge methods, six of a quantizer, four of an
-    // evaluator.
-    assert_eq!(n_tried, 6 * 8 + 5 * 2 + 6 + 4);
+    // evaluator, six of four rewards.
+    assert_eq!(n_tried, 6 * 8 + 5 * 2 + 6 + 4 + 6 * 4);
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 use crate::batch::Batch;
 use crate::build::{Told, built, compile, load};
+use forgelm_plugin_reward::REWARDS;
 use forgelm_plugin_trainer::TRAINERS;
 use forgelm_sdk::evaluator::{Generate, Score, Services, TextPair, TextScore};
 use forgelm_sdk::merge_method::{MergeMethod, Pass, Piece, Tensor};
+use forgelm_sdk::reward::Answer;
 use forgelm_sdk::trainer::{Needs, Records, Role, Trainer};
 use forgelm_sdk::{Failed, OptionValue};
 use std::sync::atomic::Ordering;
@@ -45,6 +47,41 @@ fn every_bundled_trainer_gives_the_bits_that_it_gives_without_a_border() {
         let written = written.collect::<Vec<_>>();
         assert_eq!(bits(&dlogp), bits(&written), "{}", plugin.name);
     }
+}
+
+/// Texts of every kind, and what a reward has nothing to say of.
+#[test]
+fn every_bundled_reward_gives_the_bits_that_it_gives_without_a_border() {
+    let library = load(&built("forgelm_plugin_reward"));
+    assert_eq!(library.offers.rewards.len(), REWARDS.len());
+    let record = r#"{"gold_answer": "caf\u00e9"}"#;
+    let answer = |completion| Answer { prompt: "What? \u{1f600}", completion, record };
+    let answers = ["Answer: caf\u{e9}", "", "nul \0 inside. Answer: 7"].map(answer);
+    for (plugin, ours) in library.offers.rewards.iter().zip(REWARDS) {
+        assert_eq!(
+            (plugin.name, plugin.summary, plugin.source),
+            (ours.name, ours.summary, ours.source)
+        );
+        let found = (plugin.build)(&[]).unwrap().judge(&answers).unwrap();
+        assert_eq!(found, (ours.build)(&[]).unwrap().judge(&answers).unwrap(), "{}", plugin.name);
+        let refused = (plugin.build)(&[("most", OptionValue::Number(1.0))]).err().unwrap();
+        assert!(refused.to_string().contains("`most` is not an option of"), "{refused}");
+        let broken = Answer { record: "{", ..answers[0] };
+        let (found, expected) = [
+            (plugin.build)(&[]).unwrap().judge(&[broken]),
+            (ours.build)(&[]).unwrap().judge(&[broken]),
+        ]
+        .map(|judged| judged.map_err(|failed| failed.to_string()))
+        .into();
+        match (found, expected) {
+            (Err(found), Err(why)) => assert!(found.ends_with(&why), "{found}"),
+            (found, expected) => assert_eq!(found, expected),
+        }
+    }
+    let (_dir, path) = compile("loader/tests/plugins/rewards.c", &[], &[]);
+    let gold = (load(&path).offers.rewards[1].build)(&[]).unwrap();
+    let without = Answer { record: "{}", ..answers[0] };
+    assert_eq!(gold.judge(&[answers[0], without]).unwrap(), [Some(1.0), None]);
 }
 
 #[test]

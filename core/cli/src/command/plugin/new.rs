@@ -127,6 +127,11 @@ fn files(kind: PluginKind, language: PluginLanguage, name: &str) -> Vec<File> {
             template!("c/merge_method.c"),
             template!("cpp/merge_method.cpp"),
         ),
+        PluginKind::Reward => source(
+            template!("rust/reward.rs"),
+            template!("c/reward.c"),
+            template!("cpp/reward.cpp"),
+        ),
     };
     let named = |file: &str, text: &str| File::new(file, text.replace(NAME, name));
     let (source_file, library) = (language.source(name), language.library(name));
@@ -164,6 +169,7 @@ fn used(kind: PluginKind) -> &'static str {
     match kind {
         PluginKind::Trainer => "  trainer: my_plugin",
         PluginKind::MergeMethod => "merge:\n  method: my_plugin",
+        PluginKind::Reward => "  rewards: [{name: my_plugin}]",
         PluginKind::Quantizer | PluginKind::Evaluator => {
             "# and my_plugin where it takes one by name"
         }

@@ -16,12 +16,12 @@ macro_rules! sources {
 const SOURCES: &[(&str, &str)] = sources! {
     "src" from "ffi/sdk/src":
         "evaluator.rs" "export.rs" "export/border.rs" "export/evaluator.rs" "export/factory.rs"
-        "export/merge_method.rs" "export/quantizer.rs" "export/services.rs"
+        "export/merge_method.rs" "export/quantizer.rs" "export/reward.rs" "export/services.rs"
         "export/trainer.rs" "failed.rs" "host.rs" "kernels.rs" "lib.rs" "merge_method.rs" "options.rs"
         "quantizer.rs" "random.rs" "reward.rs" "trainer.rs";
     "abi/src" from "ffi/abi/src":
         "border.rs" "evaluator.rs" "kernels.rs" "layout.rs" "lib.rs" "merge_method.rs" "quantizer.rs"
-        "rng.rs" "tensor.rs" "trainer.rs" "witness.rs";
+        "reward.rs" "rng.rs" "tensor.rs" "trainer.rs" "witness.rs";
     "kernels_api/src" from "kernels/api/src":
         "blocks.rs" "dynamic_map.rs" "dynamic_map/tables.rs" "frozen.rs" "lib.rs" "ops.rs"
         "optimizer.rs" "philox.rs";
