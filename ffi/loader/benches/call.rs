@@ -5,7 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark")]
 
 use criterion::{Criterion, criterion_group};
-use forgelm_loader::{HostServices, Library, Loader, WorkerProgram, worker};
+use forgelm_loader::{HostServices, Library, LibraryFile, Loader, WorkerProgram, worker};
 use forgelm_sdk::trainer::{Role, Scored, Sequence, StepTotals, Trainer};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
