@@ -1005,6 +1005,7 @@ struct forgelm_kernels {
 
 #define FORGELM_SCORE "forgelm.score/1"
 #define FORGELM_GENERATE "forgelm.generate/1"
+#define FORGELM_HELD_OUT "forgelm.held_out/1"
 
 /* A text and what follows it, as the model's tokenizer cuts them together. */
 typedef struct forgelm_text_pair {
@@ -1019,11 +1020,16 @@ struct forgelm_score {
     uint32_t reserved;
     void *service_data;
 
-    /* Scores n completions: logp_sums [n] and n_tokens [n] written.
+    /* Scores n completions: logp_sums [n], in natural logarithms, and n_tokens [n] written. A score
+     * does not depend on the other pairs. The tokenizer cuts prompt and completion together, with
+     * what it puts before a text and without what it puts after one; the text of a special token is
+     * that token. A token that has a byte of the completion is scored, also where it begins in the
+     * prompt; the very first token, which nothing stands before, is not.
      * Thread:    the caller's of evaluate.
      * Ownership: everything is borrowed for the call.
-     * Errors:    FORGELM_E_INVALID_ARGUMENT for a text that has no tokens or is too long for the
-     *            model, FORGELM_E_CANCELLED; nothing is written then.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT for a text that has no tokens to score or is too long
+     *            for the model, FORGELM_E_CANCELLED, FORGELM_E_INTERNAL for a model that gives no
+     *            numbers; nothing is written then.
      * Since:     1.0 */
     forgelm_status (*score)(const forgelm_score *service, const forgelm_text_pair *pairs, size_t n,
                             double *logp_sums, uint64_t *n_tokens,
@@ -1037,7 +1043,11 @@ struct forgelm_generate {
     uint32_t reserved;
     void *service_data;
 
-    /* Answers n prompts, each into its writer. Options: max_new_tokens, temperature, top_p, seed.
+    /* Answers n prompts, each into its writer. An answer is a function of prompt and options, and
+     * ends at a token that ends a text or a turn, which is not part of it. Options: max_new_tokens
+     * (256), temperature (0; 0 always takes the likeliest token), top_p (1), seed (0), and chat
+     * (false): whether a prompt is a user's turn in the model's chat template, or a text that goes
+     * on, where the text of a special token is that token.
      * Thread:    the caller's of evaluate.
      * Ownership: everything is borrowed for the call.
      * Errors:    FORGELM_E_INVALID_ARGUMENT for an option or a prompt, FORGELM_E_CANCELLED; what
@@ -1046,6 +1056,43 @@ struct forgelm_generate {
     forgelm_status (*generate)(const forgelm_generate *service, const forgelm_str *prompts,
                                size_t n, forgelm_str options_json, const forgelm_writer *answers,
                                forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+};
+
+/* "forgelm.held_out/1": the records that the run holds out, its validation split. Of a record with
+ * several answers it is the one that is preferred; records without one are left out. */
+typedef struct forgelm_held_out forgelm_held_out;
+struct forgelm_held_out {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *service_data;
+
+    /* Number of records.
+     * Thread:    the caller's of evaluate.
+     * Ownership: nothing changes hands.
+     * Errors:    none.
+     * Since:     1.0 */
+    uint64_t (*count)(const forgelm_held_out *service) FORGELM_NOEXCEPT;
+
+    /* Scores records first, first + 1, ... as the run evaluates itself: cut, rendered and masked as
+     * in training, over trained tokens. logp_sums [n] and n_tokens [n] written.
+     * Thread:    the caller's of evaluate.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT for records that there are not, FORGELM_E_CANCELLED,
+     *            FORGELM_E_INTERNAL for a model that gives no numbers; nothing is written then.
+     * Since:     1.0 */
+    forgelm_status (*score)(const forgelm_held_out *service, uint64_t first, size_t n,
+                            double *logp_sums, uint64_t *n_tokens,
+                            forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* A record as the model reads it, without what the tokenizer puts before a text: what stands
+     * before its first trained token, and the rest. Special tokens are there as texts.
+     * Thread:    the caller's of evaluate.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT for a record that there is not; nothing is written then.
+     * Since:     1.0 */
+    forgelm_status (*text)(const forgelm_held_out *service, uint64_t record,
+                           const forgelm_writer *prompt, const forgelm_writer *completion,
+                           forgelm_plugin_error *err) FORGELM_NOEXCEPT;
 };
 
 #ifdef __cplusplus

@@ -301,7 +301,7 @@ impl MergeMethod for Whole {
 
     fn merge(&self, piece: &Piece<'_>, out: &mut [f32]) -> Result<(), Failed> {
         if piece.tensor.name == "d" {
-            return Err(Failed { message: "no d today".to_owned() });
+            return Err(Failed::new("no d today"));
         }
         assert_eq!((piece.start, out.len()), (0, piece.tensor.len));
         out.copy_from_slice(piece.base.expect("asked for"));

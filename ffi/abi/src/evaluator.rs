@@ -1,4 +1,4 @@
-//! `forgelm.evaluator/1`: judges of a model, over two services of the host.
+//! `forgelm.evaluator/1`: judges of a model, over services of the host.
 
 use crate::{forgelm_host, forgelm_plugin_error, forgelm_status, forgelm_str};
 use std::ffi::{CStr, c_char, c_void};
@@ -9,6 +9,8 @@ pub const EVALUATOR_FACTORY: &CStr = c"forgelm.evaluator/1";
 pub const SCORE: &CStr = c"forgelm.score/1";
 /// Id of the host's [`forgelm_generate`].
 pub const GENERATE: &CStr = c"forgelm.generate/1";
+/// Id of the host's [`forgelm_held_out`].
+pub const HELD_OUT: &CStr = c"forgelm.held_out/1";
 
 /// A text and what follows it.
 #[repr(C)]
@@ -71,6 +73,41 @@ pub struct forgelm_generate {
             n: usize,
             options_json: forgelm_str,
             answers: *const forgelm_writer,
+            err: *mut forgelm_plugin_error,
+        ) -> forgelm_status,
+    >,
+}
+
+/// Host service `forgelm.held_out/1`: the records that the run holds out.
+#[repr(C)]
+#[derive(Debug)]
+pub struct forgelm_held_out {
+    /// Bytes of this struct, as the host knows it.
+    pub struct_size: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The host's own.
+    pub service_data: *mut c_void,
+    /// Number of records.
+    pub count: Option<unsafe extern "C" fn(service: *const forgelm_held_out) -> u64>,
+    /// Scores n records.
+    pub score: Option<
+        unsafe extern "C" fn(
+            service: *const forgelm_held_out,
+            first: u64,
+            n: usize,
+            logp_sums: *mut f64,
+            n_tokens: *mut u64,
+            err: *mut forgelm_plugin_error,
+        ) -> forgelm_status,
+    >,
+    /// A record as texts.
+    pub text: Option<
+        unsafe extern "C" fn(
+            service: *const forgelm_held_out,
+            record: u64,
+            prompt: *const forgelm_writer,
+            completion: *const forgelm_writer,
             err: *mut forgelm_plugin_error,
         ) -> forgelm_status,
     >,

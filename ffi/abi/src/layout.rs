@@ -3,14 +3,14 @@
 use crate::{
     forgelm_answer, forgelm_device, forgelm_dtype, forgelm_entry, forgelm_evaluator,
     forgelm_evaluator_descriptor, forgelm_evaluator_factory, forgelm_field_layout, forgelm_gemm,
-    forgelm_generate, forgelm_host, forgelm_kernels, forgelm_layouts, forgelm_loss,
-    forgelm_merge_method, forgelm_merge_method_descriptor, forgelm_merge_method_factory,
-    forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor, forgelm_plugin_error,
-    forgelm_quantizer, forgelm_quantizer_descriptor, forgelm_quantizer_factory, forgelm_reward,
-    forgelm_reward_descriptor, forgelm_reward_factory, forgelm_rng, forgelm_role_totals,
-    forgelm_score, forgelm_scored, forgelm_sequence, forgelm_str, forgelm_tensor,
-    forgelm_text_pair, forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory,
-    forgelm_work, forgelm_writer,
+    forgelm_generate, forgelm_held_out, forgelm_host, forgelm_kernels, forgelm_layouts,
+    forgelm_loss, forgelm_merge_method, forgelm_merge_method_descriptor,
+    forgelm_merge_method_factory, forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor,
+    forgelm_plugin_error, forgelm_quantizer, forgelm_quantizer_descriptor,
+    forgelm_quantizer_factory, forgelm_reward, forgelm_reward_descriptor, forgelm_reward_factory,
+    forgelm_rng, forgelm_role_totals, forgelm_score, forgelm_scored, forgelm_sequence, forgelm_str,
+    forgelm_tensor, forgelm_text_pair, forgelm_trainer, forgelm_trainer_descriptor,
+    forgelm_trainer_factory, forgelm_work, forgelm_writer,
 };
 
 /// One field.
@@ -119,6 +119,7 @@ pub const EXTENSION_LAYOUTS: &[Layout] = layouts! {
     forgelm_text_pair { prompt, completion }
     forgelm_score { struct_size, reserved, service_data, score }
     forgelm_generate { struct_size, reserved, service_data, generate }
+    forgelm_held_out { struct_size, reserved, service_data, count, score, text }
     forgelm_rng { struct_size, reserved, service_data, bits, uniform }
     forgelm_field_layout { structure, field, align, offset, size }
     forgelm_layouts { struct_size, reserved, fields, n_fields }

@@ -26,8 +26,9 @@ pub use border::{
     forgelm_status, forgelm_str, log_level, status,
 };
 pub use evaluator::{
-    EVALUATOR_FACTORY, GENERATE, SCORE, forgelm_evaluator, forgelm_evaluator_descriptor,
-    forgelm_evaluator_factory, forgelm_generate, forgelm_score, forgelm_text_pair, forgelm_writer,
+    EVALUATOR_FACTORY, GENERATE, HELD_OUT, SCORE, forgelm_evaluator, forgelm_evaluator_descriptor,
+    forgelm_evaluator_factory, forgelm_generate, forgelm_held_out, forgelm_score,
+    forgelm_text_pair, forgelm_writer,
 };
 pub use kernels::{
     KERNELS, Reduction, forgelm_gemm, forgelm_kernels, forgelm_work, gemm_layout, write,

@@ -178,7 +178,7 @@ fn the_ids_of_factories_and_services_are_those_of_the_header() {
     use forgelm_abi::{
         EVALUATOR_FACTORY, MERGE_METHOD_FACTORY, QUANTIZER_FACTORY, REWARD_FACTORY, TRAINER_FACTORY,
     };
-    use forgelm_abi::{GENERATE, KERNELS, RNG, SCORE};
+    use forgelm_abi::{GENERATE, HELD_OUT, KERNELS, RNG, SCORE};
     let header = header();
     for (name, id) in [
         ("FORGELM_TRAINER_FACTORY", TRAINER_FACTORY),
@@ -188,6 +188,7 @@ fn the_ids_of_factories_and_services_are_those_of_the_header() {
         ("FORGELM_REWARD_FACTORY", REWARD_FACTORY),
         ("FORGELM_SCORE", SCORE),
         ("FORGELM_GENERATE", GENERATE),
+        ("FORGELM_HELD_OUT", HELD_OUT),
         ("FORGELM_RNG", RNG),
         ("FORGELM_KERNELS", KERNELS),
     ] {
@@ -217,7 +218,7 @@ fn every_function_has_its_four_marks() {
             assert!(has, "forgelm_plugin.h:{}: no `{mark}` before `{}`", number + 1, line.trim());
         }
     }
-    assert_eq!(n_functions, 61, "the functions are not found");
+    assert_eq!(n_functions, 63, "the functions are not found");
 }
 
 /// A host in C may well have plugins of its own.

@@ -9,7 +9,7 @@ use forgelm_abi::{
     forgelm_str, forgelm_tensor, status,
 };
 use forgelm_plugin::{Kind, Origin};
-use forgelm_sdk::{Failed, OptionsError};
+use forgelm_sdk::{Cause, Failed, OptionsError};
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char};
 use std::fmt;
@@ -166,7 +166,12 @@ pub(crate) fn call(
     if ended == status::PANIC {
         poison.0.store(true, Ordering::Release);
     }
-    Err(caller.failed(&told(ended, &err)))
+    let cause = match ended {
+        status::INVALID_ARGUMENT => Cause::Argument,
+        status::CANCELLED => Cause::Cancelled,
+        _ => Cause::Work,
+    };
+    Err(Failed { cause, ..caller.failed(&told(ended, &err)) })
 }
 
 /// What a failed call said.

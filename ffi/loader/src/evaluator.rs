@@ -1,24 +1,25 @@
-//! Evaluators of a library, as the trait that the host calls; and the host's services for them.
+//! Evaluators of a library, as the trait that the host calls.
 
-use crate::border::{Caller, Poison, call, first_missing, lossy, size};
+mod services;
+
+use crate::border::{Caller, Poison, call, first_missing, lossy};
 use crate::error::Problem;
 use crate::factory::{self, Offer};
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
-use crate::service::{Refusal, serve};
-use crate::watch::Watch;
 use forgelm_abi::{
-    forgelm_evaluator, forgelm_evaluator_descriptor, forgelm_evaluator_factory, forgelm_generate,
-    forgelm_plugin_error, forgelm_score, forgelm_status, forgelm_str, forgelm_text_pair,
+    forgelm_evaluator, forgelm_evaluator_descriptor, forgelm_evaluator_factory, forgelm_str,
     forgelm_writer,
 };
 use forgelm_plugin::{Evaluators, Kind, Origin, Plugin};
-use forgelm_sdk::evaluator::{Evaluator, Generate, Report, Score, Services, TextPair};
-use forgelm_sdk::options::from_json;
+use forgelm_sdk::evaluator::{Evaluator, Report, Services};
 use forgelm_sdk::{Failed, OptionValue, OptionsError};
+use serde_json::Value;
 use std::ffi::c_void;
-use std::ptr::from_ref;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes of a report, at most: it becomes part of the run's documents.
+pub(crate) const REPORT_MAX: usize = 1 << 20;
 
 /// The evaluators behind a factory; none if it is null.
 pub(crate) fn offers(
@@ -96,23 +97,8 @@ impl Evaluator for Foreign {
     fn evaluate(&self, model: &Services<'_>) -> Result<Report, Failed> {
         let one_at_a_time = self.one_call_at_a_time.lock();
         let _one_at_a_time = one_at_a_time.unwrap_or_else(PoisonError::into_inner);
-        let watch = self.host.watcher();
-        let score_behind = model.score.map(|service| Served { service, watch });
-        let generate_behind = model.generate.map(|service| Served { service, watch });
-        let host = self.host.with_services(
-            score_behind.as_ref().map(|served| forgelm_score {
-                struct_size: size::<forgelm_score>(),
-                reserved: 0,
-                service_data: from_ref(served).cast_mut().cast(),
-                score: Some(score),
-            }),
-            generate_behind.as_ref().map(|served| forgelm_generate {
-                struct_size: size::<forgelm_generate>(),
-                reserved: 0,
-                service_data: from_ref(served).cast_mut().cast(),
-                generate: Some(generate),
-            }),
-        );
+        let behind = services::Behind { model, watch: self.host.watcher() };
+        let host = self.host.with_services(behind.tables());
         let mut written: Vec<u8> = Vec::new();
         let writer = forgelm_writer { ctx: (&raw mut written).cast(), write: Some(append) };
         // SAFETY: checked when it was created.
@@ -122,102 +108,69 @@ impl Evaluator for Foreign {
             // SAFETY: the plugin's own function; everything lives until it returns.
             unsafe { evaluate(self.instance, host.table(), &raw const writer, err) }
         })?;
-        serde_json::from_slice(&written)
-            .map_err(|error| self.caller.failed(&format!("its report is no JSON object: {error}")))
+        report(&written).map_err(|problem| self.caller.failed(&problem))
     }
 }
 
-/// A service behind a table, and who is told that it works.
-struct Served<'a, Service: ?Sized> {
-    service: &'a Service,
-    watch: &'a Watch,
-}
-
-/// Appends to the bytes behind a writer.
+/// Appends to the bytes behind a writer, up to what a report may have and a little more, so that one
+/// that is too long is seen as such.
 unsafe extern "C" fn append(ctx: *mut c_void, text: forgelm_str) {
     // SAFETY: the context of a writer is the vector that it was made with, which outlives the call.
     let Some(to) = (unsafe { ctx.cast::<Vec<u8>>().as_mut() }) else { return };
-    // SAFETY: readable during the call.
-    to.extend_from_slice(unsafe { lossy(text) }.as_bytes());
+    if to.len() <= REPORT_MAX {
+        // SAFETY: readable during the call.
+        to.extend_from_slice(unsafe { lossy(text) }.as_bytes());
+    }
 }
 
-unsafe extern "C" fn score(
-    table: *const forgelm_score,
-    pairs: *const forgelm_text_pair,
-    n: usize,
-    logp_sums: *mut f64,
-    n_tokens: *mut u64,
-    err: *mut forgelm_plugin_error,
-) -> forgelm_status {
-    serve(err, || {
-        let is_null =
-            table.is_null() || pairs.is_null() || logp_sums.is_null() || n_tokens.is_null();
-        if n == 0 {
-            return Ok(());
-        }
-        if is_null {
-            return Err(Refusal::argument("an argument is NULL"));
-        }
-        // SAFETY: the table of the call in progress, whose service outlives it.
-        let served = unsafe { &*(*table).service_data.cast::<Served<'_, dyn Score>>() };
-        let (service, _working) = (served.service, served.watch.serving());
-        // SAFETY: as many pairs as the plugin says, readable during the call.
-        let pairs = unsafe { std::slice::from_raw_parts(pairs, n) };
-        // SAFETY: texts are readable during the call.
-        let text = |text| unsafe { lossy(text) };
-        let texts: Vec<_> =
-            pairs.iter().map(|pair| (text(pair.prompt), text(pair.completion))).collect();
-        let pairs: Vec<TextPair<'_>> =
-            texts.iter().map(|(prompt, completion)| TextPair { prompt, completion }).collect();
-        let scores = service.score(&pairs)?;
-        for (i, score) in scores.iter().take(n).enumerate() {
-            // SAFETY: n places each, as the header says.
-            unsafe {
-                logp_sums.add(i).write(score.logp_sum);
-                n_tokens.add(i).write(score.n_tokens);
-            }
-        }
-        Ok(())
-    })
+/// A report out of what was written: a JSON object without null.
+fn report(written: &[u8]) -> Result<Report, String> {
+    if written.len() > REPORT_MAX {
+        return Err(format!("its report has more than {REPORT_MAX} bytes"));
+    }
+    let report: Report = serde_json::from_slice(written).map_err(|error| {
+        format!("its report is no JSON object: {error}\n  hint: JSON has no NaN and no infinity")
+    })?;
+    match report.iter().find_map(|(key, value)| null_in(value).map(|rest| format!("{key}{rest}"))) {
+        None => Ok(report),
+        Some(place) => Err(format!(
+            "its report has null at `{place}`; expected a value\n  hint: null is what becomes of a \
+             number that is not finite; leave out what there is not"
+        )),
+    }
 }
 
-unsafe extern "C" fn generate(
-    table: *const forgelm_generate,
-    prompts: *const forgelm_str,
-    n: usize,
-    options_json: forgelm_str,
-    answers: *const forgelm_writer,
-    err: *mut forgelm_plugin_error,
-) -> forgelm_status {
-    serve(err, || {
-        if n == 0 {
-            return Ok(());
-        }
-        if table.is_null() || prompts.is_null() || answers.is_null() {
-            return Err(Refusal::argument("an argument is NULL"));
-        }
-        // SAFETY: the table of the call in progress, whose service outlives it.
-        let served = unsafe { &*(*table).service_data.cast::<Served<'_, dyn Generate>>() };
-        let (service, _working) = (served.service, served.watch.serving());
-        // SAFETY: as many as the plugin says, readable during the call; so below.
-        let (prompts, answers) = unsafe {
-            (std::slice::from_raw_parts(prompts, n), std::slice::from_raw_parts(answers, n))
-        };
-        // SAFETY: as above.
-        let prompts: Vec<_> = prompts.iter().map(|prompt| unsafe { lossy(*prompt) }).collect();
-        let prompts: Vec<&str> = prompts.iter().map(AsRef::as_ref).collect();
-        // SAFETY: as above.
-        let options = from_json(match &*unsafe { lossy(options_json) } {
-            "" => "{}",
-            json => json,
-        });
-        let options = options.map_err(|error| Failed::new(error.to_string()))?;
-        let options: Vec<_> = options.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
-        for (writer, text) in answers.iter().zip(service.generate(&prompts, &options)?) {
-            let write = writer.write.ok_or_else(|| Failed::new("a writer has no function"))?;
-            // SAFETY: the plugin's own function and context.
-            unsafe { write(writer.ctx, forgelm_str::new(&text)) };
-        }
-        Ok(())
-    })
+/// Where a value is null, as the rest of its path.
+fn null_in(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => Some(String::new()),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .find_map(|(i, item)| null_in(item).map(|rest| format!("[{i}]{rest}"))),
+        Value::Object(members) => members
+            .iter()
+            .find_map(|(key, member)| null_in(member).map(|rest| format!(".{key}{rest}"))),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_that_is_no_object_of_values_is_refused() {
+        let refused = |text: &str| report(text.as_bytes()).expect_err("refused");
+        assert!(refused("").starts_with("its report is no JSON object: EOF"));
+        assert!(refused("[1]").contains("is no JSON object"));
+        assert!(refused("{\"loss\": NaN}").contains("JSON has no NaN"));
+        assert!(refused("{\"loss\": 1e999}").contains("number out of range"));
+        assert!(refused("{\"loss\": 1} {}").contains("trailing characters"));
+        let null = refused("{\"a\": {\"b\": [1, {\"c\": null}]}}");
+        assert!(null.starts_with("its report has null at `a.b[1].c`; expected a value"), "{null}");
+        let long = format!("{{\"a\": \"{}\"}}", "x".repeat(REPORT_MAX));
+        assert_eq!(refused(&long), "its report has more than 1048576 bytes");
+        assert_eq!(report(b"{\"a\": [0, false, \"\"]}").expect("a report").len(), 1);
+    }
 }

@@ -5,8 +5,8 @@ use crate::kernels::Kernels;
 use crate::rng;
 use crate::watch::{Calls, Hung, Watch};
 use forgelm_abi::{
-    ABI_MAJOR, ABI_MINOR, GENERATE, KERNELS, RNG, SCORE, forgelm_generate, forgelm_host,
-    forgelm_score, forgelm_str, log_level,
+    ABI_MAJOR, ABI_MINOR, GENERATE, HELD_OUT, KERNELS, RNG, SCORE, forgelm_generate,
+    forgelm_held_out, forgelm_host, forgelm_score, forgelm_str, log_level,
 };
 use forgelm_kernels_api::Ops;
 use forgelm_sdk::host::Level;
@@ -64,9 +64,15 @@ pub(crate) struct Host {
     table: forgelm_host,
     services: Arc<HostServices>,
     shared: Arc<Shared>,
-    /// For the call of an evaluator.
-    score: Option<forgelm_score>,
-    generate: Option<forgelm_generate>,
+    for_evaluator: ForEvaluator,
+}
+
+/// What a host offers for one call of an evaluator.
+#[derive(Debug, Default)]
+pub(crate) struct ForEvaluator {
+    pub(crate) score: Option<forgelm_score>,
+    pub(crate) generate: Option<forgelm_generate>,
+    pub(crate) held_out: Option<forgelm_held_out>,
 }
 
 /// What a host has once, however many tables.
@@ -96,8 +102,7 @@ impl Host {
             },
             services,
             shared,
-            score: None,
-            generate: None,
+            for_evaluator: ForEvaluator::default(),
         }
     }
 
@@ -112,13 +117,9 @@ impl Host {
     }
 
     /// The same host with the services of an evaluator, for one call.
-    pub(crate) fn with_services(
-        &self,
-        score: Option<forgelm_score>,
-        generate: Option<forgelm_generate>,
-    ) -> Self {
+    pub(crate) fn with_services(&self, for_evaluator: ForEvaluator) -> Self {
         let (services, shared) = (Arc::clone(&self.services), Arc::clone(&self.shared));
-        Self { score, generate, ..Self::new(services, shared) }
+        Self { for_evaluator, ..Self::new(services, shared) }
     }
 
     /// Watches a plugin: its calls are counted in what this gives.
@@ -141,7 +142,7 @@ impl Host {
         match id.as_bytes() {
             // Not made before a plugin asks for it.
             id if id == KERNELS.to_bytes() => self.services.kernels.is_some(),
-            id if [SCORE, GENERATE].iter().any(|known| known.to_bytes() == id) => true,
+            id if [SCORE, GENERATE, HELD_OUT].iter().any(|known| known.to_bytes() == id) => true,
             id => self.extension(id).is_some(),
         }
     }
@@ -153,13 +154,16 @@ impl Host {
     }
 
     fn extension(&self, id: &[u8]) -> Option<*const c_void> {
+        fn at<T>(table: Option<&T>) -> Option<*const c_void> {
+            table.map(|table| from_ref(table).cast())
+        }
+        let ForEvaluator { score, generate, held_out } = &self.for_evaluator;
         match id {
-            _ if id == RNG.to_bytes() => Some(from_ref(&rng::TABLE.0).cast()),
+            _ if id == RNG.to_bytes() => at(Some(&rng::TABLE.0)),
             _ if id == KERNELS.to_bytes() => self.kernels(),
-            _ if id == SCORE.to_bytes() => self.score.as_ref().map(|table| from_ref(table).cast()),
-            _ if id == GENERATE.to_bytes() => {
-                self.generate.as_ref().map(|table| from_ref(table).cast())
-            }
+            _ if id == SCORE.to_bytes() => at(score.as_ref()),
+            _ if id == GENERATE.to_bytes() => at(generate.as_ref()),
+            _ if id == HELD_OUT.to_bytes() => at(held_out.as_ref()),
             _ => None,
         }
     }

@@ -3,7 +3,7 @@
 use crate::border::size;
 use crate::float_mode::KeepFloatMode;
 use forgelm_abi::{forgelm_plugin_error, forgelm_status, status};
-use forgelm_sdk::Failed;
+use forgelm_sdk::{Cause, Failed};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -23,7 +23,12 @@ impl Refusal {
 
 impl From<Failed> for Refusal {
     fn from(failed: Failed) -> Self {
-        Self::argument(failed.message)
+        let status = match failed.cause {
+            Cause::Work => status::INTERNAL,
+            Cause::Argument => status::INVALID_ARGUMENT,
+            Cause::Cancelled => status::CANCELLED,
+        };
+        Self { status, message: failed.message }
     }
 }
 

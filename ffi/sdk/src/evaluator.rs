@@ -1,8 +1,8 @@
-//! An evaluator judges a model that it sees only through two services of the host: scores of
-//! texts, and answers to prompts.
+//! An evaluator judges a model that it sees only through services of the host: scores of texts,
+//! answers to prompts, and the records that the run holds out.
 //!
 //! It never sees weights, a tokenizer or a device. What it finds is a JSON object: the host keeps
-//! it with the evidence of the run.
+//! it with the evidence of the run. Texts of its own it reads from the file that an option names.
 
 use crate::Failed;
 use crate::options::{OptionValue, OptionsError};
@@ -20,7 +20,7 @@ pub struct TextPair<'a> {
 /// What the model thinks of a completion.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TextScore {
-    /// Sum of the log-probabilities of its tokens.
+    /// Sum of the natural logarithms of the probabilities of its tokens.
     pub logp_sum: f64,
     /// Its tokens.
     pub n_tokens: u64,
@@ -28,7 +28,11 @@ pub struct TextScore {
 
 /// Scores texts under the model.
 pub trait Score {
-    /// One score for each pair.
+    /// One score for each pair, which does not depend on the others.
+    ///
+    /// The tokenizer cuts prompt and completion together, with what it puts before a text; the text of
+    /// a special token is that token. A token that has a byte of the completion is scored, also where it
+    /// begins in the prompt. The very first token, which nothing stands before, is not.
     ///
     /// # Errors
     /// If a text cannot be scored, or the run is to stop.
@@ -37,7 +41,10 @@ pub trait Score {
 
 /// Lets the model answer.
 pub trait Generate {
-    /// One answer for each prompt. Options: `max_new_tokens`, `temperature`, `top_p`, `seed`.
+    /// One answer for each prompt, which does not depend on the others. Options: `max_new_tokens`
+    /// (256), `temperature` (0 always takes the likeliest token), `top_p` (1), `seed` (0), and `chat`
+    /// (false): whether a prompt is a user's turn in the model's chat template, or a text that goes on,
+    /// where the text of a special token is that token.
     ///
     /// # Errors
     /// If an option or a prompt cannot be used, or the run is to stop.
@@ -48,16 +55,49 @@ pub trait Generate {
     ) -> Result<Vec<String>, Failed>;
 }
 
+/// A record as texts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecordText {
+    /// What stands before its first trained token.
+    pub prompt: String,
+    /// The rest.
+    pub completion: String,
+}
+
+/// The records that the run holds out: its validation split. Of a record with several answers, the one
+/// that is preferred; records without one are left out.
+pub trait HeldOut {
+    /// Number of records.
+    fn n_records(&self) -> u64;
+
+    /// Scores `n` records from `first` on, as the run evaluates itself: cut, rendered and masked as
+    /// in training, over trained tokens.
+    ///
+    /// # Errors
+    /// If there are not as many records, or the run is to stop.
+    fn score(&self, first: u64, n: usize) -> Result<Vec<TextScore>, Failed>;
+
+    /// A record as the model reads it, without what the tokenizer puts before a text: special tokens
+    /// are there as texts.
+    ///
+    /// # Errors
+    /// If there is no such record.
+    fn text(&self, record: u64) -> Result<RecordText, Failed>;
+}
+
 /// The model, as an evaluator sees it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Services<'a> {
     /// `forgelm.score/1`, where the host offers it.
     pub score: Option<&'a dyn Score>,
     /// `forgelm.generate/1`, where the host offers it.
     pub generate: Option<&'a dyn Generate>,
+    /// `forgelm.held_out/1`, where the host offers it.
+    pub held_out: Option<&'a dyn HeldOut>,
 }
 
-/// What an evaluator found: a JSON object.
+/// What an evaluator found: a JSON object. A value that is null is refused: it is what becomes of a
+/// number that is not finite.
 pub type Report = Map<String, Value>;
 
 /// A judge of models.

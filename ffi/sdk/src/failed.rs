@@ -2,19 +2,44 @@
 
 use std::fmt;
 
-/// Why a plugin gave up. The methods that ship with ForgeLM never do: it is for those that find at
-/// work what they could not know when they were built.
+/// Why a plugin gave up, or a service of the host did. The methods that ship with ForgeLM rarely do:
+/// it is for those that find at work what they could not know when they were built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failed {
     /// What went wrong, for a person.
     pub message: String,
+    /// What kind of failure it is.
+    pub cause: Cause,
+}
+
+/// Kinds of failures, each a status of the border.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The work itself cannot be done.
+    Work,
+    /// What was asked for cannot be done; something else might.
+    Argument,
+    /// The host asked to stop.
+    Cancelled,
 }
 
 impl Failed {
-    /// With this message.
+    /// The work cannot be done.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into() }
+        Self { message: message.into(), cause: Cause::Work }
+    }
+
+    /// What was asked for cannot be done.
+    #[must_use]
+    pub fn argument(message: impl Into<String>) -> Self {
+        Self { message: message.into(), cause: Cause::Argument }
+    }
+
+    /// The host asked to stop.
+    #[must_use]
+    pub fn cancelled() -> Self {
+        Self { message: "stopped as asked".to_owned(), cause: Cause::Cancelled }
     }
 }
 

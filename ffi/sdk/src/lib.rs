@@ -17,5 +17,5 @@ pub mod random;
 pub mod reward;
 pub mod trainer;
 
-pub use failed::Failed;
+pub use failed::{Cause, Failed};
 pub use options::{OptionValue, OptionsError};

@@ -188,6 +188,47 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A whole number within `range`; none is above 2^53.
+    ///
+    /// # Errors
+    /// If what was given is not one, or is outside.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "whole numbers up to 2^53 are exact in both types"
+    )]
+    pub fn whole(
+        &mut self,
+        key: &'static str,
+        default: u64,
+        range: RangeInclusive<u64>,
+    ) -> Result<u64, OptionsError> {
+        let inside = |number: f64| {
+            let within = *range.start() as f64..=*range.end() as f64;
+            (number.fract() == 0.0 && within.contains(&number)).then_some(number as u64)
+        };
+        let Some(value) = self.take(key) else { return Ok(default) };
+        let found = match value {
+            OptionValue::Number(number) => inside(*number),
+            OptionValue::Flag(_) | OptionValue::Text(_) => None,
+        };
+        let expected = || format!("a whole number from {} to {}", range.start(), range.end());
+        found.ok_or_else(|| wrong(key, value, expected()))
+    }
+
+    /// A text, such as the name of a file, if it was given.
+    ///
+    /// # Errors
+    /// If what was given is a number or a flag.
+    pub fn text(&mut self, key: &'static str) -> Result<Option<&'a str>, OptionsError> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(OptionValue::Text(text)) => Ok(Some(text)),
+            Some(other) => Err(wrong(key, other, "a text".to_owned())),
+        }
+    }
+
     /// True or false.
     ///
     /// # Errors
@@ -264,6 +305,21 @@ mod tests {
         assert_eq!(message(kind), "option `kind` is `ppo`; expected one of: sigmoid, ipo");
         let on = options.flag("on", false);
         assert_eq!(message(on), "option `on` is `1`; expected true or false");
+        let given = [
+            ("n", OptionValue::Number(1.5)),
+            ("seed", OptionValue::Number(-1.0)),
+            ("most", OptionValue::Number(9_007_199_254_740_992.0)),
+            ("file", OptionValue::Flag(true)),
+        ];
+        let mut options = Reader::new("held_out_loss", &given);
+        let n = options.whole("n", 1, 1..=8);
+        assert_eq!(message(n), "option `n` is `1.5`; expected a whole number from 1 to 8");
+        let seed = options.whole("seed", 1, 0..=8);
+        assert_eq!(message(seed), "option `seed` is `-1`; expected a whole number from 0 to 8");
+        assert_eq!(options.whole("most", 1, 0..=1 << 53), Ok(1 << 53));
+        let file = options.text("file");
+        assert_eq!(message(file), "option `file` is `true`; expected a text");
+        assert_eq!(options.text("another"), Ok(None));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use super::{Finding, Outcome, Tried, same};
 use forgelm_plugin::{Evaluators, Plugin};
-use forgelm_sdk::evaluator::{Evaluator, Generate, Report, Score, Services, TextPair, TextScore};
+use forgelm_sdk::evaluator::{
+    Evaluator, Generate, HeldOut, RecordText, Report, Score, Services, TextPair, TextScore,
+};
 use forgelm_sdk::{Failed, OptionValue};
 
 /// A model that is made up: a text's score is a function of its bytes.
@@ -30,18 +32,50 @@ impl Generate for MadeUp {
     }
 }
 
+/// Records of [`MadeUp`].
+const N_RECORDS: u64 = 5;
+
+fn record(i: u64) -> RecordText {
+    RecordText { prompt: format!("question {i}?"), completion: format!("the answer is {i}") }
+}
+
+impl HeldOut for MadeUp {
+    fn n_records(&self) -> u64 {
+        N_RECORDS
+    }
+
+    fn score(&self, first: u64, n: usize) -> Result<Vec<TextScore>, Failed> {
+        let end = first.saturating_add(n as u64);
+        if end > N_RECORDS {
+            return Err(Failed::argument(format!("record {end}; there are {N_RECORDS}")));
+        }
+        let records: Vec<RecordText> = (first..end).map(record).collect();
+        let pairs: Vec<TextPair<'_>> = records
+            .iter()
+            .map(|record| TextPair { prompt: &record.prompt, completion: &record.completion })
+            .collect();
+        Score::score(self, &pairs)
+    }
+
+    fn text(&self, number: u64) -> Result<RecordText, Failed> {
+        match number {
+            0..N_RECORDS => Ok(record(number)),
+            _ => Err(Failed::argument(format!("record {number}; there are {N_RECORDS}"))),
+        }
+    }
+}
+
 pub(super) fn check(plugin: &Plugin<Evaluators>, found: &mut Vec<Finding>) {
     let mut tried = Tried { plugin, found };
     let Some(evaluator) = tried.built((plugin.build)(&[])) else { return };
-    let all = Services { score: Some(&MadeUp), generate: Some(&MadeUp) };
+    let all = Services { score: Some(&MadeUp), generate: Some(&MadeUp), held_out: Some(&MadeUp) };
     let first = match evaluator.evaluate(&all) {
         Ok(first) => first,
         Err(failed) => return tried.property("judges a model", Err(failed.message)),
     };
     tried.property("judges a model", Ok(()));
     tried.property("gives the same report again", again(&*evaluator, &all, &first));
-    let none = Services { score: None, generate: None };
-    let outcome = match evaluator.evaluate(&none) {
+    let outcome = match evaluator.evaluate(&Services::default()) {
         Err(failed) if failed.message.contains("panicked") => Outcome::Fails(failed.message),
         // One that needs no service has nothing to say.
         Ok(_) | Err(_) => Outcome::Holds,

@@ -110,15 +110,14 @@ fn library(file: &LibraryFile, loaded: Loaded, worker: Shared) -> Library {
             build
         }));
     }
-    for described in loaded.evaluators {
-        offers.evaluators.push(plugin(described, (), &origin, |caller| {
-            let build: Arc<<Evaluators as Kind>::Build> = Arc::new(
-                move |_: &[(&str, OptionValue)]| -> Result<Box<dyn Evaluator>, OptionsError> {
-                    let what = "evaluators do not run in a process of their own yet; \
-                            `plugins.isolation: in_process` runs it in the program";
-                    Err(OptionsError::Refused { message: caller.failed(what).message })
-                },
-            );
+    for (index, described) in loaded.evaluators.into_iter().enumerate() {
+        let remote = remote(index);
+        offers.evaluators.push(plugin(described, (), &origin, move |caller| {
+            let build: Arc<<Evaluators as Kind>::Build> =
+                Arc::new(move |options: &[(&str, OptionValue)]| {
+                    let (instance, _) = remote.create(KindOf::Evaluator, options, &[], &caller)?;
+                    Ok(Box::new(instance) as Box<dyn Evaluator>)
+                });
             build
         }));
     }

@@ -3,10 +3,11 @@
 use super::client::unexpected;
 use super::memory::{Memory, Span};
 use super::process::Shared;
-use super::wire::{self, Answer, Ask, Batch, KindOf};
+use super::wire::{self, Answer, Ask, Batch, KindOf, Offered};
 use crate::border::Caller;
 use crate::trainer::kept_name;
 use forgelm_sdk::Failed;
+use forgelm_sdk::evaluator::{Evaluator, Report, Services};
 use forgelm_sdk::host::Level;
 use forgelm_sdk::merge_method::{MergeMethod, Pass, Piece, Tensor};
 use forgelm_sdk::quantizer::Quantizer;
@@ -38,13 +39,13 @@ impl Instance {
         let (question, written) = place(&mut worker.memory);
         let answer = worker.ask(&question);
         let is_alive = worker.is_alive();
-        match answer {
-            Ok(answer) => take(&worker.memory, written, answer)
-                .ok_or_else(|| self.caller.failed(&unexpected())),
-            // The loader in the worker has said whose failure it is; of a death it cannot.
-            Err(why) if is_alive => Err(Failed::new(why)),
-            Err(why) => Err(self.caller.failed(&why)),
-        }
+        let answer = answer.map_err(|why| self.failed(why, is_alive))?;
+        take(&worker.memory, written, answer).ok_or_else(|| self.caller.failed(&unexpected()))
+    }
+
+    /// The loader in the worker has said whose failure it is; of a death it cannot.
+    fn failed(&self, why: String, is_alive: bool) -> Failed {
+        if is_alive { Failed::new(why) } else { self.caller.failed(&why) }
     }
 }
 
@@ -254,5 +255,17 @@ impl Reward for Instance {
             let Answer::Rewards(rewards) = answer else { return None };
             Some(rewards.into_iter().map(|bits| bits.map(f64::from_bits)).collect())
         })
+    }
+}
+
+impl Evaluator for Instance {
+    fn evaluate(&self, model: &Services<'_>) -> Result<Report, Failed> {
+        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let question = Ask::Evaluate { instance: self.number, offered: Offered::of(model) };
+        match worker.ask_over(&question, model) {
+            Ok(Answer::Report(report)) => Ok(report),
+            Ok(_) => Err(self.caller.failed(&unexpected())),
+            Err(why) => Err(self.failed(why, worker.is_alive())),
+        }
     }
 }

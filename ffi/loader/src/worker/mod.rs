@@ -6,17 +6,18 @@
 //! [`WorkerProgram::silence_max`] and was killed. It has an environment of its own without the
 //! program's secrets, its own process group, no core file, and dies with the program.
 //!
-//! `client`, `process` and `instance` are the side of the program, `server` that of the worker, `wire`
-//! is what they say and `memory` what they share.
+//! Evaluators ask the program for scores and texts in the middle of a call. The program answers at
+//! once, and its own time is no silence of the worker.
 //!
-//! Evaluators ask the host for scores and texts in the middle of a call; that does not cross yet,
-//! and building one in a worker is refused.
+//! `client`, `process` and `instance` are the side of the program, `server` that of the worker,
+//! `services` both ends of what evaluators ask, `wire` is what they say and `memory` what they share.
 
 mod client;
 mod instance;
 mod memory;
 mod process;
 mod server;
+mod services;
 mod wire;
 
 pub use server::serve;

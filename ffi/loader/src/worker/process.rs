@@ -2,8 +2,11 @@
 
 use super::WorkerProgram;
 use super::memory::Memory;
-use super::wire::{self, Answer, Ask, Say};
+use super::services;
+use super::wire::{self, Answer, Ask, Say, Served};
 use crate::host::{HostServices, level_of};
+use forgelm_sdk::Failed;
+use forgelm_sdk::evaluator::Services;
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -51,6 +54,15 @@ impl Worker {
 
     /// Asks, hands on what the plugin says meanwhile, and waits for the answer.
     pub(super) fn ask(&mut self, question: &Ask) -> Result<Answer, String> {
+        self.ask_over(question, &Services::default())
+    }
+
+    /// [`Worker::ask`], with services that the plugin may use meanwhile.
+    pub(super) fn ask_over(
+        &mut self,
+        question: &Ask,
+        model: &Services<'_>,
+    ) -> Result<Answer, String> {
         if let Some(ended) = &self.ended {
             return Err(format!("its worker is gone: {ended}"));
         }
@@ -86,6 +98,7 @@ impl Worker {
                             (self.services.log)(level_of(level), &target, &message);
                         }
                         Say::Progress { event } => (self.services.progress)(&event),
+                        Say::Wish(wish) => self.answer(&services::serve(model, wish))?,
                         Say::Answer(answer) => return Ok(answer),
                         Say::Failed(why) => return Err(why),
                     }
@@ -95,6 +108,23 @@ impl Worker {
                 }
                 Err(_) => return Err(self.gone()),
             }
+        }
+    }
+
+    /// Answers a wish of the worker.
+    fn answer(&mut self, served: &Served) -> Result<(), String> {
+        let sent = match wire::send(&self.socket, served) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                let too_long = Failed::argument("the answers are too long to be told");
+                wire::send(&self.socket, &Served::from(too_long))
+            }
+            sent => sent,
+        };
+        match sent {
+            Ok(()) => Ok(()),
+            // How it ended comes next.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) => Err(self.kill(&format!("its worker cannot be answered: {error}"))),
         }
     }
 

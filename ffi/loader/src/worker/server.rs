@@ -1,14 +1,16 @@
 //! The worker's side: one library, loaded as in the program, and answers about it.
 
 use super::memory::{Memory, Reader, Span};
+use super::services::{Link, Mouth, RemoteRecords};
 use super::wire::{
-    self, Answer, Ask, Batch, Described, KindOf, Loaded, MergeNeeds, Say, TrainerNeeds,
+    self, Answer, Ask, Batch, Described, KindOf, Loaded, MergeNeeds, Offered, Say, TrainerNeeds,
 };
 use crate::Loader;
 use crate::error::{LibraryError, Problem};
 use crate::host::{HostServices, MakeKernels};
 use crate::sealed::LibraryFile;
 use forgelm_plugin::{Kind, Offers, Plugin};
+use forgelm_sdk::evaluator::{Evaluator, Generate, HeldOut, Score, Services};
 use forgelm_sdk::merge_method::{MergeMethod, Piece, Scope, Tensor};
 use forgelm_sdk::options::from_json;
 use forgelm_sdk::quantizer::Quantizer;
@@ -21,7 +23,6 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Answers until the program closes its end. Plugins get these kernels: a worker has its own. Its input is the socket and its output the shared
 /// memory of the program that started it; both are taken away before anything else may use them.
@@ -38,28 +39,25 @@ pub fn serve(kernels: Option<Box<MakeKernels>>) -> io::Result<()> {
     rustix::stdio::dup2_stdout(std::io::stderr())?;
     let memory = Memory::of(memory)?;
     let stop = Memory::of(memory.file().try_clone()?)?;
-    let said = Arc::new(Mutex::new(socket.try_clone()?));
-    let say = move |say: &Say| {
-        let socket = said.lock().unwrap_or_else(PoisonError::into_inner);
-        wire::send(&*socket, say)
-    };
-    let (log, events) = (say.clone(), say.clone());
+    let mouth = Mouth::new(&socket)?;
+    let (log, events) = (mouth.clone(), mouth.clone());
     let services = HostServices {
         log: Box::new(move |level, target, message| {
             let (target, message) = (target.to_owned(), message.to_owned());
             // A program that is gone ends the worker elsewhere.
-            let _ = log(&Say::Log { level: level as u32, target, message });
+            let _ = log.say(&Say::Log { level: level as u32, target, message });
         }),
         progress: Box::new(move |event| {
             // As above.
-            let _ = events(&Say::Progress { event: event.to_owned() });
+            let _ = events.say(&Say::Progress { event: event.to_owned() });
         }),
         stop: Box::new(move || stop.is_stopped()),
         kernels,
         // the program watches its worker
         hung: None,
     };
-    let mut server = Server::new(memory, Loader::new(services));
+    let link = Link::new(mouth.clone(), &socket)?;
+    let mut server = Server::new(memory, Loader::new(services), link);
     loop {
         let question = match wire::receive::<Ask>(&socket) {
             Ok(question) => question,
@@ -70,8 +68,8 @@ pub fn serve(kernels: Option<Box<MakeKernels>>) -> io::Result<()> {
             Ok(answer) => Say::Answer(answer),
             Err(why) => Say::Failed(why),
         };
-        if let Err(error) = say(&answer) {
-            say(&Say::Failed(format!("its answer cannot be told: {error}")))?;
+        if let Err(error) = mouth.say(&answer) {
+            mouth.say(&Say::Failed(format!("its answer cannot be told: {error}")))?;
         }
     }
 }
@@ -85,6 +83,8 @@ struct Server {
     merge_methods: Vec<Option<Box<dyn MergeMethod>>>,
     quantizers: Vec<Option<Box<dyn Quantizer>>>,
     rewards: Vec<Option<Box<dyn Reward>>>,
+    evaluators: Vec<Option<Box<dyn Evaluator>>>,
+    link: Link,
 }
 
 /// What is told when a question makes no sense: a bug of the program.
@@ -110,7 +110,7 @@ fn end<T: ?Sized>(instances: &mut [Option<Box<T>>], number: usize) {
 }
 
 impl Server {
-    fn new(memory: Memory, loader: Loader) -> Self {
+    fn new(memory: Memory, loader: Loader, link: Link) -> Self {
         Self {
             memory,
             loader,
@@ -119,6 +119,8 @@ impl Server {
             merge_methods: Vec::new(),
             quantizers: Vec::new(),
             rewards: Vec::new(),
+            evaluators: Vec::new(),
+            link,
         }
     }
 
@@ -134,6 +136,7 @@ impl Server {
                     KindOf::MergeMethod => end(&mut self.merge_methods, instance),
                     KindOf::Quantizer => end(&mut self.quantizers, instance),
                     KindOf::Reward => end(&mut self.rewards, instance),
+                    KindOf::Evaluator => end(&mut self.evaluators, instance),
                 }
                 Ok(Answer::Done)
             }
@@ -163,6 +166,7 @@ impl Server {
                 made.map(|()| Answer::Done).map_err(|failed| failed.message)
             }
             Ask::Judge { instance, answers } => self.judge(instance, &answers),
+            Ask::Evaluate { instance, offered } => self.evaluate(instance, offered),
         }
     }
 
@@ -249,6 +253,10 @@ impl Server {
                 let plugin = self.offers.rewards.get(index).ok_or_else(missing)?;
                 (plugin.build)(&options).map(|new| keep(&mut self.rewards, new))
             }
+            KindOf::Evaluator => {
+                let plugin = self.offers.evaluators.get(index).ok_or_else(missing)?;
+                (plugin.build)(&options).map(|new| keep(&mut self.evaluators, new))
+            }
         };
         let instance = instance.map_err(|error| error.to_string())?;
         Ok(Answer::Created { instance, reads_base, passes })
@@ -301,6 +309,18 @@ impl Server {
         given
             .map(|given| Answer::Rewards(given.into_iter().map(bits).collect()))
             .map_err(|failed| failed.message)
+    }
+
+    fn evaluate(&self, number: usize, offered: Offered) -> Result<Answer, String> {
+        let records =
+            offered.held_out.map(|n_records| RemoteRecords { link: &self.link, n_records });
+        let model = Services {
+            score: offered.score.then_some(&self.link as &dyn Score),
+            generate: offered.generate.then_some(&self.link as &dyn Generate),
+            held_out: records.as_ref().map(|records| records as &dyn HeldOut),
+        };
+        let report = instance(&self.evaluators, number)?.evaluate(&model);
+        report.map(Answer::Report).map_err(|failed| failed.message)
     }
 
     fn merge(
@@ -382,7 +402,9 @@ mod tests {
         let path = dir.path().join("x.so");
         std::fs::write(&path, "another").unwrap();
         let loader = Loader::new(HostServices::silent());
-        let mut server = Server::new(Memory::create().unwrap(), loader);
+        let (socket, _program) = UnixStream::pair().unwrap();
+        let link = Link::new(Mouth::new(&socket).unwrap(), &socket).unwrap();
+        let mut server = Server::new(Memory::create().unwrap(), loader, link);
         let refused = server.load(&path, &"0".repeat(64)).unwrap_err();
         assert!(
             refused.starts_with("was replaced while it was being loaded: SHA-256 "),

@@ -1,6 +1,8 @@
 //! What the program and a worker say to each other: frames of a length and a JSON text.
 
 use super::memory::Span;
+use forgelm_sdk::evaluator::Report;
+use forgelm_sdk::{Cause, Failed};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read as _, Write};
@@ -32,6 +34,58 @@ pub(crate) enum Ask {
     Dequantize { instance: usize, n_cols: usize, bytes: Span, rows: Span },
     /// Rewards of answers: prompt, completion and record of each, UTF-8.
     Judge { instance: usize, answers: Vec<[Span; 3]> },
+    /// A report, over the services that are offered meanwhile.
+    Evaluate { instance: usize, offered: Offered },
+}
+
+/// Which services there are for an evaluator.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Offered {
+    pub score: bool,
+    pub generate: bool,
+    /// Number of records.
+    pub held_out: Option<u64>,
+}
+
+/// What an evaluator in a worker asks of the program in the middle of its call.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Wish {
+    /// Prompts and completions.
+    Score(Vec<(String, String)>),
+    /// Prompts, and options as JSON.
+    Generate(Vec<String>, String),
+    /// The first record, and how many.
+    HeldOutScore(u64, usize),
+    /// A record.
+    HeldOutText(u64),
+}
+
+/// The answer to a [`Wish`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Served {
+    /// Bits of each sum, since JSON has no infinity; and tokens.
+    Scores(Vec<(u64, u64)>),
+    Texts(Vec<String>),
+    Refused {
+        message: String,
+        #[serde(with = "CauseOf")]
+        cause: Cause,
+    },
+}
+
+/// A [`Cause`] as it crosses.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Cause")]
+enum CauseOf {
+    Work,
+    Argument,
+    Cancelled,
+}
+
+impl From<Failed> for Served {
+    fn from(Failed { message, cause }: Failed) -> Self {
+        Self::Refused { message, cause }
+    }
 }
 
 /// A kind that has instances in a worker.
@@ -41,13 +95,16 @@ pub(crate) enum KindOf {
     MergeMethod,
     Quantizer,
     Reward,
+    Evaluator,
 }
 
-/// What the worker says. A question has one `Answer` or `Failed`, after any number of the others.
+/// What the worker says. A question has one `Answer` or `Failed`, after any number of the others. A
+/// `Wish` is answered at once by one [`Served`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Say {
     Log { level: u32, target: String, message: String },
     Progress { event: String },
+    Wish(Wish),
     Answer(Answer),
     Failed(String),
 }
@@ -70,6 +127,7 @@ pub(crate) enum Answer {
     Bytes(usize),
     /// As bits, since JSON has no NaN; none where there is nothing to say.
     Rewards(Vec<Option<u64>>),
+    Report(Report),
 }
 
 /// A library.

@@ -4,11 +4,11 @@ use crate::batch::Batch;
 use crate::build::{Told, built, compile, load};
 use forgelm_plugin_reward::REWARDS;
 use forgelm_plugin_trainer::TRAINERS;
-use forgelm_sdk::evaluator::{Generate, Score, Services, TextPair, TextScore};
+use forgelm_sdk::evaluator::{Generate, HeldOut, RecordText, Score, Services, TextPair, TextScore};
 use forgelm_sdk::merge_method::{MergeMethod, Pass, Piece, Tensor};
 use forgelm_sdk::reward::Answer;
 use forgelm_sdk::trainer::{Needs, Records, Role, Trainer};
-use forgelm_sdk::{Failed, OptionValue};
+use forgelm_sdk::{Cause, Failed, OptionValue};
 use std::sync::atomic::Ordering;
 
 fn rust_trainer(name: &str, options: &[(&str, OptionValue)]) -> Box<dyn Trainer> {
@@ -300,16 +300,86 @@ fn a_rust_evaluator_works_over_the_services_of_the_host() {
     let library = loader.load(&built("forgelm_example_plugin")).unwrap().unwrap();
     let [truths] = &library.offers.evaluators[..] else { panic!("one evaluator") };
     let evaluator = (truths.build)(&[]).unwrap();
-    let services = Services { score: Some(&ByLength), generate: Some(&ByLength) };
+    let services = Services { score: Some(&ByLength), generate: Some(&ByLength), held_out: None };
     let report = evaluator.evaluate(&services).unwrap();
     assert_eq!(report["n_right"], 0);
     assert_eq!(report["n_questions"], 3);
     assert_eq!(report["answer"], "The sky is green");
-    let without = Services { score: None, generate: None };
-    let failed = evaluator.evaluate(&without).unwrap_err();
+    let failed = evaluator.evaluate(&Services::default()).unwrap_err();
     assert!(failed.message.ends_with("truths needs `forgelm.score/1`"), "{failed}");
     let lines = told.lines.lock().unwrap();
     assert!(lines.iter().any(|(_, from, text)| from == "truths" && text == "0 of 3"), "{lines:?}");
+}
+
+/// Records whose scores no decimal fraction is.
+struct Thirds;
+
+impl HeldOut for Thirds {
+    fn n_records(&self) -> u64 {
+        600
+    }
+
+    fn score(&self, first: u64, n: usize) -> Result<Vec<TextScore>, Failed> {
+        let score = |record: u64| TextScore {
+            logp_sum: -f64::from(u16::try_from(record).unwrap()) / 3.0,
+            n_tokens: record % 5 + 1,
+        };
+        match first + n as u64 {
+            ..=600 => Ok((first..first + n as u64).map(score).collect()),
+            _ => Err(Failed::argument("no such record")),
+        }
+    }
+
+    fn text(&self, _record: u64) -> Result<RecordText, Failed> {
+        Err(Failed::cancelled())
+    }
+}
+
+#[test]
+fn a_bundled_evaluator_gives_the_report_that_it_gives_without_a_border() {
+    let library = load(&built("forgelm_plugin_evaluator"));
+    let [plugin] = &library.offers.evaluators[..] else { panic!("one evaluator") };
+    let [ours] = forgelm_plugin_evaluator::EVALUATORS else { panic!("one evaluator") };
+    assert_eq!(
+        (plugin.name, plugin.summary, plugin.source),
+        (ours.name, ours.summary, ours.source)
+    );
+    let model = Services { held_out: Some(&Thirds), ..Services::default() };
+    let expected = (ours.build)(&[]).unwrap().evaluate(&model).unwrap();
+    let found = (plugin.build)(&[]).unwrap().evaluate(&model).unwrap();
+    assert_eq!(found, expected);
+    assert_eq!(found["n_records"], 600);
+    let option = [("file", OptionValue::Text("nowhere.jsonl".to_owned()))];
+    let refused = (plugin.build)(&option).err().unwrap().to_string();
+    assert_eq!(refused, (ours.build)(&option).err().unwrap().to_string());
+}
+
+/// In C a request to stop is a status, and comes back as what it is.
+#[test]
+fn an_evaluator_in_c_is_told_to_stop_by_a_status() {
+    struct Stopped;
+    impl HeldOut for Stopped {
+        fn n_records(&self) -> u64 {
+            1
+        }
+        fn score(&self, _first: u64, _n: usize) -> Result<Vec<TextScore>, Failed> {
+            Err(Failed::cancelled())
+        }
+        fn text(&self, _record: u64) -> Result<RecordText, Failed> {
+            Ok(RecordText::default())
+        }
+    }
+    let define = &["EVALUATE=asks_without_end"];
+    let (_dir, path) = compile("loader/tests/plugins/judge.c", define, &[]);
+    let told = Told::default();
+    let library = told.loader().load(&path).unwrap().unwrap();
+    let judge = (library.offers.evaluators[0].build)(&[]).unwrap();
+    let model = Services { held_out: Some(&Stopped), ..Services::default() };
+    let failed = judge.evaluate(&model).unwrap_err();
+    assert_eq!(failed.cause, Cause::Cancelled, "{failed}");
+    assert!(failed.message.ends_with("stopped as asked"), "{failed}");
+    let lines = told.lines.lock().unwrap();
+    assert!(lines.iter().any(|(_, from, text)| from == "judge" && text == "cancelled"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What every kind does at the border: statuses, poison, texts, views of tensors.
 
-use crate::Failed;
 use crate::options::{self, OptionValue, OptionsError};
+use crate::{Cause, Failed};
 use forgelm_abi::{
     DEVICE_CPU, dtype_code, forgelm_plugin_error, forgelm_status, forgelm_str, forgelm_tensor,
     status,
@@ -35,7 +35,12 @@ impl From<OptionsError> for Refusal {
 
 impl From<Failed> for Refusal {
     fn from(failed: Failed) -> Self {
-        Self { status: status::INTERNAL, message: failed.message }
+        let status = match failed.cause {
+            Cause::Work => status::INTERNAL,
+            Cause::Argument => status::INVALID_ARGUMENT,
+            Cause::Cancelled => status::CANCELLED,
+        };
+        Self { status, message: failed.message }
     }
 }
 

@@ -4,8 +4,8 @@ use super::border::{
     Refusal, borrowed, call, destroy, given, guard, hand_out, leak_features, leak_text,
     read_options, size,
 };
-use super::services::{ForeignGenerate, ForeignScore};
-use crate::evaluator::{Descriptor, Evaluator, Generate, Score, Services};
+use super::services::{ForeignGenerate, ForeignHeldOut, ForeignScore};
+use crate::evaluator::{Descriptor, Evaluator, Generate, HeldOut, Score, Services};
 use forgelm_abi::{
     forgelm_evaluator, forgelm_evaluator_descriptor, forgelm_evaluator_factory, forgelm_host,
     forgelm_plugin_error, forgelm_status, forgelm_str, forgelm_writer,
@@ -81,10 +81,13 @@ unsafe extern "C" fn evaluate(
         let writer = unsafe { given(report, "report") }?;
         let write = writer.write.ok_or_else(|| Refusal::argument("`report` has no function"))?;
         // SAFETY: the host's table, for the call.
-        let (score, generate) = unsafe { (ForeignScore::of(host)?, ForeignGenerate::of(host)?) };
+        let (score, generate) = unsafe { (ForeignScore::of(host), ForeignGenerate::of(host)) };
+        // SAFETY: as above.
+        let held_out = unsafe { ForeignHeldOut::of(host) };
         let services = Services {
             score: score.as_ref().map(|score| score as &dyn Score),
             generate: generate.as_ref().map(|generate| generate as &dyn Generate),
+            held_out: held_out.as_ref().map(|held_out| held_out as &dyn HeldOut),
         };
         let found = Value::Object(evaluator.evaluate(&services)?).to_string();
         // SAFETY: the host's own function and context; the text is copied.

@@ -1,13 +1,13 @@
 //! The host's services for evaluators, as the traits that an evaluator sees.
 
-use super::border::Refusal;
-use crate::Failed;
-use crate::evaluator::{Generate, Score, TextPair, TextScore};
+use crate::evaluator::{Generate, HeldOut, RecordText, Score, TextPair, TextScore};
 use crate::host::extension;
 use crate::options::{OptionValue, to_json};
+use crate::{Cause, Failed};
 use forgelm_abi::{
-    GENERATE, SCORE, forgelm_generate, forgelm_host, forgelm_plugin_error, forgelm_score,
-    forgelm_status, forgelm_str, forgelm_text_pair, forgelm_writer, status,
+    GENERATE, HELD_OUT, SCORE, forgelm_generate, forgelm_held_out, forgelm_host,
+    forgelm_plugin_error, forgelm_score, forgelm_status, forgelm_str, forgelm_text_pair,
+    forgelm_writer, status,
 };
 use std::ffi::c_void;
 
@@ -17,21 +17,33 @@ pub(super) struct ForeignScore<'a>(&'a forgelm_score);
 /// `forgelm.generate/1` of the host.
 pub(super) struct ForeignGenerate<'a>(&'a forgelm_generate);
 
+/// `forgelm.held_out/1` of the host.
+pub(super) struct ForeignHeldOut<'a>(&'a forgelm_held_out);
+
 impl<'a> ForeignScore<'a> {
     /// # Safety
     /// The host's table and its extensions are good for `'a`.
-    pub(super) unsafe fn of(host: &'a forgelm_host) -> Result<Option<Self>, Refusal> {
+    pub(super) unsafe fn of(host: &'a forgelm_host) -> Option<Self> {
         // SAFETY: the caller's promise.
-        Ok(unsafe { extension::<forgelm_score>(host, SCORE) }.map(Self))
+        unsafe { extension::<forgelm_score>(host, SCORE) }.map(Self)
     }
 }
 
 impl<'a> ForeignGenerate<'a> {
     /// # Safety
     /// The host's table and its extensions are good for `'a`.
-    pub(super) unsafe fn of(host: &'a forgelm_host) -> Result<Option<Self>, Refusal> {
+    pub(super) unsafe fn of(host: &'a forgelm_host) -> Option<Self> {
         // SAFETY: the caller's promise.
-        Ok(unsafe { extension::<forgelm_generate>(host, GENERATE) }.map(Self))
+        unsafe { extension::<forgelm_generate>(host, GENERATE) }.map(Self)
+    }
+}
+
+impl<'a> ForeignHeldOut<'a> {
+    /// # Safety
+    /// The host's table and its extensions are good for `'a`.
+    pub(super) unsafe fn of(host: &'a forgelm_host) -> Option<Self> {
+        // SAFETY: the caller's promise.
+        unsafe { extension::<forgelm_held_out>(host, HELD_OUT) }.map(Self)
     }
 }
 
@@ -57,9 +69,13 @@ impl Score for ForeignScore<'_> {
             )
         };
         check(ended, &err)?;
-        let both = sums.into_iter().zip(counts);
-        Ok(both.map(|(logp_sum, n_tokens)| TextScore { logp_sum, n_tokens }).collect())
+        Ok(scores(sums, counts))
     }
+}
+
+fn scores(sums: Vec<f64>, counts: Vec<u64>) -> Vec<TextScore> {
+    let both = sums.into_iter().zip(counts);
+    both.map(|(logp_sum, n_tokens)| TextScore { logp_sum, n_tokens }).collect()
 }
 
 impl Generate for ForeignGenerate<'_> {
@@ -72,10 +88,6 @@ impl Generate for ForeignGenerate<'_> {
         let options = to_json(options).map_err(|error| Failed::new(error.to_string()))?;
         let texts: Vec<_> = prompts.iter().map(|prompt| forgelm_str::new(prompt)).collect();
         let mut answers = vec![Vec::new(); prompts.len()];
-        let writer = |answer: &mut Vec<u8>| forgelm_writer {
-            ctx: std::ptr::from_mut(answer).cast(),
-            write: Some(append),
-        };
         let writers: Vec<_> = answers.iter_mut().map(writer).collect();
         let mut err = forgelm_plugin_error::new();
         // SAFETY: the host's own function with its own table; as many writers as prompts.
@@ -90,8 +102,49 @@ impl Generate for ForeignGenerate<'_> {
             )
         };
         check(ended, &err)?;
-        Ok(answers.iter().map(|answer| String::from_utf8_lossy(answer).into_owned()).collect())
+        Ok(answers.iter().map(|answer| text(answer)).collect())
     }
+}
+
+impl HeldOut for ForeignHeldOut<'_> {
+    fn n_records(&self) -> u64 {
+        // SAFETY: the host's own function with its own table.
+        self.0.count.map_or(0, |count| unsafe { count(self.0) })
+    }
+
+    fn score(&self, first: u64, n: usize) -> Result<Vec<TextScore>, Failed> {
+        let score = self.0.score.ok_or_else(|| Failed::new("the host's `score` is NULL"))?;
+        let (mut sums, mut counts) = (vec![0.0; n], vec![0; n]);
+        let mut err = forgelm_plugin_error::new();
+        // SAFETY: the host's own function with its own table; as many places as records.
+        let ended = unsafe {
+            score(self.0, first, n, sums.as_mut_ptr(), counts.as_mut_ptr(), &raw mut err)
+        };
+        check(ended, &err)?;
+        Ok(scores(sums, counts))
+    }
+
+    fn text(&self, record: u64) -> Result<RecordText, Failed> {
+        let read = self.0.text.ok_or_else(|| Failed::new("the host's `text` is NULL"))?;
+        let (mut prompt, mut completion) = (Vec::new(), Vec::new());
+        let (to_prompt, to_completion) = (writer(&mut prompt), writer(&mut completion));
+        let mut err = forgelm_plugin_error::new();
+        // SAFETY: the host's own function with its own table; both writers live until it returns.
+        let ended = unsafe {
+            read(self.0, record, &raw const to_prompt, &raw const to_completion, &raw mut err)
+        };
+        check(ended, &err)?;
+        Ok(RecordText { prompt: text(&prompt), completion: text(&completion) })
+    }
+}
+
+/// Appends to these bytes, which outlive the call that gets the writer.
+fn writer(to: &mut Vec<u8>) -> forgelm_writer {
+    forgelm_writer { ctx: std::ptr::from_mut(to).cast(), write: Some(append) }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Appends to the bytes behind a writer.
@@ -105,8 +158,11 @@ unsafe extern "C" fn append(ctx: *mut c_void, text: forgelm_str) {
 }
 
 fn check(ended: forgelm_status, err: &forgelm_plugin_error) -> Result<(), Failed> {
-    if ended == status::OK {
-        return Ok(());
-    }
-    Err(Failed::new(err.text()))
+    let cause = match ended {
+        status::OK => return Ok(()),
+        status::INVALID_ARGUMENT => Cause::Argument,
+        status::CANCELLED => Cause::Cancelled,
+        _ => Cause::Work,
+    };
+    Err(Failed { message: err.text(), cause })
 }
