@@ -1,8 +1,9 @@
-//! Text from a model, token by token: a sampler and the loop around it.
+//! Text from a model, token by token: a sampler and the loop around it; and how likely a model finds
+//! texts that are there already.
 //!
 //! It takes token ids and gives token ids; what they spell is the tokenizer's business, and who
 //! sees them is the caller's. The same model, prompt, options and seed give the same tokens.
-//! Start at [`Generator`].
+//! Start at [`Generator`] or [`Scorer`].
 #![expect(
     clippy::cast_possible_truncation,
     reason = "probabilities in f64 are stored as f32; token ids are below 2^32"
@@ -10,6 +11,7 @@
 
 mod generator;
 mod sampler;
+mod scorer;
 
 pub use generator::{
     GenerateError, GenerateOptions, Generated, Generator, Request, RequestError, StopReason,
@@ -17,3 +19,4 @@ pub use generator::{
 pub use sampler::{
     ADAPTIVE_ENTROPY_MAX, LogitStats, NotANumber, Sampler, Sampling, SamplingError, logit_stats,
 };
+pub use scorer::{ScoreError, ScoreRequest, Scorer};

@@ -14,7 +14,7 @@ use forgelm_evidence::bundle::write::BundleError;
 use forgelm_evidence::keys::KeyError;
 use forgelm_evidence::keys::trust::TrustError;
 use forgelm_evidence::library::SignError;
-use forgelm_generate::GenerateError;
+use forgelm_generate::{GenerateError, ScoreError};
 use forgelm_hub::HubError;
 use forgelm_loader::LibraryError;
 use forgelm_merge::MergeError;
@@ -381,6 +381,9 @@ pub enum RunError {
          plugin, and continue with `--resume`"
     )]
     Trainer(#[from] Failed),
+    /// Texts could not be scored.
+    #[error(transparent)]
+    Score(#[from] ScoreError),
     /// Step after step has no gradient.
     #[error(
         "step {step}: nothing is being learned, the gradient of the last {n} steps was zero\n  \
@@ -524,7 +527,10 @@ impl RunError {
             | Self::NotFinite { .. }
             | Self::Trainer(_)
             | Self::NothingLearned { .. }
+            | Self::Score(ScoreError::NotFinite { .. })
             | Self::Generate(_) => Exit::Runtime,
+            Self::Score(ScoreError::OutOfMemory(_)) => Exit::Resources,
+            Self::Score(ScoreError::Stopped) => Exit::Interrupted,
             Self::Memory { .. }
             | Self::OutOfRoom { .. }
             | Self::Disk { .. }

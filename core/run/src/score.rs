@@ -4,11 +4,10 @@
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::Observer;
-use crate::model::{self, FoundModel, LoadedModel, ModelRequest};
+use crate::model::{self, FoundModel, ModelRequest};
 use forgelm_artifact::jsonl::Reader;
 use forgelm_artifact::write;
-use forgelm_kernels_api::Segment;
-use forgelm_model::{Activations, Keep, PackedInput, Pass, Scored, StepSize};
+use forgelm_generate::{ScoreRequest, Scorer};
 use forgelm_tokenize::{Message, RenderOptions};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -42,67 +41,35 @@ pub fn score(
     let rows = read_rows(input, &found, now)?;
     let loaded = model::load(&found, request)?;
     let longest = rows.iter().map(Vec::len).max().unwrap_or(1);
-    let size = StepSize { tokens_max: longest, scored_rows_max: longest };
-    let adapter = loaded.adapter.as_ref();
-    let mut scorer = Scorer {
-        activations: Activations::new(loaded.decoder.config(), adapter, size, Keep::Nothing)?,
-        loaded: &loaded,
-    };
+    // Every token but the first is predicted, by the row before it.
+    let all: Vec<u32> = (0..).take(longest - 1).collect();
+    let requests: Vec<ScoreRequest<'_>> =
+        rows.iter().map(|tokens| ScoreRequest { tokens, rows: &all[..tokens.len() - 1] }).collect();
+    let mut scorer = Scorer::new(&loaded.decoder, loaded.adapter.as_ref());
+    let logprobs = scorer.score(&requests, &mut || !env.stop_requested())?;
     let mut summary = Summary { n_rows: 0, n_scored: 0 };
     write::atomic_with(output, |file| {
-        for tokens in &rows {
-            let row = scorer.row(tokens);
+        for (tokens, logprobs) in rows.iter().zip(&logprobs) {
             summary.n_rows += 1;
-            summary.n_scored += row["n_scored"].as_u64().unwrap_or(0);
-            writeln!(file, "{row}")?;
+            summary.n_scored += logprobs.len() as u64;
+            writeln!(file, "{}", scored(tokens, logprobs))?;
         }
         Ok(())
     })?;
     Ok(summary)
 }
 
-struct Scorer<'a> {
-    activations: Activations,
-    loaded: &'a LoadedModel,
-}
-
-impl Scorer<'_> {
-    fn row(&mut self, tokens: &[u32]) -> Value {
-        let logprobs = self.logprobs(tokens);
-        let sum: f64 = logprobs.iter().map(|&logp| f64::from(logp)).sum();
-        let listed: Vec<Value> =
-            std::iter::once(Value::Null).chain(logprobs.iter().map(|logp| json!(logp))).collect();
-        json!({
-            "input_ids": tokens,
-            "logprobs": listed,
-            "sum_logprob": sum,
-            "n_scored": logprobs.len(),
-        })
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "rows are shorter than 2^32 tokens")]
-    fn logprobs(&mut self, tokens: &[u32]) -> Vec<f32> {
-        let n_scored = tokens.len() - 1;
-        let mut logprobs = vec![0.0; n_scored];
-        if n_scored == 0 {
-            return logprobs;
-        }
-        let positions: Vec<u32> = (0..tokens.len() as u32).collect();
-        let pass = Pass {
-            adapter: self.loaded.adapter.as_ref(),
-            batch: PackedInput {
-                tokens,
-                positions: &positions,
-                segments: &[Segment { start: 0, len: tokens.len() }],
-                row_keys: &[],
-            },
-            dropout: None,
-        };
-        let scored = Scored { rows: &positions[..n_scored], labels: &tokens[1..] };
-        self.loaded.decoder.forward(&pass, &mut self.activations);
-        self.loaded.decoder.logprobs(&pass, &mut self.activations, scored, &mut logprobs);
-        logprobs
-    }
+/// What is written of a row.
+fn scored(tokens: &[u32], logprobs: &[f32]) -> Value {
+    let sum: f64 = logprobs.iter().map(|&logp| f64::from(logp)).sum();
+    let listed: Vec<Value> =
+        std::iter::once(Value::Null).chain(logprobs.iter().map(|logp| json!(logp))).collect();
+    json!({
+        "input_ids": tokens,
+        "logprobs": listed,
+        "sum_logprob": sum,
+        "n_scored": logprobs.len(),
+    })
 }
 
 /// Every row as tokens.
