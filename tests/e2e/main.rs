@@ -14,6 +14,7 @@
 mod chat;
 mod config;
 mod data;
+mod evaluators;
 mod faults;
 mod memory;
 mod merge;

@@ -44,7 +44,7 @@ pub use section::{
     DistributedStrategy, Evaluation, FsdpBackwardPrefetch, FsdpStateDictType, FsdpStrategy,
     GaloreOptim, GaloreProjType, Governance, HarmSeverity, LlmJudge, Lora, LoraBias, LoraMethod,
     LrSchedulerType, Merge, MergeMethod, MergeModel, MetricsExport, Model, Moe, Monitoring,
-    Multimodal, OnBadRow, Optim, Pipeline, PluginIsolation, PluginReward, Plugins,
+    Multimodal, NamedPlugin, OnBadRow, Optim, Pipeline, PluginIsolation, Plugins,
     QuantComputeDtype, QuantType, ReportTo, RequireProvisioned, Retention, RetentionEnforce,
     RiskAssessment, RiskTier, RopeScaling, RopeType, Safety, SafetyScoring, SeverityThresholds,
     Signing, SlerpOver, Stage, Synthetic, SyntheticFormat, TargetModules, TeacherBackend,

@@ -5,6 +5,7 @@ use crate::cost::{self, Usage};
 use crate::data::Sources;
 use crate::environment::Environment;
 use crate::error::RunError;
+use crate::evaluators::Evaluated;
 use crate::event::{Event, Observer};
 use crate::memory::MemoryUse;
 use crate::model::{FoundModel, LoadedModel, compute_name};
@@ -32,6 +33,7 @@ use forgelm_evidence::documents::record::Record;
 use forgelm_evidence::keys::KeyOrigin;
 use forgelm_evidence::keys::lookup::{FoundKey, KeyCandidates, find_signing_key};
 use forgelm_model::Keep;
+use forgelm_plugin::Trainers;
 use forgelm_train::session::Cut;
 use forgelm_train::state::State;
 use serde_json::{Map, Value, json};
@@ -185,6 +187,8 @@ pub(crate) struct Dossier<'a> {
     pub template_now: i64,
     /// Plugins that took part.
     pub plugins: &'a [Used],
+    /// What evaluators found.
+    pub evaluated: &'a [Evaluated],
 }
 
 impl Dossier<'_> {
@@ -256,6 +260,7 @@ impl Dossier<'_> {
             metrics.extend(measured.map(|(name, value)| (format!("eval_{name}"), *value)));
         }
         metrics.extend(self.merge_metrics.clone());
+        metrics.extend(self.evaluated.iter().flat_map(Evaluated::metrics));
         metrics
     }
 
@@ -299,7 +304,7 @@ impl Dossier<'_> {
             training_parameters: self.parameters(),
             data_provenance: self.provenance(now),
             metrics: metrics.clone(),
-            evaluations: Map::new(),
+            evaluations: self.evaluations(),
             compliance: section("compliance"),
             risk_assessment: section("risk_assessment"),
             monitoring: None,
@@ -309,6 +314,13 @@ impl Dossier<'_> {
             gates: Vec::new(),
             plugins: self.plugins.iter().map(Used::to_json).collect(),
         }
+    }
+
+    /// Under the key `evaluators`, where there are any: what each of them found.
+    fn evaluations(&self) -> Map<String, Value> {
+        let found: Vec<Value> = self.evaluated.iter().map(Evaluated::to_json).collect();
+        let found = (!found.is_empty()).then(|| ("evaluators".to_owned(), Value::Array(found)));
+        found.into_iter().collect()
     }
 
     fn lineage(&self) -> ModelLineage {
@@ -357,7 +369,7 @@ impl Dossier<'_> {
                 json!(UtcTime(self.template_now * 1_000_000).to_text_date()),
             ),
         ]);
-        for used in self.plugins {
+        for used in self.plugins.iter().filter(|used| used.is::<Trainers>()) {
             for (name, value) in used.options() {
                 more.insert(format!("{}_{name}", used.name()), value);
             }

@@ -158,7 +158,7 @@ pub enum RunError {
          in_process` runs them in the program"
     )]
     NoPluginWorker,
-    /// An option of a trainer of a library that is no `key=value`.
+    /// An option of a plugin that is no `key=value`.
     #[error("`{place}`: `{given}`; expected `key=value`")]
     PluginOption {
         /// The key of the config.
@@ -381,6 +381,17 @@ pub enum RunError {
          plugin, and continue with `--resume`"
     )]
     Trainer(#[from] Failed),
+    /// An evaluator gave up.
+    #[error(
+        "{source}\n  the tuned model is in `{}`, without evidence\n  hint: mend or remove the \
+         evaluator, and continue with `--resume`", .final_model.display()
+    )]
+    Evaluator {
+        /// What it said.
+        source: Failed,
+        /// The tuned model.
+        final_model: PathBuf,
+    },
     /// Texts could not be scored.
     #[error(transparent)]
     Score(#[from] ScoreError),
@@ -526,6 +537,7 @@ impl RunError {
             | Self::Bundle(_)
             | Self::NotFinite { .. }
             | Self::Trainer(_)
+            | Self::Evaluator { .. }
             | Self::NothingLearned { .. }
             | Self::Score(ScoreError::NotFinite { .. })
             | Self::Generate(_) => Exit::Runtime,

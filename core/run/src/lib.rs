@@ -11,6 +11,7 @@ pub mod data;
 pub mod dossier;
 pub mod environment;
 pub mod error;
+pub mod evaluators;
 pub mod event;
 pub mod exit;
 pub mod fit_check;

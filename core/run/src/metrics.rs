@@ -1,10 +1,15 @@
-//! `metrics.jsonl`: one object a step and evaluation, for people who plot.
+//! `metrics.jsonl`: one object a step, evaluation and evaluator, for people who plot.
 
 use crate::error::RunError;
+use crate::evaluators::Evaluated;
 use crate::event::{Evaluation, Step};
 use forgelm_artifact::write::{self, AppendLog};
+use forgelm_train::state::State;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
+
+/// The key by which a line of an evaluator is known.
+const EVALUATOR: &str = "evaluator";
 
 /// The file, open for appending.
 pub struct MetricsFile {
@@ -14,7 +19,8 @@ pub struct MetricsFile {
 
 impl MetricsFile {
     /// Opens the file of a run that has done `n_steps_done` steps. Lines of later steps, which a
-    /// killed run wrote after its last checkpoint, are dropped: those steps come again.
+    /// killed run wrote after its last checkpoint, are dropped, and so are those of evaluators: they
+    /// come again.
     ///
     /// # Errors
     /// If the file cannot be read or written.
@@ -68,6 +74,20 @@ impl MetricsFile {
         self.append(&Value::Object(object))
     }
 
+    /// Appends the numbers that an evaluator found of the tuned model.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn evaluator(&mut self, state: &State, found: &Evaluated) -> Result<(), RunError> {
+        let mut object = Map::from_iter([
+            ("step".to_owned(), json!(state.global_step)),
+            ("epoch".to_owned(), json!(state.epoch)),
+            (EVALUATOR.to_owned(), json!(found.label)),
+        ]);
+        object.extend(found.metrics().map(|(name, value)| (name, json!(value))));
+        self.append(&Value::Object(object))
+    }
+
     fn append(&mut self, object: &Value) -> Result<(), RunError> {
         Ok(self.log.append_line(&object.to_string())?)
     }
@@ -82,7 +102,10 @@ fn kept_lines(path: &Path, n_steps_done: u64) -> String {
     };
     let is_kept = |line: &&str| {
         let object: Option<Value> = serde_json::from_str(line).ok();
-        object.and_then(|object| object["step"].as_u64()).is_some_and(|step| step <= n_steps_done)
+        object.is_some_and(|object| {
+            let step = object["step"].as_u64();
+            object.get(EVALUATOR).is_none() && step.is_some_and(|step| step <= n_steps_done)
+        })
     };
     text.lines().filter(is_kept).fold(String::new(), |kept, line| kept + line + "\n")
 }
@@ -97,7 +120,7 @@ mod tests {
     fn lines_of_steps_that_come_again_are_dropped() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("metrics.jsonl");
-        let text = "{\"step\":0,\"eval_loss\":2.0}\n{\"step\":1,\"loss\":1.5}\n{\"step\":2,\"loss\":1.0}\n{\"st";
+        let text = "{\"step\":0,\"eval_loss\":2.0}\n{\"step\":1,\"loss\":1.5}\n{\"step\":1,\"evaluator\":\"x\"}\n{\"step\":2,\"loss\":1.0}\n{\"st";
         std::fs::write(&path, text).expect("written");
         let mut file = MetricsFile::open(&path, 1).expect("opened");
         let evaluation = Evaluation {

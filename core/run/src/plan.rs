@@ -3,7 +3,7 @@
 use crate::error::RunError;
 use crate::output::OutputDir;
 use forgelm_config::{
-    ComputeDtype, Diagnostic, Loaded, PluginReward, Run, Severity, TrainOn, config_hash,
+    ComputeDtype, Diagnostic, Loaded, NamedPlugin, Run, Severity, TrainOn, config_hash,
     load_bytes, not_available, resolved_json,
 };
 use forgelm_data::is_hub_id;
@@ -87,7 +87,7 @@ impl Plan {
             kept.insert("plugins".to_owned(), trainer);
         }
         let rewards = self.run.plugins.iter().flat_map(|plugins| &plugins.rewards);
-        let reward = |of: &PluginReward| json!({"name": of.name, "options": of.options});
+        let reward = |of: &NamedPlugin| json!({"name": of.name, "options": of.options});
         let rewards: Vec<Value> = rewards.map(reward).collect();
         if !rewards.is_empty() {
             kept.insert("rewards".to_owned(), rewards.into());
@@ -199,6 +199,11 @@ impl Plan {
                 training.learning_rate,
             ),
         );
+        let evaluators = run.plugins.iter().flat_map(|plugins| &plugins.evaluators);
+        let evaluators: Vec<&str> = evaluators.map(|evaluator| evaluator.name.as_str()).collect();
+        if !evaluators.is_empty() {
+            line("judged", format!("by {}", evaluators.join(", ")));
+        }
         for (name, items) in
             [("reads", self.reads()), ("contacts", self.contacts()), ("writes", self.writes())]
         {

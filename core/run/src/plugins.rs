@@ -98,6 +98,12 @@ impl Used {
         Self { kind: K::NAME, name: plugin.name, options, origin }
     }
 
+    /// Whether it is of this kind.
+    #[must_use]
+    pub fn is<K: Kind>(&self) -> bool {
+        self.kind == K::NAME
+    }
+
     /// Its name in the config.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -267,7 +273,7 @@ pub fn list(
 const CHECK_DEADLINE: u64 = 30;
 
 /// Loads one library and tries what every plugin of a kind must have. It runs in a process of its own,
-/// so that a crash is a finding too; only its evaluators, which cannot, run in the program.
+/// so that a crash is a finding too.
 ///
 /// # Errors
 /// If it cannot be used at all.
@@ -280,12 +286,7 @@ pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), 
     let program = worker_program(env, CHECK_DEADLINE)?;
     let library = plugins.loader(env, CHECK_DEADLINE).open_in_worker(&file, &program)?;
     let mut findings = Vec::new();
-    if let Some(mut library) = library {
-        if !library.offers.evaluators.is_empty()
-            && let Some(here) = plugins.loader(env, CHECK_DEADLINE).open(&file)?
-        {
-            library.offers.evaluators = here.offers.evaluators;
-        }
+    if let Some(library) = library {
         findings = conformance::check(&library);
         plugins.put(library, false)?;
     }

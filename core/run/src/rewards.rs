@@ -8,7 +8,7 @@ use crate::error::RunError;
 use crate::model::{self, FoundModel};
 use crate::plan::Plan;
 use crate::plugins::{self, Used};
-use forgelm_config::PluginReward;
+use forgelm_config::NamedPlugin;
 use forgelm_data::{Prepared, read_columns};
 use forgelm_model::MemoryPlan;
 use forgelm_plugin::Registry;
@@ -168,7 +168,7 @@ impl Counted {
 }
 
 /// `plugins.rewards` of a plan.
-fn configured(plan: &Plan) -> &[PluginReward] {
+fn configured(plan: &Plan) -> &[NamedPlugin] {
     plan.run.plugins.as_ref().map_or(&[], |plugins| &plugins.rewards)
 }
 

@@ -18,6 +18,7 @@ use crate::data;
 use crate::dossier;
 use crate::environment::Environment;
 use crate::error::RunError;
+use crate::evaluators;
 use crate::event::{Event, ModelLoaded, Observer};
 use crate::footprint;
 use crate::model::{self, FoundModel, LoadedModel};
@@ -115,6 +116,7 @@ pub fn train(
         rewards::check_none(plan)?;
     }
     let (trainer, used) = plugins::build_trainer(plan, plugin)?;
+    let evaluators = evaluators::build(plan, plugins)?;
     check_variables(plan, env)?;
     let operator = dossier::operator(env)?;
     let key = dossier::signing_key(plan, env, observer)?;
@@ -207,6 +209,7 @@ pub fn train(
         trainer: trainer.as_ref(),
         plugins,
         used: std::iter::once(used).chain(data.rewards().iter().cloned()).collect(),
+        evaluators,
         sources: &sources,
         data: &data,
         peft: peft_info(plan, &found),

@@ -224,6 +224,17 @@ impl<'a> Session<'a> {
         Ok((before, self.activations.n_bytes() as u64))
     }
 
+    /// Gives back the buffers of a step, for what comes after the last one. The session has none
+    /// then, and can neither step nor evaluate.
+    ///
+    /// # Errors
+    /// If there is no memory for buffers of no rows.
+    pub fn give_back_buffers(&mut self) -> Result<(), OutOfMemory> {
+        self.buffers = RowBuffers::default();
+        self.activations = no_activations(self.decoder.config())?;
+        Ok(())
+    }
+
     /// How a step is cut.
     #[must_use]
     pub fn cut(&self) -> Cut {

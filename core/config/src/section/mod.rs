@@ -31,7 +31,7 @@ pub use model::{Backend, Model, Moe, Multimodal, QuantComputeDtype, QuantType};
 pub use pipeline::{Pipeline, Stage};
 pub use retention::{Retention, RetentionEnforce};
 pub use rope_scaling::{RopeScaling, RopeType};
-pub use signing::{Auth, PluginIsolation, PluginReward, Plugins, RequireProvisioned, Signing};
+pub use signing::{Auth, NamedPlugin, PluginIsolation, Plugins, RequireProvisioned, Signing};
 pub use synthetic::{Synthetic, SyntheticFormat, TeacherBackend};
 pub use training::{
     ComputeDtype, GaloreOptim, GaloreProjType, LrSchedulerType, Optim, ReportTo, TrainerType,

@@ -57,7 +57,9 @@ section! {
         /// Its options, each `key=value`.
         trainer_options: Vec<String> = Vec::new(), ours(), text(NOT_BLANK);
         /// Rewards of libraries for `grpo`, beside those that ship with ForgeLM: their sum counts.
-        rewards: Vec<PluginReward> = Vec::new(), ours();
+        rewards: Vec<NamedPlugin> = Vec::new(), ours();
+        /// Evaluators that judge the tuned model after training.
+        evaluators: Vec<NamedPlugin> = Vec::new(), ours();
         /// Where foreign code runs.
         isolation: PluginIsolation = PluginIsolation::Auto, ours();
         /// Seconds that a call in a process of its own may give no sign of life (a line, progress) before
@@ -69,10 +71,10 @@ section! {
 }
 
 section! {
-    /// One reward of a run.
-    PluginReward {
+    /// One plugin of a run.
+    NamedPlugin {
         /// Its name in its library.
-        name: String = String::new(), ours(), required("my_reward"), text(NOT_BLANK);
+        name: String = String::new(), ours(), required("my_plugin"), text(NOT_BLANK);
         /// Its options, each `key=value`.
         options: Vec<String> = Vec::new(), ours(), text(NOT_BLANK);
     }

@@ -1,12 +1,25 @@
-//! What comes after the last step: the best weights, a sample.
+//! What comes after the last step: the best weights, a sample, the evaluators.
 
+use super::Outcome;
 use super::job::Job;
 use crate::error::RunError;
+use crate::evaluators::{Evaluated, Examined, Language};
 use crate::event::{Event, When};
+use crate::metrics::MetricsFile;
 use crate::sample::Voice;
+use forgelm_evidence::audit::event::AuditEvent;
+use forgelm_evidence::audit::log::AuditLog;
 use forgelm_model::Trainable;
 use forgelm_train::checkpoint;
 use forgelm_train::session::Session;
+
+/// What came of the evaluators.
+pub(super) enum Judged {
+    /// What each of them found.
+    Completely(Vec<Evaluated>),
+    /// The run was asked to stop meanwhile.
+    Interrupted(Outcome),
+}
 
 impl Job<'_> {
     /// The weights with the lowest validation loss, where there is one.
@@ -40,6 +53,69 @@ impl Job<'_> {
         let sample = question.ask(when, &self.loaded.decoder, adapter, &voice)?;
         self.observer.observe(&Event::Sample(sample));
         Ok(())
+    }
+
+    /// Asks every evaluator about what was trained, once its folder is there: whatever becomes of
+    /// them, the model is kept.
+    pub(super) fn judge(
+        &mut self,
+        session: &mut Session<'_>,
+        metrics: &mut MetricsFile,
+        audit: &mut AuditLog,
+    ) -> Result<Judged, RunError> {
+        let chosen = std::mem::take(&mut self.evaluators);
+        if chosen.is_empty() {
+            return Ok(Judged::Completely(Vec::new()));
+        }
+        // No step follows, and scoring takes memory of its own.
+        session.give_back_buffers()?;
+        let language = Language {
+            tokenizer: &self.found.tokenizer,
+            template: self.found.template.as_ref(),
+            template_now: self.template_now,
+            stop_ids: &self.stop_ids,
+        };
+        let (env, plugins) = (self.env, self.plugins);
+        let is_stopped = || env.stop_requested();
+        let model = (&self.loaded.decoder, Some(session.adapter()));
+        let held_out = &self.data.prepared.validation;
+        let examined = Examined::new(model, language, held_out, &is_stopped)?;
+        let mut evaluated = Vec::new();
+        for chosen in chosen {
+            let report = chosen.evaluator.evaluate(&examined.services());
+            plugins.tell_lines(self.observer);
+            let report = match report {
+                Ok(report) => report,
+                Err(_) if env.stop_requested() => {
+                    return self.interrupt_after_steps(session, audit).map(Judged::Interrupted);
+                }
+                Err(source) => {
+                    let final_model = self.plan.output.final_model().to_owned();
+                    return Err(RunError::Evaluator { source, final_model });
+                }
+            };
+            let found = Evaluated { used: chosen.used, label: chosen.label, report };
+            metrics.evaluator(session.state(), &found)?;
+            self.observer.observe(&Event::Notice(found.line()));
+            self.used.push(found.used.clone());
+            evaluated.push(found);
+        }
+        Ok(Judged::Completely(evaluated))
+    }
+
+    /// The checkpoint of the last step is there; the weights in memory may be those of a better one.
+    fn interrupt_after_steps(
+        &self,
+        session: &Session<'_>,
+        audit: &mut AuditLog,
+    ) -> Result<Outcome, RunError> {
+        let step = session.state().global_step;
+        let checkpoint = checkpoint::path(self.plan.output.root(), step);
+        audit.append(&AuditEvent::TrainingInterrupted {
+            step,
+            checkpoint: Some(checkpoint.display().to_string()),
+        })?;
+        Ok(Outcome::Interrupted { checkpoint, step })
     }
 
     /// The data must still be what was read: evidence about other bytes would be false.

@@ -1,6 +1,7 @@
 //! A run from its first event to its documents.
 
 use super::Outcome;
+use super::finish::Judged;
 use super::room::Try;
 use super::tokenized::TokenizedData;
 use super::watch::Watch;
@@ -9,6 +10,7 @@ use crate::data::Sources;
 use crate::dossier::{self, Dossier};
 use crate::environment::Environment;
 use crate::error::RunError;
+use crate::evaluators::Chosen;
 use crate::event::{Event, Observer, Started, When};
 use crate::metrics::MetricsFile;
 use crate::model::{FoundModel, LoadedModel};
@@ -40,6 +42,8 @@ pub(super) struct Job<'a> {
     pub(super) plugins: &'a Plugins,
     /// Plugins that take part.
     pub(super) used: Vec<Used>,
+    /// Who judges the tuned model.
+    pub(super) evaluators: Vec<Chosen>,
     pub(super) sources: &'a Sources,
     pub(super) data: &'a TokenizedData,
     pub(super) peft: PeftInfo,
@@ -155,6 +159,10 @@ impl Job<'_> {
         self.sample(When::After, Some(session.adapter()))?;
         self.check_unchanged()?;
         let merge_metrics = self.save_final_model(&session)?;
+        let evaluated = match self.judge(&mut session, &mut metrics, audit)? {
+            Judged::Completely(evaluated) => evaluated,
+            Judged::Interrupted(outcome) => return Ok(outcome),
+        };
         let dossier = Dossier {
             plan: self.plan,
             env: self.env,
@@ -172,6 +180,7 @@ impl Job<'_> {
             measured: &self.measured,
             template_now: self.template_now,
             plugins: &self.used,
+            evaluated: &evaluated,
         };
         let completed = dossier.write(key.as_ref(), audit)?;
         Ok(Outcome::Completed(completed))

@@ -1,0 +1,81 @@
+//! Evaluators of a run: made before anything starts, asked about the tuned model at its end.
+
+mod examined;
+
+use crate::error::RunError;
+use crate::plan::Plan;
+use crate::plugins::{Plugins, Used, option};
+pub(crate) use examined::{Examined, Language};
+use forgelm_sdk::evaluator::{Evaluator, Report};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// An evaluator that the config names.
+pub(crate) struct Chosen {
+    pub(crate) evaluator: Box<dyn Evaluator>,
+    pub(crate) used: Used,
+    /// Its name; from the second of that name on, with a number.
+    pub(crate) label: String,
+}
+
+/// What an evaluator found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluated {
+    pub(crate) used: Used,
+    pub(crate) label: String,
+    pub(crate) report: Report,
+}
+
+/// Makes the evaluators of a plan, with their options.
+///
+/// # Errors
+/// If there is none of a name, or an option cannot be used.
+pub(crate) fn build(plan: &Plan, plugins: &Plugins) -> Result<Vec<Chosen>, RunError> {
+    let named = plan.run.plugins.as_ref().map_or(&[][..], |plugins| &plugins.evaluators);
+    let mut n_of_name: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut chosen = Vec::new();
+    for named in named {
+        let plugin = plugins.registry().evaluator(&named.name)?;
+        let options = plugins::options("plugins.evaluators", &named.options)?;
+        let n = n_of_name.entry(&named.name).or_insert(0);
+        *n += 1;
+        let label = if *n == 1 { named.name.clone() } else { format!("{}_{n}", named.name) };
+        let evaluator = (plugin.build)(&options)?;
+        chosen.push(Chosen { evaluator, used: Used::of(plugin, &options), label });
+    }
+    Ok(chosen)
+}
+
+impl Evaluated {
+    /// The numbers of the report, by `LABEL/KEY`; not those inside of lists and objects.
+    pub(crate) fn metrics(&self) -> impl Iterator<Item = (String, f64)> {
+        let number = |(key, value): (&String, &Value)| {
+            Some((format!("{}/{key}", self.label), value.as_f64()?))
+        };
+        self.report.iter().filter_map(number)
+    }
+
+    /// As the documents have it.
+    pub(crate) fn to_json(&self) -> Value {
+        let options = self.used.options().map(|(name, value)| (name.to_owned(), value));
+        json!({
+            "name": self.used.name(),
+            "label": self.label,
+            "options": options.collect::<Map<_, _>>(),
+            "report": self.report,
+        })
+    }
+
+    /// One line for a person.
+    pub(crate) fn line(&self) -> String {
+        let shown = |(key, value): (&String, &Value)| match value {
+            Value::Number(number) if number.is_f64() => {
+                Some(format!("{key} {:.4}", number.as_f64()?))
+            }
+            Value::Number(_) | Value::Bool(_) | Value::String(_) => Some(format!("{key} {value}")),
+            Value::Null | Value::Array(_) | Value::Object(_) => None,
+        };
+        let found: Vec<String> = self.report.iter().filter_map(shown).collect();
+        format!("{}: {}", self.label, found.join(", "))
+    }
+}

@@ -1,0 +1,311 @@
+//! A model as evaluators see it: scores, answers and held-out records.
+
+use crate::error::RunError;
+use forgelm_data::{Sequence, Sequences};
+use forgelm_generate::{
+    GenerateError, GenerateOptions, Generator, Request, Sampling, ScoreError, ScoreRequest, Scorer,
+};
+use forgelm_model::{Adapter, Decoder};
+use forgelm_sdk::evaluator::{Generate, HeldOut, RecordText, Score, Services, TextPair, TextScore};
+use forgelm_sdk::options::Reader;
+use forgelm_sdk::trainer::Role;
+use forgelm_sdk::{Failed, OptionValue};
+use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use std::cell::RefCell;
+use std::ops::ControlFlow;
+
+/// Answers that grow at once.
+const LANES: usize = 8;
+/// Prompts that are asked together: between these it is seen that work should stop.
+const PROMPTS_TOGETHER: usize = 4 * LANES;
+/// Held-out records that are in memory at once.
+const RECORDS_TOGETHER: usize = 256;
+
+/// How a model reads and speaks.
+#[derive(Clone, Copy)]
+pub(crate) struct Language<'a> {
+    pub(crate) tokenizer: &'a Tokenizer,
+    pub(crate) template: Option<&'a ChatTemplate>,
+    /// What the template takes for the present, in seconds since 1970.
+    pub(crate) template_now: i64,
+    /// Tokens that end an answer.
+    pub(crate) stop_ids: &'a [u32],
+}
+
+/// A model, its language, and the records that the run holds out.
+pub(crate) struct Examined<'a> {
+    decoder: &'a Decoder,
+    adapter: Option<&'a Adapter>,
+    language: Language<'a>,
+    held_out: &'a Sequences,
+    /// Units of `held_out` that have an answer that is wanted.
+    records: Vec<usize>,
+    is_stopped: &'a dyn Fn() -> bool,
+    scorer: RefCell<Scorer<'a>>,
+}
+
+impl<'a> Examined<'a> {
+    /// # Errors
+    /// If the held-out records cannot be read.
+    pub(crate) fn new(
+        (decoder, adapter): (&'a Decoder, Option<&'a Adapter>),
+        language: Language<'a>,
+        held_out: &'a Sequences,
+        is_stopped: &'a dyn Fn() -> bool,
+    ) -> Result<Self, RunError> {
+        let mut records = Vec::new();
+        for unit in 0..held_out.len() {
+            if held_out.read(&[unit])?.iter().any(is_wanted) {
+                records.push(unit);
+            }
+        }
+        let scorer = RefCell::new(Scorer::new(decoder, adapter));
+        Ok(Self { decoder, adapter, language, held_out, records, is_stopped, scorer })
+    }
+
+    pub(crate) fn services(&self) -> Services<'_> {
+        Services { score: Some(self), generate: Some(self), held_out: Some(self) }
+    }
+
+    fn positions(&self) -> usize {
+        self.decoder.config().max_position_embeddings
+    }
+
+    /// Scores texts, each with its scored rows; `what` names them in messages.
+    fn scores(
+        &self,
+        (what, first): (&str, u64),
+        texts: &[(Vec<u32>, Vec<u32>)],
+    ) -> Result<Vec<TextScore>, Failed> {
+        let requests: Vec<ScoreRequest<'_>> =
+            texts.iter().map(|(tokens, rows)| ScoreRequest { tokens, rows }).collect();
+        let logps = self.scorer.borrow_mut().score(&requests, &mut || !(self.is_stopped)());
+        let logps = logps.map_err(|error| match error {
+            ScoreError::Stopped => Failed::cancelled(),
+            ScoreError::OutOfMemory(error) => Failed::new(error.to_string()),
+            ScoreError::NotFinite { request, token } => Failed::new(format!(
+                "{what} {}: the model gives no finite number for token {token}",
+                first + request as u64
+            )),
+        })?;
+        let score = |logps: &Vec<f32>| TextScore {
+            logp_sum: logps.iter().map(|&logp| f64::from(logp)).sum(),
+            n_tokens: logps.len() as u64,
+        };
+        Ok(logps.iter().map(score).collect())
+    }
+
+    /// Tokens of a pair, and the rows that predict those which reach into the completion.
+    fn cut(&self, pair: &TextPair<'_>) -> Result<(Vec<u32>, Vec<u32>), String> {
+        let tokenizer = self.language.tokenizer;
+        let text = [pair.prompt, pair.completion].concat();
+        let encoding = tokenizer.encode_with_specials(&text).map_err(|error| error.to_string())?;
+        let prefix = tokenizer.prefix_ids();
+        let tokens = [prefix, &encoding.ids].concat();
+        if tokens.len() > self.positions() {
+            let (found, positions) = (tokens.len(), self.positions());
+            return Err(format!("{found} tokens; the model takes {positions}"));
+        }
+        let is_scored = encoding.offsets.iter().map(|&(_, end)| end > pair.prompt.len());
+        let rows = (0_u32..).zip(std::iter::repeat_n(false, prefix.len()).chain(is_scored));
+        let rows: Vec<u32> = rows
+            .filter_map(|(token, is_scored)| token.checked_sub(1).filter(|_| is_scored))
+            .collect();
+        match rows.is_empty() {
+            true => Err("no token of the completion has something before it".to_owned()),
+            false => Ok((tokens, rows)),
+        }
+    }
+
+    /// Tokens of a prompt.
+    fn prompt(&self, prompt: &str, is_chat: bool) -> Result<Vec<u32>, String> {
+        let Language { tokenizer, template, template_now, .. } = self.language;
+        if !is_chat {
+            let encoding = tokenizer.encode_with_specials(prompt);
+            let encoding = encoding.map_err(|error| error.to_string())?;
+            return Ok([tokenizer.prefix_ids(), &encoding.ids].concat());
+        }
+        let template = template.ok_or("`chat`: the model has no chat template")?;
+        let options = RenderOptions {
+            add_generation_prompt: true,
+            now: Some(template_now),
+            ..RenderOptions::default()
+        };
+        let chat = tokenizer.encode_chat(template, &[Message::new("user", prompt)], &options);
+        chat.map(|chat| chat.ids).map_err(|error| error.to_string())
+    }
+
+    /// The answers to prompts that are asked together, of which `first` is the first.
+    fn answers(
+        &self,
+        generator: &mut Generator<'_>,
+        (first, prompts): (usize, &[Vec<u32>]),
+        options: &GenerateOptions,
+    ) -> Result<Vec<String>, Failed> {
+        let requests: Vec<Request<'_>> =
+            prompts.iter().map(|prompt| Request { prompt, options }).collect();
+        let mut goes_on = |_, _| match (self.is_stopped)() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        };
+        let generated = generator.generate_all(&requests, &mut goes_on);
+        if (self.is_stopped)() {
+            return Err(Failed::cancelled());
+        }
+        let generated = generated.map_err(|error| {
+            let message = format!("prompt {}: {}", first + error.request, error.source);
+            match error.source {
+                GenerateError::NotANumber(_) => Failed::new(message),
+                GenerateError::Sampling(_)
+                | GenerateError::EmptyPrompt
+                | GenerateError::PromptTooLong { .. }
+                | GenerateError::UnknownToken { .. } => Failed::argument(message),
+            }
+        })?;
+        let text = |tokens: &[u32]| self.language.tokenizer.decode_without_specials(tokens);
+        let texts = generated.iter().map(|generated| text(&generated.tokens));
+        texts.collect::<Result<_, _>>().map_err(|error| Failed::new(error.to_string()))
+    }
+
+    /// The wanted sequence of each of these records.
+    fn records(&self, first: u64, n: usize) -> Result<Vec<Sequence>, Failed> {
+        let n_records = self.records.len();
+        let range =
+            usize::try_from(first).ok().and_then(|first| Some(first..first.checked_add(n)?));
+        let units = range.and_then(|range| self.records.get(range)).ok_or_else(|| {
+            let last = first.saturating_add(n as u64);
+            Failed::argument(format!(
+                "records {first} to {last} were asked for; the run holds out {n_records}"
+            ))
+        })?;
+        let mut sequences: Vec<Sequence> = Vec::with_capacity(n);
+        for &unit in units {
+            let read = self.held_out.read(&[unit]);
+            let read = read.map_err(|error| Failed::new(error.to_string()))?;
+            sequences.extend(read.into_iter().find(is_wanted));
+        }
+        Ok(sequences)
+    }
+}
+
+/// Whether a sequence is an answer as it should be.
+fn is_wanted(sequence: &Sequence) -> bool {
+    matches!(sequence.role, Role::Sole | Role::Chosen)
+}
+
+impl Score for Examined<'_> {
+    fn score(&self, pairs: &[TextPair<'_>]) -> Result<Vec<TextScore>, Failed> {
+        let cut = |(i, pair): (usize, &TextPair<'_>)| {
+            self.cut(pair).map_err(|problem| Failed::argument(format!("pair {i}: {problem}")))
+        };
+        let texts = pairs.iter().enumerate().map(cut).collect::<Result<Vec<_>, _>>()?;
+        self.scores(("pair", 0), &texts)
+    }
+}
+
+impl Generate for Examined<'_> {
+    fn generate(
+        &self,
+        prompts: &[&str],
+        options: &[(&str, OptionValue)],
+    ) -> Result<Vec<String>, Failed> {
+        let (options, is_chat) = generate_options(options, self.language.stop_ids)?;
+        let tokens = |(i, prompt): (usize, &&str)| {
+            self.prompt(prompt, is_chat)
+                .map_err(|problem| Failed::argument(format!("prompt {i}: {problem}")))
+        };
+        let prompts = prompts.iter().enumerate().map(tokens).collect::<Result<Vec<_>, _>>()?;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let context = longest.saturating_add(options.max_new_tokens).min(self.positions());
+        let n_lanes = prompts.len().min(LANES);
+        let generator = Generator::with_lanes(self.decoder, self.adapter, context, n_lanes);
+        let mut generator = generator.map_err(|error| Failed::new(error.to_string()))?;
+        let mut answers = Vec::with_capacity(prompts.len());
+        for together in prompts.chunks(PROMPTS_TOGETHER) {
+            let first = answers.len();
+            answers.extend(self.answers(&mut generator, (first, together), &options)?);
+        }
+        Ok(answers)
+    }
+}
+
+impl HeldOut for Examined<'_> {
+    fn n_records(&self) -> u64 {
+        self.records.len() as u64
+    }
+
+    fn score(&self, first: u64, n: usize) -> Result<Vec<TextScore>, Failed> {
+        let mut scores = Vec::new();
+        while scores.len() < n {
+            let from = first.saturating_add(scores.len() as u64);
+            let sequences = self.records(from, (n - scores.len()).min(RECORDS_TOGETHER))?;
+            let text = |sequence: Sequence| {
+                let is_trained = sequence.trained.iter().skip(1);
+                let rows = (0_u32..).zip(is_trained).filter_map(|(row, &is)| is.then_some(row));
+                (sequence.tokens, rows.collect())
+            };
+            let texts: Vec<(Vec<u32>, Vec<u32>)> = sequences.into_iter().map(text).collect();
+            scores.extend(self.scores(("record", from), &texts)?);
+        }
+        Ok(scores)
+    }
+
+    fn text(&self, record: u64) -> Result<RecordText, Failed> {
+        let sequences = self.records(record, 1)?;
+        let Some(Sequence { tokens, trained, .. }) = sequences.first() else {
+            return Ok(RecordText::default());
+        };
+        let tokenizer = self.language.tokenizer;
+        let n_prefix = if tokens.starts_with(tokenizer.prefix_ids()) {
+            tokenizer.prefix_ids().len()
+        } else {
+            0
+        };
+        let first_trained = (1..tokens.len()).find(|&t| trained[t]).unwrap_or(tokens.len());
+        let n_prompt = first_trained.max(n_prefix);
+        let decode = |tokens: &[u32]| {
+            tokenizer.decode(tokens).map_err(|error| Failed::new(error.to_string()))
+        };
+        let (prompt, whole) = (decode(&tokens[n_prefix..n_prompt])?, decode(&tokens[n_prefix..])?);
+        // Cut out of the whole: a decoder may drop a space that a text begins with.
+        let completion = match whole.strip_prefix(&prompt) {
+            Some(rest) => rest.to_owned(),
+            None => decode(&tokens[n_prompt..])?,
+        };
+        Ok(RecordText { prompt, completion })
+    }
+}
+
+/// Options of `forgelm.generate/1`; and whether prompts are turns of a chat.
+#[expect(clippy::cast_possible_truncation, reason = "within these ranges")]
+fn generate_options(
+    given: &[(&str, OptionValue)],
+    stop_ids: &[u32],
+) -> Result<(GenerateOptions, bool), Failed> {
+    let read = || {
+        let mut options = Reader::new("forgelm.generate/1", given);
+        let max_new_tokens = options.whole("max_new_tokens", 256, 1..=1 << 32)?;
+        let temperature = options.number("temperature", 0.0, 0.0..=2.0)?;
+        let top_p = options.number("top_p", 1.0, 1e-6..=1.0)?;
+        let seed = options.whole("seed", 0, 0..=1 << 53)?;
+        let is_chat = options.flag("chat", false)?;
+        options.finish()?;
+        let (temperature, top_p) = (temperature as f32, top_p as f32);
+        let sampling = match temperature > 0.0 {
+            true => Sampling { temperature, top_p, ..Sampling::GREEDY },
+            false => Sampling::GREEDY,
+        };
+        let options = GenerateOptions {
+            max_new_tokens: max_new_tokens as usize,
+            sampling,
+            seed,
+            stop_ids: stop_ids.to_vec(),
+            reuse_cache: false,
+        };
+        Ok((options, is_chat))
+    };
+    read().map_err(|error: forgelm_sdk::OptionsError| Failed::argument(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests;
