@@ -191,7 +191,7 @@ fn an_evaluator_that_cannot_be_used_is_refused_before_anything_starts() {
     );
     refused(
         &plugins("{name: held_out_loss}, {name: held_out_loss, options: [file]}"),
-        "`plugins.evaluators[1].options`: `file`; expected `key=value`",
+        "`plugins.evaluators`: `file`; expected `key=value`",
     );
     refused(
         &plugins("{name: held_out_loss, options: [texts=held.jsonl]}"),

@@ -4,7 +4,7 @@ mod examined;
 
 use crate::error::RunError;
 use crate::plan::Plan;
-use crate::plugins::{Plugins, Used, option};
+use crate::plugins::{self, Plugins, Used};
 pub(crate) use examined::{Examined, Language};
 use forgelm_sdk::evaluator::{Evaluator, Report};
 use serde_json::{Map, Value, json};
