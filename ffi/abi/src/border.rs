@@ -8,7 +8,7 @@ pub const MAGIC: u64 = 0x3149_4241_4d4c_4746;
 pub const ABI_MAJOR: u32 = 1;
 /// Raised when something is appended.
 pub const ABI_MINOR: u32 = 0;
-/// The one symbol of a plugin: a constant [`forgelm_entry`].
+/// The symbol of a plugin: a constant [`forgelm_entry`].
 pub const ENTRY_SYMBOL: &CStr = c"forgelm_plugin_entry";
 
 /// How a call ended: one of [`status`].
@@ -95,6 +95,13 @@ impl forgelm_plugin_error {
             reserved: 0,
             message: [0; MESSAGE_BYTES],
         }
+    }
+
+    /// Makes it a record without an error again; what the message was stays behind its length.
+    pub const fn begin(&mut self) {
+        #[expect(clippy::cast_possible_truncation, reason = "512 bytes")]
+        let struct_size = size_of::<Self>() as u32;
+        (self.struct_size, self.code, self.message_len) = (struct_size, status::OK, 0);
     }
 
     /// What the callee wrote, mended where it is not UTF-8.

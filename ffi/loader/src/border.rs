@@ -11,6 +11,7 @@ use forgelm_abi::{
 use forgelm_plugin::{Kind, Origin};
 use forgelm_sdk::{Cause, Failed, OptionsError};
 use std::borrow::Cow;
+use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char};
 use std::fmt;
 use std::sync::Arc;
@@ -144,6 +145,13 @@ impl fmt::Display for Caller {
 #[derive(Debug, Default)]
 pub(crate) struct Poison(AtomicBool);
 
+thread_local! {
+    /// Where a plugin writes what went wrong: half a kilobyte that is not cleared for each call. A call
+    /// inside a call may use it too: the outer one writes its own text after that.
+    static RECORD: UnsafeCell<forgelm_plugin_error> =
+        const { UnsafeCell::new(forgelm_plugin_error::new()) };
+}
+
 /// Calls a plugin: the floating-point mode is put back, a failure gets its name, and after a panic
 /// or an exception nothing of the instance is called again.
 pub(crate) fn call(
@@ -154,11 +162,13 @@ pub(crate) fn call(
     if poison.0.load(Ordering::Acquire) {
         return Err(caller.failed("it panicked before and is not called again"));
     }
-    let mut err = forgelm_plugin_error::new();
+    let err = RECORD.with(UnsafeCell::get);
+    // SAFETY: this thread's own record, which nobody else reads or writes now.
+    unsafe { (*err).begin() };
     let ended = {
         let _inside = caller.enter();
         let _mode = KeepFloatMode::new();
-        body(&raw mut err)
+        body(err)
     };
     if ended == status::OK {
         return Ok(());
@@ -171,7 +181,8 @@ pub(crate) fn call(
         status::CANCELLED => Cause::Cancelled,
         _ => Cause::Work,
     };
-    Err(Failed { cause, ..caller.failed(&told(ended, &err)) })
+    // SAFETY: as above; the call is over.
+    Err(Failed { cause, ..caller.failed(&told(ended, unsafe { &*err })) })
 }
 
 /// What a failed call said.

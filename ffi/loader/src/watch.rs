@@ -118,7 +118,7 @@ impl Watched {
     /// What to tell, once a call that hangs.
     fn hangs(&mut self, is_silent: bool, nap: Duration, after: Duration) -> Option<String> {
         let now = self.calls.0.load(Ordering::Relaxed);
-        let is_inside = now % ENDED > 0;
+        let is_inside = now & (ENDED - 1) != 0;
         let is_same = std::mem::replace(&mut self.seen, now) == now;
         if !(is_silent && is_inside && is_same) {
             self.silence = Duration::ZERO;

@@ -340,7 +340,7 @@ forgelm_status kernel_metrics(const forgelm_trainer *trainer, const forgelm_scor
     static float x[N], y[N], z[N];
     static double sums[N / K];
     const forgelm_kernels *on = the_host->get_extension(the_host, FORGELM_KERNELS);
-    if (on == NULL || !FORGELM_HAS(on, log_softmax_gather)) {
+    if (on == NULL || !FORGELM_HAS(on, dequantize)) {
         return FORGELM_E_UNIMPLEMENTED;
     }
     for (int i = 0; i < N; ++i) {
@@ -382,6 +382,16 @@ forgelm_status kernel_metrics(const forgelm_trainer *trainer, const forgelm_scor
     n_wrong += on->log_softmax_gather(on, 4, 100, x, labels, z, err) != FORGELM_OK;
     n_wrong += on->sum(on, 4, z, &value, err) != FORGELM_OK;
     tell(out, "log_softmax_gather", value);
+    static uint8_t bytes[125 * 340];
+    const forgelm_str q8_0 = {"q8_0", 4}, unknown = {"q5_x", 4};
+    size_t n_bytes = 0;
+    n_wrong += on->bytes_per_row(on, q8_0, 320, &n_bytes, err) != FORGELM_OK;
+    tell(out, "bytes_per_row", (double)n_bytes);
+    n_wrong += on->quantize(on, q8_0, 125, 320, x, bytes, err) != FORGELM_OK;
+    n_wrong += on->dequantize(on, q8_0, 125, 320, bytes, z, err) != FORGELM_OK;
+    n_wrong += on->axpy(on, N, -1.0f, x, z, err) != FORGELM_OK;
+    n_wrong += on->max_abs(on, N, z, &largest, err) != FORGELM_OK;
+    tell(out, "off_by", (double)largest);
     tell(out, "n_wrong", (double)n_wrong);
 
     int n_refused = 0;
@@ -389,6 +399,7 @@ forgelm_status kernel_metrics(const forgelm_trainer *trainer, const forgelm_scor
     n_refused += on->sum(on, SIZE_MAX, x, &value, NULL) == FORGELM_E_INVALID_ARGUMENT;
     n_refused += on->axpy(on, N, 1.0f, x, x, NULL) == FORGELM_E_INVALID_ARGUMENT;
     n_refused += on->parallel_for(on, N, 0, &work, NULL) == FORGELM_E_INVALID_ARGUMENT;
+    n_refused += on->bytes_per_row(on, unknown, 320, &n_bytes, NULL) == FORGELM_E_INVALID_ARGUMENT;
     tell(out, "n_refused", (double)n_refused);
     work.run = fails_from_5000_on;
     tell(out, "status", (double)on->parallel_for(on, N, K, &work, err));

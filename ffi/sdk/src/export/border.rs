@@ -3,8 +3,8 @@
 use crate::options::{self, OptionValue, OptionsError};
 use crate::{Cause, Failed};
 use forgelm_abi::{
-    DEVICE_CPU, dtype_code, forgelm_plugin_error, forgelm_status, forgelm_str, forgelm_tensor,
-    status,
+    DEVICE_CPU, dtype_code, forgelm_dtype, forgelm_plugin_error, forgelm_status, forgelm_str,
+    forgelm_tensor, status,
 };
 use std::any::Any;
 use std::ffi::{CString, c_char};
@@ -234,9 +234,12 @@ pub(crate) fn borrowed(options: &[(String, OptionValue)]) -> Vec<(&str, OptionVa
 }
 
 /// A type of numbers in tensors.
-pub(crate) trait Element {
+pub(crate) trait Element: Sized {
     const CODE: u8;
     const NAME: &'static str;
+    #[expect(clippy::cast_possible_truncation, reason = "at most 32 bits")]
+    const DTYPE: forgelm_dtype =
+        forgelm_dtype { code: Self::CODE, bits: 8 * size_of::<Self>() as u8, lanes: 1 };
 }
 
 impl Element for f32 {
@@ -258,11 +261,19 @@ impl Element for u8 {
 ///
 /// # Safety
 /// The view and its numbers are readable during the call.
+#[inline]
 pub(crate) unsafe fn view<'a, T: Element>(
     tensor: *const forgelm_tensor,
     name: &str,
     shape: &[usize],
 ) -> Result<&'a [T], Refusal> {
+    if let &[n] = shape {
+        // SAFETY: the caller's promise.
+        if let Some(start) = unsafe { line::<T>(tensor, n) } {
+            // SAFETY: n numbers, as checked, readable during the call.
+            return Ok(unsafe { std::slice::from_raw_parts(start, n) });
+        }
+    }
     // SAFETY: the caller's promise.
     let start = unsafe { first::<T>(tensor, name, shape) }?;
     // SAFETY: as many numbers as the shape says, as checked, readable during the call.
@@ -273,15 +284,46 @@ pub(crate) unsafe fn view<'a, T: Element>(
 ///
 /// # Safety
 /// The view and its numbers can be used during the call, and nothing else uses them.
+#[inline]
 pub(crate) unsafe fn view_mut<'a, T: Element>(
     tensor: *const forgelm_tensor,
     name: &str,
     shape: &[usize],
 ) -> Result<&'a mut [T], Refusal> {
+    if let &[n] = shape {
+        // SAFETY: the caller's promise.
+        if let Some(start) = unsafe { line::<T>(tensor, n) } {
+            // SAFETY: n numbers, as checked, ours during the call.
+            return Ok(unsafe { std::slice::from_raw_parts_mut(start, n) });
+        }
+    }
     // SAFETY: the caller's promise.
     let start = unsafe { first::<T>(tensor, name, shape) }?;
     // SAFETY: as many numbers as the shape says, as checked, ours during the call.
     unsafe { values_mut(start, shape.iter().product(), name) }
+}
+
+/// The first of n numbers in a row, if everything about the tensor is as expected; what is not is
+/// found out the long way. In every step several tensors go this way.
+///
+/// # Safety
+/// The view is readable during the call.
+#[inline]
+unsafe fn line<T: Element>(tensor: *const forgelm_tensor, n: usize) -> Option<*mut T> {
+    // SAFETY: the caller's promise.
+    let tensor = unsafe { tensor.as_ref() }?;
+    if tensor.ndim != 1 || tensor.dtype != T::DTYPE || tensor.device.device_type != DEVICE_CPU {
+        return None;
+    }
+    // SAFETY: null, or the length of the one axis; and its step.
+    let (length, step) = unsafe { (tensor.shape.as_ref()?, tensor.strides.as_ref()?) };
+    let start = tensor.data.cast::<T>();
+    let is_good = usize::try_from(*length) == Ok(n)
+        && *step == 1
+        && tensor.byte_offset == 0
+        && !start.is_null()
+        && start.is_aligned();
+    is_good.then_some(start)
 }
 
 /// The lengths of the axes of a tensor.
@@ -314,8 +356,7 @@ pub(crate) unsafe fn shape_of(
     unsafe { lengths(tensor, name) }?.1.iter().map(length).collect()
 }
 
-/// The first number of a tensor, when everything about it is as expected. Called several times in
-/// each step: it allocates nothing.
+/// The first number of a tensor, when everything about it is as expected.
 ///
 /// # Safety
 /// The view is readable during the call.
@@ -331,8 +372,7 @@ unsafe fn first<T: Element>(
     if found.len() != shape.len() || !found.iter().zip(shape).all(is_same) {
         return wrong(&format!("has the shape {found:?}; expected {shape:?}"));
     }
-    let (dtype, bits) = (tensor.dtype, 8 * size_of::<T>());
-    if dtype.code != T::CODE || usize::from(dtype.bits) != bits || dtype.lanes != 1 {
+    if tensor.dtype != T::DTYPE {
         return wrong(&format!("is not {}", T::NAME));
     }
     if tensor.device.device_type != DEVICE_CPU {
