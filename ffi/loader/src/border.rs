@@ -3,7 +3,7 @@
 use crate::error::Problem;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
-use crate::watch::{Calls, Inside};
+use crate::watch::{Callers, Calls, Inside};
 use forgelm_abi::{
     DEVICE_CPU, dtype_code, forgelm_device, forgelm_dtype, forgelm_plugin_error, forgelm_status,
     forgelm_str, forgelm_tensor, status,
@@ -111,11 +111,13 @@ pub(crate) struct Caller {
     name: &'static str,
     origin: Arc<Origin>,
     calls: Arc<Calls>,
+    callers: Callers,
 }
 
 impl Caller {
     pub(crate) fn new<K: Kind>(name: &'static str, origin: &Arc<Origin>) -> Self {
-        Self { kind: K::NAME, name, origin: Arc::clone(origin), calls: Arc::default() }
+        let (calls, callers) = (Arc::default(), Callers::Several);
+        Self { kind: K::NAME, name, origin: Arc::clone(origin), calls, callers }
     }
 
     /// The same, whose calls the host watches.
@@ -124,9 +126,14 @@ impl Caller {
         Self { calls, ..self }
     }
 
+    /// For an instance that one thread calls at a time.
+    pub(crate) fn of_one_caller(&self, host: &Host) -> Self {
+        Self { callers: Callers::One, ..self.clone().watched(host) }
+    }
+
     /// A call, until the guard goes out of scope.
     pub(crate) fn enter(&self) -> Inside<'_> {
-        self.calls.enter()
+        self.calls.enter(self.callers)
     }
 
     /// A failure of this plugin.

@@ -4,6 +4,7 @@ use crate::border::{kept_text, size, told};
 use crate::error::Problem;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
+use crate::watch::Callers;
 use crate::{evaluator, merge_method, quantizer, reward, trainer, witness};
 use forgelm_abi::{
     ABI_MAJOR, ABI_MINOR, ENTRY_SYMBOL, EVALUATOR_FACTORY, LAYOUT_HASH, MAGIC,
@@ -83,7 +84,7 @@ impl Entry {
         origin: &Arc<Origin>,
     ) -> Result<Offers, Problem> {
         let calls = host.watch(format!("library {origin}"));
-        let _inside = calls.enter();
+        let _inside = calls.enter(Callers::One);
         self.init(host, path)?;
         let of = |id: &CStr| {
             let _mode = KeepFloatMode::new();

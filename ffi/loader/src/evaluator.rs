@@ -75,7 +75,7 @@ impl Foreign {
         Ok(Self {
             instance,
             host: entry.host,
-            caller: entry.caller.clone(),
+            caller: entry.caller.of_one_caller(entry.host),
             poison,
             one_call_at_a_time,
         })

@@ -103,7 +103,8 @@ impl Foreign {
         };
         let instance = entry.create(options, "forgelm_trainer", missing, create)?;
         let (poison, calls) = (Poison::default(), Mutex::default());
-        Ok(Self { instance, caller: entry.caller.clone(), poison, calls })
+        let caller = entry.caller.of_one_caller(entry.host);
+        Ok(Self { instance, caller, poison, calls })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 /// What to do about a plugin that gives no sign of life: no line, no progress, no end of a call.
@@ -22,24 +22,45 @@ impl fmt::Debug for Hung {
 /// A call that ended, in [`Calls`]: in the upper half, which may overflow.
 const ENDED: u64 = 1 << 32;
 
-/// The calls of one plugin in one number: those that run, and those that ended. Two additions a call.
+/// The calls of one plugin, or of one instance, in one number: those that run, and those that ended.
 #[derive(Debug, Default)]
 pub(crate) struct Calls(AtomicU64);
 
+/// How many threads call at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Callers {
+    /// Any number.
+    Several,
+    /// One at a time: counting needs no locked instruction.
+    One,
+}
+
 impl Calls {
     /// A call, until the guard goes out of scope.
-    pub(crate) fn enter(&self) -> Inside<'_> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Inside(self)
+    pub(crate) fn enter(&self, callers: Callers) -> Inside<'_> {
+        self.add(1, callers);
+        Inside(self, callers)
+    }
+
+    fn add(&self, n: u64, callers: Callers) {
+        match callers {
+            Callers::Several => {
+                self.0.fetch_add(n, Ordering::Relaxed);
+            }
+            Callers::One => {
+                let sum = self.0.load(Ordering::Relaxed).wrapping_add(n);
+                self.0.store(sum, Ordering::Relaxed);
+            }
+        }
     }
 }
 
 /// A call that runs.
-pub(crate) struct Inside<'a>(&'a Calls);
+pub(crate) struct Inside<'a>(&'a Calls, Callers);
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        self.0.0.fetch_add(ENDED - 1, Ordering::Relaxed);
+        self.0.add(ENDED - 1, self.1);
     }
 }
 
@@ -66,7 +87,8 @@ impl Drop for Serving<'_> {
 #[derive(Debug)]
 struct Watched {
     who: String,
-    calls: Arc<Calls>,
+    /// Gone with the plugin or the instance.
+    calls: Weak<Calls>,
     seen: u64,
     silence: Duration,
 }
@@ -76,7 +98,8 @@ impl Watch {
     pub(crate) fn add(self: &Arc<Self>, who: String, hung: Option<&Arc<Hung>>) -> Arc<Calls> {
         let calls = Arc::new(Calls::default());
         let Some(hung) = hung else { return calls };
-        let watched = Watched { who, calls: Arc::clone(&calls), seen: 0, silence: Duration::ZERO };
+        let (seen, silence) = (0, Duration::ZERO);
+        let watched = Watched { who, calls: Arc::downgrade(&calls), seen, silence };
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(watched);
         if !self.is_started.swap(true, Ordering::AcqRel) {
             let (watch, hung) = (Arc::clone(self), Arc::clone(hung));
@@ -108,6 +131,7 @@ impl Watch {
             let is_silent = std::mem::replace(&mut n_signs, now) == now
                 && self.n_serving.load(Ordering::Relaxed) == 0;
             let mut all = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|one| one.calls.strong_count() > 0);
             let texts = all.iter_mut().filter_map(|one| one.hangs(is_silent, nap, hung.after));
             texts.for_each(|text| (hung.tell)(&text));
         }
@@ -117,7 +141,7 @@ impl Watch {
 impl Watched {
     /// What to tell, once a call that hangs.
     fn hangs(&mut self, is_silent: bool, nap: Duration, after: Duration) -> Option<String> {
-        let now = self.calls.0.load(Ordering::Relaxed);
+        let now = self.calls.upgrade()?.0.load(Ordering::Relaxed);
         let is_inside = now & (ENDED - 1) != 0;
         let is_same = std::mem::replace(&mut self.seen, now) == now;
         if !(is_silent && is_inside && is_same) {
@@ -147,20 +171,16 @@ mod tests {
     #[test]
     fn a_call_that_hangs_is_told_once_and_one_that_goes_on_is_not() {
         let calls = Arc::new(Calls::default());
-        let mut watched = Watched {
-            who: "x".to_owned(),
-            calls: Arc::clone(&calls),
-            seen: 0,
-            silence: Duration::ZERO,
-        };
+        let (who, silence) = ("x".to_owned(), Duration::ZERO);
+        let mut watched = Watched { who, calls: Arc::downgrade(&calls), seen: 0, silence };
         let mut told = |is_silent| watched.hangs(is_silent, NAP, AFTER).is_some();
         assert!((0..9).all(|_| !told(true)), "nothing runs");
         for _ in 0..9 {
-            drop(calls.enter());
-            let _inside = calls.enter();
+            drop(calls.enter(Callers::One));
+            let _inside = calls.enter(Callers::Several);
             assert!(!told(true), "calls end");
         }
-        let first = calls.enter();
+        let first = calls.enter(Callers::One);
         let looks: Vec<bool> = (0..9).map(|_| told(true)).collect();
         assert_eq!(looks.iter().position(|&told| told), Some(3));
         assert_eq!(looks.iter().filter(|&&told| told).count(), 1);
@@ -179,8 +199,8 @@ mod tests {
         let watch = Arc::new(Watch::default());
         let (well, ill) =
             (watch.add("well".to_owned(), Some(&hung)), watch.add("ill".to_owned(), Some(&hung)));
-        drop(well.enter());
-        let _inside = ill.enter();
+        drop(well.enter(Callers::Several));
+        let _inside = ill.enter(Callers::One);
         let told = receiver.recv_timeout(Duration::from_secs(20)).unwrap();
         assert!(told.starts_with("ill: no sign of life for 40ms"), "{told}");
         assert!(told.contains("isolation: process"), "{told}");

@@ -275,9 +275,9 @@ pub(crate) unsafe fn view<'a, T: Element>(
         }
     }
     // SAFETY: the caller's promise.
-    let start = unsafe { first::<T>(tensor, name, shape) }?;
+    let (start, n) = unsafe { first::<T>(tensor, name, shape) }?;
     // SAFETY: as many numbers as the shape says, as checked, readable during the call.
-    unsafe { values(start, shape.iter().product(), name) }
+    unsafe { values(start, n, name) }
 }
 
 /// The numbers of a tensor of this shape, to be written.
@@ -298,9 +298,9 @@ pub(crate) unsafe fn view_mut<'a, T: Element>(
         }
     }
     // SAFETY: the caller's promise.
-    let start = unsafe { first::<T>(tensor, name, shape) }?;
+    let (start, n) = unsafe { first::<T>(tensor, name, shape) }?;
     // SAFETY: as many numbers as the shape says, as checked, ours during the call.
-    unsafe { values_mut(start, shape.iter().product(), name) }
+    unsafe { values_mut(start, n, name) }
 }
 
 /// The first of n numbers in a row, if everything about the tensor is as expected; what is not is
@@ -356,15 +356,16 @@ pub(crate) unsafe fn shape_of(
     unsafe { lengths(tensor, name) }?.1.iter().map(length).collect()
 }
 
-/// The first number of a tensor, when everything about it is as expected.
+/// The first number of a tensor and how many there are, when everything about it is as expected.
 ///
 /// # Safety
 /// The view is readable during the call.
+#[cold]
 unsafe fn first<T: Element>(
     tensor: *const forgelm_tensor,
     name: &str,
     shape: &[usize],
-) -> Result<*mut T, Refusal> {
+) -> Result<(*mut T, usize), Refusal> {
     // SAFETY: the caller's promise.
     let (tensor, found) = unsafe { lengths(tensor, name) }?;
     let wrong = |what: &str| Err(Refusal::argument(format!("`{name}` {what}")));
@@ -390,7 +391,7 @@ unsafe fn first<T: Element>(
     if !start.is_aligned() {
         return wrong("is not aligned");
     }
-    Ok(start)
+    Ok((start, shape.iter().product()))
 }
 
 /// Whether strides are those of a row-major tensor without gaps.
