@@ -110,7 +110,7 @@ fn fault_024_labels_are_truth_values_or_one_and_zero() {
 }
 
 #[test]
-fn prompts_keep_their_other_columns_for_rewards() {
+fn prompts_keep_their_columns_for_rewards() {
     let RecordKind::Prompt { prompt, columns } =
         kind(TrainerType::Grpo, r#"{"prompt": "2+2", "gold_answer": "4", "level": 3}"#)
     else {
@@ -119,7 +119,7 @@ fn prompts_keep_their_other_columns_for_rewards() {
     assert_eq!(prompt, text("2+2"));
     assert_eq!(
         serde_json::Value::Object(columns),
-        serde_json::json!({"gold_answer": "4", "level": 3})
+        serde_json::json!({"prompt": "2+2", "gold_answer": "4", "level": 3})
     );
     let chat = format!(r#"{{"prompt": [{ASK}]}}"#);
     assert!(matches!(
