@@ -30,15 +30,15 @@ enum Live {
     No,
 }
 
-/// Writes the fields of a section; `shown` has the names of the sections that already stand.
+/// Writes the fields of a section; `shown` has the names of the sections that already stand, and the
+/// keys that they stand under.
 fn section(
     spec: &'static SectionSpec,
     depth: usize,
     live: Live,
-    shown: &mut Vec<&'static str>,
+    shown: &mut Vec<(&'static str, &'static str)>,
     out: &mut String,
 ) {
-    shown.push(spec.name);
     for field in spec.fields {
         if depth == 0 {
             out.push('\n');
@@ -48,15 +48,12 @@ fn section(
             let _ = writeln!(out, "{indent}# {line}");
         }
         if let Some((inner, suffix)) = subsection(&field.kind) {
-            if shown.contains(&inner.name) {
-                line(
-                    out,
-                    &indent,
-                    Live::No,
-                    &format!("{}: # the same keys as at the root", field.key),
-                );
+            if let Some((_, key)) = shown.iter().find(|(name, _)| *name == inner.name) {
+                let text = format!("{}: # the same keys as under `{key}`", field.key);
+                line(out, &indent, Live::No, &text);
                 continue;
             }
+            shown.push((inner.name, field.key));
             let live = match field.kind {
                 Kind::Section(_) => live,
                 _ => Live::No,

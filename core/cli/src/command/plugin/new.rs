@@ -203,6 +203,9 @@ mod tests {
                     for word in [NAME, "FORGELM_VERSION"] {
                         assert!(!file.text.contains(word), "{}: {word}", file.name);
                     }
+                    // Elsewhere it is code.
+                    let is_text = file.name == "README.md";
+                    assert!(!is_text || !file.text.contains("{{"), "{}", file.text);
                 }
             }
         }
