@@ -21,10 +21,11 @@ mod classifiers;
 mod gguf;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use batch::Batch;
+use forgelm_artifact::gguf::GgufFile;
 use forgelm_artifact::safetensors::SafetensorsFile;
 use forgelm_kernels_api::{AdamW, Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
@@ -496,6 +497,53 @@ fn a_gguf_file_gives_the_bits_of_the_folder_it_came_from() {
         let found = all_logits(&decoder, &golden.batch, &mut acts);
         let expected = all_logits(&golden.decoder, &golden.batch, &mut acts);
         assert_eq!(found, expected, "{case}");
+        n += 1;
+    }
+    assert_eq!(n, 11);
+}
+
+#[test]
+fn the_gguf_file_that_is_written_is_the_one_of_the_rules() {
+    let folders = tempfile::tempdir().expect("a temporary folder");
+    let mut n = 0;
+    for case in CASES {
+        let [rules, own] =
+            ["rules", "own"].map(|name| folders.path().join(format!("{case}.{name}")));
+        let open = OpenModel::open(&ModelFiles::Folder(folder(case))).expect("a good folder");
+        let refused = match case {
+            "llama-bias" => Some("the rotary scaling `dynamic` in a GGUF file"),
+            "qwen2-window" => Some("its layers with a window in a GGUF file"),
+            _ => None,
+        };
+        let check = |path: &Path| {
+            let read = OpenModel::open(&ModelFiles::Gguf(path.to_owned())).expect("a good file");
+            read.check_tensors().expect("all its tensors");
+            open.check_gguf(&read)
+        };
+        if let Some(said) = refused {
+            let error = match open.to_gguf() {
+                Err(error) => error.to_string(),
+                Ok(_) => {
+                    gguf::write_own(&open, &own);
+                    check(&own).expect_err("another model").to_string()
+                }
+            };
+            assert!(error.contains(said), "{case}: {error}");
+            continue;
+        }
+        gguf::write(&open, &rules);
+        gguf::write_own(&open, &own);
+        check(&own).unwrap_or_else(|error| panic!("{case}: {error}"));
+        let [rules, own] = [rules, own].map(|path| GgufFile::open(&path).expect("a good file"));
+        assert_eq!(own.names().collect::<Vec<_>>(), rules.names().collect::<Vec<_>>(), "{case}");
+        for name in rules.names() {
+            let [a, b] = [&own, &rules].map(|file| file.tensor(name).expect("it is there"));
+            assert_eq!(a.shape, b.shape, "{case}: {name}");
+            assert!(a.bytes == b.bytes, "{case}: {name}");
+        }
+        for key in rules.keys() {
+            assert_eq!(own.metadata(key), rules.metadata(key), "{case}: {key}");
+        }
         n += 1;
     }
     assert_eq!(n, 11);

@@ -1,4 +1,4 @@
-//! The GGUF format, version 3, little-endian, read strictly.
+//! The GGUF format, version 3, little-endian, read strictly and written.
 //!
 //! Source: the format's public description. What its reference reader checks is checked, and:
 //! nothing is allocated before the file is known to hold it, keys and names are unique and fit to
@@ -9,6 +9,7 @@ mod fault;
 mod meta;
 mod parse;
 mod value;
+pub mod write;
 
 use crate::map::MappedFile;
 use crate::view::TensorView;

@@ -10,6 +10,7 @@ mod keys;
 mod options;
 mod rope;
 mod write;
+mod write_gguf;
 
 use thiserror::Error;
 

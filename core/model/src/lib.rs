@@ -28,6 +28,8 @@ pub mod architecture;
 mod classifier;
 mod config;
 mod decoder;
+mod four_bit;
+mod gguf_model;
 mod names;
 mod open;
 mod rope;
@@ -54,6 +56,8 @@ pub use decoder::{
     CachedSequence, Decoder, Descent, DropoutStep, EmbeddingNoise, KvCache, PackedInput,
     PartialGradient, Pass, Scored,
 };
+pub use four_bit::FourBitWeight;
+pub use gguf_model::{GgufModel, GgufTensor};
 pub use names::{ExpertPart, Linear, ModuleNames, Norm, Role};
 pub use open::{LoadError, ModelFiles, OpenModel};
 pub use rope::{Rope, RopeScaling, longrope_attention_factor, yarn_attention_factor};

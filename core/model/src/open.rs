@@ -9,11 +9,13 @@ use forgelm_artifact::safetensors::SafetensorsFile;
 use forgelm_artifact::sharded::{ShardedError, ShardedModel};
 use forgelm_artifact::{Class, TensorView, json};
 use forgelm_kernels_api::{Compute, Ops};
+use forgelm_tensor::FourBit;
 use thiserror::Error;
 
 use crate::architecture::{AVAILABLE, Architecture};
 use crate::config::{ConfigError, Dims, ModelConfig, read_classifier_json, read_config_json};
 use crate::decoder::Decoder;
+use crate::four_bit::{self, FourBitWeight};
 use crate::names::{ModuleNames, Role, gguf};
 use crate::storage::LoadOptions;
 use crate::store::{
@@ -60,7 +62,8 @@ impl LoadError {
             }
             Self::Config(_)
             | Self::Weights(
-                WeightsError::Missing { .. }
+                WeightsError::FourBit { .. }
+                | WeightsError::Missing { .. }
                 | WeightsError::Unexpected { .. }
                 | WeightsError::Shape { .. }
                 | WeightsError::Format { .. },
@@ -224,6 +227,12 @@ impl FileStore {
         }
     }
 
+    /// The tensor that says how a weight in four bits is stored.
+    fn state(&self, name: &str) -> Option<(FourBit, String)> {
+        let Files::Folder(_, model) = &self.files else { return None };
+        four_bit::state_names(name).into_iter().find(|(_, state)| model.tensor(state).is_some())
+    }
+
     fn view(&self, name: &str) -> Option<TensorView<'_>> {
         match &self.files {
             Files::Folder(_, model) => model.tensor(name),
@@ -242,7 +251,12 @@ impl TensorStore for FileStore {
 
     fn names(&self) -> Vec<String> {
         match &self.files {
-            Files::Folder(_, model) => model.names().map(str::to_owned).collect(),
+            // What stands beside a weight in four bits is a part of it.
+            Files::Folder(_, model) => model
+                .names()
+                .filter(|name| four_bit::weight_of(name).is_none_or(|of| self.state(of).is_none()))
+                .map(str::to_owned)
+                .collect(),
             Files::Gguf(file) => file.names().map(str::to_owned).collect(),
         }
     }
@@ -287,5 +301,15 @@ impl TensorStore for FileStore {
 
     fn rotary_order(&self) -> RotaryOrder {
         if self.is_interleaved { RotaryOrder::Interleaved } else { RotaryOrder::HalfSplit }
+    }
+
+    fn four_bit(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+    ) -> Result<Option<FourBitWeight>, WeightsError> {
+        let Some(state) = self.state(name) else { return Ok(None) };
+        let read = four_bit::read(&|name| self.view(name), name, &state, shape);
+        read.map(Some).map_err(|what| WeightsError::FourBit { place: self.place(), what })
     }
 }

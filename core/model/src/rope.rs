@@ -112,18 +112,9 @@ impl Rope {
             RopeScaling::Linear { factor } => {
                 (0..half).map(|j| (base(j) / factor) as f32).collect()
             }
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => (0..half)
+            RopeScaling::Llama3 { factor, .. } => (0..half)
                 .map(|j| {
-                    let frequency = base(j);
-                    let turns = *original_max_position_embeddings as f64 * frequency
-                        / (2.0 * std::f64::consts::PI);
-                    let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor))
-                        .clamp(0.0, 1.0);
+                    let (frequency, keep) = (base(j), self.kept_share(base(j)));
                     (frequency / factor * (1.0 - keep) + frequency * keep) as f32
                 })
                 .collect(),
@@ -168,6 +159,30 @@ impl Rope {
             }
             RopeScaling::Divisors(divisors) => divided(base, divisors),
         }
+    }
+
+    /// How much of a frequency the `llama3` rule keeps; all of it under other rules.
+    fn kept_share(&self, frequency: f64) -> f64 {
+        let RopeScaling::Llama3 {
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+            ..
+        } = &self.scaling
+        else {
+            return 1.0;
+        };
+        let turns =
+            *original_max_position_embeddings as f64 * frequency / (2.0 * std::f64::consts::PI);
+        ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0)
+    }
+
+    /// What the `llama3` rule divides each frequency by: how GGUF files hold it.
+    pub(crate) fn llama3_divisors(&self, rotary_dim: usize) -> Vec<f32> {
+        let RopeScaling::Llama3 { factor, .. } = &self.scaling else { return Vec::new() };
+        let frequency = |j: usize| self.theta.powf(-2.0 * j as f64 / rotary_dim as f64);
+        let keep = (0..rotary_dim / 2).map(|j| self.kept_share(frequency(j)));
+        keep.map(|keep| (1.0 / ((1.0 - keep) / factor + keep)) as f32).collect()
     }
 
     /// Cosines and sines of these positions of a sequence of `seq_len` tokens, each [T, R / 2].
@@ -271,5 +286,29 @@ impl Rotary {
         let seq_len = positions.iter().max().map_or(0, |&last| last as usize + 1);
         let inv_freq = self.rope.inv_freq(self.rotary_dim, seq_len);
         write_tables(cos, sin, positions, &inv_freq, factor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Rope, RopeScaling};
+
+    /// Wavelengths of Llama 3.2's heads: short ones are kept, long ones stretched by the factor.
+    #[test]
+    fn divisors_of_llama_3_give_its_frequencies() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let rope = Rope { theta: 500_000.0, scaling };
+        let divisors = rope.llama3_divisors(64);
+        assert_eq!((divisors.len(), divisors[0], divisors[31]), (32, 1.0, 32.0));
+        assert!(divisors.windows(2).all(|pair| pair[0] <= pair[1]));
+        let divided = Rope { scaling: RopeScaling::Divisors(divisors), ..rope.clone() };
+        for (a, b) in rope.inv_freq(64, 1).into_iter().zip(divided.inv_freq(64, 1)) {
+            assert!((a - b).abs() <= a * 2.0 * f32::EPSILON, "{a} and {b}");
+        }
     }
 }

@@ -9,7 +9,9 @@ use forgelm_kernels_api::{BlockFormat, BlockRows, BlockSource, Factor, FactorRow
 use forgelm_tensor::{Dtype, block_format, dequantize, no_rows, outer_factors, split_blocks};
 
 use crate::config::Dims;
+use crate::four_bit::FourBitWeight;
 use crate::names::{ExpertPart, Linear, ModuleNames, Role};
+use crate::weights::WeightsError;
 
 /// A tensor's bytes and what they mean.
 #[derive(Clone, Debug)]
@@ -71,6 +73,19 @@ pub trait TensorStore {
 
     /// How query and key rows are ordered.
     fn rotary_order(&self) -> RotaryOrder;
+
+    /// The weight of this name and shape, where the store has it in four bits with its scales in
+    /// tensors beside.
+    ///
+    /// # Errors
+    /// If these do not belong together.
+    fn four_bit(
+        &self,
+        _name: &str,
+        _shape: [usize; 2],
+    ) -> Result<Option<FourBitWeight>, WeightsError> {
+        Ok(None)
+    }
 }
 
 /// Where an expert's weight lies in the newer form of a Hugging Face folder: one tensor holds the
@@ -187,6 +202,8 @@ pub(crate) struct StoredRows<'a> {
     offset: f32,
     /// The format of the file's blocks, when they are offered.
     blocks: Option<BlockFormat>,
+    /// In place of rows of `bytes`: these are codes, and the scales lie elsewhere.
+    four_bit: Option<FourBitWeight>,
     first_bad: Mutex<Option<NotFinite>>,
 }
 
@@ -209,8 +226,25 @@ impl<'a> StoredRows<'a> {
             interleaved,
             offset: 0.0,
             blocks: None,
+            four_bit: None,
             first_bad: Mutex::new(None),
         })
+    }
+
+    /// The rows of a weight in four bits, whose codes are `bytes`.
+    pub(crate) fn of_four_bit(weight: FourBitWeight, bytes: &'a [u8]) -> Self {
+        Self {
+            dtype: weight.dense,
+            bytes,
+            n_rows: weight.matrix.n_rows(),
+            n_cols: weight.matrix.n_cols(),
+            row_bytes: 0,
+            interleaved: None,
+            offset: 0.0,
+            blocks: None,
+            four_bit: Some(weight),
+            first_bad: Mutex::new(None),
+        }
     }
 
     /// The same rows with a constant added to every value.
@@ -220,7 +254,9 @@ impl<'a> StoredRows<'a> {
 
     /// The same rows, which offer their blocks if the format has blocks.
     pub(crate) fn with_blocks(self) -> Self {
-        Self { blocks: block_format(self.dtype), ..self }
+        let own = self.four_bit.as_ref().and_then(|weight| weight.matrix.blocks());
+        let blocks = own.map(|blocks| blocks.format().clone()).or(block_format(self.dtype));
+        Self { blocks, ..self }
     }
 
     /// The bytes of all rows.
@@ -228,9 +264,14 @@ impl<'a> StoredRows<'a> {
         self.bytes
     }
 
-    /// How the rows are stored.
+    /// How the rows are stored; of weights in four bits, how they are kept densely.
     pub(crate) fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// What the rows are stored in, for evidence.
+    pub(crate) fn format_name(&self) -> &'static str {
+        self.four_bit.as_ref().map_or(self.dtype.name(), |weight| weight.kind.name())
     }
 
     /// The bytes of a row of the model.
@@ -279,8 +320,11 @@ impl RowSource for StoredRows<'_> {
     fn read_rows(&self, first_row: usize, out: &mut [f32]) {
         for (i, out_row) in out.chunks_exact_mut(self.n_cols).enumerate() {
             let row = first_row + i;
-            dequantize(self.dtype, self.row_bytes(row), out_row)
-                .expect("the shape was checked against the bytes when the tensor was opened");
+            match &self.four_bit {
+                Some(weight) => weight.matrix.read_rows(row, out_row),
+                None => dequantize(self.dtype, self.row_bytes(row), out_row)
+                    .expect("the shape was checked against the bytes when the tensor was opened"),
+            }
             if self.offset != 0.0 {
                 out_row.iter_mut().for_each(|v| *v += self.offset);
             }
@@ -294,7 +338,11 @@ impl RowSource for StoredRows<'_> {
     }
 
     fn blocks(&self) -> Option<&dyn BlockSource> {
-        self.blocks.as_ref().map(|_| self as &dyn BlockSource)
+        self.blocks.as_ref()?;
+        match &self.four_bit {
+            Some(weight) => weight.matrix.blocks(),
+            None => Some(self),
+        }
     }
 }
 

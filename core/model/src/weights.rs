@@ -73,6 +73,14 @@ pub enum WeightsError {
         /// Column.
         column: usize,
     },
+    /// A weight in four bits whose parts do not belong together.
+    #[error("{place}: {what}")]
+    FourBit {
+        /// Folder.
+        place: String,
+        /// Which tensor, and what is wrong with it.
+        what: String,
+    },
     /// The configuration ties head and embedding, but the file has a head that differs.
     #[error(
         "{place}: `tie_word_embeddings` is true, but tensor `{head}` differs from `{embedding}` \
@@ -313,10 +321,10 @@ pub(crate) fn stored_rows<'a>(
     config: &ModelConfig,
     role: Role,
 ) -> Result<(Dtype, StoredRows<'a>), WeightsError> {
-    let dtype = tensor(store, &config.dims(), role)?.dtype;
     let is_whole = store.has_whole_norms() && config.is_norm_offset(role);
     let offset = if is_whole { -1.0 } else { 0.0 };
-    Ok((dtype, rows(store, config, role)?.plus(offset)))
+    let rows = rows(store, config, role)?;
+    Ok((rows.dtype(), rows.plus(offset)))
 }
 
 fn missing(store: &dyn TensorStore, name: String) -> WeightsError {
@@ -376,6 +384,13 @@ fn rows<'a>(
     role: Role,
 ) -> Result<StoredRows<'a>, WeightsError> {
     let dims = config.dims();
+    if let Role::Linear(_, linear) = role {
+        let name = store.locate(role, &dims).name;
+        if let Some(weight) = store.four_bit(&name, linear.shape(&dims))? {
+            let codes = store.tensor(&name).ok_or_else(|| missing(store, name))?;
+            return Ok(StoredRows::of_four_bit(weight, codes.bytes));
+        }
+    }
     let tensor = tensor(store, &dims, role)?;
     let is_rotated = matches!(
         role,
@@ -538,7 +553,7 @@ impl<'a> Reader<'a> {
         };
         let (packed, format) = match rows.blocks() {
             Some(_) if !is_dense => {
-                keep(self.ops, self.options.compute, rows, rows.dtype().name().to_owned())
+                keep(self.ops, self.options.compute, rows, rows.format_name().to_owned())
             }
             _ => freeze_linear(self.ops, self.options, linear, rows),
         };

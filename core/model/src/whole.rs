@@ -6,11 +6,13 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use forgelm_artifact::json;
 use forgelm_artifact::safetensors::PlannedTensor;
 use forgelm_artifact::sharded::{SHARD_BYTES_MAX, write_model};
 use forgelm_artifact::write::{StagedDir, WriteError};
 use forgelm_kernels_api::{FrozenMatrix, RowSource};
 use forgelm_tensor::{Dtype, quantize};
+use serde_json::Value;
 use thiserror::Error;
 
 use crate::adapter::{AdaptedModule, AdapterError};
@@ -22,6 +24,8 @@ use crate::store::{StoredRows, StoredTensor};
 use crate::trainable::Trainable;
 use crate::weights::{WeightsError, stored_rows};
 
+/// The key of `config.json` for weights that are quantized.
+const QUANTIZATION: &str = "quantization_config";
 /// Elements that are changed together.
 const BLOCK: usize = 1 << 20;
 
@@ -174,6 +178,12 @@ impl RowSource for WholeTensor<'_> {
 }
 
 impl WholeTensor<'_> {
+    /// The part that it plays.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
     /// Its name in a Hugging Face folder.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -190,6 +200,12 @@ impl WholeTensor<'_> {
     #[must_use]
     pub fn shape(&self) -> &[usize] {
         &self.shape
+    }
+
+    /// Bytes that the files keep it in.
+    #[must_use]
+    pub fn stored_bytes(&self) -> usize {
+        self.rows.bytes().len()
     }
 
     /// Whether what was trained changes it.
@@ -235,7 +251,8 @@ impl WholeTensor<'_> {
     }
 }
 
-/// The files of a Hugging Face folder that describe a model, as they are.
+/// The files of a Hugging Face folder that describe a model, as they are; but weights that are
+/// quantized there are dense wherever they are written again.
 pub(crate) fn description_of(folder: &Path) -> Result<Vec<(&'static str, String)>, ConfigError> {
     let mut files = Vec::new();
     for name in ["config.json", "generation_config.json"] {
@@ -243,10 +260,19 @@ pub(crate) fn description_of(folder: &Path) -> Result<Vec<(&'static str, String)
         if name != "config.json" && !path.is_file() {
             continue;
         }
-        let text = std::fs::read_to_string(&path).map_err(|e| ConfigError::Unreadable {
-            place: path.display().to_string(),
-            cause: e.to_string(),
-        })?;
+        let unreadable = |cause: String| {
+            let place = path.display().to_string();
+            ConfigError::Unreadable { place, cause }
+        };
+        let mut text = std::fs::read_to_string(&path).map_err(|e| unreadable(e.to_string()))?;
+        if name == "config.json" && text.contains(QUANTIZATION) {
+            let mut value: Value =
+                serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))?;
+            let object = value.as_object_mut();
+            if object.is_some_and(|object| object.shift_remove(QUANTIZATION).is_some()) {
+                text = json::pretty(&value);
+            }
+        }
         files.push((name, text));
     }
     Ok(files)

@@ -95,7 +95,17 @@ impl FourBitMatrix {
         .into_iter();
         let mut writer = parts.next().unwrap_or_else(|| FourBitWriter::new(kind, 0));
         parts.for_each(|part| writer.append(part));
-        let tensor = writer.finish(scales == ScaleStorage::Double);
+        Self::new(writer.finish(scales == ScaleStorage::Double), n_rows, n_cols, rounding)
+    }
+
+    /// The matrix of a tensor that is quantized already. With [`Rounding::F16`] the values it stands
+    /// for are rounded to half precision.
+    ///
+    /// # Panics
+    /// If the tensor has another number of values.
+    #[must_use]
+    pub fn new(tensor: FourBitTensor, n_rows: usize, n_cols: usize, rounding: Rounding) -> Self {
+        assert_eq!(tensor.n_values, n_rows * n_cols, "the tensor is not [N, K]");
         let scale = match &tensor.scales {
             BlockScales::Single(_) => Factors::Plain,
             BlockScales::Double(nested) => Factors::Nested {
@@ -105,7 +115,7 @@ impl FourBitMatrix {
             },
         };
         let format = BlockFormat {
-            codes: Codes::Four { values: *kind.values() },
+            codes: Codes::Four { values: *tensor.kind.values() },
             group_len: FOUR_BIT_BLOCK,
             scale,
             min: None,

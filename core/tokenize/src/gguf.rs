@@ -18,25 +18,29 @@ use crate::tokenizer::{
     MAX_VOCABULARY, NamedTemplate, Parts, SpecialIds, TokenizeError, Tokenizer,
 };
 
-/// `tokenizer.ggml.token_type` of a token that means something to the model only.
+/// `tokenizer.ggml.token_type` of a token of the algorithm.
+pub(crate) const TYPE_NORMAL: i32 = 1;
+/// Of a token that means something to the model only.
 const TYPE_UNKNOWN: i32 = 2;
-const TYPE_CONTROL: i32 = 3;
+pub(crate) const TYPE_CONTROL: i32 = 3;
 /// Of a token that is cut out of the text before anything else, but is text.
-const TYPE_USER_DEFINED: i32 = 4;
+pub(crate) const TYPE_USER_DEFINED: i32 = 4;
+/// Of a row of the embedding that no text becomes.
+pub(crate) const TYPE_UNUSED: i32 = 5;
 
 /// How a text is cut into words, by the names that files give it.
-struct PreTokenizer {
-    names: &'static [&'static str],
+pub(crate) struct PreTokenizer {
+    pub(crate) names: &'static [&'static str],
     /// Regular expressions, each cutting the pieces of the one before.
-    splits: &'static [&'static str],
+    pub(crate) splits: &'static [&'static str],
     /// Then GPT-2's own rule, instead of none.
-    gpt2_rule: bool,
+    pub(crate) gpt2_rule: bool,
     /// Each digit is a word.
-    single_digits: bool,
+    pub(crate) single_digits: bool,
     /// Composes characters first.
-    nfc: bool,
+    pub(crate) nfc: bool,
     /// A word that is a token is taken whole.
-    ignore_merges: bool,
+    pub(crate) ignore_merges: bool,
     /// Begins a text with BOS when the file does not say.
     adds_bos: bool,
 }
@@ -51,7 +55,7 @@ const GPT2: PreTokenizer = PreTokenizer {
     adds_bos: false,
 };
 
-const PRE_TOKENIZERS: [PreTokenizer; 5] = [
+pub(crate) const PRE_TOKENIZERS: [PreTokenizer; 5] = [
     GPT2,
     PreTokenizer { names: &["smollm", "starcoder", "refact"], single_digits: true, ..GPT2 },
     PreTokenizer {
@@ -87,12 +91,12 @@ const PRE_TOKENIZERS: [PreTokenizer; 5] = [
     },
 ];
 
-const MODEL: &str = "tokenizer.ggml.model";
-const PRE: &str = "tokenizer.ggml.pre";
-const TOKENS: &str = "tokenizer.ggml.tokens";
-const TYPES: &str = "tokenizer.ggml.token_type";
-const MERGES: &str = "tokenizer.ggml.merges";
-const TEMPLATE: &str = "tokenizer.chat_template";
+pub(crate) const MODEL: &str = "tokenizer.ggml.model";
+pub(crate) const PRE: &str = "tokenizer.ggml.pre";
+pub(crate) const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(crate) const TYPES: &str = "tokenizer.ggml.token_type";
+pub(crate) const MERGES: &str = "tokenizer.ggml.merges";
+pub(crate) const TEMPLATE: &str = "tokenizer.chat_template";
 
 impl Tokenizer {
     /// Reads the tokenizer in a GGUF file: byte-level BPE (`tokenizer.ggml.model` is `gpt2`) with one of the

@@ -17,6 +17,7 @@ mod display;
 mod encode;
 mod folder;
 mod gguf;
+mod gguf_write;
 mod save;
 mod stream;
 mod template;

@@ -1,5 +1,5 @@
 //! A Hugging Face folder written as an F32 GGUF file, by the rules of the `llama.cpp` project's
-//! converter.
+//! converter, apart from the program's own writer: the two must agree.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,6 +7,8 @@ use std::path::Path;
 use forgelm_artifact::Disk;
 use forgelm_artifact::gguf::Value;
 use forgelm_artifact::gguf::build::Builder;
+use forgelm_artifact::gguf::write::{PlannedTensor, to_writer_with};
+use forgelm_kernels_api::RowSource as _;
 use forgelm_model::{Linear, ModelConfig, OpenModel, Role, RopeScaling, TensorStore};
 use forgelm_tensor::{Dtype, dequantize};
 
@@ -78,6 +80,30 @@ pub fn write(open: &OpenModel, path: &Path) {
         }
     }
     builder.write(&Disk::real(), path).expect("it can be written");
+}
+
+/// The file that the program's own writer makes, all in f32.
+pub fn write_own(open: &OpenModel, path: &Path) {
+    let model = open.to_gguf().expect("a model that has a place in such a file");
+    let planned: Vec<PlannedTensor> = model
+        .tensors
+        .iter()
+        .map(|t| PlannedTensor { name: t.name.clone(), dtype: Dtype::F32, shape: t.shape.clone() })
+        .collect();
+    let mut file = Vec::new();
+    to_writer_with(&mut file, &model.metadata, &planned, &mut |i, w| {
+        let tensor = &model.tensors[i];
+        // A few rows at a time, as they are read when they are quantized.
+        for first in (0..tensor.n_rows()).step_by(3) {
+            let n_rows = (tensor.n_rows() - first).min(3);
+            let mut rows = vec![0.0; n_rows * tensor.n_cols()];
+            tensor.read_rows(first, &mut rows);
+            w.write_all(&bytes(&rows))?;
+        }
+        Ok(())
+    })
+    .expect("memory");
+    forgelm_artifact::write::atomic(path, &file).expect("it can be written");
 }
 
 fn metadata(mut builder: Builder, config: &ModelConfig, arch: &str) -> Builder {

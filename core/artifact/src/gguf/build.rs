@@ -1,6 +1,7 @@
-//! Making small GGUF files: for tests, and as a first form of an exporter.
+//! Making small GGUF files in memory, for tests.
 
-use super::{Array, TENSOR_TYPES, Value};
+use super::write::{ALIGNMENT, Info, head, pad};
+use super::{Array, Value};
 use crate::Disk;
 use crate::write::{WriteError, atomic_on};
 use forgelm_tensor::Dtype;
@@ -65,37 +66,22 @@ impl Builder {
     /// If a tensor has a format that has no number in this file format: a bug in the caller.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let alignment = self.alignment.unwrap_or(32).max(1) as usize;
-        let metadata_len = self.metadata.len() + usize::from(self.alignment.is_some());
-        let mut out = b"GGUF".to_vec();
-        out.extend(3_u32.to_le_bytes());
-        out.extend((self.tensors.len() as u64).to_le_bytes());
-        out.extend((metadata_len as u64).to_le_bytes());
-        if let Some(alignment) = self.alignment {
-            put_string(&mut out, "general.alignment");
-            put_value(&mut out, &Value::U32(alignment));
-        }
-        for (key, value) in &self.metadata {
-            put_string(&mut out, key);
-            put_value(&mut out, value);
-        }
-        let mut offset = 0;
-        for (name, dtype, shape, bytes) in &self.tensors {
-            put_string(&mut out, name);
-            let n_axes = u32::try_from(shape.len()).expect("a handful of axes");
-            out.extend(n_axes.to_le_bytes());
-            out.extend(shape.iter().rev().flat_map(|&n| (n as u64).to_le_bytes()));
-            let number = TENSOR_TYPES.iter().find(|(_, d)| d == dtype);
-            let (number, _) = number.expect("a format with a number");
-            out.extend(number.to_le_bytes());
-            out.extend((offset as u64).to_le_bytes());
-            offset = (offset + bytes.len()).next_multiple_of(alignment);
-        }
+        let alignment = self.alignment.map_or(ALIGNMENT, |given| given.max(1) as usize);
+        let given = self.alignment.map(|given| ("general.alignment".to_owned(), Value::U32(given)));
+        let metadata: Vec<_> = given.into_iter().chain(self.metadata.iter().cloned()).collect();
+        let infos = self.tensors.iter().map(|(name, dtype, shape, bytes)| Info {
+            name,
+            dtype: *dtype,
+            shape,
+            n_bytes: bytes.len(),
+        });
+        let mut out = head(&metadata, infos, alignment);
+        let len = out.len();
+        pad(&mut out, len, alignment).expect("memory");
         for (_, _, _, bytes) in &self.tensors {
-            out.resize(out.len().next_multiple_of(alignment), 0);
             out.extend(bytes);
+            pad(&mut out, bytes.len(), alignment).expect("memory");
         }
-        out.resize(out.len().next_multiple_of(alignment), 0);
         out
     }
 }

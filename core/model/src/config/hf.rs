@@ -481,9 +481,17 @@ fn refuse_options(keys: &Keys<'_>, family: &Architecture) -> Result<(), ConfigEr
     }
     if let Some(quantized) = keys.map.get("quantization_config").filter(|v| !v.is_null()) {
         let method = quantized.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
+        let is = |key: &str, value: &Value| quantized.get(key).is_none_or(|found| found == value);
+        let is_four_bit = quantized.get("load_in_4bit") == Some(&Value::Bool(true));
+        if method == "bitsandbytes"
+            && is_four_bit
+            && is("bnb_4bit_quant_storage", &Value::from("uint8"))
+        {
+            return Ok(());
+        }
         return refuse(
             format!("a folder whose weights are quantized (`quant_method: {method}`)"),
-            "use the original weights, or a GGUF file",
+            "use the original weights, a GGUF file, or four bits by bitsandbytes (`load_in_4bit`)",
         );
     }
     Ok(())
