@@ -21,6 +21,7 @@ mod merge;
 mod methods;
 mod plugin_new;
 mod plugins;
+mod quantize;
 mod resume;
 mod reward_model;
 mod rewards;

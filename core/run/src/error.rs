@@ -1,6 +1,7 @@
 //! Everything that can end a run without a model, and the exit code of each.
 
 use crate::exit::Exit;
+use crate::quantize::QuantizeError;
 use forgelm_artifact::jsonl::JsonlError;
 use forgelm_artifact::lock::LockError;
 use forgelm_artifact::open::OpenError;
@@ -161,7 +162,7 @@ pub enum RunError {
     /// An option of a plugin that is no `key=value`.
     #[error("`{place}`: `{given}`; expected `key=value`")]
     PluginOption {
-        /// The key of the config.
+        /// The key of the config, or the flag.
         place: &'static str,
         /// As given.
         given: String,
@@ -331,6 +332,19 @@ pub enum RunError {
         /// What to do.
         hint: &'static str,
     },
+    /// A model that cannot be quantized.
+    #[error("quantize: `{path}` {problem}\n  hint: {hint}")]
+    QuantizeInput {
+        /// As named.
+        path: String,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The quantization was given up.
+    #[error("quantize: {0}; nothing was written")]
+    Quantize(#[from] QuantizeError),
     /// The merge was given up.
     #[error("merge: {0}; nothing was written")]
     Merge(#[from] MergeError),
@@ -480,9 +494,17 @@ impl RunError {
             | Self::NumberOfModels { .. }
             | Self::MergeInput { .. }
             | Self::RewardModel { .. }
+            | Self::QuantizeInput { .. }
             | Self::NotAvailable(_) => Exit::Config,
             // A plugin's process died while it was made.
             Self::Options(OptionsError::Died { .. }) => Exit::Runtime,
+            // As for a model that is loaded: its files are damaged.
+            Self::Quantize(QuantizeError::NotFinite { what: "is", .. }) => Exit::Integrity,
+            Self::Quantize(
+                QuantizeError::NotFinite { .. }
+                | QuantizeError::Method { .. }
+                | QuantizeError::Stopped,
+            ) => Exit::Runtime,
             Self::Merge(MergeError::Write(error)) => error.class().into(),
             Self::Merge(
                 MergeError::Method { .. } | MergeError::NotStorable { .. } | MergeError::Stopped,

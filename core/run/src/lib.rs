@@ -8,6 +8,7 @@
 pub mod chat;
 pub mod cost;
 pub mod data;
+mod derived;
 pub mod dossier;
 pub mod environment;
 pub mod error;
@@ -24,6 +25,7 @@ pub mod output;
 pub mod overrides;
 pub mod plan;
 pub mod plugins;
+pub mod quantize;
 pub mod recovery;
 pub mod resume;
 mod rewards;

@@ -4,10 +4,10 @@
 //! refused is refused before a file is written, and the result appears whole or not at all.
 
 mod inputs;
-mod output;
 mod record;
 mod same;
 
+use crate::derived::folder;
 use crate::dossier;
 use crate::environment::Environment;
 use crate::error::RunError;
@@ -69,15 +69,15 @@ pub fn merge(
     let method = build(plugin, section, &options)?;
     let operator = dossier::operator(env)?;
     let output_dir = PathBuf::from(&section.output_dir);
-    output::check_empty(&output_dir)?;
+    folder::check_empty(&output_dir)?;
     let key = dossier::signing_key(plan, env, observer)?;
 
     let inputs = Inputs::find(plan, section, offline, env, observer)?;
-    output::check_outside(&output_dir, &inputs.paths())?;
+    folder::check_outside(&output_dir, &inputs.paths())?;
     inputs.check(observer)?;
     let tensors = Tensors::of(&inputs)?;
     tensors.note_formats(&inputs, observer);
-    output::check_room(&output_dir, tensors.n_bytes())?;
+    folder::check_room(&output_dir, tensors.n_bytes())?;
     observer.observe(&Event::Notice(format!(
         "merging {} models by {} into {}: {} tensors, {} parameters",
         section.models.len(),
@@ -88,7 +88,7 @@ pub fn merge(
     )));
 
     let mut dir = StagedDir::new(&output_dir)?;
-    for (name, bytes) in output::companions(&inputs)? {
+    for (name, bytes) in inputs.companions()? {
         dir.write(&name, &bytes)?;
     }
     let settings = Settings {
@@ -115,7 +115,7 @@ pub fn merge(
         plugin: Used::of(plugin, &options),
     };
     let merged = merging.write(dir.path(), &output_dir)?;
-    output::commit(dir)?;
+    folder::commit(dir)?;
     Ok(merged)
 }
 

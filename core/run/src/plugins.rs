@@ -180,12 +180,30 @@ fn places(config: &[String], env: &Environment) -> Places {
 /// them offer one name.
 pub fn load(plan: &Plan, env: &Environment) -> Result<Plugins, RunError> {
     let section = plan.run.plugins.as_ref();
+    load_as(section, trust_store(plan), plan.run.training.threads, env)
+}
+
+/// Loads every library that a command without a config may use: those beside the program and those
+/// of `FORGELM_PLUGIN_PATH`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_default(threads: Option<usize>, env: &Environment) -> Result<Plugins, RunError> {
+    load_as(None, None, threads, env)
+}
+
+fn load_as(
+    section: Option<&forgelm_config::Plugins>,
+    trust_store: Option<&Path>,
+    threads: Option<usize>,
+    env: &Environment,
+) -> Result<Plugins, RunError> {
     let paths = section.map_or(&[][..], |plugins| &plugins.paths);
     let isolation = section.map_or(PluginIsolation::Auto, |plugins| plugins.isolation);
     let deadline = section.map_or(DEADLINE, |plugins| plugins.deadline_seconds);
     let is_required = section.is_some_and(|plugins| plugins.require_signed);
-    let signatures = Signatures::new(trusted_keys(trust_store(plan), env)?, is_required);
-    let mut plugins = Plugins::empty(plan.run.training.threads);
+    let signatures = Signatures::new(trusted_keys(trust_store, env)?, is_required);
+    let mut plugins = Plugins::empty(threads);
     let mut loader = plugins.loader(env, deadline);
     for found in find(&places(paths, env))? {
         let file = signatures.read(&found, &mut plugins.notes)?;
@@ -438,7 +456,7 @@ pub fn build_trainer(
     Ok((trainer, Used::of(plugin, &options)))
 }
 
-/// Options as a config has them, each `key=value`; `place` is its key.
+/// Options as they were given, each `key=value`; `place` is the key of the config or the flag.
 pub(crate) fn options<'a>(
     place: &'static str,
     given: &'a [String],

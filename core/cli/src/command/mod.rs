@@ -6,6 +6,7 @@ pub mod data;
 pub mod keygen;
 pub mod merge;
 pub mod plugin;
+pub mod quantize;
 pub mod run;
 pub mod score;
 pub mod verify;

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::evidence::{Evidence, Outcome};
+use super::quantization::QuantizationEvidence;
 use super::record::MergeEvidence;
 
 /// The card's text.
@@ -88,6 +89,43 @@ pub fn merge_card(evidence: &MergeEvidence) -> String {
          (`forgelm verify-bundle`).\n",
         inline(&evidence.run_id),
         inline(&evidence.config_hash)
+    )
+    .expect("a string");
+    card
+}
+
+/// The card of a quantized model.
+///
+/// # Panics
+/// Never: writing to a string cannot fail.
+#[must_use]
+pub fn quantization_card(evidence: &QuantizationEvidence) -> String {
+    let mut matter = Map::new();
+    matter.insert("tags".to_owned(), json!(["forgelm", "quantized", evidence.method]));
+    matter.insert("base_model".to_owned(), json!(evidence.base.path));
+    let text = serde_yaml::to_string(&Value::Object(matter)).expect("plain values");
+    let mut card = format!("---\n{text}---\n");
+    write!(
+        card,
+        "\n# {}_{}\n\n`{}`, quantized with ForgeLM {}. It was not evaluated: check it for your \
+         purpose before you use it.\n\n## Quantization\n\n",
+        inline(tail(&evidence.base.path)),
+        inline(&evidence.method),
+        inline(&evidence.base.path),
+        inline(&evidence.forgelm_version)
+    )
+    .expect("a string");
+    let mut rows = vec![("method".to_owned(), evidence.method.clone())];
+    rows.extend(evidence.options.iter().map(|(key, value)| (key.clone(), plain(value))));
+    rows.extend(evidence.metrics.iter().map(|(key, value)| (key.clone(), format!("{value}"))));
+    rows.push(("date (UTC)".to_owned(), evidence.finished_at.to_text_date()));
+    table(&mut card, ("setting", "value"), &rows);
+    write!(
+        card,
+        "\n## Evidence\n\nRun `{}`. `compliance/quantize_manifest.json` has the error of every \
+         tensor and the digests of what went in and what came out; the signed record is \
+         `compliance/attestation.dsse.json` (`forgelm verify-bundle`).\n",
+        inline(&evidence.run_id),
     )
     .expect("a string");
     card

@@ -6,10 +6,12 @@
 mod card;
 pub mod evidence;
 pub(crate) mod predicate;
+pub mod quantization;
 pub mod record;
 mod report;
 
-pub use card::{merge_card, model_card};
+pub use card::{merge_card, model_card, quantization_card};
+pub use quantization::quantize_manifest;
 pub use record::merge_manifest;
 pub use report::{
     compliance_report, data_provenance, risk_assessment, training_manifest, training_manifest_yaml,

@@ -1,4 +1,4 @@
-//! What is written and signed: the record of a training run, or of a merge.
+//! What is written and signed: the record of a training run, of a merge, or of a quantization.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +6,7 @@ use forgelm_artifact::{UtcTime, json};
 use serde_json::{Map, Value, json};
 
 use super::evidence::{Builder, Evidence, RevisionRecord};
+use super::quantization::{QuantizationEvidence, quantize_manifest};
 use super::report::{
     compliance_report, data_provenance, dataset_fingerprint, gates, object, revision,
     risk_assessment, training_manifest, training_manifest_yaml,
@@ -20,6 +21,8 @@ pub enum Record<'a> {
     Training(&'a Evidence),
     /// A merge of models.
     Merge(&'a MergeEvidence),
+    /// A model in fewer bytes.
+    Quantization(&'a QuantizationEvidence),
 }
 
 /// What every signature says of who did what.
@@ -71,7 +74,7 @@ pub struct MergeEvidence {
     pub plugins: Vec<Value>,
 }
 
-/// A model that went into a merge.
+/// A model that went into a merge or a quantization.
 #[derive(Clone, Debug)]
 pub struct MergedModel {
     /// As configured.
@@ -98,13 +101,13 @@ pub struct FileRecord {
 }
 
 impl FileRecord {
-    fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         json!({"name": self.name, "sha256": self.sha256, "size_bytes": self.size_bytes})
     }
 }
 
 impl MergedModel {
-    fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let mut members = object(json!({"path": self.path, "kind": self.kind}));
         members.extend(self.weight.map(|weight| ("weight".to_owned(), json!(weight))));
         members.insert("revision".to_owned(), revision(&self.revision));
@@ -168,6 +171,16 @@ impl Record<'_> {
                 compliance: evidence.compliance.as_ref(),
                 risk_assessment: evidence.risk_assessment.as_ref(),
             },
+            Self::Quantization(evidence) => Identity {
+                run_id: &evidence.run_id,
+                pipeline_run_id: None,
+                forgelm_version: &evidence.forgelm_version,
+                builder: &evidence.builder,
+                config_hash: &evidence.config_hash,
+                operator: &evidence.operator,
+                compliance: None,
+                risk_assessment: None,
+            },
         }
     }
 
@@ -184,6 +197,9 @@ impl Record<'_> {
                 ("risk_assessment.json", risk_assessment(evidence).and_then(json)),
             ],
             Self::Merge(evidence) => vec![("merge_manifest.json", json(merge_manifest(evidence)))],
+            Self::Quantization(evidence) => {
+                vec![("quantize_manifest.json", json(quantize_manifest(evidence)))]
+            }
         }
     }
 
@@ -192,6 +208,7 @@ impl Record<'_> {
         match self {
             Self::Training(evidence) => card::model_card(evidence),
             Self::Merge(evidence) => card::merge_card(evidence),
+            Self::Quantization(evidence) => card::quantization_card(evidence),
         }
     }
 
@@ -219,6 +236,12 @@ impl Record<'_> {
                     "options": evidence.options,
                     "models": evidence.inputs.iter().map(MergedModel::to_json).collect::<Vec<_>>(),
                 },
+            })),
+            Self::Quantization(evidence) => object(json!({
+                "outcome": "quantized",
+                "gates": [],
+                "base_model": revision(&evidence.base.revision),
+                "quantization": {"method": evidence.method, "options": evidence.options},
             })),
         }
     }

@@ -1,34 +1,20 @@
 //! What is merged: the base and the inputs, found, opened, checked against each other, hashed.
 
 use super::same;
+use crate::derived::folder;
+use crate::derived::found::{FoundModel, files_of, hash};
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::model;
-use crate::overrides::Overrides;
+use crate::overrides::{self, Overrides};
 use crate::plan::Plan;
-use forgelm_artifact::hash::sha256_file;
-use forgelm_artifact::open::OpenError;
 use forgelm_config::Merge;
 use forgelm_evidence::documents::record::FileRecord;
-use forgelm_hub::{HubOptions, ModelFiles, ResolvedModel, Source, resolve};
-use forgelm_model::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, LoadedAdapter, OpenModel, PeftInfo};
+use forgelm_hub::{HubOptions, ModelFiles};
+use forgelm_model::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, LoadedAdapter, PeftInfo};
 use forgelm_tokenize::Tokenizer;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
-
-/// A model whose files are known and open.
-pub struct FoundModel {
-    /// What was asked for and found.
-    pub resolved: ResolvedModel,
-    /// Its files.
-    pub open: OpenModel,
-    /// Its tokenizer, where it has one.
-    pub tokenizer: Option<Tokenizer>,
-    /// What stands beside it.
-    pub overrides: Overrides,
-}
 
 /// One of the models that are merged.
 pub struct Input {
@@ -158,6 +144,17 @@ impl Inputs {
         Ok(agreed)
     }
 
+    /// The files beside the weights: those of the base, and what the models change of its
+    /// description.
+    pub fn companions(&self) -> Result<Vec<(String, Vec<u8>)>, RunError> {
+        let mut files = folder::companions(&self.base)?;
+        let changes = self.overrides()?;
+        if !changes.is_empty() {
+            files.push((overrides::FILE.to_owned(), changes.to_json().into_bytes()));
+        }
+        Ok(files)
+    }
+
     /// Folders and files that are read.
     pub fn paths(&self) -> Vec<PathBuf> {
         let own = self.list.iter().map(|input| match &input.kind {
@@ -183,26 +180,8 @@ impl Inputs {
             };
             add(&mut jobs, i + 1, paths);
         }
-        let done: Mutex<Vec<(usize, FileRecord)>> = Mutex::new(Vec::new());
-        let n_threads = n_threads.clamp(1, jobs.len());
-        let queue = Mutex::new(jobs.into_iter());
-        let work = || -> Result<(), OpenError> {
-            loop {
-                let job = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((model, path)) = job else { return Ok(()) };
-                let file = record(&path)?;
-                done.lock().unwrap_or_else(PoisonError::into_inner).push((model, file));
-            }
-        };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(work)).collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<(), OpenError>>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            threads.into_iter().try_for_each(join)
-        })?;
         let mut files = vec![Vec::new(); self.list.len() + 1];
-        for (model, file) in done.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        for (model, file) in hash(jobs, n_threads)? {
             files[model].push(file);
         }
         for files in &mut files {
@@ -224,25 +203,6 @@ impl Inputs {
     }
 }
 
-impl FoundModel {
-    fn find(
-        name: &str,
-        options: &HubOptions,
-        observer: &mut dyn Observer,
-    ) -> Result<Self, RunError> {
-        let source = Source::parse(name)?;
-        let resolved = resolve(&source, options, &mut |event| model::report(event, observer))?;
-        let open = OpenModel::open(&model::model_files(&resolved.files))?;
-        let (has_tokenizer, overrides) = match &resolved.files {
-            ModelFiles::Gguf(_) => (true, Overrides::default()),
-            ModelFiles::Folder(dir) => (has_tokenizer(dir), Overrides::read(dir)?),
-        };
-        let tokenizer =
-            has_tokenizer.then(|| model::tokenizer(&resolved.files, None)).transpose()?;
-        Ok(Self { resolved, open, tokenizer, overrides })
-    }
-}
-
 fn is_adapter(dir: &Path) -> bool {
     dir.join(ADAPTER_CONFIG).is_file()
 }
@@ -251,37 +211,8 @@ pub(super) fn is_gguf(files: &ModelFiles) -> bool {
     matches!(files, ModelFiles::Gguf(_))
 }
 
-fn has_tokenizer(dir: &Path) -> bool {
-    ["tokenizer.json", "tokenizer_config.json"].iter().any(|name| dir.join(name).is_file())
-}
-
 fn adapter_tokenizer(dir: &Path) -> Result<Option<Tokenizer>, RunError> {
     // A config alone, without the vocabulary, says nothing.
     let has_one = dir.join("tokenizer.json").is_file();
     Ok(has_one.then(|| Tokenizer::from_folder(dir)).transpose()?)
-}
-
-/// A file by its content.
-pub(super) fn record(path: &Path) -> Result<FileRecord, OpenError> {
-    let io = |source| OpenError::Io { path: path.to_owned(), source };
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let size_bytes = std::fs::metadata(path).map_err(io)?.len();
-    Ok(FileRecord { name, sha256: sha256_file(path)?.to_string(), size_bytes })
-}
-
-/// The files that a model's weights and description are read from.
-fn files_of(files: &ModelFiles) -> Result<Vec<PathBuf>, OpenError> {
-    let dir = match files {
-        ModelFiles::Gguf(path) => return Ok(vec![path.clone()]),
-        ModelFiles::Folder(dir) => dir,
-    };
-    let io = |source| OpenError::Io { path: dir.clone(), source };
-    let mut paths = vec![dir.join("config.json")];
-    for entry in std::fs::read_dir(dir).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            paths.push(path);
-        }
-    }
-    Ok(paths)
 }

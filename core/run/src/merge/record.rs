@@ -1,16 +1,16 @@
 //! The evidence of a merge, written into the folder before it gets its name.
 
-use super::inputs::{Input, Inputs, Kind, record};
+use super::inputs::{Input, Inputs, Kind};
 use super::{Merged, RunError};
+use crate::derived::evidence::{By, open_audit};
+use crate::derived::found::records;
 use crate::dossier::{self, VERSION};
 use crate::environment::Environment;
 use crate::plan::Plan;
 use crate::plugins::Used;
 use forgelm_artifact::UtcTime;
-use forgelm_artifact::open::OpenError;
 use forgelm_config::{Merge, resolved_json};
 use forgelm_evidence::audit::event::AuditEvent;
-use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::bundle::write::{BundleRequest, ModelPlace, write_bundle};
 use forgelm_evidence::documents::evidence::RevisionRecord;
 use forgelm_evidence::documents::record::{FileRecord, MergeEvidence, MergedModel, Record};
@@ -42,8 +42,10 @@ impl Merging<'_> {
     pub fn write(&self, dir: &Path, output_dir: &Path) -> Result<Merged, RunError> {
         let run_id = self.env.run_id();
         // Before the log is there, which is no part of the model.
-        let outputs = outputs(dir)?;
-        let mut audit = self.open_audit(dir, &run_id)?;
+        let outputs = records(dir)?;
+        let by = By { env: self.env, operator: &self.operator, key: self.key };
+        let work = format!("merge:{}", self.section.method);
+        let mut audit = open_audit(dir, &run_id, &by, &self.inputs.base_name, work)?;
         let files: Vec<String> = outputs.iter().map(|file| file.name.clone()).collect();
         let evidence = self.evidence(&run_id, outputs);
         let completed =
@@ -64,22 +66,6 @@ impl Merging<'_> {
             output_dir: output_dir.to_owned(),
             metrics: self.metrics.clone(),
         })
-    }
-
-    fn open_audit(&self, dir: &Path, run_id: &str) -> Result<AuditLog, RunError> {
-        let identity = AuditIdentity {
-            run_id: run_id.to_owned(),
-            operator: self.operator.clone(),
-            secret: self.env.audit_secret.as_ref().and_then(dossier::to_evidence),
-            allow_reroot: self.env.allow_audit_reroot,
-        };
-        let mut audit = AuditLog::open(dir, identity, self.env.clock.clone())?;
-        audit.append(&dossier::key_event(self.key))?;
-        audit.append(&AuditEvent::PipelineInitialized {
-            model: self.inputs.base_name.clone(),
-            trainer_type: format!("merge:{}", self.section.method),
-        })?;
-        Ok(audit)
     }
 
     fn evidence(&self, run_id: &str, outputs: Vec<FileRecord>) -> MergeEvidence {
@@ -140,15 +126,4 @@ fn merged_model(input: &Input, files: &[FileRecord]) -> MergedModel {
 
 fn options(given: &[(&'static str, OptionValue)]) -> Map<String, Value> {
     given.iter().map(|(key, value)| ((*key).to_owned(), value.into())).collect()
-}
-
-/// The files of the folder, sorted by name.
-fn outputs(dir: &Path) -> Result<Vec<FileRecord>, OpenError> {
-    let io = |source| OpenError::Io { path: dir.to_owned(), source };
-    let entries = std::fs::read_dir(dir).map_err(io)?;
-    let paths = entries.map(|entry| Ok(entry.map_err(io)?.path()));
-    let mut files: Vec<FileRecord> =
-        paths.map(|path| record(&path?)).collect::<Result<_, OpenError>>()?;
-    files.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(files)
 }

@@ -1,6 +1,6 @@
 //! Whether models can be merged: the same base, architecture and tokenizer.
 
-use super::inputs::FoundModel;
+use crate::derived::found::FoundModel;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
 use forgelm_hub::ResolvedModel;

@@ -21,16 +21,19 @@ fn every_plugin_that_we_ship_or_show_conforms() {
     let (_rewards, rewards) = compile("loader/tests/plugins/rewards.c", &[], &[]);
     let (trainer, example) = (built("forgelm_plugin_trainer"), built("forgelm_example_plugin"));
     let evaluator = built("forgelm_plugin_evaluator");
+    let quantizer = built("forgelm_plugin_quantizer");
     let reward = built("forgelm_plugin_reward");
     let mut n_tried = 0;
-    for path in [&trainer, &evaluator, &example, &reward, &trainers, &mean, &rewards] {
+    for path in
+        [&trainer, &evaluator, &quantizer, &example, &reward, &trainers, &mean, &rewards]
+    {
         let library = load(path);
         assert_eq!(failing(&library), Vec::<String>::new(), "{}", path.display());
         n_tried += check(&library).len();
     }
-    // Six properties of eight trainers, five of two merge methods, six of a quantizer, four of two
-    // evaluators, six of four rewards.
-    assert_eq!(n_tried, 6 * 8 + 5 * 2 + 6 + 4 * 2 + 6 * 4);
+    // Six properties of eight trainers, five of two merge methods, six of nine quantizers, four of
+    // two evaluators, six of four rewards.
+    assert_eq!(n_tried, 6 * 8 + 5 * 2 + 6 * 9 + 4 * 2 + 6 * 4);
 }
 
 #[test]

@@ -1,9 +1,8 @@
-//! The folder that a merge makes.
+//! The folder that a merge or a quantization makes: it appears whole or not at all.
 
-use super::inputs::Inputs;
+use super::found::FoundModel;
 use crate::error::RunError;
 use crate::output::lies_in;
-use crate::overrides;
 use forgelm_artifact::open::{self, OpenError};
 use forgelm_artifact::write::{self, StagedDir};
 use forgelm_hub::ModelFiles;
@@ -30,7 +29,7 @@ pub fn check_empty(dir: &Path) -> Result<(), RunError> {
     let refuse = |problem: String| RunError::OutputDir {
         dir: dir.to_owned(),
         problem,
-        hint: "choose another `merge.output_dir`: nothing is ever overwritten",
+        hint: "choose another folder: nothing is ever overwritten",
     };
     match std::fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -47,14 +46,14 @@ pub fn check_empty(dir: &Path) -> Result<(), RunError> {
     }
 }
 
-/// Refuses a folder that is, or lies in, what is merged.
+/// Refuses a folder that is, or lies in, what is read.
 pub fn check_outside(dir: &Path, inputs: &[PathBuf]) -> Result<(), RunError> {
     match inputs.iter().find(|input| lies_in(dir, input)) {
         None => Ok(()),
         Some(input) => Err(RunError::OutputDir {
             dir: dir.to_owned(),
             problem: format!("is or lies in the input `{}`", input.display()),
-            hint: "choose a `merge.output_dir` outside everything that is merged",
+            hint: "choose a folder outside everything that is read",
         }),
     }
 }
@@ -67,20 +66,19 @@ pub fn check_room(dir: &Path, n_bytes: u64) -> Result<(), RunError> {
             dir: dir.to_owned(),
             needed,
             available,
-            hint: "free some space, or choose another `merge.output_dir`",
+            hint: "free some space, or choose a folder on another disk",
         }),
         // A system that does not say is asked again by every write.
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
-/// The files beside the weights: the description and the tokenizer of the base, and what the
-/// models change of the description.
-pub fn companions(inputs: &Inputs) -> Result<Vec<(String, Vec<u8>)>, RunError> {
-    let description = inputs.base.open.description()?;
+/// The files beside the weights: the description and the tokenizer of a model.
+pub fn companions(model: &FoundModel) -> Result<Vec<(String, Vec<u8>)>, RunError> {
+    let description = model.open.description()?;
     let mut files: Vec<(String, Vec<u8>)> =
         description.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect();
-    match &inputs.base.resolved.files {
+    match &model.resolved.files {
         ModelFiles::Folder(dir) => {
             for name in TOKENIZER_FILES {
                 let path = dir.join(name);
@@ -90,18 +88,13 @@ pub fn companions(inputs: &Inputs) -> Result<Vec<(String, Vec<u8>)>, RunError> {
             }
         }
         ModelFiles::Gguf(_) => {
-            let tokenizer = inputs.base.tokenizer.as_ref();
-            let own = tokenizer.map(|t| t.files()).transpose()?.unwrap_or_default();
+            let own = model.tokenizer.as_ref().map(|t| t.files()).transpose()?.unwrap_or_default();
             for (name, text) in own {
                 if files.iter().all(|(other, _)| *other != name) {
                     files.push((name, text.into_bytes()));
                 }
             }
         }
-    }
-    let changes = inputs.overrides()?;
-    if !changes.is_empty() {
-        files.push((overrides::FILE.to_owned(), changes.to_json().into_bytes()));
     }
     Ok(files)
 }

@@ -1,0 +1,200 @@
+//! The rows of one tensor to bytes, a few at a time on several threads, and what that loses.
+
+use super::Work;
+use forgelm_evidence::documents::quantization::QuantizedTensor;
+use forgelm_kernels_api::RowSource;
+use forgelm_sdk::quantizer::Quantizer;
+use forgelm_tensor::Dtype;
+use std::io;
+use std::ops::Range;
+
+/// Numbers that a thread converts at a time.
+const PIECE: usize = 1 << 18;
+
+/// Why a tensor could not be converted.
+#[derive(Debug, thiserror::Error)]
+pub enum QuantizeError {
+    /// The method gave up.
+    #[error("tensor `{tensor}`: the method gave up: {message}")]
+    Method {
+        /// The tensor.
+        tensor: String,
+        /// What the method said.
+        message: String,
+    },
+    /// A number of the model, or one that came back, is none.
+    #[error(
+        "tensor `{tensor}`: row {row}, column {column} {what} {value}; expected a finite number"
+    )]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// Where, from 0.
+        row: usize,
+        /// Where, from 0.
+        column: usize,
+        /// `is` or `becomes`.
+        what: &'static str,
+        /// The number.
+        value: f32,
+    },
+    /// A request to stop came.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// How the rows of a tensor are written.
+#[derive(Clone, Copy)]
+pub(super) enum Codec<'a> {
+    /// In a format that this program writes itself.
+    Own(Dtype),
+    /// By the method.
+    Method(&'a dyn Quantizer),
+}
+
+impl Codec<'_> {
+    fn bytes_per_row(self, n_cols: usize) -> Result<usize, String> {
+        match self {
+            Self::Own(dtype) => {
+                dtype.row_bytes(n_cols).ok_or_else(|| format!("rows of {n_cols} in {dtype}"))
+            }
+            Self::Method(method) => method.bytes_per_row(n_cols).map_err(|e| e.to_string()),
+        }
+    }
+
+    /// Bytes of some rows, and what they mean.
+    fn there_and_back(self, rows: &[f32], n_cols: usize) -> Result<(Vec<u8>, Vec<f32>), String> {
+        let mut back = vec![0.0; rows.len()];
+        let bytes = match self {
+            Self::Own(dtype) => {
+                let bytes = forgelm_tensor::quantize(dtype, rows).map_err(|e| e.to_string())?;
+                forgelm_tensor::dequantize(dtype, &bytes, &mut back).map_err(|e| e.to_string())?;
+                bytes
+            }
+            Self::Method(method) => {
+                let n_rows = rows.len() / n_cols;
+                let mut bytes = vec![0; n_rows * self.bytes_per_row(n_cols)?];
+                method.quantize(rows, n_cols, &mut bytes).map_err(|e| e.to_string())?;
+                method.dequantize(&bytes, n_cols, &mut back).map_err(|e| e.to_string())?;
+                bytes
+            }
+        };
+        Ok((bytes, back))
+    }
+}
+
+/// What a tensor lost so far.
+#[derive(Clone, Copy, Default)]
+struct Loss {
+    max: f64,
+    sum_of_squares: f64,
+    power: f64,
+}
+
+/// Some rows, converted.
+struct Piece {
+    bytes: Vec<u8>,
+    values: Vec<f32>,
+    loss: Loss,
+}
+
+/// Converts the rows of a tensor and hands them to `take` in order: bytes of whole rows, and the
+/// values that they mean.
+///
+/// **Numerics:** the same bytes and sums on any number of threads.
+pub(super) fn convert(
+    name: &str,
+    rows: &dyn RowSource,
+    codec: Codec<'_>,
+    work: &Work<'_>,
+    take: &mut dyn FnMut(&[u8], &[f32]) -> io::Result<()>,
+) -> Result<QuantizedTensor, Ended> {
+    let (n_rows, n_cols) = (rows.n_rows(), rows.n_cols());
+    let at_a_time = (PIECE / n_cols.max(1)).max(1);
+    let pieces: Vec<Range<usize>> = (0..n_rows)
+        .step_by(at_a_time)
+        .map(|first| first..(first + at_a_time).min(n_rows))
+        .collect();
+    let mut loss = Loss::default();
+    for pieces in pieces.chunks(work.n_threads.max(1)) {
+        if (work.is_stopped)() {
+            return Err(Ended::Refused(QuantizeError::Stopped));
+        }
+        let done: Vec<Result<Piece, QuantizeError>> = std::thread::scope(|scope| {
+            let start = |of: &Range<usize>| {
+                scope.spawn({
+                    let of = of.clone();
+                    move || piece(name, rows, codec, of)
+                })
+            };
+            let threads: Vec<_> = pieces.iter().map(start).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect()
+        });
+        for piece in done {
+            let piece = piece.map_err(Ended::Refused)?;
+            loss.max = loss.max.max(piece.loss.max);
+            loss.sum_of_squares += piece.loss.sum_of_squares;
+            loss.power += piece.loss.power;
+            take(&piece.bytes, &piece.values).map_err(Ended::Write)?;
+        }
+    }
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    let n = (n_rows * n_cols).max(1) as f64;
+    let of_row = codec.bytes_per_row(n_cols).unwrap_or(0);
+    Ok(QuantizedTensor {
+        name: name.to_owned(),
+        format: String::new(),
+        n_values: (n_rows * n_cols) as u64,
+        bytes_before: 0,
+        bytes_after: (n_rows * of_row) as u64,
+        max_error: loss.max,
+        rms_error: (loss.sum_of_squares / n).sqrt(),
+        rms: (loss.power / n).sqrt(),
+    })
+}
+
+/// Why a conversion ended early.
+pub(super) enum Ended {
+    /// The tensor.
+    Refused(QuantizeError),
+    /// The file.
+    Write(io::Error),
+}
+
+fn piece(
+    name: &str,
+    source: &dyn RowSource,
+    codec: Codec<'_>,
+    rows: Range<usize>,
+) -> Result<Piece, QuantizeError> {
+    let n_cols = source.n_cols();
+    let mut values = vec![0.0; rows.len() * n_cols];
+    source.read_rows(rows.start, &mut values);
+    let finite =
+        |values: &[f32], what: &'static str| match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(()),
+            Some(place) => Err(QuantizeError::NotFinite {
+                tensor: name.to_owned(),
+                row: rows.start + place / n_cols,
+                column: place % n_cols,
+                what,
+                value: values[place],
+            }),
+        };
+    finite(&values, "is")?;
+    let converted = codec.there_and_back(&values, n_cols);
+    let (bytes, back) =
+        converted.map_err(|message| QuantizeError::Method { tensor: name.to_owned(), message })?;
+    finite(&back, "becomes")?;
+    let mut loss = Loss::default();
+    for (&v, &b) in values.iter().zip(&back) {
+        let error = f64::from(b) - f64::from(v);
+        loss.max = loss.max.max(error.abs());
+        loss.sum_of_squares += error * error;
+        loss.power += f64::from(v) * f64::from(v);
+    }
+    Ok(Piece { bytes, values: back, loss })
+}
