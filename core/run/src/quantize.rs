@@ -121,8 +121,7 @@ pub fn quantize(
     plugins.tell(observer);
     let plugins = &*plugins;
     let plugin = plugins.registry().quantizer(&request.method)?;
-    let options = request.options.iter().map(|given| plugins::option("--option", given));
-    let options = options.collect::<Result<Vec<_>, _>>()?;
+    let options = plugins::options("--option", &request.options)?;
     let quantizer = (plugin.build)(&options)?;
     let operator = dossier::operator(env)?;
     check_output(&request.output)?;

@@ -171,6 +171,9 @@ pub fn bytes_per_row(format: RowFormat, n_cols: usize) -> Result<usize, RowError
 ///
 /// # Errors
 /// If the shapes do not fit, or a number is not finite or too large. `bytes` is untouched then.
+///
+/// # Panics
+/// Never: the shapes were checked.
 pub fn quantize(
     format: RowFormat,
     rows: &[f32],
@@ -209,6 +212,9 @@ pub fn quantize(
 ///
 /// # Errors
 /// If the shapes do not fit. `rows` is untouched then.
+///
+/// # Panics
+/// Never: the shapes were checked.
 pub fn dequantize(
     format: RowFormat,
     bytes: &[u8],

@@ -98,6 +98,9 @@ struct Piece {
     loss: Loss,
 }
 
+/// Takes the bytes of whole rows, and the values that they mean.
+type Take<'a> = dyn FnMut(&[u8], &[f32]) -> io::Result<()> + 'a;
+
 /// Converts the rows of a tensor and hands them to `take` in order: bytes of whole rows, and the
 /// values that they mean.
 ///
@@ -107,7 +110,7 @@ pub(super) fn convert(
     rows: &dyn RowSource,
     codec: Codec<'_>,
     work: &Work<'_>,
-    take: &mut dyn FnMut(&[u8], &[f32]) -> io::Result<()>,
+    take: &mut Take<'_>,
 ) -> Result<QuantizedTensor, Ended> {
     let (n_rows, n_cols) = (rows.n_rows(), rows.n_cols());
     let at_a_time = (PIECE / n_cols.max(1)).max(1);
