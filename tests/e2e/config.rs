@@ -62,12 +62,12 @@ fn schema_explain_show_and_reference_answer() {
 fn what_is_not_built_yet_is_refused_by_name() {
     let workplace = Workplace::new();
     let cases = [
-        (
-            "  output_dir: out",
-            "  output_dir: out\n  trainer_type: grpo\n  grpo_reward_model: judge",
-            "grpo_reward_model",
-        ),
         ("  report_to: none", "  report_to: wandb", "report_to"),
+        (
+            "data:\n",
+            "evaluation: {max_acceptable_loss: 2}\ndata:\n",
+            "evaluation.max_acceptable_loss",
+        ),
     ];
     let config = workplace.read("run.yaml");
     for (from, to, said) in cases {
