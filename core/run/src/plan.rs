@@ -3,8 +3,8 @@
 use crate::error::RunError;
 use crate::output::OutputDir;
 use forgelm_config::{
-    ComputeDtype, Diagnostic, Loaded, NamedPlugin, Run, Severity, TrainOn, config_hash,
-    load_bytes, not_available, resolved_json,
+    ComputeDtype, Diagnostic, Loaded, NamedPlugin, Run, Severity, TrainOn, config_hash, load_bytes,
+    not_available, resolved_json,
 };
 use forgelm_data::is_hub_id;
 use forgelm_hub::Source;

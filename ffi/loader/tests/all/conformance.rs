@@ -24,9 +24,7 @@ fn every_plugin_that_we_ship_or_show_conforms() {
     let quantizer = built("forgelm_plugin_quantizer");
     let reward = built("forgelm_plugin_reward");
     let mut n_tried = 0;
-    for path in
-        [&trainer, &evaluator, &quantizer, &example, &reward, &trainers, &mean, &rewards]
-    {
+    for path in [&trainer, &evaluator, &quantizer, &example, &reward, &trainers, &mean, &rewards] {
         let library = load(path);
         assert_eq!(failing(&library), Vec::<String>::new(), "{}", path.display());
         n_tried += check(&library).len();
