@@ -131,6 +131,8 @@ fn fault_088_a_second_signal_stops_at_once_and_the_old_checkpoint_is_valid() {
 #[test]
 fn fault_083_a_second_run_on_the_same_folder_is_refused() {
     let workplace = long_run("1");
+    // It is killed in the end, and must last until the second run has been refused.
+    workplace.edit_config("max_steps: 60", "max_steps: 2000");
     let mut child = workplace.start(&["--config", "run.yaml"]);
     wait_for(&workplace.path("out/checkpoint-4"), &mut child);
     let second = workplace.forgelm(&["--config", "run.yaml", "--resume"]);

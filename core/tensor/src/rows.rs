@@ -273,7 +273,7 @@ fn check_values(format: RowFormat, rows: &[f32], n_cols: usize) -> Result<(), Ro
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "exact values")]
+#[expect(clippy::cast_precision_loss, reason = "small numbers")]
 mod tests {
     use super::{RowError, RowFormat, bytes_per_row, dequantize, quantize};
     use crate::{BlockScales, FourBit, FourBitTensor, Int8Rows};
