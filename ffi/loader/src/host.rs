@@ -1,6 +1,7 @@
 //! The host's table, and what stands behind it.
 
 use crate::border::lossy;
+use crate::float_mode::KeepFloatMode;
 use crate::kernels::Kernels;
 use crate::rng;
 use crate::watch::{Calls, Hung, Watch};
@@ -149,7 +150,11 @@ impl Host {
 
     fn kernels(&self) -> Option<*const c_void> {
         let make = self.services.kernels.as_ref()?;
-        let kernels = self.shared.kernels.get_or_init(|| Kernels::new(make()));
+        let kernels = self.shared.kernels.get_or_init(|| {
+            // Threads that it starts inherit the mode, and a plugin is at work now.
+            let _mode = KeepFloatMode::default_meanwhile();
+            Kernels::new(make())
+        });
         Some(kernels.table().cast())
     }
 

@@ -100,7 +100,7 @@ impl Quantizer for Foreign {
             // SAFETY: the plugin's own function; everything lives until it returns.
             unsafe { of(self.instance, n_cols, &raw mut n_bytes, err) }
         })?;
-        Ok(n_bytes)
+        check_row_bytes(&self.caller, n_cols, n_bytes)
     }
 
     fn quantize(&self, rows: &[f32], n_cols: usize, bytes: &mut [u8]) -> Result<(), Failed> {
@@ -135,4 +135,18 @@ impl Foreign {
         }
         Err(self.caller.failed(&format!("{found} bytes for rows that have {expected}")))
     }
+}
+
+/// Refuses a size that no format has: room for it is made next.
+pub(crate) fn check_row_bytes(
+    caller: &Caller,
+    n_cols: usize,
+    n_bytes: usize,
+) -> Result<usize, Failed> {
+    let max = n_cols.saturating_mul(16).saturating_add(1 << 16);
+    if n_bytes <= max {
+        return Ok(n_bytes);
+    }
+    let what = format!("a row of {n_cols} numbers has {n_bytes} bytes; expected at most {max}");
+    Err(caller.failed(&what))
 }

@@ -13,14 +13,21 @@ use forgelm_sdk::options::from_json;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::from_ref;
+use std::thread::{ThreadId, current};
 
 /// What stands behind the tables of one call: the services, and who is told while they work.
 pub(super) struct Behind<'a> {
-    pub(super) model: &'a Services<'a>,
-    pub(super) watch: &'a Watch,
+    model: &'a Services<'a>,
+    watch: &'a Watch,
+    /// The one that calls `evaluate`.
+    thread: ThreadId,
 }
 
-impl Behind<'_> {
+impl<'a> Behind<'a> {
+    pub(super) fn new(model: &'a Services<'a>, watch: &'a Watch) -> Self {
+        Self { model, watch, thread: current().id() }
+    }
+
     /// The tables, good for as long as this.
     pub(super) fn tables(&self) -> ForEvaluator {
         let service_data: *mut c_void = from_ref(self).cast_mut().cast();
@@ -59,7 +66,11 @@ fn null() -> Refusal {
 /// Null, or the pointer of a table of the call in progress, which [`Behind`] outlives.
 unsafe fn behind<'a>(service_data: *mut c_void) -> Result<&'a Behind<'a>, Refusal> {
     // SAFETY: the caller's promise.
-    unsafe { service_data.cast::<Behind<'a>>().as_ref() }.ok_or_else(null)
+    let behind = unsafe { service_data.cast::<Behind<'a>>().as_ref() }.ok_or_else(null)?;
+    if behind.thread != current().id() {
+        return Err(Refusal::argument("only the thread that `evaluate` was called on may ask"));
+    }
+    Ok(behind)
 }
 
 /// # Safety

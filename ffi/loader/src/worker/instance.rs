@@ -5,6 +5,7 @@ use super::memory::{Memory, Span};
 use super::process::Shared;
 use super::wire::{self, Answer, Ask, Batch, KindOf, Offered};
 use crate::border::Caller;
+use crate::quantizer::check_row_bytes;
 use crate::trainer::kept_name;
 use forgelm_sdk::Failed;
 use forgelm_sdk::evaluator::{Evaluator, Report, Services};
@@ -208,10 +209,11 @@ impl Quantizer for Instance {
     fn bytes_per_row(&self, n_cols: usize) -> Result<usize, Failed> {
         let place =
             |_: &mut Memory| (Ask::RowBytes { instance: self.number, n_cols }, Span::default());
-        self.call(&[], place, |_, _, answer| match answer {
+        let n_bytes = self.call(&[], place, |_, _, answer| match answer {
             Answer::Bytes(bytes) => Some(bytes),
             _ => None,
-        })
+        })?;
+        check_row_bytes(&self.caller, n_cols, n_bytes)
     }
 
     fn quantize(&self, rows: &[f32], n_cols: usize, bytes: &mut [u8]) -> Result<(), Failed> {
