@@ -118,6 +118,13 @@ pub(crate) fn read<'a>(
         }
     };
     let tensor = FourBitTensor { kind: *kind, n_values, packed: codes.bytes.to_vec(), scales };
+    let largest = if dense == Dtype::F16 { 65_504.0 } else { f32::MAX };
+    for block in 0..n_blocks {
+        let scale = tensor.scale(block);
+        if !scale.is_finite() || scale.abs() > largest {
+            return Err(format!("tensor `{name}.absmax`: the scale of block {block} is {scale}"));
+        }
+    }
     let rounding = if dense == Dtype::F16 { Rounding::F16 } else { Rounding::Exact };
     let matrix = FourBitMatrix::new(tensor, n_rows, n_cols, rounding);
     Ok(FourBitWeight { matrix, kind: *kind, dense })

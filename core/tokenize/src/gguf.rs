@@ -151,7 +151,7 @@ impl Tokenizer {
             place: place(TOKENS),
             inner,
             special,
-            generation_eos: Vec::new(),
+            generation_eos: other_ends(file, tokens.len())?,
             templates: templates(file)?,
             model_max_length: context_length(file)?,
             notes,
@@ -258,18 +258,32 @@ fn added_tokens(file: &GgufFile, tokens: &[String]) -> Result<Vec<AddedToken>, T
 }
 
 fn special_ids(file: &GgufFile, n_tokens: usize) -> Result<SpecialIds, TokenizeError> {
-    let id = |role: &str| {
-        let key = format!("tokenizer.ggml.{role}_token_id");
-        match file.get_u32(&key)? {
-            Some(id) if id as usize >= n_tokens => Err(TokenizeError::Malformed {
-                place: format!("{}: `{key}`", file.path().display()),
-                found: id.to_string(),
-                expected: format!("less than {n_tokens}, the number of tokens"),
-            }),
-            id => Ok(id),
-        }
-    };
+    let id = |role| token_of(file, role, n_tokens);
     Ok(SpecialIds { bos: id("bos")?, eos: id("eos")?, pad: id("padding")?, unk: id("unknown")? })
+}
+
+/// Every token that ends a text, where the file names more than one: of a turn, of a message.
+fn other_ends(file: &GgufFile, n_tokens: usize) -> Result<Vec<u32>, TokenizeError> {
+    let mut ends = Vec::new();
+    for role in ["eot", "eom"] {
+        ends.extend(token_of(file, role, n_tokens)?);
+    }
+    if !ends.is_empty() {
+        ends.extend(token_of(file, "eos", n_tokens)?);
+    }
+    Ok(ends)
+}
+
+fn token_of(file: &GgufFile, role: &str, n_tokens: usize) -> Result<Option<u32>, TokenizeError> {
+    let key = format!("tokenizer.ggml.{role}_token_id");
+    match file.get_u32(&key)? {
+        Some(id) if id as usize >= n_tokens => Err(TokenizeError::Malformed {
+            place: format!("{}: `{key}`", file.path().display()),
+            found: id.to_string(),
+            expected: format!("less than {n_tokens}, the number of tokens"),
+        }),
+        id => Ok(id),
+    }
 }
 
 fn begin_with(token: &str, id: u32) -> tokenizers::Result<TemplateProcessing> {

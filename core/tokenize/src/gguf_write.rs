@@ -32,11 +32,12 @@ impl Tokenizer {
             (MERGES.to_owned(), Gguf::Array(Array::String(merges(&json)?))),
         ];
         let ids = self.special;
-        let turn_end = self.generation_eos.iter().find(|id| Some(**id) != ids.eos).copied();
+        let mut ends = self.eos_ids().into_iter();
         let roles = [
             ("bos", ids.bos),
-            ("eos", ids.eos.or(self.generation_eos.first().copied())),
-            ("eot", turn_end.filter(|_| ids.eos.is_some())),
+            ("eos", ends.next()),
+            ("eot", ends.next()),
+            ("eom", ends.next()),
             ("unknown", ids.unk),
             ("padding", ids.pad),
         ];

@@ -50,12 +50,14 @@ pub(super) enum Codec<'a> {
     Own(Dtype),
     /// By the method.
     Method(&'a dyn Quantizer),
+    /// As the values that the method leaves, in this format.
+    Left(&'a dyn Quantizer, Dtype),
 }
 
 impl Codec<'_> {
     fn bytes_per_row(self, n_cols: usize) -> Result<usize, String> {
         match self {
-            Self::Own(dtype) => {
+            Self::Own(dtype) | Self::Left(_, dtype) => {
                 dtype.row_bytes(n_cols).ok_or_else(|| format!("rows of {n_cols} in {dtype}"))
             }
             Self::Method(method) => method.bytes_per_row(n_cols).map_err(|e| e.to_string()),
@@ -70,6 +72,10 @@ impl Codec<'_> {
                 let bytes = forgelm_tensor::quantize(dtype, rows).map_err(|e| e.to_string())?;
                 forgelm_tensor::dequantize(dtype, &bytes, &mut back).map_err(|e| e.to_string())?;
                 bytes
+            }
+            Self::Left(method, dtype) => {
+                let (_, left) = Self::Method(method).there_and_back(rows, n_cols)?;
+                return Self::Own(dtype).there_and_back(&left, n_cols);
             }
             Self::Method(method) => {
                 let n_rows = rows.len() / n_cols;
@@ -94,15 +100,13 @@ struct Loss {
 /// Some rows, converted.
 struct Piece {
     bytes: Vec<u8>,
-    values: Vec<f32>,
     loss: Loss,
 }
 
-/// Takes the bytes of whole rows, and the values that they mean.
-type Take<'a> = dyn FnMut(&[u8], &[f32]) -> io::Result<()> + 'a;
+/// Takes the bytes of whole rows.
+type Take<'a> = dyn FnMut(&[u8]) -> io::Result<()> + 'a;
 
-/// Converts the rows of a tensor and hands them to `take` in order: bytes of whole rows, and the
-/// values that they mean.
+/// Converts the rows of a tensor and hands their bytes to `take` in order.
 ///
 /// **Numerics:** the same bytes and sums on any number of threads.
 pub(super) fn convert(
@@ -141,7 +145,7 @@ pub(super) fn convert(
             loss.max = loss.max.max(piece.loss.max);
             loss.sum_of_squares += piece.loss.sum_of_squares;
             loss.power += piece.loss.power;
-            take(&piece.bytes, &piece.values).map_err(Ended::Write)?;
+            take(&piece.bytes).map_err(Ended::Write)?;
         }
     }
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
@@ -199,5 +203,80 @@ fn piece(
         loss.sum_of_squares += error * error;
         loss.power += f64::from(v) * f64::from(v);
     }
-    Ok(Piece { bytes, values: back, loss })
+    Ok(Piece { bytes, loss })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Codec, convert};
+    use crate::quantize::Work;
+    use forgelm_kernels_api::RowSource;
+    use forgelm_sdk::Failed;
+    use forgelm_sdk::quantizer::Quantizer;
+    use forgelm_tensor::Dtype;
+
+    /// Loses nothing.
+    struct Exact;
+
+    impl Quantizer for Exact {
+        fn bytes_per_row(&self, n_cols: usize) -> Result<usize, Failed> {
+            Ok(4 * n_cols)
+        }
+
+        fn quantize(&self, rows: &[f32], _: usize, bytes: &mut [u8]) -> Result<(), Failed> {
+            for (bytes, v) in bytes.chunks_exact_mut(4).zip(rows) {
+                bytes.copy_from_slice(&v.to_le_bytes());
+            }
+            Ok(())
+        }
+
+        fn dequantize(&self, bytes: &[u8], _: usize, rows: &mut [f32]) -> Result<(), Failed> {
+            for (v, bytes) in rows.iter_mut().zip(bytes.as_chunks().0) {
+                *v = f32::from_le_bytes(*bytes);
+            }
+            Ok(())
+        }
+    }
+
+    struct Row([f32; 2]);
+
+    impl RowSource for Row {
+        fn n_rows(&self) -> usize {
+            1
+        }
+
+        fn n_cols(&self) -> usize {
+            2
+        }
+
+        fn read_rows(&self, _: usize, out: &mut [f32]) {
+            out.copy_from_slice(&self.0);
+        }
+    }
+
+    /// What is told of a folder of values is about the values that are in it.
+    #[test]
+    fn the_format_of_the_file_is_part_of_what_is_lost() {
+        let work = Work { method: "exact", quantizer: &Exact, n_threads: 1, is_stopped: &|| false };
+        // Half a step of bfloat16 above 1.
+        let row = Row([1.0 + 2.0_f32.powi(-8), 2.0]);
+        let mut bytes = Vec::new();
+        let codec = Codec::Left(&Exact, Dtype::Bf16);
+        let done = convert("w", &row, codec, &work, &mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        });
+        let Ok(done) = done else { panic!("it can be converted") };
+        assert_eq!(bytes, [0x80, 0x3f, 0x00, 0x40]);
+        assert!((done.max_error - 2.0_f64.powi(-8)).abs() < 1e-12, "{}", done.max_error);
+        assert_eq!(done.bytes_after, 4);
+        let too_large = convert(
+            "w",
+            &Row([1e38, 0.0]),
+            Codec::Left(&Exact, Dtype::F16),
+            &work,
+            &mut |_| Ok(()),
+        );
+        assert!(too_large.is_err(), "an infinity in the file");
+    }
 }

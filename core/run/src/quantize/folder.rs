@@ -17,7 +17,7 @@ use forgelm_artifact::write::StagedDir;
 use forgelm_evidence::documents::quantization::QuantizedTensor;
 use forgelm_kernels_api::RowSource;
 use forgelm_model::{LoadError, Role, WholeTensor};
-use forgelm_tensor::{Dtype, FOUR_BIT_BLOCK, FourBit, quantize};
+use forgelm_tensor::{Dtype, FOUR_BIT_BLOCK, FourBit};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 
@@ -247,16 +247,17 @@ impl Entry<'_> {
                 w.write_all(bytes).map_err(Ended::Write)?;
                 return Ok(None);
             }
-            Part::Same => convert(name, whole, Codec::Own(self.dtype), work, &mut |bytes, _| {
-                w.write_all(bytes)
-            }),
-            Part::Dense => convert(name, whole, method, work, &mut |_, values| {
-                w.write_all(&quantize(self.dtype, values).map_err(io::Error::other)?)
-            }),
-            Part::Codes => convert(name, rows, method, work, &mut |bytes, _| {
+            Part::Same => {
+                convert(name, whole, Codec::Own(self.dtype), work, &mut |bytes| w.write_all(bytes))
+            }
+            Part::Dense => {
+                let left = Codec::Left(work.quantizer, self.dtype);
+                convert(name, whole, left, work, &mut |bytes| w.write_all(bytes))
+            }
+            Part::Codes => convert(name, rows, method, work, &mut |bytes| {
                 bytes.chunks_exact(of_row).try_for_each(|row| w.write_all(&row[..of_codes]))
             }),
-            Part::Scales => convert(name, rows, method, work, &mut |bytes, _| {
+            Part::Scales => convert(name, rows, method, work, &mut |bytes| {
                 bytes.chunks_exact(of_row).try_for_each(|row| w.write_all(&row[of_codes..]))
             }),
         };
@@ -269,10 +270,6 @@ impl Entry<'_> {
             Part::Dense => format!("{} as {}", work.method, self.dtype),
         };
         let bytes_before = whole.stored_bytes() as u64;
-        let bytes_after = match self.part {
-            Part::Dense => done.n_values * self.dtype.block_bytes() as u64,
-            _ => done.bytes_after,
-        };
-        Ok(Some(QuantizedTensor { format, bytes_before, bytes_after, ..done }))
+        Ok(Some(QuantizedTensor { format, bytes_before, ..done }))
     }
 }

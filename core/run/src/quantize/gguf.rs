@@ -6,15 +6,17 @@ use crate::derived::folder::check_room;
 use crate::derived::found::FoundModel;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
-use forgelm_artifact::gguf::Value;
 use forgelm_artifact::gguf::write::{PlannedTensor, to_writer_with};
+use forgelm_artifact::gguf::{GgufFile, Value};
 use forgelm_artifact::write::StagedDir;
 use forgelm_evidence::documents::quantization::QuantizedTensor;
 use forgelm_kernels_api::RowSource as _;
 use forgelm_model::{GgufTensor, LoadError, ModelFiles, OpenModel};
 use forgelm_tensor::Dtype;
+use forgelm_tokenize::Tokenizer;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::path::Path;
 
 /// Writes the model as one file.
 pub(super) fn write(
@@ -35,6 +37,7 @@ pub(super) fn write(
     ];
     metadata.splice(1..1, general.map(|(key, value)| (key.to_owned(), value)));
     if let Some(tokenizer) = &found.tokenizer {
+        found.open.config().check_tokenizer_size(tokenizer.vocab_size())?;
         metadata.extend(tokenizer.gguf_metadata(found.open.config().vocab_size)?);
     }
     let tied = found.open.config().tie_word_embeddings;
@@ -58,7 +61,7 @@ pub(super) fn write(
             true => Codec::Method(work.quantizer),
             false => Codec::Own(planned.dtype),
         };
-        let done = convert(&tensor.name, tensor, codec, work, &mut |bytes, _| w.write_all(bytes));
+        let done = convert(&tensor.name, tensor, codec, work, &mut |bytes| w.write_all(bytes));
         tensor.release();
         match done {
             Ok(done) => {
@@ -77,15 +80,36 @@ pub(super) fn write(
     };
     let written = dir.write_with(&name, |w| to_writer_with(w, &metadata, &planned, &mut fill));
     first(reason, written)?;
-    check(found, &dir.path().join(&name))?;
+    check(found, &dir.path().join(&name), observer)?;
     Ok(Written { file: Some(name), tensors })
 }
 
 /// What was written must be the model: read by those who read such files.
-fn check(found: &FoundModel, path: &std::path::Path) -> Result<(), RunError> {
+fn check(found: &FoundModel, path: &Path, observer: &mut dyn Observer) -> Result<(), RunError> {
     let read = OpenModel::open(&ModelFiles::Gguf(path.to_owned()))?;
     read.check_tensors()?;
     found.open.check_gguf(&read).map_err(LoadError::from)?;
+    let Some(own) = &found.tokenizer else { return Ok(()) };
+    let read = Tokenizer::from_gguf(&GgufFile::open(path).map_err(LoadError::from)?)?;
+    if (own.prefix_ids(), own.suffix_ids()) != (read.prefix_ids(), read.suffix_ids()) {
+        return Err(RunError::QuantizeInput {
+            path: found.open.config().place.clone(),
+            problem: format!(
+                "has a tokenizer that puts {:?} before and {:?} after a text; such files can only \
+                 say that a text begins with its first token",
+                own.prefix_ids(),
+                own.suffix_ids()
+            ),
+            hint: "choose a method that makes a folder",
+        });
+    }
+    let kept = read.eos_ids();
+    let lost: Vec<u32> = own.eos_ids().into_iter().filter(|id| !kept.contains(id)).collect();
+    if !lost.is_empty() {
+        let text =
+            format!("such files name three tokens that end a text; these are lost: {lost:?}");
+        observer.observe(&Event::Warning(text));
+    }
     Ok(())
 }
 
