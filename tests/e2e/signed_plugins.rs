@@ -167,6 +167,12 @@ fn a_changed_library_or_envelope_is_refused_whatever_is_demanded() {
         refused(&workplace, 6, &["plugin.so: its signature does not hold (invalid)"]);
         fs::write(workplace.path("plugin.so.dsse.json"), whole).unwrap();
     }
+    // What is left of an envelope is not taken for none.
+    for rest in ["", &envelope[..40]] {
+        fs::write(workplace.path("plugin.so.dsse.json"), rest).unwrap();
+        refused(&workplace, 1, &["plugin.so: its signature does not hold (malformed)"]);
+    }
+    fs::write(workplace.path("plugin.so.dsse.json"), &envelope).unwrap();
     // Another good library under the name that was signed.
     compile(&workplace, "examples/trainers.c", "plugin", &["-O0"]);
     refused(&workplace, 6, &[said]);

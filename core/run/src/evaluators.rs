@@ -8,7 +8,6 @@ use crate::plugins::{self, Plugins, Used};
 pub(crate) use examined::{Examined, Language};
 use forgelm_sdk::evaluator::{Evaluator, Report};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 
 /// An evaluator that the config names.
 pub(crate) struct Chosen {
@@ -32,14 +31,15 @@ pub struct Evaluated {
 /// If there is none of a name, or an option cannot be used.
 pub(crate) fn build(plan: &Plan, plugins: &Plugins) -> Result<Vec<Chosen>, RunError> {
     let named = plan.run.plugins.as_ref().map_or(&[][..], |plugins| &plugins.evaluators);
-    let mut n_of_name: BTreeMap<&str, u32> = BTreeMap::new();
-    let mut chosen = Vec::new();
+    let mut chosen: Vec<Chosen> = Vec::new();
     for named in named {
         let plugin = plugins.registry().evaluator(&named.name)?;
         let options = plugins::options("plugins.evaluators", &named.options)?;
-        let n = n_of_name.entry(&named.name).or_insert(0);
-        *n += 1;
-        let label = if *n == 1 { named.name.clone() } else { format!("{}_{n}", named.name) };
+        let (mut label, mut n) = (named.name.clone(), 1);
+        while chosen.iter().any(|other| other.label == label) {
+            n += 1;
+            label = format!("{}_{n}", named.name);
+        }
         let evaluator = (plugin.build)(&options)?;
         chosen.push(Chosen { evaluator, used: Used::of(plugin, &options), label });
     }

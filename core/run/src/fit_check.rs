@@ -139,7 +139,10 @@ fn on_this_machine(
     let sources = data::find(plan, true, env, observer)?;
     let found = model::find(&model_request, env, observer)?;
     let now = training::template_now(plan, env.clock.utc());
-    let reward_model = RewardModel::find(plan, true, now, env, observer)?;
+    let reward_model = match plugins.trainer(plan)?.needs.rollouts {
+        true => RewardModel::find(plan, true, now, env, observer)?,
+        false => None,
+    };
     let models = (&found, reward_model);
     let data = TokenizedData::new((plan, plugins), &sources, models, now, env, observer)?;
     let adapter = training::new_trainable(plan, &found)?;

@@ -265,12 +265,13 @@ pub fn list(
     let is_required = section.is_some_and(|plugins| plugins.require_signed);
     let keys = trusted_keys(plan.and_then(trust_store), env)?;
     let signatures = Signatures::new(keys, is_required);
+    let isolation = section.map_or(PluginIsolation::Auto, |plugins| plugins.isolation);
     let mut plugins = Plugins::empty(None);
     let mut loader = plugins.loader(env, DEADLINE);
     let mut broken = Vec::new();
     for found in find(&places(&[of_config, paths].concat(), env))? {
         let added = signatures.read(&found, &mut plugins.notes).and_then(|file| {
-            let is_apart = is_apart(PluginIsolation::Auto, &found, &file);
+            let is_apart = is_apart(isolation, &found, &file);
             let worker = is_apart.then(|| worker_program(env, DEADLINE)).transpose()?;
             plugins.add(&mut loader, &found, &file, worker.as_ref())
         });

@@ -147,9 +147,17 @@ pub fn train(
     }
     let needs = plugins.trainer(plan)?.needs;
     let method = (plan, plugins);
-    let reward_model = RewardModel::find(plan, request.offline, template_now, env, observer)?;
+    let reward_model = match needs.rollouts {
+        true => RewardModel::find(plan, request.offline, template_now, env, observer)?,
+        false => None,
+    };
     let models = (&found, reward_model);
     let data = TokenizedData::new(method, &sources, models, template_now, env, observer)?;
+    if !evaluators.is_empty() && data.prepared.validation.is_empty() {
+        let text = "nothing is held out: an evaluator that reads held-out records will fail when \
+                    training has ended";
+        observer.observe(&Event::Warning(text.to_owned()));
+    }
     let mut adapter = new_trainable(plan, &found)?;
     let ops = plugins.kernels();
     let compute = model::compute(model_request.compute, ops.as_ref());
@@ -282,7 +290,7 @@ fn identity(
         config: plan.identity(),
         data_sha256: data.prepared.fingerprint().as_str().to_owned(),
         model_sha256: loaded.sha256.clone(),
-        reward_model_sha256: data.reward_model().map(|model| model.sha256.clone()),
+        reward_model_sha256: data.reward_model().map(|model| model.digest.clone()),
         compute_dtype: model::compute_name(loaded.decoder.compute()).to_owned(),
         kernels: loaded.decoder.ops().name().to_owned(),
         template_now,

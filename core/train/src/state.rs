@@ -78,7 +78,8 @@ pub struct Identity {
     pub data_sha256: String,
     /// SHA-256 of the base model's weights.
     pub model_sha256: String,
-    /// SHA-256 of the weights of the classifier that rewards answers, where one does.
+    /// SHA-256 of what the classifier that rewards answers judges with, where one does: weights,
+    /// description, tokenizer and template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward_model_sha256: Option<String>,
     /// `float32` or `bfloat16`.

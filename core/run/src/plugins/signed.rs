@@ -48,6 +48,10 @@ impl Signatures {
             Class::Different | Class::Unreadable => {
                 Err(RunError::Signature { path, state, reason, class: report.class })
             }
+            // What is there and cannot be read is not taken for none either.
+            Class::NotCompared if report.state == SignatureState::Malformed => {
+                Err(RunError::Signature { path, state, reason, class: report.class })
+            }
             Class::NotCompared if self.is_required && !found.is_bundled => {
                 Err(RunError::Unsigned { path, state, reason })
             }

@@ -5,9 +5,11 @@ use crate::dossier;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
+use crate::memory;
 use crate::model::{self, ModelRequest};
 use crate::plan::Plan;
 use crate::score::read_messages;
+use forgelm_artifact::hash::{Hasher, sha256_file};
 use forgelm_evidence::documents::evidence::{ComponentRevision, RevisionRecord};
 use forgelm_hub::{HubOptions, ModelFiles, ResolvedModel, Source, resolve};
 use forgelm_kernels_api::Compute;
@@ -17,6 +19,7 @@ use forgelm_sdk::reward::{Answer, Reward};
 use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use forgelm_train::rollouts::NamedReward;
 use serde_json::Value;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The part that it plays, as records have it, and its name in the metrics.
@@ -33,8 +36,8 @@ pub(crate) struct RewardModel {
     /// Grow to the longest sequence.
     buffers: Mutex<Option<Activations>>,
     revision: RevisionRecord,
-    /// Of its weights.
-    pub(crate) sha256: String,
+    /// Of everything that it judges with.
+    pub(crate) digest: String,
 }
 
 impl RewardModel {
@@ -65,8 +68,10 @@ impl RewardModel {
             true => None,
             false => Some(tokenizer.chat_template(None)?),
         };
+        check_room(open.config().n_parameters())?;
         let classifier = Classifier::load(&open, model::kernels(&request).0, Compute::F32)?;
         let sha256 = model::weights_sha256(&resolved.files)?;
+        let digest = digest(folder, &sha256)?;
         if !open.is_unchanged() {
             return Err(RunError::Changed { path: folder.clone() });
         }
@@ -78,8 +83,8 @@ impl RewardModel {
             template,
             template_now,
             buffers: Mutex::new(None),
-            revision: dossier::revision(&resolved.revision, Some(sha256.clone())),
-            sha256,
+            revision: dossier::revision(&resolved.revision, Some(sha256)),
+            digest,
         })))
     }
 
@@ -166,6 +171,36 @@ impl RewardModel {
         *buffers = Some(acts);
         Ok(f64::from(logits[0]))
     }
+}
+
+/// Refuses weights for which there is no memory, before any is read.
+fn check_room(n_parameters: usize) -> Result<(), RunError> {
+    let needed = (n_parameters * size_of::<f32>()) as u64;
+    match memory::room() {
+        Some(room) if room.bytes < needed => Err(RunError::Memory {
+            needed,
+            available: room.bytes,
+            ceiling: room.ceiling.name(),
+            largest: "the weights of the reward model, in float32".to_owned(),
+            hint: "name a smaller `training.grpo_reward_model`".to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// A digest of all that decides what the model says of an answer: weights, description, tokenizer and
+/// template.
+fn digest(folder: &Path, weights: &str) -> Result<String, RunError> {
+    let mut hasher = Hasher::new();
+    hasher.update(weights.as_bytes());
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        let path = folder.join(name);
+        if path.is_file() {
+            hasher.update(name.as_bytes());
+            hasher.update(sha256_file(&path)?.as_str().as_bytes());
+        }
+    }
+    Ok(hasher.finish().as_str().to_owned())
 }
 
 fn resolve_files(
