@@ -4,8 +4,9 @@ use forgelm_data::{Plan, PlanSettings, Sequence, Sequences};
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_cpu::Cpu;
 use forgelm_model::{Adapter, Decoder, Keep, LoraConfig, ModelFiles, OpenModel};
-use forgelm_plugin_reward::format_length::FORMAT_LENGTH;
 use forgelm_plugin_trainer::{dpo::DPO, grpo::GRPO, kto::KTO, orpo::ORPO, sft::SFT, simpo::SIMPO};
+use forgelm_sdk::Failed;
+use forgelm_sdk::reward::{Answer, Reward};
 use forgelm_sdk::trainer::{Descriptor, Needs, Records, Role, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_tokenize::Tokenizer;
@@ -162,9 +163,18 @@ fn of_prompts(settings: PlanSettings) -> PlanSettings {
     }
 }
 
-/// Answers of at most 8 tokens, rewarded for their form and their length.
+/// A reward that grows with the answer.
+struct ByLength;
+
+impl Reward for ByLength {
+    fn judge(&self, answers: &[Answer<'_>]) -> Result<Vec<Option<f64>>, Failed> {
+        let reward = |answer: &Answer<'_>| Some(answer.completion.len() as f64 / 1000.0);
+        Ok(answers.iter().map(reward).collect())
+    }
+}
+
+/// Answers of at most 8 tokens, rewarded for their length.
 fn rollouts() -> Rollouts<'static> {
-    let reward = (FORMAT_LENGTH.build)(&[]).expect("it has no options");
     let tokenizer = Tokenizer::from_folder(&tiny_llama()).expect("the golden tokenizer opens");
     Rollouts {
         n_generations: GROUP,
@@ -172,7 +182,7 @@ fn rollouts() -> Rollouts<'static> {
         context: 16,
         stop_ids: &[2],
         judge: Judge {
-            rewards: leaked(vec![NamedReward { name: FORMAT_LENGTH.name, reward }]),
+            rewards: leaked(vec![NamedReward { name: "by_length", reward: Box::new(ByLength) }]),
             tokenizer: leaked(tokenizer),
             columns: leaked(BTreeMap::new()),
         },

@@ -2,7 +2,6 @@
 
 use crate::batch::Batch;
 use crate::build::{Told, built, compile, load};
-use forgelm_plugin_reward::REWARDS;
 use forgelm_plugin_trainer::TRAINERS;
 use forgelm_sdk::evaluator::{Generate, HeldOut, RecordText, Score, Services, TextPair, TextScore};
 use forgelm_sdk::merge_method::{MergeMethod, Pass, Piece, Tensor};
@@ -49,34 +48,30 @@ fn every_bundled_trainer_gives_the_bits_that_it_gives_without_a_border() {
     }
 }
 
-/// Texts of every kind, and what a reward has nothing to say of.
+/// Texts of every kind, and what a reward has nothing to say of. Of the bundled libraries only that
+/// of the trainers is linked here: two in one program would both define its entry.
 #[test]
-fn every_bundled_reward_gives_the_bits_that_it_gives_without_a_border() {
+fn every_bundled_reward_gives_the_bits_of_its_formula() {
     let library = load(&built("forgelm_plugin_reward"));
-    assert_eq!(library.offers.rewards.len(), REWARDS.len());
     let record = r#"{"gold_answer": "caf\u00e9"}"#;
     let answer = |completion| Answer { prompt: "What? \u{1f600}", completion, record };
     let answers = ["Answer: caf\u{e9}", "", "nul \0 inside. Answer: 7"].map(answer);
-    for (plugin, ours) in library.offers.rewards.iter().zip(REWARDS) {
-        assert_eq!(
-            (plugin.name, plugin.summary, plugin.source),
-            (ours.name, ours.summary, ours.source)
-        );
-        let found = (plugin.build)(&[]).unwrap().judge(&answers).unwrap();
-        assert_eq!(found, (ours.build)(&[]).unwrap().judge(&answers).unwrap(), "{}", plugin.name);
+    let form = |format: f64, n_chars: f64| Some(0.8 * format + 0.2 * (n_chars / 200.0));
+    let expected = [
+        ("format_length", [form(1.0, 12.0), form(0.0, 0.0), form(1.0, 23.0)]),
+        ("math_answer", [Some(1.0), Some(0.0), Some(0.0)]),
+    ];
+    assert_eq!(library.offers.rewards.len(), expected.len());
+    for (plugin, (name, expected)) in library.offers.rewards.iter().zip(expected) {
+        assert_eq!(plugin.name, name);
+        assert!(!plugin.summary.is_empty() && !plugin.source.is_empty());
+        assert_eq!((plugin.build)(&[]).unwrap().judge(&answers).unwrap(), expected, "{name}");
         let refused = (plugin.build)(&[("most", OptionValue::Number(1.0))]).err().unwrap();
         assert!(refused.to_string().contains("`most` is not an option of"), "{refused}");
         let broken = Answer { record: "{", ..answers[0] };
-        let (found, expected) = [
-            (plugin.build)(&[]).unwrap().judge(&[broken]),
-            (ours.build)(&[]).unwrap().judge(&[broken]),
-        ]
-        .map(|judged| judged.map_err(|failed| failed.to_string()))
-        .into();
-        match (found, expected) {
-            (Err(found), Err(why)) => assert!(found.ends_with(&why), "{found}"),
-            (found, expected) => assert_eq!(found, expected),
-        }
+        // Only one of them reads the record.
+        let judged = (plugin.build)(&[]).unwrap().judge(&[broken]);
+        assert_eq!(judged.is_err(), name == "math_answer", "{judged:?}");
     }
     let (_dir, path) = compile("loader/tests/plugins/rewards.c", &[], &[]);
     let gold = (load(&path).offers.rewards[1].build)(&[]).unwrap();
@@ -336,22 +331,19 @@ impl HeldOut for Thirds {
 }
 
 #[test]
-fn a_bundled_evaluator_gives_the_report_that_it_gives_without_a_border() {
+fn a_bundled_evaluator_gives_the_loss_of_the_scores_that_it_is_given() {
     let library = load(&built("forgelm_plugin_evaluator"));
     let [plugin] = &library.offers.evaluators[..] else { panic!("one evaluator") };
-    let [ours] = forgelm_plugin_evaluator::EVALUATORS else { panic!("one evaluator") };
-    assert_eq!(
-        (plugin.name, plugin.summary, plugin.source),
-        (ours.name, ours.summary, ours.source)
-    );
+    assert_eq!(plugin.name, "held_out_loss");
     let model = Services { held_out: Some(&Thirds), ..Services::default() };
-    let expected = (ours.build)(&[]).unwrap().evaluate(&model).unwrap();
     let found = (plugin.build)(&[]).unwrap().evaluate(&model).unwrap();
-    assert_eq!(found, expected);
-    assert_eq!(found["n_records"], 600);
+    assert_eq!((&found["n_records"], &found["n_tokens"]), (&600.into(), &1800.into()));
+    // 599 * 600 / 2 thirds over 120 times 1 + 2 + 3 + 4 + 5 tokens.
+    let loss = found["loss"].as_f64().unwrap();
+    assert!((loss - 179_700.0 / 3.0 / 1800.0).abs() < 1e-12, "{loss}");
     let option = [("file", OptionValue::Text("nowhere.jsonl".to_owned()))];
     let refused = (plugin.build)(&option).err().unwrap().to_string();
-    assert_eq!(refused, (ours.build)(&option).err().unwrap().to_string());
+    assert!(refused.contains("nowhere.jsonl"), "{refused}");
 }
 
 /// In C a request to stop is a status, and comes back as what it is.
