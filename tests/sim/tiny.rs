@@ -168,7 +168,8 @@ struct ByLength;
 
 impl Reward for ByLength {
     fn judge(&self, answers: &[Answer<'_>]) -> Result<Vec<Option<f64>>, Failed> {
-        let reward = |answer: &Answer<'_>| Some(answer.completion.len() as f64 / 1000.0);
+        let n_bytes = |answer: &Answer<'_>| u32::try_from(answer.completion.len());
+        let reward = |answer| Some(f64::from(n_bytes(answer).expect("a short answer")) / 1000.0);
         Ok(answers.iter().map(reward).collect())
     }
 }
