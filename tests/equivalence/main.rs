@@ -62,7 +62,7 @@ fn a_step_of_answers_is_the_same_however_it_is_cut() {
 }
 
 /// The answers of a step are a function of the policy, the step and the record, and the tiny policy
-/// learns to give longer ones, which is what is rewarded.
+/// learns to write more of the small letters that are rewarded.
 #[test]
 fn answers_of_the_policy_earn_more_with_every_step() {
     let decoder = tiny_decoder(1);
@@ -79,7 +79,7 @@ fn answers_of_the_policy_earn_more_with_every_step() {
     }
     let mean = |rewards: &[f64]| rewards.iter().sum::<f64>() / 5.0;
     let (before, after) = (mean(&rewards[..5]), mean(&rewards[25..]));
-    assert!(after > 1.05 * before, "the reward went from {before} to {after}: {rewards:?}");
+    assert!(after > 1.2 * before, "the reward went from {before} to {after}: {rewards:?}");
     assert!(run.session.evaluate().expect("read").is_none(), "rewards are no loss");
 }
 

@@ -163,18 +163,18 @@ fn of_prompts(settings: PlanSettings) -> PlanSettings {
     }
 }
 
-/// A reward that grows with the answer.
-struct ByLength;
+/// Small letters in an answer.
+struct SmallLetters;
 
-impl Reward for ByLength {
+impl Reward for SmallLetters {
     fn judge(&self, answers: &[Answer<'_>]) -> Result<Vec<Option<f64>>, Failed> {
-        let n_bytes = |answer: &Answer<'_>| u32::try_from(answer.completion.len());
-        let reward = |answer| Some(f64::from(n_bytes(answer).expect("a short answer")) / 1000.0);
+        let is_small = |c: char| f64::from(u8::from(c.is_ascii_lowercase()));
+        let reward = |answer: &Answer<'_>| Some(answer.completion.chars().map(is_small).sum());
         Ok(answers.iter().map(reward).collect())
     }
 }
 
-/// Answers of at most 8 tokens, rewarded for their length.
+/// Answers of at most 8 tokens, rewarded for their small letters.
 fn rollouts() -> Rollouts<'static> {
     let tokenizer = Tokenizer::from_folder(&tiny_llama()).expect("the golden tokenizer opens");
     Rollouts {
@@ -183,7 +183,10 @@ fn rollouts() -> Rollouts<'static> {
         context: 16,
         stop_ids: &[2],
         judge: Judge {
-            rewards: leaked(vec![NamedReward { name: "by_length", reward: Box::new(ByLength) }]),
+            rewards: leaked(vec![NamedReward {
+                name: "small_letters",
+                reward: Box::new(SmallLetters),
+            }]),
             tokenizer: leaked(tokenizer),
             columns: leaked(BTreeMap::new()),
         },
