@@ -14,6 +14,7 @@
 //! Errors carry the file first. [`Class`] says which exit code an error belongs to.
 
 mod class;
+mod counted;
 pub mod disk;
 pub mod gguf;
 pub mod hash;

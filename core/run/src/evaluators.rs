@@ -7,7 +7,7 @@ use crate::plan::Plan;
 use crate::plugins::{self, Plugins, Used};
 pub(crate) use examined::{Examined, Language};
 use forgelm_sdk::evaluator::{Evaluator, Report};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// An evaluator that the config names.
 pub(crate) struct Chosen {
@@ -57,11 +57,10 @@ impl Evaluated {
 
     /// As the documents have it.
     pub(crate) fn to_json(&self) -> Value {
-        let options = self.used.options().map(|(name, value)| (name.to_owned(), value));
         json!({
             "name": self.used.name(),
             "label": self.label,
-            "options": options.collect::<Map<_, _>>(),
+            "options": self.used.options_json(),
             "report": self.report,
         })
     }

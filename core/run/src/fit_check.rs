@@ -135,18 +135,17 @@ fn on_this_machine(
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<FitCheck, RunError> {
+    let method = (plan, plugins);
     let model_request = model::request_of(plan, true);
     let sources = data::find(plan, true, env, observer)?;
     let found = model::find(&model_request, env, observer)?;
     let now = training::template_now(plan, env.clock.utc());
-    let reward_model = match plugins.trainer(plan)?.needs.rollouts {
-        true => RewardModel::find(plan, true, now, env, observer)?,
-        false => None,
-    };
+    let reward_model = RewardModel::find(method, true, now, env, observer)?;
     let models = (&found, reward_model);
-    let data = TokenizedData::new((plan, plugins), &sources, models, now, env, observer)?;
+    let data = TokenizedData::new(method, &sources, models, now, env, observer)?;
     let adapter = training::new_trainable(plan, &found)?;
-    let (ops, compute) = model::kernels(&model_request);
+    let ops = plugins.kernels();
+    let compute = model::compute(model_request.compute, ops.as_ref());
     let options = settings::load_options(&plan.run, compute);
     let held = footprint::held_now();
     let n_threads = ops.n_threads();

@@ -7,6 +7,7 @@ mod inputs;
 mod record;
 mod same;
 
+use crate::derived::evidence::Making;
 use crate::derived::folder;
 use crate::dossier;
 use crate::environment::Environment;
@@ -101,19 +102,15 @@ pub fn merge(
     plugins.tell_lines(observer);
     let files = written?;
     let seconds = (env.clock.monotonic() - start).as_secs_f64();
-    let merging = Merging {
-        plan,
+    let making = Making {
         env,
-        section,
-        options: &options,
-        inputs: &inputs,
-        files: &files,
         key: key.as_ref(),
         operator,
         started_at,
         metrics: tensors.metrics(seconds),
         plugin: Used::of(plugin, &options),
     };
+    let merging = Merging { plan, section, inputs: &inputs, files: &files, making };
     let merged = merging.write(dir.path(), &output_dir)?;
     folder::commit(dir)?;
     Ok(merged)

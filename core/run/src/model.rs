@@ -187,17 +187,8 @@ pub fn load_with(
     ops: Arc<dyn Ops>,
     options: LoadOptions,
 ) -> Result<LoadedModel, RunError> {
-    let sha256 = || match &found.resolved.sha256 {
-        Some(sha256) => Ok(sha256.clone()),
-        None => weights_sha256(&found.resolved.files),
-    };
-    // Both read every byte: together they wait for the disk once.
-    let (sha256, decoder) = std::thread::scope(|scope| {
-        let hashing = scope.spawn(sha256);
-        let decoder = found.open.load_as(ops, options);
-        (hashing.join().unwrap_or_else(|panic| resume_unwind(panic)), decoder)
-    });
-    let (sha256, decoder) = (sha256?, decoder?);
+    let (sha256, decoder) = while_hashing(&found.resolved, || found.open.load_as(ops, options))?;
+    let decoder = decoder?;
     if !found.open.is_unchanged() {
         return Err(RunError::Changed { path: found.resolved.files.path().to_owned() });
     }
@@ -207,6 +198,24 @@ pub fn load_with(
         adapter
     });
     Ok(LoadedModel { decoder, adapter, sha256 })
+}
+
+/// What `read` makes of the weights of a model, and the SHA-256 of their files. Both read every byte:
+/// together they wait for the disk once.
+pub(crate) fn while_hashing<T>(
+    resolved: &ResolvedModel,
+    read: impl FnOnce() -> T,
+) -> Result<(String, T), RunError> {
+    let sha256 = || match &resolved.sha256 {
+        Some(sha256) => Ok(sha256.clone()),
+        None => weights_sha256(&resolved.files),
+    };
+    std::thread::scope(|scope| {
+        let hashing = scope.spawn(sha256);
+        let made = read();
+        let sha256 = hashing.join().unwrap_or_else(|panic| resume_unwind(panic));
+        Ok((sha256?, made))
+    })
 }
 
 /// The format that a setting stands for on this kernel library.
@@ -318,7 +327,7 @@ pub fn stop_ids(tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Vec<u
 }
 
 /// SHA-256 of a GGUF file; of a folder, over the digests of its safetensors files in order of name.
-pub(crate) fn weights_sha256(files: &ModelFiles) -> Result<String, RunError> {
+fn weights_sha256(files: &ModelFiles) -> Result<String, RunError> {
     let dir = match files {
         ModelFiles::Gguf(path) => return Ok(sha256_file(path)?.as_str().to_owned()),
         ModelFiles::Folder(dir) => dir,

@@ -21,7 +21,7 @@ use forgelm_loader::{
 use forgelm_plugin::{Kind, Origin, Plugin, Registry, Signature, Trainers};
 use forgelm_sdk::OptionValue;
 use forgelm_sdk::trainer::{Records, Trainer};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use signed::Signatures;
 pub use signed::{Signed, sign};
 use std::path::{Path, PathBuf};
@@ -113,6 +113,12 @@ impl Used {
     /// What it was told.
     pub fn options(&self) -> impl Iterator<Item = (&str, Value)> {
         self.options.iter().map(|(name, value)| (name.as_str(), value.into()))
+    }
+
+    /// What it was told, as the documents have it.
+    #[must_use]
+    pub fn options_json(&self) -> Map<String, Value> {
+        self.options().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     /// As the documents have it.

@@ -11,6 +11,7 @@ mod gguf;
 mod record;
 
 use crate::derived;
+use crate::derived::evidence::Making;
 use crate::derived::found::{FoundModel, files_of, hash};
 use crate::dossier;
 use crate::environment::Environment;
@@ -18,6 +19,7 @@ use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::model;
 use crate::plugins::{self, Plugins, Used};
+use convert::Ended;
 use forgelm_artifact::write::{StagedDir, WriteError};
 use forgelm_evidence::documents::quantization::QuantizedTensor;
 use forgelm_hub::{HubOptions, ModelFiles};
@@ -26,6 +28,7 @@ use forgelm_sdk::quantizer::Quantizer;
 use forgelm_tensor::{Dtype, FourBit};
 use record::Quantizing;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 pub use convert::QuantizeError;
@@ -159,18 +162,16 @@ pub fn quantize(
     let files = hash(files, work.n_threads)?;
     found.check_unchanged()?;
     let seconds = (env.clock.monotonic() - start).as_secs_f64();
-    let quantizing = Quantizing {
-        request,
+    let making = Making {
         env,
-        options: &options,
-        found: &found,
-        files: files.into_iter().map(|(_, file)| file).collect(),
         key: key.as_ref(),
         operator,
         started_at,
         metrics: metrics(&written.tensors, seconds),
         plugin: Used::of(plugin, &options),
     };
+    let files = files.into_iter().map(|(_, file)| file).collect();
+    let quantizing = Quantizing { request, found: &found, files, making };
     let quantized = quantizing.write(dir.path(), written)?;
     derived::folder::commit(dir)?;
     Ok(quantized)
@@ -240,11 +241,29 @@ fn metrics(tensors: &[QuantizedTensor], seconds: f64) -> BTreeMap<String, f64> {
     ])
 }
 
-/// The reason why there is no file says more than that there is none.
-fn first(reason: Option<QuantizeError>, written: Result<(), WriteError>) -> Result<(), RunError> {
-    match reason {
-        Some(reason) => Err(reason.into()),
-        None => Ok(written?),
+/// Why a tensor was refused, behind the error that ended the writing of its file.
+#[derive(Default)]
+struct Refusal(Option<QuantizeError>);
+
+impl Refusal {
+    /// As the writer of the file takes it.
+    fn keep(&mut self, ended: Ended) -> io::Error {
+        match ended {
+            Ended::Write(error) => error,
+            Ended::Refused(error) => {
+                let said = io::Error::other(error.to_string());
+                self.0 = Some(error);
+                said
+            }
+        }
+    }
+
+    /// The reason why there is no file says more than that there is none.
+    fn or(self, written: Result<(), WriteError>) -> Result<(), RunError> {
+        match self.0 {
+            Some(reason) => Err(reason.into()),
+            None => Ok(written?),
+        }
     }
 }
 

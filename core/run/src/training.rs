@@ -147,10 +147,7 @@ pub fn train(
     }
     let needs = plugins.trainer(plan)?.needs;
     let method = (plan, plugins);
-    let reward_model = match needs.rollouts {
-        true => RewardModel::find(plan, request.offline, template_now, env, observer)?,
-        false => None,
-    };
+    let reward_model = RewardModel::find(method, request.offline, template_now, env, observer)?;
     let models = (&found, reward_model);
     let data = TokenizedData::new(method, &sources, models, template_now, env, observer)?;
     if !evaluators.is_empty() && data.prepared.validation.is_empty() {

@@ -2,6 +2,7 @@
 
 use super::build::{put_string, put_value};
 use super::{TENSOR_TYPES, Value};
+use crate::counted::write_counted;
 use forgelm_tensor::Dtype;
 use std::io::{self, Write};
 
@@ -56,10 +57,9 @@ pub fn to_writer_with(
     w.write_all(&head)?;
     pad(w, head.len(), ALIGNMENT)?;
     for (i, tensor) in tensors.iter().enumerate() {
-        let mut counted = Counted { w, n_bytes: 0 };
-        fill(i, &mut counted)?;
-        assert_eq!(counted.n_bytes, tensor.n_bytes(), "{}: bytes missing", tensor.name);
-        pad(w, tensor.n_bytes(), ALIGNMENT)?;
+        let n_bytes = tensor.n_bytes();
+        write_counted(w, (&tensor.name, n_bytes), |w| fill(i, w))?;
+        pad(w, n_bytes, ALIGNMENT)?;
     }
     Ok(())
 }
@@ -104,24 +104,6 @@ pub(super) fn head<'a>(
 /// Zeros up to the alignment.
 pub(super) fn pad(w: &mut dyn Write, n_bytes: usize, alignment: usize) -> io::Result<()> {
     w.write_all(&vec![0; n_bytes.next_multiple_of(alignment) - n_bytes])
-}
-
-/// Counts what passes through.
-struct Counted<'a> {
-    w: &'a mut dyn Write,
-    n_bytes: usize,
-}
-
-impl Write for Counted<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.w.write(bytes)?;
-        self.n_bytes += n;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.w.flush()
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Writing safetensors: the same tensors give the same bytes.
 
 use crate::Disk;
+use crate::counted::write_counted;
 use crate::json::{Keys, NonAscii, Separators, Style, python};
 use crate::write::{WriteError, atomic_with_on};
 use forgelm_tensor::Dtype;
@@ -146,27 +147,7 @@ pub fn to_writer_with(
     w.write_all(&(text.len() as u64).to_le_bytes())?;
     w.write_all(text.as_bytes())?;
     for i in order {
-        let mut counted = Counted { w, n_bytes: 0 };
-        fill(i, &mut counted)?;
-        assert_eq!(counted.n_bytes, tensors[i].n_bytes(), "{}: bytes missing", tensors[i].name);
+        write_counted(w, (tensors[i].name, tensors[i].n_bytes()), |w| fill(i, w))?;
     }
     Ok(())
-}
-
-/// Counts what passes through.
-struct Counted<'a> {
-    w: &'a mut dyn Write,
-    n_bytes: usize,
-}
-
-impl Write for Counted<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.w.write(bytes)?;
-        self.n_bytes += n;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.w.flush()
-    }
 }

@@ -55,9 +55,10 @@ pub fn model_card(evidence: &Evidence) -> String {
 /// Never: writing to a string cannot fail.
 #[must_use]
 pub fn merge_card(evidence: &MergeEvidence) -> String {
+    let derived = &evidence.derived;
     let mut matter = Map::new();
-    matter.insert("tags".to_owned(), json!(["forgelm", "merge", evidence.method]));
-    matter.insert("base_model".to_owned(), json!(evidence.base.path));
+    matter.insert("tags".to_owned(), json!(["forgelm", "merge", derived.method]));
+    matter.insert("base_model".to_owned(), json!(derived.base.path));
     matter.insert("library_name".to_owned(), json!("transformers"));
     let text = serde_yaml::to_string(&Value::Object(matter)).expect("plain values");
     let mut card = format!("---\n{text}---\n");
@@ -65,15 +66,15 @@ pub fn merge_card(evidence: &MergeEvidence) -> String {
         card,
         "\n# {}_merge\n\n{} models merged over `{}` with ForgeLM {}. It was not evaluated: check it \
          for your purpose before you use it.\n\n## Merge\n\n",
-        inline(tail(&evidence.base.path)),
+        inline(tail(&derived.base.path)),
         evidence.inputs.len(),
-        inline(&evidence.base.path),
-        inline(&evidence.forgelm_version)
+        inline(&derived.base.path),
+        inline(&derived.forgelm_version)
     )
     .expect("a string");
-    let mut rows = vec![("method".to_owned(), evidence.method.clone())];
-    rows.extend(evidence.options.iter().map(|(key, value)| (key.clone(), plain(value))));
-    rows.push(("date (UTC)".to_owned(), evidence.finished_at.to_text_date()));
+    let mut rows = vec![("method".to_owned(), derived.method.clone())];
+    rows.extend(derived.options.iter().map(|(key, value)| (key.clone(), plain(value))));
+    rows.push(("date (UTC)".to_owned(), derived.finished_at.to_text_date()));
     table(&mut card, ("setting", "value"), &rows);
     card.push('\n');
     let models: Vec<(String, String)> = evidence
@@ -87,8 +88,8 @@ pub fn merge_card(evidence: &MergeEvidence) -> String {
         "\n## Evidence\n\nRun `{}`, config `{}`. `compliance/merge_manifest.json` has the digests of \
          what went in and what came out; the signed record is `compliance/attestation.dsse.json` \
          (`forgelm verify-bundle`).\n",
-        inline(&evidence.run_id),
-        inline(&evidence.config_hash)
+        inline(&derived.run_id),
+        inline(&derived.config_hash)
     )
     .expect("a string");
     card
@@ -100,32 +101,33 @@ pub fn merge_card(evidence: &MergeEvidence) -> String {
 /// Never: writing to a string cannot fail.
 #[must_use]
 pub fn quantization_card(evidence: &QuantizationEvidence) -> String {
+    let derived = &evidence.derived;
     let mut matter = Map::new();
-    matter.insert("tags".to_owned(), json!(["forgelm", "quantized", evidence.method]));
-    matter.insert("base_model".to_owned(), json!(evidence.base.path));
+    matter.insert("tags".to_owned(), json!(["forgelm", "quantized", derived.method]));
+    matter.insert("base_model".to_owned(), json!(derived.base.path));
     let text = serde_yaml::to_string(&Value::Object(matter)).expect("plain values");
     let mut card = format!("---\n{text}---\n");
     write!(
         card,
         "\n# {}_{}\n\n`{}`, quantized with ForgeLM {}. It was not evaluated: check it for your \
          purpose before you use it.\n\n## Quantization\n\n",
-        inline(tail(&evidence.base.path)),
-        inline(&evidence.method),
-        inline(&evidence.base.path),
-        inline(&evidence.forgelm_version)
+        inline(tail(&derived.base.path)),
+        inline(&derived.method),
+        inline(&derived.base.path),
+        inline(&derived.forgelm_version)
     )
     .expect("a string");
-    let mut rows = vec![("method".to_owned(), evidence.method.clone())];
-    rows.extend(evidence.options.iter().map(|(key, value)| (key.clone(), plain(value))));
-    rows.extend(evidence.metrics.iter().map(|(key, value)| (key.clone(), format!("{value}"))));
-    rows.push(("date (UTC)".to_owned(), evidence.finished_at.to_text_date()));
+    let mut rows = vec![("method".to_owned(), derived.method.clone())];
+    rows.extend(derived.options.iter().map(|(key, value)| (key.clone(), plain(value))));
+    rows.extend(derived.metrics.iter().map(|(key, value)| (key.clone(), format!("{value}"))));
+    rows.push(("date (UTC)".to_owned(), derived.finished_at.to_text_date()));
     table(&mut card, ("setting", "value"), &rows);
     write!(
         card,
         "\n## Evidence\n\nRun `{}`. `compliance/quantize_manifest.json` has the error of every \
          tensor and the digests of what went in and what came out; the signed record is \
          `compliance/attestation.dsse.json` (`forgelm verify-bundle`).\n",
-        inline(&evidence.run_id),
+        inline(&derived.run_id),
     )
     .expect("a string");
     card

@@ -4,6 +4,7 @@
 //! Everything here is a pure function: no file is read or written, no clock is asked.
 
 mod card;
+pub mod derived;
 pub mod evidence;
 pub(crate) mod predicate;
 pub mod quantization;

@@ -1,18 +1,16 @@
 //! What is written and signed: the record of a training run, of a merge, or of a quantization.
 
-use std::collections::BTreeMap;
-
-use forgelm_artifact::{UtcTime, json};
+use forgelm_artifact::json;
 use serde_json::{Map, Value, json};
 
+use super::card;
+use super::derived::Derived;
 use super::evidence::{Builder, Evidence, RevisionRecord};
 use super::quantization::{QuantizationEvidence, quantize_manifest};
 use super::report::{
     compliance_report, data_provenance, dataset_fingerprint, gates, object, revision,
     risk_assessment, training_manifest, training_manifest_yaml,
 };
-use super::{SCHEMA_VERSION, card};
-use crate::audit::event::numbers;
 
 /// A finished piece of work with everything its documents are made from.
 #[derive(Clone, Copy, Debug)]
@@ -40,38 +38,14 @@ pub(crate) struct Identity<'a> {
 /// What a merge leaves for its documents.
 #[derive(Clone, Debug)]
 pub struct MergeEvidence {
-    /// `fg-` and 12 hex digits.
-    pub run_id: String,
-    /// Version of the program.
-    pub forgelm_version: String,
-    /// What built the program.
-    pub builder: Builder,
-    /// `sha256:` and 64 hex digits, of the config as loaded.
-    pub config_hash: String,
-    /// Who ran it.
-    pub operator: String,
-    /// When it began.
-    pub started_at: UtcTime,
-    /// When the model was written.
-    pub finished_at: UtcTime,
-    /// Name of the method.
-    pub method: String,
-    /// Its options, as it was built with them.
-    pub options: Map<String, Value>,
-    /// The base model, as configured.
-    pub base: MergedModel,
+    /// What every model made from others has.
+    pub derived: Derived,
     /// What was merged, in order.
     pub inputs: Vec<MergedModel>,
-    /// The files of the result, sorted by name; without the model card.
-    pub outputs: Vec<FileRecord>,
-    /// Final numbers.
-    pub metrics: BTreeMap<String, f64>,
     /// The `compliance` section, if configured.
     pub compliance: Option<Map<String, Value>>,
     /// The `risk_assessment` section, if configured.
     pub risk_assessment: Option<Map<String, Value>>,
-    /// Plugins that took part: name, file digest and more.
-    pub plugins: Vec<Value>,
 }
 
 /// A model that went into a merge or a quantization.
@@ -121,23 +95,7 @@ impl MergedModel {
 #[must_use]
 pub fn merge_manifest(evidence: &MergeEvidence) -> Value {
     let models: Vec<Value> = evidence.inputs.iter().map(MergedModel::to_json).collect();
-    let outputs: Vec<Value> = evidence.outputs.iter().map(FileRecord::to_json).collect();
-    let mut manifest = object(json!({
-        "schema_version": SCHEMA_VERSION,
-        "run_id": evidence.run_id,
-        "forgelm_version": evidence.forgelm_version,
-        "config_hash": evidence.config_hash,
-        "operator": evidence.operator,
-        "started_at": evidence.started_at.to_string(),
-        "finished_at": evidence.finished_at.to_string(),
-        "method": evidence.method,
-        "options": evidence.options,
-        "base": evidence.base.to_json(),
-        "models": models,
-        "outputs": outputs,
-        "metrics": numbers(&evidence.metrics),
-        "plugins": evidence.plugins,
-    }));
+    let mut manifest = evidence.derived.manifest("base", ("models", models));
     let sections =
         [("annex_iv", &evidence.compliance), ("risk_assessment", &evidence.risk_assessment)];
     for (key, section) in sections {
@@ -162,25 +120,11 @@ impl Record<'_> {
                 risk_assessment: evidence.risk_assessment.as_ref(),
             },
             Self::Merge(evidence) => Identity {
-                run_id: &evidence.run_id,
-                pipeline_run_id: None,
-                forgelm_version: &evidence.forgelm_version,
-                builder: &evidence.builder,
-                config_hash: &evidence.config_hash,
-                operator: &evidence.operator,
                 compliance: evidence.compliance.as_ref(),
                 risk_assessment: evidence.risk_assessment.as_ref(),
+                ..evidence.derived.identity()
             },
-            Self::Quantization(evidence) => Identity {
-                run_id: &evidence.run_id,
-                pipeline_run_id: None,
-                forgelm_version: &evidence.forgelm_version,
-                builder: &evidence.builder,
-                config_hash: &evidence.config_hash,
-                operator: &evidence.operator,
-                compliance: None,
-                risk_assessment: None,
-            },
+            Self::Quantization(evidence) => evidence.derived.identity(),
         }
     }
 
@@ -230,18 +174,18 @@ impl Record<'_> {
             Self::Merge(evidence) => object(json!({
                 "outcome": "merged",
                 "gates": [],
-                "base_model": revision(&evidence.base.revision),
+                "base_model": revision(&evidence.derived.base.revision),
                 "merge": {
-                    "method": evidence.method,
-                    "options": evidence.options,
+                    "method": evidence.derived.method,
+                    "options": evidence.derived.options,
                     "models": evidence.inputs.iter().map(MergedModel::to_json).collect::<Vec<_>>(),
                 },
             })),
             Self::Quantization(evidence) => object(json!({
                 "outcome": "quantized",
                 "gates": [],
-                "base_model": revision(&evidence.base.revision),
-                "quantization": {"method": evidence.method, "options": evidence.options},
+                "base_model": revision(&evidence.derived.base.revision),
+                "quantization": {"method": evidence.derived.method, "options": evidence.derived.options},
             })),
         }
     }

@@ -3,8 +3,8 @@
 //! In both, the linear layers are quantized and everything else is as it was: embedding, head, norms,
 //! biases and routers.
 
-use super::convert::{Codec, Ended, QuantizeError, convert};
-use super::{Work, Written, first, is_folder};
+use super::convert::{Codec, Ended, convert};
+use super::{Refusal, Work, Written, is_folder};
 use crate::derived::folder::{check_room, companions};
 use crate::derived::found::FoundModel;
 use crate::error::RunError;
@@ -211,23 +211,13 @@ fn write_entries(
         .collect();
     check_room(dir.final_path(), planned.iter().map(|t| t.n_bytes() as u64).sum())?;
     let mut tensors: Vec<QuantizedTensor> = Vec::new();
-    let mut reason: Option<QuantizeError> = None;
+    let mut refusal = Refusal::default();
     let mut fill = |i: usize, w: &mut dyn Write| -> io::Result<()> {
-        match entries[i].write(work, w) {
-            Ok(done) => {
-                tensors.extend(done);
-                Ok(())
-            }
-            Err(Ended::Write(error)) => Err(error),
-            Err(Ended::Refused(error)) => {
-                let said = io::Error::other(error.to_string());
-                reason = Some(error);
-                Err(said)
-            }
-        }
+        tensors.extend(entries[i].write(work, w).map_err(|ended| refusal.keep(ended))?);
+        Ok(())
     };
     let written = write_model(dir, &planned, SHARD_BYTES_MAX, &mut fill);
-    first(reason, written)?;
+    refusal.or(written)?;
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Written { file: None, tensors })
 }

@@ -1,7 +1,7 @@
 //! One GGUF file: which format each tensor gets, and the file itself, read back before it counts.
 
-use super::convert::{Codec, Ended, QuantizeError, convert};
-use super::{Work, Written, first};
+use super::convert::{Codec, convert};
+use super::{Refusal, Work, Written};
 use crate::derived::folder::check_room;
 use crate::derived::found::FoundModel;
 use crate::error::RunError;
@@ -54,7 +54,7 @@ pub(super) fn write(
     check_room(dir.final_path(), planned.iter().map(|t| t.n_bytes() as u64).sum())?;
 
     let mut tensors: Vec<QuantizedTensor> = Vec::new();
-    let mut reason: Option<QuantizeError> = None;
+    let mut refusal = Refusal::default();
     let mut fill = |i: usize, w: &mut dyn Write| -> io::Result<()> {
         let (tensor, planned) = (&model.tensors[i], &planned[i]);
         let codec = match planned.dtype == dtype {
@@ -63,23 +63,14 @@ pub(super) fn write(
         };
         let done = convert(&tensor.name, tensor, codec, work, &mut |bytes| w.write_all(bytes));
         tensor.release();
-        match done {
-            Ok(done) => {
-                let format = planned.dtype.name().to_owned();
-                let bytes_before = tensor.stored_bytes() as u64;
-                tensors.push(QuantizedTensor { format, bytes_before, ..done });
-                Ok(())
-            }
-            Err(Ended::Write(error)) => Err(error),
-            Err(Ended::Refused(error)) => {
-                let said = io::Error::other(error.to_string());
-                reason = Some(error);
-                Err(said)
-            }
-        }
+        let done = done.map_err(|ended| refusal.keep(ended))?;
+        let format = planned.dtype.name().to_owned();
+        let bytes_before = tensor.stored_bytes() as u64;
+        tensors.push(QuantizedTensor { format, bytes_before, ..done });
+        Ok(())
     };
     let written = dir.write_with(&name, |w| to_writer_with(w, &metadata, &planned, &mut fill));
-    first(reason, written)?;
+    refusal.or(written)?;
     check(found, &dir.path().join(&name), observer)?;
     Ok(Written { file: Some(name), tensors })
 }

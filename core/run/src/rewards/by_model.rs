@@ -8,6 +8,7 @@ use crate::event::{Event, Observer};
 use crate::memory;
 use crate::model::{self, ModelRequest};
 use crate::plan::Plan;
+use crate::plugins::Plugins;
 use crate::score::read_messages;
 use forgelm_artifact::hash::{Hasher, sha256_file};
 use forgelm_evidence::documents::evidence::{ComponentRevision, RevisionRecord};
@@ -41,9 +42,10 @@ pub(crate) struct RewardModel {
 }
 
 impl RewardModel {
-    /// The reward model of a plan, found, checked and loaded in float32; `None` where it names none.
+    /// The reward model of a plan, found, checked and loaded in float32; `None` where it names none,
+    /// or has no answers to judge.
     pub(crate) fn find(
-        plan: &Plan,
+        (plan, plugins): (&Plan, &Plugins),
         offline: bool,
         template_now: i64,
         env: &Environment,
@@ -51,6 +53,9 @@ impl RewardModel {
     ) -> Result<Option<Arc<Self>>, RunError> {
         let training = &plan.run.training;
         let Some(name) = &training.grpo_reward_model else { return Ok(None) };
+        if !plugins.trainer(plan)?.needs.rollouts {
+            return Ok(None);
+        }
         let request = ModelRequest {
             name: name.clone(),
             revision: training.grpo_reward_model_revision.clone(),
@@ -69,8 +74,9 @@ impl RewardModel {
             false => Some(tokenizer.chat_template(None)?),
         };
         check_room(open.config().n_parameters())?;
-        let classifier = Classifier::load(&open, model::kernels(&request).0, Compute::F32)?;
-        let sha256 = model::weights_sha256(&resolved.files)?;
+        let load = || Classifier::load(&open, plugins.kernels(), Compute::F32);
+        let (sha256, classifier) = model::while_hashing(&resolved, load)?;
+        let classifier = classifier?;
         let digest = digest(folder, &sha256)?;
         if !open.is_unchanged() {
             return Err(RunError::Changed { path: folder.clone() });
