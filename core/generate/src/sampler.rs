@@ -135,7 +135,8 @@ impl Sampler {
         }
     }
 
-    /// Top-k, sorted from the largest down; equal logits by token.
+    /// The candidates that top-k and top-p leave, in the order of their ids: near-equal logits that
+    /// change places by rounding do not change which token a number in [0, 1) falls on.
     fn keep_candidates(&mut self, logits: &[f32]) {
         let all = &mut self.candidates;
         all.clear();
@@ -146,34 +147,45 @@ impl Sampler {
             let least = kth.0;
             all.retain(|(logit, _)| *logit >= least);
         }
-        all.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        if self.sampling.top_p < 1.0 {
+            self.keep_nucleus();
+        }
+        self.candidates.sort_unstable_by_key(|&(_, token)| token);
     }
 
-    /// Top-p and the draw, over candidates sorted from the largest down.
-    fn draw(&self, uniform: f64) -> u32 {
-        let temperature = f64::from(self.sampling.temperature);
-        let top = f64::from(self.candidates[0].0);
-        let weight = |&(logit, _): &(f32, u32)| ((f64::from(logit) - top) / temperature).exp();
-        let total: f64 = self.candidates.iter().map(weight).sum();
+    /// Top-p: from the largest down, equal logits by token, until their mass exceeds the limit.
+    fn keep_nucleus(&mut self) {
+        self.candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let weight = self.weight();
+        let total: f64 = self.candidates.iter().map(&weight).sum();
         let limit = f64::from(self.sampling.top_p) * total;
         let mut kept = 0.0;
-        let mut n_kept = 0;
-        for candidate in &self.candidates {
-            if kept > limit {
-                break;
-            }
+        let n_kept = self.candidates.iter().take_while(|candidate| {
+            let is_kept = kept <= limit;
             kept += weight(candidate);
-            n_kept += 1;
-        }
-        let mut left = uniform * kept;
-        for candidate in &self.candidates[..n_kept] {
+            is_kept
+        });
+        let n_kept = n_kept.count();
+        self.candidates.truncate(n_kept);
+    }
+
+    /// The probability of a candidate, up to one factor for all.
+    fn weight(&self) -> impl Fn(&(f32, u32)) -> f64 + use<> {
+        let temperature = f64::from(self.sampling.temperature);
+        let top = self.candidates.iter().fold(f32::NEG_INFINITY, |top, one| top.max(one.0));
+        move |&(logit, _)| ((f64::from(logit) - f64::from(top)) / temperature).exp()
+    }
+
+    /// The candidate that a number in [0, 1) falls on.
+    fn draw(&self, uniform: f64) -> u32 {
+        let weight = self.weight();
+        let mut left = uniform * self.candidates.iter().map(&weight).sum::<f64>();
+        let drawn = self.candidates.iter().find(|candidate| {
             left -= weight(candidate);
-            if left < 0.0 {
-                return candidate.1;
-            }
-        }
+            left < 0.0
+        });
         // Rounding may leave a crumb; it belongs to the last.
-        self.candidates[n_kept - 1].1
+        drawn.unwrap_or(&self.candidates[self.candidates.len() - 1]).1
     }
 }
 
@@ -314,6 +326,21 @@ mod tests {
         };
         assert_eq!(draws(1), draws(1));
         assert_ne!(draws(1), draws(2));
+    }
+
+    /// Both orders of two near-equal logits give the same draws: they are not sorted by size.
+    #[test]
+    fn a_difference_of_rounding_changes_no_draw() {
+        for sampling in [PLAIN, Sampling { top_k: 3, ..PLAIN }, Sampling { top_p: 0.9, ..PLAIN }] {
+            let draws = |logits: [f32; 4]| {
+                let mut sampler = Sampler::new(sampling, 5).unwrap();
+                (0..300)
+                    .map(|_| sampler.next(&mut logits.clone(), &[]).unwrap())
+                    .collect::<Vec<_>>()
+            };
+            let (less, more) = (1.0 - f32::EPSILON, 1.0 + f32::EPSILON);
+            assert_eq!(draws([0.9, less, more, -3.0]), draws([0.9, more, less, -3.0]));
+        }
     }
 
     #[test]
