@@ -166,6 +166,22 @@ fn kernels_give_the_same_bits_in_the_program_and_in_a_process() {
     assert_eq!(found, metrics("in_process"));
 }
 
+/// As many as the run has, not as many as the machine has cores.
+#[test]
+fn the_kernels_of_a_process_have_the_threads_of_the_run() {
+    for n_threads in [1, 3] {
+        let flags = ["-DLOSS=thread_metrics", &format!("-DEXPECTED={n_threads}")];
+        let workplace = with_trainer(MISBEHAVES, &flags, "misbehaves");
+        workplace.edit_config("threads: 1", &format!("threads: {n_threads}"));
+        workplace.edit_config("max_steps: 12", "max_steps: 2");
+        workplace.run();
+        assert_eq!(report(&workplace)["plugins"][0]["isolation"], "process");
+        let lines = workplace.json_lines("out/metrics.jsonl");
+        let line = lines.iter().find(|line| line.get("threads_at_once").is_some()).unwrap();
+        assert_eq!(line["threads_at_once"], f64::from(n_threads), "threads: {n_threads}");
+    }
+}
+
 /// What the program knows and a plugin need not.
 #[test]
 fn the_process_of_a_plugin_has_no_secret_in_its_environment() {

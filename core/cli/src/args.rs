@@ -1,6 +1,7 @@
 //! The command line, as data. What each flag does is in `core/run` or in the command's file.
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Fine-tune a language model from one YAML file, and leave evidence that a stranger can verify.
@@ -162,7 +163,10 @@ pub enum Command {
     Plugin(PluginCommand),
     /// Serve another run of this program as the process of one of its plugins
     #[command(hide = true)]
-    PluginWorker,
+    PluginWorker {
+        /// Of the kernels that plugins get
+        threads: NonZeroUsize,
+    },
     /// Make an Ed25519 signing key
     Keygen(KeygenArgs),
     /// Check the hash chain of an audit log

@@ -110,6 +110,12 @@ impl Used {
         self.name
     }
 
+    /// The library that it came from.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
     /// What it was told.
     pub fn options(&self) -> impl Iterator<Item = (&str, Value)> {
         self.options.iter().map(|(name, value)| (name.as_str(), value.into()))
@@ -213,7 +219,8 @@ fn load_as(
     let mut loader = plugins.loader(env, deadline);
     for found in find(&places(paths, env))? {
         let file = signatures.read(&found, &mut plugins.notes)?;
-        let worker = is_apart(isolation, &found, &file).then(|| worker_program(env, deadline));
+        let worker = is_apart(isolation, &found, &file);
+        let worker = worker.then(|| plugins.worker_program(env, deadline));
         plugins.add(&mut loader, &found, &file, worker.transpose()?.as_ref())?;
     }
     Ok(plugins)
@@ -236,23 +243,13 @@ fn is_apart(isolation: PluginIsolation, found: &Found, file: &LibraryFile) -> bo
 /// `plugins.deadline_seconds` where there is no such section.
 const DEADLINE: u64 = 300;
 
-/// How a worker is started.
-fn worker_program(env: &Environment, deadline_seconds: u64) -> Result<WorkerProgram, RunError> {
-    let worker = env.plugin_worker.clone().ok_or(RunError::NoPluginWorker)?;
-    Ok(WorkerProgram {
-        program: worker.program,
-        args: worker.args,
-        environment: worker.environment,
-        silence_max: Duration::from_secs(deadline_seconds),
-    })
-}
-
-/// Serves, as its worker, the program that started this process; plugins get kernels on all cores.
+/// Serves, as its worker, the program that started this process; plugins get kernels on this many
+/// threads.
 ///
 /// # Errors
 /// If it was not started by a program that talks to workers.
-pub fn serve() -> io::Result<()> {
-    let kernels = Kernels::of(None);
+pub fn serve(n_threads: usize) -> io::Result<()> {
+    let kernels = Kernels::of(Some(n_threads));
     worker::serve(Some(Box::new(move || kernels.get())))
 }
 
@@ -278,7 +275,7 @@ pub fn list(
     for found in find(&places(&[of_config, paths].concat(), env))? {
         let added = signatures.read(&found, &mut plugins.notes).and_then(|file| {
             let is_apart = is_apart(isolation, &found, &file);
-            let worker = is_apart.then(|| worker_program(env, DEADLINE)).transpose()?;
+            let worker = is_apart.then(|| plugins.worker_program(env, DEADLINE)).transpose()?;
             plugins.add(&mut loader, &found, &file, worker.as_ref())
         });
         match added {
@@ -308,7 +305,7 @@ pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), 
     let signatures = Signatures::new(trusted_keys(None, env)?, false);
     let file = signatures.read(&found, &mut plugins.notes)?;
     // Nothing was loaded by these loaders before: there is a library.
-    let program = worker_program(env, CHECK_DEADLINE)?;
+    let program = plugins.worker_program(env, CHECK_DEADLINE)?;
     let library = plugins.loader(env, CHECK_DEADLINE).open_in_worker(&file, &program)?;
     let mut findings = Vec::new();
     if let Some(library) = library {
@@ -349,6 +346,22 @@ impl Plugins {
             stop: Box::new(move || stop.load(Ordering::Relaxed)),
             kernels: Some(Box::new(move || kernels.get())),
             hung: Some(Arc::new(Hung { after: deadline, tell: Box::new(env.alarm) })),
+        })
+    }
+
+    /// How a worker is started: its kernels have as many threads as ours.
+    fn worker_program(
+        &self,
+        env: &Environment,
+        deadline_seconds: u64,
+    ) -> Result<WorkerProgram, RunError> {
+        let mut worker = env.plugin_worker.clone().ok_or(RunError::NoPluginWorker)?;
+        worker.args.push(self.kernels.n_threads.to_string().into());
+        Ok(WorkerProgram {
+            program: worker.program,
+            args: worker.args,
+            environment: worker.environment,
+            silence_max: Duration::from_secs(deadline_seconds),
         })
     }
 
