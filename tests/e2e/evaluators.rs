@@ -25,7 +25,7 @@ fn judged_by_c(evaluate: &str) -> Workplace {
 }
 
 /// The library of `ffi/example_plugin`, as cargo built it.
-fn example_plugin() -> PathBuf {
+pub fn example_plugin() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     test.parent().unwrap().join("libforgelm_example_plugin.so")
 }
