@@ -4,6 +4,7 @@
 use crate::plugins::compile;
 use crate::support::{Ran, Workplace, data_dir};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -84,6 +85,19 @@ fn held_out_loss_is_the_validation_loss_of_the_run_and_that_of_trl() {
     assert_eq!(used["library"], "forgelm_plugin_evaluator");
     assert_eq!(used["isolation"], "in_process");
     workplace.forgelm(&["verify-bundle", "out"]).expect_code(0);
+
+    let events = workplace.json_lines("out/audit_log.jsonl");
+    let of_evaluators: Vec<&Value> =
+        events.iter().filter(|event| event["event"] == "evaluation.evaluator_completed").collect();
+    let [event] = of_evaluators[..] else { panic!("{of_evaluators:?}") };
+    assert_eq!((&event["evaluator"], &event["label"]), (&found["name"], &found["label"]));
+    assert_eq!((&event["library"], &event["library_sha256"]), (&used["library"], &used["sha256"]));
+    let numbers = report.as_object().unwrap().iter().filter(|(_, value)| value.is_number());
+    let numbers: BTreeMap<_, _> = numbers.map(|(key, value)| (key, number(value))).collect();
+    let scores = event["scores"].as_object().unwrap().iter();
+    let scores: BTreeMap<_, _> = scores.map(|(key, value)| (key, number(value))).collect();
+    assert_eq!(scores, numbers);
+    assert!(numbers.len() > 3, "{event}");
 }
 
 /// Texts of a file are scored as `forgelm score` scores them under the tuned model. The same
