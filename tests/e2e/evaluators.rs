@@ -189,6 +189,19 @@ fn every_service_says_the_same_in_the_program_and_in_a_process_of_its_own() {
     assert_eq!(judged("in_process", "threads: 2"), apart);
 }
 
+/// The header gives services to the thread that `evaluate` was called on: another one is refused, with
+/// the status of an argument, and there are no records for it.
+#[test]
+fn a_service_that_is_asked_on_another_thread_refuses_in_the_program_and_in_a_process() {
+    for isolation in ["in_process", "process"] {
+        let workplace = judged_by_c("asks_on_a_thread");
+        workplace.edit_config("paths:", &format!("isolation: {isolation}, paths:"));
+        workplace.run();
+        let expected = json!({"other": [3, 3, 3, 3, 0], "here": [0, 0, 0, 0], "is_told": true});
+        assert_eq!(found(&workplace, 0)["report"], expected, "{isolation}");
+    }
+}
+
 #[test]
 fn an_evaluator_that_cannot_be_used_is_refused_before_anything_starts() {
     let refused = |section: &str, expected: &str| {
