@@ -304,9 +304,13 @@ fn a_run_that_holds_nothing_out_says_so_and_check_and_dry_run_know_evaluators() 
     std::fs::copy(example_plugin(), workplace.path("truths.so")).unwrap();
     let ran = workplace.forgelm(&["plugin", "check", "truths.so"]).expect_code(0);
     let held = ran.stdout.lines().filter(|line| line.starts_with("ok      evaluator truths"));
-    assert_eq!(held.count(), 4, "{}", ran.stdout);
-    let flag = ["-DEVALUATE=crashes"];
-    compile(&workplace, "loader/tests/plugins/judge.c", "judge", &flag);
-    let ran = workplace.forgelm(&["plugin", "check", "judge.so"]).expect_code(1);
-    assert!(ran.stdout.contains("killed by signal 11"), "{}", ran.stdout);
+    assert_eq!(held.count(), 5, "{}", ran.stdout);
+    for evaluate in ["crashes", "trusts_the_host"] {
+        let flag = [&*format!("-DEVALUATE={evaluate}")];
+        compile(&workplace, "loader/tests/plugins/judge.c", "judge", &flag);
+        let ran = workplace.forgelm(&["plugin", "check", "judge.so"]).expect_code(1);
+        assert!(ran.stdout.contains("killed by signal 11"), "{}", ran.stdout);
+        let is_first = ran.stdout.contains("FAILED  evaluator judge: judges a model");
+        assert_eq!(is_first, evaluate == "crashes", "{}", ran.stdout);
+    }
 }

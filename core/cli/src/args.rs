@@ -1,7 +1,6 @@
 //! The command line, as data. What each flag does is in `core/run` or in the command's file.
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Fine-tune a language model from one YAML file, and leave evidence that a stranger can verify.
@@ -164,8 +163,8 @@ pub enum Command {
     /// Serve another run of this program as the process of one of its plugins
     #[command(hide = true)]
     PluginWorker {
-        /// Of the kernels that plugins get
-        threads: NonZeroUsize,
+        /// Of the kernels that plugins get; 0: they get none
+        threads: usize,
     },
     /// Make an Ed25519 signing key
     Keygen(KeygenArgs),

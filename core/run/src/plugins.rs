@@ -16,7 +16,7 @@ use forgelm_loader::conformance;
 pub use forgelm_loader::conformance::{Finding, Outcome};
 use forgelm_loader::search::{Found, Places, find};
 use forgelm_loader::{
-    HostServices, Hung, Level, Library, LibraryFile, Loader, WorkerProgram, worker,
+    HostServices, Hung, Level, Library, LibraryFile, Loader, MakeKernels, WorkerProgram, worker,
 };
 use forgelm_plugin::{Kind, Origin, Plugin, Registry, Signature, Trainers};
 use forgelm_sdk::OptionValue;
@@ -244,13 +244,13 @@ fn is_apart(isolation: PluginIsolation, found: &Found, file: &LibraryFile) -> bo
 const DEADLINE: u64 = 300;
 
 /// Serves, as its worker, the program that started this process; plugins get kernels on this many
-/// threads.
+/// threads, and none if it is 0.
 ///
 /// # Errors
 /// If it was not started by a program that talks to workers.
 pub fn serve(n_threads: usize) -> io::Result<()> {
-    let kernels = Kernels::of(Some(n_threads));
-    worker::serve(Some(Box::new(move || kernels.get())))
+    let kernels = (n_threads > 0).then(|| Kernels::of(Some(n_threads)));
+    worker::serve(kernels.map(|kernels| Box::new(move || kernels.get()) as Box<MakeKernels>))
 }
 
 /// Loads every library that is found, those of a config too, for a list of them; those that cannot be
@@ -294,8 +294,8 @@ pub fn list(
 /// `plugins.deadline_seconds` of a check, whose calls are small.
 const CHECK_DEADLINE: u64 = 30;
 
-/// Loads one library and tries what every plugin of a kind must have. It runs in a process of its own,
-/// so that a crash is a finding too.
+/// Loads one library and tries what every plugin of a kind must have, and again where the host has no
+/// kernels. It runs in processes of its own, so that a crash is a finding too.
 ///
 /// # Errors
 /// If it cannot be used at all.
@@ -310,6 +310,9 @@ pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), 
     let mut findings = Vec::new();
     if let Some(library) = library {
         findings = conformance::check(&library);
+        let program = Plugins::worker_program_on(0, env, CHECK_DEADLINE)?;
+        let without = plugins.loader(env, CHECK_DEADLINE).open_in_worker(&file, &program);
+        findings.extend(conformance::check_without_kernels(&findings, without));
         plugins.put(library, false)?;
     }
     Ok((plugins, findings))
@@ -355,8 +358,17 @@ impl Plugins {
         env: &Environment,
         deadline_seconds: u64,
     ) -> Result<WorkerProgram, RunError> {
+        Self::worker_program_on(self.kernels.n_threads, env, deadline_seconds)
+    }
+
+    /// The same with another number of threads, or 0 for no kernels.
+    fn worker_program_on(
+        n_threads: usize,
+        env: &Environment,
+        deadline_seconds: u64,
+    ) -> Result<WorkerProgram, RunError> {
         let mut worker = env.plugin_worker.clone().ok_or(RunError::NoPluginWorker)?;
-        worker.args.push(self.kernels.n_threads.to_string().into());
+        worker.args.push(n_threads.to_string().into());
         Ok(WorkerProgram {
             program: worker.program,
             args: worker.args,
