@@ -63,6 +63,24 @@ fn a_new_folder_of_every_kind_in_every_language_builds_and_conforms() {
     assert_eq!(n_checked, 15);
 }
 
+/// Built against another shape of one of the host's tables, which it need not even ask for.
+#[test]
+fn a_plugin_in_rust_whose_service_is_shaped_otherwise_is_refused_with_the_field() {
+    let workplace = Workplace::new();
+    let args = ["plugin", "new", "--kind", "trainer", "--lang", "rust", "shaped"];
+    workplace.forgelm(&args).expect_code(0);
+    let abi = "shaped/forgelm_sdk/abi/src/kernels.rs";
+    let (before, field) = (workplace.read(abi), "    /// Sum of products");
+    assert_eq!(before.matches(field).count(), 1);
+    let planted = format!("    /// Planted.\n    pub planted: usize,\n{field}");
+    workplace.write(abi, &before.replace(field, &planted));
+    let library = build(&workplace, "rust", "shaped");
+    let ran = workplace.forgelm(&["plugin", "check", &library]).expect_code(1);
+    let expected = "has its fields elsewhere: `forgelm_kernels.dot` is at byte 48, 8 bytes, in a struct \
+                    aligned to 8; expected at byte 40, 8 bytes";
+    assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+}
+
 /// The template's objective is that of `sft`: the tuned adapters are the same, byte for byte.
 #[test]
 fn a_new_trainer_trains() {
