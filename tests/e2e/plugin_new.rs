@@ -55,7 +55,15 @@ fn a_new_folder_of_every_kind_in_every_language_builds_and_conforms() {
                 .collect();
             assert!(lines.len() > 3, "{}", ran.stdout);
             assert!(lines.iter().all(|line| line.starts_with("ok ")), "{}", ran.stdout);
-            assert!(workplace.read(&format!("{name}/README.md")).contains("## Licence"));
+            let readme = workplace.read(&format!("{name}/README.md"));
+            assert!(readme.contains("## Licence") && !readme.contains("{{"), "{readme}");
+            let howto = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/howto");
+            let pages: Vec<&str> = readme.split("`docs/howto/").skip(1).collect();
+            assert_eq!(pages.len(), 2, "{readme}");
+            for page in pages {
+                let (page, _) = page.split_once('`').unwrap();
+                assert!(howto.join(page).is_file(), "{page}");
+            }
             assert!(workplace.read(&format!("{name}/LICENSE.forgelm")).contains("Apache License"));
             n_checked += 1;
         }
@@ -96,6 +104,21 @@ fn a_new_trainer_trains() {
     theirs.write("run.yaml", &(theirs.read("run.yaml") + &section));
     theirs.run();
     assert!(ours.adapter("out") == theirs.adapter("out"), "other bytes");
+}
+
+/// As its README says.
+#[test]
+fn a_new_quantizer_writes_a_model() {
+    let workplace = Workplace::new();
+    let args = ["plugin", "new", "--kind", "quantizer", "--lang", "c", "coarse"];
+    workplace.forgelm(&args).expect_code(0);
+    let library = build(&workplace, "c", "coarse");
+    let readme = workplace.read("coarse/README.md");
+    assert!(readme.contains(&format!("FORGELM_PLUGIN_PATH={library} ")), "{readme}");
+    let args = ["quantize", "--model", "model", "--method", "coarse", "--output", "small"];
+    let ran = workplace.command(&args).env("FORGELM_PLUGIN_PATH", &library).output().unwrap();
+    crate::support::Ran::from(ran).expect_code(0);
+    assert!(workplace.read("small/compliance/quantize_manifest.json").contains("\"coarse\""));
 }
 
 #[test]
