@@ -4,6 +4,7 @@
 use crate::plugins::compile;
 use crate::support::{Ran, Workplace, data_dir};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -25,7 +26,7 @@ fn judged_by_c(evaluate: &str) -> Workplace {
 }
 
 /// The library of `ffi/example_plugin`, as cargo built it.
-fn example_plugin() -> PathBuf {
+pub fn example_plugin() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     test.parent().unwrap().join("libforgelm_example_plugin.so")
 }
@@ -84,6 +85,19 @@ fn held_out_loss_is_the_validation_loss_of_the_run_and_that_of_trl() {
     assert_eq!(used["library"], "forgelm_plugin_evaluator");
     assert_eq!(used["isolation"], "in_process");
     workplace.forgelm(&["verify-bundle", "out"]).expect_code(0);
+
+    let events = workplace.json_lines("out/audit_log.jsonl");
+    let of_evaluators: Vec<&Value> =
+        events.iter().filter(|event| event["event"] == "evaluation.evaluator_completed").collect();
+    let [event] = of_evaluators[..] else { panic!("{of_evaluators:?}") };
+    assert_eq!((&event["evaluator"], &event["label"]), (&found["name"], &found["label"]));
+    assert_eq!((&event["library"], &event["library_sha256"]), (&used["library"], &used["sha256"]));
+    let numbers = report.as_object().unwrap().iter().filter(|(_, value)| value.is_number());
+    let numbers: BTreeMap<_, _> = numbers.map(|(key, value)| (key, number(value))).collect();
+    let scores = event["scores"].as_object().unwrap().iter();
+    let scores: BTreeMap<_, _> = scores.map(|(key, value)| (key, number(value))).collect();
+    assert_eq!(scores, numbers);
+    assert!(numbers.len() > 3, "{event}");
 }
 
 /// Texts of a file are scored as `forgelm score` scores them under the tuned model. The same
@@ -173,6 +187,19 @@ fn every_service_says_the_same_in_the_program_and_in_a_process_of_its_own() {
     assert!(number(&apart["logp_sum"]) < 0.0 && number(&apart["record_sum"]) < 0.0, "{apart}");
     assert!(number(&apart["n_tokens"]) >= 1.0 && number(&apart["record_tokens"]) >= 1.0, "{apart}");
     assert_eq!(judged("in_process", "threads: 2"), apart);
+}
+
+/// The header gives services to the thread that `evaluate` was called on: another one is refused, with
+/// the status of an argument, and there are no records for it.
+#[test]
+fn a_service_that_is_asked_on_another_thread_refuses_in_the_program_and_in_a_process() {
+    for isolation in ["in_process", "process"] {
+        let workplace = judged_by_c("asks_on_a_thread");
+        workplace.edit_config("paths:", &format!("isolation: {isolation}, paths:"));
+        workplace.run();
+        let expected = json!({"other": [3, 3, 3, 3, 0], "here": [0, 0, 0, 0], "is_told": true});
+        assert_eq!(found(&workplace, 0)["report"], expected, "{isolation}");
+    }
 }
 
 #[test]
@@ -277,9 +304,13 @@ fn a_run_that_holds_nothing_out_says_so_and_check_and_dry_run_know_evaluators() 
     std::fs::copy(example_plugin(), workplace.path("truths.so")).unwrap();
     let ran = workplace.forgelm(&["plugin", "check", "truths.so"]).expect_code(0);
     let held = ran.stdout.lines().filter(|line| line.starts_with("ok      evaluator truths"));
-    assert_eq!(held.count(), 4, "{}", ran.stdout);
-    let flag = ["-DEVALUATE=crashes"];
-    compile(&workplace, "loader/tests/plugins/judge.c", "judge", &flag);
-    let ran = workplace.forgelm(&["plugin", "check", "judge.so"]).expect_code(1);
-    assert!(ran.stdout.contains("killed by signal 11"), "{}", ran.stdout);
+    assert_eq!(held.count(), 5, "{}", ran.stdout);
+    for evaluate in ["crashes", "trusts_the_host"] {
+        let flag = [&*format!("-DEVALUATE={evaluate}")];
+        compile(&workplace, "loader/tests/plugins/judge.c", "judge", &flag);
+        let ran = workplace.forgelm(&["plugin", "check", "judge.so"]).expect_code(1);
+        assert!(ran.stdout.contains("killed by signal 11"), "{}", ran.stdout);
+        let is_first = ran.stdout.contains("FAILED  evaluator judge: judges a model");
+        assert_eq!(is_first, evaluate == "crashes", "{}", ran.stdout);
+    }
 }

@@ -1,5 +1,6 @@
 //! Runs under a memory ceiling: refused, squeezed, and measured against their plan.
 
+use crate::evaluators::example_plugin;
 use crate::support::{Ran, Workplace, conversation};
 use serde_json::Value;
 use std::process::{Child, Command};
@@ -265,7 +266,32 @@ fn fault_068_a_ceiling_reached_in_the_middle_halves_the_batch_at_the_same_step()
 
 #[test]
 fn the_peak_is_within_a_tenth_of_the_plan() {
-    let workplace = large_batch(256, 1);
+    peak_is_near_plan(&large_batch(256, 1));
+}
+
+/// Evaluators score 512 rows at once and write eight answers: more than small steps take, less than
+/// large ones.
+#[test]
+fn what_evaluators_take_is_planned_where_steps_take_less() {
+    let judged = |workplace: Workplace| {
+        let section =
+            "plugins: {paths: [truths.so], evaluators: [{name: held_out_loss}, {name: truths}]}\n";
+        std::fs::copy(example_plugin(), workplace.path("truths.so")).unwrap();
+        workplace.write("run.yaml", &(workplace.read("run.yaml") + section));
+        workplace
+    };
+    let part = |workplace: &Workplace| {
+        let ran = workplace.forgelm(&["--config", "run.yaml", "--fit-check"]).expect_code(0);
+        let text = ran.stdout;
+        text.lines().find(|line| line.contains("evaluators, beyond")).map(str::to_owned)
+    };
+    assert_eq!(part(&judged(large_batch(256, 1))), None, "nothing beyond the buffers of a step");
+    let small = judged(Workplace::new());
+    assert!(part(&small).is_some());
+    peak_is_near_plan(&small);
+}
+
+fn peak_is_near_plan(workplace: &Workplace) {
     let check =
         workplace.forgelm(&["--config", "run.yaml", "--fit-check", "--output-format", "json"]);
     let check = check.expect_code(0).json();

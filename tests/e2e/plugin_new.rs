@@ -55,12 +55,38 @@ fn a_new_folder_of_every_kind_in_every_language_builds_and_conforms() {
                 .collect();
             assert!(lines.len() > 3, "{}", ran.stdout);
             assert!(lines.iter().all(|line| line.starts_with("ok ")), "{}", ran.stdout);
-            assert!(workplace.read(&format!("{name}/README.md")).contains("## Licence"));
+            let readme = workplace.read(&format!("{name}/README.md"));
+            assert!(readme.contains("## Licence") && !readme.contains("{{"), "{readme}");
+            let howto = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/howto");
+            let pages: Vec<&str> = readme.split("`docs/howto/").skip(1).collect();
+            assert_eq!(pages.len(), 2, "{readme}");
+            for page in pages {
+                let (page, _) = page.split_once('`').unwrap();
+                assert!(howto.join(page).is_file(), "{page}");
+            }
             assert!(workplace.read(&format!("{name}/LICENSE.forgelm")).contains("Apache License"));
             n_checked += 1;
         }
     }
     assert_eq!(n_checked, 15);
+}
+
+/// Built against another shape of one of the host's tables, which it need not even ask for.
+#[test]
+fn a_plugin_in_rust_whose_service_is_shaped_otherwise_is_refused_with_the_field() {
+    let workplace = Workplace::new();
+    let args = ["plugin", "new", "--kind", "trainer", "--lang", "rust", "shaped"];
+    workplace.forgelm(&args).expect_code(0);
+    let abi = "shaped/forgelm_sdk/abi/src/kernels.rs";
+    let (before, field) = (workplace.read(abi), "    /// Sum of products");
+    assert_eq!(before.matches(field).count(), 1);
+    let planted = format!("    /// Planted.\n    pub planted: usize,\n{field}");
+    workplace.write(abi, &before.replace(field, &planted));
+    let library = build(&workplace, "rust", "shaped");
+    let ran = workplace.forgelm(&["plugin", "check", &library]).expect_code(1);
+    let expected = "has its fields elsewhere: `forgelm_kernels.dot` is at byte 48, 8 bytes, in a struct \
+                    aligned to 8; expected at byte 40, 8 bytes";
+    assert!(ran.stderr.contains(expected), "{}", ran.stderr);
 }
 
 /// The template's objective is that of `sft`: the tuned adapters are the same, byte for byte.
@@ -78,6 +104,21 @@ fn a_new_trainer_trains() {
     theirs.write("run.yaml", &(theirs.read("run.yaml") + &section));
     theirs.run();
     assert!(ours.adapter("out") == theirs.adapter("out"), "other bytes");
+}
+
+/// As its README says.
+#[test]
+fn a_new_quantizer_writes_a_model() {
+    let workplace = Workplace::new();
+    let args = ["plugin", "new", "--kind", "quantizer", "--lang", "c", "coarse"];
+    workplace.forgelm(&args).expect_code(0);
+    let library = build(&workplace, "c", "coarse");
+    let readme = workplace.read("coarse/README.md");
+    assert!(readme.contains(&format!("FORGELM_PLUGIN_PATH={library} ")), "{readme}");
+    let args = ["quantize", "--model", "model", "--method", "coarse", "--output", "small"];
+    let ran = workplace.command(&args).env("FORGELM_PLUGIN_PATH", &library).output().unwrap();
+    crate::support::Ran::from(ran).expect_code(0);
+    assert!(workplace.read("small/compliance/quantize_manifest.json").contains("\"coarse\""));
 }
 
 #[test]

@@ -166,6 +166,22 @@ fn kernels_give_the_same_bits_in_the_program_and_in_a_process() {
     assert_eq!(found, metrics("in_process"));
 }
 
+/// As many as the run has, not as many as the machine has cores.
+#[test]
+fn the_kernels_of_a_process_have_the_threads_of_the_run() {
+    for n_threads in [1, 3] {
+        let flags = ["-DLOSS=thread_metrics", &format!("-DEXPECTED={n_threads}")];
+        let workplace = with_trainer(MISBEHAVES, &flags, "misbehaves");
+        workplace.edit_config("threads: 1", &format!("threads: {n_threads}"));
+        workplace.edit_config("max_steps: 12", "max_steps: 2");
+        workplace.run();
+        assert_eq!(report(&workplace)["plugins"][0]["isolation"], "process");
+        let lines = workplace.json_lines("out/metrics.jsonl");
+        let line = lines.iter().find(|line| line.get("threads_at_once").is_some()).unwrap();
+        assert_eq!(line["threads_at_once"], f64::from(n_threads), "threads: {n_threads}");
+    }
+}
+
 /// What the program knows and a plugin need not.
 #[test]
 fn the_process_of_a_plugin_has_no_secret_in_its_environment() {
@@ -252,7 +268,7 @@ fn plugin_check_finds_a_gradient_that_is_not_the_slope() {
     compile(&workplace, "examples/trainers.c", "good", &[]);
     let ran = workplace.forgelm(&["plugin", "check", "good.so"]).expect_code(0);
     let held = ran.stdout.lines().filter(|line| line.starts_with("ok ")).count();
-    assert_eq!(held, 12, "{}", ran.stdout);
+    assert_eq!(held, 14, "{}", ran.stdout);
     compile(&workplace, MISBEHAVES, "bad", &["-DLOSS=wrong_slope"]);
     let args = ["plugin", "check", "bad.so", "--output-format", "json"];
     let ran = workplace.forgelm(&args).expect_code(1);
@@ -261,12 +277,17 @@ fn plugin_check_finds_a_gradient_that_is_not_the_slope() {
         findings.as_array().unwrap().iter().filter(|f| f["outcome"] == "fails").collect();
     assert_eq!(failed.len(), 1, "{findings}");
     assert_eq!(failed[0]["property"], "has the slope of its loss as gradient");
-    assert!(ran.stderr.contains("bad.so: 1 of 6 properties do not hold"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("bad.so: 1 of 7 properties do not hold"), "{}", ran.stderr);
 }
 
 #[test]
 fn plugin_check_of_a_library_that_crashes_is_a_finding() {
     let workplace = Workplace::new();
+    compile(&workplace, MISBEHAVES, "needs", &["-DLOSS=thread_metrics"]);
+    let ran = workplace.forgelm(&["plugin", "check", "needs.so"]).expect_code(1);
+    assert!(ran.stdout.contains("does without the host's kernels"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("killed by signal 11 (segmentation fault)"), "{}", ran.stdout);
+    assert!(ran.stderr.contains("needs.so: 1 of 7 properties do not hold"), "{}", ran.stderr);
     compile(&workplace, MISBEHAVES, "crashes", &["-DLOSS=crashes"]);
     let ran = workplace.forgelm(&["plugin", "check", "crashes.so"]).expect_code(1);
     assert!(ran.stdout.contains("killed by signal 11 (segmentation fault)"), "{}", ran.stdout);

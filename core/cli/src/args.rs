@@ -162,7 +162,10 @@ pub enum Command {
     Plugin(PluginCommand),
     /// Serve another run of this program as the process of one of its plugins
     #[command(hide = true)]
-    PluginWorker,
+    PluginWorker {
+        /// Of the kernels that plugins get; 0: they get none
+        threads: usize,
+    },
     /// Make an Ed25519 signing key
     Keygen(KeygenArgs),
     /// Check the hash chain of an audit log

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         Some(Command::Chat(chat)) => command::chat::chat(chat, &mut context),
         Some(Command::Score(score)) => command::score::score(score, &mut context),
         Some(Command::Quantize(args)) => command::quantize::quantize(args, &mut context),
-        Some(Command::PluginWorker) => command::plugin::worker(&mut context),
+        Some(Command::PluginWorker { threads }) => command::plugin::worker(*threads, &mut context),
         Some(Command::Plugin(plugin)) => command::plugin::plugin(plugin, &mut context),
         Some(Command::Keygen(keygen)) => command::keygen::keygen(keygen, &mut context),
         Some(Command::VerifyAudit(args)) => command::verify::audit(args, &mut context),

@@ -2,7 +2,8 @@
 
 use forgelm_kernels_api::Segment;
 use forgelm_model::{
-    Activations, Adapter, Decoder, Keep, OutOfMemory, PackedInput, Pass, Scored, StepSize,
+    Activations, Adapter, Decoder, Keep, MemoryPlan, ModelConfig, OutOfMemory, PackedInput, Pass,
+    Scored, StepSize,
 };
 use thiserror::Error;
 
@@ -123,6 +124,29 @@ impl<'a> Scorer<'a> {
         Ok(requests.iter().map(of_text).collect())
     }
 
+    /// Every buffer of scoring texts of up to so many tokens, by name and size.
+    #[must_use]
+    pub fn memory_plan(
+        config: &ModelConfig,
+        adapter: Option<&Adapter>,
+        n_tokens: usize,
+    ) -> MemoryPlan {
+        let acts = Activations::memory_plan(config, adapter, size_for(n_tokens), Keep::Nothing);
+        let mut plan = MemoryPlan::default();
+        plan.add("activations of the scores", acts.total_bytes());
+        plan
+    }
+
+    /// Bytes that are still to be had before texts of so many tokens can be scored.
+    #[must_use]
+    pub fn still_needed(&self, n_tokens: usize) -> usize {
+        let has_room = |acts: &Activations| acts.size().tokens_max >= n_tokens;
+        if self.acts.as_ref().is_some_and(has_room) {
+            return 0;
+        }
+        Self::memory_plan(self.decoder.config(), self.adapter, n_tokens).total_bytes()
+    }
+
     /// Buffers that hold at least this.
     fn activations(&mut self, size: StepSize) -> Result<&mut Activations, OutOfMemory> {
         let made = self.acts.take().filter(|acts| {
@@ -132,13 +156,18 @@ impl<'a> Scorer<'a> {
         let acts = match made {
             Some(acts) => acts,
             None => {
-                let n_rows = size.tokens_max.max(ROWS_TOGETHER);
-                let size = StepSize { tokens_max: n_rows, scored_rows_max: n_rows };
+                let size = size_for(size.tokens_max);
                 Activations::new(self.decoder.config(), self.adapter, size, Keep::Nothing)?
             }
         };
         Ok(self.acts.insert(acts))
     }
+}
+
+/// What is made for texts of so many tokens.
+fn size_for(n_tokens: usize) -> StepSize {
+    let n_rows = n_tokens.max(ROWS_TOGETHER);
+    StepSize { tokens_max: n_rows, scored_rows_max: n_rows }
 }
 
 /// The first few texts that fit into one pass together; at least one.

@@ -6,13 +6,13 @@ mod support;
 use std::sync::Arc;
 
 use forgelm_kernels_api::Segment;
+use forgelm_kernels_check::counting::Counting;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
     Activations, Adapter, Decoder, Descent, DropoutStep, Keep, LoraConfig, ModelConfig,
     ModuleNames, PackedInput, PartialGradient, Pass, Scored, Selection, StepSize, Trainable,
 };
 use forgelm_tensor::random::{Purpose, Stream};
-use support::counting::Counting;
 use support::{Batch, noise, short_name, tiny_config, tiny_decoder, tiny_store};
 
 const LENGTHS: [usize; 3] = [5, 1, 7];

@@ -70,7 +70,7 @@ pub struct Environment {
 pub struct PluginWorker {
     /// The program.
     pub program: PathBuf,
-    /// Its arguments.
+    /// Its arguments; the number of threads follows them.
     pub args: Vec<OsString>,
     /// Its whole environment: nothing that is secret.
     pub environment: Vec<(OsString, OsString)>,

@@ -5,7 +5,8 @@ mod examined;
 use crate::error::RunError;
 use crate::plan::Plan;
 use crate::plugins::{self, Plugins, Used};
-pub(crate) use examined::{Examined, Language};
+pub(crate) use examined::{Examined, Language, memory_plan};
+use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_sdk::evaluator::{Evaluator, Report};
 use serde_json::{Value, json};
 
@@ -47,12 +48,26 @@ pub(crate) fn build(plan: &Plan, plugins: &Plugins) -> Result<Vec<Chosen>, RunEr
 }
 
 impl Evaluated {
-    /// The numbers of the report, by `LABEL/KEY`; not those inside of lists and objects.
+    /// The numbers of the report; not those inside of lists and objects.
+    fn scores(&self) -> impl Iterator<Item = (&String, f64)> {
+        self.report.iter().filter_map(|(key, value)| Some((key, value.as_f64()?)))
+    }
+
+    /// The scores, by `LABEL/KEY`.
     pub(crate) fn metrics(&self) -> impl Iterator<Item = (String, f64)> {
-        let number = |(key, value): (&String, &Value)| {
-            Some((format!("{}/{key}", self.label), value.as_f64()?))
-        };
-        self.report.iter().filter_map(number)
+        self.scores().map(|(key, score)| (format!("{}/{key}", self.label), score))
+    }
+
+    /// As the audit log has it.
+    pub(crate) fn audit_event(&self) -> AuditEvent {
+        let origin = self.used.origin();
+        AuditEvent::EvaluatorCompleted {
+            evaluator: self.used.name().to_owned(),
+            label: self.label.clone(),
+            library: origin.library.clone(),
+            library_sha256: origin.sha256.clone(),
+            scores: self.scores().map(|(key, score)| (key.clone(), score)).collect(),
+        }
     }
 
     /// As the documents have it.

@@ -1,10 +1,12 @@
 //! The memory of a whole run, by sizes alone: the sum that `--fit-check` prints and that a run is
 //! held to before it starts.
 
+use crate::evaluators;
 use crate::memory::MemoryUse;
 use forgelm_kernels_api::Compute;
 use forgelm_model::{
-    Keep, LinearStorage, LoadOptions, MemoryPlan, ModelConfig, PlannedBuffer, StepSize, Trainable,
+    Activations, Keep, LinearStorage, LoadOptions, MemoryPlan, ModelConfig, PlannedBuffer,
+    StepSize, Trainable,
 };
 use forgelm_tensor::ScaleStorage;
 use forgelm_train::optimizer::OptimizerMemory;
@@ -53,6 +55,8 @@ pub struct Sizes<'a> {
     pub n_threads: usize,
     /// What the process holds before weights and buffers: program, tokenizer, data.
     pub held: u64,
+    /// Whether evaluators are asked at the end.
+    pub is_judged: bool,
 }
 
 /// What this process holds now, in bytes.
@@ -99,7 +103,19 @@ pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
     let dims = model.dims();
     plan.add("cache of the sample", SAMPLE_TOKENS * 2 * dims.l * dims.kv_width() * 4);
     plan.add("checkpoint while it is written", 2 * size_of_val(adapter.params()));
+    if sizes.is_judged {
+        plan.add("evaluators, beyond the buffers of a step", judging(sizes));
+    }
     plan
+}
+
+/// What evaluators take more than training did: the buffers of steps are given back before they are
+/// asked. Mostly nothing, since scoring keeps no layer's activations for a backward pass.
+fn judging(sizes: &Sizes<'_>) -> usize {
+    let Sizes { model, adapter, .. } = *sizes;
+    let given_back = Activations::memory_plan(model, Some(adapter), sizes.step, sizes.keep);
+    let taken = evaluators::memory_plan(model, Some(adapter), sizes.longest);
+    taken.total_bytes().saturating_sub(given_back.total_bytes())
 }
 
 /// Working memory of the CPU kernels: of each thread; panels of keys and values and their partial

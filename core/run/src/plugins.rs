@@ -16,7 +16,7 @@ use forgelm_loader::conformance;
 pub use forgelm_loader::conformance::{Finding, Outcome};
 use forgelm_loader::search::{Found, Places, find};
 use forgelm_loader::{
-    HostServices, Hung, Level, Library, LibraryFile, Loader, WorkerProgram, worker,
+    HostServices, Hung, Level, Library, LibraryFile, Loader, MakeKernels, WorkerProgram, worker,
 };
 use forgelm_plugin::{Kind, Origin, Plugin, Registry, Signature, Trainers};
 use forgelm_sdk::OptionValue;
@@ -108,6 +108,12 @@ impl Used {
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// The library that it came from.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// What it was told.
@@ -213,7 +219,8 @@ fn load_as(
     let mut loader = plugins.loader(env, deadline);
     for found in find(&places(paths, env))? {
         let file = signatures.read(&found, &mut plugins.notes)?;
-        let worker = is_apart(isolation, &found, &file).then(|| worker_program(env, deadline));
+        let worker = is_apart(isolation, &found, &file);
+        let worker = worker.then(|| plugins.worker_program(env, deadline));
         plugins.add(&mut loader, &found, &file, worker.transpose()?.as_ref())?;
     }
     Ok(plugins)
@@ -236,24 +243,14 @@ fn is_apart(isolation: PluginIsolation, found: &Found, file: &LibraryFile) -> bo
 /// `plugins.deadline_seconds` where there is no such section.
 const DEADLINE: u64 = 300;
 
-/// How a worker is started.
-fn worker_program(env: &Environment, deadline_seconds: u64) -> Result<WorkerProgram, RunError> {
-    let worker = env.plugin_worker.clone().ok_or(RunError::NoPluginWorker)?;
-    Ok(WorkerProgram {
-        program: worker.program,
-        args: worker.args,
-        environment: worker.environment,
-        silence_max: Duration::from_secs(deadline_seconds),
-    })
-}
-
-/// Serves, as its worker, the program that started this process; plugins get kernels on all cores.
+/// Serves, as its worker, the program that started this process; plugins get kernels on this many
+/// threads, and none if it is 0.
 ///
 /// # Errors
 /// If it was not started by a program that talks to workers.
-pub fn serve() -> io::Result<()> {
-    let kernels = Kernels::of(None);
-    worker::serve(Some(Box::new(move || kernels.get())))
+pub fn serve(n_threads: usize) -> io::Result<()> {
+    let kernels = (n_threads > 0).then(|| Kernels::of(Some(n_threads)));
+    worker::serve(kernels.map(|kernels| Box::new(move || kernels.get()) as Box<MakeKernels>))
 }
 
 /// Loads every library that is found, those of a config too, for a list of them; those that cannot be
@@ -278,7 +275,7 @@ pub fn list(
     for found in find(&places(&[of_config, paths].concat(), env))? {
         let added = signatures.read(&found, &mut plugins.notes).and_then(|file| {
             let is_apart = is_apart(isolation, &found, &file);
-            let worker = is_apart.then(|| worker_program(env, DEADLINE)).transpose()?;
+            let worker = is_apart.then(|| plugins.worker_program(env, DEADLINE)).transpose()?;
             plugins.add(&mut loader, &found, &file, worker.as_ref())
         });
         match added {
@@ -297,8 +294,8 @@ pub fn list(
 /// `plugins.deadline_seconds` of a check, whose calls are small.
 const CHECK_DEADLINE: u64 = 30;
 
-/// Loads one library and tries what every plugin of a kind must have. It runs in a process of its own,
-/// so that a crash is a finding too.
+/// Loads one library and tries what every plugin of a kind must have, and again where the host has no
+/// kernels. It runs in processes of its own, so that a crash is a finding too.
 ///
 /// # Errors
 /// If it cannot be used at all.
@@ -308,11 +305,14 @@ pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), 
     let signatures = Signatures::new(trusted_keys(None, env)?, false);
     let file = signatures.read(&found, &mut plugins.notes)?;
     // Nothing was loaded by these loaders before: there is a library.
-    let program = worker_program(env, CHECK_DEADLINE)?;
+    let program = plugins.worker_program(env, CHECK_DEADLINE)?;
     let library = plugins.loader(env, CHECK_DEADLINE).open_in_worker(&file, &program)?;
     let mut findings = Vec::new();
     if let Some(library) = library {
         findings = conformance::check(&library);
+        let program = Plugins::worker_program_on(0, env, CHECK_DEADLINE)?;
+        let without = plugins.loader(env, CHECK_DEADLINE).open_in_worker(&file, &program);
+        findings.extend(conformance::check_without_kernels(&findings, without));
         plugins.put(library, false)?;
     }
     Ok((plugins, findings))
@@ -349,6 +349,31 @@ impl Plugins {
             stop: Box::new(move || stop.load(Ordering::Relaxed)),
             kernels: Some(Box::new(move || kernels.get())),
             hung: Some(Arc::new(Hung { after: deadline, tell: Box::new(env.alarm) })),
+        })
+    }
+
+    /// How a worker is started: its kernels have as many threads as ours.
+    fn worker_program(
+        &self,
+        env: &Environment,
+        deadline_seconds: u64,
+    ) -> Result<WorkerProgram, RunError> {
+        Self::worker_program_on(self.kernels.n_threads, env, deadline_seconds)
+    }
+
+    /// The same with another number of threads, or 0 for no kernels.
+    fn worker_program_on(
+        n_threads: usize,
+        env: &Environment,
+        deadline_seconds: u64,
+    ) -> Result<WorkerProgram, RunError> {
+        let mut worker = env.plugin_worker.clone().ok_or(RunError::NoPluginWorker)?;
+        worker.args.push(n_threads.to_string().into());
+        Ok(WorkerProgram {
+            program: worker.program,
+            args: worker.args,
+            environment: worker.environment,
+            silence_max: Duration::from_secs(deadline_seconds),
         })
     }
 

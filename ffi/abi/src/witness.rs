@@ -1,6 +1,6 @@
 //! What a plugin's compiler made of the tables, field by field, beside the hash of it all.
 
-use crate::{LAYOUTS, forgelm_str};
+use crate::{EXTENSION_LAYOUTS, LAYOUTS, Layout, forgelm_str};
 use std::ffi::CStr;
 
 /// A symbol that a plugin may have: a constant [`forgelm_layouts`].
@@ -39,7 +39,7 @@ pub struct forgelm_layouts {
 // SAFETY: its pointers are to constants.
 #[expect(unsafe_code, reason = "a constant with pointers to constants")]
 unsafe impl Sync for forgelm_layouts {}
-/// [`LAYOUTS`], as a plugin exports them.
+/// [`LAYOUTS`] and [`EXTENSION_LAYOUTS`], as a plugin exports them.
 pub const WITNESS: forgelm_layouts = {
     const FIELDS: &[forgelm_field_layout; n_fields()] = &fields();
     forgelm_layouts {
@@ -51,10 +51,16 @@ pub const WITNESS: forgelm_layouts = {
     }
 };
 
+const N_LAYOUTS: usize = LAYOUTS.len() + EXTENSION_LAYOUTS.len();
+
+const fn layout(i: usize) -> &'static Layout {
+    if i < LAYOUTS.len() { &LAYOUTS[i] } else { &EXTENSION_LAYOUTS[i - LAYOUTS.len()] }
+}
+
 const fn n_fields() -> usize {
     let (mut n, mut i) = (0, 0);
-    while i < LAYOUTS.len() {
-        n += LAYOUTS[i].fields.len();
+    while i < N_LAYOUTS {
+        n += layout(i).fields.len();
         i += 1;
     }
     n
@@ -65,8 +71,8 @@ const fn fields<const N: usize>() -> [forgelm_field_layout; N] {
     let mut all =
         [forgelm_field_layout { structure: empty, field: empty, align: 0, offset: 0, size: 0 }; N];
     let (mut n, mut i) = (0, 0);
-    while i < LAYOUTS.len() {
-        let (layout, mut j) = (&LAYOUTS[i], 0);
+    while i < N_LAYOUTS {
+        let (layout, mut j) = (layout(i), 0);
         while j < layout.fields.len() {
             let field = &layout.fields[j];
             all[n] = forgelm_field_layout {

@@ -192,6 +192,9 @@ pub(crate) fn call(
     Err(Failed { cause, ..caller.failed(&told(ended, unsafe { &*err })) })
 }
 
+/// How the message of a failure ends that has no words: it comes out of a worker as a text alone.
+pub(crate) const WORDLESS: &str = ", and says no more";
+
 /// What a failed call said.
 pub(crate) fn told(ended: forgelm_status, err: &forgelm_plugin_error) -> String {
     let what = match ended {
@@ -203,7 +206,7 @@ pub(crate) fn told(ended: forgelm_status, err: &forgelm_plugin_error) -> String 
         _ => "failed",
     };
     match (err.text(), ended) {
-        (text, _) if text.is_empty() => format!("{what} (status {ended}), and says no more"),
+        (text, _) if text.is_empty() => format!("{what} (status {ended}){WORDLESS}"),
         (text, status::PANIC) => format!("panicked: {text}"),
         (text, _) => text,
     }

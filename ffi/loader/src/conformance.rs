@@ -11,6 +11,7 @@ mod reward;
 mod trainer;
 
 use crate::Library;
+use crate::error::{LibraryError, Problem};
 use forgelm_plugin::{Kind, Plugin};
 use forgelm_sdk::OptionsError;
 use std::fmt;
@@ -61,6 +62,50 @@ pub fn check(library: &Library) -> Vec<Finding> {
     offers.evaluators.iter().for_each(|plugin| evaluator::check(plugin, &mut found));
     offers.rewards.iter().for_each(|plugin| reward::check(plugin, &mut found));
     found
+}
+
+/// What is wrong with plugins of a library where the host has no kernels, which they may ask for: one
+/// finding each. `before` is what [`check`] found with kernels, `without` the library loaded where there
+/// are none. One that is refused then says what it needs, as it should.
+#[must_use]
+pub fn check_without_kernels(
+    before: &[Finding],
+    without: Result<Option<Library>, LibraryError>,
+) -> Vec<Finding> {
+    let mut named: Vec<_> = before.iter().map(|finding| (finding.kind, finding.plugin)).collect();
+    named.dedup();
+    let (after, died) = match without {
+        Ok(library) => (library.as_ref().map(check).unwrap_or_default(), None),
+        Err(LibraryError { problem: Problem::Died(why), .. }) => (Vec::new(), Some(why)),
+        Err(_) => (Vec::new(), None),
+    };
+    let outcome = |(kind, plugin)| {
+        let held = |property| {
+            before.iter().any(|finding| {
+                (finding.kind, finding.plugin, finding.property) == (kind, plugin, property)
+                    && finding.outcome == Outcome::Holds
+            })
+        };
+        let of_plugin = after.iter().filter(|found| (found.kind, found.plugin) == (kind, plugin));
+        let fails =
+            of_plugin.filter(|found| held(found.property)).find_map(|found| match &found.outcome {
+                Outcome::Fails(why) => Some(format!("{}: {why}", found.property)),
+                Outcome::Holds | Outcome::Untried(_) => None,
+            });
+        match died.clone().or(fails) {
+            None => Outcome::Holds,
+            Some(why) => Outcome::Fails(format!(
+                "{why}\n  hint: one that needs them says `needs:forgelm.kernels/1` in its `features`"
+            )),
+        }
+    };
+    let finding = |(kind, plugin)| Finding {
+        kind,
+        plugin,
+        property: "does without the host's kernels, or says that it needs them",
+        outcome: outcome((kind, plugin)),
+    };
+    named.into_iter().map(finding).collect()
 }
 
 /// Collects the findings of one plugin.

@@ -175,6 +175,9 @@ pub enum Problem {
          plugins in the program"
     )]
     NoWorker(std::io::Error),
+    /// Its process died.
+    #[error("{0}")]
+    Died(String),
     /// What a worker said of it, hint and all.
     #[error("{0}")]
     InWorker(String),

@@ -97,7 +97,7 @@ impl Evaluator for Foreign {
     fn evaluate(&self, model: &Services<'_>) -> Result<Report, Failed> {
         let one_at_a_time = self.one_call_at_a_time.lock();
         let _one_at_a_time = one_at_a_time.unwrap_or_else(PoisonError::into_inner);
-        let behind = services::Behind::new(model, self.host.watcher());
+        let behind = services::Behind::new(model, self.host.life());
         let host = self.host.with_services(behind.tables());
         let mut written: Vec<u8> = Vec::new();
         let writer = forgelm_writer { ctx: (&raw mut written).cast(), write: Some(append) };

@@ -4,7 +4,7 @@ use crate::border::lossy;
 use crate::float_mode::KeepFloatMode;
 use crate::kernels::Kernels;
 use crate::rng;
-use crate::watch::{Calls, Hung, Watch};
+use crate::watch::{Calls, Hung, Life, Watch};
 use forgelm_abi::{
     ABI_MAJOR, ABI_MINOR, GENERATE, HELD_OUT, KERNELS, RNG, SCORE, forgelm_generate,
     forgelm_held_out, forgelm_host, forgelm_score, forgelm_str, log_level,
@@ -65,6 +65,8 @@ pub(crate) struct Host {
     table: forgelm_host,
     services: Arc<HostServices>,
     shared: Arc<Shared>,
+    /// Of the library that has this table.
+    life: Arc<Life>,
     for_evaluator: ForEvaluator,
 }
 
@@ -88,7 +90,7 @@ struct Shared {
 unsafe impl Sync for Host {}
 
 impl Host {
-    fn new(services: Arc<HostServices>, shared: Arc<Shared>) -> Self {
+    fn new(services: Arc<HostServices>, shared: Arc<Shared>, life: Arc<Life>) -> Self {
         Self {
             table: forgelm_host {
                 struct_size: crate::border::size::<forgelm_host>(),
@@ -103,13 +105,21 @@ impl Host {
             },
             services,
             shared,
+            life,
             for_evaluator: ForEvaluator::default(),
         }
     }
 
     /// A host for as long as the process.
     pub(crate) fn leak(services: HostServices) -> &'static Self {
-        Box::leak(Box::new(Self::new(Arc::new(services), Arc::default())))
+        Box::leak(Box::new(Self::new(Arc::new(services), Arc::default(), Arc::default())))
+    }
+
+    /// The same host for one more library, for as long as the process: a table of its own says who
+    /// calls.
+    pub(crate) fn leak_for_library(&self) -> &'static Self {
+        let (services, shared) = (Arc::clone(&self.services), Arc::clone(&self.shared));
+        Box::leak(Box::new(Self::new(services, shared, Arc::default())))
     }
 
     /// What stands behind the table.
@@ -120,17 +130,17 @@ impl Host {
     /// The same host with the services of an evaluator, for one call.
     pub(crate) fn with_services(&self, for_evaluator: ForEvaluator) -> Self {
         let (services, shared) = (Arc::clone(&self.services), Arc::clone(&self.shared));
-        Self { for_evaluator, ..Self::new(services, shared) }
+        Self { for_evaluator, ..Self::new(services, shared, Arc::clone(&self.life)) }
     }
 
     /// Watches a plugin: its calls are counted in what this gives.
     pub(crate) fn watch(&self, who: String) -> Arc<Calls> {
-        self.shared.watch.add(who, self.services.hung.as_ref())
+        self.shared.watch.add(who, &self.life, self.services.hung.as_ref())
     }
 
-    /// What watches its plugins.
-    pub(crate) fn watcher(&self) -> &Watch {
-        &self.shared.watch
+    /// The signs of life of the library that has this table.
+    pub(crate) fn life(&self) -> &Life {
+        &self.life
     }
 
     /// The table, as plugins get it.
@@ -215,7 +225,7 @@ unsafe extern "C" fn log(
     // SAFETY: texts are readable during the call.
     let (target, message) = unsafe { (lossy(target), lossy(message)) };
     let level = level_of(level);
-    host.shared.watch.sign_of_life();
+    host.life.sign();
     // Nothing of ours may unwind into a plugin.
     let _ = catch_unwind(AssertUnwindSafe(|| (host.services.log)(level, &target, &message)));
 }
@@ -231,7 +241,7 @@ unsafe extern "C" fn progress(table: *const forgelm_host, event_json: forgelm_st
     let Some(host) = (unsafe { host(table) }) else { return 0 };
     // SAFETY: the text is readable during the call.
     let event = unsafe { lossy(event_json) };
-    host.shared.watch.sign_of_life();
+    host.life.sign();
     let _ = catch_unwind(AssertUnwindSafe(|| (host.services.progress)(&event)));
     u32::from((host.services.stop)())
 }

@@ -72,8 +72,8 @@ pub struct Library {
 }
 
 impl Loader {
-    /// A loader whose libraries see this host. Its table stays in memory for ever, since a library
-    /// may keep it.
+    /// A loader whose libraries see this host. Its tables, one for each library, stay in memory for
+    /// ever, since a library may keep its own.
     #[must_use]
     pub fn new(services: HostServices) -> Self {
         Self { host: Host::leak(services), loaded: BTreeMap::new() }
@@ -117,7 +117,7 @@ impl Loader {
             is_isolated: false,
             signature: signature.clone(),
         });
-        let offers = entry.offers(self.host, path, &origin).map_err(wrong)?;
+        let offers = entry.offers(self.host.leak_for_library(), path, &origin).map_err(wrong)?;
         self.loaded.insert(sha256.clone(), path.clone());
         Ok(Some(Library { origin, abi: entry.abi, offers, notes }))
     }

@@ -64,24 +64,43 @@ impl Drop for Inside<'_> {
     }
 }
 
+/// The signs of life of one library, which come through the table that it was given: those of another
+/// library hide nothing of it.
+#[derive(Debug, Default)]
+pub(crate) struct Life {
+    n_signs: AtomicU64,
+    /// Services that are at work for a plugin of it, which waits for them.
+    n_serving: AtomicU64,
+}
+
+impl Life {
+    /// A plugin said something.
+    pub(crate) fn sign(&self) {
+        self.n_signs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A service of ours that may take long works for a plugin, until the guard goes out of scope.
+    pub(crate) fn serving(&self) -> Serving<'_> {
+        self.n_serving.fetch_add(1, Ordering::Relaxed);
+        Serving(self)
+    }
+}
+
+/// A service at work.
+pub(crate) struct Serving<'a>(&'a Life);
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        self.0.sign();
+        self.0.n_serving.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The plugins of a host.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     watched: Mutex<Vec<Watched>>,
     is_started: AtomicBool,
-    n_signs: AtomicU64,
-    /// Services that are at work for a plugin, which waits for them.
-    n_serving: AtomicU64,
-}
-
-/// A service at work.
-pub(crate) struct Serving<'a>(&'a Watch);
-
-impl Drop for Serving<'_> {
-    fn drop(&mut self) {
-        self.0.sign_of_life();
-        self.0.n_serving.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 #[derive(Debug)]
@@ -89,17 +108,24 @@ struct Watched {
     who: String,
     /// Gone with the plugin or the instance.
     calls: Weak<Calls>,
-    seen: u64,
+    /// Of its library.
+    life: Arc<Life>,
+    /// Calls and signs, when it was last looked at.
+    seen: (u64, u64),
     silence: Duration,
 }
 
 impl Watch {
     /// Watches a plugin from now on, if there is somebody to tell. `who` begins the text.
-    pub(crate) fn add(self: &Arc<Self>, who: String, hung: Option<&Arc<Hung>>) -> Arc<Calls> {
+    pub(crate) fn add(
+        self: &Arc<Self>,
+        who: String,
+        life: &Arc<Life>,
+        hung: Option<&Arc<Hung>>,
+    ) -> Arc<Calls> {
         let calls = Arc::new(Calls::default());
         let Some(hung) = hung else { return calls };
-        let (seen, silence) = (0, Duration::ZERO);
-        let watched = Watched { who, calls: Arc::downgrade(&calls), seen, silence };
+        let watched = Watched::new(who, &calls, life);
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(watched);
         if !self.is_started.swap(true, Ordering::AcqRel) {
             let (watch, hung) = (Arc::clone(self), Arc::clone(hung));
@@ -110,41 +136,33 @@ impl Watch {
         calls
     }
 
-    /// A plugin said something.
-    pub(crate) fn sign_of_life(&self) {
-        self.n_signs.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A service of ours that may take long works for a plugin, until the guard goes out of scope.
-    pub(crate) fn serving(&self) -> Serving<'_> {
-        self.n_serving.fetch_add(1, Ordering::Relaxed);
-        Serving(self)
-    }
-
     /// Counts in naps, so that no clock is needed.
     fn look_for_ever(&self, hung: &Hung) {
         let nap = (hung.after / 4).clamp(Duration::from_millis(10), Duration::from_secs(10));
-        let mut n_signs = 0;
         loop {
             std::thread::sleep(nap);
-            let now = self.n_signs.load(Ordering::Relaxed);
-            let is_silent = std::mem::replace(&mut n_signs, now) == now
-                && self.n_serving.load(Ordering::Relaxed) == 0;
             let mut all = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
             all.retain(|one| one.calls.strong_count() > 0);
-            let texts = all.iter_mut().filter_map(|one| one.hangs(is_silent, nap, hung.after));
+            let texts = all.iter_mut().filter_map(|one| one.hangs(nap, hung.after));
             texts.for_each(|text| (hung.tell)(&text));
         }
     }
 }
 
 impl Watched {
+    fn new(who: String, calls: &Arc<Calls>, life: &Arc<Life>) -> Self {
+        let (calls, life) = (Arc::downgrade(calls), Arc::clone(life));
+        Self { who, calls, life, seen: (0, 0), silence: Duration::ZERO }
+    }
+
     /// What to tell, once a call that hangs.
-    fn hangs(&mut self, is_silent: bool, nap: Duration, after: Duration) -> Option<String> {
-        let now = self.calls.upgrade()?.0.load(Ordering::Relaxed);
-        let is_inside = now & (ENDED - 1) != 0;
+    fn hangs(&mut self, nap: Duration, after: Duration) -> Option<String> {
+        let calls = self.calls.upgrade()?.0.load(Ordering::Relaxed);
+        let is_inside = calls & (ENDED - 1) != 0;
+        let is_served = self.life.n_serving.load(Ordering::Relaxed) > 0;
+        let now = (calls, self.life.n_signs.load(Ordering::Relaxed));
         let is_same = std::mem::replace(&mut self.seen, now) == now;
-        if !(is_silent && is_inside && is_same) {
+        if !(is_inside && is_same) || is_served {
             self.silence = Duration::ZERO;
             return None;
         }
@@ -170,25 +188,32 @@ mod tests {
 
     #[test]
     fn a_call_that_hangs_is_told_once_and_one_that_goes_on_is_not() {
-        let calls = Arc::new(Calls::default());
-        let (who, silence) = ("x".to_owned(), Duration::ZERO);
-        let mut watched = Watched { who, calls: Arc::downgrade(&calls), seen: 0, silence };
-        let mut told = |is_silent| watched.hangs(is_silent, NAP, AFTER).is_some();
-        assert!((0..9).all(|_| !told(true)), "nothing runs");
+        let (calls, life) = (Arc::new(Calls::default()), Arc::default());
+        let mut watched = Watched::new("x".to_owned(), &calls, &life);
+        let mut told = || watched.hangs(NAP, AFTER).is_some();
+        assert!((0..9).all(|_| !told()), "nothing runs");
         for _ in 0..9 {
             drop(calls.enter(Callers::One));
             let _inside = calls.enter(Callers::Several);
-            assert!(!told(true), "calls end");
+            assert!(!told(), "calls end");
         }
         let first = calls.enter(Callers::One);
-        let looks: Vec<bool> = (0..9).map(|_| told(true)).collect();
+        let looks: Vec<bool> = (0..9).map(|_| told()).collect();
         assert_eq!(looks.iter().position(|&told| told), Some(3));
         assert_eq!(looks.iter().filter(|&&told| told).count(), 1);
-        assert!(!told(false), "it said something");
-        let looks: Vec<bool> = (0..9).map(|_| told(true)).collect();
+        for _ in 0..9 {
+            life.sign();
+            assert!(!told(), "it said something");
+        }
+        let looks: Vec<bool> = (0..9).map(|_| told()).collect();
         assert_eq!(looks.iter().filter(|&&told| told).count(), 1, "and hangs again");
+        let serving = life.serving();
+        assert!((0..9).all(|_| !told()), "it waits for the program");
+        drop(serving);
+        let looks: Vec<bool> = (0..9).map(|_| told()).collect();
+        assert_eq!(looks.iter().position(|&told| told), Some(3), "and hangs after that");
         drop(first);
-        assert!((0..9).all(|_| !told(true)), "it came back");
+        assert!((0..9).all(|_| !told()), "it came back");
     }
 
     #[test]
@@ -196,9 +221,8 @@ mod tests {
         let (sender, receiver) = channel();
         let tell = move |text: &str| drop(sender.send(text.to_owned()));
         let hung = Arc::new(Hung { after: Duration::from_millis(40), tell: Box::new(tell) });
-        let watch = Arc::new(Watch::default());
-        let (well, ill) =
-            (watch.add("well".to_owned(), Some(&hung)), watch.add("ill".to_owned(), Some(&hung)));
+        let (watch, life) = (Arc::new(Watch::default()), Arc::default());
+        let [well, ill] = ["well", "ill"].map(|who| watch.add(who.to_owned(), &life, Some(&hung)));
         drop(well.enter(Callers::Several));
         let _inside = ill.enter(Callers::One);
         let told = receiver.recv_timeout(Duration::from_secs(20)).unwrap();

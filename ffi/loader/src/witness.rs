@@ -2,7 +2,8 @@
 //! about its hash, or has another, is told by the first field that differs.
 
 use forgelm_abi::{
-    LAYOUTS, LAYOUTS_SYMBOL, Layout, forgelm_field_layout, forgelm_layouts, forgelm_str,
+    EXTENSION_LAYOUTS, LAYOUTS, LAYOUTS_SYMBOL, Layout, forgelm_field_layout, forgelm_layouts,
+    forgelm_str,
 };
 use libloading::os::unix::Library;
 use std::fmt;
@@ -81,9 +82,11 @@ fn is(text: forgelm_str, name: &str) -> bool {
     bytes == name.as_bytes()
 }
 
-/// The first field of `layouts` that lies elsewhere in a list of a plugin's.
-fn first_difference(layouts: &[Layout], theirs: &[forgelm_field_layout]) -> Option<Difference> {
-    for layout in layouts {
+/// The first field that lies elsewhere in a list of a plugin's. Of what is asked for by id, only what
+/// the plugin lists is compared: one that is older than a service has nothing of it.
+fn first_difference(theirs: &[forgelm_field_layout]) -> Option<Difference> {
+    let is_listed = |layout: &&Layout| theirs.iter().any(|field| is(field.structure, layout.name));
+    for layout in LAYOUTS.iter().chain(EXTENSION_LAYOUTS.iter().filter(is_listed)) {
         for field in layout.fields {
             let expected = Place {
                 align: layout.align as u64,
@@ -109,7 +112,7 @@ fn first_difference(layouts: &[Layout], theirs: &[forgelm_field_layout]) -> Opti
 
 /// The first field that lies elsewhere, as far as the library says where its fields lie.
 pub(crate) fn difference(library: &'static Library) -> Option<Difference> {
-    first_difference(LAYOUTS, witness(library)?)
+    first_difference(witness(library)?)
 }
 
 #[cfg(test)]
@@ -124,22 +127,49 @@ mod tests {
 
     #[test]
     fn the_first_field_that_differs_is_named_with_both_places() {
-        assert_eq!(first_difference(LAYOUTS, &ours()), None);
+        assert_eq!(first_difference(&ours()), None);
         let mut theirs = ours();
         theirs.reverse();
-        assert_eq!(first_difference(LAYOUTS, &theirs), None, "another order");
+        assert_eq!(first_difference(&theirs), None, "another order");
         let is_logp = |field: &&mut forgelm_field_layout| {
             is(field.structure, "forgelm_scored") && is(field.field, "logp")
         };
         theirs.iter_mut().find(is_logp).unwrap().offset = 36;
-        let said = first_difference(LAYOUTS, &theirs).unwrap().to_string();
+        let said = first_difference(&theirs).unwrap().to_string();
         assert_eq!(
             said,
             "`forgelm_scored.logp` is at byte 36, 8 bytes, in a struct aligned to 8; expected at \
              byte 40, 8 bytes, in a struct aligned to 8"
         );
         theirs.retain(|field| !is(field.structure, "forgelm_host"));
-        let said = first_difference(LAYOUTS, &theirs).unwrap().to_string();
+        let said = first_difference(&theirs).unwrap().to_string();
         assert!(said.starts_with("`forgelm_host.struct_size` is missing; expected at "), "{said}");
+    }
+    /// A table of a service that is shaped otherwise is as bad; one that the plugin does not know is not.
+    #[test]
+    fn tables_that_are_asked_for_by_id_are_compared_where_the_plugin_has_them() {
+        let of = |name: &'static str| move |field: &forgelm_field_layout| is(field.structure, name);
+        for (structure, field, offset) in [
+            ("forgelm_kernels", "dot", 40),
+            ("forgelm_score", "score", 16),
+            ("forgelm_generate", "generate", 16),
+            ("forgelm_held_out", "text", 32),
+            ("forgelm_rng", "uniform", 24),
+            ("forgelm_reward", "judge", 24),
+            ("forgelm_answer", "record", 32),
+        ] {
+            let mut theirs = ours();
+            let is_field =
+                |other: &&mut forgelm_field_layout| of(structure)(other) && is(other.field, field);
+            theirs.iter_mut().find(is_field).unwrap().offset += 8;
+            let difference = first_difference(&theirs).unwrap();
+            assert_eq!(difference.field, format!("{structure}.{field}"));
+            assert_eq!(difference.expected.offset, offset);
+            assert_eq!(difference.found.unwrap().offset, offset + 8);
+            theirs.retain(|other| !(of(structure)(other) && is(other.field, field)));
+            assert_eq!(first_difference(&theirs).unwrap().found, None, "{structure}.{field}");
+            theirs.retain(|other| !of(structure)(other));
+            assert_eq!(first_difference(&theirs), None, "{structure} is not known there");
+        }
     }
 }

@@ -17,6 +17,7 @@
 
 pub mod attention;
 pub mod columns;
+pub mod counting;
 pub mod elementwise;
 pub mod embedding;
 pub mod gemm;

@@ -24,8 +24,8 @@ pub fn plugin(command: &PluginCommand, context: &mut Context) -> Exit {
 }
 
 /// Serves the program that started this process, until it is done.
-pub fn worker(context: &mut Context) -> Exit {
-    match plugins::serve() {
+pub fn worker(n_threads: usize, context: &mut Context) -> Exit {
+    match plugins::serve(n_threads) {
         Ok(()) => Exit::Success,
         Err(error) => {
             let text = format!("error: plugin-worker is for the program itself: {error}");

@@ -61,6 +61,20 @@ pub enum AuditEvent {
         /// The loss before training, if measured.
         baseline_loss: Option<f64>,
     },
+    /// `evaluation.evaluator_completed`: an evaluator has judged the tuned model. The catalogue's events
+    /// of benchmarks and judges say that a gate was passed; an evaluator has none.
+    EvaluatorCompleted {
+        /// Its name in the config.
+        evaluator: String,
+        /// The name; from the second of a name on, with a number.
+        label: String,
+        /// The library that it came from.
+        library: String,
+        /// SHA-256 of the library.
+        library_sha256: String,
+        /// The numbers of its report that stand in no list or object.
+        scores: BTreeMap<String, f64>,
+    },
     /// `pipeline.completed`.
     PipelineCompleted {
         /// Whether the run succeeded.
@@ -152,7 +166,7 @@ pub enum AuditEvent {
 }
 
 /// Names of all events, in the order in which they came to be.
-pub const EVENT_NAMES: [&str; 18] = [
+pub const EVENT_NAMES: [&str; 19] = [
     "pipeline.initialized",
     "training.started",
     "training.resumed",
@@ -171,6 +185,7 @@ pub const EVENT_NAMES: [&str; 18] = [
     "audit.recovered",
     "risk.unacceptable_acknowledged",
     "training.oom_recovery",
+    "evaluation.evaluator_completed",
 ];
 
 impl AuditEvent {
@@ -196,6 +211,7 @@ impl AuditEvent {
             Self::AuditRecovered { .. } => 15,
             Self::RiskUnacceptableAcknowledged { .. } => 16,
             Self::TrainingOomRecovery { .. } => 17,
+            Self::EvaluatorCompleted { .. } => 18,
         }]
     }
 
@@ -240,6 +256,13 @@ impl AuditEvent {
                     ("baseline_loss", optional(baseline_loss)),
                 ]
             }
+            Self::EvaluatorCompleted { evaluator, label, library, library_sha256, scores } => vec![
+                ("evaluator", json!(evaluator)),
+                ("label", json!(label)),
+                ("library", json!(library)),
+                ("library_sha256", json!(library_sha256)),
+                ("scores", Value::Object(numbers(scores))),
+            ],
             Self::PipelineCompleted { success, metrics_summary } => vec![
                 ("success", json!(success)),
                 ("metrics_summary", Value::Object(numbers(metrics_summary))),

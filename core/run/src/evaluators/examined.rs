@@ -1,11 +1,12 @@
 //! A model as evaluators see it: scores, answers and held-out records.
 
 use crate::error::RunError;
+use crate::memory;
 use forgelm_data::{Sequence, Sequences};
 use forgelm_generate::{
     GenerateError, GenerateOptions, Generator, Request, Sampling, ScoreError, ScoreRequest, Scorer,
 };
-use forgelm_model::{Adapter, Decoder};
+use forgelm_model::{Adapter, Decoder, MemoryPlan, ModelConfig};
 use forgelm_sdk::evaluator::{Generate, HeldOut, RecordText, Score, Services, TextPair, TextScore};
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::trainer::Role;
@@ -20,6 +21,34 @@ const LANES: usize = 8;
 const PROMPTS_TOGETHER: usize = 4 * LANES;
 /// Held-out records that are in memory at once.
 const RECORDS_TOGETHER: usize = 256;
+/// Tokens of an answer, at most, where an evaluator does not say how many.
+const ANSWER_TOKENS: usize = 256;
+
+/// Every buffer of an evaluator that asks for texts like those of the run, by name and size: scores of
+/// its longest, and answers of the usual length. What one asks for beyond that is refused where there
+/// is no room for it.
+pub(crate) fn memory_plan(
+    model: &ModelConfig,
+    adapter: Option<&Adapter>,
+    longest: usize,
+) -> MemoryPlan {
+    let context = longest.saturating_add(ANSWER_TOKENS).min(model.max_position_embeddings);
+    let mut plan = Scorer::memory_plan(model, adapter, longest);
+    plan.buffers.extend(Generator::memory_plan(model, adapter, context, LANES).buffers);
+    plan
+}
+
+/// Refuses what the system has no memory for: a process that takes more than that is killed.
+fn check_room(what: &str, n_bytes: usize) -> Result<(), Failed> {
+    match memory::refused(n_bytes as u64, 0) {
+        None => Ok(()),
+        Some(room) => Err(Failed::new(format!(
+            "{what} need {n_bytes} bytes of memory, and {} leaves {}",
+            room.ceiling.name(),
+            room.bytes
+        ))),
+    }
+}
 
 /// How a model reads and speaks.
 #[derive(Clone, Copy)]
@@ -79,6 +108,11 @@ impl<'a> Examined<'a> {
     ) -> Result<Vec<TextScore>, Failed> {
         let requests: Vec<ScoreRequest<'_>> =
             texts.iter().map(|(tokens, rows)| ScoreRequest { tokens, rows }).collect();
+        let longest = texts.iter().map(|(tokens, _)| tokens.len()).max().unwrap_or(0);
+        let n_bytes = self.scorer.borrow().still_needed(longest);
+        if n_bytes > 0 {
+            check_room(&format!("scores of {longest} tokens at once"), n_bytes)?;
+        }
         let logps = self.scorer.borrow_mut().score(&requests, &mut || !(self.is_stopped)());
         let logps = logps.map_err(|error| match error {
             ScoreError::Stopped => Failed::cancelled(),
@@ -218,6 +252,9 @@ impl Generate for Examined<'_> {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let context = longest.saturating_add(options.max_new_tokens).min(self.positions());
         let n_lanes = prompts.len().min(LANES);
+        let plan = Generator::memory_plan(self.decoder.config(), self.adapter, context, n_lanes);
+        let what = format!("{n_lanes} answers at once, each of {context} tokens with its prompt,");
+        check_room(&what, plan.total_bytes())?;
         let generator = Generator::with_lanes(self.decoder, self.adapter, context, n_lanes);
         let mut generator = generator.map_err(|error| Failed::new(error.to_string()))?;
         let mut answers = Vec::with_capacity(prompts.len());
@@ -284,7 +321,7 @@ fn generate_options(
 ) -> Result<(GenerateOptions, bool), Failed> {
     let read = || {
         let mut options = Reader::new("forgelm.generate/1", given);
-        let max_new_tokens = options.whole("max_new_tokens", 256, 1..=1 << 32)?;
+        let max_new_tokens = options.whole("max_new_tokens", ANSWER_TOKENS as u64, 1..=1 << 32)?;
         let temperature = options.number("temperature", 0.0, 0.0..=2.0)?;
         let top_p = options.number("top_p", 1.0, 1e-6..=1.0)?;
         let seed = options.whole("seed", 0, 0..=1 << 53)?;

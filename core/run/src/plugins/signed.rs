@@ -1,6 +1,6 @@
 //! Signatures of libraries: whose count, what is refused, and how one is made.
 
-use super::{CHECK_DEADLINE, Plugins, worker_program};
+use super::{CHECK_DEADLINE, Plugins};
 use crate::dossier;
 use crate::environment::Environment;
 use crate::error::RunError;
@@ -92,7 +92,7 @@ pub fn sign(path: &Path, key: Option<&Path>, env: &Environment) -> Result<Signed
     let file = LibraryFile::read(path)?;
     let plugins = Plugins::empty(None);
     // Nothing was loaded by this loader before: there is a library.
-    let program = worker_program(env, CHECK_DEADLINE)?;
+    let program = plugins.worker_program(env, CHECK_DEADLINE)?;
     let library = plugins.loader(env, CHECK_DEADLINE).open_in_worker(&file, &program)?;
     let (name, version) = library
         .map(|library| (library.origin.library.clone(), library.origin.version.clone()))

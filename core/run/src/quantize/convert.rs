@@ -116,8 +116,19 @@ pub(super) fn convert(
     work: &Work<'_>,
     take: &mut Take<'_>,
 ) -> Result<QuantizedTensor, Ended> {
+    in_pieces(name, rows, codec, (work, PIECE), take)
+}
+
+/// [`convert`], with about so many numbers in a piece.
+fn in_pieces(
+    name: &str,
+    rows: &dyn RowSource,
+    codec: Codec<'_>,
+    (work, numbers): (&Work<'_>, usize),
+    take: &mut Take<'_>,
+) -> Result<QuantizedTensor, Ended> {
     let (n_rows, n_cols) = (rows.n_rows(), rows.n_cols());
-    let at_a_time = (PIECE / n_cols.max(1)).max(1);
+    let at_a_time = (numbers / n_cols.max(1)).max(1);
     let pieces: Vec<Range<usize>> = (0..n_rows)
         .step_by(at_a_time)
         .map(|first| first..(first + at_a_time).min(n_rows))
@@ -208,12 +219,13 @@ fn piece(
 
 #[cfg(test)]
 mod tests {
-    use super::{Codec, convert};
+    use super::{Codec, Ended, convert, in_pieces};
     use crate::quantize::Work;
     use forgelm_kernels_api::RowSource;
     use forgelm_sdk::Failed;
     use forgelm_sdk::quantizer::Quantizer;
     use forgelm_tensor::Dtype;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Loses nothing.
     struct Exact;
@@ -251,6 +263,92 @@ mod tests {
 
         fn read_rows(&self, _: usize, out: &mut [f32]) {
             out.copy_from_slice(&self.0);
+        }
+    }
+
+    /// Numbers 0, 1, 2, ... in rows of three, but for one.
+    struct Rows {
+        n_rows: usize,
+        nan_row: Option<usize>,
+    }
+
+    impl RowSource for Rows {
+        fn n_rows(&self) -> usize {
+            self.n_rows
+        }
+
+        fn n_cols(&self) -> usize {
+            3
+        }
+
+        fn read_rows(&self, first: usize, out: &mut [f32]) {
+            for (row, out) in (first..).zip(out.chunks_exact_mut(3)) {
+                for (column, out) in out.iter_mut().enumerate() {
+                    *out = f32::from(u16::try_from(3 * row + column).expect("a small tensor"));
+                }
+                if self.nan_row == Some(row) {
+                    out[2] = f32::NAN;
+                }
+            }
+        }
+    }
+
+    /// Is done with the first row last of all that are at work.
+    struct FirstIsLast<'a> {
+        n_before: usize,
+        n_done: &'a AtomicUsize,
+    }
+
+    impl Quantizer for FirstIsLast<'_> {
+        fn bytes_per_row(&self, n_cols: usize) -> Result<usize, Failed> {
+            Exact.bytes_per_row(n_cols)
+        }
+
+        fn quantize(&self, rows: &[f32], n_cols: usize, bytes: &mut [u8]) -> Result<(), Failed> {
+            let is_first = rows[0].to_bits() == 0;
+            while is_first && self.n_done.load(Ordering::Acquire) < self.n_before {
+                std::thread::yield_now();
+            }
+            self.n_done.fetch_add(1, Ordering::AcqRel);
+            Exact.quantize(rows, n_cols, bytes)
+        }
+
+        fn dequantize(&self, bytes: &[u8], n_cols: usize, rows: &mut [f32]) -> Result<(), Failed> {
+            Exact.dequantize(bytes, n_cols, rows)
+        }
+    }
+
+    #[test]
+    fn pieces_are_joined_in_the_order_of_rows_whichever_is_done_first() {
+        let whole: Vec<u8> = (0..21_u16).flat_map(|v| f32::from(v).to_le_bytes()).collect();
+        for n_threads in 1..=4 {
+            // Less than a row, a row, two with one left over, and all of them.
+            for numbers in [1, 3, 6, 1 << 20] {
+                let n_pieces =
+                    if numbers > 21 { 1 } else { 7_usize.div_ceil((numbers / 3).max(1)) };
+                let n_done = AtomicUsize::new(0);
+                let n_before = n_threads.min(n_pieces) - 1;
+                let quantizer = FirstIsLast { n_before, n_done: &n_done };
+                let is_stopped = &|| false;
+                let work = Work { method: "exact", quantizer: &quantizer, n_threads, is_stopped };
+                let mut taken = Vec::new();
+                let rows = Rows { n_rows: 7, nan_row: None };
+                let codec = Codec::Method(&quantizer);
+                let done = in_pieces("w", &rows, codec, (&work, numbers), &mut |bytes| {
+                    taken.extend_from_slice(bytes);
+                    Ok(())
+                });
+                let Ok(done) = done else { panic!("it can be converted") };
+                assert_eq!(taken, whole, "{n_threads} threads, {numbers} numbers");
+                assert_eq!((done.n_values, done.bytes_after), (21, 84));
+                assert_eq!(n_done.load(Ordering::Acquire), n_pieces);
+
+                let rows = Rows { n_rows: 7, nan_row: Some(5) };
+                let refused = in_pieces("w", &rows, codec, (&work, numbers), &mut |_| Ok(()));
+                let Err(Ended::Refused(refused)) = refused else { panic!("NaN is refused") };
+                let expected = "tensor `w`: row 5, column 2 is NaN; expected a finite number";
+                assert_eq!(refused.to_string(), expected);
+            }
         }
     }
 

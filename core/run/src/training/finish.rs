@@ -96,6 +96,7 @@ impl Job<'_> {
             };
             let found = Evaluated { used: chosen.used, label: chosen.label, report };
             metrics.evaluator(session.state(), &found)?;
+            audit.append(&found.audit_event())?;
             self.observer.observe(&Event::Notice(found.line()));
             self.used.push(found.used.clone());
             evaluated.push(found);

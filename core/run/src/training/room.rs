@@ -87,6 +87,7 @@ impl Inputs<'_> {
             keep: rung.keep,
             n_threads: self.n_threads,
             held: self.held,
+            is_judged: self.plan.run.plugins.iter().any(|plugins| !plugins.evaluators.is_empty()),
         });
         if let Some(rollouts) = self.feed().rollouts {
             let n_answers = rung.cut.batch_size * rung.cut.accumulation;

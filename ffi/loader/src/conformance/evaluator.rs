@@ -1,6 +1,7 @@
 //! An evaluator gives the same report again, and fails in words where a service is missing.
 
 use super::{Finding, Outcome, Tried, same};
+use crate::border::WORDLESS;
 use forgelm_plugin::{Evaluators, Plugin};
 use forgelm_sdk::evaluator::{
     Evaluator, Generate, HeldOut, RecordText, Report, Score, Services, TextPair, TextScore,
@@ -77,10 +78,13 @@ pub(super) fn check(plugin: &Plugin<Evaluators>, found: &mut Vec<Finding>) {
     tried.property("gives the same report again", again(&*evaluator, &all, &first));
     // One that needs no service has nothing to say. One that panicked, or whose process died, is not
     // called again.
-    let _ = evaluator.evaluate(&Services::default());
-    let outcome = match evaluator.evaluate(&all) {
-        Ok(_) => Outcome::Holds,
-        Err(failed) => Outcome::Fails(failed.message),
+    let without = evaluator.evaluate(&Services::default());
+    let outcome = match (evaluator.evaluate(&all), without) {
+        (Err(failed), _) => Outcome::Fails(failed.message),
+        (Ok(_), Err(silent)) if silent.message.ends_with(WORDLESS) => {
+            Outcome::Fails(silent.message)
+        }
+        (Ok(_), _) => Outcome::Holds,
     };
     tried.note("says in words that a service is missing", outcome);
 }

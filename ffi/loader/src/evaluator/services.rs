@@ -3,7 +3,7 @@
 use crate::border::{lossy, size};
 use crate::host::ForEvaluator;
 use crate::service::{Refusal, serve};
-use crate::watch::{Serving, Watch};
+use crate::watch::{Life, Serving};
 use forgelm_abi::{
     forgelm_generate, forgelm_held_out, forgelm_plugin_error, forgelm_score, forgelm_status,
     forgelm_str, forgelm_text_pair, forgelm_writer,
@@ -18,14 +18,14 @@ use std::thread::{ThreadId, current};
 /// What stands behind the tables of one call: the services, and who is told while they work.
 pub(super) struct Behind<'a> {
     model: &'a Services<'a>,
-    watch: &'a Watch,
+    life: &'a Life,
     /// The one that calls `evaluate`.
     thread: ThreadId,
 }
 
 impl<'a> Behind<'a> {
-    pub(super) fn new(model: &'a Services<'a>, watch: &'a Watch) -> Self {
-        Self { model, watch, thread: current().id() }
+    pub(super) fn new(model: &'a Services<'a>, life: &'a Life) -> Self {
+        Self { model, life, thread: current().id() }
     }
 
     /// The tables, good for as long as this.
@@ -113,7 +113,7 @@ unsafe extern "C" fn score(
         }
         // SAFETY: the table of the call in progress.
         let behind = unsafe { behind((*table).service_data) }?;
-        let (service, _working) = (behind.model.score.ok_or_else(null)?, behind.watch.serving());
+        let (service, _working) = (behind.model.score.ok_or_else(null)?, behind.life.serving());
         // SAFETY: as many pairs as the plugin says, readable during the call.
         let pairs = unsafe { std::slice::from_raw_parts(pairs, n) };
         // SAFETY: texts are readable during the call.
@@ -146,7 +146,7 @@ unsafe extern "C" fn generate(
         }
         // SAFETY: the table of the call in progress.
         let behind = unsafe { behind((*table).service_data) }?;
-        let (service, _working) = (behind.model.generate.ok_or_else(null)?, behind.watch.serving());
+        let (service, _working) = (behind.model.generate.ok_or_else(null)?, behind.life.serving());
         // SAFETY: as many as the plugin says, readable during the call; so below.
         let (prompts, answers) = unsafe {
             (std::slice::from_raw_parts(prompts, n), std::slice::from_raw_parts(answers, n))
@@ -180,7 +180,7 @@ unsafe fn held_out<'a>(
     let table = unsafe { table.as_ref() }.ok_or_else(null)?;
     // SAFETY: likewise.
     let behind = unsafe { behind(table.service_data) }?;
-    Ok((behind.model.held_out.ok_or_else(null)?, behind.watch.serving()))
+    Ok((behind.model.held_out.ok_or_else(null)?, behind.life.serving()))
 }
 
 unsafe extern "C" fn held_out_count(table: *const forgelm_held_out) -> u64 {

@@ -4,6 +4,7 @@
 use super::Kernels;
 use forgelm_abi::{forgelm_gemm, forgelm_kernels, forgelm_plugin_error, forgelm_work, status};
 use forgelm_kernels_api::{GemmDims, GemmLayout, Ops, Write};
+use forgelm_kernels_check::counting::Counting;
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_sdk::{Failed, kernels};
@@ -138,6 +139,25 @@ fn products_are_those_of_the_reference() {
     assert_eq!(c.map(f32::to_bits), [0; 4]);
     let refused = on(1).gemm(&mut c, &[1.0], &[], GemmLayout::Nn, nothing, 1.0, Write::Add);
     assert_eq!(refused.unwrap_err().message, "`a` has 1 numbers; expected 2 times 0");
+}
+
+/// Not by a loop of the loader's own, which would give much the same numbers.
+#[test]
+fn products_and_norms_are_computed_by_the_kernel_library() {
+    let counting = Arc::new(Counting::new(Arc::new(Cpu::new(2))));
+    let table = &Box::leak(Box::new(Kernels::new(Arc::clone(&counting) as Arc<dyn Ops>))).table;
+    // SAFETY: a table of this crate.
+    let kernels = unsafe { kernels::Kernels::new(table) };
+    let called =
+        || counting.take().into_iter().map(|(op, tally)| (op, tally.calls)).collect::<Vec<_>>();
+    let (x, dims) = (numbers(6), GemmDims { m: 2, n: 2, k: 3 });
+    kernels.gemm(&mut [0.0; 4], &x, &x, GemmLayout::Nt, dims, 1.0, Write::Replace).unwrap();
+    assert_eq!(called(), [("gemm", 1)]);
+    kernels.rms_norm(&mut [0.0; 6], &x, &x[..3], 1e-5).unwrap();
+    assert_eq!(called(), [("rms_norm_forward", 1)]);
+    kernels.parallel_for(5, 2, |_| Ok(())).unwrap();
+    kernels.dot(&x, &x).unwrap();
+    assert_eq!(called(), [("parallel_for", 2)]);
 }
 
 #[test]

@@ -33,7 +33,8 @@ pub(crate) fn load(
     let mut worker = Worker::start(program, services).map_err(|e| wrong(Problem::NoWorker(e)))?;
     let path = file.path.as_os_str().as_bytes().to_owned();
     let answer = worker.ask(&Ask::Load { path, sha256: file.sha256.clone() });
-    let Answer::Loaded(loaded) = answer.map_err(|why| wrong(Problem::InWorker(why)))? else {
+    let problem = if worker.is_alive() { Problem::InWorker } else { Problem::Died };
+    let Answer::Loaded(loaded) = answer.map_err(|why| wrong(problem(why)))? else {
         return Err(wrong(Problem::InWorker(unexpected())));
     };
     Ok(library(file, *loaded, Arc::new(Mutex::new(worker))))

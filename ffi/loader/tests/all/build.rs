@@ -58,9 +58,14 @@ impl Told {
 
     /// A host whose kernels have these threads.
     pub fn loader_on(&self, n_threads: usize) -> Loader {
+        Loader::new(self.services(n_threads))
+    }
+
+    /// What such a host offers.
+    pub fn services(&self, n_threads: usize) -> HostServices {
         let (lines, events) = (Arc::clone(&self.lines), Arc::clone(&self.events));
         let stop = Arc::clone(&self.stop);
-        Loader::new(HostServices {
+        HostServices {
             log: Box::new(move |level, target, message| {
                 lines.lock().unwrap().push((level, target.to_owned(), message.to_owned()));
             }),
@@ -68,7 +73,7 @@ impl Told {
             stop: Box::new(move || stop.load(Ordering::Relaxed)),
             kernels: Some(Box::new(move || Arc::new(Cpu::new(n_threads)))),
             hung: None,
-        })
+        }
     }
 }
 

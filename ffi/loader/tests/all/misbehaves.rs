@@ -3,10 +3,12 @@
 use crate::batch::Batch;
 use crate::build::{Told, built, compile, load, misbehaves};
 use forgelm_kernels_api::philox::philox4x32;
-use forgelm_loader::Level;
+use forgelm_loader::{HostServices, Hung, Level, Loader};
 use forgelm_sdk::trainer::Trainer;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A denormal number, which is zero when a library has its way.
 fn denormal() -> u32 {
@@ -149,4 +151,33 @@ fn a_plugin_talks_reports_and_is_stopped() {
     assert_eq!(*told.events.lock().unwrap(), ["{\"at\": 1}"]);
     told.stop.store(true, Ordering::Relaxed);
     assert!(texts.failure(&*talks).ends_with("was asked to stop"));
+}
+
+/// One library works and says so all the time; beside it another says nothing for three seconds.
+#[test]
+fn a_library_that_hangs_is_named_while_another_one_talks() {
+    let (_talks, talks) = misbehaves(&["LOSS=works_until_stopped", "NAME=\"talks\""]);
+    let (_hangs, hangs) = misbehaves(&["LOSS=dozes", "NAME=\"hangs\""]);
+    let (told, named) = (Told::default(), Arc::new(Mutex::new(Vec::new())));
+    let (names, after) = (Arc::clone(&named), Duration::from_millis(500));
+    let tell = move |text: &str| names.lock().unwrap().push(text.to_owned());
+    let hung = Some(Arc::new(Hung { after, tell: Box::new(tell) }));
+    let mut loader = Loader::new(HostServices { hung, ..told.services(1) });
+    let mut made = |path: &Path| {
+        let library = loader.load(path).unwrap().unwrap();
+        (library.offers.trainers[0].build)(&[]).unwrap()
+    };
+    let (talks, hangs) = (made(&talks), made(&hangs));
+    std::thread::scope(|scope| {
+        scope.spawn(|| Batch::texts(1).failure(&*talks));
+        for _ in 0..3 {
+            assert_eq!(Batch::texts(1).loss(&*hangs), Batch::texts(1).loss(&*sft()));
+        }
+        told.stop.store(true, Ordering::Relaxed);
+    });
+    let named = named.lock().unwrap();
+    assert_eq!(named.len(), 1, "{named:?}");
+    assert!(named[0].starts_with("trainer `hangs` of misbehaves 0.1.0 ("), "{named:?}");
+    assert!(named[0].contains("no sign of life for 500ms"), "{named:?}");
+    assert!(told.events.lock().unwrap().len() > 100, "the other one said nothing");
 }

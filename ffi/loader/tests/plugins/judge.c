@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "forgelm_plugin.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,6 +121,56 @@ forgelm_status asks_everything(const forgelm_evaluator *evaluator, const forgelm
     return FORGELM_OK;
 }
 
+/* What a thread of its own is told by each service: the statuses, and how many records there are. */
+typedef struct elsewhere {
+    const forgelm_host *host;
+    long long found[5];
+    size_t n_words;
+} elsewhere;
+
+static void *asks_elsewhere(void *ctx) {
+    elsewhere *here = ctx;
+    const forgelm_score *score = score_of(here->host);
+    const forgelm_generate *generate = generate_of(here->host);
+    const forgelm_held_out *held_out = held_out_of(here->host);
+    forgelm_plugin_error err = {0};
+    err.struct_size = sizeof err;
+    forgelm_text_pair pair = {text("The sky is"), text(" blue.")};
+    forgelm_str prompt = text("What is it?");
+    forgelm_writer to_prompt = into(&prompt_text), to_completion = into(&completion_text);
+    forgelm_writer answer = into(&answer_texts[0]);
+    double sum;
+    uint64_t count;
+    here->found[0] = score->score(score, &pair, 1, &sum, &count, &err);
+    here->found[1] = generate->generate(generate, &prompt, 1, text("{}"), &answer, &err);
+    here->found[2] = held_out->score(held_out, 0, 1, &sum, &count, &err);
+    here->found[3] = held_out->text(held_out, 0, &to_prompt, &to_completion, &err);
+    here->found[4] = (long long)held_out->count(held_out);
+    here->n_words = err.message_len + answer_texts[0].len + prompt_text.len + completion_text.len;
+    return NULL;
+}
+
+/* The same on a thread of its own and then on the caller's. */
+forgelm_status asks_on_a_thread(const forgelm_evaluator *evaluator, const forgelm_host *host,
+                                const forgelm_writer *report, forgelm_plugin_error *err) {
+    (void)evaluator, (void)err;
+    elsewhere other = {.host = host}, here = {.host = host};
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, asks_elsewhere, &other) != 0) {
+        return FORGELM_E_INTERNAL;
+    }
+    pthread_join(thread, NULL);
+    asks_elsewhere(&here);
+    snprintf(report_text, sizeof report_text,
+             "{\"other\": [%lld, %lld, %lld, %lld, %lld], \"here\": [%lld, %lld, %lld, %lld], "
+             "\"is_told\": %s}",
+             other.found[0], other.found[1], other.found[2], other.found[3], other.found[4],
+             here.found[0], here.found[1], here.found[2], here.found[3],
+             other.n_words > 0 ? "true" : "false");
+    report->write(report->ctx, text(report_text));
+    return FORGELM_OK;
+}
+
 static double seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -158,6 +209,36 @@ forgelm_status crashes(const forgelm_evaluator *evaluator, const forgelm_host *h
     (void)evaluator, (void)host, (void)report, (void)err;
     *(volatile int *)NULL = 1;
     return FORGELM_OK;
+}
+
+/* Asks for a service without looking whether it is there. */
+forgelm_status trusts_the_host(const forgelm_evaluator *evaluator, const forgelm_host *host,
+                               const forgelm_writer *report, forgelm_plugin_error *err) {
+    (void)evaluator;
+    const forgelm_held_out *held_out = held_out_of(host);
+    double sum;
+    uint64_t count;
+    forgelm_status status = held_out->score(held_out, 0, 1, &sum, &count, err);
+    report->write(report->ctx, text("{\"n\": 1}"));
+    return status;
+}
+
+/* Says that it panicked where a service is missing. */
+forgelm_status panics_without(const forgelm_evaluator *evaluator, const forgelm_host *host,
+                              const forgelm_writer *report, forgelm_plugin_error *err) {
+    (void)evaluator, (void)err;
+    report->write(report->ctx, text("{\"n\": 1}"));
+    return held_out_of(host) == NULL ? FORGELM_E_PANIC : FORGELM_OK;
+}
+
+/* Fails for good where a service was missing once. */
+forgelm_status bears_a_grudge(const forgelm_evaluator *evaluator, const forgelm_host *host,
+                              const forgelm_writer *report, forgelm_plugin_error *err) {
+    static int n_missing;
+    (void)evaluator, (void)err;
+    n_missing += held_out_of(host) == NULL;
+    report->write(report->ctx, text("{\"n\": 1}"));
+    return n_missing > 0 ? FORGELM_E_UNIMPLEMENTED : FORGELM_OK;
 }
 
 /* After one question, so that it stops in the middle of a talk. */

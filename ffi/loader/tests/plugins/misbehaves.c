@@ -406,6 +406,40 @@ forgelm_status kernel_metrics(const forgelm_trainer *trainer, const forgelm_scor
     return loss(trainer, scored, out, err);
 }
 
+/* How many threads of the kernels work at once, as a metric: each range waits for EXPECTED others, and
+ * then a little for more than that. */
+#ifndef EXPECTED
+#define EXPECTED 1
+#endif
+static int n_inside, n_inside_most;
+
+static forgelm_status waits_for_others(void *ctx, size_t first, size_t end) {
+    (void)ctx, (void)first, (void)end;
+    int n = __atomic_add_fetch(&n_inside, 1, __ATOMIC_SEQ_CST);
+    int most = __atomic_load_n(&n_inside_most, __ATOMIC_SEQ_CST);
+    while (n > most && !__atomic_compare_exchange_n(&n_inside_most, &most, n, 0, __ATOMIC_SEQ_CST,
+                                                    __ATOMIC_SEQ_CST)) {
+    }
+    for (int i = 0; i < 20000; ++i) {
+        if (__atomic_load_n(&n_inside_most, __ATOMIC_SEQ_CST) >= EXPECTED) {
+            break;
+        }
+        usleep(1000);
+    }
+    usleep(20000);
+    __atomic_sub_fetch(&n_inside, 1, __ATOMIC_SEQ_CST);
+    return FORGELM_OK;
+}
+
+forgelm_status thread_metrics(const forgelm_trainer *trainer, const forgelm_scored *scored,
+                              forgelm_loss *out, forgelm_plugin_error *err) {
+    const forgelm_kernels *on = the_host->get_extension(the_host, FORGELM_KERNELS);
+    forgelm_work work = {NULL, waits_for_others};
+    forgelm_status ended = on->parallel_for(on, 12, 1, &work, err);
+    tell(out, "threads_at_once", (double)n_inside_most);
+    return ended == FORGELM_OK ? loss(trainer, scored, out, err) : ended;
+}
+
 forgelm_status failing_init(const forgelm_host *host, forgelm_str dir, forgelm_plugin_error *err) {
     (void)host;
     memcpy(err->message, dir.ptr, dir.len < 200 ? dir.len : 200);

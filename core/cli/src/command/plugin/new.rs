@@ -140,8 +140,9 @@ fn files(kind: PluginKind, language: PluginLanguage, name: &str) -> Vec<File> {
         .replace("{{language}}", language.shown())
         .replace("{{source}}", &source_file)
         .replace("{{build}}", language.build())
+        .replace("{{use}}", &used(kind))
         .replace("{{library}}", &library)
-        .replace("{{use}}", used(kind))
+        .replace("{{page}}", page(kind))
         .replace("{{vendored}}", source_of_ours(language));
     let mut files = vec![
         named(&source_file, source),
@@ -164,15 +165,39 @@ fn files(kind: PluginKind, language: PluginLanguage, name: &str) -> Vec<File> {
     files
 }
 
-/// How a config asks for one, after the path of its library.
-fn used(kind: PluginKind) -> &'static str {
+/// How one is asked for.
+fn used(kind: PluginKind) -> String {
+    let config = |line: &str| {
+        format!(
+            "A run that is to use the plugin names its library:\n\n```yaml\nplugins:\n  paths: \
+             [my_plugin/{{{{library}}}}]\n  {line}\n```"
+        )
+    };
     match kind {
-        PluginKind::Trainer => "  trainer: my_plugin",
-        PluginKind::MergeMethod => "merge:\n  method: my_plugin",
-        PluginKind::Reward => "  rewards: [{name: my_plugin}]",
-        PluginKind::Quantizer | PluginKind::Evaluator => {
-            "# and my_plugin where it takes one by name"
+        PluginKind::Trainer => config("trainer: my_plugin"),
+        PluginKind::Evaluator => config("evaluators: [{name: my_plugin}]"),
+        PluginKind::Reward => config("rewards: [{name: my_plugin}]"),
+        PluginKind::Quantizer => {
+            "A model is written with it by\n\n```sh\nFORGELM_PLUGIN_PATH=my_plugin/{{library}} \\\n  \
+             forgelm quantize --model MODEL --method my_plugin --output small\n```"
+                .to_owned()
         }
+        PluginKind::MergeMethod => {
+            "`merge.method` does not take the name of a method from another library yet: it can be \
+             listed and checked."
+                .to_owned()
+        }
+    }
+}
+
+/// The page about its kind.
+fn page(kind: PluginKind) -> &'static str {
+    match kind {
+        PluginKind::Trainer => "trainers.md",
+        PluginKind::Evaluator => "evaluators.md",
+        PluginKind::Reward => "rewards.md",
+        PluginKind::Quantizer => "quantize.md",
+        PluginKind::MergeMethod => "merge.md",
     }
 }
 

@@ -1,6 +1,6 @@
 //! The services over the tiny model of the golden values.
 
-use super::{Examined, Language, PROMPTS_TOGETHER};
+use super::{Examined, Language, PROMPTS_TOGETHER, check_room};
 use forgelm_data::{Sequence, Sequences};
 use forgelm_generate::{ScoreRequest, Scorer};
 use forgelm_kernels_api::Compute;
@@ -217,4 +217,15 @@ fn a_request_to_stop_ends_every_service() {
     assert_eq!(answered.expect_err("stopped").cause, Cause::Cancelled);
     let refused = HeldOut::score(&examined, 0, 1);
     assert_eq!(refused.expect_err("stopped").cause, Cause::Cancelled);
+}
+
+/// Where the system has room, nothing is said; where it has not, how much there is.
+#[test]
+fn what_there_is_no_memory_for_is_refused_with_its_size() {
+    assert!(check_room("scores of 3 tokens at once", 1).is_ok());
+    let refused = check_room("answers", 1 << 60).expect_err("more than any machine has");
+    assert_eq!(refused.cause, Cause::Work);
+    let expected = "answers need 1152921504606846976 bytes of memory, and ";
+    assert!(refused.message.starts_with(expected), "{refused}");
+    assert!(refused.message.contains(" leaves "), "{refused}");
 }

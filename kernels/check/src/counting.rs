@@ -12,7 +12,9 @@ use forgelm_kernels_api::{
 /// Calls and time of one op.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
+    /// How often it was called.
     pub calls: usize,
+    /// How long all calls took together.
     pub time: Duration,
 }
 
@@ -24,10 +26,14 @@ pub struct Counting {
 }
 
 impl Counting {
+    /// Counts calls, and reads no clock.
+    #[must_use]
     pub fn new(inner: Arc<dyn Ops>) -> Self {
         Self::with_clock(inner, || Duration::ZERO)
     }
 
+    /// Counts calls and their time.
+    #[must_use]
     pub fn with_clock(inner: Arc<dyn Ops>, clock: fn() -> Duration) -> Self {
         Self { inner, clock, tallies: Mutex::default() }
     }
@@ -56,6 +62,10 @@ impl Ops for Counting {
 
     fn n_threads(&self) -> usize {
         self.inner.n_threads()
+    }
+
+    fn parallel_for(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.timed("parallel_for", || self.inner.parallel_for(n_tasks, task))
     }
 
     fn prefers(&self, compute: Compute) -> bool {
