@@ -3,13 +3,15 @@
 #![expect(unsafe_code, reason = "the one memory map of the program")]
 
 use crate::open::{self, OpenError};
-use std::fs::Metadata;
+use rustix::io::ReadWriteFlags;
+use std::fs::{File, Metadata};
+use std::io::IoSliceMut;
 use std::ops::Deref;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Bytes that are asked for at a time: much, so that the disk works at full speed.
-const READ_AHEAD: usize = 8 << 20;
+/// Bytes that are read at a time: much, so that the disk works at full speed.
+const READ_AHEAD: usize = 1 << 20;
 
 /// What a file looked like when it was mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,7 @@ impl Stamp {
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,
+    file: File,
     /// None for an empty file, which cannot be mapped.
     map: Option<memmap2::Mmap>,
     stamp: Stamp,
@@ -56,7 +59,7 @@ impl MappedFile {
             let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) };
             Some(map.map_err(|source| OpenError::Io { path: path.to_owned(), source })?)
         };
-        Ok(Self { path: path.to_owned(), map, stamp: Stamp::of(&metadata) })
+        Ok(Self { path: path.to_owned(), file, map, stamp: Stamp::of(&metadata) })
     }
 
     /// The path it was opened under.
@@ -65,17 +68,32 @@ impl MappedFile {
         &self.path
     }
 
-    /// Asks the system to read the file from its first byte to its last, ahead of use, until it is
-    /// done or `is_enough` says so. Waits for the disk: for a thread of its own. A request only: a
-    /// system that refuses reads when the bytes are used.
+    /// Reads the file from its first byte to its last, ahead of use, until it is done or `is_enough`
+    /// says so. Waits for the disk: for a thread of its own. What cannot be read is left to whoever
+    /// uses the bytes.
+    ///
+    /// Reads, and does not advise: advice about a map brought the pages of a cold file in at half of
+    /// the speed. Pieces that are in memory already are passed over.
     pub fn read_ahead(&self, is_enough: &dyn Fn() -> bool) {
-        let Some(map) = &self.map else { return };
-        for first in (0..map.len()).step_by(READ_AHEAD) {
-            let len = READ_AHEAD.min(map.len() - first);
-            if is_enough() || map.advise_range(memmap2::Advice::WillNeed, first, len).is_err() {
-                return;
+        let mut room = vec![0; READ_AHEAD];
+        let mut first = 0;
+        while !is_enough() {
+            if self.is_in_memory(first) {
+                first += READ_AHEAD as u64;
+                continue;
+            }
+            match self.file.read_at(&mut room, first) {
+                Ok(n @ 1..) => first += n as u64,
+                Ok(0) | Err(_) => return,
             }
         }
+    }
+
+    /// Whether the last byte of the piece that begins at `first` can be had without the disk.
+    fn is_in_memory(&self, first: u64) -> bool {
+        let (mut byte, last) = ([0], first + READ_AHEAD as u64 - 1);
+        let room = &mut [IoSliceMut::new(&mut byte)];
+        rustix::io::preadv2(&self.file, room, last, ReadWriteFlags::NOWAIT) == Ok(1)
     }
 
     /// Lets go of the pages of `bytes`, a part of this file, which was read and will hardly be read
