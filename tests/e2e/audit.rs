@@ -89,7 +89,8 @@ fn a_clean_folder_exits_0_and_its_report_says_what_was_read_and_how() {
     assert_eq!(report["source_input"], "set");
     assert_eq!(report["source_path"], json!(workplace.path("set")));
     assert_eq!(report["forgelm_version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(report["parameters"]["near_dup_threshold"], 0);
+    let dedup = json!({"method": "simhash", "hamming_threshold": 0});
+    assert_eq!(report["parameters"]["dedup"], dedup);
     let digest = forgelm_artifact::hash::sha256_file(&workplace.path("set/train.jsonl")).unwrap();
     assert_eq!(report["inputs"][0]["sha256"], digest.as_str());
     assert!(report["quality_summary"]["samples_evaluated"] == 35, "{report}");
@@ -98,6 +99,10 @@ fn a_clean_folder_exits_0_and_its_report_says_what_was_read_and_how() {
     let ran = workplace.forgelm(&["audit", "set", "--near-dup-threshold", "0"]).expect_code(0);
     let line = "leakage: 2 rows of train are in validation, 2 rows of validation in train";
     assert!(ran.stdout.contains(line), "{}", ran.stdout);
+    let minhash = ["audit", "set", "--dedup-method", "minhash", "--jaccard-threshold", "1"];
+    let ran = workplace.forgelm(&minhash).expect_code(0);
+    assert!(ran.stdout.contains(line), "{}", ran.stdout);
+    assert_eq!(self::report(&workplace)["cross_split_overlap"]["num_perm"], 128);
     // Any number of threads, the same report but for the time.
     let without_time = |workers: &str| {
         workplace
@@ -123,7 +128,6 @@ fn what_cannot_be_audited_is_no_success() {
         (&["audit", "broken.jsonl"], 1, "error: broken.jsonl:2: the line that begins at byte"),
         (&["audit", "data.jsonl", "--pii-ml"], 2, "--pii-ml: this program has no model"),
         (&["audit", "data.jsonl", "--croissant"], 1, "not available yet: --croissant"),
-        (&["audit", "data.jsonl", "--dedup-method", "minhash"], 1, "not available yet"),
         (&["audit", "data.jsonl", "--jaccard-threshold", "1.5"], 2, "1.5 is not in 0 to 1"),
         (&["audit"], 2, "<INPUT>"),
     ] {

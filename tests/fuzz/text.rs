@@ -9,7 +9,7 @@ mod engine;
 
 use engine::Target;
 use forgelm_config::{TrainerType, load_bytes};
-use forgelm_data::{AuditSettings, DataError};
+use forgelm_data::{AuditSettings, DataError, Dedup};
 use forgelm_privacy::{PII_MASK, SECRET_MASK, detect_pii, detect_secrets, mask_pii, mask_secrets};
 use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, SpanSearch, TemplateTokens};
 use std::process::ExitCode;
@@ -198,7 +198,8 @@ fn audit(bytes: &[u8]) -> String {
     static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
     let path = DIR.get_or_init(|| tempfile::tempdir().expect("a folder")).path().join("rows.jsonl");
     std::fs::write(&path, bytes).expect("written");
-    let settings = AuditSettings { near_dup_threshold: 3, quality_filter: true, threads: 1 };
+    let settings =
+        AuditSettings { dedup: Dedup::Simhash { distance: 3 }, quality_filter: true, threads: 1 };
     let report = forgelm_data::audit(&path, &settings).expect("the file is there");
     let (name, split) = &report.splits[0];
     assert_eq!(name, "train");

@@ -29,6 +29,33 @@ def fingerprint(text):
     return sum(1 << bit for bit in range(64) if sums[bit] > 0)
 
 
+PRIME = 2**61 - 1
+
+
+def signature(text):
+    words = {xxhash.xxh3_64_intdigest(word.lower().encode()) for word in re.findall(r"\w+", text)}
+    number = lambda i: xxhash.xxh3_64_intdigest(i.to_bytes(8, "little"), seed=1)
+    return [
+        min((((number(2 * i) % (PRIME - 1) + 1) * w + number(2 * i + 1) % PRIME) % PRIME & 0xFFFFFFFF for w in words))
+        for i in range(128 if words else 0)
+    ]
+
+
+def similar(a, b, jaccard):
+    return bool(a and b) and sum(x == y for x, y in zip(a, b)) / 128 >= jaccard
+
+
+def by_minhash(train, test, jaccard):
+    a, b = [list(map(signature, texts)) for texts in (train, test)]
+    return {
+        "minhash_distinct": [len({tuple(s) for s in signatures if s}) for signatures in (a, b)],
+        "near_duplicate_pairs": [
+            sum(similar(x, y, jaccard) for i, x in enumerate(s) for y in s[:i]) for s in (a, b)
+        ],
+        "leaked": [sum(any(similar(x, y, jaccard) for y in t) for x in s) for s, t in [(a, b), (b, a)]],
+    }
+
+
 def near(a, b, distance):
     return a != 0 and b != 0 and bin(a ^ b).count("1") <= distance
 
@@ -134,11 +161,13 @@ def main():
         "texts": {"train": train, "test": test},
         "hashes": {word: f"{xxhash.xxh3_64_intdigest(word.encode()):016x}" for word in WORDS + [""]},
         "distances": distances,
+        "minhash": {str(j): by_minhash(train, test, j) for j in [0, 0.3, 0.6, 0.85, 1]},
     }
     with open(OUT / "corpus.json", "w") as file:
         json.dump(corpus, file, ensure_ascii=False, indent=1)
         file.write("\n")
     print({d: (v["splits"]["train"]["near_duplicate_pairs"], v["overlap"]) for d, v in distances.items()})
+    print(corpus["minhash"])
     print(distances[3]["splits"]["train"]["quality_flags_counts"])
 
 

@@ -48,8 +48,8 @@ mod store;
 pub use forgelm_sdk::trainer::Role;
 
 pub use audit::{
-    AuditFinding, AuditReport, AuditSettings, AuditedFile, FindingKind, Gate, Overlap, QualityFlag,
-    SplitReport, TextLength, audit,
+    AuditFinding, AuditReport, AuditSettings, AuditedFile, Dedup, FindingKind, Gate, Overlap,
+    QualityFlag, SplitReport, TextLength, audit,
 };
 pub use batch::{PackedBatch, PackedSequence, ScoredRows, pack, pack_scoring};
 pub use clean::clean_text;

@@ -6,7 +6,9 @@ use crate::exit::Exit;
 use forgelm_artifact::{json, write};
 use std::path::PathBuf;
 
-pub use forgelm_data::{AuditReport, AuditSettings, FindingKind, Gate, Overlap, SplitReport};
+pub use forgelm_data::{
+    AuditReport, AuditSettings, Dedup, FindingKind, Gate, Overlap, SplitReport,
+};
 
 /// The report's name in the output folder.
 pub const REPORT_FILE: &str = "data_audit_report.json";

@@ -3,7 +3,7 @@
 use super::Context;
 use crate::args::{AuditArgs, DedupMethod, LogLevel};
 use crate::progress::count;
-use forgelm_run::audit::{self, AuditRequest, AuditSettings, Audited, Gate, SplitReport};
+use forgelm_run::audit::{self, AuditRequest, AuditSettings, Audited, Dedup, Gate, SplitReport};
 use forgelm_run::exit::Exit;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -17,7 +17,10 @@ pub fn audit(args: &AuditArgs, context: &mut Context) -> Exit {
         input: args.input.clone(),
         output_dir: args.output.clone(),
         settings: AuditSettings {
-            near_dup_threshold: args.near_dup_threshold,
+            dedup: match args.dedup_method {
+                DedupMethod::Simhash => Dedup::Simhash { distance: args.near_dup_threshold },
+                DedupMethod::Minhash => Dedup::Minhash { similarity: args.jaccard_threshold },
+            },
             quality_filter: !args.no_quality_filter,
             threads: usize::try_from(args.workers).unwrap_or(1),
         },
@@ -51,11 +54,7 @@ fn refused(args: &AuditArgs) -> Option<(Exit, &'static str)> {
                     without the flag, patterns find addresses, accounts, cards and national numbers";
         return Some((Exit::Runtime, text));
     }
-    if args.croissant {
-        return Some((Exit::Config, "not available yet: --croissant"));
-    }
-    (args.dedup_method == DedupMethod::Minhash)
-        .then_some((Exit::Config, "not available yet: --dedup-method minhash\n  hint: use simhash"))
+    args.croissant.then_some((Exit::Config, "not available yet: --croissant"))
 }
 
 /// Why it is no success.

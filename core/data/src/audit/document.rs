@@ -6,7 +6,7 @@ use std::path::Path;
 use forgelm_privacy::{PiiKind, SecretKind, Severity};
 use serde_json::{Map, Value, json};
 
-use super::{AuditReport, AuditSettings, FindingKind, Overlap, SplitReport};
+use super::{AuditReport, AuditSettings, Dedup, FindingKind, Overlap, SplitReport, minhash};
 
 /// Whether something that was found fails an audit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,11 +145,9 @@ impl AuditReport {
     /// Pairs of near-duplicates, and how they were looked for.
     #[must_use]
     pub fn near_duplicate_summary(&self) -> Value {
-        json!({
-            "method": "simhash",
-            "pairs_per_split": self.pairs_per_split(),
-            "hamming_threshold": self.settings.near_dup_threshold,
-        })
+        let mut summary = self.settings.dedup.document();
+        summary["pairs_per_split"] = self.pairs_per_split();
+        summary
     }
 
     /// The first findings, each with its place.
@@ -180,25 +178,23 @@ impl AuditReport {
             };
             json!({"path": file.path, "split": file.split, "sha256": sha256, "size_bytes": size})
         });
+        let pairs: Map<_, _> = self.overlaps.iter().map(overlap_document).collect();
+        let mut overlap = self.settings.dedup.document();
+        overlap["pairs"] = Value::Object(pairs);
         json!({
             "generated_at": generated_at,
             "forgelm_version": env!("CARGO_PKG_VERSION"),
             "source_path": path,
             "source_input": input,
             "parameters": {
-                "dedup_method": "simhash",
-                "near_dup_threshold": self.settings.near_dup_threshold,
+                "dedup": self.settings.dedup.document(),
                 "token_hash": "xxh3-64, seed 0",
                 "quality_filter": self.settings.quality_filter,
             },
             "inputs": inputs.collect::<Vec<_>>(),
             "total_samples": self.n_samples(),
             "splits": splits.collect::<Map<_, _>>(),
-            "cross_split_overlap": {
-                "method": "simhash",
-                "hamming_threshold": self.settings.near_dup_threshold,
-                "pairs": self.overlaps.iter().map(overlap_document).collect::<Map<_, _>>(),
-            },
+            "cross_split_overlap": overlap,
             "pii_summary": self.pii_summary(),
             "pii_severity": self.pii_severity(),
             "secrets_summary": self.secrets_summary(),
@@ -207,6 +203,23 @@ impl AuditReport {
             "quality_summary": self.quality_summary(),
             "notes": self.notes,
         })
+    }
+}
+
+impl Dedup {
+    /// The method and what it was given.
+    fn document(self) -> Value {
+        match self {
+            Dedup::Simhash { distance } => {
+                json!({"method": "simhash", "hamming_threshold": distance})
+            }
+            Dedup::Minhash { similarity } => json!({
+                "method": "minhash",
+                "jaccard_threshold": similarity,
+                "num_perm": minhash::N_PERMUTATIONS,
+                "seed": minhash::SEED,
+            }),
+        }
     }
 }
 
@@ -264,7 +277,11 @@ fn split_document(split: &SplitReport, settings: &AuditSettings) -> Value {
     if split.n_samples > 0 {
         put("null_or_empty_count", json!(split.n_empty));
         put("null_or_empty_rate", json!(rounded(ratio(split.n_empty, split.n_samples))));
-        put("simhash_distinct", json!(split.simhash_distinct));
+        let key = match settings.dedup {
+            Dedup::Simhash { .. } => "simhash_distinct",
+            Dedup::Minhash { .. } => "minhash_distinct",
+        };
+        put(key, json!(split.n_distinct));
     }
     if !split.pii.is_empty() {
         put("pii_counts", counts(&split.pii, PiiKind::name));

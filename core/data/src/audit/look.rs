@@ -9,8 +9,8 @@ use forgelm_privacy::{PiiKind, SecretKind, detect_pii, detect_secrets};
 use serde_json::Value;
 
 use super::payload;
+use super::prints::{Maker, Print};
 use super::quality::{self, QualityFlag};
-use super::simhash;
 use crate::problem::Code;
 use crate::source::RawRow;
 
@@ -40,11 +40,11 @@ pub(super) struct Sample {
 pub(super) struct TextFacts {
     /// Characters.
     pub len: u64,
-    pub fingerprint: u64,
+    pub print: Print,
     pub flags: Vec<QualityFlag>,
 }
 
-pub(super) fn look(path: &Path, row: &RawRow, judges_quality: bool) -> Looked {
+pub(super) fn look(path: &Path, row: &RawRow, maker: &Maker, judges_quality: bool) -> Looked {
     let mut looked = Looked {
         line: 1,
         is_undecoded: false,
@@ -74,7 +74,7 @@ pub(super) fn look(path: &Path, row: &RawRow, judges_quality: bool) -> Looked {
         Err(text) => looked.search(text),
         Ok(value) => {
             payload::each_string(&value, &mut |text| looked.search(text));
-            looked.sample = Some(sample(value.into_owned(), judges_quality));
+            looked.sample = Some(sample(value.into_owned(), maker, judges_quality));
         }
     }
     looked
@@ -91,11 +91,11 @@ impl Looked {
     }
 }
 
-fn sample(value: Value, judges_quality: bool) -> Sample {
+fn sample(value: Value, maker: &Maker, judges_quality: bool) -> Sample {
     let Value::Object(map) = value else { return Sample { columns: None, text: None } };
     let text = payload::text_of(&map).map(|text| TextFacts {
         len: text.chars().count() as u64,
-        fingerprint: simhash::fingerprint(&text),
+        print: maker.print(&text),
         flags: if judges_quality { quality::flags(&text) } else { Vec::new() },
     });
     Sample { columns: Some(map.into_iter().map(|(name, _)| name).collect()), text }

@@ -8,7 +8,7 @@
 //!
 //! It needs no model and no config. Every string of a row is searched, whatever column it is in, and so
 //! is a row that no run could use. What was found is never kept: a finding is a file, a line and a
-//! kind. Memory is a batch of rows, and 8 bytes a row for its fingerprint.
+//! kind. Memory is a batch of rows, and 8 bytes a row for its fingerprint (528 with MinHash).
 //!
 //! Invariant: the report does not depend on the number of threads
 //! (test `the_report_is_the_same_on_any_number_of_threads`).
@@ -16,8 +16,10 @@
 mod document;
 mod inputs;
 mod look;
+mod minhash;
 mod near;
 mod payload;
+mod prints;
 mod quality;
 mod simhash;
 mod split;
@@ -47,11 +49,26 @@ const COMPARED_SPLITS_MAX: usize = 16;
 const BATCH_ROWS: usize = 4096;
 const BATCH_BYTES: usize = 8 << 20;
 
+/// How near-duplicates are found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Dedup {
+    /// By fingerprints of 64 bits.
+    Simhash {
+        /// Bits in which near-duplicates may differ.
+        distance: u32,
+    },
+    /// By signatures of 128 numbers.
+    Minhash {
+        /// The least share of words that near-duplicates have in common, of those that either has.
+        similarity: f64,
+    },
+}
+
 /// What an audit looks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AuditSettings {
-    /// Bits in which fingerprints of near-duplicates may differ.
-    pub near_dup_threshold: u32,
+    /// How near-duplicates are found.
+    pub dedup: Dedup,
     /// Whether text is judged.
     pub quality_filter: bool,
     /// Threads that search rows.
@@ -161,11 +178,12 @@ pub fn audit(path: &Path, settings: &AuditSettings) -> Result<AuditReport, DataE
         unreadable: Vec::new(),
         notes: inputs.notes,
     };
+    let maker = prints::Maker::new(settings.dedup);
     let mut fingerprints = Vec::new();
     for (name, files) in inputs.splits {
         let mut split = split::Reading::default();
         for file in &files {
-            let read = read_file(file, settings, &mut split, &mut report);
+            let read = read_file(file, settings, &maker, &mut split, &mut report);
             let (read, error) = match read {
                 Ok(read) => (Some(read), None),
                 Err(error) => (None, Some(error)),
@@ -213,13 +231,14 @@ fn masked(text: &str) -> String {
 fn read_file(
     path: &Path,
     settings: &AuditSettings,
+    maker: &prints::Maker,
     split: &mut split::Reading,
     report: &mut AuditReport,
 ) -> Result<(Sha256Hex, u64), DataError> {
     let mut reader = open_rows(path)?;
     loop {
         let (rows, end) = next_rows(reader.as_mut());
-        let each = |row: &RawRow| look::look(path, row, settings.quality_filter);
+        let each = |row: &RawRow| look::look(path, row, maker, settings.quality_filter);
         for row in parallel::map(settings.threads, &rows, each) {
             name_findings(path, &row, split, report);
             split.take(row);
@@ -279,7 +298,7 @@ fn name_findings(
     }
 }
 
-fn compare_splits(report: &mut AuditReport, fingerprints: &[near::Distinct]) {
+fn compare_splits(report: &mut AuditReport, fingerprints: &[prints::Distinct]) {
     let with_rows: Vec<usize> =
         (0..fingerprints.len()).filter(|&i| fingerprints[i].n_rows() > 0).collect();
     if with_rows.len() > COMPARED_SPLITS_MAX {
@@ -289,8 +308,8 @@ fn compare_splits(report: &mut AuditReport, fingerprints: &[near::Distinct]) {
     }
     for (nth, &a) in with_rows.iter().enumerate() {
         for &b in &with_rows[nth + 1..] {
-            let threshold = report.settings.near_dup_threshold;
-            let (leaked, is_whole) = near::leaks(&fingerprints[a], &fingerprints[b], threshold);
+            let dedup = report.settings.dedup;
+            let (leaked, is_whole) = fingerprints[a].leaks(&fingerprints[b], dedup);
             let splits = [a, b].map(|i| report.splits[i].0.clone());
             if !is_whole {
                 let [a, b] = &splits;

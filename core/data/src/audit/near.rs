@@ -1,24 +1,73 @@
 //! Near-duplicates among fingerprints: pairs within a split, and rows that two splits share.
 //!
-//! Fingerprints of a distance of at most `d` agree in one of `d + 1` bands of bits at least, so it is
-//! enough to compare those that share a band: nothing is missed.
+//! Fingerprints that differ in at most `d` places agree in one of `d + 1` bands of places at least, so it
+//! is enough to compare those that share a band: nothing is missed.
 
-/// Comparisons before counting stops, so that a set of near-copies ends: some seconds.
+use std::ops::Range;
+
+/// Comparisons of 64 bits before counting stops, so that a set of near-copies ends: some seconds.
 const COMPARISONS_MAX: u64 = 1 << 32;
-/// A band of fewer bits sorts nothing apart.
-const BAND_BITS_MIN: u32 = 4;
+
+/// What texts are compared by: a row of places, bits or numbers.
+pub(super) trait Fingerprint: Ord {
+    /// Places.
+    const N_PLACES: u32;
+    /// The shortest band that is worth sorting by.
+    const BAND_MIN: u32;
+    /// What a comparison costs, in comparisons of 64 bits.
+    const COST: u64;
+
+    /// In how many places two differ.
+    fn distance(&self, other: &Self) -> u32;
+
+    /// A number that those which agree in a band share.
+    fn key(&self, band: Band) -> u64;
+
+    /// Whether two agree in a band.
+    fn shares(&self, other: &Self, band: Band) -> bool;
+}
+
+/// Some of the places.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Band {
+    pub from: u32,
+    pub len: u32,
+}
+
+impl Band {
+    /// As indices.
+    pub fn range(self) -> Range<usize> {
+        self.from as usize..(self.from + self.len) as usize
+    }
+}
+
+/// The bands for a distance, low places first; one of no place, which all share, where they would be
+/// too short.
+fn bands<F: Fingerprint>(distance: u32) -> Vec<Band> {
+    let n = distance.saturating_add(1);
+    match F::N_PLACES / n {
+        len if len >= F::BAND_MIN => (0..n).map(|band| Band { from: band * len, len }).collect(),
+        _ => vec![Band { from: 0, len: 0 }],
+    }
+}
 
 /// The fingerprints of a split, each once, with the number of its rows.
-#[derive(Debug, Default)]
-pub(super) struct Distinct(Vec<(u64, u64)>);
+#[derive(Debug)]
+pub(super) struct Distinct<F>(Vec<(F, u64)>);
 
-impl Distinct {
-    /// Fingerprints of rows; 0 is that of a row without words and is left out.
-    pub fn new(mut rows: Vec<u64>) -> Self {
-        rows.retain(|&row| row != 0);
+impl<F: Fingerprint> Distinct<F> {
+    /// Fingerprints of rows.
+    pub fn new(mut rows: Vec<F>) -> Self {
         rows.sort_unstable();
-        let chunks = rows.chunk_by(|a, b| a == b);
-        Distinct(chunks.map(|same| (same[0], same.len() as u64)).collect())
+        let mut distinct: Vec<(F, u64)> = Vec::new();
+        for row in rows {
+            match distinct.last_mut() {
+                Some((last, n)) if *last == row => *n += 1,
+                _ => distinct.push((row, 1)),
+            }
+        }
+        distinct.shrink_to_fit();
+        Distinct(distinct)
     }
 
     /// Different fingerprints.
@@ -30,56 +79,51 @@ impl Distinct {
     pub fn n_rows(&self) -> u64 {
         self.0.iter().map(|(_, n)| n).sum()
     }
-}
 
-/// Some of the bits.
-#[derive(Clone, Copy)]
-struct Band {
-    shift: u32,
-    mask: u64,
-}
-
-impl Band {
-    fn key(self, fingerprint: u64) -> u64 {
-        (fingerprint >> self.shift) & self.mask
+    /// Numbers of the fingerprints, those that share a band beside each other.
+    fn sorted_by(&self, band: Band) -> Vec<(u64, u32)> {
+        let mut sorted: Vec<(u64, u32)> =
+            self.0.iter().zip(0..).map(|((row, _), number)| (row.key(band), number)).collect();
+        sorted.sort_unstable();
+        sorted
     }
-}
 
-/// The bands for a distance, low bits first; one of no bits, which all share, where they would be short.
-fn bands(distance: u32) -> Vec<Band> {
-    let n = distance.saturating_add(1);
-    match 64 / n {
-        64 => vec![Band { shift: 0, mask: u64::MAX }],
-        width if width >= BAND_BITS_MIN => {
-            (0..n).map(|band| Band { shift: band * width, mask: (1 << width) - 1 }).collect()
-        }
-        _ => vec![Band { shift: 0, mask: 0 }],
+    fn get(&self, number: u32) -> &(F, u64) {
+        &self.0[number as usize]
+    }
+
+    /// Rows of the fingerprints that are marked.
+    fn n_marked(&self, marks: &[bool]) -> u64 {
+        self.0.iter().zip(marks).filter(|(_, marked)| **marked).map(|((_, n), _)| n).sum()
     }
 }
 
 /// Pairs of rows with fingerprints of at most this distance; false if there may be more.
-pub(super) fn pairs(split: &Distinct, distance: u32) -> (u64, bool) {
-    pairs_within(split, distance, COMPARISONS_MAX)
+pub(super) fn pairs<F: Fingerprint>(split: &Distinct<F>, distance: u32) -> (u64, bool) {
+    pairs_within(split, distance, COMPARISONS_MAX / F::COST)
 }
 
-fn pairs_within(split: &Distinct, distance: u32, n_max: u64) -> (u64, bool) {
-    let bands = bands(distance);
+fn pairs_within<F: Fingerprint>(split: &Distinct<F>, distance: u32, n_max: u64) -> (u64, bool) {
+    let bands = bands::<F>(distance);
     let mut n_pairs: u64 = split.0.iter().map(|(_, n)| n * (n - 1) / 2).sum();
     let mut n_left = n_max;
-    let mut sorted = split.0.clone();
-    for (nth, band) in bands.iter().enumerate() {
-        sorted.sort_unstable_by_key(|&(row, _)| (band.key(row), row));
-        for bucket in sorted.chunk_by(|a, b| band.key(a.0) == band.key(b.0)) {
-            for (i, &(a, n_a)) in bucket.iter().enumerate() {
+    for (nth, &band) in bands.iter().enumerate() {
+        let sorted = split.sorted_by(band);
+        for bucket in sorted.chunk_by(|a, b| a.0 == b.0) {
+            for (i, &(_, number)) in bucket.iter().enumerate() {
+                let (a, n_a) = split.get(number);
                 let rest = &bucket[i + 1..];
                 let Some(left) = n_left.checked_sub(rest.len() as u64) else {
                     return (n_pairs, false);
                 };
                 n_left = left;
-                for &(b, n_b) in rest {
-                    let is_near = (a ^ b).count_ones() <= distance;
+                for &(_, number) in rest {
+                    let (b, n_b) = split.get(number);
                     // A pair that shares several bands counts in the first of them.
-                    if is_near && bands[..nth].iter().all(|earlier| earlier.key(a ^ b) != 0) {
+                    if a.distance(b) <= distance
+                        && a.shares(b, band)
+                        && !bands[..nth].iter().any(|&earlier| a.shares(b, earlier))
+                    {
                         n_pairs += n_a * n_b;
                     }
                 }
@@ -90,40 +134,38 @@ fn pairs_within(split: &Distinct, distance: u32, n_max: u64) -> (u64, bool) {
 }
 
 /// Rows of each of two splits that have a near-duplicate in the other; false if there may be more.
-pub(super) fn leaks(a: &Distinct, b: &Distinct, distance: u32) -> ([u64; 2], bool) {
-    let mut sides = [a, b].map(|split| split.0.iter().map(|&row| (row, false)).collect::<Vec<_>>());
-    let mut n_left = COMPARISONS_MAX;
+pub(super) fn leaks<F: Fingerprint>(
+    a: &Distinct<F>,
+    b: &Distinct<F>,
+    distance: u32,
+) -> ([u64; 2], bool) {
+    let mut marks = [a, b].map(|split| vec![false; split.0.len()]);
+    let mut n_left = COMPARISONS_MAX / F::COST;
     let mut is_whole = true;
-    for band in bands(distance) {
-        for side in &mut sides {
-            side.sort_unstable_by_key(|&((row, _), _)| (band.key(row), row));
-        }
-        let [first, second] = &mut sides;
-        let mut second = &mut second[..];
-        for bucket in first.chunk_by_mut(|x, y| band.key(x.0.0) == band.key(y.0.0)) {
-            let key = band.key(bucket[0].0.0);
-            let before = second.partition_point(|row| band.key(row.0.0) < key);
-            second = &mut second[before..];
-            let n = second.partition_point(|row| band.key(row.0.0) == key);
-            let work = (bucket.len() as u64).saturating_mul(n as u64);
+    for band in bands::<F>(distance) {
+        let (of_a, of_b) = (a.sorted_by(band), b.sorted_by(band));
+        let mut rest = &of_b[..];
+        for bucket in of_a.chunk_by(|x, y| x.0 == y.0) {
+            let key = bucket[0].0;
+            rest = &rest[rest.partition_point(|row| row.0 < key)..];
+            let others = &rest[..rest.partition_point(|row| row.0 == key)];
+            let work = (bucket.len() as u64).saturating_mul(others.len() as u64);
             let Some(left) = n_left.checked_sub(work) else {
                 is_whole = false;
                 continue;
             };
             n_left = left;
-            for (row, has_leaked) in bucket {
-                for (other, other_has) in &mut second[..n] {
-                    if (row.0 ^ other.0).count_ones() <= distance {
-                        (*has_leaked, *other_has) = (true, true);
+            for &(_, x) in bucket {
+                for &(_, y) in others {
+                    if a.get(x).0.distance(&b.get(y).0) <= distance {
+                        marks[0][x as usize] = true;
+                        marks[1][y as usize] = true;
                     }
                 }
             }
         }
     }
-    let count = |side: &Vec<((u64, u64), bool)>| {
-        side.iter().filter(|(_, has_leaked)| *has_leaked).map(|((_, n), _)| n).sum()
-    };
-    ([count(&sides[0]), count(&sides[1])], is_whole)
+    ([a.n_marked(&marks[0]), b.n_marked(&marks[1])], is_whole)
 }
 
 #[cfg(test)]
@@ -189,11 +231,13 @@ mod tests {
     }
 
     #[test]
-    fn rows_without_words_are_no_duplicates_and_work_ends() {
-        let empty = Distinct::new(vec![0, 0, 0, 5]);
-        assert_eq!((empty.len(), empty.n_rows()), (1, 1));
-        assert_eq!(pairs(&empty, 3), (0, true));
-        assert_eq!(bands(3).len(), 4);
+    fn nothing_has_no_pairs_and_work_ends() {
+        let none = Distinct::<u64>::new(Vec::new());
+        assert_eq!((none.len(), none.n_rows(), pairs(&none, 3)), (0, 0, (0, true)));
+        assert_eq!(
+            [bands::<u64>(3).len(), bands::<u64>(0).len(), bands::<u64>(40).len()],
+            [4, 1, 1]
+        );
         // All share their low bits: more comparisons than are allowed.
         let near = Distinct::new((1..1000).map(|i| i << 48).collect());
         let (n_found, is_whole) = pairs_within(&near, 3, 10_000);

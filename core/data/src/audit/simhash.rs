@@ -2,6 +2,8 @@
 
 use twox_hash::XxHash3_64;
 
+use super::near::{Band, Fingerprint};
+
 /// The fingerprint of the words of a text: bit `b` is 1 if more of the words' hashes have it than have
 /// not, each word as often as it occurs. 0 for a text without words; such rows are compared with nothing.
 ///
@@ -11,26 +13,50 @@ use twox_hash::XxHash3_64;
 /// A word is a run of letters, digits and `_`, in lower case; its hash is XXH3-64 with seed 0 of its UTF-8.
 pub(super) fn fingerprint(text: &str) -> u64 {
     let mut sums = [0_i32; 64];
-    let mut lower = String::new();
-    for word in words(text) {
-        let hash = if word.is_ascii() {
-            lower.clear();
-            lower.push_str(word);
-            lower.make_ascii_lowercase();
-            XxHash3_64::oneshot(lower.as_bytes())
-        } else {
-            XxHash3_64::oneshot(word.to_lowercase().as_bytes())
-        };
+    lower_words(text, |word| {
+        let hash = XxHash3_64::oneshot(word.as_bytes());
         for (bit, sum) in sums.iter_mut().enumerate() {
             *sum += if (hash >> bit) & 1 == 1 { 1 } else { -1 };
         }
-    }
+    });
     sums.iter().enumerate().fold(0, |bits, (bit, &sum)| bits | (u64::from(sum > 0) << bit))
 }
 
-/// Runs of letters, digits and `_`.
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
+/// Each run of letters, digits and `_`, in lower case.
+pub(super) fn lower_words(text: &str, mut each: impl FnMut(&str)) {
+    let mut lower = String::new();
+    for word in text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()) {
+        if word.is_ascii() {
+            lower.clear();
+            lower.push_str(word);
+            lower.make_ascii_lowercase();
+            each(&lower);
+        } else {
+            each(&word.to_lowercase());
+        }
+    }
+}
+
+impl Fingerprint for u64 {
+    const N_PLACES: u32 = 64;
+    /// A band of fewer bits sorts little apart.
+    const BAND_MIN: u32 = 4;
+    const COST: u64 = 1;
+
+    fn distance(&self, other: &Self) -> u32 {
+        (self ^ other).count_ones()
+    }
+
+    fn key(&self, band: Band) -> u64 {
+        match band.len {
+            0 => 0,
+            len => (self << (64 - band.from - len)) >> (64 - len),
+        }
+    }
+
+    fn shares(&self, other: &Self, band: Band) -> bool {
+        self.key(band) == other.key(band)
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use forgelm_privacy::{PiiKind, SecretKind};
 
 use super::look::Looked;
-use super::near::{self, Distinct};
+use super::prints::{Distinct, Prints};
 use super::quality::QualityFlag;
 use super::{AuditSettings, masked};
 
@@ -46,7 +46,7 @@ pub struct SplitReport {
     /// Rows without a text.
     pub n_empty: u64,
     /// Different fingerprints.
-    pub simhash_distinct: u64,
+    pub n_distinct: u64,
     /// Pairs of rows that are near-duplicates.
     pub near_duplicate_pairs: u64,
     /// False if counting them was given up.
@@ -76,7 +76,7 @@ pub(super) struct Reading {
     pub secrets: BTreeMap<SecretKind, u64>,
     pub error: Option<(PathBuf, String)>,
     report: SplitReport,
-    fingerprints: Vec<u64>,
+    prints: Prints,
     lengths: Lengths,
     /// Numbers of columns by name.
     columns: BTreeMap<String, usize>,
@@ -108,9 +108,7 @@ impl Reading {
             return;
         };
         self.lengths.take(text.len);
-        if text.fingerprint != 0 {
-            self.fingerprints.push(text.fingerprint);
-        }
+        self.prints.push(text.print);
         self.report.n_evaluated += 1;
         self.report.n_flagged += u64::from(!text.flags.is_empty());
         for flag in text.flags {
@@ -150,9 +148,9 @@ impl Reading {
             report.columns.push(name);
         }
         report.text_length = self.lengths.finish();
-        let distinct = Distinct::new(self.fingerprints);
-        report.simhash_distinct = distinct.len();
-        let (n_pairs, is_complete) = near::pairs(&distinct, settings.near_dup_threshold);
+        let distinct = self.prints.finish();
+        report.n_distinct = distinct.len();
+        let (n_pairs, is_complete) = distinct.pairs(settings.dedup);
         (report.near_duplicate_pairs, report.are_pairs_complete) = (n_pairs, is_complete);
         if !settings.quality_filter {
             report.n_evaluated = 0;

@@ -4,11 +4,11 @@
 use std::path::Path;
 
 use forgelm_artifact::Class;
-use forgelm_data::{AuditReport, AuditSettings, Gate, audit};
+use forgelm_data::{AuditReport, AuditSettings, Dedup, Gate, audit};
 use serde_json::{Value, json};
 
 const SETTINGS: AuditSettings =
-    AuditSettings { near_dup_threshold: 3, quality_filter: true, threads: 1 };
+    AuditSettings { dedup: Dedup::Simhash { distance: 3 }, quality_filter: true, threads: 1 };
 
 fn token() -> String {
     format!("hf_{}", "aB3d".repeat(9))
