@@ -33,6 +33,7 @@ use forgelm_privacy::{
     PII_MASK, PiiKind, SECRET_MASK, SecretKind, Severity, mask_pii, mask_secrets,
 };
 
+use crate::dataset::{BATCH_BYTES, BATCH_ROWS};
 use crate::parallel;
 use crate::problem::DataError;
 use crate::source::{RawRow, RowReader, open_rows};
@@ -44,10 +45,6 @@ pub use split::{SplitReport, TextLength};
 pub const SHOWN_MAX: u64 = 20;
 /// Splits between which leaks are looked for.
 const COMPARED_SPLITS_MAX: usize = 16;
-
-/// Rows and bytes that are read at once.
-const BATCH_ROWS: usize = 4096;
-const BATCH_BYTES: usize = 8 << 20;
 
 /// How near-duplicates are found.
 #[derive(Debug, Clone, Copy, PartialEq)]
