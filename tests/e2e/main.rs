@@ -11,6 +11,7 @@
 )]
 #![expect(clippy::disallowed_methods, reason = "a test prepares files and waits for a program")]
 
+mod audit;
 mod chat;
 mod config;
 mod data;

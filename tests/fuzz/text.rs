@@ -9,7 +9,8 @@ mod engine;
 
 use engine::Target;
 use forgelm_config::{TrainerType, load_bytes};
-use forgelm_data::DataError;
+use forgelm_data::{AuditSettings, DataError, Dedup};
+use forgelm_privacy::{PII_MASK, SECRET_MASK, detect_pii, detect_secrets, mask_pii, mask_secrets};
 use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, SpanSearch, TemplateTokens};
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -26,6 +27,8 @@ fn targets() -> Vec<Target> {
         Target::new("csv", csv, csv_seeds(), CSV_WORDS, 512),
         Target::new("parquet", parquet, parquet_seeds(), &["PAR1"], 4096),
         Target::new("pairs", pairs, pair_seeds(), PAIR_WORDS, 512),
+        Target::new("audit", audit, row_seeds(), PRIVATE_WORDS, 512),
+        Target::new("privacy", privacy, privacy_seeds(), PRIVATE_WORDS, 512),
     ]
 }
 
@@ -61,6 +64,22 @@ const TEMPLATE_WORDS: &[&str] = &[
     ".__class__",
     "raise_exception('x')",
     "loop.index",
+];
+const PRIVATE_WORDS: &[&str] = &[
+    "4111 1111 1111 1111",
+    "DE89 3704 0044 0532 0130 00",
+    "+90 532 123 4567",
+    "a@b.example.com",
+    "078-05-1120",
+    "AKIA",
+    "sk-ant-",
+    "aB3aB3aB3aB3aB3aB3aB3aB3",
+    "-----BEGIN PRIVATE KEY-----",
+    "-----END PRIVATE KEY-----",
+    "eyJhbGc",
+    "[REDACTED]",
+    "\u{fffd}",
+    "```\n",
 ];
 const CSV_WORDS: &[&str] = &["\"", "\"\"", ",", "\n", "\r\n", "text", "label", "\u{feff}", "\0"];
 const PAIR_WORDS: &[&str] = &[
@@ -172,6 +191,38 @@ fn open_as(name: &str, trainer: TrainerType, bytes: &[u8]) -> String {
         }
         Err(error) => panic!("a file that can be read gave {error}"),
     }
+}
+
+/// An audit reads whatever is there to its end, or says why not.
+fn audit(bytes: &[u8]) -> String {
+    static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let path = DIR.get_or_init(|| tempfile::tempdir().expect("a folder")).path().join("rows.jsonl");
+    std::fs::write(&path, bytes).expect("written");
+    let settings =
+        AuditSettings { dedup: Dedup::Simhash { distance: 3 }, quality_filter: true, threads: 1 };
+    let report = forgelm_data::audit(&path, &settings).expect("the file is there");
+    let (name, split) = &report.splits[0];
+    assert_eq!(name, "train");
+    assert!(split.n_empty + split.n_evaluated == split.n_samples, "{split:?}");
+    let document = report.document("rows.jsonl", &path, "now");
+    assert_eq!(document["inputs"][0]["sha256"].is_null(), !report.unreadable.is_empty());
+    let kinds: Vec<_> = report.findings.iter().map(|finding| finding.kind.name()).collect();
+    let errors = (split.parse_errors > 0, split.decode_errors > 0, split.error.is_some());
+    format!("{kinds:?} {errors:?}")
+}
+
+/// What was masked has no finding.
+fn privacy(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let without = mask_pii(&text, PII_MASK);
+    assert_eq!(detect_pii(&without.text), [], "{:?}", without.text);
+    let secrets = mask_secrets(&text, SECRET_MASK);
+    assert_eq!(detect_secrets(&secrets.text), [], "{:?}", secrets.text);
+    format!("{:?} {:?}", without.counts.keys(), secrets.counts.keys())
+}
+
+fn privacy_seeds() -> Vec<Vec<u8>> {
+    PRIVATE_WORDS.iter().map(|word| format!("a {word} b").into_bytes()).collect()
 }
 
 fn array_seeds() -> Vec<Vec<u8>> {

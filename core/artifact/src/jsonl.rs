@@ -184,6 +184,12 @@ impl<R: Read> Reader<R> {
         Some(self.checked(number, offset, text))
     }
 
+    /// The bytes of the line that was read last, also when its text was wrong.
+    #[must_use]
+    pub fn last_line(&self) -> &[u8] {
+        &self.line
+    }
+
     /// Reads one line with its end into `self.line`; false at the end of the file.
     fn read_raw(&mut self) -> Result<bool, JsonlError> {
         self.line.clear();

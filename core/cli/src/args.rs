@@ -151,6 +151,9 @@ pub enum Command {
     /// Look at the data of a run
     #[command(subcommand)]
     Data(DataCommand),
+    /// Look for secrets, personal data, near-duplicates and leaks in data files; exit 3 if there are
+    /// secrets, card numbers or bank accounts
+    Audit(AuditArgs),
     /// Talk with a model
     Chat(ChatArgs),
     /// Log-probability of each token of given rows
@@ -358,6 +361,61 @@ pub struct DataArgs {
     pub offline: bool,
 }
 
+/// `forgelm audit`.
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    /// A data file, or a folder of them: JSON lines, JSON, CSV, Parquet.
+    pub input: PathBuf,
+    /// Where `data_audit_report.json` goes.
+    #[arg(long, value_name = "DIR", default_value = "./audit")]
+    pub output: PathBuf,
+    /// Show splits without a finding too.
+    #[arg(long)]
+    pub verbose: bool,
+    /// With `simhash`, bits in which the fingerprints of near-duplicates may differ.
+    #[arg(long, value_name = "BITS", default_value_t = 3)]
+    pub near_dup_threshold: u32,
+    /// How near-duplicates are found.
+    #[arg(long, value_enum, default_value_t = DedupMethod::Simhash)]
+    pub dedup_method: DedupMethod,
+    /// With `minhash`, the least share of words that near-duplicates have in common.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.85, value_parser = unit)]
+    pub jaccard_threshold: f64,
+    /// Judge whether texts look like prose; on unless switched off.
+    #[arg(long, overrides_with = "no_quality_filter")]
+    pub quality_filter: bool,
+    /// Do not judge texts.
+    #[arg(long)]
+    pub no_quality_filter: bool,
+    /// Add a Croissant description (not available yet).
+    #[arg(long)]
+    pub croissant: bool,
+    /// Look for names with a model (not available).
+    #[arg(long)]
+    pub pii_ml: bool,
+    /// Language of that model.
+    #[arg(long, value_name = "CODE", default_value = "en")]
+    pub pii_ml_language: String,
+    /// Threads; the report is the same for any number.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub workers: u32,
+    /// Secrets are told and fail nothing.
+    #[arg(long)]
+    pub allow_secrets: bool,
+    /// Personal data is told and fails nothing.
+    #[arg(long)]
+    pub allow_pii: bool,
+}
+
+/// How near-duplicates are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DedupMethod {
+    /// By fingerprints of 64 bits.
+    Simhash,
+    /// By the share of their words that texts have in common; 528 bytes a row.
+    Minhash,
+}
+
 /// `forgelm chat`.
 #[derive(Debug, Args)]
 pub struct ChatArgs {
@@ -502,6 +560,15 @@ pub struct VerifyBundleArgs {
     /// Whose signatures are accepted.
     #[command(flatten)]
     pub trust: TrustArgs,
+}
+
+fn unit(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    if (0.0..=1.0).contains(&number) {
+        Ok(number)
+    } else {
+        Err(format!("{number} is not in 0 to 1"))
+    }
 }
 
 fn temperature(text: &str) -> Result<f32, String> {

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         None => command::run::run(&cli.run, &mut context),
         Some(Command::Config(config)) => command::config::config(config, &mut context),
         Some(Command::Data(data)) => command::data::data(data, &mut context),
+        Some(Command::Audit(audit)) => command::audit::audit(audit, &mut context),
         Some(Command::Chat(chat)) => command::chat::chat(chat, &mut context),
         Some(Command::Score(score)) => command::score::score(score, &mut context),
         Some(Command::Quantize(args)) => command::quantize::quantize(args, &mut context),

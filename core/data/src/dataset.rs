@@ -18,8 +18,8 @@ use crate::source::{RawRow, RowReader, open_rows};
 const SKIPPED_MAX: f64 = 0.01;
 
 /// Rows and bytes of a batch: enough for every thread, little beside a model.
-const BATCH_ROWS: usize = 4096;
-const BATCH_BYTES: usize = 8 << 20;
+pub(crate) const BATCH_ROWS: usize = 4096;
+pub(crate) const BATCH_BYTES: usize = 8 << 20;
 
 /// One file of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]

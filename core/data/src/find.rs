@@ -9,9 +9,15 @@ use crate::source::is_data_file;
 const DEPTH_MAX: usize = 8;
 /// Files of a data set.
 const FILES_MAX: usize = 100_000;
-/// Files that tools put beside data.
-const NOT_DATA: [&str; 5] =
-    ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
+/// Files that tools put beside data; the last is ours.
+const NOT_DATA: [&str; 6] = [
+    "config.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "data_audit_report.json",
+];
 
 const EXPECTED: &str = "a file that ends in `.jsonl`, `.json`, `.csv` (also with `.gz` or `.zst`) or \
                         `.parquet`, a folder of such files, or the id of a data set on a hub";
@@ -43,30 +49,17 @@ pub struct SourceFiles {
 pub fn find_files(name: &str, path: &Path) -> Result<SourceFiles, DataError> {
     let problem =
         |code, found: &str| DataError::from(DataProblem::file(code, path, found, EXPECTED));
-    let Ok(metadata) = std::fs::metadata(path) else {
-        return Err(problem(Code::File, "does not exist"));
-    };
-    if !metadata.is_dir() {
-        // A pipe or a device is refused for what it is when it is opened.
-        if metadata.is_file() && !is_data_file(path) {
-            return Err(problem(Code::Format, "cannot tell the format from the name"));
-        }
+    let Some(files) = listed(path)? else {
         let train = vec![path.to_owned()];
         return Ok(SourceFiles { name: name.to_owned(), train, ..SourceFiles::default() });
-    }
-    let mut files = Vec::new();
-    walk(path, Path::new(""), 0, &mut files)?;
-    files.sort();
+    };
     if files.is_empty() {
         return Err(problem(Code::NoRows, "a folder without a data file"));
     }
-    if files.len() > FILES_MAX {
-        return Err(problem(Code::Format, "a folder with more than 100000 data files"));
-    }
     let mut found = SourceFiles { name: name.to_owned(), ..SourceFiles::default() };
     let mut unnamed = Vec::new();
-    for file in &files {
-        let list = match split_of(file) {
+    for (file, part) in &files {
+        let list = match part {
             Some(Part::Train) => &mut found.train,
             Some(Part::Validation) => &mut found.validation,
             Some(Part::Test) => &mut found.test,
@@ -85,11 +78,57 @@ pub fn find_files(name: &str, path: &Path) -> Result<SourceFiles, DataError> {
     Ok(found)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Part {
+/// A file, relative to its folder, and its split.
+type Listed = (PathBuf, Option<Part>);
+
+/// The data files below a folder, relative to it and in order, each with the split that its name says;
+/// `None` if the path is no folder.
+///
+/// # Errors
+/// If there is nothing, a file whose format is not known, or more than can be meant.
+pub(crate) fn listed(path: &Path) -> Result<Option<Vec<Listed>>, DataError> {
+    let problem =
+        |code, found: &str| DataError::from(DataProblem::file(code, path, found, EXPECTED));
+    let Ok(metadata) = std::fs::metadata(path) else {
+        return Err(problem(Code::File, "does not exist"));
+    };
+    if !metadata.is_dir() {
+        // A pipe or a device is refused for what it is when it is opened.
+        if metadata.is_file() && !is_data_file(path) {
+            return Err(problem(Code::Format, "cannot tell the format from the name"));
+        }
+        return Ok(None);
+    }
+    let mut files = Vec::new();
+    walk(path, Path::new(""), 0, &mut files)?;
+    files.sort();
+    if files.len() > FILES_MAX {
+        return Err(problem(Code::Format, "a folder with more than 100000 data files"));
+    }
+    let with_part = |file: PathBuf| {
+        let part = split_of(&file);
+        (file, part)
+    };
+    Ok(Some(files.into_iter().map(with_part).collect()))
+}
+
+/// A split.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Part {
     Train,
     Validation,
     Test,
+}
+
+impl Part {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Train => "train",
+            Part::Validation => "validation",
+            Part::Test => "test",
+        }
+    }
 }
 
 /// The split of a relative path: the innermost name that says one counts.

@@ -23,6 +23,7 @@
 )]
 
 mod answers;
+mod audit;
 mod batch;
 mod clean;
 mod dataset;
@@ -46,6 +47,10 @@ mod store;
 
 pub use forgelm_sdk::trainer::Role;
 
+pub use audit::{
+    AuditFinding, AuditReport, AuditSettings, AuditedFile, Dedup, FindingKind, Gate, Overlap,
+    QualityFlag, SplitReport, TextLength, audit,
+};
 pub use batch::{PackedBatch, PackedSequence, ScoredRows, pack, pack_scoring};
 pub use clean::clean_text;
 pub use dataset::{

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use forgelm_artifact::hash::Hasher;
 use forgelm_config::TrainerType;
+use forgelm_privacy::detect_secrets;
 use forgelm_sdk::trainer::Role;
 use forgelm_tokenize::{TemplateError, control_characters};
 
@@ -42,11 +43,13 @@ pub enum LintCode {
     SpecialText,
     /// Characters that steer a terminal or the direction of writing.
     Controls,
+    /// A key or token of a service, or a private key; which one is not said.
+    Secret,
 }
 
 impl LintCode {
     /// Every code.
-    pub const ALL: [LintCode; 8] = [
+    pub const ALL: [LintCode; 9] = [
         LintCode::DoubleBos,
         LintCode::NoEos,
         LintCode::AllMasked,
@@ -55,6 +58,7 @@ impl LintCode {
         LintCode::Leak,
         LintCode::SpecialText,
         LintCode::Controls,
+        LintCode::Secret,
     ];
 
     /// The name used in messages and documents.
@@ -69,6 +73,7 @@ impl LintCode {
             LintCode::Leak => "L-DATA-LEAK",
             LintCode::SpecialText => "L-DATA-SPECIAL-TEXT",
             LintCode::Controls => "L-DATA-CONTROLS",
+            LintCode::Secret => "L-DATA-SECRET",
         }
     }
 
@@ -88,6 +93,7 @@ impl LintCode {
             LintCode::Leak => "remove one of the two: the validation loss is too good otherwise",
             LintCode::SpecialText => "is it markup that was left in by mistake?",
             LintCode::Controls => "remove them, unless the model is to write them",
+            LintCode::Secret => "remove and revoke it; `forgelm audit` searches the whole file",
         }
     }
 
@@ -331,6 +337,11 @@ fn look(
     let n_controls: usize = texts.iter().map(|text| control_characters(text)).sum();
     if n_controls > 0 {
         found.push((LintCode::Controls, format!("{n_controls} control or direction characters")));
+    }
+    let secrets = texts.iter().flat_map(|text| detect_secrets(text));
+    let kinds: BTreeSet<&str> = secrets.map(|secret| secret.kind.name()).collect();
+    for kind in kinds {
+        found.push((LintCode::Secret, format!("looks like a secret: {kind}")));
     }
     let mut exact = Hasher::new();
     for sequence in &rendered.sequences {

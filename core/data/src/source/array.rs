@@ -126,7 +126,8 @@ impl ArrayRows {
                     format!("byte 0x{:02x} at byte {} of the file", bytes[at], offset + at as u64);
                 let place = Place { file: &self.path, line };
                 let problem = DataProblem::row(Code::Utf8, &place, "", found, "UTF-8");
-                RawRow::Wrong(Box::new(problem.hint("convert the file to UTF-8")))
+                let problem = Box::new(problem.hint("convert the file to UTF-8"));
+                RawRow::Wrong { problem, text: String::from_utf8_lossy(bytes).into_owned() }
             }
         }
     }

@@ -174,7 +174,7 @@ impl CsvRows {
         }
     }
 
-    fn row(&self, fields: Fields) -> Result<Value, DataProblem> {
+    fn row(&self, fields: &Fields) -> Result<Value, DataProblem> {
         let place = Place { file: &self.path, line: fields.line };
         let problem = |code, field: &str, found: String, expected: &str| {
             DataProblem::row(code, &place, field, found, expected)
@@ -190,13 +190,13 @@ impl CsvRows {
                 .hint("a text with a comma or a line end needs quotes around it"));
         }
         let mut row = Map::new();
-        for (name, cell) in self.columns.iter().zip(fields.cells) {
-            let text = String::from_utf8(cell).map_err(|error| {
-                let at = error.utf8_error().valid_up_to();
-                let found = format!("byte 0x{:02x} at byte {at} of the cell", error.as_bytes()[at]);
+        for (name, cell) in self.columns.iter().zip(&fields.cells) {
+            let text = std::str::from_utf8(cell).map_err(|error| {
+                let at = error.valid_up_to();
+                let found = format!("byte 0x{:02x} at byte {at} of the cell", cell[at]);
                 problem(Code::Utf8, name, found, "UTF-8").hint("convert the file to UTF-8")
             })?;
-            row.insert(name.clone(), cell_value(name, text));
+            row.insert(name.clone(), cell_value(name, text.to_owned()));
         }
         Ok(Value::Object(row))
     }
@@ -227,9 +227,12 @@ impl RowReader for CsvRows {
     fn next_row(&mut self) -> Result<Option<RawRow>, DataError> {
         let Some(fields) = self.fields()? else { return Ok(None) };
         let line = fields.line;
-        Ok(Some(match self.row(fields) {
+        Ok(Some(match self.row(&fields) {
             Ok(value) => RawRow::Value { line, value },
-            Err(problem) => RawRow::Wrong(Box::new(problem)),
+            Err(problem) => {
+                let text = String::from_utf8_lossy(&fields.cells.join(&b',')).into_owned();
+                RawRow::Wrong { problem: Box::new(problem), text }
+            }
         }))
     }
 

@@ -52,7 +52,11 @@ impl RowReader for LineRows {
             Some(Err(error @ JsonlError::LineTooLong { .. })) => {
                 return Err(line_problem(&self.path, &error).into());
             }
-            Some(Err(error)) => Some(RawRow::Wrong(Box::new(line_problem(&self.path, &error)))),
+            Some(Err(error)) => {
+                let problem = Box::new(line_problem(&self.path, &error));
+                let text = String::from_utf8_lossy(self.reader.last_line()).trim().to_owned();
+                Some(RawRow::Wrong { problem, text })
+            }
         })
     }
 

@@ -73,7 +73,13 @@ pub(crate) enum RawRow {
         value: Value,
     },
     /// What is there instead of a row.
-    Wrong(Box<DataProblem>),
+    Wrong {
+        /// What is wrong with it.
+        problem: Box<DataProblem>,
+        /// Its text, with U+FFFD for what is no character: for those who look for what may not be
+        /// in a file, whether or not a run could use it.
+        text: String,
+    },
 }
 
 impl RawRow {
@@ -82,7 +88,7 @@ impl RawRow {
         match self {
             RawRow::Text { text, .. } => text.len(),
             RawRow::Value { value, .. } => value_bytes(value),
-            RawRow::Wrong(_) => 64,
+            RawRow::Wrong { text, .. } => text.len() + 64,
         }
     }
 
@@ -96,7 +102,7 @@ impl RawRow {
                 let place = Place { file, line: *line };
                 Ok(Row { place, offset: 0, text: "", value: std::borrow::Cow::Borrowed(value) })
             }
-            RawRow::Wrong(problem) => Err(problem.clone()),
+            RawRow::Wrong { problem, .. } => Err(problem.clone()),
         }
     }
 }

@@ -178,6 +178,21 @@ fn fault_054_controls_are_found_in_every_format() {
 }
 
 #[test]
+fn fault_034_a_secret_is_found_in_every_format_and_not_repeated() {
+    let token = format!("hf_{}", "aB3d".repeat(9));
+    for (format, row) in FORMATS {
+        let mut rows = good(row);
+        rows[1] = row("What is 1?", &format!("It is {token}."));
+        let report = Case::new(&rows).try_lint().unwrap();
+        let secrets = report.findings.iter().filter(|f| f.code == LintCode::Secret.name());
+        let secrets: Vec<_> = secrets.map(|f| (f.line, f.message.as_str())).collect();
+        let expected = (Some(2), "looks like a secret: huggingface_token");
+        assert_eq!(secrets, [expected], "{format}");
+        assert!(!format!("{report:?}").contains("aB3d"), "{format}");
+    }
+}
+
+#[test]
 fn trained_text_without_an_end_is_found_in_every_format() {
     let settings = RenderSettings { add_eos: false, ..SETTINGS };
     for (format, row) in FORMATS {
@@ -220,6 +235,6 @@ fn what_a_run_would_refuse_is_found_under_its_code() {
 #[test]
 fn every_code_has_a_name_of_its_own_and_a_hint() {
     let names: std::collections::BTreeSet<_> = LintCode::ALL.iter().map(|c| c.name()).collect();
-    assert_eq!(names.len(), 8);
+    assert_eq!(names.len(), 9);
     assert!(LintCode::ALL.iter().all(|code| !code.hint().is_empty()));
 }

@@ -6,6 +6,7 @@
 )]
 
 mod answers;
+mod audit;
 mod compressed;
 mod faults;
 mod formats;
