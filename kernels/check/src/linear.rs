@@ -5,8 +5,9 @@ use forgelm_kernels_reference::Reference;
 
 use crate::{Matrix, Outcome, U, assert_within, bits_of, numbers, sizes};
 
-/// (T, N, K).
-pub const CASES: [(usize, usize, usize); 16] = [
+/// (T, N, K). The last two are so wide that their columns are turned in parts, and the last one also
+/// so high that the sum is.
+pub const CASES: [(usize, usize, usize); 18] = [
     (1, 1, 1),
     (1, 48, 16),
     (1, 300, 577),
@@ -23,11 +24,13 @@ pub const CASES: [(usize, usize, usize); 16] = [
     (300, 100, 1200),
     (257, 640, 300),
     (40, 1700, 96),
+    (6, 200, 2900),
+    (3, 1100, 2501),
 ];
 
 /// (T, N, K, r): one row and few (generation), sums of one and of several blocks, panels that are
 /// not full, backward in several blocks, and no rank at all.
-pub const LOW_RANK: [(usize, usize, usize, usize); 9] = [
+pub const LOW_RANK: [(usize, usize, usize, usize); 10] = [
     (1, 1, 1, 1),
     (1, 50, 1200, 8),
     (5, 96, 577, 3),
@@ -37,6 +40,7 @@ pub const LOW_RANK: [(usize, usize, usize, usize); 9] = [
     (40, 1700, 800, 5),
     (130, 100, 50, 64),
     (20, 60, 70, 0),
+    (3, 1100, 2501, 4),
 ];
 
 /// Both directions, both formats, replacing and adding.

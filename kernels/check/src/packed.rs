@@ -12,9 +12,17 @@ use forgelm_kernels_reference::Reference;
 use crate::{Outcome, bits_of, indices, numbers};
 
 /// (T, N, K): less and more rows than a task has, panels that are not full, a sum in more than one
-/// block, and (the last one) more panels than are unpacked at a time.
-pub const SIZES: [(usize, usize, usize); 6] =
-    [(1, 50, 64), (3, 48, 128), (5, 131, 192), (129, 97, 64), (140, 60, 1280), (150, 900, 1280)];
+/// block, more panels than are unpacked at a time, and columns that are turned in parts which cut
+/// groups in two.
+pub const SIZES: [(usize, usize, usize); 7] = [
+    (1, 50, 64),
+    (3, 48, 128),
+    (5, 131, 192),
+    (129, 97, 64),
+    (140, 60, 1280),
+    (150, 900, 1280),
+    (2, 60, 2560),
+];
 
 /// Formats that are tried with every size.
 pub const FORMATS: [&str; 7] = ["nf4", "nf4 double", "q4_1", "q4_k", "q6_k", "int8 rows", "fp16"];

@@ -9,6 +9,8 @@
 //! fraction of a cycle a weight, against 16 cycles for the product of 1,024 rows in float32
 //! (8 in bfloat16).
 
+use std::ops::Range;
+
 use forgelm_kernels_api::{
     BlockFormat, BlockRows, Codes, Compute, Factor, FactorRows, Factors, Rounding, RowSource,
 };
@@ -151,34 +153,37 @@ impl PackedBlocks {
         }
     }
 
-    /// Unpacks a panel. Shapes: `to` [steps, PANEL] written.
+    /// Unpacks columns of a panel, which begin and end with even numbers. Shapes: `to`
+    /// [steps, PANEL] written.
     #[inline(always)]
-    fn unpack<S: Simd, E: Element>(&self, s: S, to: &mut [E], p: usize) {
+    fn unpack<S: Simd, E: Element>(&self, s: S, to: &mut [E], p: usize, columns: Range<usize>) {
         let group_len = self.format.group_len;
         let n_groups = self.k / group_len;
-        let per_group = group_len / E::TERMS * PANEL;
-        assert_eq!(to.len(), n_groups * per_group, "to is not [steps, PANEL]");
+        assert_eq!(to.len(), columns.len() / E::TERMS * PANEL, "to is not [steps, PANEL]");
         let mut scales = [0.0; PANEL];
         let mut mins = [0.0; PANEL];
-        for (g, to) in to.chunks_exact_mut(per_group).enumerate() {
+        for g in columns.start / group_len..columns.end.div_ceil(group_len) {
+            let first = (g * group_len).max(columns.start);
+            let end = ((g + 1) * group_len).min(columns.end);
             let place = Place { p, g, n_groups };
             self.scale.read(&self.format.scale, place, &mut scales);
             if let (Some(min), Some(format)) = (&self.min, &self.format.min) {
                 min.read(format, place, &mut mins);
             }
             let factors = (&scales, self.min.is_some().then_some(&mins));
-            let first = g * group_len;
+            let at = |column: usize| (column - columns.start) / E::TERMS * PANEL;
+            let to = &mut to[at(first)..at(end)];
             match &self.format.codes {
                 Codes::Four { values } => {
-                    let at = (p * self.k + first) / 2 * PANEL;
-                    let codes = &self.codes[at..at + group_len / 2 * PANEL];
+                    let at = |column: usize| (p * self.k + column) / 2 * PANEL;
+                    let codes = &self.codes[at(first)..at(end)];
                     self.unpack_group::<S, E, PANEL>(s, to, codes, factors, |codes| {
                         s.look_up(values, codes)
                     });
                 }
                 Codes::Eight => {
-                    let at = (p * self.k + first) * PANEL;
-                    let codes = &self.codes[at..at + group_len * PANEL];
+                    let at = |column: usize| (p * self.k + column) * PANEL;
+                    let codes = &self.codes[at(first)..at(end)];
                     self.unpack_group::<S, E, { 2 * PANEL }>(s, to, codes, factors, |codes| {
                         (s.integers(codes), s.integers(&codes[PANEL..]))
                     });
@@ -248,8 +253,9 @@ impl<E: Element> Panels<E> for PackedBlocks {
         None
     }
 
-    fn read<'a>(&'a self, isa: Isa, room: &'a mut [E], p: usize) -> &'a [E] {
-        on_isa!(isa, s => self.unpack(s, room, p));
+    fn read<'a>(&'a self, isa: Isa, room: &'a mut [E], p: usize, steps: Range<usize>) -> &'a [E] {
+        let columns = steps.start * E::TERMS..steps.end * E::TERMS;
+        on_isa!(isa, s => self.unpack(s, room, p, columns));
         room
     }
 }

@@ -39,8 +39,9 @@ pub(crate) trait Panels<E>: Sync {
     fn steps(&self) -> usize;
     /// All panels, if they are there. Shapes: [panels, steps, PANEL].
     fn whole(&self) -> Option<&[E]>;
-    /// A panel, made in `room` unless it is there. Shapes: [steps, PANEL] both.
-    fn read<'a>(&'a self, isa: Isa, room: &'a mut [E], p: usize) -> &'a [E];
+    /// Steps of a panel, made in `room` unless they are there; they begin and end with columns that
+    /// are even numbers. Shapes: [steps, PANEL] both.
+    fn read<'a>(&'a self, isa: Isa, room: &'a mut [E], p: usize, steps: Range<usize>) -> &'a [E];
 
     fn n_panels(&self) -> usize {
         self.n().div_ceil(PANEL)
@@ -179,8 +180,8 @@ impl<E: Element> Panels<E> for Packed<E> {
         Some(self.panels())
     }
 
-    fn read<'a>(&'a self, _: Isa, _: &'a mut [E], p: usize) -> &'a [E] {
-        self.panel(p)
+    fn read<'a>(&'a self, _: Isa, _: &'a mut [E], p: usize, steps: Range<usize>) -> &'a [E] {
+        &self.panel(p)[steps.start * PANEL..steps.end * PANEL]
     }
 }
 

@@ -43,6 +43,8 @@ const PANELS_MIN: usize = 3;
 const TASKS: usize = 8;
 /// Elements of a weight that are turned around at a time.
 const TURNED: usize = 1 << 20;
+/// Panels of columns among them, at least: with fewer, the rows are packed too often.
+const COLUMNS_MIN: usize = 48;
 
 /// `y = x w^T`, and the term of low rank. Shapes: `y` [T, N], `x` [T, K], `w` [N, K].
 pub(crate) fn forward(
@@ -132,7 +134,7 @@ fn forward_as<E: Element, W: Panels<E>>(
             let range = part(group, n_groups, w.n_panels());
             let mut room = Scratch::<E>::take(range.len() * len);
             for (room, p) in room.chunks_exact_mut(len).zip(range.clone()) {
-                w.read(isa, room, p);
+                w.read(isa, room, p, 0..w.steps());
             }
             product.over(&room, range.clone()).alone(isa, 0..t, 0..range.len());
         });
@@ -142,7 +144,7 @@ fn forward_as<E: Element, W: Panels<E>>(
             let range = part(block, n_blocks, w.n_panels());
             let mut made = Scratch::<E>::take(range.len() * len);
             pool.chunks(&mut made, len, |i, room| {
-                w.read(isa, room, range.start + i);
+                w.read(isa, room, range.start + i, 0..w.steps());
             });
             product.over(&made, range).run(pool, isa, t);
         }
@@ -162,21 +164,28 @@ fn backward_as<E: Element, W: Panels<E>>(
     assert!(dy.len().is_multiple_of(n), "dy is not [T, N]");
     let t = dy.len() / n;
     assert_eq!(dx.len(), t * k, "dx is not [T, K]");
-    let n_columns = k.div_ceil(PANEL);
     // A panel of the weight becomes this many elements in each panel of columns.
     let piece = PANEL / E::TERMS * PANEL;
-    let room_len = if w.whole().is_some() { 0 } else { w.steps() * PANEL };
-    let n_blocks = (w.n_panels() * piece * n_columns).div_ceil(TURNED).min(w.n_panels());
-    for block in 0..n_blocks {
+    let n_columns = k.div_ceil(PANEL);
+    // The result is gone through once for each block of the sum: columns are divided first.
+    let columns_max = (TURNED / (w.n_panels() * piece)).max(COLUMNS_MIN);
+    let n_ranges = n_columns.div_ceil(columns_max);
+    let per_range = w.n_panels() * piece * n_columns.div_ceil(n_ranges);
+    let n_blocks = per_range.div_ceil(TURNED).min(w.n_panels());
+    for (range, block) in (0..n_ranges).flat_map(|range| (0..n_blocks).map(move |b| (range, b))) {
+        let columns = part(range, n_ranges, n_columns);
         let panels = part(block, n_blocks, w.n_panels());
         let per_column = panels.len() * piece;
-        let mut turned = Scratch::<E>::take(n_columns * per_column);
+        let first_step = columns.start * PANEL / E::TERMS;
+        let steps = first_step..(columns.end * PANEL / E::TERMS).min(w.steps());
+        let room_len = if w.whole().is_some() { 0 } else { steps.len() * PANEL };
+        let mut turned = Scratch::<E>::take(columns.len() * per_column);
         let pieces = Shared::new(&mut turned);
         pool.run(panels.len(), &|i| {
             let mut room = Scratch::<E>::take(room_len);
-            let panel = w.read(isa, &mut room, panels.start + i);
+            let panel = w.read(isa, &mut room, panels.start + i, steps.clone());
             let place = Turned { to: pieces, per_column, first: i * piece };
-            turn_whole(isa, panel, place, n_columns);
+            turn_whole(isa, panel, place, columns.len());
         });
         let terms = panels.start * PANEL..(panels.end * PANEL).min(n);
         Multiply {
@@ -184,7 +193,7 @@ fn backward_as<E: Element, W: Panels<E>>(
             panels: &turned,
             steps: per_column / PANEL,
             y: Shared::new(dx),
-            columns: 0..k,
+            columns: columns.start * PANEL..(columns.end * PANEL).min(k),
             width: k,
             term: term.filter(|_| block + 1 == n_blocks),
             add: block > 0 || write == Write::Add,
