@@ -173,14 +173,22 @@ pub enum RunError {
         /// What is wrong with them.
         problem: String,
     },
-    /// An option for a trainer of a library, where none is named.
+    /// An option for a plugin of a library, where none is named.
     #[error(
-        "`plugins.trainer_options`: `{given}` is for no trainer; expected `plugins.trainer`\n  hint: \
-         options of the trainers that ship with ForgeLM are keys of `training`"
+        "`{place}`: `{given}` is for no {kind}; expected `{name}`\n  hint: options of what ships with \
+         ForgeLM are keys of `{ours}`"
     )]
-    LooseTrainerOption {
+    LooseOption {
+        /// The key of the config.
+        place: &'static str,
         /// As given.
         given: String,
+        /// What it would be for, in words.
+        kind: &'static str,
+        /// The key that names one.
+        name: &'static str,
+        /// The section that has the options of ours.
+        ours: &'static str,
     },
     /// An option that a plugin refuses.
     #[error(transparent)]
@@ -474,7 +482,7 @@ impl RunError {
             | Self::NoPluginWorker
             | Self::PluginOption { .. }
             | Self::Rewards { .. }
-            | Self::LooseTrainerOption { .. }
+            | Self::LooseOption { .. }
             | Self::Options(
                 OptionsError::Unknown { .. }
                 | OptionsError::Value { .. }

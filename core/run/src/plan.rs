@@ -2,6 +2,7 @@
 
 use crate::error::RunError;
 use crate::output::OutputDir;
+use crate::plugins::Named;
 use forgelm_config::{
     ComputeDtype, Diagnostic, Loaded, NamedPlugin, Run, Severity, TrainOn, config_hash, load_bytes,
     not_available, resolved_json,
@@ -233,8 +234,8 @@ impl Plan {
     /// The trainer: that of a library, else the one of `training.trainer_type`.
     #[must_use]
     pub fn trainer_name(&self) -> String {
-        let named = self.run.plugins.as_ref().and_then(|plugins| plugins.trainer.clone());
-        named.unwrap_or_else(|| self.run.training.trainer_type.to_string())
+        let name = Named::trainer(&self.run).name();
+        name.map_or_else(|| self.run.training.trainer_type.to_string(), str::to_owned)
     }
 
     /// The data sets, the first one first.
