@@ -16,6 +16,7 @@ mod config;
 mod data;
 mod evaluators;
 mod faults;
+mod foreign_merge;
 mod memory;
 mod merge;
 mod methods;

@@ -193,6 +193,18 @@ pub enum RunError {
     /// An option that a plugin refuses.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// A plugin that the config names refuses its options, or what else it is made from.
+    #[error("`{place}`: `{name}` of {origin}: {source}")]
+    NamedOptions {
+        /// The key that names it.
+        place: &'static str,
+        /// The plugin.
+        name: String,
+        /// Its library.
+        origin: String,
+        /// What it said.
+        source: Box<OptionsError>,
+    },
     /// The run's folder cannot take the run.
     #[error("{}: {problem}\n  hint: {hint}", .dir.display())]
     OutputDir {
@@ -483,13 +495,6 @@ impl RunError {
             | Self::PluginOption { .. }
             | Self::Rewards { .. }
             | Self::LooseOption { .. }
-            | Self::Options(
-                OptionsError::Unknown { .. }
-                | OptionsError::Value { .. }
-                | OptionsError::Json { .. }
-                | OptionsError::Refused { .. }
-                | OptionsError::Weights { .. },
-            )
             | Self::OutputDir { .. }
             | Self::OtherRun { .. }
             | Self::Overrides { .. }
@@ -504,8 +509,8 @@ impl RunError {
             | Self::RewardModel { .. }
             | Self::QuantizeInput { .. }
             | Self::NotAvailable(_) => Exit::Config,
-            // A plugin's process died while it was made.
-            Self::Options(OptionsError::Died { .. }) => Exit::Runtime,
+            Self::Options(error) => of_options(error),
+            Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.
             Self::Quantize(QuantizeError::NotFinite { what: "is", .. }) => Exit::Integrity,
             Self::Quantize(
@@ -595,5 +600,17 @@ impl RunError {
             cause = error.source();
         }
         text
+    }
+}
+
+fn of_options(error: &OptionsError) -> Exit {
+    match error {
+        OptionsError::Unknown { .. }
+        | OptionsError::Value { .. }
+        | OptionsError::Json { .. }
+        | OptionsError::Refused { .. }
+        | OptionsError::Weights { .. } => Exit::Config,
+        // A plugin's process died while it was made.
+        OptionsError::Died { .. } => Exit::Runtime,
     }
 }

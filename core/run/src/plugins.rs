@@ -477,8 +477,9 @@ pub fn build_trainer(
     plan: &Plan,
     plugin: &Plugin<Trainers>,
 ) -> Result<(Box<dyn Trainer>, Used), RunError> {
-    let options = Named::trainer(&plan.run).options_or(|| settings::trainer_options(&plan.run))?;
-    let trainer = (plugin.build)(&options)?;
+    let named = Named::trainer(&plan.run);
+    let options = named.options_or(|| settings::trainer_options(&plan.run))?;
+    let trainer = named.made(plugin, (plugin.build)(&options))?;
     Ok((trainer, Used::of(plugin, &options)))
 }
 

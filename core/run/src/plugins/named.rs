@@ -3,7 +3,8 @@
 
 use crate::error::RunError;
 use forgelm_config::Run;
-use forgelm_sdk::OptionValue;
+use forgelm_plugin::{Kind, Plugin};
+use forgelm_sdk::{OptionValue, OptionsError};
 
 /// A plugin that `plugins` may name in place of the one that another section names.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,13 @@ const TRAINER: Place = Place {
     ours: "training",
 };
 
+const MERGE_METHOD: Place = Place {
+    name: "plugins.merge_method",
+    options: "plugins.merge_method_options",
+    kind: "merge method",
+    ours: "merge",
+};
+
 impl<'a> Named<'a> {
     /// The trainer, in place of that of `training.trainer_type`.
     #[must_use]
@@ -42,6 +50,17 @@ impl<'a> Named<'a> {
             name: section.and_then(|plugins| plugins.trainer.as_deref()),
             options: section.map_or(&[], |plugins| &plugins.trainer_options),
             place: TRAINER,
+        }
+    }
+
+    /// The merge method, in place of that of `merge.method`.
+    #[must_use]
+    pub fn merge_method(run: &'a Run) -> Self {
+        let section = run.plugins.as_ref();
+        Self {
+            name: section.and_then(|plugins| plugins.merge_method.as_deref()),
+            options: section.map_or(&[], |plugins| &plugins.merge_method_options),
+            place: MERGE_METHOD,
         }
     }
 
@@ -71,6 +90,26 @@ impl<'a> Named<'a> {
                 ours: place.ours,
             }),
         }
+    }
+
+    /// What became of making it: an error of a plugin that is named says where.
+    ///
+    /// # Errors
+    /// If it refused.
+    pub fn made<K: Kind, T>(
+        &self,
+        plugin: &Plugin<K>,
+        made: Result<T, OptionsError>,
+    ) -> Result<T, RunError> {
+        made.map_err(|source| match self.name {
+            None => RunError::Options(source),
+            Some(name) => RunError::NamedOptions {
+                place: self.place.name,
+                name: name.to_owned(),
+                origin: plugin.origin.to_string(),
+                source: Box::new(source),
+            },
+        })
     }
 }
 
