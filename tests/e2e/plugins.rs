@@ -150,6 +150,18 @@ fn a_plugin_that_hangs_in_the_program_is_named_while_it_does() {
     assert_eq!(ran.stderr.matches("no sign of life").count(), 1, "{}", ran.stderr);
 }
 
+/// A plugin that waits for the kernels does not hang, however long they take.
+#[test]
+fn long_work_of_the_kernels_is_no_silence_of_the_plugin_that_waits_for_it() {
+    for isolation in ["in_process", "process"] {
+        let workplace = with_trainer(MISBEHAVES, &["-DLOSS=waits_for_kernels"], "misbehaves");
+        let keys = format!("isolation: {isolation}, deadline_seconds: 1, paths:");
+        workplace.edit_config("paths:", &keys);
+        let ran = workplace.run();
+        assert!(!ran.stderr.contains("no sign of life"), "{isolation}: {}", ran.stderr);
+    }
+}
+
 /// The kernels of the run and those of a process of its own, on as many threads.
 #[test]
 fn kernels_give_the_same_bits_in_the_program_and_in_a_process() {

@@ -351,6 +351,7 @@ impl Plugins {
             progress: Box::new(move |event| events.push(Event::Detail(format!("plugin: {event}")))),
             stop: Box::new(move || stop.load(Ordering::Relaxed)),
             kernels: Some(Box::new(move || kernels.get())),
+            serving: None,
             hung: Some(Arc::new(Hung { after: deadline, tell: Box::new(env.alarm) })),
         })
     }
