@@ -106,6 +106,26 @@ fn a_new_trainer_trains() {
     assert!(ours.adapter("out") == theirs.adapter("out"), "other bytes");
 }
 
+/// As its README says: the template is the weighted mean, and a model merged with itself is itself.
+#[test]
+fn a_new_merge_method_merges() {
+    let workplace = Workplace::new();
+    let args = ["plugin", "new", "--kind", "merge_method", "--lang", "c", "middle"];
+    workplace.forgelm(&args).expect_code(0);
+    let library = build(&workplace, "c", "middle");
+    let section = format!("plugins:\n  paths: [{library}]\n  merge_method: middle\n");
+    let readme = workplace.read("middle/README.md");
+    assert!(readme.contains(&section), "{readme}");
+    let models = "  models: [{path: model, weight: 0.5}, {path: model, weight: 1.5}]\n";
+    let text = crate::merge::config("model", models) + &section;
+    workplace.write("merge.yaml", &text);
+    workplace.forgelm(&["--config", "merge.yaml", "--merge"]).expect_code(0);
+    assert!(workplace.read("out/compliance/merge_manifest.json").contains("\"middle\""));
+    let file =
+        |folder: &str| std::fs::read(workplace.path(folder).join("model.safetensors")).unwrap();
+    assert!(file("out") == file("model"), "other bytes");
+}
+
 /// As its README says.
 #[test]
 fn a_new_quantizer_writes_a_model() {

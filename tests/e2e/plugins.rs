@@ -6,11 +6,13 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
-/// Compiles a source under `ffi` to `NAME.so` in the workplace.
+/// Compiles a source to `NAME.so` in the workplace; a relative one lies under `ffi`.
 pub fn compile(workplace: &Workplace, source: &str, name: &str, flags: &[&str]) {
     let ffi = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ffi");
-    let output = Command::new("cc")
-        .args(["-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-z,nodelete"])
+    let (compiler, standard) =
+        if source.ends_with(".cpp") { ("c++", "-std=c++17") } else { ("cc", "-std=c11") };
+    let output = Command::new(compiler)
+        .args([standard, "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-z,nodelete"])
         .args(flags)
         .arg("-I")
         .arg(ffi.join("include"))
@@ -148,6 +150,18 @@ fn a_plugin_that_hangs_in_the_program_is_named_while_it_does() {
     assert_eq!(ran.stderr.matches("no sign of life").count(), 1, "{}", ran.stderr);
 }
 
+/// A plugin that waits for the kernels does not hang, however long they take.
+#[test]
+fn long_work_of_the_kernels_is_no_silence_of_the_plugin_that_waits_for_it() {
+    for isolation in ["in_process", "process"] {
+        let workplace = with_trainer(MISBEHAVES, &["-DLOSS=waits_for_kernels"], "misbehaves");
+        let keys = format!("isolation: {isolation}, deadline_seconds: 1, paths:");
+        workplace.edit_config("paths:", &keys);
+        let ran = workplace.run();
+        assert!(!ran.stderr.contains("no sign of life"), "{isolation}: {}", ran.stderr);
+    }
+}
+
 /// The kernels of the run and those of a process of its own, on as many threads.
 #[test]
 fn kernels_give_the_same_bits_in_the_program_and_in_a_process() {
@@ -214,7 +228,10 @@ fn a_trainer_that_cannot_be_used_is_refused_before_anything_starts() {
     let options = "plugins: {paths: [plugin.so], trainer: nll_c, trainer_options: [beta]}\n";
     refused(options, "`plugins.trainer_options`: `beta`; expected `key=value`");
     let options = "plugins: {paths: [plugin.so], trainer: nll_c, trainer_options: [beta=-1]}\n";
-    refused(options, "the only option is `beta`, a number above 0");
+    refused(
+        options,
+        "`plugins.trainer`: `nll_c` of example-trainers 1.0.0 (plugin.so): the only option is `beta`",
+    );
     let options = "plugins: {trainer_options: [beta=1]}\n";
     refused(options, "`plugins.trainer_options`: `beta=1` is for no trainer");
 }

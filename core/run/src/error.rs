@@ -173,18 +173,38 @@ pub enum RunError {
         /// What is wrong with them.
         problem: String,
     },
-    /// An option for a trainer of a library, where none is named.
+    /// An option for a plugin of a library, where none is named.
     #[error(
-        "`plugins.trainer_options`: `{given}` is for no trainer; expected `plugins.trainer`\n  hint: \
-         options of the trainers that ship with ForgeLM are keys of `training`"
+        "`{place}`: `{given}` is for no {kind}; expected `{name}`\n  hint: options of what ships with \
+         ForgeLM are keys of `{ours}`"
     )]
-    LooseTrainerOption {
+    LooseOption {
+        /// The key of the config.
+        place: &'static str,
         /// As given.
         given: String,
+        /// What it would be for, in words.
+        kind: &'static str,
+        /// The key that names one.
+        name: &'static str,
+        /// The section that has the options of ours.
+        ours: &'static str,
     },
     /// An option that a plugin refuses.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// A plugin that the config names refuses its options, or what else it is made from.
+    #[error("`{place}`: `{name}` of {origin}: {source}")]
+    NamedOptions {
+        /// The key that names it.
+        place: &'static str,
+        /// The plugin.
+        name: String,
+        /// Its library.
+        origin: String,
+        /// What it said.
+        source: Box<OptionsError>,
+    },
     /// The run's folder cannot take the run.
     #[error("{}: {problem}\n  hint: {hint}", .dir.display())]
     OutputDir {
@@ -474,14 +494,7 @@ impl RunError {
             | Self::NoPluginWorker
             | Self::PluginOption { .. }
             | Self::Rewards { .. }
-            | Self::LooseTrainerOption { .. }
-            | Self::Options(
-                OptionsError::Unknown { .. }
-                | OptionsError::Value { .. }
-                | OptionsError::Json { .. }
-                | OptionsError::Refused { .. }
-                | OptionsError::Weights { .. },
-            )
+            | Self::LooseOption { .. }
             | Self::OutputDir { .. }
             | Self::OtherRun { .. }
             | Self::Overrides { .. }
@@ -496,8 +509,8 @@ impl RunError {
             | Self::RewardModel { .. }
             | Self::QuantizeInput { .. }
             | Self::NotAvailable(_) => Exit::Config,
-            // A plugin's process died while it was made.
-            Self::Options(OptionsError::Died { .. }) => Exit::Runtime,
+            Self::Options(error) => of_options(error),
+            Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.
             Self::Quantize(QuantizeError::NotFinite { what: "is", .. }) => Exit::Integrity,
             Self::Quantize(
@@ -587,5 +600,17 @@ impl RunError {
             cause = error.source();
         }
         text
+    }
+}
+
+fn of_options(error: &OptionsError) -> Exit {
+    match error {
+        OptionsError::Unknown { .. }
+        | OptionsError::Value { .. }
+        | OptionsError::Json { .. }
+        | OptionsError::Refused { .. }
+        | OptionsError::Weights { .. } => Exit::Config,
+        // A plugin's process died while it was made.
+        OptionsError::Died { .. } => Exit::Runtime,
     }
 }

@@ -15,7 +15,7 @@ use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::model;
 use crate::plan::Plan;
-use crate::plugins::{Plugins, Used};
+use crate::plugins::{Named, Plugins, Used};
 use forgelm_artifact::sharded::SHARD_BYTES_MAX;
 use forgelm_artifact::write::StagedDir;
 use forgelm_config::{Merge, MergeMethod as Name};
@@ -65,9 +65,12 @@ pub fn merge(
     let section = section.ok_or(RunError::NothingToMerge)?;
     plugins.tell(observer);
     let plugins = &*plugins;
-    let plugin = plugins.registry().merge_method(section.method.as_str())?;
-    let options = options(section);
-    let method = build(plugin, section, &options)?;
+    let named = Named::merge_method(&plan.run);
+    let name = named.name().unwrap_or(section.method.as_str());
+    let plugin = plugins.registry().merge_method(name)?;
+    let options = named.options_or(|| options(section))?;
+    let weights = weights(plugin, section)?;
+    let method = named.made(plugin, (plugin.build)(&options, &weights))?;
     let operator = dossier::operator(env)?;
     let output_dir = PathBuf::from(&section.output_dir);
     folder::check_empty(&output_dir)?;
@@ -80,9 +83,8 @@ pub fn merge(
     tensors.note_formats(&inputs, observer);
     folder::check_room(&output_dir, tensors.n_bytes())?;
     observer.observe(&Event::Notice(format!(
-        "merging {} models by {} into {}: {} tensors, {} parameters",
+        "merging {} models by {name} into {}: {} tensors, {} parameters",
         section.models.len(),
-        section.method,
         output_dir.display(),
         tensors.base.len(),
         inputs.base.open.config().n_parameters(),
@@ -116,7 +118,7 @@ pub fn merge(
     Ok(merged)
 }
 
-/// The options of the method that a section asks for.
+/// The options of the method of ours that a section asks for.
 fn options(section: &Merge) -> Vec<(&'static str, OptionValue)> {
     let text = |word: &str| OptionValue::Text(word.to_owned());
     match section.method {
@@ -134,11 +136,8 @@ fn options(section: &Merge) -> Vec<(&'static str, OptionValue)> {
     }
 }
 
-fn build(
-    plugin: &Plugin<MergeMethods>,
-    section: &Merge,
-    options: &[(&'static str, OptionValue)],
-) -> Result<Box<dyn MergeMethod>, RunError> {
+/// The weights of the models, as many as the method takes.
+fn weights(plugin: &Plugin<MergeMethods>, section: &Merge) -> Result<Vec<f64>, RunError> {
     let weights: Vec<f64> = section.models.iter().map(|model| model.weight).collect();
     let needs = plugin.needs;
     if !(needs.n_inputs_min..=needs.n_inputs_max).contains(&weights.len()) {
@@ -149,7 +148,7 @@ fn build(
             max: needs.n_inputs_max,
         });
     }
-    Ok((plugin.build)(options, &weights)?)
+    Ok(weights)
 }
 
 /// The tensors of the base and of every input, in the same order.

@@ -2,6 +2,7 @@
 
 use crate::error::RunError;
 use crate::output::OutputDir;
+use crate::plugins::Named;
 use forgelm_config::{
     ComputeDtype, Diagnostic, Loaded, NamedPlugin, Run, Severity, TrainOn, config_hash, load_bytes,
     not_available, resolved_json,
@@ -111,6 +112,9 @@ impl Plan {
             "load_in_4bit": run.model.load_in_4bit,
             "trust_remote_code": run.model.trust_remote_code,
             "trainer_type": self.trainer_name(),
+            "merge_method": run.merge.as_ref().filter(|merge| merge.enabled).and_then(|_| {
+                self.merge_method_name()
+            }),
             "dora": run.lora.is_dora(),
             "lora_rank": run.lora.r,
             "lora_alpha": run.lora.alpha,
@@ -204,6 +208,12 @@ impl Plan {
         if !evaluators.is_empty() {
             line("judged", format!("by {}", evaluators.join(", ")));
         }
+        if let (Some(merge), Some(method)) = (&run.merge, self.merge_method_name())
+            && merge.enabled
+        {
+            let (n, dir) = (merge.models.len(), &merge.output_dir);
+            line("merge", format!("of {n} models by {method} into {dir}, with --merge"));
+        }
         for (name, items) in
             [("reads", self.reads()), ("contacts", self.contacts()), ("writes", self.writes())]
         {
@@ -233,8 +243,15 @@ impl Plan {
     /// The trainer: that of a library, else the one of `training.trainer_type`.
     #[must_use]
     pub fn trainer_name(&self) -> String {
-        let named = self.run.plugins.as_ref().and_then(|plugins| plugins.trainer.clone());
-        named.unwrap_or_else(|| self.run.training.trainer_type.to_string())
+        let name = Named::trainer(&self.run).name();
+        name.map_or_else(|| self.run.training.trainer_type.to_string(), str::to_owned)
+    }
+
+    /// The merge method: that of a library, else the one of `merge.method`; none without such a section.
+    #[must_use]
+    pub fn merge_method_name(&self) -> Option<&str> {
+        let section = self.run.merge.as_ref()?;
+        Some(Named::merge_method(&self.run).name().unwrap_or(section.method.as_str()))
     }
 
     /// The data sets, the first one first.

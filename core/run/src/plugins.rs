@@ -1,5 +1,6 @@
 //! The plugins of a run: where they are looked for, what they say, and which of them took part.
 
+mod named;
 mod signed;
 
 use crate::environment::Environment;
@@ -21,6 +22,8 @@ use forgelm_loader::{
 use forgelm_plugin::{Kind, Origin, Plugin, Registry, Signature, Trainers};
 use forgelm_sdk::OptionValue;
 use forgelm_sdk::trainer::{Records, Trainer};
+pub use named::Named;
+pub(crate) use named::options;
 use serde_json::{Map, Value, json};
 use signed::Signatures;
 pub use signed::{Signed, sign};
@@ -348,6 +351,7 @@ impl Plugins {
             progress: Box::new(move |event| events.push(Event::Detail(format!("plugin: {event}")))),
             stop: Box::new(move || stop.load(Ordering::Relaxed)),
             kernels: Some(Box::new(move || kernels.get())),
+            serving: None,
             hung: Some(Arc::new(Hung { after: deadline, tell: Box::new(env.alarm) })),
         })
     }
@@ -444,8 +448,7 @@ impl Plugins {
     /// If there is none of that name, or it is not for these records.
     pub fn trainer(&self, plan: &Plan) -> Result<&Plugin<Trainers>, RunError> {
         let trainer_type = plan.run.training.trainer_type;
-        let named = plan.run.plugins.as_ref().and_then(|plugins| plugins.trainer.as_deref());
-        let Some(name) = named else {
+        let Some(name) = Named::trainer(&plan.run).name() else {
             return Ok(self.registry.trainer(&trainer_type.to_string())?);
         };
         let plugin = self.registry.trainer(name)?;
@@ -475,39 +478,10 @@ pub fn build_trainer(
     plan: &Plan,
     plugin: &Plugin<Trainers>,
 ) -> Result<(Box<dyn Trainer>, Used), RunError> {
-    let section = plan.run.plugins.as_ref();
-    let given = section.map_or(&[][..], |plugins| &plugins.trainer_options);
-    if let (Some(option), Some(None)) = (given.first(), section.map(|section| &section.trainer)) {
-        return Err(RunError::LooseTrainerOption { given: option.clone() });
-    }
-    let options = match section.and_then(|section| section.trainer.as_ref()) {
-        None => settings::trainer_options(&plan.run),
-        Some(_) => options("plugins.trainer_options", given)?,
-    };
-    let trainer = (plugin.build)(&options)?;
+    let named = Named::trainer(&plan.run);
+    let options = named.options_or(|| settings::trainer_options(&plan.run))?;
+    let trainer = named.made(plugin, (plugin.build)(&options))?;
     Ok((trainer, Used::of(plugin, &options)))
-}
-
-/// Options as they were given, each `key=value`; `place` is the key of the config or the flag.
-pub(crate) fn options<'a>(
-    place: &'static str,
-    given: &'a [String],
-) -> Result<Vec<(&'a str, OptionValue)>, RunError> {
-    given.iter().map(|given| option(place, given)).collect()
-}
-
-/// `key=value`: a number, true, false, or a word.
-fn option<'a>(place: &'static str, given: &'a str) -> Result<(&'a str, OptionValue), RunError> {
-    let Some((key, value)) = given.split_once('=').filter(|(key, _)| !key.is_empty()) else {
-        return Err(RunError::PluginOption { place, given: given.to_owned() });
-    };
-    let value = match (value, value.parse::<f64>()) {
-        ("true", _) => OptionValue::Flag(true),
-        ("false", _) => OptionValue::Flag(false),
-        (_, Ok(number)) => OptionValue::Number(number),
-        (word, Err(_)) => OptionValue::Text(word.to_owned()),
-    };
-    Ok((key, value))
 }
 
 fn records_of(trainer_type: TrainerType) -> Records {

@@ -14,8 +14,7 @@ use std::borrow::Cow;
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char};
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Bytes of a table, as its first field says them.
 #[expect(clippy::cast_possible_truncation, reason = "a table has some hundreds of bytes")]
@@ -148,9 +147,9 @@ impl fmt::Display for Caller {
     }
 }
 
-/// Whether an instance may be called.
+/// Whether an instance may be called: once it panicked, with these words, it may not.
 #[derive(Debug, Default)]
-pub(crate) struct Poison(AtomicBool);
+pub(crate) struct Poison(OnceLock<String>);
 
 thread_local! {
     /// Where a plugin writes what went wrong: half a kilobyte that is not cleared for each call. A call
@@ -166,8 +165,10 @@ pub(crate) fn call(
     poison: &Poison,
     body: impl FnOnce(*mut forgelm_plugin_error) -> forgelm_status,
 ) -> Result<(), Failed> {
-    if poison.0.load(Ordering::Acquire) {
-        return Err(caller.failed("it panicked before and is not called again"));
+    if let Some(said) = poison.0.get() {
+        // Of threads that call at once, the one that is heard need not be the one that panicked.
+        let said = if said.is_empty() { String::new() } else { format!(": {said}") };
+        return Err(caller.failed(&format!("it panicked before and is not called again{said}")));
     }
     let err = RECORD.with(UnsafeCell::get);
     // SAFETY: this thread's own record, which nobody else reads or writes now.
@@ -181,7 +182,8 @@ pub(crate) fn call(
         return Ok(());
     }
     if ended == status::PANIC {
-        poison.0.store(true, Ordering::Release);
+        // SAFETY: as above; the call is over. The first of several panics stays.
+        let _ = poison.0.set(unsafe { (*err).text() });
     }
     let cause = match ended {
         status::INVALID_ARGUMENT => Cause::Argument,

@@ -33,6 +33,8 @@ pub struct HostServices {
     pub stop: Box<dyn Fn() -> bool + Send + Sync>,
     /// The kernels and threads that plugins share with the program; `None`: it offers none.
     pub kernels: Option<Box<MakeKernels>>,
+    /// Told when a service that may take long begins to work for a plugin, and when it ends.
+    pub serving: Option<Box<dyn Fn(bool) + Send + Sync>>,
     /// What to do about a plugin in the program that hangs.
     pub hung: Option<Arc<Hung>>,
 }
@@ -46,6 +48,7 @@ impl HostServices {
             progress: Box::new(|_| ()),
             stop: Box::new(|| false),
             kernels: None,
+            serving: None,
             hung: None,
         }
     }
@@ -67,6 +70,8 @@ pub(crate) struct Host {
     shared: Arc<Shared>,
     /// Of the library that has this table.
     life: Arc<Life>,
+    /// Of that library too: a table of its own says whom kernels work for.
+    kernels: Arc<OnceLock<Kernels>>,
     for_evaluator: ForEvaluator,
 }
 
@@ -79,10 +84,16 @@ pub(crate) struct ForEvaluator {
 }
 
 /// What a host has once, however many tables.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Shared {
-    kernels: OnceLock<Kernels>,
+    ops: OnceLock<Arc<dyn Ops>>,
     watch: Arc<Watch>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("watch", &self.watch).finish_non_exhaustive()
+    }
 }
 
 // SAFETY: `host_data` is null, and what stands behind the table may be used from any thread; the
@@ -90,7 +101,8 @@ struct Shared {
 unsafe impl Sync for Host {}
 
 impl Host {
-    fn new(services: Arc<HostServices>, shared: Arc<Shared>, life: Arc<Life>) -> Self {
+    /// For one library.
+    fn new(services: Arc<HostServices>, shared: Arc<Shared>) -> Self {
         Self {
             table: forgelm_host {
                 struct_size: crate::border::size::<forgelm_host>(),
@@ -103,23 +115,24 @@ impl Host {
                 is_cancelled: Some(is_cancelled),
                 progress: Some(progress),
             },
+            life: Arc::new(Life::of(&services)),
             services,
             shared,
-            life,
+            kernels: Arc::default(),
             for_evaluator: ForEvaluator::default(),
         }
     }
 
     /// A host for as long as the process.
     pub(crate) fn leak(services: HostServices) -> &'static Self {
-        Box::leak(Box::new(Self::new(Arc::new(services), Arc::default(), Arc::default())))
+        Box::leak(Box::new(Self::new(Arc::new(services), Arc::default())))
     }
 
     /// The same host for one more library, for as long as the process: a table of its own says who
     /// calls.
     pub(crate) fn leak_for_library(&self) -> &'static Self {
         let (services, shared) = (Arc::clone(&self.services), Arc::clone(&self.shared));
-        Box::leak(Box::new(Self::new(services, shared, Arc::default())))
+        Box::leak(Box::new(Self::new(services, shared)))
     }
 
     /// What stands behind the table.
@@ -130,7 +143,8 @@ impl Host {
     /// The same host with the services of an evaluator, for one call.
     pub(crate) fn with_services(&self, for_evaluator: ForEvaluator) -> Self {
         let (services, shared) = (Arc::clone(&self.services), Arc::clone(&self.shared));
-        Self { for_evaluator, ..Self::new(services, shared, Arc::clone(&self.life)) }
+        let (life, kernels) = (Arc::clone(&self.life), Arc::clone(&self.kernels));
+        Self { for_evaluator, life, kernels, ..Self::new(services, shared) }
     }
 
     /// Watches a plugin: its calls are counted in what this gives.
@@ -160,11 +174,13 @@ impl Host {
 
     fn kernels(&self) -> Option<*const c_void> {
         let make = self.services.kernels.as_ref()?;
-        let kernels = self.shared.kernels.get_or_init(|| {
+        let ops = self.shared.ops.get_or_init(|| {
             // Threads that it starts inherit the mode, and a plugin is at work now.
             let _mode = KeepFloatMode::default_meanwhile();
-            Kernels::new(make())
+            make()
         });
+        let new = || Kernels::new(Arc::clone(ops), Arc::clone(&self.life));
+        let kernels = self.kernels.get_or_init(new);
         Some(kernels.table().cast())
     }
 

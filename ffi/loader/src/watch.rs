@@ -1,5 +1,6 @@
 //! Who does not come back: a plugin in the program cannot be ended, but it can be named while it hangs.
 
+use crate::host::HostServices;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -71,9 +72,16 @@ pub(crate) struct Life {
     n_signs: AtomicU64,
     /// Services that are at work for a plugin of it, which waits for them.
     n_serving: AtomicU64,
+    /// Who else is told of them.
+    services: Option<Arc<HostServices>>,
 }
 
 impl Life {
+    /// Of a library of a host with these services.
+    pub(crate) fn of(services: &Arc<HostServices>) -> Self {
+        Self { services: Some(Arc::clone(services)), ..Self::default() }
+    }
+
     /// A plugin said something.
     pub(crate) fn sign(&self) {
         self.n_signs.fetch_add(1, Ordering::Relaxed);
@@ -82,7 +90,19 @@ impl Life {
     /// A service of ours that may take long works for a plugin, until the guard goes out of scope.
     pub(crate) fn serving(&self) -> Serving<'_> {
         self.n_serving.fetch_add(1, Ordering::Relaxed);
+        self.tell(true);
         Serving(self)
+    }
+
+    /// Whether a service works for a plugin.
+    pub(crate) fn is_served(&self) -> bool {
+        self.n_serving.load(Ordering::Relaxed) > 0
+    }
+
+    fn tell(&self, begins: bool) {
+        if let Some(tell) = self.services.as_ref().and_then(|services| services.serving.as_ref()) {
+            tell(begins);
+        }
     }
 }
 
@@ -92,6 +112,7 @@ pub(crate) struct Serving<'a>(&'a Life);
 impl Drop for Serving<'_> {
     fn drop(&mut self) {
         self.0.sign();
+        self.0.tell(false);
         self.0.n_serving.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -159,7 +180,7 @@ impl Watched {
     fn hangs(&mut self, nap: Duration, after: Duration) -> Option<String> {
         let calls = self.calls.upgrade()?.0.load(Ordering::Relaxed);
         let is_inside = calls & (ENDED - 1) != 0;
-        let is_served = self.life.n_serving.load(Ordering::Relaxed) > 0;
+        let is_served = self.life.is_served();
         let now = (calls, self.life.n_signs.load(Ordering::Relaxed));
         let is_same = std::mem::replace(&mut self.seen, now) == now;
         if !(is_inside && is_same) || is_served {

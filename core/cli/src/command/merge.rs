@@ -43,7 +43,7 @@ fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Result<Merge
 fn about(plan: &Plan) -> Value {
     let section = plan.run.merge.as_ref();
     json!({
-        "method": section.map(|merge| merge.method.to_string()),
+        "method": plan.merge_method_name(),
         "num_models": section.map_or(0, |merge| merge.models.len()),
         "output_dir": section.map(|merge| merge.output_dir.clone()),
     })
@@ -52,7 +52,7 @@ fn about(plan: &Plan) -> Value {
 /// What a person reads at the end.
 fn summary(plan: &Plan, merged: &Merged) -> String {
     let metric = |name: &str| merged.metrics.get(name).copied().unwrap_or_default();
-    let method = plan.run.merge.as_ref().map_or_else(String::new, |m| m.method.to_string());
+    let method = plan.merge_method_name().unwrap_or_default();
     let dir = merged.output_dir.display();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a size")]
     let size = bytes(metric("merge_bytes") as u64);

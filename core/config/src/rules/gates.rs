@@ -196,6 +196,10 @@ fn merge(run: &Run, findings: &mut Findings<'_>) {
         );
         return;
     }
+    if run.plugins.as_ref().is_some_and(|plugins| plugins.merge_method.is_some()) {
+        // How many models it takes and what their weights mean is its own business.
+        return no_method_of_ours(findings);
+    }
     if merge.method == MergeMethod::Slerp && n_models > 2 {
         let message = format!(
             "`{models}` has {n_models}; expected exactly 2 for `{method}: slerp`{}",
@@ -218,6 +222,21 @@ fn merge(run: &Run, findings: &mut Findings<'_>) {
                 format!("`{key}` is {}: {} turns the change round", model.weight, merge.method);
             findings.warn(Code::Doubtful, &[&key], message);
         }
+    }
+}
+
+/// What says how our methods merge has no effect on one of a library; said, not swallowed.
+fn no_method_of_ours(findings: &mut Findings<'_>) {
+    let of_ours = ["method", "ties_", "slerp_", "dare_"];
+    let is_of_ours = |path: &&str| {
+        let key = path.strip_prefix("merge.");
+        key.is_some_and(|key| of_ours.iter().any(|prefix| key.starts_with(prefix)))
+    };
+    let paths = findings.written.paths().filter(is_of_ours).map(str::to_owned);
+    for path in paths.collect::<Vec<_>>() {
+        let named = "plugins.merge_method";
+        let message = format!("`{path}` has no effect: `{named}` names the method");
+        findings.warn(Code::IgnoredKey, &[&path, named], message);
     }
 }
 

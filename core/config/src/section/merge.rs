@@ -8,7 +8,7 @@ section! {
     Merge {
         /// Allows `--merge`.
         enabled: bool = false;
-        /// How.
+        /// How; `plugins.merge_method` names a method of a library in its place.
         method: MergeMethod = MergeMethod::Ties;
         /// What is merged; at least two.
         models: Vec<MergeModel> = Vec::new();

@@ -56,6 +56,10 @@ section! {
         trainer: Option<String> = None, ours(), text(NOT_BLANK);
         /// Its options, each `key=value`.
         trainer_options: Vec<String> = Vec::new(), ours(), text(NOT_BLANK);
+        /// A merge method of a library, in place of the one that `merge.method` names.
+        merge_method: Option<String> = None, ours(), text(NOT_BLANK);
+        /// Its options, each `key=value`.
+        merge_method_options: Vec<String> = Vec::new(), ours(), text(NOT_BLANK);
         /// Rewards of libraries for `grpo`, beside those that ship with ForgeLM: their sum counts.
         rewards: Vec<NamedPlugin> = Vec::new(), ours();
         /// Evaluators that judge the tuned model after training.

@@ -78,6 +78,7 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: log_only}\n",
         "webhook: {url: \"\"}\nmonitoring: {}\nmerge: {}\nsynthetic: {}\ndistributed: {strategy: null}\n",
         "merge: {enabled: true, method: slerp, models: [{path: a}, {path: b}]}\n",
+        "merge: {enabled: true, models: [{path: a}, {path: b, weight: -1}, {path: c}]}\nplugins: {merge_method: m, merge_method_options: [a=1]}\n",
         "signing: {key_file: k, require_provisioned: true}\nplugins: {paths: [x.so], trainer: t, trainer_options: [a=1], isolation: in_process, require_signed: true, rewards: [{name: r}]}\nauth: {}\n",
     ] {
         assert_eq!(refused(more), Vec::<String>::new(), "{more}");

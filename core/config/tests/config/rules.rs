@@ -205,13 +205,21 @@ fn combinations_that_are_warned_about() {
             "merge: {enabled: true, models: [{path: a, weight: 3}, {path: b, weight: -1}]}\n",
             "`merge.models[1].weight` is -1: ties turns the change round",
         ),
+        (
+            "merge: {enabled: true, method: slerp, models: [{path: a}, {path: b}]}\nplugins: {merge_method: m}\n",
+            "`merge.method` has no effect: `plugins.merge_method` names the method",
+        ),
+        (
+            "merge: {enabled: true, dare_seed: 7, models: [{path: a}, {path: b}]}\nplugins: {merge_method: m}\n",
+            "`merge.dare_seed` has no effect: `plugins.merge_method` names the method",
+        ),
         ("webhook: {timeout: 0}\n", "`webhook.timeout` is 0; 1 second is used"),
         (
             "compliance: {risk_classification: limited-risk}\nrisk_assessment: {risk_category: unknown}\n",
             "the stricter one governs",
         ),
     ];
-    assert_eq!(cases.len(), 23);
+    assert_eq!(cases.len(), 25);
     for (more, words) in cases {
         let found = warnings(&file(more));
         assert_eq!(found.len(), 1, "{more}\n{found:#?}");

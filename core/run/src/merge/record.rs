@@ -25,7 +25,7 @@ impl Merging<'_> {
     /// Writes and signs the evidence in `dir`, which will be `output_dir`.
     pub fn write(&self, dir: &Path, output_dir: &Path) -> Result<Merged, RunError> {
         let (config_hash, making) = (self.plan.config_hash.clone(), &self.making);
-        let work = format!("merge:{}", self.section.method);
+        let work = format!("merge:{}", making.plugin.name());
         let begun = making.begin(dir, &self.inputs.base_name, work)?;
         let run_id = begun.run_id.clone();
         let evidence = self.evidence(making.derived(&begun, config_hash.clone(), self.base()));

@@ -9,6 +9,7 @@ mod tests;
 use crate::border::{lossy, size};
 use crate::float_mode::KeepFloatMode;
 use crate::service::{Array, Refusal, area, put, serve};
+use crate::watch::{Life, Serving};
 use forgelm_abi::{
     forgelm_gemm, forgelm_kernels, forgelm_plugin_error, forgelm_status, forgelm_str, forgelm_work,
     gemm_layout, status, write,
@@ -26,6 +27,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) struct Kernels {
     table: forgelm_kernels,
     ops: Arc<dyn Ops>,
+    /// Of the library that has this table.
+    life: Arc<Life>,
 }
 
 // SAFETY: the table's only pointer to data is null, and a kernel library may be used by any thread.
@@ -40,7 +43,7 @@ impl fmt::Debug for Kernels {
 }
 
 impl Kernels {
-    pub(crate) fn new(ops: Arc<dyn Ops>) -> Self {
+    pub(crate) fn new(ops: Arc<dyn Ops>, life: Arc<Life>) -> Self {
         let table = forgelm_kernels {
             struct_size: size::<forgelm_kernels>(),
             reserved: 0,
@@ -59,7 +62,7 @@ impl Kernels {
             quantize: Some(quantize),
             dequantize: Some(dequantize),
         };
-        Self { table, ops }
+        Self { table, ops, life }
     }
 
     /// The table, as plugins get it.
@@ -68,14 +71,27 @@ impl Kernels {
     }
 }
 
-/// The library behind a table.
+/// What stands behind a table.
 ///
 /// # Safety
 /// `table` is null or that of a [`Kernels`], which is there during `'a`.
-unsafe fn ops<'a>(table: *const forgelm_kernels) -> Result<&'a dyn Ops, Refusal> {
+unsafe fn behind<'a>(table: *const forgelm_kernels) -> Result<&'a Kernels, Refusal> {
     // SAFETY: the table is the first field.
     let kernels = unsafe { table.cast::<Kernels>().as_ref() };
-    kernels.map(|kernels| &*kernels.ops).ok_or_else(|| Refusal::argument("`kernels` is NULL"))
+    kernels.ok_or_else(|| Refusal::argument("`kernels` is NULL"))
+}
+
+/// The library behind a table, for work that is all ours: while the guard is there, the plugin waits
+/// for us and does not hang.
+///
+/// # Safety
+/// As for [`behind`].
+unsafe fn at_work<'a>(
+    table: *const forgelm_kernels,
+) -> Result<(&'a dyn Ops, Serving<'a>), Refusal> {
+    // SAFETY: the caller's promise.
+    let kernels = unsafe { behind(table) }?;
+    Ok((&*kernels.ops, kernels.life.serving()))
 }
 
 /// Work of a plugin, for any thread.
@@ -105,7 +121,7 @@ unsafe extern "C" fn parallel_for(
 ) -> forgelm_status {
     serve(err, || {
         // SAFETY: plugins hand back the table that they were given; so below.
-        let ops = unsafe { ops(table) }?;
+        let ops = &unsafe { behind(table) }?.ops;
         // SAFETY: null, or the plugin's, borrowed for the call.
         let work = unsafe { work.as_ref() };
         let work = work.and_then(|work| Some(Work { run: work.run?, ctx: work.ctx }));
@@ -148,7 +164,7 @@ unsafe extern "C" fn gemm(
 ) -> forgelm_status {
     serve(err, || {
         // SAFETY: as for `parallel_for`.
-        let ops = unsafe { ops(table) }?;
+        let (ops, _working) = unsafe { at_work(table) }?;
         // SAFETY: null, or the plugin's, which begins with its size.
         let n_bytes = unsafe { product.cast::<u32>().as_ref() };
         let n_bytes = *n_bytes.ok_or_else(|| Refusal::argument("`product` is NULL"))?;
@@ -195,7 +211,7 @@ unsafe extern "C" fn axpy(
 ) -> forgelm_status {
     serve(err, || {
         // SAFETY: as for `parallel_for`.
-        let ops = unsafe { ops(table) }?;
+        let (ops, _working) = unsafe { at_work(table) }?;
         let (x, y) = (Array::new(x, n, "x")?, Array::new_mut(y, n, "y")?);
         y.apart_from(&x)?;
         // SAFETY: borrowed for the call; `y` is written by it alone.
@@ -215,7 +231,7 @@ unsafe extern "C" fn dot(
 ) -> forgelm_status {
     serve(err, || {
         // SAFETY: as for `parallel_for`.
-        let ops = unsafe { ops(table) }?;
+        let (ops, _working) = unsafe { at_work(table) }?;
         let (x, y) = (Array::new(x, n, "x")?, Array::new(y, n, "y")?);
         // SAFETY: borrowed for the call.
         let (x, y) = unsafe { (x.read(), y.read()) };
@@ -236,7 +252,7 @@ unsafe fn reduce<T>(
 ) -> forgelm_status {
     serve(err, || {
         // SAFETY: as for `parallel_for`.
-        let ops = unsafe { ops(table) }?;
+        let (ops, _working) = unsafe { at_work(table) }?;
         // SAFETY: borrowed for the call.
         let x = unsafe { Array::new(x, n, "x")?.read() };
         // SAFETY: the plugin's place.
@@ -288,7 +304,7 @@ unsafe extern "C" fn top_k_threshold(
 ) -> forgelm_status {
     serve(err, || {
         // SAFETY: as for `parallel_for`.
-        let ops = unsafe { ops(table) }?;
+        let (ops, _working) = unsafe { at_work(table) }?;
         let x = Array::new(x, n, "x")?;
         if k == 0 || k > n {
             return Err(Refusal::argument(format!("`k` is {k}; expected 1 to {n}")));
@@ -318,7 +334,7 @@ unsafe extern "C" fn rms_norm(
 ) -> forgelm_status {
     serve(err, || {
         // SAFETY: as for `parallel_for`.
-        let ops = unsafe { ops(table) }?;
+        let (ops, _working) = unsafe { at_work(table) }?;
         if n_rows > 0 && n_cols == 0 {
             return Err(Refusal::argument("`n_cols` is 0"));
         }
@@ -359,7 +375,7 @@ unsafe extern "C" fn log_softmax_gather(
 ) -> forgelm_status {
     serve(err, || {
         // SAFETY: as for `parallel_for`.
-        let ops = unsafe { ops(table) }?;
+        let (ops, _working) = unsafe { at_work(table) }?;
         let logits = Array::new(logits, area(n_rows, n_vocab)?, "logits")?;
         let labels = Array::new(labels, n_rows, "labels")?;
         let logp = Array::new_mut(logp, n_rows, "logp")?;
@@ -402,7 +418,7 @@ unsafe extern "C" fn bytes_per_row(
 ) -> forgelm_status {
     serve(err, || {
         // SAFETY: as for `parallel_for`.
-        unsafe { ops(table) }?;
+        unsafe { behind(table) }?;
         // SAFETY: borrowed for the call.
         let (_, n_bytes) = unsafe { format_of(format, n_cols) }?;
         // SAFETY: the plugin's place.
@@ -421,7 +437,7 @@ unsafe extern "C" fn quantize(
 ) -> forgelm_status {
     serve(err, || {
         // SAFETY: as for `parallel_for`.
-        let ops = unsafe { ops(table) }?;
+        let (ops, _working) = unsafe { at_work(table) }?;
         // SAFETY: borrowed for the call.
         let (format, n_bytes) = unsafe { format_of(format, n_cols) }?;
         let rows = Array::new(rows, area(n_rows, n_cols)?, "rows")?;
@@ -445,7 +461,7 @@ unsafe extern "C" fn dequantize(
 ) -> forgelm_status {
     serve(err, || {
         // SAFETY: as for `parallel_for`.
-        let ops = unsafe { ops(table) }?;
+        let (ops, _working) = unsafe { at_work(table) }?;
         // SAFETY: borrowed for the call.
         let (format, n_bytes) = unsafe { format_of(format, n_cols) }?;
         let bytes = Array::new(bytes, area(n_rows, n_bytes)?, "bytes")?;

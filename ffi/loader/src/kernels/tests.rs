@@ -2,6 +2,7 @@
 //! are not.
 
 use super::Kernels;
+use crate::watch::Life;
 use forgelm_abi::{forgelm_gemm, forgelm_kernels, forgelm_plugin_error, forgelm_work, status};
 use forgelm_kernels_api::{GemmDims, GemmLayout, Ops, Write};
 use forgelm_kernels_check::counting::Counting;
@@ -11,10 +12,10 @@ use forgelm_sdk::{Failed, kernels};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 fn table(n_threads: usize) -> &'static forgelm_kernels {
-    &Box::leak(Box::new(Kernels::new(Arc::new(Cpu::new(n_threads))))).table
+    &Box::leak(Box::new(Kernels::new(Arc::new(Cpu::new(n_threads)), Arc::default()))).table
 }
 
 fn on(n_threads: usize) -> kernels::Kernels {
@@ -145,7 +146,9 @@ fn products_are_those_of_the_reference() {
 #[test]
 fn products_and_norms_are_computed_by_the_kernel_library() {
     let counting = Arc::new(Counting::new(Arc::new(Cpu::new(2))));
-    let table = &Box::leak(Box::new(Kernels::new(Arc::clone(&counting) as Arc<dyn Ops>))).table;
+    let table =
+        &Box::leak(Box::new(Kernels::new(Arc::clone(&counting) as Arc<dyn Ops>, Arc::default())))
+            .table;
     // SAFETY: a table of this crate.
     let kernels = unsafe { kernels::Kernels::new(table) };
     let called =
@@ -158,6 +161,36 @@ fn products_and_norms_are_computed_by_the_kernel_library() {
     kernels.parallel_for(5, 2, |_| Ok(())).unwrap();
     kernels.dot(&x, &x).unwrap();
     assert_eq!(called(), [("parallel_for", 2)]);
+}
+
+/// A product is our own time; what a body does is the plugin's.
+#[test]
+fn a_plugin_that_waits_for_a_product_is_served_and_one_in_its_own_body_is_not() {
+    let life = Arc::new(Life::default());
+    let kernels = Kernels::new(Arc::new(Cpu::new(1)), Arc::clone(&life));
+    let table = &Box::leak(Box::new(kernels)).table;
+    // SAFETY: a table of this crate.
+    let kernels = unsafe { kernels::Kernels::new(table) };
+    let is_served = |_| {
+        assert!(!life.is_served());
+        Ok(())
+    };
+    kernels.parallel_for(3, 1, is_served).unwrap();
+    let (seen, dims) = (AtomicBool::new(false), GemmDims { m: 64, n: 64, k: 64 });
+    let x = numbers(64 * 64);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !seen.load(Ordering::Relaxed) {
+                let mut c = vec![0.0; 64 * 64];
+                kernels.gemm(&mut c, &x, &x, GemmLayout::Nn, dims, 1.0, Write::Replace).unwrap();
+            }
+        });
+        while !life.is_served() {
+            std::hint::spin_loop();
+        }
+        seen.store(true, Ordering::Relaxed);
+    });
+    assert!(!life.is_served());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Memory that the program and a worker share: a file without a name, as large as the largest call.
 //!
-//! Arrays of one call lie end to end, each at the start of a cache line. The first line is the
-//! program's word to the worker that work should stop.
+//! Arrays of one call lie end to end, each at the start of a cache line. The first line has the
+//! program's word to the worker that work should stop, and the worker's to the program how many
+//! services of its own work for the plugin.
 
 use memmap2::{MmapMut, MmapOptions};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,15 @@ unsafe impl Plain for f64 {}
 /// Where an array lies: first byte, and number of elements.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Span(pub usize, pub usize);
+
+/// What the words of the first line say.
+#[derive(Clone, Copy)]
+enum Word {
+    /// Whether work should stop.
+    Stop,
+    /// How many services of the worker are at work.
+    Serving,
+}
 
 /// The shared file, mapped.
 #[derive(Debug)]
@@ -70,21 +80,38 @@ impl Memory {
         &self.file
     }
 
-    /// The word that says whether work should stop.
-    fn stop(&self) -> &AtomicU32 {
-        // SAFETY: the map is at least a page, begins at one, and is no shorter as long as `self` lives;
-        // both sides use this line as an atomic alone.
-        unsafe { AtomicU32::from_ptr(self.map.as_ptr().cast_mut().cast()) }
+    /// A word of the first line.
+    fn word(&self, word: Word) -> &AtomicU32 {
+        let line = self.map.as_ptr().cast_mut().cast::<u32>();
+        // SAFETY: the map is at least a page.
+        let word = unsafe { line.add(word as usize) };
+        // SAFETY: the map begins at a page, and is no shorter as long as `self` lives; both sides use
+        // this line as atomics alone.
+        unsafe { AtomicU32::from_ptr(word) }
     }
 
     /// Whether work should stop.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.stop().load(Ordering::Relaxed) != 0
+        self.word(Word::Stop).load(Ordering::Relaxed) != 0
     }
 
     /// Says whether work should stop.
     pub(crate) fn set_stop(&self, is_raised: bool) {
-        self.stop().store(u32::from(is_raised), Ordering::Relaxed);
+        self.word(Word::Stop).store(u32::from(is_raised), Ordering::Relaxed);
+    }
+
+    /// Whether a service of the worker works for its plugin.
+    pub(crate) fn is_served(&self) -> bool {
+        self.word(Word::Serving).load(Ordering::Relaxed) != 0
+    }
+
+    /// Says that one more does, or one fewer.
+    pub(crate) fn serving(&self, begins: bool) {
+        let n_serving = self.word(Word::Serving);
+        match begins {
+            true => n_serving.fetch_add(1, Ordering::Relaxed),
+            false => n_serving.fetch_sub(1, Ordering::Relaxed),
+        };
     }
 
     /// Begins a call whose arrays have these bytes together.
@@ -222,7 +249,13 @@ mod tests {
         assert!(negative, "what the worker wrote is what the host reads");
         assert!(!worker.is_stopped());
         host.set_stop(true);
-        assert!(worker.is_stopped());
+        assert!(worker.is_stopped() && !host.is_served());
+        for begins in [true, true, false] {
+            worker.serving(begins);
+        }
+        assert!(host.is_served());
+        worker.serving(false);
+        assert!(!host.is_served() && worker.is_stopped());
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! program's secrets, its own process group, no core file, and dies with the program.
 //!
 //! Evaluators ask the program for scores and texts in the middle of a call. The program answers at
-//! once, and its own time is no silence of the worker.
+//! once, and its own time is no silence of the worker; nor is the time in which the worker's own kernels
+//! work for the plugin.
 //!
 //! `client`, `process` and `instance` are the side of the program, `server` that of the worker,
 //! `services` both ends of what evaluators ask, `wire` is what they say and `memory` what they share.

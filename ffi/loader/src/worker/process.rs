@@ -82,7 +82,8 @@ impl Worker {
                     if !matches!(self.child.try_wait(), Ok(None)) {
                         return Err(self.gone());
                     }
-                    silence += TICK;
+                    // As for its own services in the program: the plugin waits for them.
+                    silence = if self.memory.is_served() { Duration::ZERO } else { silence + TICK };
                     if silence >= self.silence_max {
                         return Err(self.kill(&format!(
                             "no sign of life for {:?}, so its worker was killed\n  hint: long work asks \

@@ -39,6 +39,7 @@ pub fn serve(kernels: Option<Box<MakeKernels>>) -> io::Result<()> {
     rustix::stdio::dup2_stdout(std::io::stderr())?;
     let memory = Memory::of(memory)?;
     let stop = Memory::of(memory.file().try_clone()?)?;
+    let serving = Memory::of(memory.file().try_clone()?)?;
     let mouth = Mouth::new(&socket)?;
     let (log, events) = (mouth.clone(), mouth.clone());
     let services = HostServices {
@@ -53,6 +54,7 @@ pub fn serve(kernels: Option<Box<MakeKernels>>) -> io::Result<()> {
         }),
         stop: Box::new(move || stop.is_stopped()),
         kernels,
+        serving: Some(Box::new(move |begins| serving.serving(begins))),
         // the program watches its worker
         hung: None,
     };

@@ -32,7 +32,8 @@ fn fault_110_an_exception_is_a_failure_and_the_instance_is_not_called_again() {
     assert!(first.ends_with(": panicked: thrown in step 1"), "{first}");
     assert!(first.starts_with("trainer `throws` of throws 0.1.0 ("), "{first}");
     let second = Batch::texts(2).failure(&*throws);
-    assert!(second.ends_with(": it panicked before and is not called again"), "{second}");
+    let said = ": it panicked before and is not called again: thrown in step 1";
+    assert!(second.ends_with(said), "{second}");
 }
 
 /// In a trainer of ours a batch without a reference is a bug of the host, and panics.
@@ -50,7 +51,8 @@ fn fault_110_a_panic_in_rust_is_a_failure_with_its_place_in_the_log() {
     };
     assert!(lines.iter().any(place), "{lines:?}");
     let again = Batch::pairs(1).failure(&*dpo);
-    assert!(again.ends_with("it panicked before and is not called again"), "{again}");
+    let said = ": it panicked before and is not called again: answers that are not pairs";
+    assert!(again.contains(said), "{again}");
 }
 
 #[test]

@@ -167,26 +167,22 @@ fn files(kind: PluginKind, language: PluginLanguage, name: &str) -> Vec<File> {
 
 /// How one is asked for.
 fn used(kind: PluginKind) -> String {
-    let config = |line: &str| {
+    let config = |work: &str, line: &str| {
         format!(
-            "A run that is to use the plugin names its library:\n\n```yaml\nplugins:\n  paths: \
+            "{work} that is to use the plugin names its library:\n\n```yaml\nplugins:\n  paths: \
              [my_plugin/{{{{library}}}}]\n  {line}\n```"
         )
     };
     match kind {
-        PluginKind::Trainer => config("trainer: my_plugin"),
-        PluginKind::Evaluator => config("evaluators: [{name: my_plugin}]"),
-        PluginKind::Reward => config("rewards: [{name: my_plugin}]"),
+        PluginKind::Trainer => config("A run", "trainer: my_plugin"),
+        PluginKind::Evaluator => config("A run", "evaluators: [{name: my_plugin}]"),
+        PluginKind::Reward => config("A run", "rewards: [{name: my_plugin}]"),
         PluginKind::Quantizer => {
             "A model is written with it by\n\n```sh\nFORGELM_PLUGIN_PATH=my_plugin/{{library}} \\\n  \
              forgelm quantize --model MODEL --method my_plugin --output small\n```"
                 .to_owned()
         }
-        PluginKind::MergeMethod => {
-            "`merge.method` does not take the name of a method from another library yet: it can be \
-             listed and checked."
-                .to_owned()
-        }
+        PluginKind::MergeMethod => config("A merge", "merge_method: my_plugin"),
     }
 }
 
