@@ -7,6 +7,8 @@ use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
 /// A library that was read and not opened: what is checked is what will run.
 #[derive(Debug)]
@@ -87,10 +89,18 @@ fn why(error: &libloading::Error, place: &Path) -> String {
     text.strip_prefix(&prefix).unwrap_or(&text).to_owned()
 }
 
+/// How often a copy is tried to be sealed.
+#[cfg(target_os = "linux")]
+const SEAL_TRIES: u32 = 50;
+/// From one try to the next.
+#[cfg(target_os = "linux")]
+const SEAL_PAUSE: Duration = Duration::from_millis(20);
+
 /// A memory file that nobody can change, by the name that the system knows it under.
 #[cfg(target_os = "linux")]
 fn sealed_copy(path: &Path, bytes: &[u8]) -> std::io::Result<PathBuf> {
     use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    use rustix::io::Errno;
     use std::io::Write as _;
     use std::os::fd::AsRawFd as _;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -99,7 +109,15 @@ fn sealed_copy(path: &Path, bytes: &[u8]) -> std::io::Result<PathBuf> {
     let mut file = std::fs::File::from(file);
     file.write_all(bytes)?;
     let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    fcntl_add_seals(&file, seals)?;
+    // The system refuses while it holds a page itself, as it does in passing when it tidies memory.
+    let mut n_tries = 1;
+    while let Err(error) = fcntl_add_seals(&file, seals) {
+        if error != Errno::BUSY || n_tries == SEAL_TRIES {
+            return Err(error.into());
+        }
+        n_tries += 1;
+        std::thread::sleep(SEAL_PAUSE);
+    }
     let place = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     // Kept open: the system takes another file under the same name for the same library.
     std::mem::forget(file);
