@@ -134,7 +134,6 @@ pub fn train(
 
     let sources = data::find(plan, request.offline, env, observer)?;
     let model_request = model::request_of(plan, request.offline);
-    let load_start = env.clock.monotonic();
     let found = model::find(&model_request, env, observer)?;
     if found.adapter.is_some() {
         let what =
@@ -181,6 +180,7 @@ pub fn train(
         };
         check_room(&inputs, start_cut)?
     };
+    let load_start = env.clock.monotonic();
     let mut loaded = model::load_with(&found, ops, options)?;
     let store = found.open.store();
     loaded.decoder.begin_alone(&mut adapter, store).map_err(LoadError::from)?;
