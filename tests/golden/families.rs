@@ -17,6 +17,8 @@
 mod batch;
 #[path = "families/classifiers.rs"]
 mod classifiers;
+#[path = "families/four_bit.rs"]
+mod four_bit;
 #[path = "families/gguf.rs"]
 mod gguf;
 

@@ -125,7 +125,12 @@ pub(crate) fn read<'a>(
             return Err(format!("tensor `{name}.absmax`: the scale of block {block} is {scale}"));
         }
     }
-    let rounding = if dense == Dtype::F16 { Rounding::F16 } else { Rounding::Exact };
+    // What bitsandbytes makes of the blocks has the number format of the weight.
+    let rounding = match dense {
+        Dtype::F16 => Rounding::F16,
+        Dtype::Bf16 => Rounding::Bf16,
+        _ => Rounding::Exact,
+    };
     let matrix = FourBitMatrix::new(tensor, n_rows, n_cols, rounding);
     Ok(FourBitWeight { matrix, kind: *kind, dense })
 }

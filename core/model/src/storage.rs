@@ -65,6 +65,7 @@ impl FourBitStorage {
         let rounding = match self.rounding {
             Rounding::Exact => "",
             Rounding::F16 => ", rounded to float16",
+            Rounding::Bf16 => ", rounded to bfloat16",
         };
         format!("{}{scales}{rounding}", self.kind.name())
     }

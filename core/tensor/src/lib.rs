@@ -29,5 +29,5 @@ pub use four_bit::{
 };
 pub use int8::Int8Rows;
 pub use matrix::{FourBitMatrix, Int8Matrix, ScaleStorage};
-pub use quantize::{QuantizeError, quantize, round_to_f16, store_f32};
+pub use quantize::{QuantizeError, quantize, round_to_bf16, round_to_f16, store_f32};
 pub use split::{block_format, no_rows, outer_factors, split_blocks};

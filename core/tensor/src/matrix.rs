@@ -8,7 +8,7 @@ use forgelm_kernels_api::{
 
 use crate::{
     BlockScales, DynamicMap, FOUR_BIT_BLOCK, FourBit, FourBitTensor, FourBitWriter, Int8Rows,
-    NESTED_BLOCK, round_to_f16,
+    NESTED_BLOCK, round_to_bf16, round_to_f16,
 };
 
 /// How the scales of four-bit blocks are kept.
@@ -74,8 +74,8 @@ pub struct FourBitMatrix {
 }
 
 impl FourBitMatrix {
-    /// Quantizes the rows of a source, flattened row by row. With [`Rounding::F16`] the values it
-    /// stands for are rounded to half precision.
+    /// Quantizes the rows of a source, flattened row by row. The values that it stands for are
+    /// rounded as `rounding` says.
     ///
     /// Numerics: the same bits on any number of threads.
     #[must_use]
@@ -98,8 +98,8 @@ impl FourBitMatrix {
         Self::new(writer.finish(scales == ScaleStorage::Double), n_rows, n_cols, rounding)
     }
 
-    /// The matrix of a tensor that is quantized already. With [`Rounding::F16`] the values it stands
-    /// for are rounded to half precision.
+    /// The matrix of a tensor that is quantized already. The values that it stands for are rounded
+    /// as `rounding` says.
     ///
     /// # Panics
     /// If the tensor has another number of values.
@@ -136,8 +136,10 @@ impl RowSource for FourBitMatrix {
 
     fn read_rows(&self, first_row: usize, out: &mut [f32]) {
         self.tensor.dequantize(first_row * self.n_cols, out);
-        if self.format.rounding == Rounding::F16 {
-            round_to_f16(out);
+        match self.format.rounding {
+            Rounding::Exact => {}
+            Rounding::F16 => round_to_f16(out),
+            Rounding::Bf16 => round_to_bf16(out),
         }
     }
 

@@ -107,6 +107,11 @@ pub fn round_to_f16(values: &mut [f32]) {
     values.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32());
 }
 
+/// Rounds values to bfloat16, to nearest even.
+pub fn round_to_bf16(values: &mut [f32]) {
+    values.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32());
+}
+
 fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }

@@ -46,6 +46,8 @@ pub enum Rounding {
     Exact,
     /// To half precision, to nearest even (a compute dtype of `float16`).
     F16,
+    /// To bfloat16, to nearest even (blocks that stand for a weight of that format).
+    Bf16,
 }
 
 /// A block format, for one matrix.

@@ -25,7 +25,8 @@ pub const SIZES: [(usize, usize, usize); 7] = [
 ];
 
 /// Formats that are tried with every size.
-pub const FORMATS: [&str; 7] = ["nf4", "nf4 double", "q4_1", "q4_k", "q6_k", "int8 rows", "fp16"];
+pub const FORMATS: [&str; 8] =
+    ["nf4", "nf4 double", "q4_1", "q4_k", "q6_k", "int8 rows", "fp16", "bf16"];
 
 /// A format of this name; values and factors are random where the format leaves them open.
 fn format(name: &str, k: usize) -> BlockFormat {
@@ -39,7 +40,7 @@ fn format(name: &str, k: usize) -> BlockFormat {
         Factors::Nested { values, outer_len, offset }
     };
     let (codes, group_len, scale, min) = match name {
-        "nf4" | "fp16" => (four(1), 64, Factors::Plain, None),
+        "nf4" | "fp16" | "bf16" => (four(1), 64, Factors::Plain, None),
         "nf4 double" => (four(2), 64, nested(5, Some(0.25)), None),
         "q4_1" => (four(3), 32, Factors::Plain, Some(Factors::Plain)),
         "q4_k" => (four(4), 32, nested(2, None), Some(nested(2, None))),
@@ -47,7 +48,11 @@ fn format(name: &str, k: usize) -> BlockFormat {
         "int8 rows" => (Codes::Eight, k, Factors::Plain, None),
         other => panic!("no format `{other}`"),
     };
-    let rounding = if name == "fp16" { Rounding::F16 } else { Rounding::Exact };
+    let rounding = match name {
+        "fp16" => Rounding::F16,
+        "bf16" => Rounding::Bf16,
+        _ => Rounding::Exact,
+    };
     BlockFormat { codes, group_len, scale, min, rounding }
 }
 

@@ -46,7 +46,7 @@ fn check(set: InstructionSet) {
     assert_eq!(cpu.prefers(Compute::Bf16), set == InstructionSet::Avx512Bf16);
     let one = compare_all(&cpu);
     assert_eq!(one.len(), n_outcomes());
-    assert_eq!(one.len(), 232 + 98 + 18);
+    assert_eq!(one.len(), 232 + 112 + 18);
     for n_threads in [2, 3] {
         let cpu = Cpu::with_instruction_set(n_threads, set).unwrap();
         assert_eq!(cpu.n_threads(), n_threads);

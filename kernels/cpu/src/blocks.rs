@@ -145,6 +145,7 @@ impl PackedBlocks {
         let w = match self.format.rounding {
             Rounding::Exact => w,
             Rounding::F16 => half::f16::from_f32(w).to_f32(),
+            Rounding::Bf16 => f32::from_bits(bf16_bits(w) << 16),
         };
         match self.compute {
             Compute::F32 => w,
@@ -212,9 +213,11 @@ impl PackedBlocks {
                     let min = s.load(&mins[lane..]);
                     (a, b) = (s.add(a, min), s.add(b, min));
                 }
-                if self.format.rounding == Rounding::F16 {
-                    (a, b) = (s.round_to_f16(a), s.round_to_f16(b));
-                }
+                (a, b) = match self.format.rounding {
+                    Rounding::Exact => (a, b),
+                    Rounding::F16 => (s.round_to_f16(a), s.round_to_f16(b)),
+                    Rounding::Bf16 => (s.round_to_bf16(a), s.round_to_bf16(b)),
+                };
                 E::store_two(s, &mut to[lane..], a, b);
             }
         }

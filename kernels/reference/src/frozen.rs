@@ -40,9 +40,11 @@ impl PlainMatrix {
             if let Some(mins) = &mins {
                 *w += mins[group];
             }
-            if format.rounding == Rounding::F16 {
-                *w = f16::from_f32(*w).to_f32();
-            }
+            *w = match format.rounding {
+                Rounding::Exact => *w,
+                Rounding::F16 => f16::from_f32(*w).to_f32(),
+                Rounding::Bf16 => bf16::from_f32(*w).to_f32(),
+            };
         }
         round(&mut rows, compute);
         Some(Self { n_rows, n_cols, compute, rows })

@@ -102,6 +102,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         }
         self.load(&x)
     }
+    /// To bfloat16 and back, to nearest even.
+    #[inline(always)]
+    fn round_to_bf16(self, v: Self::V) -> Self::V {
+        let mut x = [0.0; LANES_MAX];
+        self.store(&mut x, v);
+        for x in &mut x[..Self::LANES] {
+            *x = f32::from_bits(bf16_bits(*x) << 16);
+        }
+        self.load(&x)
+    }
     /// What the lower and the upper four bits of each byte stand for. Shapes: `codes` at least
     /// [LANES] read.
     fn look_up(self, values: &[f32; 16], codes: &[u8]) -> (Self::V, Self::V);
