@@ -503,6 +503,12 @@ pub struct KeygenArgs {
     /// Where the private key goes; the public one goes beside it as `KEY.pub`.
     #[arg(long, value_name = "KEY")]
     pub out: PathBuf,
+    /// Its name, for people: in both files, in what it signs, and in trust stores.
+    #[arg(long, value_name = "LABEL")]
+    pub label: Option<String>,
+    /// The environment variable with a passphrase that encrypts the private key.
+    #[arg(long, value_name = "VARIABLE")]
+    pub passphrase_env: Option<String>,
 }
 
 /// Whose signatures are accepted.

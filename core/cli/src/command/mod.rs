@@ -59,6 +59,11 @@ impl Context {
         }
     }
 
+    /// Shows a warning.
+    pub fn warning(&mut self, text: &str) {
+        self.progress.line(LogLevel::Warning, &format!("warning: {text}"));
+    }
+
     /// Prints an error and returns its exit code. With JSON the envelope goes to standard output
     /// and the text to standard error all the same.
     pub fn failed(&mut self, error: &RunError) -> Exit {

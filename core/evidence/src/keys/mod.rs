@@ -8,6 +8,7 @@
 pub mod file;
 pub mod lookup;
 pub(crate) mod pem;
+mod sealed;
 pub mod trust;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use ed25519_dalek::{Signer as _, VerifyingKey};
 use zeroize::Zeroizing;
 
 use crate::digest::{hex, sha256, unhex32};
+use crate::secret::Secret;
 
 /// The first 12 bytes of every Ed25519 SubjectPublicKeyInfo; the 32 key bytes follow (RFC 8410).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0];
@@ -141,8 +143,11 @@ impl SigningKey {
         self.0.sign(message).to_bytes()
     }
 
-    pub(crate) fn to_pem(&self) -> Zeroizing<String> {
-        pem::encode_private(self.0.as_bytes())
+    pub(crate) fn to_pem(
+        &self,
+        passphrase: Option<&Secret>,
+    ) -> Result<Zeroizing<String>, KeyError> {
+        pem::encode_private(self.0.as_bytes(), passphrase)
     }
 }
 
@@ -220,6 +225,32 @@ pub enum KeyError {
         /// What was found and expected; never the text itself.
         detail: &'static str,
     },
+    /// It is encrypted.
+    #[error(
+        "{place}: the private key is encrypted, and no passphrase was given\n  hint: put it into \
+         the variable `FORGELM_SIGNING_KEY_PASSPHRASE`"
+    )]
+    PassphraseMissing {
+        /// File or variable.
+        place: String,
+    },
+    /// It is encrypted with another passphrase.
+    #[error(
+        "{place}: the passphrase of `FORGELM_SIGNING_KEY_PASSPHRASE` does not open the private key, \
+         or the key is damaged"
+    )]
+    PassphraseWrong {
+        /// File or variable.
+        place: String,
+    },
+    /// It cannot be called so.
+    #[error(
+        "the label {label} is not usable; expected one line of at most 100 printable characters"
+    )]
+    Label {
+        /// As given, quoted.
+        label: String,
+    },
     /// A key must never be overwritten.
     #[error("`{}`: exists already; a key is never overwritten", path.display())]
     Exists {
@@ -259,6 +290,9 @@ impl KeyError {
             | Self::Owner { .. }
             | Self::Permissions { .. }
             | Self::Malformed { .. }
+            | Self::PassphraseMissing { .. }
+            | Self::PassphraseWrong { .. }
+            | Self::Label { .. }
             | Self::Exists { .. }
             | Self::NoPlace => false,
         }
