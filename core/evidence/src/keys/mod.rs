@@ -61,8 +61,10 @@ impl PublicKey {
     /// Reads 32 raw bytes; `None` when they are no usable key.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let key = VerifyingKey::from_bytes(bytes.try_into().ok()?).ok()?;
-        (!key.is_weak() && key.to_bytes() == bytes).then_some(Self(key))
+        let bytes: &[u8; 32] = bytes.try_into().ok()?;
+        // The library keeps the bytes of a second name as they came, so they are looked at here.
+        let key = VerifyingKey::from_bytes(bytes).ok().filter(|_| is_reduced(bytes))?;
+        (!key.is_weak()).then_some(Self(key))
     }
 
     /// Reads a SubjectPublicKeyInfo PEM document.
@@ -103,6 +105,11 @@ impl PublicKey {
         let signature = ed25519_dalek::Signature::from_bytes(signature);
         self.0.verify_strict(message, &signature).is_ok()
     }
+}
+
+/// Whether the coordinate y of an encoded point is below p = 2^255 - 19, so that it has one name.
+fn is_reduced(point: &[u8; 32]) -> bool {
+    point[31] | 0x80 != 0xff || point[1..31].iter().any(|b| *b != 0xff) || point[0] < 0xed
 }
 
 /// An Ed25519 private key. Its memory is overwritten when it is dropped.
