@@ -9,6 +9,8 @@ pub mod file;
 pub mod lookup;
 pub(crate) mod pem;
 mod sealed;
+pub mod store;
+pub mod succession;
 pub mod trust;
 
 use std::fmt;
