@@ -17,6 +17,7 @@ mod config;
 mod data;
 mod evaluators;
 mod faults;
+mod keys;
 mod memory;
 mod merge;
 mod methods;

@@ -19,6 +19,9 @@ use crate::keys::trust::TrustedKeys;
 use crate::secret::Secret;
 use crate::strict_json::DOCUMENT_LIMITS;
 
+/// The report of a data audit, where it has its usual name.
+const DATA_AUDIT: &str = "data_audit_report.json";
+
 /// What `verify-signature` found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileReport {
@@ -95,6 +98,10 @@ pub fn default_type(path: &Path) -> PredicateType {
         PredicateType::AuditCheckpoint
     } else if path.extension().is_some_and(|extension| extension == "so") {
         PredicateType::PluginLibrary
+    } else if path.extension().is_some_and(|extension| extension == "gguf") {
+        PredicateType::ModelExport
+    } else if path.file_name().is_some_and(|name| name == DATA_AUDIT) {
+        PredicateType::DataAudit
     } else {
         PredicateType::ComplianceManifest
     }

@@ -5,11 +5,13 @@ pub mod chat;
 pub mod config;
 pub mod data;
 pub mod keygen;
+pub mod keys;
 pub mod merge;
 pub mod plugin;
 pub mod quantize;
 pub mod run;
 pub mod score;
+pub mod sign;
 pub mod verify;
 
 use crate::args::{Format, LogLevel, Output};

@@ -321,15 +321,18 @@ mod tests {
     #[test]
     fn a_key_file_is_whole_or_not_there_and_never_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let ways: [fn(&std::path::Path, u32, &[u8]) -> bool; 2] = [
-            |path, mode, bytes| create_nameless(path, mode, bytes).is_ok(),
-            |path, mode, bytes| create_exclusive(path, mode, bytes).is_ok(),
-        ];
-        for (i, way) in ways.into_iter().enumerate() {
-            let path = dir.path().join(format!("f{i}"));
-            assert!(way(&path, 0o600, b"one"), "way {i}");
+        for has_name in [false, true] {
+            let way = |path: &std::path::Path, mode, bytes: &[u8]| {
+                if has_name {
+                    create_exclusive(path, mode, bytes).is_ok()
+                } else {
+                    create_nameless(path, mode, bytes).is_ok()
+                }
+            };
+            let path = dir.path().join(format!("f{has_name}"));
+            assert!(way(&path, 0o600, b"one"), "{has_name}");
             assert_eq!(mode(&path), 0o600);
-            assert!(!way(&path, 0o644, b"two"), "way {i}");
+            assert!(!way(&path, 0o644, b"two"), "{has_name}");
             assert_eq!(fs::read(&path).unwrap(), b"one");
             assert_eq!(mode(&path), 0o600);
             let again = create_whole(&path, 0o600, b"three");

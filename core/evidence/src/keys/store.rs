@@ -24,7 +24,7 @@ const PREFIX_MIN: usize = 8;
 
 /// Why a store was not changed. It is as it was.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub enum KeyStoreError {
     /// It cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -98,7 +98,7 @@ pub enum StoreError {
     },
 }
 
-impl StoreError {
+impl KeyStoreError {
     /// Whether the world refused (exit 2) rather than the user having asked for something wrong
     /// (exit 1).
     #[must_use]
@@ -120,14 +120,14 @@ impl StoreError {
 /// Changes the store at `path`; one that is not there is begun if `may_begin`.
 ///
 /// # Errors
-/// [`StoreError`]; the file is as it was then.
+/// [`KeyStoreError`]; the file is as it was then.
 pub fn change<T>(
     path: &Path,
     may_begin: bool,
-    change: impl FnOnce(&mut TrustedKeys) -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
+    change: impl FnOnce(&mut TrustedKeys) -> Result<T, KeyStoreError>,
+) -> Result<T, KeyStoreError> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let lock = |source| StoreError::Lock { path: folder.to_owned(), source };
+    let lock = |source| KeyStoreError::Lock { path: folder.to_owned(), source };
     let guard = File::open(folder).map_err(lock)?;
     guard.lock().map_err(lock)?;
     let mut store = match TrustedKeys::load(path) {
@@ -202,8 +202,8 @@ impl TrustedKeys {
     /// The one key that is called so: an id, the first eight digits of one or more, or a label.
     ///
     /// # Errors
-    /// [`StoreError::Name`].
-    pub fn named(&self, name: &str) -> Result<&TrustedKey, StoreError> {
+    /// [`KeyStoreError::Name`].
+    pub fn named(&self, name: &str) -> Result<&TrustedKey, KeyStoreError> {
         let is_named = |key: &&TrustedKey| {
             let is_prefix = name.len() >= PREFIX_MIN && key.keyid.as_str().starts_with(name);
             is_prefix || key.label.as_deref() == Some(name)
@@ -213,7 +213,7 @@ impl TrustedKeys {
             [key] => Ok(key),
             _ => {
                 let wanted = Quoted(name).to_string();
-                Err(StoreError::Name { wanted, n_found: found.len() })
+                Err(KeyStoreError::Name { wanted, n_found: found.len() })
             }
         }
     }
@@ -222,15 +222,15 @@ impl TrustedKeys {
     ///
     /// # Errors
     /// If it is there already, or would never be valid.
-    pub fn trust(&mut self, key: TrustedKey) -> Result<(), StoreError> {
+    pub fn trust(&mut self, key: TrustedKey) -> Result<(), KeyStoreError> {
         let keyid = key.keyid.clone();
         if self.find(&keyid).is_some() {
-            return Err(StoreError::Known { keyid });
+            return Err(KeyStoreError::Known { keyid });
         }
         if let (Some(not_before), Some(not_after)) = (key.not_before, key.not_after)
             && not_before > not_after
         {
-            return Err(StoreError::NeverValid { keyid, not_before, not_after });
+            return Err(KeyStoreError::NeverValid { keyid, not_before, not_after });
         }
         self.add(key);
         Ok(())
@@ -247,19 +247,19 @@ impl TrustedKeys {
         revocation: Revocation,
         signer: Option<&RunSigner>,
         saying: &Saying<'_>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), KeyStoreError> {
         if let Some(before) = self.find(keyid).and_then(|key| key.revocation.as_ref())
             && (revocation.is_weaker_than(before) || revocation == *before)
         {
             let reason = Quoted(&before.reason).to_string();
-            return Err(StoreError::Revoked { keyid: keyid.clone(), at: before.at, reason });
+            return Err(KeyStoreError::Revoked { keyid: keyid.clone(), at: before.at, reason });
         }
         if let Some(signer) = signer {
             let signer_id = signer.key.id();
             // A key may speak against itself, whoever else has it by now.
             let counts = |key: &TrustedKey| signer_id == *keyid || key.revocation.is_none();
             if !self.find(&signer_id).is_some_and(counts) {
-                return Err(StoreError::Signer { keyid: signer_id });
+                return Err(KeyStoreError::Signer { keyid: signer_id });
             }
             self.statements.push(succession::revocation(keyid, &revocation, signer, saying));
         }
@@ -281,24 +281,24 @@ impl TrustedKeys {
         label: Option<String>,
         not_after: UtcTime,
         saying: &Saying<'_>,
-    ) -> Result<Vec<Usage>, StoreError> {
+    ) -> Result<Vec<Usage>, KeyStoreError> {
         let (old_id, new_id) = (old.id(), new.id());
         if old_id == new_id {
-            return Err(StoreError::Same { keyid: old_id });
+            return Err(KeyStoreError::Same { keyid: old_id });
         }
         let before = self.named(old_id.as_str())?.clone();
         for key in [Some(&before), self.find(&new_id)].into_iter().flatten() {
             if let Some(Revocation { at, reason, .. }) = &key.revocation {
                 let reason = Quoted(reason).to_string();
-                return Err(StoreError::Revoked { keyid: key.keyid.clone(), at: *at, reason });
+                return Err(KeyStoreError::Revoked { keyid: key.keyid.clone(), at: *at, reason });
             }
         }
         if let Some(successor) = before.successor {
-            return Err(StoreError::Followed { keyid: old_id, successor });
+            return Err(KeyStoreError::Followed { keyid: old_id, successor });
         }
         let not_after = before.not_after.map_or(not_after, |limit| limit.min(not_after));
         if let Some(not_before) = before.not_before.filter(|from| *from > not_after) {
-            return Err(StoreError::NeverValid { keyid: old_id, not_before, not_after });
+            return Err(KeyStoreError::NeverValid { keyid: old_id, not_before, not_after });
         }
         let usages: Vec<Usage> = before.usages.iter().copied().collect();
         if self.find(&new_id).is_none() {
@@ -320,7 +320,7 @@ mod tests {
     use forgelm_artifact::UtcTime;
     use serde_json::{Value, json};
 
-    use super::{StoreError, change};
+    use super::{KeyStoreError, change};
     use crate::documents::evidence::Builder;
     use crate::keys::succession::Saying;
     use crate::keys::trust::{Revocation, TrustedKey, TrustedKeys, Usage};
@@ -348,7 +348,7 @@ mod tests {
         store
     }
 
-    fn rotate(store: &mut TrustedKeys, old: u8, new: u8) -> Result<Vec<Usage>, StoreError> {
+    fn rotate(store: &mut TrustedKeys, old: u8, new: u8) -> Result<Vec<Usage>, KeyStoreError> {
         said(|saying| store.rotate(&key(old), &key(new), None, at("2026-07-01"), saying))
     }
 
@@ -356,7 +356,7 @@ mod tests {
         store: &mut TrustedKeys,
         (seed, reason, when): (u8, &str, &str),
         signer: Option<u8>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), KeyStoreError> {
         let signer = signer.map(|seed| RunSigner {
             key: key(seed),
             origin: KeyOrigin::Provisioned,
@@ -379,7 +379,7 @@ mod tests {
         assert_eq!(read(&store.to_json()).unwrap(), store);
         assert_eq!(store.statements.len(), 2);
         let successor = store.named("ci").err().unwrap();
-        assert!(matches!(successor, StoreError::Name { n_found: 2, .. }), "both are called so");
+        assert!(matches!(successor, KeyStoreError::Name { n_found: 2, .. }), "both are called so");
         let new = store.find(&key(3).id()).unwrap();
         assert_eq!(new.usages, [Usage::Run, Usage::Checkpoint].into());
     }
@@ -440,31 +440,31 @@ mod tests {
         revoke(&mut store, (1, "retired", "2026-05-01"), None).unwrap();
         for weaker in [("retired", "2026-05-01"), ("superseded", "2026-06-01")] {
             let refused = revoke(&mut store, (1, weaker.0, weaker.1), None);
-            assert!(matches!(refused, Err(StoreError::Revoked { .. })), "{weaker:?}");
+            assert!(matches!(refused, Err(KeyStoreError::Revoked { .. })), "{weaker:?}");
         }
         revoke(&mut store, (1, "compromised", "2026-05-01"), None).unwrap();
         let refused = revoke(&mut store, (1, "retired", "2026-01-01"), None);
-        assert!(matches!(refused, Err(StoreError::Revoked { .. })));
+        assert!(matches!(refused, Err(KeyStoreError::Revoked { .. })));
         let refused = revoke(&mut store, (2, "retired", "2026-01-01"), Some(1));
-        assert!(matches!(refused, Err(StoreError::Signer { .. })), "a revoked key says nothing");
+        assert!(matches!(refused, Err(KeyStoreError::Signer { .. })), "a revoked key says nothing");
         let refused = revoke(&mut store, (2, "retired", "2026-01-01"), Some(9));
-        assert!(matches!(refused, Err(StoreError::Signer { .. })), "nor does a stranger");
+        assert!(matches!(refused, Err(KeyStoreError::Signer { .. })), "nor does a stranger");
         revoke(&mut store, (2, "compromised", "2026-01-01"), Some(2)).unwrap();
-        assert!(matches!(rotate(&mut store, 2, 3), Err(StoreError::Revoked { .. })));
+        assert!(matches!(rotate(&mut store, 2, 3), Err(KeyStoreError::Revoked { .. })));
     }
 
     #[test]
     fn what_cannot_be_is_refused() {
         let mut store = store();
         let again = store.trust(TrustedKey::unlimited(key(1).public(), None));
-        assert!(matches!(again, Err(StoreError::Known { .. })));
+        assert!(matches!(again, Err(KeyStoreError::Known { .. })));
         let mut never = TrustedKey::unlimited(key(4).public(), None);
         (never.not_before, never.not_after) = (Some(at("2026-02-01")), Some(at("2026-01-01")));
-        assert!(matches!(store.trust(never), Err(StoreError::NeverValid { .. })));
-        assert!(matches!(rotate(&mut store, 1, 1), Err(StoreError::Same { .. })));
-        assert!(matches!(rotate(&mut store, 9, 1), Err(StoreError::Name { .. })));
+        assert!(matches!(store.trust(never), Err(KeyStoreError::NeverValid { .. })));
+        assert!(matches!(rotate(&mut store, 1, 1), Err(KeyStoreError::Same { .. })));
+        assert!(matches!(rotate(&mut store, 9, 1), Err(KeyStoreError::Name { .. })));
         rotate(&mut store, 1, 3).unwrap();
-        assert!(matches!(rotate(&mut store, 1, 4), Err(StoreError::Followed { .. })));
+        assert!(matches!(rotate(&mut store, 1, 4), Err(KeyStoreError::Followed { .. })));
         let id = key(2).id();
         assert_eq!(store.named(&id.as_str()[..8]).unwrap().keyid, id);
         assert!(store.named(&id.as_str()[..7]).is_err());
@@ -485,10 +485,10 @@ mod tests {
         });
         let before = std::fs::read(&path).unwrap();
         assert_eq!(TrustedKeys::load(&path).unwrap().keys().len(), 8);
-        assert!(matches!(add(3), Err(StoreError::Known { .. })));
+        assert!(matches!(add(3), Err(KeyStoreError::Known { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), before);
         let missing = change(&dir.path().join("none.json"), false, |_| Ok(()));
-        assert!(matches!(missing, Err(StoreError::Trust(_))));
+        assert!(matches!(missing, Err(KeyStoreError::Trust(_))));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "a file was left");
     }
 

@@ -10,7 +10,7 @@ use forgelm_artifact::open::{self, OpenError};
 use forgelm_artifact::{Quoted, UtcTime};
 use serde_json::{Map, Value};
 
-use super::file::load_public_key;
+use super::file::load_named_public_key;
 use super::{KeyError, KeyId, PublicKey, succession};
 use crate::dsse::Envelope;
 use crate::strict_json::{DOCUMENT_LIMITS, parse};
@@ -166,16 +166,26 @@ impl TrustedKeys {
     /// The keys of one or more public keys, each with all usages (`--key PUB`).
     #[must_use]
     pub fn of_public_keys(keys: impl IntoIterator<Item = PublicKey>) -> Self {
-        let keys = keys.into_iter().map(|key| TrustedKey::unlimited(key, None)).collect();
-        Self { keys, ..Self::default() }
+        Self::of_named_keys(keys.into_iter().map(|key| (key, None)))
     }
 
-    /// The one-entry store of a public key file.
+    /// As [`TrustedKeys::of_public_keys`], with names. A key that comes twice is one.
+    #[must_use]
+    pub fn of_named_keys(keys: impl IntoIterator<Item = (PublicKey, Option<String>)>) -> Self {
+        let mut store = Self::default();
+        for (key, label) in keys {
+            store.add(TrustedKey::unlimited(key, label));
+        }
+        store
+    }
+
+    /// The store of public key files.
     ///
     /// # Errors
-    /// If the file is no Ed25519 public key.
-    pub fn of_key_file(path: &Path) -> Result<Self, KeyError> {
-        Ok(Self::of_public_keys([load_public_key(path)?]))
+    /// If one is no Ed25519 public key.
+    pub fn of_key_files(paths: &[PathBuf]) -> Result<Self, KeyError> {
+        let keys: Result<Vec<_>, _> = paths.iter().map(|p| load_named_public_key(p)).collect();
+        Ok(Self::of_named_keys(keys?))
     }
 
     /// The public half of this user's automatic key: what this user signed, this user believes.
@@ -259,6 +269,12 @@ impl TrustedKeys {
 
     pub(super) fn find_mut(&mut self, keyid: &KeyId) -> Option<&mut TrustedKey> {
         self.keys.iter_mut().find(|key| key.keyid == *keyid)
+    }
+
+    /// How many statements about its keys it has.
+    #[must_use]
+    pub fn n_statements(&self) -> usize {
+        self.statements.len()
     }
 
     /// The thresholds that are set.

@@ -90,7 +90,7 @@ fn encrypted_keys_of_openssl_are_read() {
         // Git keeps no mode 0600.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         std::fs::set_permissions(&path, mode).unwrap();
-        let key = load_key_file(&path, Some(&passphrase)).ok().expect(name).key;
+        let key = load_key_file(&path, Some(&passphrase)).expect(name).key;
         assert_eq!(key.id(), rfc_8032_key().id(), "{name}");
         let error = load_key_file(&path, Some(&wrong)).err().unwrap();
         assert!(matches!(error, KeyError::PassphraseWrong { .. }), "{name}: {error}");
