@@ -229,8 +229,13 @@ fn what_cannot_be_signed_is_refused_and_nothing_is_written() {
     let sign = |paths: &[&str]| {
         workplace.forgelm(&[&["sign", "--signing-key", "a"], paths].concat()).expect_code(1)
     };
-    let many = sign(&["note.json", "missing.json", "model"]);
-    for said in ["missing.json: missing", "model: a folder", "2 problems; nothing was signed"] {
+    let many = sign(&["--add", "note.json", "missing.json", "model"]);
+    for said in [
+        "note.json.dsse.json: there is no signature to add one to",
+        "missing.json: missing",
+        "model: a folder",
+        "3 problems; nothing was signed",
+    ] {
         assert!(many.stderr.contains(said), "no `{said}` in {}", many.stderr);
     }
     assert!(!workplace.path("note.json.dsse.json").exists());
@@ -272,4 +277,37 @@ fn a_store_that_is_not_named_there_or_whole_is_told() {
     let mut command = workplace.command(&["keys", "list"]);
     let listed = Ran::from(command.env("FORGELM_TRUSTED_KEYS", STORE).output().unwrap());
     assert!(listed.expect_code(0).stdout.contains("trusted.json: 1 key\n"));
+}
+
+#[test]
+fn a_model_folder_is_signed_as_a_whole_also_within_a_run() {
+    let workplace = Workplace::new();
+    workplace.run();
+    keygen(&workplace, "a", &[]);
+    keygen(&workplace, "b", &[]);
+    keys(&workplace, &["trust", "a.pub", "--usage", "model"]).expect_code(0);
+    let (model, signed) = ("out/final_model", "out/final_model/model.sig");
+    let key = "home/.config/forgelm/signing.key.pub";
+    let bundle = ["verify-bundle", "out", "--key", key, "--key", "a.pub"];
+    assert_eq!(state(&workplace, model, &[]), is(1, "absent"));
+    sign(&workplace, model, "a", &[]).expect_code(0);
+    assert_eq!(state(&workplace, model, &[]), is(0, "valid"));
+    workplace.forgelm(&["verify-integrity", model]).expect_code(0);
+    workplace.forgelm(&bundle).expect_code(0);
+    // A stranger's signature in the signed folder is told, and so is a file that is none.
+    let good = workplace.read(signed);
+    fs::remove_file(workplace.path(signed)).unwrap();
+    sign(&workplace, model, "b", &[]).expect_code(0);
+    assert_eq!(state(&workplace, model, &[]), is(1, "untrusted_key"));
+    workplace.forgelm(&bundle).expect_code(1).expect_stderr("final_model/model.sig");
+    workplace.write(signed, "anything");
+    workplace.forgelm(&bundle).expect_code(1).expect_stderr("final_model/model.sig: malformed");
+    workplace.write("out/compliance/model.sig", "anything");
+    workplace.forgelm(&bundle).expect_code(1).expect_stderr("compliance/model.sig: malformed");
+    fs::remove_file(workplace.path("out/compliance/model.sig")).unwrap();
+    workplace.write(signed, &good);
+    workplace.forgelm(&bundle).expect_code(0);
+    sign(&workplace, model, "a", &[]).expect_code(1).expect_stderr("exists already");
+    workplace.write("out/final_model/tokenizer.json", "{}");
+    assert_eq!(state(&workplace, model, &[]), is(6, "subject_mismatch"));
 }

@@ -175,13 +175,14 @@ pub enum Command {
     /// Look at the keys that verifiers trust, and change them
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Sign files that are there already: each gets an envelope beside it, as PATH.dsse.json
+    /// Sign what is there already: a file gets an envelope beside it, as PATH.dsse.json, and a model
+    /// folder a `model.sig`
     Sign(SignArgs),
     /// Check the hash chain of an audit log
     VerifyAudit(VerifyAuditArgs),
     /// Check the files of a model folder against its `model_integrity.json`
     VerifyIntegrity(VerifyIntegrityArgs),
-    /// Check the signature of one file
+    /// Check the signature of one file, or of a model folder
     VerifySignature(VerifySignatureArgs),
     /// Check everything that a run signed
     VerifyBundle(VerifyBundleArgs),
@@ -634,7 +635,7 @@ pub fn parse_time(text: &str) -> Result<UtcTime, String> {
 /// `forgelm sign`.
 #[derive(Debug, Args)]
 pub struct SignArgs {
-    /// The files.
+    /// Files and model folders.
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
     /// What they are; without it, by their names.
@@ -691,9 +692,9 @@ pub struct VerifyIntegrityArgs {
 /// `forgelm verify-signature`.
 #[derive(Debug, Args)]
 pub struct VerifySignatureArgs {
-    /// The signed file.
+    /// The signed file or model folder.
     pub path: PathBuf,
-    /// Its envelope; `PATH.dsse.json` when not given.
+    /// Its envelope; `PATH.dsse.json`, or `model.sig` of a folder, when not given.
     #[arg(long, value_name = "FILE")]
     pub signature: Option<PathBuf>,
     /// What it must be signed as; by its name when not given.
@@ -705,8 +706,14 @@ pub struct VerifySignatureArgs {
 }
 
 /// What `verify-signature` can be asked for.
-const TYPES: [&str; 5] =
-    ["compliance-manifest", "audit-checkpoint", "plugin-library", "data-audit", "model-export"];
+const TYPES: [&str; 6] = [
+    "compliance-manifest",
+    "audit-checkpoint",
+    "plugin-library",
+    "data-audit",
+    "model-export",
+    "model-folder",
+];
 
 /// `forgelm verify-bundle`.
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@
 //! - [`keys`]: Ed25519 keys, key files, the trust store;
 //! - [`dsse`]: signature envelopes over in-toto statements;
 //! - [`library`]: signatures of shared libraries;
+//! - [`model`]: signatures of model folders;
 //! - [`sign`]: signatures of files that are there already;
 //! - [`integrity`]: `model_integrity.json`, the digests of a model folder;
 //! - [`documents`]: one plain [`documents::Evidence`] and the documents made from it;
@@ -30,6 +31,7 @@ mod files;
 pub mod integrity;
 pub mod keys;
 pub mod library;
+pub mod model;
 mod secret;
 pub mod sign;
 pub mod signature;

@@ -135,8 +135,7 @@ pub fn signable(
         path: path.to_owned(),
         reason: match problem {
             FileProblem::NotAFile("folder") => {
-                "a folder; signatures of model folders (`model.sig`) are not available yet"
-                    .to_owned()
+                "a folder, which is signed as a model and takes no second signature".to_owned()
             }
             ref other => other.reason(),
         },

@@ -3,6 +3,7 @@
 use super::Context;
 use crate::args::SignArgs;
 use forgelm_evidence::dsse::statement::PredicateType;
+use forgelm_evidence::model::sign_model;
 use forgelm_evidence::sign::{FileClaims, sign_file, signable};
 use forgelm_evidence::signature::default_type;
 use forgelm_run::dossier;
@@ -42,6 +43,7 @@ fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), R
     let signer = found.ok_or(forgelm_evidence::keys::KeyError::NoPlace)?.signer;
     let named = args.kind.as_deref().and_then(PredicateType::parse);
     let mut files = Vec::new();
+    let mut models = Vec::new();
     let mut refused: Vec<RunError> = Vec::new();
     for path in &args.paths {
         let kind = named.unwrap_or_else(|| default_type(path));
@@ -54,7 +56,12 @@ fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), R
                 let text = format!("{}: an audit log, whose head a run signs", path.display());
                 return Err(Refusal::Many(Exit::Config, text));
             }
+            PredicateType::ModelFolder if path.is_dir() && !args.add => {
+                models.push(path);
+                continue;
+            }
             PredicateType::ComplianceManifest
+            | PredicateType::ModelFolder
             | PredicateType::TrainingRun
             | PredicateType::DataAudit
             | PredicateType::ModelExport => {}
@@ -76,6 +83,29 @@ fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), R
     let (builder, signed_at) = (dossier::builder(), env.clock.utc().to_string());
     let keyid = signer.key.id();
     let (mut text, mut rows) = (String::new(), Vec::new());
+    // Folders first: one that is refused is only found by reading it.
+    for path in models {
+        let claims = FileClaims {
+            kind: PredicateType::ModelFolder,
+            builder: &builder,
+            operator: &operator,
+            signed_at: &signed_at,
+        };
+        let signed = sign_model(path, &claims, &signer)?;
+        text.push_str(&format!(
+            "{}: {} files signed by {keyid} as a model\n  {}\n",
+            path.display(),
+            signed.n_files,
+            signed.signature.display()
+        ));
+        rows.push(json!({
+            "path": path,
+            "sha256": signed.root_sha256,
+            "type": claims.kind.uri(),
+            "signature": signed.signature,
+            "signatures": 1,
+        }));
+    }
     for (file, kind) in &files {
         let claims = FileClaims {
             kind: *kind,
