@@ -1,6 +1,7 @@
 //! The command line, as data. What each flag does is in `core/run` or in the command's file.
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use forgelm_artifact::UtcTime;
 use std::path::PathBuf;
 
 /// Fine-tune a language model from one YAML file, and leave evidence that a stranger can verify.
@@ -171,11 +172,17 @@ pub enum Command {
     },
     /// Make an Ed25519 signing key
     Keygen(KeygenArgs),
+    /// Look at the keys that verifiers trust, and change them
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Sign what is there already: a file gets an envelope beside it, as PATH.dsse.json, and a model
+    /// folder a `model.sig`
+    Sign(SignArgs),
     /// Check the hash chain of an audit log
     VerifyAudit(VerifyAuditArgs),
     /// Check the files of a model folder against its `model_integrity.json`
     VerifyIntegrity(VerifyIntegrityArgs),
-    /// Check the signature of one file
+    /// Check the signature of one file, or of a model folder
     VerifySignature(VerifySignatureArgs),
     /// Check everything that a run signed
     VerifyBundle(VerifyBundleArgs),
@@ -503,20 +510,160 @@ pub struct KeygenArgs {
     /// Where the private key goes; the public one goes beside it as `KEY.pub`.
     #[arg(long, value_name = "KEY")]
     pub out: PathBuf,
+    /// Its name, for people: in both files, in what it signs, and in trust stores.
+    #[arg(long, value_name = "LABEL")]
+    pub label: Option<String>,
+    /// The environment variable with a passphrase that encrypts the private key.
+    #[arg(long, value_name = "VARIABLE")]
+    pub passphrase_env: Option<String>,
+}
+
+/// `forgelm keys …`.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// The keys of a trust store, and what each may sign
+    List {
+        /// Which store.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// All about one key of it
+    Show {
+        /// Its id, the first eight digits of it or more, or its label.
+        key: String,
+        /// Which store.
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Trust a public key from now on; begins the store if it is not there
+    Trust(TrustKeyArgs),
+    /// Trust a key no longer
+    Revoke(RevokeKeyArgs),
+    /// Let a new key follow an old one, by a statement that both sign
+    Rotate(RotateKeysArgs),
+}
+
+/// Which trust store.
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// The trust store (JSON); without it, that of FORGELM_TRUSTED_KEYS.
+    #[arg(long, value_name = "FILE")]
+    pub trusted_keys: Option<PathBuf>,
+}
+
+/// `forgelm keys trust`.
+#[derive(Debug, Args)]
+pub struct TrustKeyArgs {
+    /// The public key (PEM), as `forgelm keygen` leaves it in KEY.pub.
+    pub public_key: PathBuf,
+    /// What it may sign; several with commas.
+    #[arg(long, required = true, value_delimiter = ',', value_parser = USAGES)]
+    pub usage: Vec<String>,
+    /// Its name; without it, the one that the file gives it.
+    #[arg(long, value_name = "LABEL")]
+    pub label: Option<String>,
+    /// What it signs before this time (RFC 3339, or a date) is refused.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub not_before: Option<UtcTime>,
+    /// What it signs after this time is refused.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub not_after: Option<UtcTime>,
+    /// Which store.
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+/// `forgelm keys revoke`.
+#[derive(Debug, Args)]
+pub struct RevokeKeyArgs {
+    /// Its id, the first eight digits of it or more, or its label.
+    pub key: String,
+    /// After `compromised` nothing that it signed is valid; after the others what it signed before is.
+    #[arg(long, value_parser = ["superseded", "retired", "compromised"])]
+    pub reason: String,
+    /// From when on (RFC 3339, or a date); now without it.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub at: Option<UtcTime>,
+    /// The private key of the store that signs a statement of this; the revoked one may.
+    #[arg(long, value_name = "KEY")]
+    pub signing_key: Option<PathBuf>,
+    /// Which store.
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+/// `forgelm keys rotate`.
+#[derive(Debug, Args)]
+pub struct RotateKeysArgs {
+    /// The private key that is in the store.
+    #[arg(long, value_name = "KEY")]
+    pub old_key: PathBuf,
+    /// The private key that follows it.
+    #[arg(long, value_name = "KEY")]
+    pub new_key: PathBuf,
+    /// The environment variable with the new key's passphrase, where it is not
+    /// FORGELM_SIGNING_KEY_PASSPHRASE too.
+    #[arg(long, value_name = "VARIABLE")]
+    pub new_passphrase_env: Option<String>,
+    /// The new key's name; without it, the one of its file, else that of the old one.
+    #[arg(long, value_name = "LABEL")]
+    pub label: Option<String>,
+    /// Until when the old key is trusted (RFC 3339, or a date); now without it.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub at: Option<UtcTime>,
+    /// Which store.
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+/// The words of a trust store.
+const USAGES: [&str; 7] =
+    ["manifest", "run", "model", "checkpoint", "approval", "export", "plugin"];
+
+/// A moment; a date is its first one.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_time(text: &str) -> Result<UtcTime, String> {
+    let is_date = text.len() == "2026-01-01".len();
+    let whole = if is_date { format!("{text}T00:00:00Z") } else { text.to_owned() };
+    whole
+        .parse()
+        .map_err(|_| format!("`{text}` is not a time; expected 2026-01-01T00:00:00Z or a date"))
+}
+
+/// `forgelm sign`.
+#[derive(Debug, Args)]
+pub struct SignArgs {
+    /// Files and model folders.
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+    /// What they are; without it, by their names.
+    #[arg(long = "type", value_name = "TYPE", value_parser = ["compliance-manifest", "data-audit", "model-export"])]
+    pub kind: Option<String>,
+    /// The private key; without it, as in a run.
+    #[arg(long, value_name = "KEY")]
+    pub signing_key: Option<PathBuf>,
+    /// One more signature in the envelopes that are there.
+    #[arg(long)]
+    pub add: bool,
 }
 
 /// Whose signatures are accepted.
 #[derive(Debug, Clone, Default, Args)]
 pub struct TrustArgs {
-    /// A public key (PEM) to trust.
+    /// A public key (PEM) to trust; several with one `--key` each.
     #[arg(long, value_name = "PUB")]
-    pub key: Option<PathBuf>,
+    pub key: Vec<PathBuf>,
     /// A trust store (JSON).
     #[arg(long, value_name = "FILE")]
     pub trusted_keys: Option<PathBuf>,
     /// Accept what has no signature, with a warning.
     #[arg(long)]
     pub allow_unsigned: bool,
+    /// How many of the trusted keys must have signed; without it, what the trust store says, else one.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub threshold: Option<u8>,
 }
 
 /// `forgelm verify-audit`.
@@ -527,6 +674,9 @@ pub struct VerifyAuditArgs {
     /// Refuse lines without an HMAC.
     #[arg(long)]
     pub require_hmac: bool,
+    /// Refuse a log whose checkpoint no trusted key signed; so it is wherever keys are named.
+    #[arg(long, conflicts_with = "allow_unsigned")]
+    pub require_signature: bool,
     /// Whose checkpoint of the log is accepted.
     #[command(flatten)]
     pub trust: TrustArgs,
@@ -542,15 +692,28 @@ pub struct VerifyIntegrityArgs {
 /// `forgelm verify-signature`.
 #[derive(Debug, Args)]
 pub struct VerifySignatureArgs {
-    /// The signed file.
+    /// The signed file or model folder.
     pub path: PathBuf,
-    /// Its envelope; `PATH.dsse.json` when not given.
+    /// Its envelope; `PATH.dsse.json`, or `model.sig` of a folder, when not given.
     #[arg(long, value_name = "FILE")]
     pub signature: Option<PathBuf>,
+    /// What it must be signed as; by its name when not given.
+    #[arg(long = "type", value_name = "TYPE", value_parser = TYPES)]
+    pub kind: Option<String>,
     /// Whose signature is accepted.
     #[command(flatten)]
     pub trust: TrustArgs,
 }
+
+/// What `verify-signature` can be asked for.
+const TYPES: [&str; 6] = [
+    "compliance-manifest",
+    "audit-checkpoint",
+    "plugin-library",
+    "data-audit",
+    "model-export",
+    "model-folder",
+];
 
 /// `forgelm verify-bundle`.
 #[derive(Debug, Args)]

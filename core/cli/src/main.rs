@@ -38,6 +38,8 @@ fn main() -> ExitCode {
         Some(Command::PluginWorker { threads }) => command::plugin::worker(*threads, &mut context),
         Some(Command::Plugin(plugin)) => command::plugin::plugin(plugin, &mut context),
         Some(Command::Keygen(keygen)) => command::keygen::keygen(keygen, &mut context),
+        Some(Command::Keys(keys)) => command::keys::keys(keys, &mut context),
+        Some(Command::Sign(sign)) => command::sign::sign(sign, &mut context),
         Some(Command::VerifyAudit(args)) => command::verify::audit(args, &mut context),
         Some(Command::VerifyIntegrity(args)) => command::verify::integrity(args, &mut context),
         Some(Command::VerifySignature(args)) => command::verify::signature(args, &mut context),

@@ -77,6 +77,7 @@ pub fn environment(clock: Arc<dyn Clock>) -> Environment {
         hub_cache_dir: variable("HF_HUB_CACHE").map_or_else(|| hub_home.join("hub"), PathBuf::from),
         config_dir: under_home("XDG_CONFIG_HOME", ".config").unwrap_or_else(fallback),
         signing_key: variable("FORGELM_SIGNING_KEY").map(Secret::new),
+        signing_key_passphrase: variable("FORGELM_SIGNING_KEY_PASSPHRASE").map(Secret::new),
         signing_key_file: variable("FORGELM_SIGNING_KEY_FILE").map(PathBuf::from),
         trusted_keys: variable("FORGELM_TRUSTED_KEYS").map(PathBuf::from),
         program_dir: program_dir(),

@@ -4,6 +4,8 @@
 //! - [`keys`]: Ed25519 keys, key files, the trust store;
 //! - [`dsse`]: signature envelopes over in-toto statements;
 //! - [`library`]: signatures of shared libraries;
+//! - [`model`]: signatures of model folders;
+//! - [`sign`]: signatures of files that are there already;
 //! - [`integrity`]: `model_integrity.json`, the digests of a model folder;
 //! - [`documents`]: one plain [`documents::Evidence`] and the documents made from it;
 //! - [`bundle`]: writing and signing all of that in order, and verifying it again.
@@ -29,7 +31,9 @@ mod files;
 pub mod integrity;
 pub mod keys;
 pub mod library;
+pub mod model;
 mod secret;
+pub mod sign;
 pub mod signature;
 pub mod strict_json;
 #[cfg(test)]

@@ -16,8 +16,12 @@ use crate::dsse::verify::{CheckedEnvelope, SignatureReport, SignatureState, chec
 use crate::files::{self, FileProblem};
 use crate::keys::PublicKey;
 use crate::keys::trust::TrustedKeys;
+use crate::model::verify_model;
 use crate::secret::Secret;
 use crate::strict_json::DOCUMENT_LIMITS;
+
+/// The report of a data audit, where it has its usual name.
+const DATA_AUDIT: &str = "data_audit_report.json";
 
 /// What `verify-signature` found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,10 +95,16 @@ pub fn default_signature_path(path: &Path) -> PathBuf {
 /// The type of statement that is expected about `path` when none is named.
 #[must_use]
 pub fn default_type(path: &Path) -> PredicateType {
-    if path.file_name().is_some_and(|name| name == LOG_FILE) {
+    if path.is_dir() {
+        PredicateType::ModelFolder
+    } else if path.file_name().is_some_and(|name| name == LOG_FILE) {
         PredicateType::AuditCheckpoint
     } else if path.extension().is_some_and(|extension| extension == "so") {
         PredicateType::PluginLibrary
+    } else if path.extension().is_some_and(|extension| extension == "gguf") {
+        PredicateType::ModelExport
+    } else if path.file_name().is_some_and(|name| name == DATA_AUDIT) {
+        PredicateType::DataAudit
     } else {
         PredicateType::ComplianceManifest
     }
@@ -149,9 +159,13 @@ pub fn verify_signature(
     keys: &TrustedKeys,
     expected: PredicateType,
 ) -> FileReport {
+    let neighbour = neighbouring_key(path);
+    if expected == PredicateType::ModelFolder {
+        let signature = verify_model(path, signature, keys, neighbour.as_ref());
+        return FileReport { path: path.to_owned(), signature };
+    }
     let envelope_path = signature.map_or_else(|| default_signature_path(path), Path::to_owned);
     let place = envelope_path.display().to_string();
-    let neighbour = neighbouring_key(path);
     let checked = check_envelope_file(&envelope_path, &place, keys, neighbour.as_ref(), expected);
     let report = match &checked.statement {
         None => checked.report,

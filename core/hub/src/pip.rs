@@ -35,8 +35,16 @@ fn works(words: &[String]) -> bool {
     let Some((program, arguments)) = words.split_first() else { return false };
     let mut command = Command::new(program);
     command.args(arguments).arg("--version");
+    keep_secrets(&mut command);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
+}
+
+/// Another program gets none of ours.
+fn keep_secrets(command: &mut Command) {
+    for name in ["FORGELM_SIGNING_KEY", "FORGELM_SIGNING_KEY_PASSPHRASE", "FORGELM_AUDIT_SECRET"] {
+        command.env_remove(name);
+    }
 }
 
 fn run(
@@ -50,7 +58,9 @@ fn run(
     let Some((program, arguments)) = words.split_first() else {
         return Err(io_error(io::ErrorKind::NotFound.into()));
     };
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    keep_secrets(&mut command);
+    let mut child = command
         .args(arguments)
         .args(["download", "--no-deps", "--no-binary=:none:", "--only-binary=:all:"])
         .args(["--no-input", "--disable-pip-version-check", "--progress-bar=off", "-d"])

@@ -72,12 +72,11 @@ pub fn signing_key(
         return Ok(None);
     }
     let named = signing.key_env.as_deref().and_then(env.variable).map(Secret::new);
+    let places = key_places(None, env);
     let found = find_signing_key(&KeyCandidates {
-        flag: None,
-        env_file: env.signing_key_file.clone(),
-        env_key: env.signing_key.as_ref().or(named.as_ref()).and_then(to_evidence),
+        env_key: places.env_key.or_else(|| named.as_ref().and_then(to_evidence)),
         config_file: signing.key_file.as_ref().map(PathBuf::from),
-        config_dir: Some(env.config_dir.clone()),
+        ..places
     })?;
     let is_strict = plan.run.risk_tier() >= RiskTier::HighRisk;
     let why = match signing.require_provisioned {
@@ -101,15 +100,22 @@ pub fn key_by_default(
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Option<FoundKey>, RunError> {
-    let found = find_signing_key(&KeyCandidates {
+    let found = find_signing_key(&key_places(flag, env))?;
+    tell_new_key(&found, observer);
+    Ok(Some(found))
+}
+
+/// Where a key is looked for, without a config.
+#[must_use]
+pub fn key_places(flag: Option<PathBuf>, env: &Environment) -> KeyCandidates {
+    KeyCandidates {
         flag,
         env_file: env.signing_key_file.clone(),
         env_key: env.signing_key.as_ref().and_then(to_evidence),
+        passphrase: env.signing_key_passphrase.as_ref().and_then(to_evidence),
         config_file: None,
         config_dir: Some(env.config_dir.clone()),
-    })?;
-    tell_new_key(&found, observer);
-    Ok(Some(found))
+    }
 }
 
 fn tell_new_key(found: &FoundKey, observer: &mut dyn Observer) {

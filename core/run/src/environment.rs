@@ -43,6 +43,8 @@ pub struct Environment {
     pub config_dir: PathBuf,
     /// `FORGELM_SIGNING_KEY`: PEM text or a base64 seed.
     pub signing_key: Option<Secret>,
+    /// `FORGELM_SIGNING_KEY_PASSPHRASE`.
+    pub signing_key_passphrase: Option<Secret>,
     /// `FORGELM_SIGNING_KEY_FILE`.
     pub signing_key_file: Option<PathBuf>,
     /// `FORGELM_TRUSTED_KEYS`.

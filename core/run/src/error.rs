@@ -13,8 +13,10 @@ use forgelm_evidence::audit::log::AuditError;
 use forgelm_evidence::audit::operator::NoOperator;
 use forgelm_evidence::bundle::write::BundleError;
 use forgelm_evidence::keys::KeyError;
+use forgelm_evidence::keys::store::KeyStoreError;
 use forgelm_evidence::keys::trust::TrustError;
 use forgelm_evidence::library::SignError;
+use forgelm_evidence::sign::SignFileError;
 use forgelm_generate::{GenerateError, ScoreError};
 use forgelm_hub::HubError;
 use forgelm_loader::LibraryError;
@@ -133,6 +135,12 @@ pub enum RunError {
     /// The trust store cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The trust store was not changed.
+    #[error(transparent)]
+    KeyStore(#[from] KeyStoreError),
+    /// A file cannot be signed.
+    #[error(transparent)]
+    SignFile(#[from] SignFileError),
     /// A library cannot be signed.
     #[error(transparent)]
     Sign(#[from] SignError),
@@ -522,6 +530,10 @@ impl RunError {
             Self::Merge(
                 MergeError::Method { .. } | MergeError::NotStorable { .. } | MergeError::Stopped,
             ) => Exit::Runtime,
+            Self::KeyStore(KeyStoreError::Write(error)) => error.class().into(),
+            Self::KeyStore(error) if error.is_runtime() => Exit::Runtime,
+            Self::KeyStore(_) => Exit::Config,
+            Self::SignFile(error) => error.class().into(),
             Self::Open(error) => error.class().into(),
             Self::Hub(error) => error.class().into(),
             Self::Load(error) => error.class().into(),

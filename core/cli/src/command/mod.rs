@@ -5,11 +5,13 @@ pub mod chat;
 pub mod config;
 pub mod data;
 pub mod keygen;
+pub mod keys;
 pub mod merge;
 pub mod plugin;
 pub mod quantize;
 pub mod run;
 pub mod score;
+pub mod sign;
 pub mod verify;
 
 use crate::args::{Format, LogLevel, Output};
@@ -57,6 +59,11 @@ impl Context {
             Format::Text => print(text),
             Format::Json => print(&document(json)),
         }
+    }
+
+    /// Shows a warning.
+    pub fn warning(&mut self, text: &str) {
+        self.progress.line(LogLevel::Warning, &format!("warning: {text}"));
     }
 
     /// Prints an error and returns its exit code. With JSON the envelope goes to standard output

@@ -9,6 +9,7 @@ use crate::args::{
 use forgelm_evidence::Class;
 use forgelm_evidence::audit::LOG_FILE;
 use forgelm_evidence::bundle::verify::{BundleOptions, verify_bundle};
+use forgelm_evidence::dsse::statement::PredicateType;
 use forgelm_evidence::dsse::verify::SignatureState;
 use forgelm_evidence::integrity::verify_integrity;
 use forgelm_evidence::keys::trust::TrustedKeys;
@@ -37,7 +38,8 @@ pub fn audit(args: &VerifyAuditArgs, context: &mut Context) -> Exit {
         &AuditRequest {
             secret: secret.as_ref(),
             require_hmac: args.require_hmac,
-            require_signature: names_keys(&args.trust) && !args.trust.allow_unsigned,
+            require_signature: args.require_signature
+                || (names_keys(&args.trust) && !args.trust.allow_unsigned),
             keys,
         },
     );
@@ -61,7 +63,8 @@ pub fn signature(args: &VerifySignatureArgs, context: &mut Context) -> Exit {
         Ok(keys) => keys,
         Err(text) => return context.refused(Exit::Config, &text),
     };
-    let expected = default_type(&args.path);
+    let named = args.kind.as_deref().and_then(PredicateType::parse);
+    let expected = named.unwrap_or_else(|| default_type(&args.path));
     let report = verify_signature(&args.path, args.signature.as_deref(), &keys, expected);
     let is_absent = report.signature.state == SignatureState::Absent;
     if is_absent && args.trust.allow_unsigned && args.path.is_file() {
@@ -111,17 +114,21 @@ fn verdict(class: Class, lines: &[String], json: &Value, context: &mut Context) 
 
 /// Whether the user said whom to trust.
 fn names_keys(trust: &TrustArgs) -> bool {
-    trust.key.is_some() || trust.trusted_keys.is_some()
+    !trust.key.is_empty() || trust.trusted_keys.is_some()
 }
 
 /// The keys that are trusted: those named, else those of the environment, else this user's own
 /// key, made on first use.
 fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys, String> {
-    if let Some(key) = &trust.key {
-        return TrustedKeys::of_key_file(key).map_err(|error| error.to_string());
+    let mut keys = if !trust.key.is_empty() {
+        TrustedKeys::of_key_files(&trust.key).map_err(|error| error.to_string())?
+    } else if let Some(store) = &trust.trusted_keys {
+        TrustedKeys::load(store).map_err(|error| error.to_string())?
+    } else {
+        trust::trusted_keys(None, env).map_err(|error| error.to_string())?
+    };
+    if let Some(n) = trust.threshold {
+        keys.set_threshold(usize::from(n));
     }
-    if let Some(store) = &trust.trusted_keys {
-        return TrustedKeys::load(store).map_err(|error| error.to_string());
-    }
-    trust::trusted_keys(None, env).map_err(|error| error.to_string())
+    Ok(keys)
 }

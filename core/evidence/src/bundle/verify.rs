@@ -22,6 +22,7 @@ use crate::integrity::{INTEGRITY_FILE, verify_integrity};
 use crate::keys::PublicKey;
 use crate::keys::file::load_public_key;
 use crate::keys::trust::TrustedKeys;
+use crate::model::{MODEL_SIGNATURE, verify_model};
 use crate::secret::Secret;
 use crate::signature::{check_envelope_file, signature_lines};
 
@@ -230,9 +231,14 @@ impl Check<'_> {
                 _ => continue,
             };
             match found {
-                Ok(found) => extra.extend(
-                    found.into_keys().filter(|n| !known.contains(n.as_str()) && n != ATTESTATION),
-                ),
+                Ok(found) => {
+                    // Checked by itself in each of these folders: `model_signature`.
+                    let signature = format!("{folder}/{MODEL_SIGNATURE}");
+                    let is_extra = |n: &String| {
+                        !known.contains(n.as_str()) && n != ATTESTATION && *n != signature
+                    };
+                    extra.extend(found.into_keys().filter(is_extra));
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => {
                     let reason = format!("cannot be listed: {e}");
@@ -387,6 +393,16 @@ impl Check<'_> {
         }
     }
 
+    /// A signature that was added to the folder later says something of its own, and must be good.
+    fn model_signature(&mut self, folder: &str, dir: &Path) {
+        let report = verify_model(dir, None, &self.options.keys, self.neighbour.as_ref());
+        if report.class != Class::Accepted {
+            let reason = self.signature_reason(&report);
+            let file = format!("{folder}/{MODEL_SIGNATURE}");
+            self.add(&file, FindingKind::Signature, report.class, reason);
+        }
+    }
+
     /// `model_integrity.json` of each signed folder that has one.
     fn model_folders(&mut self, statement: Option<&Statement>) {
         let scope = statement.and_then(|s| s.predicate.get("scope")?.as_array().cloned());
@@ -394,6 +410,9 @@ impl Check<'_> {
         for folder in scope.iter().filter_map(Value::as_str) {
             let dir = self.dir.join(folder);
             let is_safe = crate::dsse::statement::is_subject_name(folder);
+            if is_safe && dir.join(MODEL_SIGNATURE).symlink_metadata().is_ok() {
+                self.model_signature(folder, &dir);
+            }
             if !is_safe || dir.join(INTEGRITY_FILE).symlink_metadata().is_err() {
                 continue;
             }

@@ -76,6 +76,12 @@ impl Envelope {
     /// The bytes of the envelope's file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
+        format!("{:#}\n", self.to_json()).into_bytes()
+    }
+
+    /// The envelope as a document.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
         let signatures: Vec<Value> = self
             .signatures
             .iter()
@@ -87,12 +93,11 @@ impl Envelope {
                 }
             })
             .collect();
-        let document = json!({
+        json!({
             "payload": STANDARD.encode(&self.payload),
             "payloadType": self.payload_type,
             "signatures": signatures,
-        });
-        format!("{document:#}\n").into_bytes()
+        })
     }
 
     /// Reads an envelope: at most 16 MiB, 16 signatures and 64 levels; no duplicate keys; standard

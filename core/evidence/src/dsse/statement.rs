@@ -23,12 +23,25 @@ pub enum PredicateType {
     AuditCheckpoint,
     /// A shared library with plugins.
     PluginLibrary,
+    /// S6: the report of a data audit.
+    DataAudit,
+    /// S7: a model in another format.
+    ModelExport,
+    /// S3: a model folder, in the words of OpenSSF Model Signing.
+    ModelFolder,
 }
 
 impl PredicateType {
     /// All types.
-    pub const ALL: [Self; 4] =
-        [Self::ComplianceManifest, Self::TrainingRun, Self::AuditCheckpoint, Self::PluginLibrary];
+    pub const ALL: [Self; 7] = [
+        Self::ComplianceManifest,
+        Self::TrainingRun,
+        Self::AuditCheckpoint,
+        Self::PluginLibrary,
+        Self::DataAudit,
+        Self::ModelExport,
+        Self::ModelFolder,
+    ];
 
     /// The part after [`ATTESTATION_BASE`]; also the word of `--type`.
     #[must_use]
@@ -38,30 +51,43 @@ impl PredicateType {
             Self::TrainingRun => "training-run/v1",
             Self::AuditCheckpoint => "audit-checkpoint/v1",
             Self::PluginLibrary => "plugin-library/v1",
+            Self::DataAudit => "data-audit/v1",
+            Self::ModelExport => "model-export/v1",
+            Self::ModelFolder => "model-folder/v1",
         }
     }
 
     /// The whole URI.
     #[must_use]
     pub fn uri(self) -> String {
-        format!("{ATTESTATION_BASE}{}", self.suffix())
+        match self {
+            // Another specification names this one.
+            Self::ModelFolder => "https://model_signing/signature/v1.0".to_owned(),
+            _ => format!("{ATTESTATION_BASE}{}", self.suffix()),
+        }
     }
 
-    /// Reads a suffix or a whole URI.
+    /// Reads a suffix, also without its version, or a whole URI.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let suffix = text.strip_prefix(ATTESTATION_BASE).unwrap_or(text);
-        Self::ALL.into_iter().find(|t| t.suffix() == suffix)
+        let is_named = |t: &Self| {
+            let short = t.suffix().strip_suffix("/v1");
+            t.suffix() == suffix || short == Some(suffix) || t.uri() == text
+        };
+        Self::ALL.into_iter().find(is_named)
     }
 
     /// What a key must be trusted for to sign this.
     #[must_use]
     pub const fn usage(self) -> Usage {
         match self {
-            Self::ComplianceManifest => Usage::Manifest,
+            Self::ComplianceManifest | Self::DataAudit => Usage::Manifest,
             Self::TrainingRun => Usage::Run,
             Self::AuditCheckpoint => Usage::Checkpoint,
             Self::PluginLibrary => Usage::Plugin,
+            Self::ModelExport => Usage::Export,
+            Self::ModelFolder => Usage::Model,
         }
     }
 }

@@ -8,6 +8,9 @@
 pub mod file;
 pub mod lookup;
 pub(crate) mod pem;
+mod sealed;
+pub mod store;
+pub mod succession;
 pub mod trust;
 
 use std::fmt;
@@ -17,6 +20,7 @@ use ed25519_dalek::{Signer as _, VerifyingKey};
 use zeroize::Zeroizing;
 
 use crate::digest::{hex, sha256, unhex32};
+use crate::secret::Secret;
 
 /// The first 12 bytes of every Ed25519 SubjectPublicKeyInfo; the 32 key bytes follow (RFC 8410).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0];
@@ -59,8 +63,10 @@ impl PublicKey {
     /// Reads 32 raw bytes; `None` when they are no usable key.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let key = VerifyingKey::from_bytes(bytes.try_into().ok()?).ok()?;
-        (!key.is_weak() && key.to_bytes() == bytes).then_some(Self(key))
+        let bytes: &[u8; 32] = bytes.try_into().ok()?;
+        // The library keeps the bytes of a second name as they came, so they are looked at here.
+        let key = VerifyingKey::from_bytes(bytes).ok().filter(|_| is_reduced(bytes))?;
+        (!key.is_weak()).then_some(Self(key))
     }
 
     /// Reads a SubjectPublicKeyInfo PEM document.
@@ -103,6 +109,11 @@ impl PublicKey {
     }
 }
 
+/// Whether the coordinate y of an encoded point is below p = 2^255 - 19, so that it has one name.
+fn is_reduced(point: &[u8; 32]) -> bool {
+    point[31] | 0x80 != 0xff || point[1..31].iter().any(|b| *b != 0xff) || point[0] < 0xed
+}
+
 /// An Ed25519 private key. Its memory is overwritten when it is dropped.
 pub struct SigningKey(ed25519_dalek::SigningKey);
 
@@ -141,8 +152,11 @@ impl SigningKey {
         self.0.sign(message).to_bytes()
     }
 
-    pub(crate) fn to_pem(&self) -> Zeroizing<String> {
-        pem::encode_private(self.0.as_bytes())
+    pub(crate) fn to_pem(
+        &self,
+        passphrase: Option<&Secret>,
+    ) -> Result<Zeroizing<String>, KeyError> {
+        pem::encode_private(self.0.as_bytes(), passphrase)
     }
 }
 
@@ -220,6 +234,32 @@ pub enum KeyError {
         /// What was found and expected; never the text itself.
         detail: &'static str,
     },
+    /// It is encrypted.
+    #[error(
+        "{place}: the private key is encrypted, and no passphrase was given\n  hint: put it into \
+         the variable `FORGELM_SIGNING_KEY_PASSPHRASE`"
+    )]
+    PassphraseMissing {
+        /// File or variable.
+        place: String,
+    },
+    /// It is encrypted with another passphrase.
+    #[error(
+        "{place}: the passphrase of `FORGELM_SIGNING_KEY_PASSPHRASE` does not open the private key, \
+         or the key is damaged"
+    )]
+    PassphraseWrong {
+        /// File or variable.
+        place: String,
+    },
+    /// It cannot be called so.
+    #[error(
+        "the label {label} is not usable; expected one line of at most 100 printable characters"
+    )]
+    Label {
+        /// As given, quoted.
+        label: String,
+    },
     /// A key must never be overwritten.
     #[error("`{}`: exists already; a key is never overwritten", path.display())]
     Exists {
@@ -259,6 +299,9 @@ impl KeyError {
             | Self::Owner { .. }
             | Self::Permissions { .. }
             | Self::Malformed { .. }
+            | Self::PassphraseMissing { .. }
+            | Self::PassphraseWrong { .. }
+            | Self::Label { .. }
             | Self::Exists { .. }
             | Self::NoPlace => false,
         }

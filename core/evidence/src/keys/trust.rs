@@ -10,8 +10,9 @@ use forgelm_artifact::open::{self, OpenError};
 use forgelm_artifact::{Quoted, UtcTime};
 use serde_json::{Map, Value};
 
-use super::file::load_public_key;
-use super::{KeyError, KeyId, PublicKey};
+use super::file::load_named_public_key;
+use super::{KeyError, KeyId, PublicKey, succession};
+use crate::dsse::Envelope;
 use crate::strict_json::{DOCUMENT_LIMITS, parse};
 
 /// What a key may sign.
@@ -45,7 +46,15 @@ impl Usage {
         (Self::Plugin, "plugin"),
     ];
 
-    fn parse(text: &str) -> Option<Self> {
+    /// Its word in the trust store.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        Self::ALL.iter().find(|(usage, _)| *usage == self).map_or("", |(_, word)| word)
+    }
+
+    /// The usage of a word.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, word)| *word == text).map(|(usage, _)| *usage)
     }
 }
@@ -60,6 +69,25 @@ pub struct Revocation {
     pub keeps_earlier: bool,
     /// The reason as written.
     pub reason: String,
+}
+
+impl Revocation {
+    /// Of a moment, for a reason.
+    #[must_use]
+    pub fn new(at: UtcTime, reason: &str) -> Self {
+        let keeps_earlier = matches!(reason, "superseded" | "retired");
+        Self { at, keeps_earlier, reason: reason.to_owned() }
+    }
+
+    /// Whether something is believed under this one that is not under `other`.
+    #[must_use]
+    pub fn is_weaker_than(&self, other: &Self) -> bool {
+        match (self.keeps_earlier, other.keeps_earlier) {
+            (true, false) => true,
+            (false, true) => false,
+            (true, true) | (false, false) => self.at > other.at,
+        }
+    }
 }
 
 /// One trusted key.
@@ -105,6 +133,8 @@ impl TrustedKey {
 pub struct TrustedKeys {
     keys: Vec<TrustedKey>,
     thresholds: BTreeMap<Usage, usize>,
+    /// What was signed about keys; each agrees with them.
+    pub(super) statements: Vec<Envelope>,
 }
 
 /// Why a trust store cannot be used: exit 1, nothing is checked.
@@ -136,23 +166,33 @@ impl TrustedKeys {
     /// The keys of one or more public keys, each with all usages (`--key PUB`).
     #[must_use]
     pub fn of_public_keys(keys: impl IntoIterator<Item = PublicKey>) -> Self {
-        let keys = keys.into_iter().map(|key| TrustedKey::unlimited(key, None)).collect();
-        Self { keys, thresholds: BTreeMap::new() }
+        Self::of_named_keys(keys.into_iter().map(|key| (key, None)))
     }
 
-    /// The one-entry store of a public key file.
+    /// As [`TrustedKeys::of_public_keys`], with names. A key that comes twice is one.
+    #[must_use]
+    pub fn of_named_keys(keys: impl IntoIterator<Item = (PublicKey, Option<String>)>) -> Self {
+        let mut store = Self::default();
+        for (key, label) in keys {
+            store.add(TrustedKey::unlimited(key, label));
+        }
+        store
+    }
+
+    /// The store of public key files.
     ///
     /// # Errors
-    /// If the file is no Ed25519 public key.
-    pub fn of_key_file(path: &Path) -> Result<Self, KeyError> {
-        Ok(Self::of_public_keys([load_public_key(path)?]))
+    /// If one is no Ed25519 public key.
+    pub fn of_key_files(paths: &[PathBuf]) -> Result<Self, KeyError> {
+        let keys: Result<Vec<_>, _> = paths.iter().map(|p| load_named_public_key(p)).collect();
+        Ok(Self::of_named_keys(keys?))
     }
 
     /// The public half of this user's automatic key: what this user signed, this user believes.
     #[must_use]
     pub fn with_local(key: PublicKey) -> Self {
         let keys = vec![TrustedKey::unlimited(key, Some("local".to_owned()))];
-        Self { keys, thresholds: BTreeMap::new() }
+        Self { keys, ..Self::default() }
     }
 
     /// Reads a `trusted_keys.json`.
@@ -176,7 +216,7 @@ impl TrustedKeys {
     pub fn parse(bytes: &[u8], place: &str) -> Result<Self, TrustError> {
         let document =
             parse(bytes, DOCUMENT_LIMITS).map_err(|e| malformed(place, e.to_string()))?;
-        let root = Object::of(&document, place, &["version", "keys", "thresholds"])?;
+        let root = Object::of(&document, place, &["version", "keys", "thresholds", "statements"])?;
         if root.members.get("version") != Some(&Value::from(1)) {
             return Err(malformed(place, "`version` is not 1"));
         }
@@ -195,7 +235,17 @@ impl TrustedKeys {
             None | Some(Value::Null) => BTreeMap::new(),
             Some(value) => thresholds(value, &format!("{place}: thresholds"))?,
         };
-        Ok(Self { keys, thresholds })
+        let statements = match root.members.get("statements") {
+            None | Some(Value::Null) => &[][..],
+            Some(Value::Array(statements)) => statements,
+            Some(_) => return Err(malformed(place, "`statements` is not a list")),
+        };
+        let read = |(i, value)| {
+            let place = format!("{place}: statements[{i}]");
+            succession::read(value, &keys).map_err(|reason| malformed(&place, reason))
+        };
+        let statements = statements.iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        Ok(Self { keys, thresholds, statements })
     }
 
     /// The keys.
@@ -215,6 +265,21 @@ impl TrustedKeys {
     #[must_use]
     pub fn find(&self, keyid: &KeyId) -> Option<&TrustedKey> {
         self.keys.iter().find(|key| key.keyid == *keyid)
+    }
+
+    pub(super) fn find_mut(&mut self, keyid: &KeyId) -> Option<&mut TrustedKey> {
+        self.keys.iter_mut().find(|key| key.keyid == *keyid)
+    }
+
+    /// How many statements about its keys it has.
+    #[must_use]
+    pub fn n_statements(&self) -> usize {
+        self.statements.len()
+    }
+
+    /// The thresholds that are set.
+    pub fn thresholds(&self) -> impl Iterator<Item = (Usage, usize)> {
+        self.thresholds.iter().map(|(usage, n)| (*usage, *n))
     }
 
     /// How many distinct keys must have signed.
@@ -313,9 +378,7 @@ fn revocation(entry: &Object<'_>) -> Result<Option<Revocation>, TrustError> {
             Some(_) => Err(malformed(entry.place, "`revocation_reason` without `revoked_at`")),
         };
     };
-    let reason = reason.unwrap_or("not given").to_owned();
-    let keeps_earlier = matches!(reason.as_str(), "superseded" | "retired");
-    Ok(Some(Revocation { at, keeps_earlier, reason }))
+    Ok(Some(Revocation::new(at, reason.unwrap_or("not given"))))
 }
 
 fn usages(value: Option<&Value>, place: &str) -> Result<BTreeSet<Usage>, TrustError> {

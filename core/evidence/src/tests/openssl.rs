@@ -6,8 +6,9 @@ use std::process::{Command, Output};
 use super::write_run;
 use crate::bundle::{ATTESTATION, PUBLIC_KEY};
 use crate::dsse::{Envelope, pae};
-use crate::keys::file::{generate_key_file, public_key_path};
+use crate::keys::file::{NewKey, generate_key_file, public_key_path};
 use crate::keys::{KeyOrigin, RunSigner};
+use crate::secret::Secret;
 
 fn openssl(args: &[&Path]) -> Option<Output> {
     Command::new("openssl").args(args).output().ok()
@@ -21,7 +22,7 @@ fn openssl_verifies_the_attestation_and_reads_the_key_files() {
     }
     let dir = tempfile::tempdir().unwrap();
     let key_path = dir.path().join("k/signing.key");
-    let key = generate_key_file(&key_path).unwrap();
+    let key = generate_key_file(&key_path, &NewKey::default()).unwrap();
     let public_pem = key.public().to_pem();
     // OpenSSL derives the same public key from our private key file.
     let derive = ["pkey", "-in", key_path.to_str().unwrap(), "-pubout"].map(Path::new);
@@ -61,4 +62,31 @@ fn openssl_verifies_the_attestation_and_reads_the_key_files() {
     changed[40] ^= 1;
     put(&message, &changed);
     assert!(!verify().status.success());
+}
+
+#[test]
+fn openssl_opens_our_encrypted_keys_with_their_passphrase_alone() {
+    if openssl(&[Path::new("version")]).is_none() {
+        println!("SKIPPED: there is no `openssl` on this machine");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("k");
+    let passphrase = Secret::new("correct horse battery staple".to_owned()).unwrap();
+    let new = NewKey { label: Some("ci-prod"), passphrase: Some(&passphrase) };
+    let key = generate_key_file(&path, &new).unwrap();
+    let derive = |with: &str| {
+        let word = Path::new;
+        let args = [word("pkey"), word("-in"), &path, word("-pubout"), word("-passin"), word(with)];
+        openssl(&args).unwrap()
+    };
+    let derived = derive("pass:correct horse battery staple");
+    assert!(derived.status.success(), "{}", String::from_utf8_lossy(&derived.stderr));
+    assert_eq!(String::from_utf8(derived.stdout).unwrap(), key.public().to_pem());
+    assert!(!derive("pass:wrong").status.success());
+    // The line with the label is no obstacle in the public half either.
+    let public = public_key_path(&path);
+    let args = ["pkey", "-pubin", "-in", public.to_str().unwrap(), "-pubout"].map(Path::new);
+    let read = openssl(&args).unwrap();
+    assert_eq!(String::from_utf8(read.stdout).unwrap(), key.public().to_pem());
 }

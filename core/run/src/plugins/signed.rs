@@ -6,7 +6,7 @@ use crate::environment::Environment;
 use crate::error::RunError;
 use forgelm_evidence::Class;
 use forgelm_evidence::dsse::verify::SignatureState;
-use forgelm_evidence::keys::lookup::{FoundKey, KeyCandidates, find_signing_key};
+use forgelm_evidence::keys::lookup::{FoundKey, find_signing_key};
 use forgelm_evidence::keys::trust::TrustedKeys;
 use forgelm_evidence::library::{LibraryClaims, sign_library};
 use forgelm_evidence::signature::verify_library;
@@ -97,13 +97,8 @@ pub fn sign(path: &Path, key: Option<&Path>, env: &Environment) -> Result<Signed
     let (name, version) = library
         .map(|library| (library.origin.library.clone(), library.origin.version.clone()))
         .unwrap_or_default();
-    let FoundKey { signer, path: key_path, is_new } = find_signing_key(&KeyCandidates {
-        flag: key.map(Path::to_owned),
-        env_file: env.signing_key_file.clone(),
-        env_key: env.signing_key.as_ref().and_then(dossier::to_evidence),
-        config_file: None,
-        config_dir: Some(env.config_dir.clone()),
-    })?;
+    let FoundKey { signer, path: key_path, is_new } =
+        find_signing_key(&dossier::key_places(key.map(Path::to_owned), env))?;
     let claims = LibraryClaims {
         sha256: file.sha256(),
         name: &name,

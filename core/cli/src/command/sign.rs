@@ -1,0 +1,132 @@
+//! `forgelm sign`: all files are looked at before the first is signed.
+
+use super::Context;
+use crate::args::SignArgs;
+use forgelm_evidence::dsse::statement::PredicateType;
+use forgelm_evidence::model::sign_model;
+use forgelm_evidence::sign::{FileClaims, sign_file, signable};
+use forgelm_evidence::signature::default_type;
+use forgelm_run::dossier;
+use forgelm_run::error::RunError;
+use forgelm_run::exit::Exit;
+use serde_json::{Value, json};
+
+/// Signs files.
+pub fn sign(args: &SignArgs, context: &mut Context) -> Exit {
+    match sign_all(args, context) {
+        Ok((text, document)) => {
+            context.result(&text, &document);
+            Exit::Success
+        }
+        Err(Refusal::One(error)) => context.failed(&error),
+        Err(Refusal::Many(exit, text)) => context.refused(exit, &text),
+    }
+}
+
+enum Refusal {
+    One(RunError),
+    Many(Exit, String),
+}
+
+impl<E: Into<RunError>> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self::One(error.into())
+    }
+}
+
+fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), Refusal> {
+    let env = context.environment();
+    let operator = dossier::operator(&env)?;
+    let key = args.signing_key.clone();
+    let found = dossier::key_by_default(key, &env, &mut context.progress)?;
+    // It is only missing where a config says so, and there is none.
+    let signer = found.ok_or(forgelm_evidence::keys::KeyError::NoPlace)?.signer;
+    let named = args.kind.as_deref().and_then(PredicateType::parse);
+    let mut files = Vec::new();
+    let mut models = Vec::new();
+    let mut refused: Vec<RunError> = Vec::new();
+    for path in &args.paths {
+        let kind = named.unwrap_or_else(|| default_type(path));
+        match kind {
+            PredicateType::PluginLibrary => {
+                let text = format!("{}: a library\n  hint: `forgelm plugin sign`", path.display());
+                return Err(Refusal::Many(Exit::Config, text));
+            }
+            PredicateType::AuditCheckpoint => {
+                let text = format!("{}: an audit log, whose head a run signs", path.display());
+                return Err(Refusal::Many(Exit::Config, text));
+            }
+            PredicateType::ModelFolder if path.is_dir() && !args.add => {
+                models.push(path);
+                continue;
+            }
+            PredicateType::ComplianceManifest
+            | PredicateType::ModelFolder
+            | PredicateType::TrainingRun
+            | PredicateType::DataAudit
+            | PredicateType::ModelExport => {}
+        }
+        match signable(path, kind, args.add, &signer) {
+            Ok(file) => files.push((file, kind)),
+            Err(error) => refused.push(error.into()),
+        }
+    }
+    if refused.len() > 1 {
+        let lines: Vec<String> = refused.iter().map(RunError::chain).collect();
+        let text = format!("{}\n{} problems; nothing was signed", lines.join("\n"), lines.len());
+        let exit = refused.iter().map(RunError::exit).max_by_key(|exit| exit.code());
+        return Err(Refusal::Many(exit.unwrap_or(Exit::Config), text));
+    }
+    if let Some(error) = refused.pop() {
+        return Err(Refusal::One(error));
+    }
+    let (builder, signed_at) = (dossier::builder(), env.clock.utc().to_string());
+    let keyid = signer.key.id();
+    let (mut text, mut rows) = (String::new(), Vec::new());
+    // Folders first: one that is refused is only found by reading it.
+    for path in models {
+        let claims = FileClaims {
+            kind: PredicateType::ModelFolder,
+            builder: &builder,
+            operator: &operator,
+            signed_at: &signed_at,
+        };
+        let signed = sign_model(path, &claims, &signer)?;
+        text.push_str(&format!(
+            "{}: {} files signed by {keyid} as a model\n  {}\n",
+            path.display(),
+            signed.n_files,
+            signed.signature.display()
+        ));
+        rows.push(json!({
+            "path": path,
+            "sha256": signed.root_sha256,
+            "type": claims.kind.uri(),
+            "signature": signed.signature,
+            "signatures": 1,
+        }));
+    }
+    for (file, kind) in &files {
+        let claims = FileClaims {
+            kind: *kind,
+            builder: &builder,
+            operator: &operator,
+            signed_at: &signed_at,
+        };
+        let n_signatures = sign_file(file, &claims, &signer)?;
+        text.push_str(&format!(
+            "{}: signed by {keyid} as {}\n  {}\n",
+            file.path.display(),
+            kind.suffix(),
+            file.signature.display()
+        ));
+        rows.push(json!({
+            "path": file.path,
+            "sha256": file.sha256,
+            "type": kind.uri(),
+            "signature": file.signature,
+            "signatures": n_signatures,
+        }));
+    }
+    Ok((text, json!({"success": true, "keyid": keyid.as_str(), "files": rows})))
+}
