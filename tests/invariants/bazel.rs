@@ -52,3 +52,27 @@ fn canary_a_crate_that_no_list_has_is_found() {
     ];
     crate::must_find(&problems(&Tree::planted(&files)), &["core/BUILD.bazel", "//core/a:srcs"]);
 }
+
+/// A release build names its packages, each by `-p`; only a release build would tell otherwise.
+fn misread(tree: &Tree) -> Vec<String> {
+    let text = tree.text("BUILD.bazel").unwrap_or_default();
+    let mut found = Vec::new();
+    for arguments in text.split("\":opt\": [").skip(1) {
+        let arguments = arguments.split(']').next().unwrap_or_default();
+        let words: Vec<&str> = arguments.split('"').skip(1).step_by(2).collect();
+        let odd = words.chunks(2).find(|pair| pair.len() < 2 || pair[0] != "-p");
+        found.extend(odd.map(|pair| format!("BUILD.bazel: {pair:?} is no `-p` and a package")));
+    }
+    found
+}
+
+#[test]
+fn a_release_build_names_its_packages() {
+    crate::must_be_empty(&misread(&Tree::of_repository()));
+}
+
+#[test]
+fn canary_a_package_without_its_option_is_found() {
+    let text = r#"cargo_args = select({":opt": ["-p", "forgelm", "a", "-p", "b"]})"#;
+    crate::must_find(&misread(&Tree::planted(&[("BUILD.bazel", text)])), &["\"a\", \"-p\""]);
+}
