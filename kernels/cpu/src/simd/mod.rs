@@ -95,20 +95,20 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Rounds to half precision, to nearest even.
     #[inline(always)]
     fn round_to_f16(self, v: Self::V) -> Self::V {
-        let mut x = [0.0; LANES_MAX];
-        self.store(&mut x, v);
-        for x in &mut x[..Self::LANES] {
-            *x = half::f16::from_f32(*x).to_f32();
-        }
-        self.load(&x)
+        self.lane_by_lane(v, |x| half::f16::from_f32(x).to_f32())
     }
     /// To bfloat16 and back, to nearest even.
     #[inline(always)]
     fn round_to_bf16(self, v: Self::V) -> Self::V {
+        self.lane_by_lane(v, |x| f32::from_bits(bf16_bits(x) << 16))
+    }
+    /// What there is no instruction for.
+    #[inline(always)]
+    fn lane_by_lane(self, v: Self::V, f: impl Fn(f32) -> f32) -> Self::V {
         let mut x = [0.0; LANES_MAX];
         self.store(&mut x, v);
         for x in &mut x[..Self::LANES] {
-            *x = f32::from_bits(bf16_bits(*x) << 16);
+            *x = f(*x);
         }
         self.load(&x)
     }
