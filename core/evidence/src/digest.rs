@@ -46,6 +46,13 @@ pub(crate) fn unhex32(text: &[u8]) -> Option<Digest32> {
     Some(out)
 }
 
+/// The root digest of OpenSSF Model Signing: SHA-256 over the raw digests of files, which come in
+/// hex, in the order of the files' names.
+pub(crate) fn root_digest<'a>(digests: impl Iterator<Item = &'a str>) -> String {
+    let raw: Vec<u8> = digests.flat_map(|d| unhex32(d.as_bytes()).unwrap_or_default()).collect();
+    hex(&sha256(&raw))
+}
+
 /// HMAC-SHA-256 with a 32-byte key (shorter than the block, so it is only padded).
 ///
 /// Paper: Krawczyk, Bellare and Canetti 1997, RFC 2104; vectors of RFC 4231.

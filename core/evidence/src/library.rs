@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use forgelm_artifact::write::{self, WriteError};
 use serde_json::json;
 
-use crate::BUILDER_NAME;
 use crate::documents::evidence::Builder;
 use crate::dsse::Envelope;
 use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name};
@@ -61,18 +60,9 @@ pub fn sign_library(
     let predicate = json!({
         "name": claims.name,
         "version": claims.version,
-        "builder": {
-            "name": BUILDER_NAME,
-            "version": claims.builder.version,
-            "commit": claims.builder.commit,
-            "target": claims.builder.target,
-        },
+        "builder": claims.builder.to_json(),
         "signed_at": claims.signed_at,
-        "signer": {
-            "keyid": signer.key.id().as_str(),
-            "key_origin": signer.origin.as_str(),
-            "label": signer.label,
-        },
+        "signer": signer.to_json(),
     });
     let subject = Subject { name: name.to_owned(), sha256: claims.sha256.to_owned() };
     let statement = Statement::new(vec![subject], PredicateType::PluginLibrary, predicate);

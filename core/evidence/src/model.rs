@@ -12,7 +12,7 @@ use forgelm_artifact::write;
 use serde_json::{Value, json};
 
 use crate::BUILDER_NAME;
-use crate::digest::{hex, sha256, unhex32};
+use crate::digest::{root_digest, unhex32};
 use crate::dsse::Envelope;
 use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name};
 use crate::dsse::verify::{SignatureReport, SignatureState, check_envelope};
@@ -55,12 +55,6 @@ fn bundle(envelope: &Envelope, hint: &str) -> Value {
         "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
         "dsseEnvelope": envelope.to_json(),
     })
-}
-
-/// The root digest over the resources' raw digests.
-fn root_digest<'a>(digests: impl Iterator<Item = &'a str>) -> String {
-    let raw: Vec<u8> = digests.flat_map(|d| unhex32(d.as_bytes()).unwrap_or_default()).collect();
-    hex(&sha256(&raw))
 }
 
 /// Signs every file of the folder `dir`, and writes `model.sig` into it. One that is there stays.
@@ -116,17 +110,8 @@ pub fn sign_model(
             "ignore_paths": [MODEL_SIGNATURE],
         },
         "signed_at": claims.signed_at,
-        "signer": {
-            "keyid": signer.key.id().as_str(),
-            "key_origin": signer.origin.as_str(),
-            "label": signer.label,
-        },
-        "builder": {
-            "name": BUILDER_NAME,
-            "version": claims.builder.version,
-            "commit": claims.builder.commit,
-            "target": claims.builder.target,
-        },
+        "signer": signer.to_json(),
+        "builder": claims.builder.to_json(),
     });
     let subject = Subject { name, sha256: root_sha256.clone() };
     let statement = Statement::new(vec![subject], PredicateType::ModelFolder, predicate);

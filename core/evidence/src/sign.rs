@@ -10,11 +10,10 @@ use forgelm_artifact::Class;
 use forgelm_artifact::write::{self, WriteError};
 use serde_json::{Value, json};
 
-use crate::BUILDER_NAME;
 use crate::bundle::{ATTESTATION, ROOT};
 use crate::documents::evidence::Builder;
 use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name};
-use crate::dsse::{Envelope, PAYLOAD_TYPE, SIGNATURES_MAX, Signature, pae};
+use crate::dsse::{Envelope, PAYLOAD_TYPE, SIGNATURES_MAX, pae};
 use crate::files::{self, FileProblem};
 use crate::keys::RunSigner;
 use crate::signature::default_signature_path;
@@ -234,8 +233,7 @@ pub fn sign_file(
     let envelope = match &file.before {
         Some(before) => {
             let mut envelope = before.clone();
-            let sig = signer.key.sign(&pae(&envelope.payload_type, &envelope.payload));
-            envelope.signatures.push(Signature { keyid: Some(signer.key.id().to_string()), sig });
+            envelope.add_signature(&signer.key);
             envelope
         }
         None => {
@@ -254,20 +252,11 @@ fn predicate(file: &Signable, claims: &FileClaims<'_>, signer: &RunSigner) -> Va
         "run_id": null,
         "pipeline_run_id": null,
         "forgelm_version": claims.builder.version,
-        "builder": {
-            "name": BUILDER_NAME,
-            "version": claims.builder.version,
-            "commit": claims.builder.commit,
-            "target": claims.builder.target,
-        },
+        "builder": claims.builder.to_json(),
         "config_hash": null,
         "operator": claims.operator,
         "signed_at": claims.signed_at,
-        "signer": {
-            "keyid": signer.key.id().as_str(),
-            "key_origin": signer.origin.as_str(),
-            "label": signer.label,
-        },
+        "signer": signer.to_json(),
         "risk": {"compliance": null, "risk_assessment": null},
     });
     if claims.kind == PredicateType::ModelExport {

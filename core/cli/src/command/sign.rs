@@ -81,17 +81,14 @@ fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), R
         return Err(Refusal::One(error));
     }
     let (builder, signed_at) = (dossier::builder(), env.clock.utc().to_string());
+    let claims =
+        |kind| FileClaims { kind, builder: &builder, operator: &operator, signed_at: &signed_at };
     let keyid = signer.key.id();
     let (mut text, mut rows) = (String::new(), Vec::new());
     // Folders first: one that is refused is only found by reading it.
     for path in models {
-        let claims = FileClaims {
-            kind: PredicateType::ModelFolder,
-            builder: &builder,
-            operator: &operator,
-            signed_at: &signed_at,
-        };
-        let signed = sign_model(path, &claims, &signer)?;
+        let kind = PredicateType::ModelFolder;
+        let signed = sign_model(path, &claims(kind), &signer)?;
         text.push_str(&format!(
             "{}: {} files signed by {keyid} as a model\n  {}\n",
             path.display(),
@@ -101,19 +98,13 @@ fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), R
         rows.push(json!({
             "path": path,
             "sha256": signed.root_sha256,
-            "type": claims.kind.uri(),
+            "type": kind.uri(),
             "signature": signed.signature,
             "signatures": 1,
         }));
     }
     for (file, kind) in &files {
-        let claims = FileClaims {
-            kind: *kind,
-            builder: &builder,
-            operator: &operator,
-            signed_at: &signed_at,
-        };
-        let n_signatures = sign_file(file, &claims, &signer)?;
+        let n_signatures = sign_file(file, &claims(*kind), &signer)?;
         text.push_str(&format!(
             "{}: signed by {keyid} as {}\n  {}\n",
             file.path.display(),

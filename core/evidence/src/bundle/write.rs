@@ -19,7 +19,7 @@ use crate::audit::event::AuditEvent;
 use crate::audit::log::{AuditError, AuditLog};
 use crate::audit::verify::AuditRejection;
 use crate::checkpoint::write_checkpoint;
-use crate::digest::{hex, sha256, sha256_hex, unhex32};
+use crate::digest::{root_digest, sha256_hex};
 use crate::documents::predicate::{RunClaims, manifest_predicate, run_predicate};
 use crate::documents::record::Record;
 use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name, subjects_json};
@@ -306,22 +306,18 @@ fn digest(root: &Path, name: &str) -> Result<FileDigest, BundleError> {
         .map_err(|problem| BundleError::File { path: root.join(name), reason: problem.reason() })
 }
 
-/// The root digest of OpenSSF Model Signing: SHA-256 over the raw digests in the order of names.
-/// `name_in_model` gives a file's name within the model, if it is of the model.
+/// The root digest of the files of the model, and how many they are. `name_in_model` gives a file's
+/// name within the model, if it is of the model.
 fn model_root<'a>(
     subjects: &'a [Subject],
     name_in_model: impl Fn(&'a str) -> Option<&'a str>,
 ) -> (Option<String>, usize) {
-    let mut joined = Vec::new();
-    let mut n_files = 0;
-    for subject in subjects {
-        if name_in_model(&subject.name).is_none_or(|name| EXCLUDED.contains(&name)) {
-            continue;
-        }
-        joined.extend(unhex32(subject.sha256.as_bytes()).unwrap_or_default());
-        n_files += 1;
-    }
-    ((n_files > 0).then(|| hex(&sha256(&joined))), n_files)
+    let is_of_model = |subject: &&'a Subject| {
+        name_in_model(&subject.name).is_some_and(|name| !EXCLUDED.contains(&name))
+    };
+    let digests: Vec<&str> =
+        subjects.iter().filter(is_of_model).map(|subject| subject.sha256.as_str()).collect();
+    ((!digests.is_empty()).then(|| root_digest(digests.iter().copied())), digests.len())
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use forgelm_artifact::UtcTime;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+
+use crate::BUILDER_NAME;
 
 /// Everything the documents of one run are made from.
 #[derive(Clone, Debug)]
@@ -63,6 +65,18 @@ pub struct Builder {
     pub commit: Option<String>,
     /// Target triple.
     pub target: String,
+}
+
+impl Builder {
+    /// As predicates name it.
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "name": BUILDER_NAME,
+            "version": self.version,
+            "commit": self.commit,
+            "target": self.target,
+        })
+    }
 }
 
 /// The base model and what was done to it.

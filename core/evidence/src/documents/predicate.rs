@@ -4,7 +4,6 @@ use serde_json::{Map, Value, json};
 
 use super::SCHEMA_VERSION;
 use super::record::{Identity, Record};
-use crate::BUILDER_NAME;
 use crate::checkpoint::Checkpoint;
 use crate::keys::RunSigner;
 
@@ -21,20 +20,11 @@ pub(crate) fn common_predicate(
         "run_id": identity.run_id,
         "pipeline_run_id": identity.pipeline_run_id,
         "forgelm_version": identity.forgelm_version,
-        "builder": {
-            "name": BUILDER_NAME,
-            "version": identity.builder.version,
-            "commit": identity.builder.commit,
-            "target": identity.builder.target,
-        },
+        "builder": identity.builder.to_json(),
         "config_hash": identity.config_hash,
         "operator": identity.operator,
         "signed_at": signed_at,
-        "signer": {
-            "keyid": signer.key.id().as_str(),
-            "key_origin": signer.origin.as_str(),
-            "label": signer.label,
-        },
+        "signer": signer.to_json(),
         "risk": {
             "compliance": tier(identity.compliance, "risk_classification"),
             "risk_assessment": tier(identity.risk_assessment, "risk_category"),

@@ -68,9 +68,20 @@ impl Envelope {
     /// Signs `payload` as an in-toto statement.
     #[must_use]
     pub fn sign(payload: Vec<u8>, key: &SigningKey) -> Self {
-        let sig = key.sign(&pae(PAYLOAD_TYPE, &payload));
-        let signature = Signature { keyid: Some(key.id().to_string()), sig };
-        Self { payload_type: PAYLOAD_TYPE.to_owned(), payload, signatures: vec![signature] }
+        let mut envelope = Self::unsigned(payload);
+        envelope.add_signature(key);
+        envelope
+    }
+
+    /// An in-toto statement that nobody signed yet.
+    pub(crate) fn unsigned(payload: Vec<u8>) -> Self {
+        Self { payload_type: PAYLOAD_TYPE.to_owned(), payload, signatures: Vec::new() }
+    }
+
+    /// Adds the signature of a key, after those that are there.
+    pub(crate) fn add_signature(&mut self, key: &SigningKey) {
+        let sig = key.sign(&pae(&self.payload_type, &self.payload));
+        self.signatures.push(Signature { keyid: Some(key.id().to_string()), sig });
     }
 
     /// The bytes of the envelope's file.

@@ -190,6 +190,17 @@ pub struct RunSigner {
     pub label: Option<String>,
 }
 
+impl RunSigner {
+    /// As predicates name it.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "keyid": self.key.id().as_str(),
+            "key_origin": self.origin.as_str(),
+            "label": self.label,
+        })
+    }
+}
+
 /// Why a key cannot be used. None of these is ever answered by going on unsigned.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {

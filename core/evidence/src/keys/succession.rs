@@ -9,10 +9,9 @@ use serde_json::{Value, json};
 
 use super::trust::{Revocation, TrustedKey};
 use super::{KeyId, RunSigner, SigningKey};
-use crate::BUILDER_NAME;
 use crate::documents::evidence::Builder;
 use crate::dsse::statement::{ATTESTATION_BASE, Statement, Subject};
-use crate::dsse::{Envelope, PAYLOAD_TYPE, Signature, pae};
+use crate::dsse::{Envelope, PAYLOAD_TYPE, pae};
 
 /// The predicate of a key that follows another, signed by both.
 const SUCCESSION: &str = "key-succession/v1";
@@ -36,24 +35,15 @@ fn envelope(
     signers: &[&SigningKey],
 ) -> Envelope {
     predicate["signed_at"] = json!(saying.now.to_string());
-    predicate["builder"] = json!({
-        "name": BUILDER_NAME,
-        "version": saying.builder.version,
-        "commit": saying.builder.commit,
-        "target": saying.builder.target,
-    });
+    predicate["builder"] = saying.builder.to_json();
     let subject = |id: &&KeyId| Subject { name: id.to_string(), sha256: id.to_string() };
     let mut subjects: Vec<Subject> = keyids.iter().map(subject).collect();
     subjects.sort();
     let predicate_type = format!("{ATTESTATION_BASE}{kind}");
     let payload = Statement { subjects, predicate_type, predicate }.to_bytes();
-    let message = pae(PAYLOAD_TYPE, &payload);
-    let sign = |key: &&SigningKey| Signature {
-        keyid: Some(key.id().to_string()),
-        sig: key.sign(&message),
-    };
-    let signatures = signers.iter().map(sign).collect();
-    Envelope { payload_type: PAYLOAD_TYPE.to_owned(), payload, signatures }
+    let mut envelope = Envelope::unsigned(payload);
+    signers.iter().for_each(|key| envelope.add_signature(key));
+    envelope
 }
 
 /// `new` follows `old`, which signs nothing after `not_after`.
