@@ -7,6 +7,7 @@
 mod bazel;
 mod configs;
 mod data;
+mod events;
 mod layout;
 mod levels;
 mod manifest;

@@ -139,7 +139,7 @@ impl Job<'_> {
             );
             self.observer.observe(&Event::Warning(text));
         }
-        audit.append(&AuditEvent::TrainingStarted)?;
+        audit.append(&AuditEvent::TrainingStarted {})?;
         if n_steps_done == 0 {
             self.sample(When::Before, Some(session.adapter()))?;
             self.evaluate(&mut session, &mut metrics)?;
