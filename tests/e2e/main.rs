@@ -25,6 +25,7 @@ mod methods;
 mod plugin_new;
 mod plugins;
 mod quantize;
+mod reproduce;
 mod resume;
 mod reward_model;
 mod rewards;

@@ -236,6 +236,10 @@ fn fault_068_a_ceiling_reached_in_the_middle_halves_the_batch_at_the_same_step()
         .collect();
     assert_eq!(steps, (1..=40).collect::<Vec<_>>(), "each step once, in order");
 
+    // Made again, it is cut at the same step.
+    let made_again = workplace.forgelm(&["reproduce", "out", "--output", "again"]);
+    assert!(made_again.expect_code(0).stdout.contains("steps 1 to 40 came out the same"));
+
     // Killed after the squeeze, a run continues from the step at which it happened, in the same
     // pieces and without a ceiling, and ends with the same bits.
     let adapter = workplace.adapter("out");

@@ -246,6 +246,9 @@ fn killed_and_resumed_every_trainer_gives_the_same_adapter() {
         let _ = fs::remove_dir_all(interrupted.path("home/.cache/forgelm/references"));
         interrupted.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
         assert!(interrupted.adapter("out") == whole.adapter("out"), "{trainer}: another adapter");
+        let slice = ["reproduce", "out", "--output", "again", "--steps", "6-7"];
+        let ran = interrupted.forgelm(&slice).expect_code(0);
+        assert!(ran.stdout.contains("steps 6 to 7 came out the same"), "{trainer}: {}", ran.stdout);
     }
 }
 

@@ -1,7 +1,10 @@
 //! The command line, as data. What each flag does is in `core/run` or in the command's file.
 
+pub mod reproduce;
+
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use forgelm_artifact::UtcTime;
+use reproduce::ReproduceArgs;
 use std::path::PathBuf;
 
 /// Fine-tune a language model from one YAML file, and leave evidence that a stranger can verify.
@@ -186,6 +189,8 @@ pub enum Command {
     VerifySignature(VerifySignatureArgs),
     /// Check everything that a run signed
     VerifyBundle(VerifyBundleArgs),
+    /// Make a finished run again, or some of its steps, and compare: the same bits, or exit 6
+    Reproduce(ReproduceArgs),
 }
 
 /// `forgelm config …`.

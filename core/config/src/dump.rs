@@ -8,10 +8,20 @@ use crate::run::Run;
 /// The complete config as JSON: defaults filled in, secrets replaced by
 /// [`REDACTED`](crate::REDACTED), keys in the order of the documentation.
 ///
-/// `webhook.url` is in it, as the config hash needs; files of a run leave that key out.
+/// `webhook.url` is in it, as the config hash needs; files of a run have [`published_json`].
 #[must_use]
 pub fn resolved_json(run: &Run) -> Json {
     run.to_json()
+}
+
+/// The same for files of a run: without `webhook.url`, which is often a secret.
+#[must_use]
+pub fn published_json(run: &Run) -> Json {
+    let mut config = resolved_json(run);
+    if let Some(webhook) = config["webhook"].as_object_mut() {
+        webhook.insert("url".to_owned(), Json::Null);
+    }
+    config
 }
 
 /// The same as YAML. Without secrets in the config, [`load`](crate::load) of it gives the same run.

@@ -30,7 +30,7 @@ mod yaml;
 
 pub use available::not_available;
 pub use diagnostic::{Code, Color, Diagnostic, Place, Severity, render};
-pub use dump::{resolved_json, resolved_yaml};
+pub use dump::{published_json, resolved_json, resolved_yaml};
 pub use environment::{EnvironmentKey, environment_keys};
 pub use explain::{explain, key_paths, nearest_keys};
 pub use hash::{config_hash, python_json};

@@ -15,9 +15,10 @@ use crate::recovery::Rung;
 use crate::rewards::RewardModel;
 use crate::settings;
 use crate::training::Completed;
+use crate::training::ledger::LEDGER_FILE;
 use forgelm_artifact::UtcTime;
 use forgelm_config::{
-    QuantType, RequireProvisioned, RiskTier, Secret, TargetModules, resolved_json,
+    QuantType, RequireProvisioned, RiskTier, Secret, TargetModules, published_json, resolved_json,
 };
 use forgelm_data::{Prepared, fingerprint};
 use forgelm_evidence::audit::event::AuditEvent;
@@ -246,7 +247,7 @@ impl Dossier<'_> {
                 name: &self.plan.run.training.final_model_dir,
                 shown: &output.final_model().display().to_string(),
             },
-            extra_files: &["metrics.jsonl".to_owned()],
+            extra_files: &["metrics.jsonl".to_owned(), LEDGER_FILE.to_owned()],
             record: Record::Training(&evidence),
             signer: match key {
                 Some(found) => Ok(&found.signer),
@@ -342,6 +343,7 @@ impl Dossier<'_> {
             resource_usage: Some(resource_usage.clone()),
             outcome: evidence::Outcome::Promoted,
             gates: Vec::new(),
+            config: published_json(run),
             plugins: self.plugins.iter().map(Used::to_json).collect(),
         }
     }

@@ -81,6 +81,33 @@ pub enum RunError {
     /// There is nothing from the reference model.
     #[error(transparent)]
     References(#[from] ReferencesError),
+    /// A run cannot be compared with another.
+    #[error("not reproducible: {0}")]
+    NotReproducible(String),
+    /// A run that was reproduced is not the same.
+    #[error(
+        "after step {step}, {what} is not that of the run\n  the run: {then}\n  now:     {now}"
+    )]
+    Diverged {
+        /// Steps done.
+        step: u64,
+        /// What differs.
+        what: &'static str,
+        /// In the run.
+        then: String,
+        /// In its reproduction.
+        now: String,
+    },
+    /// A file of a run that was reproduced is not the same.
+    #[error("`{}` is not that of the run\n  the run: {then}\n  now:     {now}", .path.display())]
+    DivergedFile {
+        /// The file, in the reproduction.
+        path: PathBuf,
+        /// Its SHA-256 in the run.
+        then: String,
+        /// And now.
+        now: String,
+    },
     /// A request to stop came before the first step.
     #[error("stopped before the first step\n  hint: `--resume` begins it again")]
     StoppedBeforeStart,
@@ -516,7 +543,9 @@ impl RunError {
             | Self::MergeInput { .. }
             | Self::RewardModel { .. }
             | Self::QuantizeInput { .. }
+            | Self::NotReproducible(_)
             | Self::NotAvailable(_) => Exit::Config,
+            Self::Diverged { .. } | Self::DivergedFile { .. } => Exit::Integrity,
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.

@@ -28,6 +28,7 @@ pub mod plan;
 pub mod plugins;
 pub mod quantize;
 pub mod recovery;
+pub mod reproduce;
 pub mod resume;
 mod rewards;
 pub mod sample;

@@ -50,10 +50,16 @@ impl Plan {
     /// # Errors
     /// All problems of the config at once, and every feature of it that is not built yet.
     pub fn read(file: &Path) -> Result<Self, RunError> {
-        let name = file.display().to_string();
-        let loaded = read_config(file)?;
+        Self::of(read_config(file)?, &file.display().to_string())
+    }
+
+    /// From a config that was read; `name` is only repeated in messages.
+    ///
+    /// # Errors
+    /// Every feature of it that is not built yet.
+    pub fn of(loaded: Loaded, name: &str) -> Result<Self, RunError> {
         let Loaded { run, written, warnings, .. } = loaded;
-        let refused = not_available(&run, &written, &name);
+        let refused = not_available(&run, &written, name);
         let (errors, notes): (Vec<_>, Vec<_>) =
             refused.into_iter().partition(|diagnostic| diagnostic.severity == Severity::Error);
         if !errors.is_empty() {

@@ -12,7 +12,7 @@ use crate::settings;
 use crate::trust::trusted_keys;
 use forgelm_config::{PluginIsolation, TrainerType};
 use forgelm_kernels_api::Ops;
-use forgelm_kernels_cpu::Cpu;
+use forgelm_kernels_cpu::{Cpu, InstructionSet};
 use forgelm_loader::conformance;
 pub use forgelm_loader::conformance::{Finding, Outcome};
 use forgelm_loader::search::{Found, Places, find};
@@ -332,6 +332,25 @@ impl Plugins {
     #[must_use]
     pub fn kernels(&self) -> Arc<dyn Ops> {
         self.kernels.get()
+    }
+
+    /// Computes on these kernels, named as in a run's evidence, rather than on the best ones. To be
+    /// called before they are first asked for; plugins in processes of their own have the best ones.
+    ///
+    /// # Errors
+    /// If this machine does not have them.
+    pub fn choose_kernels(&mut self, name: &str) -> Result<(), RunError> {
+        let sets = InstructionSet::available().into_iter();
+        let mut made = sets.map(|set| Cpu::with_instruction_set(self.kernels.n_threads, set));
+        let Some(chosen) = made.find_map(|cpu| cpu.filter(|cpu| cpu.name() == name)) else {
+            return Err(RunError::NotReproducible(format!(
+                "the run used the kernels `{name}`, which this machine does not have: the same bits \
+                 are promised on the same kernels only"
+            )));
+        };
+        let chosen: Arc<dyn Ops> = Arc::new(chosen);
+        self.kernels.made = Arc::new(OnceLock::from(chosen));
+        Ok(())
     }
 
     fn loader(&self, env: &Environment, deadline_seconds: u64) -> Loader {

@@ -6,6 +6,7 @@
 mod final_model;
 mod finish;
 mod job;
+pub mod ledger;
 mod reference;
 pub(crate) mod room;
 mod squeeze;
@@ -40,6 +41,7 @@ use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::Cut;
 use forgelm_train::state::Identity;
 use job::Job;
+use ledger::{Expected, Ledger};
 use room::{Inputs, check_room, configured_cut};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -56,6 +58,11 @@ pub enum Outcome {
     Interrupted {
         /// Its folder.
         checkpoint: PathBuf,
+        /// Steps done.
+        step: u64,
+    },
+    /// Every step that was to be compared with another run's is the same.
+    Compared {
         /// Steps done.
         step: u64,
     },
@@ -82,7 +89,7 @@ pub struct Completed {
 }
 
 /// What was asked for besides the config.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// Continue from a checkpoint.
     pub resume: Resume,
@@ -90,6 +97,8 @@ pub struct Request {
     pub force_resume: bool,
     /// No network.
     pub offline: bool,
+    /// The steps of another run that this one must repeat.
+    pub expected: Option<Expected>,
 }
 
 /// Runs a plan.
@@ -127,9 +136,10 @@ pub fn train(
     if let Some(previous) = from.as_ref().and_then(|_| resume::ended_silently(&plan.output)) {
         observer.observe(&Event::Warning(previous));
     }
-    let template_now = match &from {
-        Some(from) => from.state.identity.template_now,
-        None => template_now(plan, started_at),
+    let template_now = match (&request.expected, &from) {
+        (Some(expected), _) => expected.start.template_now,
+        (None, Some(from)) => from.state.identity.template_now,
+        (None, None) => template_now(plan, started_at),
     };
 
     let sources = data::find(plan, request.offline, env, observer)?;
@@ -229,6 +239,7 @@ pub fn train(
         energy: EnergyMeter::default(),
         watch: Watch::of(needs),
         measured: BTreeMap::new(),
+        ledger: Ledger::new(request.expected.clone()),
     };
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
     let result =

@@ -165,21 +165,7 @@ pub fn load_adapter(path: &Path, like: &Trainable) -> Result<Trainable, Checkpoi
 /// # Errors
 /// If one is missing, extra or changed: the first by name.
 pub fn verify(path: &Path) -> Result<(), CheckpointError> {
-    let damaged =
-        |path: PathBuf, reason: &str| CheckpointError::Damaged { path, reason: reason.to_owned() };
-    let manifest_path = path.join(MANIFEST);
-    let text = std::fs::read(&manifest_path)
-        .map_err(|_| damaged(manifest_path.clone(), "missing: the checkpoint is not complete"))?;
-    let manifest: Manifest = serde_json::from_slice(&text)
-        .map_err(|error| damaged(manifest_path.clone(), &error.to_string()))?;
-    if manifest.format != MANIFEST_FORMAT {
-        return Err(damaged(manifest_path, "not a manifest of this program"));
-    }
-    for needed in [STATE, OPTIMIZER] {
-        if !manifest.files.contains_key(needed) {
-            return Err(damaged(manifest_path, &format!("does not list `{needed}`")));
-        }
-    }
+    let manifest = read_manifest(path)?;
     for (name, expected) in &manifest.files {
         let file = path.join(name);
         match sha256_file(&file) {
@@ -189,6 +175,36 @@ pub fn verify(path: &Path) -> Result<(), CheckpointError> {
         }
     }
     Ok(())
+}
+
+/// SHA-256 of a checkpoint's file of the optimizer's state, as its manifest says.
+///
+/// # Errors
+/// If the manifest cannot be read.
+pub fn optimizer_sha256(path: &Path) -> Result<String, CheckpointError> {
+    let mut manifest = read_manifest(path)?;
+    Ok(manifest.files.remove(OPTIMIZER).unwrap_or_default())
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
+    let path = path.join(MANIFEST);
+    let text = std::fs::read(&path)
+        .map_err(|_| damaged(path.clone(), "missing: the checkpoint is not complete"))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&text).map_err(|error| damaged(path.clone(), &error.to_string()))?;
+    if manifest.format != MANIFEST_FORMAT {
+        return Err(damaged(path, "not a manifest of this program"));
+    }
+    for needed in [STATE, OPTIMIZER] {
+        if !manifest.files.contains_key(needed) {
+            return Err(damaged(path, &format!("does not list `{needed}`")));
+        }
+    }
+    Ok(manifest)
+}
+
+fn damaged(path: PathBuf, reason: &str) -> CheckpointError {
+    CheckpointError::Damaged { path, reason: reason.to_owned() }
 }
 
 /// Reads where a checkpoint's run stood.

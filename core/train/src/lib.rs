@@ -11,6 +11,7 @@
 pub mod checkpoint;
 pub mod feed;
 pub mod flops;
+pub mod ledger;
 pub mod optimizer;
 pub mod references;
 pub mod rollouts;

@@ -279,6 +279,13 @@ impl<'a> Session<'a> {
         &mut self.state
     }
 
+    /// What each micro-batch of a step reads, as steps are cut now: indices of units of the training
+    /// split.
+    #[must_use]
+    pub fn units(&self, step: u64) -> Vec<Vec<usize>> {
+        self.plan.step(step)
+    }
+
     /// One optimizer step.
     ///
     /// The loss of every micro-batch is summed, and so are the gradients; both are divided by the
@@ -335,7 +342,7 @@ impl<'a> Session<'a> {
 
     /// Everything of a step: its units, or the policy's answers to them.
     fn read(&self, step: u64) -> Result<StepInput, FeedError> {
-        let units = self.plan.step(step);
+        let units = self.units(step);
         let Some(rollouts) = &self.feed.rollouts else {
             return StepInput::read(&self.feed, Split::Train, &units);
         };

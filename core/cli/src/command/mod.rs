@@ -9,6 +9,7 @@ pub mod keys;
 pub mod merge;
 pub mod plugin;
 pub mod quantize;
+pub mod reproduce;
 pub mod run;
 pub mod score;
 pub mod sign;

@@ -78,6 +78,7 @@ fn request(flags: &RunFlags) -> Request {
         resume: Resume::from_flag(flags.resume.as_deref()),
         force_resume: flags.force_resume,
         offline: flags.offline,
+        expected: None,
     }
 }
 
@@ -92,6 +93,11 @@ fn finished(plan: &Plan, flags: &RunFlags, outcome: &Outcome, context: &mut Cont
     match outcome {
         Outcome::Completed(completed) => {
             context.result(&summary(plan, completed), &envelope(completed));
+            Exit::Success
+        }
+        Outcome::Compared { step } => {
+            let text = format!("compared up to step {step}");
+            context.result(&text, &json!({"success": true, "step": step}));
             Exit::Success
         }
         Outcome::AlreadyComplete { final_model } => {

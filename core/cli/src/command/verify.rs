@@ -8,7 +8,7 @@ use crate::args::{
 };
 use forgelm_evidence::Class;
 use forgelm_evidence::audit::LOG_FILE;
-use forgelm_evidence::bundle::verify::{BundleOptions, verify_bundle};
+use forgelm_evidence::bundle::verify::{BundleOptions, BundleReport, verify_bundle};
 use forgelm_evidence::dsse::statement::PredicateType;
 use forgelm_evidence::dsse::verify::SignatureState;
 use forgelm_evidence::integrity::verify_integrity;
@@ -77,22 +77,32 @@ pub fn signature(args: &VerifySignatureArgs, context: &mut Context) -> Exit {
 
 /// Checks everything that a run signed.
 pub fn bundle(args: &VerifyBundleArgs, context: &mut Context) -> Exit {
+    match checked(args, context) {
+        Ok(report) => verdict(report.class, &report.to_lines(), &report.to_json(), context),
+        Err(text) => context.refused(Exit::Config, &text),
+    }
+}
+
+/// Checks everything that a run signed, for a command that goes on when it is accepted: the exit
+/// code when it is not.
+pub fn refused_bundle(args: &VerifyBundleArgs, context: &mut Context) -> Option<Exit> {
+    match checked(args, context) {
+        Ok(report) if report.class == Class::Accepted => None,
+        Ok(report) => Some(verdict(report.class, &report.to_lines(), &report.to_json(), context)),
+        Err(text) => Some(context.refused(Exit::Config, &text)),
+    }
+}
+
+fn checked(args: &VerifyBundleArgs, context: &Context) -> Result<BundleReport, String> {
     let env = context.environment();
     let secret = env.audit_secret.as_ref().and_then(to_evidence);
-    let keys = match trusted_keys(&args.trust, &env) {
-        Ok(keys) => keys,
-        Err(text) => return context.refused(Exit::Config, &text),
+    let options = BundleOptions {
+        keys: trusted_keys(&args.trust, &env)?,
+        secret: secret.as_ref(),
+        require_hmac: false,
+        allow_unsigned: args.trust.allow_unsigned,
     };
-    let report = verify_bundle(
-        &args.dir,
-        &BundleOptions {
-            keys,
-            secret: secret.as_ref(),
-            require_hmac: false,
-            allow_unsigned: args.trust.allow_unsigned,
-        },
-    );
-    verdict(report.class, &report.to_lines(), &report.to_json(), context)
+    Ok(verify_bundle(&args.dir, &options))
 }
 
 /// Shows a verdict: accepted on standard output, everything else on standard error.

@@ -52,6 +52,8 @@ pub struct Evidence {
     pub outcome: Outcome,
     /// The gates that were decided.
     pub gates: Vec<Gate>,
+    /// The config with every default, without secrets.
+    pub config: Value,
     /// Plugins that took part: name, file digest and more, as the run recorded them.
     pub plugins: Vec<Value>,
 }
@@ -330,6 +332,7 @@ pub(crate) mod tests {
             webhook_config: None,
             resource_usage: Some(map(json!({"training_duration_seconds": 3600.0}))),
             outcome: Outcome::Promoted,
+            config: json!({"model": {"name_or_path": "org/base-7b"}}),
             gates: vec![Gate { gate: "loss".to_owned(), passed: true, reason: None }],
             plugins: vec![],
         }

@@ -134,6 +134,7 @@ impl Record<'_> {
         let json = |value: Value| Some(json::pretty(&value).into_bytes());
         match self {
             Self::Training(evidence) => vec![
+                ("config.json", json(evidence.config.clone())),
                 ("compliance_report.json", json(compliance_report(evidence))),
                 ("training_manifest.yaml", Some(training_manifest_yaml(evidence).into_bytes())),
                 ("training_manifest.json", json(training_manifest(evidence))),

@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use super::finish::Judged;
+use super::ledger::{LEDGER_FILE, Ledger};
 use super::room::Try;
 use super::tokenized::TokenizedData;
 use super::watch::Watch;
@@ -65,6 +66,8 @@ pub(super) struct Job<'a> {
     pub(super) watch: Watch,
     /// What the objective measured in the last step.
     pub(super) measured: BTreeMap<String, f64>,
+    /// What each step read and made.
+    pub(super) ledger: Ledger,
 }
 
 impl Job<'_> {
@@ -123,6 +126,8 @@ impl Job<'_> {
             state,
         })?;
         self.allocate(&mut session, audit)?;
+        let ledger = self.plan.output.root().join(LEDGER_FILE);
+        self.ledger.begin(&ledger, &session, self.loaded.decoder.ops().n_threads())?;
         self.observer.observe(&Event::Started(Started {
             run_id: run_id.clone(),
             n_steps: self.data.plan.n_steps(),

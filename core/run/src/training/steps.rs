@@ -28,6 +28,10 @@ impl Job<'_> {
             if self.env.stop_requested() {
                 return self.interrupt(session, audit).map(Some);
             }
+            if self.ledger.is_compared() {
+                return Ok(Some(Outcome::Compared { step: session.state().global_step }));
+            }
+            self.cut_as_compared(session)?;
             self.make_room(session, audit)?;
             let stepped = self.step(session, metrics, log_every);
             self.plugins.tell_lines(self.observer);
@@ -45,6 +49,17 @@ impl Job<'_> {
         Ok(None)
     }
 
+    /// A run that is compared with another cuts its next step as that one did.
+    fn cut_as_compared(&mut self, session: &mut Session<'_>) -> Result<(), RunError> {
+        let Some(cut) = self.ledger.expected_cut().filter(|cut| *cut != session.cut()) else {
+            return Ok(());
+        };
+        session.allocate(cut, self.rung.keep)?;
+        self.rung.cut = cut;
+        session.state_mut().cut = (cut != self.configured).then_some(cut);
+        Ok(())
+    }
+
     fn step(
         &mut self,
         session: &mut Session<'_>,
@@ -56,6 +71,7 @@ impl Job<'_> {
             Ok(report) => report,
             Err(error) => return Err(self.given_up(error)?),
         };
+        self.ledger.step(session, &report, self.loaded.decoder.ops().n_threads())?;
         let state = session.state();
         let step = Step {
             step: state.global_step,
@@ -105,6 +121,7 @@ impl Job<'_> {
             metrics: report.metrics,
         };
         metrics.evaluation(&evaluation)?;
+        self.ledger.evaluation(evaluation.step, evaluation.loss)?;
         self.observer.observe(&Event::Evaluation(evaluation));
         if session.state().is_stopped_early {
             let text = format!("stopped early: no lower validation loss in {patience} evaluations");
@@ -122,6 +139,7 @@ impl Job<'_> {
         };
         let root = self.plan.output.root();
         let path = checkpoint::save(&Disk::real(), root, view)?;
+        self.ledger.checkpoint(session.state().global_step, &path)?;
         let best = session.state().best_global_step;
         checkpoint::rotate(root, self.plan.run.training.save_total_limit, best)?;
         let step = session.state().global_step;
