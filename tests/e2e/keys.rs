@@ -4,6 +4,7 @@
 use crate::support::{Ran, Workplace};
 use serde_json::{Value, json};
 use std::fs;
+use std::process::Command;
 
 const STORE: &str = "trusted.json";
 const PASSPHRASE: &str = "correct horse battery staple";
@@ -310,4 +311,79 @@ fn a_model_folder_is_signed_as_a_whole_also_within_a_run() {
     sign(&workplace, model, "a", &[]).expect_code(1).expect_stderr("exists already");
     workplace.write("out/final_model/tokenizer.json", "{}");
     assert_eq!(state(&workplace, model, &[]), is(6, "subject_mismatch"));
+}
+
+/// A key that ForgeLM never sees: openssl has it, and a script asks openssl.
+fn signing_elsewhere(script: &str) -> Workplace {
+    let workplace = Workplace::new();
+    let openssl = |args: &[&str]| {
+        let status = Command::new("openssl").args(args).current_dir(workplace.path("")).status();
+        assert!(status.unwrap().success(), "{args:?}");
+    };
+    openssl(&["genpkey", "-algorithm", "ed25519", "-out", "token.pem"]);
+    openssl(&["pkey", "-in", "token.pem", "-pubout", "-out", "token.pub"]);
+    workplace.write("sign.sh", script);
+    let config = workplace.read("run.yaml");
+    let signing = "signing:\n  command: [sh, sign.sh]\n  public_key: token.pub\n";
+    workplace.write("run.yaml", &(config + signing));
+    workplace
+}
+
+const ASK_OPENSSL: &str = "f=$(mktemp) && cat > \"$f\" && openssl pkeyutl -sign -inkey token.pem -rawin -in \"$f\"; \
+                           s=$?; rm -f \"$f\"; exit $s\n";
+
+#[test]
+fn a_run_is_signed_by_a_program_that_has_the_key() {
+    let workplace = signing_elsewhere(ASK_OPENSSL);
+    workplace.run();
+    workplace.forgelm(&["verify-bundle", "out", "--key", "token.pub"]).expect_code(0);
+    let loaded = &workplace.json_lines("out/audit_log.jsonl")[0];
+    assert_eq!(loaded["event"], "signing.key_loaded");
+    assert_eq!(loaded["key_origin"], "provisioned");
+    assert!(!workplace.path("home/.config/forgelm/signing.key").exists(), "no key was made");
+}
+
+#[test]
+fn a_program_that_cannot_sign_is_found_out_before_the_work() {
+    for (script, says) in [
+        ("echo the token is locked >&2; exit 3\n", "the token is locked"),
+        ("head -c 64 /dev/zero\n", "is not one of the public key"),
+        ("true\n", "0 bytes came"),
+    ] {
+        let workplace = signing_elsewhere(script);
+        workplace.forgelm(&["--config", "run.yaml"]).expect_code(2).expect_stderr(says);
+        assert!(!workplace.path("out").exists());
+    }
+}
+
+#[test]
+fn a_program_that_fails_at_the_end_leaves_the_model_and_nothing_half_signed() {
+    let once = format!(
+        "test -e used && {{ echo the token is gone >&2; exit 3; }}; touch used; {ASK_OPENSSL}"
+    );
+    let workplace = signing_elsewhere(&once);
+    let ran = workplace.forgelm(&["--config", "run.yaml"]).expect_code(2);
+    ran.expect_stderr("the token is gone");
+    assert!(workplace.path("out/final_model/adapter_model.safetensors").exists());
+    assert!(!workplace.path("out/compliance/attestation.dsse.json").exists());
+    workplace.forgelm(&["verify-bundle", "out", "--key", "token.pub"]).expect_code(1);
+    // The token is back: nothing needs to be trained again.
+    workplace.write("sign.sh", ASK_OPENSSL);
+    let ran = workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
+    assert!(!ran.stderr.contains("step 1/12"), "{}", ran.stderr);
+    workplace.forgelm(&["verify-bundle", "out", "--key", "token.pub"]).expect_code(0);
+}
+
+#[test]
+fn a_program_without_its_public_key_or_beside_another_key_is_refused() {
+    let workplace = signing_elsewhere(ASK_OPENSSL);
+    workplace.edit_config("  public_key: token.pub\n", "");
+    workplace.forgelm(&["--config", "run.yaml"]).expect_code(1).expect_stderr("belong together");
+    let workplace = signing_elsewhere(ASK_OPENSSL);
+    workplace.edit_config("  public_key: token.pub\n", "  public_key: token.pub\n  key_file: k\n");
+    workplace.forgelm(&["--config", "run.yaml"]).expect_code(1).expect_stderr("a key is named too");
+    let workplace = signing_elsewhere(ASK_OPENSSL);
+    workplace.edit_config("public_key: token.pub", "public_key: nowhere.pub");
+    workplace.forgelm(&["--config", "run.yaml"]).expect_code(1).expect_stderr("no such key file");
+    assert!(!workplace.path("out").exists());
 }

@@ -7,6 +7,7 @@
 mod args;
 mod command;
 mod progress;
+mod signing_program;
 mod world;
 
 use args::{Cli, Command};

@@ -2,6 +2,7 @@
 //! that asks for them.
 
 use crate::progress;
+use crate::signing_program;
 use forgelm_artifact::time::{Clock, UtcTime};
 use forgelm_config::Secret;
 use forgelm_run::environment::{Environment, PluginWorker};
@@ -83,6 +84,7 @@ pub fn environment(clock: Arc<dyn Clock>) -> Environment {
         program_dir: program_dir(),
         plugin_path: plugin_path(),
         plugin_worker: plugin_worker(),
+        signing_program: signing_program::run,
         alarm: progress::alarm,
         process_id: std::process::id(),
         variable,

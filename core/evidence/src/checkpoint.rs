@@ -110,7 +110,7 @@ pub fn write_checkpoint(
     let subject = Subject { name: LOG_FILE.to_owned(), sha256 };
     let statement =
         Statement::new(vec![subject], PredicateType::AuditCheckpoint, Value::Object(predicate));
-    let envelope = Envelope::sign(statement.to_bytes(), &signer.key);
+    let envelope = Envelope::sign(statement.to_bytes(), &signer.key)?;
     write::atomic(&out_dir.join(CHECKPOINT_FILE), &envelope.to_bytes())?;
     Ok(checkpoint)
 }

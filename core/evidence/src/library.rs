@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::documents::evidence::Builder;
 use crate::dsse::Envelope;
 use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name};
-use crate::keys::RunSigner;
+use crate::keys::{KeyError, RunSigner};
 use crate::signature::default_signature_path;
 
 /// What is said about a library.
@@ -37,6 +37,9 @@ pub enum SignError {
         /// The file.
         path: PathBuf,
     },
+    /// The key gave no signature.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The signature cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -66,7 +69,7 @@ pub fn sign_library(
     });
     let subject = Subject { name: name.to_owned(), sha256: claims.sha256.to_owned() };
     let statement = Statement::new(vec![subject], PredicateType::PluginLibrary, predicate);
-    let envelope = Envelope::sign(statement.to_bytes(), &signer.key);
+    let envelope = Envelope::sign(statement.to_bytes(), &signer.key)?;
     let beside = default_signature_path(path);
     write::atomic(&beside, &envelope.to_bytes())?;
     Ok(beside)

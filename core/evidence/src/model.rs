@@ -115,7 +115,7 @@ pub fn sign_model(
     });
     let subject = Subject { name, sha256: root_sha256.clone() };
     let statement = Statement::new(vec![subject], PredicateType::ModelFolder, predicate);
-    let envelope = Envelope::sign(statement.to_bytes(), &signer.key);
+    let envelope = Envelope::sign(statement.to_bytes(), &signer.key)?;
     write::atomic(&signature, &pretty_json(&bundle(&envelope, signer.key.id().as_str())))?;
     Ok(SignedModel { signature, root_sha256, n_files: resources.len() })
 }

@@ -15,7 +15,7 @@ use crate::documents::evidence::Builder;
 use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name};
 use crate::dsse::{Envelope, PAYLOAD_TYPE, SIGNATURES_MAX, pae};
 use crate::files::{self, FileProblem};
-use crate::keys::RunSigner;
+use crate::keys::{KeyError, RunSigner};
 use crate::signature::default_signature_path;
 use crate::strict_json::DOCUMENT_LIMITS;
 
@@ -84,6 +84,9 @@ pub enum SignFileError {
         /// The run.
         run: PathBuf,
     },
+    /// The key gave no signature.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The envelope that is there cannot take another signature.
     #[error("{}: {reason}", .signature.display())]
     Add {
@@ -106,11 +109,13 @@ impl SignFileError {
         match self {
             Self::Write(error) => error.class(),
             Self::File { is_unreadable: true, .. } => Class::Runtime,
+            Self::Key(error) if error.is_runtime() => Class::Runtime,
             Self::Add { is_different: true, .. } => Class::Integrity,
             Self::File { .. }
             | Self::Name { .. }
             | Self::Exists { .. }
             | Self::OfARun { .. }
+            | Self::Key(_)
             | Self::Add { .. } => Class::Input,
         }
     }
@@ -233,14 +238,14 @@ pub fn sign_file(
     let envelope = match &file.before {
         Some(before) => {
             let mut envelope = before.clone();
-            envelope.add_signature(&signer.key);
+            envelope.add_signature(&signer.key)?;
             envelope
         }
         None => {
             let subject = Subject { name: file.name.clone(), sha256: file.sha256.clone() };
             let predicate = predicate(file, claims, signer);
             let statement = Statement::new(vec![subject], claims.kind, predicate);
-            Envelope::sign(statement.to_bytes(), &signer.key)
+            Envelope::sign(statement.to_bytes(), &signer.key)?
         }
     };
     write::atomic(&file.signature, &envelope.to_bytes())?;

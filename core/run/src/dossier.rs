@@ -3,7 +3,7 @@
 
 use crate::cost::{self, Usage};
 use crate::data::Sources;
-use crate::environment::Environment;
+use crate::environment::{Environment, SigningProgram};
 use crate::error::RunError;
 use crate::evaluators::Evaluated;
 use crate::event::{Event, Observer};
@@ -31,8 +31,8 @@ use forgelm_evidence::documents::evidence::{
     TrainingParameters, adapter_method,
 };
 use forgelm_evidence::documents::record::Record;
-use forgelm_evidence::keys::KeyOrigin;
 use forgelm_evidence::keys::lookup::{FoundKey, KeyCandidates, find_signing_key};
+use forgelm_evidence::keys::{KeyOrigin, SignElsewhere};
 use forgelm_model::Keep;
 use forgelm_plugin::Trainers;
 use forgelm_train::session::Cut;
@@ -40,6 +40,7 @@ use forgelm_train::state::State;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Version of the program, as documents and `--version` say it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -77,6 +78,12 @@ pub fn signing_key(
     let found = find_signing_key(&KeyCandidates {
         env_key: places.env_key.or_else(|| named.as_ref().and_then(to_evidence)),
         config_file: signing.key_file.as_ref().map(PathBuf::from),
+        config_program: signing.public_key.as_ref().zip(signing.command.as_ref()).map(
+            |(public, words)| {
+                let run = env.signing_program;
+                (PathBuf::from(public), Arc::new(Program { words: words.clone(), run }) as Arc<_>)
+            },
+        ),
         ..places
     })?;
     let is_strict = plan.run.risk_tier() >= RiskTier::HighRisk;
@@ -90,6 +97,18 @@ pub fn signing_key(
     }
     tell_new_key(&found, observer);
     Ok(Some(found))
+}
+
+/// The program of `signing.command`.
+struct Program {
+    words: Vec<String>,
+    run: SigningProgram,
+}
+
+impl SignElsewhere for Program {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String> {
+        (self.run)(&self.words, message)
+    }
 }
 
 /// The key that signs what is done without a config: this one, or as a run finds it.
@@ -115,6 +134,7 @@ pub fn key_places(flag: Option<PathBuf>, env: &Environment) -> KeyCandidates {
         env_key: env.signing_key.as_ref().and_then(to_evidence),
         passphrase: env.signing_key_passphrase.as_ref().and_then(to_evidence),
         config_file: None,
+        config_program: None,
         config_dir: Some(env.config_dir.clone()),
     }
 }

@@ -12,6 +12,9 @@ use std::time::Duration;
 /// Looks up a variable of the environment that is set and not empty.
 pub type Lookup = fn(&str) -> Option<String>;
 
+/// Starts a program that signs: its words, and the message on its input; what it printed.
+pub type SigningProgram = fn(&[String], &[u8]) -> Result<Vec<u8>, String>;
+
 /// The world as the edge found it.
 #[derive(Clone)]
 pub struct Environment {
@@ -55,6 +58,8 @@ pub struct Environment {
     pub plugin_path: Vec<PathBuf>,
     /// The program that serves as a worker for plugins; none where there is no such program.
     pub plugin_worker: Option<PluginWorker>,
+    /// Starts the program of `signing.command`.
+    pub signing_program: SigningProgram,
     /// Shows a warning at once, from any thread: for what cannot wait until a call that hangs is back.
     pub alarm: fn(&str),
     /// Of this process.

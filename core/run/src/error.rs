@@ -606,8 +606,10 @@ impl RunError {
                 | CheckpointError::Adapter(_)
                 | CheckpointError::Optimizer { .. },
             ) => Exit::Config,
-            Self::Key(error) if error.is_runtime() => Exit::Runtime,
-            Self::Key(_) => Exit::Config,
+            Self::Key(error) | Self::Sign(SignError::Key(error)) if error.is_runtime() => {
+                Exit::Runtime
+            }
+            Self::Key(_) | Self::Sign(SignError::Key(_)) => Exit::Config,
             Self::Audit(error) if error.is_config() => Exit::Config,
             Self::Audit(_)
             | Self::Bundle(_)

@@ -328,4 +328,20 @@ fn signing(run: &Run, findings: &mut Findings<'_>) {
             "keep one of the two",
         );
     }
+    if signing.command.is_some() != signing.public_key.is_some() {
+        findings.error(
+            Code::Conflict,
+            &["signing.command", "signing.public_key"],
+            "`signing.command` and `signing.public_key` belong together".to_owned(),
+            "name the program that signs and the public key of what it signs",
+        );
+    }
+    if signing.command.is_some() && (signing.key_file.is_some() || signing.key_env.is_some()) {
+        findings.error(
+            Code::Conflict,
+            &["signing.command"],
+            "`signing.command` signs with a key elsewhere, and a key is named too".to_owned(),
+            "keep `command` with `public_key`, or `key_file` or `key_env`",
+        );
+    }
 }

@@ -29,8 +29,11 @@ section! {
         checkpoint_every: u64 = 0, ours(), min(0.0), max(1e9), later("signed checkpoints within a run");
         /// A service of trusted time stamps.
         timestamp_url: Option<String> = None, ours(), text(NOT_BLANK), later("trusted time stamps");
-        /// A program that signs: bytes on its input, 64 raw bytes on its output.
-        command: Option<Vec<String>> = None, ours(), text(NOT_BLANK), later("external signers");
+        /// A program that signs with a key that is elsewhere, and its arguments: the bytes to sign come on
+        /// its input, and the 64 raw bytes of the Ed25519 signature are its output.
+        command: Option<Vec<String>> = None, ours(), text(NOT_BLANK);
+        /// The public key (PEM) of what `command` signs; every signature is verified with it.
+        public_key: Option<String> = None, ours(), text(NOT_BLANK);
     }
 }
 

@@ -37,7 +37,7 @@ compliance: {system_version: "1.0", provider_name: "null"}
 risk_assessment: {foreseeable_misuse: ["yes", "~"]}
 monitoring: {}
 synthetic: {}
-signing: {require_provisioned: false, command: ["sign", "-x"]}
+signing: {require_provisioned: false, command: ["sign", "-x"], public_key: token.pub}
 plugins: {}
 "#;
 

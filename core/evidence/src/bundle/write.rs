@@ -26,7 +26,7 @@ use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name,
 use crate::dsse::{Envelope, SUFFIX};
 use crate::files::{self, EntryKind, FileDigest};
 use crate::integrity::{EXCLUDED, IntegrityError, write_model_integrity};
-use crate::keys::RunSigner;
+use crate::keys::{KeyError, RunSigner};
 use crate::text::canonical_json;
 
 /// File name of the model card inside the model folder.
@@ -98,6 +98,9 @@ pub enum BundleError {
     /// Writing failed.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// The key gave no signature.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Recording failed.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -217,7 +220,7 @@ fn sign_documents(
         let predicate = manifest_predicate(&request.record, signer, signed_at, kind);
         let subject = Subject { name: name.clone(), sha256 };
         let statement = Statement::new(vec![subject], PredicateType::ComplianceManifest, predicate);
-        let envelope = Envelope::sign(statement.to_bytes(), &signer.key);
+        let envelope = Envelope::sign(statement.to_bytes(), &signer.key)?;
         write::atomic(&request.out_dir.join(format!("{name}{SUFFIX}")), &envelope.to_bytes())?;
     }
     Ok(())
@@ -262,7 +265,7 @@ fn sign_run(
     bundle.audit_entries = checkpoint.entries;
     bundle.keyid = Some(keyid);
     let statement = Statement::new(subjects, PredicateType::TrainingRun, predicate);
-    let envelope = Envelope::sign(statement.to_bytes(), &signer.key);
+    let envelope = Envelope::sign(statement.to_bytes(), &signer.key)?;
     write::atomic(&request.out_dir.join(ATTESTATION), &envelope.to_bytes())?;
     Ok(())
 }

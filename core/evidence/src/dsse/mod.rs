@@ -16,7 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
-use crate::keys::SigningKey;
+use crate::keys::{KeyError, SigningKey};
 use crate::strict_json::{DOCUMENT_LIMITS, parse};
 
 /// The payload type of in-toto statements.
@@ -66,11 +66,13 @@ pub struct MalformedEnvelope {
 
 impl Envelope {
     /// Signs `payload` as an in-toto statement.
-    #[must_use]
-    pub fn sign(payload: Vec<u8>, key: &SigningKey) -> Self {
+    ///
+    /// # Errors
+    /// As [`SigningKey::sign`].
+    pub fn sign(payload: Vec<u8>, key: &SigningKey) -> Result<Self, KeyError> {
         let mut envelope = Self::unsigned(payload);
-        envelope.add_signature(key);
-        envelope
+        envelope.add_signature(key)?;
+        Ok(envelope)
     }
 
     /// An in-toto statement that nobody signed yet.
@@ -79,9 +81,13 @@ impl Envelope {
     }
 
     /// Adds the signature of a key, after those that are there.
-    pub(crate) fn add_signature(&mut self, key: &SigningKey) {
-        let sig = key.sign(&pae(&self.payload_type, &self.payload));
+    ///
+    /// # Errors
+    /// As [`SigningKey::sign`].
+    pub(crate) fn add_signature(&mut self, key: &SigningKey) -> Result<(), KeyError> {
+        let sig = key.sign(&pae(&self.payload_type, &self.payload))?;
         self.signatures.push(Signature { keyid: Some(key.id().to_string()), sig });
+        Ok(())
     }
 
     /// The bytes of the envelope's file.
@@ -183,7 +189,7 @@ mod tests {
             sha256_hex(&signed),
             "0cdad33216ecc973d4fa3cc8c5d4744d31bc21aeaa0cf17c3cb9b9d3fee2df5b"
         );
-        let envelope = Envelope::sign(PAYLOAD.to_vec(), &rfc_8032_key());
+        let envelope = Envelope::sign(PAYLOAD.to_vec(), &rfc_8032_key()).unwrap();
         assert_eq!(
             STANDARD.encode(envelope.signatures[0].sig),
             "c/cYeTGuZbJgn2c2q0P6OdgIEETTil1JcJSt/KjkdRrajHF0G+2ntv4/5KJ0kWSFJ1jv9GMICiOyUb55yE51Aw=="
@@ -193,7 +199,7 @@ mod tests {
 
     #[test]
     fn foreign_envelopes_are_read() {
-        let sig = rfc_8032_key().sign(&pae(PAYLOAD_TYPE, PAYLOAD));
+        let sig = rfc_8032_key().sign(&pae(PAYLOAD_TYPE, PAYLOAD)).unwrap();
         let text = format!(
             r#"{{"payloadType":"{PAYLOAD_TYPE}","extra":[],"payload":"{}","signatures":[{{"sig":"{}"}}]}}"#,
             URL_SAFE_NO_PAD.encode(PAYLOAD),
@@ -206,7 +212,7 @@ mod tests {
 
     #[test]
     fn malformed_envelopes_are_told_from_damaged_ones() {
-        let good = Envelope::sign(PAYLOAD.to_vec(), &rfc_8032_key()).to_bytes();
+        let good = Envelope::sign(PAYLOAD.to_vec(), &rfc_8032_key()).unwrap().to_bytes();
         let good = String::from_utf8(good).unwrap();
         let damaged = [
             good.replace("\"payload\"", "\"payloae\""),

@@ -3,6 +3,7 @@
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,7 +12,8 @@ use zeroize::Zeroizing;
 use super::file::{
     KeyFile, NewKey, generate_key_file, io, load_key_file, load_public_key, public_key_path,
 };
-use super::{KeyError, KeyOrigin, PublicKey, RunSigner, SigningKey, pem};
+use super::{KeyError, KeyOrigin, PublicKey, RunSigner, SignElsewhere, SigningKey, pem};
+use crate::dsse::pae;
 use crate::secret::Secret;
 
 /// The places, first match wins. The program fills this in; nothing here reads the environment.
@@ -27,6 +29,8 @@ pub struct KeyCandidates {
     pub passphrase: Option<Secret>,
     /// `signing.key_file` of the configuration.
     pub config_file: Option<PathBuf>,
+    /// `signing.command` of the configuration, and its `signing.public_key`.
+    pub config_program: Option<(PathBuf, Arc<dyn SignElsewhere>)>,
     /// `$XDG_CONFIG_HOME` or `~/.config`: the automatic key is `forgelm/signing.key` in it.
     pub config_dir: Option<PathBuf>,
 }
@@ -46,6 +50,9 @@ pub struct FoundKey {
 pub fn automatic_key_path(config_dir: &Path) -> PathBuf {
     config_dir.join("forgelm").join("signing.key")
 }
+
+/// What a key elsewhere signs to show that it can: a payload of a type that means nothing.
+const PROBE_TYPE: &str = "application/vnd.forgelm.probe";
 
 /// Finds the signing key, making the automatic one on first use.
 ///
@@ -67,6 +74,12 @@ pub fn find_signing_key(candidates: &KeyCandidates) -> Result<FoundKey, KeyError
     }
     if let Some(path) = &candidates.config_file {
         return Ok(provisioned(load_key_file(path, passphrase)?, Some(path.clone())));
+    }
+    if let Some((path, signs)) = &candidates.config_program {
+        let key = SigningKey::elsewhere(load_public_key(path)?, Arc::clone(signs));
+        // What cannot sign now would be found out after the work.
+        key.sign(&pae(PROBE_TYPE, b""))?;
+        return Ok(provisioned(KeyFile { key, label: None }, None));
     }
     let path = automatic_key_path(candidates.config_dir.as_ref().ok_or(KeyError::NoPlace)?);
     let (KeyFile { key, label }, is_new) = load_or_generate(&path, passphrase)?;
@@ -153,6 +166,7 @@ mod tests {
             env_key: Secret::new(STANDARD.encode(seed)),
             passphrase: None,
             config_file: Some(path("config")),
+            config_program: None,
             config_dir: Some(path("home")),
         };
         let id = |places: &KeyCandidates| find_signing_key(places).ok().unwrap().signer.key.id();

@@ -15,6 +15,7 @@ pub mod trust;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ed25519_dalek::{Signer as _, VerifyingKey};
 use zeroize::Zeroizing;
@@ -114,14 +115,34 @@ fn is_reduced(point: &[u8; 32]) -> bool {
     point[31] | 0x80 != 0xff || point[1..31].iter().any(|b| *b != 0xff) || point[0] < 0xed
 }
 
-/// An Ed25519 private key. Its memory is overwritten when it is dropped.
-pub struct SigningKey(ed25519_dalek::SigningKey);
+/// What signs elsewhere: a program, and behind it a security module or a key service.
+pub trait SignElsewhere: Send + Sync {
+    /// The raw signature over a message: 64 bytes.
+    ///
+    /// # Errors
+    /// Why there is none, for a person.
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String>;
+}
+
+/// An Ed25519 private key: here, in memory that is overwritten when it is dropped, or elsewhere.
+pub struct SigningKey(Place);
+
+enum Place {
+    Here(ed25519_dalek::SigningKey),
+    Elsewhere { public: PublicKey, signs: Arc<dyn SignElsewhere> },
+}
 
 impl SigningKey {
     /// The key of a 32-byte seed.
     #[must_use]
     pub fn from_seed(seed: &[u8; 32]) -> Self {
-        Self(ed25519_dalek::SigningKey::from_bytes(seed))
+        Self(Place::Here(ed25519_dalek::SigningKey::from_bytes(seed)))
+    }
+
+    /// The key whose public half is `public`, used by asking. Every answer is verified.
+    #[must_use]
+    pub fn elsewhere(public: PublicKey, signs: Arc<dyn SignElsewhere>) -> Self {
+        Self(Place::Elsewhere { public, signs })
     }
 
     /// A new key from the operating system's generator.
@@ -134,10 +155,13 @@ impl SigningKey {
         Ok(Self::from_seed(&seed))
     }
 
-    /// The public half, derived from the seed.
+    /// The public half: derived from the seed, or as it was named.
     #[must_use]
     pub fn public(&self) -> PublicKey {
-        PublicKey(self.0.verifying_key())
+        match &self.0 {
+            Place::Here(key) => PublicKey(key.verifying_key()),
+            Place::Elsewhere { public, .. } => public.clone(),
+        }
     }
 
     /// The key id.
@@ -147,16 +171,39 @@ impl SigningKey {
     }
 
     /// The deterministic signature over `message`.
-    #[must_use]
-    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
-        self.0.sign(message).to_bytes()
+    ///
+    /// # Errors
+    /// [`KeyError::Elsewhere`] if the key is elsewhere, and gave none or one of another key.
+    pub fn sign(&self, message: &[u8]) -> Result<[u8; 64], KeyError> {
+        match &self.0 {
+            Place::Here(key) => Ok(key.sign(message).to_bytes()),
+            Place::Elsewhere { public, signs } => {
+                let bytes = signs.sign(message).map_err(|reason| KeyError::Elsewhere { reason })?;
+                let signature = <[u8; 64]>::try_from(bytes.as_slice()).map_err(|_| {
+                    let reason =
+                        format!("{} bytes came; expected the 64 of a signature", bytes.len());
+                    KeyError::Elsewhere { reason }
+                })?;
+                if public.verifies(message, &signature) {
+                    return Ok(signature);
+                }
+                let keyid = public.id();
+                let reason = format!("the signature is not one of the public key {keyid}");
+                Err(KeyError::Elsewhere { reason })
+            }
+        }
     }
 
     pub(crate) fn to_pem(
         &self,
         passphrase: Option<&Secret>,
     ) -> Result<Zeroizing<String>, KeyError> {
-        pem::encode_private(self.0.as_bytes(), passphrase)
+        match &self.0 {
+            Place::Here(key) => pem::encode_private(key.as_bytes(), passphrase),
+            Place::Elsewhere { .. } => {
+                Err(KeyError::Elsewhere { reason: "the private key is not here".to_owned() })
+            }
+        }
     }
 }
 
@@ -282,6 +329,12 @@ pub enum KeyError {
         "no signing key is configured and there is no home folder to keep one in\n  hint: `--signing-key FILE`"
     )]
     NoPlace,
+    /// What signs elsewhere did not.
+    #[error("the program of `signing.command` gave no signature: {reason}")]
+    Elsewhere {
+        /// Why.
+        reason: String,
+    },
     /// The system's generator failed.
     #[error("the operating system gave no random bytes")]
     Random,
@@ -304,7 +357,7 @@ impl KeyError {
     #[must_use]
     pub const fn is_runtime(&self) -> bool {
         match self {
-            Self::Io { .. } | Self::Random => true,
+            Self::Io { .. } | Self::Random | Self::Elsewhere { .. } => true,
             Self::Missing { .. }
             | Self::NotRegular { .. }
             | Self::Owner { .. }
@@ -321,7 +374,7 @@ impl KeyError {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::{KeyId, PublicKey, SigningKey};
+    use super::{KeyId, PublicKey, SignElsewhere, SigningKey};
     use crate::digest::{hex, unhex32};
 
     /// The key of RFC 8032, test 1.
@@ -341,10 +394,36 @@ pub(crate) mod tests {
             key.id().as_str(),
             "06e3fd8fda29bb60ab59557de61edb0aecdb231134be30e75b455f8e1b792fa9"
         );
-        let signature = key.sign(b"");
+        let signature = key.sign(b"").unwrap();
         assert_eq!(hex(&signature[..8]), "e5564300c360ac72");
         assert!(key.public().verifies(b"", &signature));
         assert!(!key.public().verifies(b"x", &signature));
+    }
+
+    #[test]
+    fn a_key_elsewhere_signs_only_with_what_its_public_half_verifies() {
+        struct Gives(Result<Vec<u8>, String>);
+        impl SignElsewhere for Gives {
+            fn sign(&self, _message: &[u8]) -> Result<Vec<u8>, String> {
+                self.0.clone()
+            }
+        }
+        let public = rfc_8032_key().public();
+        let good = rfc_8032_key().sign(b"m").unwrap();
+        let asked = |gives| {
+            SigningKey::elsewhere(public.clone(), std::sync::Arc::new(Gives(gives))).sign(b"m")
+        };
+        assert_eq!(asked(Ok(good.to_vec())).unwrap(), good);
+        let of_another = SigningKey::from_seed(&[7; 32]).sign(b"m").unwrap().to_vec();
+        for (gives, says) in [
+            (Ok(of_another), "not one of the public key 06e3fd8f"),
+            (Ok(good[..63].to_vec()), "63 bytes came"),
+            (Ok(vec![]), "0 bytes came"),
+            (Err("the token is locked".to_owned()), "the token is locked"),
+        ] {
+            let error = asked(gives).unwrap_err();
+            assert!(error.is_runtime() && error.to_string().contains(says), "{error}");
+        }
     }
 
     #[test]
@@ -363,7 +442,7 @@ pub(crate) mod tests {
     #[test]
     fn a_signature_with_s_not_reduced_is_refused() {
         let key = rfc_8032_key();
-        let mut signature = key.sign(b"m");
+        let mut signature = key.sign(b"m").unwrap();
         // Adding the group order L to S keeps the equation true; only a strict reader sees it.
         let l = unhex32(b"edd3f55c1a631258d69cf7a2def9de1400000000000000000000000000000010");
         let mut carry = 0;

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::succession::{self, Saying};
 use super::trust::{Revocation, TrustError, TrustedKey, TrustedKeys, Usage};
-use super::{KeyId, RunSigner, SigningKey};
+use super::{KeyError, KeyId, RunSigner, SigningKey};
 use crate::text::pretty_json;
 
 /// Fewer characters of a key id name no key.
@@ -31,6 +31,9 @@ pub enum KeyStoreError {
     /// It cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// The key gave no signature.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Its folder cannot be locked.
     #[error("{}: cannot be locked", .path.display())]
     Lock {
@@ -105,6 +108,7 @@ impl KeyStoreError {
     pub const fn is_runtime(&self) -> bool {
         match self {
             Self::Write(_) | Self::Lock { .. } => true,
+            Self::Key(error) => error.is_runtime(),
             Self::Trust(_)
             | Self::Name { .. }
             | Self::Known { .. }
@@ -261,7 +265,7 @@ impl TrustedKeys {
             if !self.find(&signer_id).is_some_and(counts) {
                 return Err(KeyStoreError::Signer { keyid: signer_id });
             }
-            self.statements.push(succession::revocation(keyid, &revocation, signer, saying));
+            self.statements.push(succession::revocation(keyid, &revocation, signer, saying)?);
         }
         if let Some(key) = self.find_mut(keyid) {
             key.revocation = Some(revocation);
@@ -310,7 +314,7 @@ impl TrustedKeys {
             key.not_after = Some(not_after);
             key.successor = Some(new_id);
         }
-        self.statements.push(succession::succession(old, new, not_after, saying));
+        self.statements.push(succession::succession(old, new, not_after, saying)?);
         Ok(usages)
     }
 }

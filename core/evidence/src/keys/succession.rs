@@ -8,7 +8,7 @@ use forgelm_artifact::UtcTime;
 use serde_json::{Value, json};
 
 use super::trust::{Revocation, TrustedKey};
-use super::{KeyId, RunSigner, SigningKey};
+use super::{KeyError, KeyId, RunSigner, SigningKey};
 use crate::documents::evidence::Builder;
 use crate::dsse::statement::{ATTESTATION_BASE, Statement, Subject};
 use crate::dsse::{Envelope, PAYLOAD_TYPE, pae};
@@ -33,7 +33,7 @@ fn envelope(
     mut predicate: Value,
     saying: &Saying<'_>,
     signers: &[&SigningKey],
-) -> Envelope {
+) -> Result<Envelope, KeyError> {
     predicate["signed_at"] = json!(saying.now.to_string());
     predicate["builder"] = saying.builder.to_json();
     let subject = |id: &&KeyId| Subject { name: id.to_string(), sha256: id.to_string() };
@@ -42,8 +42,8 @@ fn envelope(
     let predicate_type = format!("{ATTESTATION_BASE}{kind}");
     let payload = Statement { subjects, predicate_type, predicate }.to_bytes();
     let mut envelope = Envelope::unsigned(payload);
-    signers.iter().for_each(|key| envelope.add_signature(key));
-    envelope
+    signers.iter().try_for_each(|key| envelope.add_signature(key))?;
+    Ok(envelope)
 }
 
 /// `new` follows `old`, which signs nothing after `not_after`.
@@ -52,7 +52,7 @@ pub(super) fn succession(
     new: &SigningKey,
     not_after: UtcTime,
     saying: &Saying<'_>,
-) -> Envelope {
+) -> Result<Envelope, KeyError> {
     let predicate = json!({
         "old_keyid": old.id().as_str(),
         "new_keyid": new.id().as_str(),
@@ -68,7 +68,7 @@ pub(super) fn revocation(
     revocation: &Revocation,
     signer: &RunSigner,
     saying: &Saying<'_>,
-) -> Envelope {
+) -> Result<Envelope, KeyError> {
     let predicate = json!({
         "keyid": keyid.as_str(),
         "revoked_at": revocation.at.to_string(),

@@ -32,7 +32,7 @@ fn with(change: impl FnOnce(&mut TrustedKey)) -> SignatureReport {
     change(&mut key);
     let mut keys = TrustedKeys::default();
     keys.add(key);
-    check(&keys, &Envelope::sign(payload(), &signer(1).key))
+    check(&keys, &Envelope::sign(payload(), &signer(1).key).unwrap())
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_threshold_counts_distinct_keys() {
     let message = pae(PAYLOAD_TYPE, &payload());
     let by = |seed: u8| Signature {
         keyid: Some(signer(seed).key.id().to_string()),
-        sig: signer(seed).key.sign(&message),
+        sig: signer(seed).key.sign(&message).unwrap(),
     };
     let envelope = |signatures: Vec<Signature>| Envelope {
         payload_type: PAYLOAD_TYPE.to_owned(),
@@ -95,7 +95,7 @@ fn a_threshold_counts_distinct_keys() {
 fn other_payloads_under_a_genuine_signature_are_not_statements() {
     let keys = TrustedKeys::of_public_keys([signer(1).key.public()]);
     let signed = |payload_type: &str, payload: &[u8]| {
-        let sig = signer(1).key.sign(&pae(payload_type, payload));
+        let sig = signer(1).key.sign(&pae(payload_type, payload)).unwrap();
         let signatures = vec![Signature { keyid: None, sig }];
         let payload_type = payload_type.to_owned();
         check(&keys, &Envelope { payload_type, payload: payload.to_vec(), signatures })
