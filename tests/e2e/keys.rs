@@ -387,3 +387,40 @@ fn a_program_without_its_public_key_or_beside_another_key_is_refused() {
     workplace.forgelm(&["--config", "run.yaml"]).expect_code(1).expect_stderr("no such key file");
     assert!(!workplace.path("out").exists());
 }
+
+#[test]
+fn a_run_that_was_killed_has_signed_heads_and_another_key_that_goes_on_is_told() {
+    let workplace = Workplace::new();
+    for key in ["a", "b"] {
+        keygen(&workplace, key, &[]);
+    }
+    let config = workplace.read("run.yaml");
+    workplace.write("run.yaml", &(config + "signing: {key_file: a, checkpoint_every: 2}\n"));
+    workplace.edit_config("max_steps: 12", "max_steps: 60");
+    let mut child = workplace.start(&["--config", "run.yaml"]);
+    while !workplace.path("out/checkpoint-4").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "ended too early");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let events = || -> Vec<String> {
+        let lines = workplace.json_lines("out/audit_log.jsonl");
+        lines.iter().map(|line| line["event"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(events()[2], "audit.checkpoint");
+    let verify = ["verify-audit", "out", "--key", "a.pub", "--output-format", "json"];
+    let verified = workplace.forgelm(&[&verify[..], &["--allow-unsigned"]].concat());
+    let verified = verified.expect_code(0).json();
+    assert_eq!(verified["checkpoints_verified"], 1, "{verified}");
+
+    workplace.edit_config("key_file: a", "key_file: b");
+    workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
+    let lines = workplace.json_lines("out/audit_log.jsonl");
+    let rotated: Vec<&Value> =
+        lines.iter().filter(|line| line["event"] == "signing.key_rotated").collect();
+    assert_eq!(rotated.len(), 1);
+    assert_eq!(rotated[0]["old_keyid"], lines[0]["keyid"]);
+    assert_ne!(rotated[0]["new_keyid"], lines[0]["keyid"]);
+    workplace.forgelm(&["verify-bundle", "out", "--key", "b.pub"]).expect_code(0);
+}

@@ -29,22 +29,29 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// The 32 bytes that 64 lowercase hex characters stand for; `None` for anything else.
 pub(crate) fn unhex32(text: &[u8]) -> Option<Digest32> {
-    fn nibble(c: u8) -> Option<u8> {
-        match c {
-            b'0'..=b'9' => Some(c - b'0'),
-            b'a'..=b'f' => Some(c - b'a' + 10),
-            _ => None,
-        }
-    }
-    if text.len() != 64 {
-        return None;
-    }
+    let text: &[u8; 64] = text.try_into().ok()?;
     let mut out = [0; 32];
-    for (byte, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
-        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    // One look at the end for all of them: a digest is read in every line of a log.
+    let mut all = 0;
+    for (byte, pair) in out.iter_mut().zip(text.as_chunks::<2>().0) {
+        let [high, low] = pair.map(|c| NIBBLES[usize::from(c)]);
+        all |= high | low;
+        *byte = high << 4 | low;
     }
-    Some(out)
+    (all < 16).then_some(out)
 }
+
+/// The value of each hex digit; 255 for what is none.
+const NIBBLES: [u8; 256] = {
+    let mut nibbles = [255; 256];
+    let digits = b"0123456789abcdef";
+    let mut value = 0_u8;
+    while value < 16 {
+        nibbles[digits[value as usize] as usize] = value;
+        value += 1;
+    }
+    nibbles
+};
 
 /// The root digest of OpenSSF Model Signing: SHA-256 over the raw digests of files, which come in
 /// hex, in the order of the files' names.

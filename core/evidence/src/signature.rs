@@ -304,8 +304,12 @@ pub fn verify_audit_log(path: &Path, request: &AuditRequest<'_>) -> AuditReport 
             Err(reason) => signature = signature.failed(SignatureState::Malformed, &place, reason),
         }
     }
-    let options =
-        AuditOptions { secret: request.secret, require_hmac: request.require_hmac, expected_heads };
+    let options = AuditOptions {
+        secret: request.secret,
+        require_hmac: request.require_hmac,
+        expected_heads,
+        keys: Some(&request.keys),
+    };
     let chain = verify_audit(path, &options);
     let chain_class = chain.as_ref().err().map_or(Class::Accepted, AuditRejection::class);
     let signature_class = match signature.class {
@@ -342,6 +346,7 @@ impl AuditReport {
             "valid": valid,
             "entries_count": accepted.map_or(0, |a| a.entries),
             "hmac_verified": self.has_secret.then(|| accepted.is_some_and(|a| a.hmac_verified > 0)),
+            "checkpoints_verified": accepted.map_or(0, |a| a.checkpoints_verified),
             "hmac_verified_count": accepted.map_or(0, |a| a.hmac_verified),
             "errors": errors,
             "notes": accepted.map(|a| a.notes.clone()).unwrap_or_default(),

@@ -21,6 +21,7 @@ use forgelm_config::{
     QuantType, RequireProvisioned, RiskTier, Secret, TargetModules, published_json, resolved_json,
 };
 use forgelm_data::{Prepared, fingerprint};
+use forgelm_evidence::audit::LOG_FILE;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_evidence::audit::operator::{OperatorCandidates, resolve_operator};
@@ -39,7 +40,7 @@ use forgelm_train::session::Cut;
 use forgelm_train::state::State;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Version of the program, as documents and `--version` say it.
@@ -202,6 +203,15 @@ pub fn key_event(key: Option<&FoundKey>) -> AuditEvent {
         },
         None => AuditEvent::SigningSkipped { reason: "signing.enabled is false".to_owned() },
     }
+}
+
+/// The key that signed last in a run's folder, as its audit log says.
+#[must_use]
+pub fn last_keyid(run_dir: &Path) -> Option<String> {
+    let log = std::fs::read_to_string(run_dir.join(LOG_FILE)).ok()?;
+    let loaded = log.lines().rev().find(|line| line.contains("\"signing.key_loaded\""))?;
+    let loaded: Value = serde_json::from_str(loaded).ok()?;
+    loaded["keyid"].as_str().map(str::to_owned)
 }
 
 /// What a finished run knows of itself.

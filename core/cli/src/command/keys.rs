@@ -161,7 +161,7 @@ fn revoke(args: &RevokeKeyArgs, env: &Environment) -> Result<Done, Refusal> {
     let saying = Saying { builder: &builder, now };
     let (keyid, warnings) = change(&path, false, |store| {
         let keyid = store.named(&args.key)?.keyid.clone();
-        store.revoke(&keyid, revocation, signer.as_ref(), &saying)?;
+        store.revoke(&keyid, revocation, signer.as_deref(), &saying)?;
         Ok((keyid, short_of_signers(store, now)))
     })?;
     let kept = match args.reason.as_str() {

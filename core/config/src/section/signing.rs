@@ -25,8 +25,9 @@ section! {
         require_provisioned: RequireProvisioned = RequireProvisioned::Auto, ours();
         /// The file of keys that verifiers trust.
         trusted_keys: Option<String> = None, ours(), text(NOT_BLANK);
-        /// Entries of the audit log between signed checkpoints; 0: only at the end.
-        checkpoint_every: u64 = 0, ours(), min(0.0), max(1e9), later("signed checkpoints within a run");
+        /// Entries of the audit log between signed heads within it (`audit.checkpoint`); 0: none but the
+        /// checkpoint at the end.
+        checkpoint_every: u64 = 0, ours(), min(0.0), max(1e9);
         /// A service of trusted time stamps.
         timestamp_url: Option<String> = None, ours(), text(NOT_BLANK), later("trusted time stamps");
         /// A program that signs with a key that is elsewhere, and its arguments: the bytes to sign come on

@@ -131,6 +131,13 @@ events! {
         /// `provisioned` or `auto_generated`.
         key_origin: String,
     }
+    /// `signing.key_rotated`: another key signs in this folder than before.
+    SigningKeyRotated = "signing.key_rotated" {
+        /// Key id of the last `signing.key_loaded`.
+        old_keyid: String,
+        /// Key id.
+        new_keyid: String,
+    }
     /// `signing.bundle_signed`.
     SigningBundleSigned = "signing.bundle_signed" {
         /// Key id.
@@ -144,6 +151,17 @@ events! {
     SigningSkipped = "signing.skipped" {
         /// Why.
         reason: String,
+    }
+    /// `audit.checkpoint`: a signed head, in the log itself.
+    AuditCheckpoint = "audit.checkpoint" {
+        /// Lines before this one.
+        entries: u64,
+        /// SHA-256 of the last of them.
+        head_sha256: String,
+        /// Key id.
+        keyid: String,
+        /// Base64 signature.
+        sig: String,
     }
     /// `audit.recovered`: a torn last line was cut off; the bytes are kept.
     AuditRecovered = "audit.recovered" {

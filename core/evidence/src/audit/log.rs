@@ -1,20 +1,23 @@
 //! Writing the audit log.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use forgelm_artifact::open::OpenError;
+use forgelm_artifact::open::{self, OpenError};
 use forgelm_artifact::write::{self, AppendLog, WriteError};
 use forgelm_artifact::{Clock, Disk};
 use zeroize::Zeroizing;
 
 use super::event::AuditEvent;
 use super::genesis::{self, Found, Genesis};
+use super::head::HeadSigner;
 use super::line::{Envelope, build, derive_hmac_key};
 use super::recovery;
 use super::scan::scan;
 use super::{GENESIS, GENESIS_FILE, LINE_BYTES_MAX, LOG_FILE};
-use crate::digest::{Digest32, sha256_hex};
+use crate::digest::{Digest32, sha256, sha256_hex};
+use crate::keys::KeyError;
 use crate::secret::Secret;
 
 /// Who writes.
@@ -87,6 +90,9 @@ pub enum AuditError {
         /// The key.
         key: String,
     },
+    /// The head cannot be signed.
+    #[error(transparent)]
+    Key(KeyError),
     /// One record is larger than a reader accepts.
     #[error("the record of `{event}` is {size_bytes} bytes; expected at most {LINE_BYTES_MAX}")]
     LineTooLong {
@@ -109,6 +115,7 @@ impl AuditError {
             | Self::Read { .. }
             | Self::Damaged { .. }
             | Self::ReservedKey { .. }
+            | Self::Key(_)
             | Self::LineTooLong { .. } => false,
         }
     }
@@ -124,6 +131,8 @@ pub struct AuditLog {
     hmac_key: Option<Zeroizing<Digest32>>,
     clock: Arc<dyn Clock>,
     head_sha256: Option<String>,
+    head_signer: Option<HeadSigner>,
+    n_unsigned: u64,
 }
 
 /// The last line of a log, under the lock.
@@ -169,6 +178,8 @@ impl AuditLog {
             hmac_key,
             clock,
             head_sha256: None,
+            head_signer: None,
+            n_unsigned: 0,
         };
         if recovery::is_due(dir)? {
             log.recover()?;
@@ -207,6 +218,11 @@ impl AuditLog {
         self.head_sha256.as_deref()
     }
 
+    /// Signs the head within the log as lines are appended.
+    pub fn sign_heads(&mut self, signer: HeadSigner) {
+        self.head_signer = Some(signer);
+    }
+
     /// Appends `event`; when this returns `Ok`, it is on the disk.
     ///
     /// # Errors
@@ -220,7 +236,37 @@ impl AuditLog {
             }
             other => other.map_err(AuditError::Write)?,
         };
-        self.append_to(&mut file, event)
+        self.append_to(&mut file, event)?;
+        self.n_unsigned += 1;
+        let due = self.head_signer.as_ref().filter(|signer| self.n_unsigned >= signer.every);
+        let Some(signer) = due.cloned() else { return Ok(()) };
+        let (entries, head) = (self.n_lines()?, self.head_of(&file)?);
+        let checkpoint = signer.event(entries, &head).map_err(AuditError::Key)?;
+        self.append_to(&mut file, &checkpoint)?;
+        self.n_unsigned = 0;
+        Ok(())
+    }
+
+    /// Lines of the log, which is locked.
+    fn n_lines(&self) -> Result<u64, AuditError> {
+        let path = self.path();
+        let unreadable = |source| AuditError::Read { path: path.clone(), source };
+        let (mut file, _) = open::regular(&path).map_err(AuditError::Open)?;
+        let mut piece = vec![0; 1 << 16];
+        let mut n_lines = 0;
+        loop {
+            let n = file.read(&mut piece).map_err(unreadable)?;
+            if n == 0 {
+                return Ok(n_lines);
+            }
+            n_lines += piece[..n].iter().filter(|&&b| b == b'\n').count() as u64;
+        }
+    }
+
+    /// Digest of the last line of the log, which is locked and has one.
+    fn head_of(&self, file: &AppendLog) -> Result<Digest32, AuditError> {
+        let line = file.last_line().map_err(AuditError::Write)?;
+        line.map(|line| sha256(&line)).ok_or_else(|| AuditError::Damaged { path: self.path() })
     }
 
     fn locked(&self) -> Result<AppendLog, AuditError> {

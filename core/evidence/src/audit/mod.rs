@@ -12,6 +12,7 @@
 
 pub mod event;
 mod genesis;
+pub mod head;
 mod line;
 pub mod log;
 pub mod operator;

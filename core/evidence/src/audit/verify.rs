@@ -1,22 +1,33 @@
-//! Verifying an audit log: one pass, one line in memory at a time.
+//! Verifying an audit log: one pass, a few mebibytes of lines in memory at a time.
 //!
 //! It checks the chain over the raw bytes, the HMACs, the genesis manifest, and any signed
 //! checkpoints it is given. It does not check the order of time stamps or the vocabulary of events.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, ErrorKind, Read as _};
+use std::io::{ErrorKind, Read as _};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use forgelm_artifact::open::{self, OpenError};
 use zeroize::Zeroizing;
 
 use super::genesis::{self, Found};
+use super::head::{CHECKPOINT_EVENT, SignedHead};
 use super::line::derive_hmac_key;
 use super::scan::{LineFacts, LineProblem, scan};
 use super::{GENESIS, GENESIS_FILE, LINE_BYTES_MAX};
 use crate::class::Class;
 use crate::digest::{Digest32, equal_in_constant_time, hex, hmac_sha256, sha256, unhex32};
+use crate::keys::trust::{TrustedKeys, Usage};
 use crate::secret::Secret;
+
+/// Bytes of a log that are read at once.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// Fewer bytes are not worth a thread.
+const BYTES_OF_A_THREAD: usize = 64 << 10;
+
+const LINE_TOO_LONG: &str = "the line is longer than 16 MiB";
 
 /// A head that a log must contain: after `entries` lines the hash of the last is `head_sha256`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +49,8 @@ pub struct AuditOptions<'a> {
     pub require_hmac: bool,
     /// Heads of checkpoints.
     pub expected_heads: Vec<ExpectedHead>,
+    /// Keys whose signed heads within the log are checked.
+    pub keys: Option<&'a TrustedKeys>,
 }
 
 /// A log that verifies.
@@ -55,6 +68,8 @@ pub struct AuditAccepted {
     pub first_timestamp: String,
     /// Time of the last line, as written.
     pub last_timestamp: String,
+    /// Signed heads within the log whose signature was checked.
+    pub checkpoints_verified: u64,
     /// Things to know that are no failure.
     pub notes: Vec<String>,
 }
@@ -176,6 +191,30 @@ fn open_rejection(path: &Path, error: OpenError) -> AuditRejection {
     }
 }
 
+/// What can be said of a line by itself.
+struct Looked<'a> {
+    line: &'a [u8],
+    facts: Result<LineFacts<'a>, LineProblem>,
+    prev_sha256: Option<Digest32>,
+    sha256: Digest32,
+}
+
+impl<'a> Looked<'a> {
+    /// The lines of a part, each of which has an end.
+    fn at_all(part: &'a [u8]) -> Vec<Self> {
+        let mut start = 0;
+        let ends = memchr::memchr_iter(b'\n', part);
+        ends.map(|end| Self::at(&part[std::mem::replace(&mut start, end + 1)..end])).collect()
+    }
+
+    fn at(line: &'a [u8]) -> Self {
+        let facts = scan(line);
+        let prev = facts.as_ref().ok().and_then(|facts| facts.prev_hash);
+        let prev_sha256 = prev.and_then(|prev| unhex32(prev.as_bytes()));
+        Self { line, facts, prev_sha256, sha256: sha256(line) }
+    }
+}
+
 struct Walked {
     accepted: Option<AuditAccepted>,
     first_run_id: String,
@@ -193,6 +232,7 @@ struct Walk<'a> {
     first_timestamp: String,
     last_timestamp: String,
     hmac_key: Option<(String, Zeroizing<Digest32>)>,
+    checkpoints_verified: u64,
 }
 
 impl<'a> Walk<'a> {
@@ -209,6 +249,7 @@ impl<'a> Walk<'a> {
             first_timestamp: String::new(),
             last_timestamp: String::new(),
             hmac_key: None,
+            checkpoints_verified: 0,
         }
     }
 
@@ -224,50 +265,84 @@ impl<'a> Walk<'a> {
         AuditRejection::Oversize { path: self.path.to_owned(), line: self.entries + 1, limit }
     }
 
-    fn read(&mut self, file: File) -> Result<(), AuditRejection> {
-        let mut reader = BufReader::with_capacity(1 << 20, file);
-        let mut line = Vec::with_capacity(4096);
+    /// Reads the log in pieces of whole lines: the lines of a piece are looked at on all threads, and
+    /// linked in their order.
+    fn read(&mut self, mut file: File) -> Result<(), AuditRejection> {
+        let n_threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let mut piece = Vec::with_capacity(2 * PIECE_BYTES);
         loop {
-            line.clear();
-            reader.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line).map_err(
+            let n_read = file.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut piece).map_err(
                 |source| AuditRejection::Unreadable { path: self.path.to_owned(), source },
             )?;
-            match line.last() {
-                None => return Ok(()),
-                Some(b'\n') => {
-                    line.pop();
-                }
-                Some(_) if line.len() > LINE_BYTES_MAX => {
-                    return Err(self.oversize("the line is longer than 16 MiB"));
-                }
-                Some(_) => {
-                    return Err(self.different(
+            let n_whole = piece.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
+            self.lines(&piece[..n_whole], n_threads)?;
+            piece.drain(..n_whole);
+            if piece.len() > LINE_BYTES_MAX {
+                return Err(self.oversize(LINE_TOO_LONG));
+            }
+            if n_read == 0 {
+                return match piece.is_empty() {
+                    true => Ok(()),
+                    false => Err(self.different(
                         "the last line is torn (no line end); the next run in this folder \
                          repairs it with a record of the torn bytes",
-                    ));
-                }
+                    )),
+                };
             }
-            self.line(&line)?;
         }
     }
 
-    fn line(&mut self, line: &[u8]) -> Result<(), AuditRejection> {
+    /// Whole lines.
+    fn lines(&mut self, mut bytes: &[u8], n_threads: usize) -> Result<(), AuditRejection> {
+        let n_threads = n_threads.min(bytes.len() / BYTES_OF_A_THREAD).max(1);
+        let share = bytes.len().div_ceil(n_threads);
+        let mut parts = Vec::with_capacity(n_threads);
+        while !bytes.is_empty() {
+            let from = share.min(bytes.len()) - 1;
+            let end = bytes[from..]
+                .iter()
+                .position(|&b| b == b'\n')
+                .map_or(bytes.len(), |at| from + at + 1);
+            let (part, rest) = bytes.split_at(end);
+            parts.push(part);
+            bytes = rest;
+        }
+        let looked: Vec<Vec<Looked<'_>>> = std::thread::scope(|scope| {
+            let others: Vec<_> =
+                parts.iter().skip(1).map(|part| scope.spawn(|| Looked::at_all(part))).collect();
+            let mine = parts.first().map(|part| Looked::at_all(part));
+            let joined = others.into_iter().map(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            mine.into_iter().chain(joined).collect()
+        });
+        looked.into_iter().flatten().try_for_each(|looked| self.line(looked))
+    }
+
+    fn line(&mut self, looked: Looked<'_>) -> Result<(), AuditRejection> {
+        let line = looked.line;
+        if line.len() > LINE_BYTES_MAX {
+            return Err(self.oversize(LINE_TOO_LONG));
+        }
         if line.is_empty() {
             return Err(self.different("a blank line"));
         }
         if line.last() == Some(&b'\r') {
             return Err(self.different("the line ends with a carriage return"));
         }
-        let facts = scan(line).map_err(|problem| match problem {
+        let facts = looked.facts.map_err(|problem| match problem {
             LineProblem::NotUtf8 => self.different("not UTF-8"),
             LineProblem::NotJson => self.different("not valid JSON"),
             LineProblem::NotObject => self.different("not a JSON object"),
             LineProblem::DuplicateKey => self.different("a key appears twice"),
             LineProblem::TooDeep => self.oversize("nested more than 64 levels deep"),
         })?;
-        self.check_link(&facts)?;
+        self.check_link(&facts, looked.prev_sha256)?;
         self.check_tag(line, &facts)?;
-        let head = sha256(line);
+        if facts.event == Some(CHECKPOINT_EVENT) {
+            self.check_checkpoint(line)?;
+        }
+        let head = looked.sha256;
         if self.entries == 0 {
             self.genesis = head;
             self.first_run_id = facts.run_id.unwrap_or_default().to_owned();
@@ -288,13 +363,17 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn check_link(&self, facts: &LineFacts<'_>) -> Result<(), AuditRejection> {
+    fn check_link(
+        &self,
+        facts: &LineFacts<'_>,
+        prev_sha256: Option<Digest32>,
+    ) -> Result<(), AuditRejection> {
         let Some(prev_hash) = facts.prev_hash else {
             return Err(self.different("no `prev_hash`"));
         };
         let agrees = match &self.head {
             None => prev_hash == GENESIS,
-            Some(head) => unhex32(prev_hash.as_bytes()).as_ref() == Some(head),
+            Some(_) => prev_sha256 == self.head,
         };
         if agrees {
             return Ok(());
@@ -303,6 +382,30 @@ impl<'a> Walk<'a> {
         let shown: String = prev_hash.chars().take(64).collect();
         Err(self
             .different(format!("the chain is broken: `prev_hash` is {shown}; expected {expected}")))
+    }
+
+    /// A signed head within the log: it must be that of the lines before it. A signature by a key that
+    /// is not known here says nothing; one by a known key that does not hold is a forgery.
+    fn check_checkpoint(&mut self, line: &[u8]) -> Result<(), AuditRejection> {
+        let Ok(claim) = SignedHead::parse(line) else {
+            return Err(self.different("a checkpoint without `entries`, `head_sha256` or `sig`"));
+        };
+        if claim.entries != self.entries || Some(claim.head_sha256) != self.head {
+            return Err(
+                self.different("a checkpoint of another head than that of the lines before")
+            );
+        }
+        let key = self.options.keys.and_then(|keys| keys.find(&claim.keyid));
+        let Some(key) =
+            key.filter(|key| key.usages.contains(&Usage::Checkpoint) && key.revocation.is_none())
+        else {
+            return Ok(());
+        };
+        if !key.public_key.verifies(&claim.message(), &claim.sig) {
+            return Err(self.different("a checkpoint whose signature does not hold"));
+        }
+        self.checkpoints_verified += 1;
+        Ok(())
     }
 
     fn check_tag(&mut self, line: &[u8], facts: &LineFacts<'_>) -> Result<(), AuditRejection> {
@@ -369,6 +472,7 @@ impl<'a> Walk<'a> {
             genesis_sha256: hex(&self.genesis),
             first_timestamp: self.first_timestamp,
             last_timestamp: self.last_timestamp,
+            checkpoints_verified: self.checkpoints_verified,
             notes,
         });
         Ok(Walked { accepted, first_run_id: self.first_run_id })

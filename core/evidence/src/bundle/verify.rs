@@ -361,6 +361,7 @@ impl Check<'_> {
             secret: self.options.secret,
             require_hmac: self.options.require_hmac,
             expected_heads: heads,
+            keys: Some(&self.options.keys),
         };
         match verify_audit(&self.dir.join(LOG_FILE), &options) {
             Ok(accepted) => {

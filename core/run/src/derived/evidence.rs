@@ -94,7 +94,7 @@ impl Making<'_> {
             model: ModelPlace::Root { files: &files },
             extra_files: &[],
             record,
-            signer: self.key.map(|found| &found.signer).ok_or(no_key),
+            signer: self.key.map(|found| found.signer.as_ref()).ok_or(no_key),
             final_events: &[completed],
         };
         write_bundle(&request, &mut audit, self.env.clock.as_ref())?;

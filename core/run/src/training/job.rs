@@ -21,6 +21,7 @@ use crate::recovery::Rung;
 use crate::{resume, settings};
 use forgelm_artifact::UtcTime;
 use forgelm_evidence::audit::event::AuditEvent;
+use forgelm_evidence::audit::head::HeadSigner;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::keys::lookup::FoundKey;
 use forgelm_model::{PeftInfo, Trainable};
@@ -31,6 +32,7 @@ use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::{Cut, Parts, Session};
 use forgelm_train::state::{Identity, State};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A run whose inputs are all in memory.
 pub(super) struct Job<'a> {
@@ -83,8 +85,20 @@ impl Job<'_> {
             secret: self.env.audit_secret.as_ref().and_then(dossier::to_evidence),
             allow_reroot: self.env.allow_audit_reroot,
         };
-        let mut audit = AuditLog::open(self.plan.output.root(), identity, self.env.clock.clone())?;
+        let root = self.plan.output.root();
+        let last_keyid = dossier::last_keyid(root);
+        let mut audit = AuditLog::open(root, identity, self.env.clock.clone())?;
         audit.append(&dossier::key_event(key.as_ref()))?;
+        if let Some(found) = key {
+            let new_keyid = found.signer.key.id().to_string();
+            if let Some(old_keyid) = last_keyid.filter(|old| *old != new_keyid) {
+                audit.append(&AuditEvent::SigningKeyRotated { old_keyid, new_keyid })?;
+            }
+            let every = self.plan.run.signing().checkpoint_every;
+            if every > 0 {
+                audit.sign_heads(HeadSigner { signer: Arc::clone(&found.signer), every });
+            }
+        }
         audit.append(&AuditEvent::PipelineInitialized {
             model: self.plan.run.model.name_or_path.clone(),
             trainer_type: self.plan.trainer_name(),
