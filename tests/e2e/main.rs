@@ -12,6 +12,7 @@
 #![expect(clippy::disallowed_methods, reason = "a test prepares files and waits for a program")]
 
 mod audit;
+mod bundle;
 mod chat;
 mod config;
 mod data;

@@ -1,7 +1,9 @@
 //! The command line, as data. What each flag does is in `core/run` or in the command's file.
 
+pub mod bundle;
 pub mod reproduce;
 
+use bundle::BundleArgs;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use forgelm_artifact::UtcTime;
 use reproduce::ReproduceArgs;
@@ -189,6 +191,8 @@ pub enum Command {
     VerifySignature(VerifySignatureArgs),
     /// Check everything that a run signed
     VerifyBundle(VerifyBundleArgs),
+    /// Pack the evidence of a run into one ZIP file, which `verify-bundle` reads
+    Bundle(BundleArgs),
     /// Make a finished run again, or some of its steps, and compare: the same bits, or exit 6
     Reproduce(ReproduceArgs),
 }
@@ -723,7 +727,7 @@ const TYPES: [&str; 6] = [
 /// `forgelm verify-bundle`.
 #[derive(Debug, Args)]
 pub struct VerifyBundleArgs {
-    /// Output folder of a run.
+    /// Output folder of a run, or an archive that `forgelm bundle` made.
     pub dir: PathBuf,
     /// Whose signatures are accepted.
     #[command(flatten)]

@@ -1,6 +1,7 @@
 //! One file a command, and what they share: where results and errors go.
 
 pub mod audit;
+pub mod bundle;
 pub mod chat;
 pub mod config;
 pub mod data;

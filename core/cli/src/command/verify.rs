@@ -8,6 +8,7 @@ use crate::args::{
 };
 use forgelm_evidence::Class;
 use forgelm_evidence::audit::LOG_FILE;
+use forgelm_evidence::bundle::archive::unpack;
 use forgelm_evidence::bundle::verify::{BundleOptions, BundleReport, verify_bundle};
 use forgelm_evidence::dsse::statement::PredicateType;
 use forgelm_evidence::dsse::verify::SignatureState;
@@ -79,7 +80,7 @@ pub fn signature(args: &VerifySignatureArgs, context: &mut Context) -> Exit {
 pub fn bundle(args: &VerifyBundleArgs, context: &mut Context) -> Exit {
     match checked(args, context) {
         Ok(report) => verdict(report.class, &report.to_lines(), &report.to_json(), context),
-        Err(text) => context.refused(Exit::Config, &text),
+        Err((exit, text)) => context.refused(exit, &text),
     }
 }
 
@@ -89,20 +90,29 @@ pub fn refused_bundle(args: &VerifyBundleArgs, context: &mut Context) -> Option<
     match checked(args, context) {
         Ok(report) if report.class == Class::Accepted => None,
         Ok(report) => Some(verdict(report.class, &report.to_lines(), &report.to_json(), context)),
-        Err(text) => Some(context.refused(Exit::Config, &text)),
+        Err((exit, text)) => Some(context.refused(exit, &text)),
     }
 }
 
-fn checked(args: &VerifyBundleArgs, context: &Context) -> Result<BundleReport, String> {
-    let env = context.environment();
+/// The report; or why there is none, and the exit code of that.
+fn checked(args: &VerifyBundleArgs, context: &Context) -> Result<BundleReport, (Exit, String)> {
+    let env = &context.environment();
     let secret = env.audit_secret.as_ref().and_then(to_evidence);
     let options = BundleOptions {
-        keys: trusted_keys(&args.trust, &env)?,
+        keys: trusted_keys(&args.trust, env).map_err(|text| (Exit::Config, text))?,
         secret: secret.as_ref(),
         require_hmac: false,
+        weights_left_out: args.dir.is_file(),
         allow_unsigned: args.trust.allow_unsigned,
     };
-    Ok(verify_bundle(&args.dir, &options))
+    if !args.dir.is_file() {
+        return Ok(verify_bundle(&args.dir, &options));
+    }
+    let place = env.cache_dir.join(format!("unpacked-{:032x}", env.random_bits));
+    let unpacked =
+        unpack(&args.dir, &place).map_err(|error| (exit_of(error.class()), error.to_string()))?;
+    let report = verify_bundle(&unpacked.dir(), &options);
+    Ok(BundleReport { dir: args.dir.clone(), ..report })
 }
 
 /// Shows a verdict: accepted on standard output, everything else on standard error.
@@ -114,6 +124,11 @@ fn verdict(class: Class, lines: &[String], json: &Value, context: &mut Context) 
     if class != Class::Accepted {
         context.progress.line(LogLevel::Error, &text);
     }
+    exit_of(class)
+}
+
+/// The exit code of a verdict.
+pub fn exit_of(class: Class) -> Exit {
     match class {
         Class::Accepted => Exit::Success,
         Class::NotCompared => Exit::Config,

@@ -1,5 +1,6 @@
 //! A finished run's evidence as a whole: written and signed in one order, verified in one call.
 
+pub mod archive;
 pub mod verify;
 pub mod write;
 

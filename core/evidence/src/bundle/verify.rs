@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::archive::is_weights;
 use super::{ATTESTATION, COMPLIANCE_DIR, PUBLIC_KEY, ROOT};
 use crate::audit::LOG_FILE;
 use crate::audit::verify::{AuditAccepted, AuditOptions, ExpectedHead, verify_audit};
@@ -35,6 +36,9 @@ pub struct BundleOptions<'a> {
     pub secret: Option<&'a Secret>,
     /// `--require-hmac`.
     pub require_hmac: bool,
+    /// Files of weights may be missing, as in an archive of the evidence alone: they are then not
+    /// verified, and the report says so.
+    pub weights_left_out: bool,
     /// `--allow-unsigned`: a run without an attestation is accepted if all else agrees.
     pub allow_unsigned: bool,
 }
@@ -122,6 +126,7 @@ pub fn verify_bundle(dir: &Path, options: &BundleOptions<'_>) -> BundleReport {
         neighbour: load_public_key(&dir.join(PUBLIC_KEY)).ok(),
         findings: Vec::new(),
         notes: Vec::new(),
+        n_left_out: 0,
     };
     let checked = check.envelope(ATTESTATION, PredicateType::TrainingRun);
     let signature = checked.0;
@@ -164,6 +169,8 @@ struct Check<'a> {
     neighbour: Option<PublicKey>,
     findings: Vec<Finding>,
     notes: Vec<String>,
+    /// Files of weights that are not here, which was allowed.
+    n_left_out: usize,
 }
 
 impl Check<'_> {
@@ -207,9 +214,18 @@ impl Check<'_> {
                     let reason = "the bytes were changed after signing";
                     self.add(&subject.name, FindingKind::Changed, Class::Different, reason);
                 }
+                Err(FileProblem::Missing)
+                    if self.options.weights_left_out && is_weights(&subject.name) =>
+                {
+                    self.n_left_out += 1;
+                }
                 Err(FileProblem::Missing) => missing.push(subject),
                 Err(problem) => self.problem(&subject.name, &problem),
             }
+        }
+        if self.n_left_out > 0 {
+            let text = "files of weights are not here, and were not compared";
+            self.notes.push(format!("{} {text}", self.n_left_out));
         }
         let extra = self.extra(statement, &names.into_iter().collect());
         self.missing_and_extra(&missing, extra);
@@ -411,13 +427,21 @@ impl Check<'_> {
         for folder in scope.iter().filter_map(Value::as_str) {
             let dir = self.dir.join(folder);
             let is_safe = crate::dsse::statement::is_subject_name(folder);
-            if is_safe && dir.join(MODEL_SIGNATURE).symlink_metadata().is_ok() {
+            // Its bytes are subjects; what it says of weights cannot be compared without them.
+            if is_safe
+                && self.n_left_out == 0
+                && dir.join(MODEL_SIGNATURE).symlink_metadata().is_ok()
+            {
                 self.model_signature(folder, &dir);
             }
             if !is_safe || dir.join(INTEGRITY_FILE).symlink_metadata().is_err() {
                 continue;
             }
-            let report = verify_integrity(&dir);
+            let mut report = verify_integrity(&dir);
+            if self.n_left_out > 0 {
+                // Their digests are in the attestation, and that they are gone is in a note.
+                report.removed.retain(|name| !is_weights(name));
+            }
             let lists = [
                 (&report.changed, FindingKind::Changed, "differs from model_integrity.json"),
                 (&report.removed, FindingKind::Missing, "listed in model_integrity.json"),
