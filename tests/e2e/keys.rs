@@ -281,36 +281,73 @@ fn a_store_that_is_not_named_there_or_whole_is_told() {
 }
 
 #[test]
-fn a_model_folder_is_signed_as_a_whole_also_within_a_run() {
+fn a_run_signs_its_model_folder_as_a_whole() {
     let workplace = Workplace::new();
     workplace.run();
     keygen(&workplace, "a", &[]);
-    keygen(&workplace, "b", &[]);
     keys(&workplace, &["trust", "a.pub", "--usage", "model"]).expect_code(0);
     let (model, signed) = ("out/final_model", "out/final_model/model.sig");
     let key = "home/.config/forgelm/signing.key.pub";
-    let bundle = ["verify-bundle", "out", "--key", key, "--key", "a.pub"];
-    assert_eq!(state(&workplace, model, &[]), is(1, "absent"));
-    sign(&workplace, model, "a", &[]).expect_code(0);
-    assert_eq!(state(&workplace, model, &[]), is(0, "valid"));
-    workplace.forgelm(&["verify-integrity", model]).expect_code(0);
+    let bundle = ["verify-bundle", "out", "--key", key];
+    let mut verify = vec!["verify-signature", model, "--key", key];
+    workplace.forgelm(&verify).expect_code(0);
     workplace.forgelm(&bundle).expect_code(0);
-    // A stranger's signature in the signed folder is told, and so is a file that is none.
-    let good = workplace.read(signed);
-    fs::remove_file(workplace.path(signed)).unwrap();
-    sign(&workplace, model, "b", &[]).expect_code(0);
     assert_eq!(state(&workplace, model, &[]), is(1, "untrusted_key"));
-    workplace.forgelm(&bundle).expect_code(1).expect_stderr("final_model/model.sig");
+    workplace.forgelm(&["verify-integrity", model]).expect_code(0);
+    sign(&workplace, model, "a", &[]).expect_code(1).expect_stderr("exists already");
+    // The model travels alone, and another may sign a copy of it.
+    let good = workplace.read(signed);
+    fs::rename(workplace.path("out/final_model"), workplace.path("alone")).unwrap();
+    verify[1] = "alone";
+    workplace.forgelm(&verify).expect_code(0);
+    fs::remove_file(workplace.path("alone/model.sig")).unwrap();
+    sign(&workplace, "alone", "a", &[]).expect_code(0);
+    assert_eq!(state(&workplace, "alone", &[]), is(0, "valid"));
+    // In the run it is not the signature that the run bound.
+    fs::rename(workplace.path("alone"), workplace.path("out/final_model")).unwrap();
+    let changed = workplace.forgelm(&bundle).expect_code(6);
+    changed.expect_stderr("changed: final_model/model.sig");
+    fs::remove_file(workplace.path(signed)).unwrap();
+    workplace.forgelm(&bundle).expect_code(6).expect_stderr("missing: final_model/model.sig");
     workplace.write(signed, "anything");
-    workplace.forgelm(&bundle).expect_code(1).expect_stderr("final_model/model.sig: malformed");
-    workplace.write("out/compliance/model.sig", "anything");
-    workplace.forgelm(&bundle).expect_code(1).expect_stderr("compliance/model.sig: malformed");
-    fs::remove_file(workplace.path("out/compliance/model.sig")).unwrap();
+    workplace.forgelm(&bundle).expect_code(6).expect_stderr("final_model/model.sig: malformed");
     workplace.write(signed, &good);
     workplace.forgelm(&bundle).expect_code(0);
-    sign(&workplace, model, "a", &[]).expect_code(1).expect_stderr("exists already");
     workplace.write("out/final_model/tokenizer.json", "{}");
-    assert_eq!(state(&workplace, model, &[]), is(6, "subject_mismatch"));
+    workplace.forgelm(&["verify-signature", model, "--key", key]).expect_code(6);
+}
+
+#[test]
+fn a_p256_key_signs_the_model_folder_and_nothing_else() {
+    let workplace = Workplace::new();
+    let openssl = |args: &[&str]| {
+        let status = Command::new("openssl").args(args).current_dir(workplace.path("")).status();
+        assert!(status.unwrap().success(), "{args:?}");
+    };
+    let curve = "ec_paramgen_curve:P-256";
+    openssl(&["genpkey", "-algorithm", "EC", "-pkeyopt", curve, "-out", "p256"]);
+    openssl(&["pkey", "-in", "p256", "-pubout", "-out", "p256.pub"]);
+    let mode = Command::new("chmod").args(["600", "p256"]).current_dir(workplace.path("")).status();
+    assert!(mode.unwrap().success());
+    keygen(&workplace, "a", &[]);
+    let config = workplace.read("run.yaml");
+    workplace.write("run.yaml", &(config + "signing: {key_file: a, model_key_file: a}\n"));
+    workplace.forgelm(&["--config", "run.yaml"]).expect_code(1).expect_stderr("not a P-256");
+    assert!(!workplace.path("out").exists(), "found out before the work");
+    workplace.edit_config("model_key_file: a", "model_key_file: p256");
+    workplace.run();
+    let model = ["verify-signature", "out/final_model", "--key"];
+    workplace.forgelm(&[&model[..], &["p256.pub"]].concat()).expect_code(0);
+    workplace.forgelm(&[&model[..], &["a.pub"]].concat()).expect_code(1);
+    let bundle = ["verify-bundle", "out", "--key", "a.pub"];
+    let ran = workplace.forgelm(&bundle).expect_code(0);
+    assert!(ran.stdout.contains("not among those named"), "{}", ran.stdout);
+    let ran = workplace.forgelm(&[&bundle[..], &["--key", "p256.pub"]].concat()).expect_code(0);
+    assert!(!ran.stdout.contains("not among those named"), "{}", ran.stdout);
+    workplace.forgelm(&["verify-bundle", "out", "--key", "p256.pub"]).expect_code(1);
+    // It counts for model folders alone.
+    workplace.write("note.json", "{}");
+    sign(&workplace, "note.json", "p256", &[]).expect_code(1).expect_stderr("model folders alone");
 }
 
 /// A key that ForgeLM never sees: openssl has it, and a script asks openssl.

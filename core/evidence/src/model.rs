@@ -1,24 +1,28 @@
 //! S3: the signature of a model folder, as OpenSSF Model Signing v1.0 has it: a Sigstore bundle
 //! `model.sig` in the folder, around a DSSE envelope of a statement about every file.
 //!
-//! Ours differs in two things: the key is Ed25519, which the registry of that specification does not
-//! list, so other verifiers may refuse it; and the predicate also has `signed_at`, `signer` and
-//! `builder`, so that keys with dates can be judged. Only the method `files` with SHA-256 is read.
+//! The key is Ed25519, which the registry of that specification does not list, so that other verifiers
+//! may refuse it; or P-256, which they read (checked with `model-signing` of PyPI, see
+//! `tests/data/golden/model_signing`). The predicate also has `signed_at`, `signer` and `builder`, so that
+//! keys with dates can be judged. Only the method `files` with SHA-256 is read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use forgelm_artifact::write;
 use serde_json::{Value, json};
 
 use crate::BUILDER_NAME;
 use crate::digest::{root_digest, unhex32};
-use crate::dsse::Envelope;
 use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name};
 use crate::dsse::verify::{SignatureReport, SignatureState, check_envelope};
+use crate::dsse::{Envelope, PAYLOAD_TYPE, pae};
 use crate::files::{self, EntryKind, FileProblem};
+use crate::keys::p256::P256Key;
 use crate::keys::trust::TrustedKeys;
-use crate::keys::{PublicKey, RunSigner};
+use crate::keys::{KeyError, KeyOrigin, PublicKey, RunSigner};
 use crate::sign::{FileClaims, SignFileError};
 use crate::strict_json::{DOCUMENT_LIMITS, parse};
 use crate::text::pretty_json;
@@ -49,11 +53,57 @@ fn is_ignored(name: &str, more: &[&str]) -> bool {
     name == MODEL_SIGNATURE || IGNORED.iter().any(is_in) || more.iter().any(is_in)
 }
 
-fn bundle(envelope: &Envelope, hint: &str) -> Value {
+fn bundle(envelope: Value, hint: &str) -> Value {
     json!({
         "mediaType": MEDIA_TYPE,
         "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
-        "dsseEnvelope": envelope.to_json(),
+        "dsseEnvelope": envelope,
+    })
+}
+
+/// What signs a model folder.
+#[derive(Clone, Copy)]
+pub enum ModelSigner<'a> {
+    /// The key that signs everything.
+    Run(&'a RunSigner),
+    /// A P-256 key, which other tools read.
+    P256(&'a P256Key),
+}
+
+impl ModelSigner<'_> {
+    /// As the predicate names it.
+    fn to_json(self) -> Value {
+        match self {
+            Self::Run(signer) => signer.to_json(),
+            Self::P256(key) => json!({
+                "keyid": key.public().fingerprint(),
+                "key_origin": KeyOrigin::Provisioned.as_str(),
+                "label": null,
+            }),
+        }
+    }
+
+    /// The bundle around a signed statement.
+    fn bundle(self, payload: Vec<u8>) -> Result<Value, KeyError> {
+        match self {
+            Self::Run(signer) => {
+                let envelope = Envelope::sign(payload, &signer.key)?;
+                Ok(bundle(envelope.to_json(), signer.key.id().as_str()))
+            }
+            Self::P256(key) => {
+                let signature = key.sign(&pae(PAYLOAD_TYPE, &payload));
+                Ok(bundle(p256_envelope(&payload, &signature), key.public().fingerprint()))
+            }
+        }
+    }
+}
+
+/// An envelope whose signature has another length than those of [`Envelope`].
+fn p256_envelope(payload: &[u8], signature: &[u8]) -> Value {
+    json!({
+        "payload": STANDARD.encode(payload),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": [{"keyid": "", "sig": STANDARD.encode(signature)}],
     })
 }
 
@@ -64,7 +114,7 @@ fn bundle(envelope: &Envelope, hint: &str) -> Value {
 pub fn sign_model(
     dir: &Path,
     claims: &FileClaims<'_>,
-    signer: &RunSigner,
+    signer: ModelSigner<'_>,
 ) -> Result<SignedModel, SignFileError> {
     let file = |path: PathBuf, reason: String, is_unreadable| {
         Err(SignFileError::File { path, reason, is_unreadable })
@@ -115,8 +165,7 @@ pub fn sign_model(
     });
     let subject = Subject { name, sha256: root_sha256.clone() };
     let statement = Statement::new(vec![subject], PredicateType::ModelFolder, predicate);
-    let envelope = Envelope::sign(statement.to_bytes(), &signer.key)?;
-    write::atomic(&signature, &pretty_json(&bundle(&envelope, signer.key.id().as_str())))?;
+    write::atomic(&signature, &pretty_json(&signer.bundle(statement.to_bytes())?))?;
     Ok(SignedModel { signature, root_sha256, n_files: resources.len() })
 }
 
@@ -155,6 +204,17 @@ pub fn verify_model(
     let Some(embedded) = document.get("dsseEnvelope") else {
         return fail(broken, "not a bundle: `dsseEnvelope` is missing");
     };
+    let hint = document.pointer("/verificationMaterial/publicKey/hint").and_then(Value::as_str);
+    if let Some(signed) = p256_signature(embedded) {
+        let checked = check_p256(&signed, hint.unwrap_or_default(), &place, keys, &bytes);
+        return match checked {
+            Ok((statement, report)) => match resources(&statement) {
+                Ok((signed, ignored)) => compare(dir, report, &signed, &ignored),
+                Err(reason) => report.failed(SignatureState::Malformed, &place, reason),
+            },
+            Err(report) => *report,
+        };
+    }
     let envelope = match Envelope::parse(embedded.to_string().as_bytes()) {
         Ok(envelope) => envelope,
         Err(e) => return fail(broken, &format!("not a bundle: {e}")),
@@ -166,7 +226,7 @@ pub fn verify_model(
     let ours = statement.predicate.pointer("/builder/name").and_then(Value::as_str);
     let hint = statement.predicate.pointer("/signer/keyid").and_then(Value::as_str);
     if ours == Some(BUILDER_NAME)
-        && pretty_json(&bundle(&envelope, hint.unwrap_or_default())) != bytes
+        && pretty_json(&bundle(envelope.to_json(), hint.unwrap_or_default())) != bytes
     {
         let reason = "the bundle is not in the exact form that ForgeLM writes";
         return report.failed(SignatureState::Invalid, &place, reason);
@@ -175,6 +235,63 @@ pub fn verify_model(
         Ok((signed, ignored)) => compare(dir, report, &signed, &ignored),
         Err(reason) => report.failed(SignatureState::Malformed, &place, reason),
     }
+}
+
+/// The payload and the signature of an envelope with one signature that is not of Ed25519's length.
+fn p256_signature(envelope: &Value) -> Option<(Vec<u8>, Vec<u8>)> {
+    let text = |value: &Value, key: &str| STANDARD.decode(value.get(key)?.as_str()?).ok();
+    let [signature] = envelope.get("signatures")?.as_array()?.as_slice() else { return None };
+    let (payload, signature) = (text(envelope, "payload")?, text(signature, "sig")?);
+    let is_ours = envelope.get("payloadType")?.as_str()? == PAYLOAD_TYPE;
+    // In DER: a sequence of two numbers of at most 33 bytes.
+    let is_der = signature.first() == Some(&0x30) && signature.len() <= 72;
+    (is_ours && is_der && signature.len() != 64).then_some((payload, signature))
+}
+
+/// The statement of a bundle that a P-256 key signed, with the report on its signature; or the report on
+/// why there is none.
+fn check_p256(
+    (payload, signature): &(Vec<u8>, Vec<u8>),
+    hint: &str,
+    place: &str,
+    keys: &TrustedKeys,
+    bytes: &[u8],
+) -> Result<(Statement, SignatureReport), Box<SignatureReport>> {
+    let fail = |state, reason: String| {
+        let mut report = SignatureReport::new(state, place, reason);
+        report.keyid = Some(hint.to_owned());
+        Box::new(report)
+    };
+    let Some(key) = keys.of_models(hint) else {
+        let reason = format!("signed by the P-256 key {hint}, which is not trusted");
+        return Err(fail(SignatureState::UntrustedKey, reason));
+    };
+    if !key.verifies(&pae(PAYLOAD_TYPE, payload), signature) {
+        let reason = "the signature does not hold".to_owned();
+        return Err(fail(SignatureState::Invalid, reason));
+    }
+    let statement =
+        Statement::parse(payload).map_err(|reason| fail(SignatureState::Malformed, reason))?;
+    if statement.predicate_type != PredicateType::ModelFolder.uri() {
+        let reason = format!("a statement of type `{}`", statement.predicate_type);
+        return Err(fail(SignatureState::SubjectMismatch, reason));
+    }
+    let says = |pointer: &str| {
+        statement.predicate.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
+    };
+    let ours = says("/builder/name").as_deref() == Some(BUILDER_NAME);
+    if ours && pretty_json(&bundle(p256_envelope(payload, signature), hint)) != bytes {
+        let reason = "the bundle is not in the exact form that ForgeLM writes".to_owned();
+        return Err(fail(SignatureState::Invalid, reason));
+    }
+    let mut report = SignatureReport::new(SignatureState::Valid, place, "");
+    report.reason = None;
+    report.trusted = true;
+    report.keyid = Some(hint.to_owned());
+    report.key_origin = says("/signer/key_origin");
+    report.signed_at = says("/signed_at");
+    report.predicate_type = Some(statement.predicate_type.clone());
+    Ok((statement, report))
 }
 
 /// The files that a statement is about, and what it leaves out.
@@ -282,7 +399,7 @@ mod tests {
             operator: "alice@host",
             signed_at: "2026-06-01T12:00:00+00:00",
         };
-        sign_model(dir, &claims, &signer(1))
+        sign_model(dir, &claims, super::ModelSigner::Run(&signer(1)))
     }
 
     fn state(dir: &Path) -> (SignatureState, String) {
@@ -373,5 +490,55 @@ mod tests {
         std::os::unix::fs::symlink("a", dir.path().join("link")).unwrap();
         assert!(matches!(sign(dir.path()), Err(SignFileError::File { .. })), "a link");
         assert!(!dir.path().join(MODEL_SIGNATURE).exists());
+    }
+
+    /// A folder that `model-signing` of PyPI signed, and what it accepted of ours
+    /// (`tools/golden/model_signing_case.py`).
+    #[test]
+    fn p256_bundles_are_read_and_written_as_model_signing_has_them() {
+        use crate::keys::p256::P256Key;
+        use std::os::unix::fs::PermissionsExt as _;
+        let golden =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/model_signing");
+        let keys = TrustedKeys::of_key_files(&[golden.join("key.pub")]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("model");
+        for name in ["a.bin", "config.json", "sub/b.bin"] {
+            fs::create_dir_all(dir.join("sub")).unwrap();
+            fs::copy(golden.join("model").join(name), dir.join(name)).unwrap();
+        }
+        let theirs = golden.join("theirs.sig");
+        let state = |signature: &Path, keys: &TrustedKeys| {
+            verify_model(&dir, Some(signature), keys, None).state
+        };
+        assert_eq!(state(&theirs, &keys), SignatureState::Valid);
+        let others = TrustedKeys::of_public_keys([signer(1).key.public()]);
+        assert_eq!(state(&theirs, &others), SignatureState::UntrustedKey);
+
+        let key = dir.with_file_name("key.pem");
+        fs::copy(golden.join("key.pem"), &key).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        let key = P256Key::load(&key).unwrap().unwrap();
+        let builder = Builder { version: "1".to_owned(), commit: None, target: "t".to_owned() };
+        let claims = FileClaims {
+            kind: PredicateType::ModelFolder,
+            builder: &builder,
+            operator: "alice@host",
+            signed_at: "2026-06-01T12:00:00+00:00",
+        };
+        let signed = sign_model(&dir, &claims, super::ModelSigner::P256(&key)).unwrap();
+        let ours = fs::read(&signed.signature).unwrap();
+        assert_eq!(ours, fs::read(golden.join("ours.sig")).unwrap(), "what the tool accepted");
+        assert_eq!(state(&signed.signature, &keys), SignatureState::Valid);
+        for i in (0..ours.len()).step_by(5) {
+            let mut bad = ours.clone();
+            bad[i] ^= 1;
+            atomic(&signed.signature, &bad).unwrap();
+            assert_ne!(state(&signed.signature, &keys), SignatureState::Valid, "byte {i}");
+        }
+        atomic(&signed.signature, &ours).unwrap();
+        atomic(&dir.join("sub/b.bin"), b"other\n").unwrap();
+        assert_eq!(state(&signed.signature, &keys), SignatureState::SubjectMismatch);
+        assert_eq!(state(&theirs, &keys), SignatureState::SubjectMismatch);
     }
 }

@@ -33,7 +33,8 @@ use forgelm_evidence::documents::evidence::{
 };
 use forgelm_evidence::documents::record::Record;
 use forgelm_evidence::keys::lookup::{FoundKey, KeyCandidates, find_signing_key};
-use forgelm_evidence::keys::{KeyOrigin, SignElsewhere};
+use forgelm_evidence::keys::p256::P256Key;
+use forgelm_evidence::keys::{KeyError, KeyOrigin, SignElsewhere};
 use forgelm_model::Keep;
 use forgelm_plugin::Trainers;
 use forgelm_train::session::Cut;
@@ -98,6 +99,26 @@ pub fn signing_key(
     }
     tell_new_key(&found, observer);
     Ok(Some(found))
+}
+
+/// The key of `signing.model_key_file`.
+///
+/// # Errors
+/// If it cannot be used, or is no P-256 key.
+pub fn model_key(plan: &Plan) -> Result<Option<P256Key>, RunError> {
+    let signing = plan.run.signing();
+    let Some(path) = signing.model_key_file.as_ref().filter(|_| signing.enabled) else {
+        return Ok(None);
+    };
+    let path = Path::new(path);
+    match P256Key::load(path)? {
+        Some(key) => Ok(Some(key)),
+        None => Err(RunError::Key(KeyError::Malformed {
+            place: format!("`{}`", path.display()),
+            detail: "not a P-256 private key; expected PKCS#8 PEM, as `openssl genpkey -algorithm EC \
+                     -pkeyopt ec_paramgen_curve:P-256` writes it",
+        })),
+    }
 }
 
 /// The program of `signing.command`.
@@ -269,6 +290,7 @@ impl Dossier<'_> {
         }
         let evidence = self.evidence(&metrics, &resource_usage, audit.operator());
         let output = &self.plan.output;
+        let model_key = model_key(self.plan)?;
         let completed =
             AuditEvent::PipelineCompleted { success: true, metrics_summary: metrics.clone() };
         let request = BundleRequest {
@@ -283,6 +305,7 @@ impl Dossier<'_> {
                 Some(found) => Ok(&found.signer),
                 None => Err("signing.enabled is false"),
             },
+            model_key: model_key.as_ref(),
             final_events: &[completed],
         };
         write_bundle(&request, audit, self.env.clock.as_ref())?;

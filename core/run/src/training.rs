@@ -129,6 +129,8 @@ pub fn train(
     check_variables(plan, env)?;
     let operator = dossier::operator(env)?;
     let key = dossier::signing_key(plan, env, observer)?;
+    // Read again when it is used: what cannot be read now is found out before the work.
+    dossier::model_key(plan)?;
     let from = resume::choose(&request.resume, &plan.output, observer)?;
     if let Some(outcome) = already_complete(plan, from.as_ref()) {
         return Ok(outcome);

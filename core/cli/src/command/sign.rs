@@ -3,13 +3,16 @@
 use super::Context;
 use crate::args::SignArgs;
 use forgelm_evidence::dsse::statement::PredicateType;
-use forgelm_evidence::model::sign_model;
+use forgelm_evidence::keys::p256::P256Key;
+use forgelm_evidence::model::{ModelSigner, SignedModel, sign_model};
 use forgelm_evidence::sign::{FileClaims, sign_file, signable};
 use forgelm_evidence::signature::default_type;
 use forgelm_run::dossier;
+use forgelm_run::environment::Environment;
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Signs files.
 pub fn sign(args: &SignArgs, context: &mut Context) -> Exit {
@@ -37,6 +40,11 @@ impl<E: Into<RunError>> From<E> for Refusal {
 fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), Refusal> {
     let env = context.environment();
     let operator = dossier::operator(&env)?;
+    if let Some(path) = &args.signing_key
+        && let Some(key) = P256Key::load(path)?
+    {
+        return sign_models(args, &key, &operator, &env);
+    }
     let key = args.signing_key.clone();
     let found = dossier::key_by_default(key, &env, &mut context.progress)?;
     // It is only missing where a config says so, and there is none.
@@ -88,20 +96,9 @@ fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), R
     // Folders first: one that is refused is only found by reading it.
     for path in models {
         let kind = PredicateType::ModelFolder;
-        let signed = sign_model(path, &claims(kind), &signer)?;
-        text.push_str(&format!(
-            "{}: {} files signed by {keyid} as a model\n  {}\n",
-            path.display(),
-            signed.n_files,
-            signed.signature.display()
-        ));
-        rows.push(json!({
-            "path": path,
-            "sha256": signed.root_sha256,
-            "type": kind.uri(),
-            "signature": signed.signature,
-            "signatures": 1,
-        }));
+        let signed = sign_model(path, &claims(kind), ModelSigner::Run(&signer))?;
+        text.push_str(&told(path, &signed, keyid.as_str()));
+        rows.push(row(path, &signed));
     }
     for (file, kind) in &files {
         let n_signatures = sign_file(file, &claims(*kind), &signer)?;
@@ -120,4 +117,47 @@ fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), R
         }));
     }
     Ok((text, json!({"success": true, "keyid": keyid.as_str(), "files": rows})))
+}
+
+/// Model folders by a P-256 key, which signs nothing else.
+fn sign_models(
+    args: &SignArgs,
+    key: &P256Key,
+    operator: &str,
+    env: &Environment,
+) -> Result<(String, Value), Refusal> {
+    if let Some(file) = args.paths.iter().find(|path| !path.is_dir()) {
+        let text = format!(
+            "{}: not a model folder\n  hint: a P-256 key signs model folders alone; `forgelm keygen` makes \
+             one for everything",
+            file.display()
+        );
+        return Err(Refusal::Many(Exit::Config, text));
+    }
+    let (builder, signed_at) = (dossier::builder(), env.clock.utc().to_string());
+    let kind = PredicateType::ModelFolder;
+    let claims = FileClaims { kind, builder: &builder, operator, signed_at: &signed_at };
+    let public = key.public();
+    let (mut text, mut rows) = (String::new(), Vec::new());
+    for path in &args.paths {
+        let signed = sign_model(path, &claims, ModelSigner::P256(key))?;
+        text.push_str(&told(path, &signed, public.fingerprint()));
+        rows.push(row(path, &signed));
+    }
+    Ok((text, json!({"success": true, "keyid": public.fingerprint(), "files": rows})))
+}
+
+fn told(path: &Path, signed: &SignedModel, keyid: &str) -> String {
+    let (n, signature) = (signed.n_files, signed.signature.display());
+    format!("{}: {n} files signed by {keyid} as a model\n  {signature}\n", path.display())
+}
+
+fn row(path: &Path, signed: &SignedModel) -> Value {
+    json!({
+        "path": path,
+        "sha256": signed.root_sha256,
+        "type": PredicateType::ModelFolder.uri(),
+        "signature": signed.signature,
+        "signatures": 1,
+    })
 }

@@ -21,6 +21,9 @@ section! {
         key_file: Option<String> = None, ours(), text(NOT_BLANK);
         /// The environment variable that holds the private key.
         key_env: Option<String> = None, ours(), text(NOT_BLANK);
+        /// A P-256 private key (PKCS#8 PEM, mode 0600) that signs the model's folder in the place of the
+        /// Ed25519 key, for verifiers of OpenSSF Model Signing that read no Ed25519.
+        model_key_file: Option<String> = None, ours(), text(NOT_BLANK);
         /// Whether a key made on first use is refused; `auto`: for high-risk systems.
         require_provisioned: RequireProvisioned = RequireProvisioned::Auto, ours();
         /// The file of keys that verifiers trust.

@@ -410,12 +410,17 @@ impl Check<'_> {
         }
     }
 
-    /// A signature that was added to the folder later says something of its own, and must be good.
-    fn model_signature(&mut self, folder: &str, dir: &Path) {
+    /// The signature of the folder must be good. One by a key that is not known here says nothing more
+    /// than the attestation does, where that binds it; one that was added later must be of a known key.
+    fn model_signature(&mut self, folder: &str, dir: &Path, statement: Option<&Statement>) {
         let report = verify_model(dir, None, &self.options.keys, self.neighbour.as_ref());
-        if report.class != Class::Accepted {
+        let file = format!("{folder}/{MODEL_SIGNATURE}");
+        let is_bound = statement.is_some_and(|s| s.subjects.iter().any(|s| s.name == file));
+        if is_bound && report.state == SignatureState::UntrustedKey {
+            let key = report.keyid.unwrap_or_default();
+            self.notes.push(format!("{file}: by the key {key}, which is not among those named"));
+        } else if report.class != Class::Accepted {
             let reason = self.signature_reason(&report);
-            let file = format!("{folder}/{MODEL_SIGNATURE}");
             self.add(&file, FindingKind::Signature, report.class, reason);
         }
     }
@@ -432,7 +437,7 @@ impl Check<'_> {
                 && self.n_left_out == 0
                 && dir.join(MODEL_SIGNATURE).symlink_metadata().is_ok()
             {
-                self.model_signature(folder, &dir);
+                self.model_signature(folder, &dir, statement);
             }
             if !is_safe || dir.join(INTEGRITY_FILE).symlink_metadata().is_err() {
                 continue;

@@ -26,7 +26,10 @@ use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name,
 use crate::dsse::{Envelope, SUFFIX};
 use crate::files::{self, EntryKind, FileDigest};
 use crate::integrity::{EXCLUDED, IntegrityError, write_model_integrity};
+use crate::keys::p256::P256Key;
 use crate::keys::{KeyError, RunSigner};
+use crate::model::{MODEL_SIGNATURE, ModelSigner, sign_model};
+use crate::sign::{FileClaims, SignFileError};
 use crate::text::canonical_json;
 
 /// File name of the model card inside the model folder.
@@ -45,6 +48,8 @@ pub struct BundleRequest<'a> {
     pub record: Record<'a>,
     /// The key, or why nothing is signed.
     pub signer: Result<&'a RunSigner, &'a str>,
+    /// A P-256 key that signs the model's folder in the place of `signer`.
+    pub model_key: Option<&'a P256Key>,
     /// Recorded after the documents and before the checkpoint (`pipeline.completed`).
     pub final_events: &'a [AuditEvent],
 }
@@ -101,6 +106,9 @@ pub enum BundleError {
     /// The key gave no signature.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The model's folder cannot be signed.
+    #[error(transparent)]
+    Model(#[from] SignFileError),
     /// Recording failed.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -156,6 +164,7 @@ pub fn write_bundle(
             let written = write_model_integrity(&dir, shown, clock.utc())?;
             let artifacts = written.artifacts.len() as u64;
             audit.append(&AuditEvent::ModelIntegrityVerified { artifacts })?;
+            sign_model_folder(request, &dir, &clock.utc().to_string())?;
         }
     }
     let exported = AuditEvent::ComplianceArtifactsExported {
@@ -204,6 +213,30 @@ fn write_documents(request: &BundleRequest<'_>) -> Result<Vec<String>, BundleErr
     }
     documents.sort();
     Ok(documents)
+}
+
+/// S3: the model's folder, by the key of the run or the one for models.
+fn sign_model_folder(
+    request: &BundleRequest<'_>,
+    dir: &Path,
+    signed_at: &str,
+) -> Result<(), BundleError> {
+    // That of an earlier run in this folder.
+    write::remove_file(&dir.join(MODEL_SIGNATURE))?;
+    let signer = match (request.signer, request.model_key) {
+        (Err(_), _) => return Ok(()),
+        (Ok(_), Some(key)) => ModelSigner::P256(key),
+        (Ok(signer), None) => ModelSigner::Run(signer),
+    };
+    let identity = request.record.identity();
+    let claims = FileClaims {
+        kind: PredicateType::ModelFolder,
+        builder: identity.builder,
+        operator: identity.operator,
+        signed_at,
+    };
+    sign_model(dir, &claims, signer)?;
+    Ok(())
 }
 
 /// S1: a signature beside each document.

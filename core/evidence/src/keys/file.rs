@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use forgelm_artifact::Quoted;
 use zeroize::Zeroizing;
 
+use super::p256::P256PublicKey;
 use super::{KeyError, PublicKey, SigningKey, pem};
 use crate::secret::Secret;
 
@@ -140,7 +141,7 @@ pub fn load_key_file(path: &Path, passphrase: Option<&Secret>) -> Result<KeyFile
     Ok(KeyFile { key: SigningKey::from_seed(&seed), label: pem::name(&text) })
 }
 
-fn read_checked(path: &Path) -> Result<Zeroizing<String>, KeyError> {
+pub(super) fn read_checked(path: &Path) -> Result<Zeroizing<String>, KeyError> {
     let before = path.symlink_metadata().map_err(|e| match e.kind() {
         ErrorKind::NotFound => KeyError::Missing { path: path.to_owned() },
         _ => io(path, "read", e),
@@ -194,7 +195,29 @@ pub fn load_public_key(path: &Path) -> Result<PublicKey, KeyError> {
 /// # Errors
 /// As [`load_public_key`].
 pub fn load_named_public_key(path: &Path) -> Result<(PublicKey, Option<String>), KeyError> {
-    let place = || format!("`{}`", path.display());
+    match load_any_public_key(path)? {
+        (AnyPublicKey::Ed25519(key), name) => Ok((key, name)),
+        (AnyPublicKey::P256(_), _) => Err(not_a_public_key(path)),
+    }
+}
+
+/// A public key that can count for something.
+pub(super) enum AnyPublicKey {
+    /// For everything.
+    Ed25519(PublicKey),
+    /// For model folders.
+    P256(P256PublicKey),
+}
+
+fn not_a_public_key(path: &Path) -> KeyError {
+    KeyError::Malformed {
+        place: format!("`{}`", path.display()),
+        detail: "not an Ed25519 public key; expected `-----BEGIN PUBLIC KEY-----`",
+    }
+}
+
+/// As [`load_named_public_key`], of either kind.
+pub(super) fn load_any_public_key(path: &Path) -> Result<(AnyPublicKey, Option<String>), KeyError> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(
         |e| match e.kind() {
             ErrorKind::NotFound => KeyError::Missing { path: path.to_owned() },
@@ -207,11 +230,9 @@ pub fn load_named_public_key(path: &Path) -> Result<(PublicKey, Option<String>),
     let mut bytes = Vec::new();
     file.take(KEY_FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| io(path, "read", e))?;
     let text = std::str::from_utf8(&bytes).unwrap_or_default();
-    let key = PublicKey::from_pem(text).ok_or_else(|| KeyError::Malformed {
-        place: place(),
-        detail: "not an Ed25519 public key; expected `-----BEGIN PUBLIC KEY-----`",
-    })?;
-    Ok((key, pem::name(text)))
+    let ed25519 = PublicKey::from_pem(text).map(AnyPublicKey::Ed25519);
+    let key = ed25519.or_else(|| P256PublicKey::from_pem(text).map(AnyPublicKey::P256));
+    Ok((key.ok_or_else(|| not_a_public_key(path))?, pem::name(text)))
 }
 
 pub(super) fn io(path: &Path, action: &'static str, source: std::io::Error) -> KeyError {

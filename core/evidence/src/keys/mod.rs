@@ -7,6 +7,7 @@
 
 pub mod file;
 pub mod lookup;
+pub mod p256;
 pub(crate) mod pem;
 mod sealed;
 pub mod store;

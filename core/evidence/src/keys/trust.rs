@@ -10,7 +10,8 @@ use forgelm_artifact::open::{self, OpenError};
 use forgelm_artifact::{Quoted, UtcTime};
 use serde_json::{Map, Value};
 
-use super::file::load_named_public_key;
+use super::file::{AnyPublicKey, load_any_public_key};
+use super::p256::P256PublicKey;
 use super::{KeyError, KeyId, PublicKey, succession};
 use crate::dsse::Envelope;
 use crate::strict_json::{DOCUMENT_LIMITS, parse};
@@ -135,6 +136,8 @@ pub struct TrustedKeys {
     thresholds: BTreeMap<Usage, usize>,
     /// What was signed about keys; each agrees with them.
     pub(super) statements: Vec<Envelope>,
+    /// Believed about model folders alone.
+    of_models: Vec<P256PublicKey>,
 }
 
 /// Why a trust store cannot be used: exit 1, nothing is checked.
@@ -182,10 +185,21 @@ impl TrustedKeys {
     /// The store of public key files.
     ///
     /// # Errors
-    /// If one is no Ed25519 public key.
+    /// If one is no Ed25519 public key, and no P-256 one, which counts for model folders.
     pub fn of_key_files(paths: &[PathBuf]) -> Result<Self, KeyError> {
-        let keys: Result<Vec<_>, _> = paths.iter().map(|p| load_named_public_key(p)).collect();
-        Ok(Self::of_named_keys(keys?))
+        let mut store = Self::default();
+        for path in paths {
+            match load_any_public_key(path)? {
+                (AnyPublicKey::Ed25519(key), name) => store.add(TrustedKey::unlimited(key, name)),
+                (AnyPublicKey::P256(key), _) => store.of_models.push(key),
+            }
+        }
+        Ok(store)
+    }
+
+    /// The P-256 key of a fingerprint, which counts for model folders.
+    pub(crate) fn of_models(&self, fingerprint: &str) -> Option<&P256PublicKey> {
+        self.of_models.iter().find(|key| key.fingerprint() == fingerprint)
     }
 
     /// The public half of this user's automatic key: what this user signed, this user believes.
@@ -245,7 +259,7 @@ impl TrustedKeys {
             succession::read(value, &keys).map_err(|reason| malformed(&place, reason))
         };
         let statements = statements.iter().enumerate().map(read).collect::<Result<_, _>>()?;
-        Ok(Self { keys, thresholds, statements })
+        Ok(Self { keys, thresholds, statements, of_models: Vec::new() })
     }
 
     /// The keys.

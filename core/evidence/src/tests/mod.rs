@@ -79,6 +79,7 @@ pub(crate) fn write_run(out_dir: &Path, signer: Result<&RunSigner, &str>, run_id
     let request = BundleRequest {
         out_dir,
         model: ModelPlace::Folder { name: "final_model", shown: "out/final_model" },
+        model_key: None,
         extra_files: &["metrics.jsonl".to_owned()],
         record: Record::Training(&evidence),
         signer,

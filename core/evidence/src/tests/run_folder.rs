@@ -37,9 +37,9 @@ fn a_fresh_run_verifies_with_every_verifier() {
     assert_eq!((report.class, kinds(&report)), (Class::Accepted, vec![]));
     assert_eq!(report.signature.state, SignatureState::Valid);
     assert_eq!(report.subjects_verified, bundle.subject_count);
-    // 6 documents with 6 signatures, the public key, 5 files of the model, the metrics, the
+    // 6 documents with 6 signatures, the public key, 6 files of the model, the metrics, the
     // genesis manifest.
-    assert_eq!(bundle.subject_count, 20);
+    assert_eq!(bundle.subject_count, 21);
     assert_eq!(report.documents_verified, 6);
     assert_eq!(report.audit.as_ref().unwrap().entries, bundle.audit_entries);
     assert_eq!(report.outcome.as_deref(), Some("promoted"));
@@ -199,6 +199,7 @@ fn fault_100_extra_missing_renamed_and_linked_files_have_their_own_reasons() {
     let expected = [
         ("compliance/data_provenance.json", FindingKind::Missing),
         ("compliance/extra.json", FindingKind::Extra),
+        ("final_model/model.sig", FindingKind::Signature),
         ("final_model/t.json", FindingKind::Extra),
         ("final_model/t.json", FindingKind::Extra),
         ("final_model/tokenizer.json", FindingKind::Missing),

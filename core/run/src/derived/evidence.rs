@@ -94,6 +94,7 @@ impl Making<'_> {
             model: ModelPlace::Root { files: &files },
             extra_files: &[],
             record,
+            model_key: None,
             signer: self.key.map(|found| found.signer.as_ref()).ok_or(no_key),
             final_events: &[completed],
         };
