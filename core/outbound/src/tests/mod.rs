@@ -1,0 +1,6 @@
+//! The client against real servers on this machine.
+
+#![expect(clippy::disallowed_methods, reason = "a test measures time")]
+
+mod guard;
+pub(crate) mod server;
