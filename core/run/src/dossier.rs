@@ -9,6 +9,7 @@ use crate::evaluators::Evaluated;
 use crate::event::{Event, Observer};
 use crate::memory::MemoryUse;
 use crate::model::{FoundModel, LoadedModel, compute_name};
+use crate::outbound;
 use crate::plan::Plan;
 use crate::plugins::Used;
 use crate::recovery::Rung;
@@ -338,7 +339,7 @@ impl Dossier<'_> {
             compliance: section("compliance"),
             risk_assessment: section("risk_assessment"),
             monitoring: None,
-            webhook_config: None,
+            webhook_config: section("webhook").map(outbound::without_address),
             resource_usage: Some(resource_usage.clone()),
             outcome: evidence::Outcome::Promoted,
             gates: Vec::new(),

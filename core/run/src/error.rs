@@ -1,6 +1,7 @@
 //! Everything that can end a run without a model, and the exit code of each.
 
 use crate::exit::Exit;
+use crate::outbound::OutboundError;
 use crate::quantize::QuantizeError;
 use forgelm_artifact::jsonl::JsonlError;
 use forgelm_artifact::lock::LockError;
@@ -261,6 +262,9 @@ pub enum RunError {
         /// The variable.
         name: String,
     },
+    /// What is to be told to the world outside cannot be.
+    #[error(transparent)]
+    Outbound(#[from] OutboundError),
     /// Nobody knows who runs this.
     #[error(transparent)]
     Operator(#[from] NoOperator),
@@ -509,6 +513,7 @@ impl RunError {
             | Self::NoWindow { .. }
             | Self::NoCheckpoint { .. }
             | Self::Variable { .. }
+            | Self::Outbound(_)
             | Self::Operator(_)
             | Self::KeyNotProvisioned { .. }
             | Self::NothingToMerge

@@ -22,6 +22,7 @@ use crate::evaluators;
 use crate::event::{Event, ModelLoaded, Observer};
 use crate::footprint;
 use crate::model::{self, FoundModel, LoadedModel};
+use crate::outbound::Told;
 use crate::output::Start;
 use crate::plan::Plan;
 use crate::plugins::{self, Plugins};
@@ -103,6 +104,20 @@ pub fn train(
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
+    let mut told = Told::open(plan, request.offline, env, observer)?;
+    let result = run(plan, request, plugins, env, &mut told);
+    told.end(&result);
+    result
+}
+
+/// [`train`], with everyone who listens.
+fn run(
+    plan: &Plan,
+    request: &Request,
+    plugins: &mut Plugins,
+    env: &Environment,
+    observer: &mut Told<'_>,
+) -> Result<Outcome, RunError> {
     let started_at = env.clock.utc();
     for warning in &plan.warnings {
         observer.observe(&Event::Warning(warning.to_string()));
@@ -120,6 +135,7 @@ pub fn train(
     check_variables(plan, env)?;
     let operator = dossier::operator(env)?;
     let key = dossier::signing_key(plan, env, observer)?;
+    observer.sign_with(key.as_ref());
     let from = resume::choose(&request.resume, &plan.output, observer)?;
     if let Some(outcome) = already_complete(plan, from.as_ref()) {
         return Ok(outcome);

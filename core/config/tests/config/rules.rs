@@ -215,11 +215,15 @@ fn combinations_that_are_warned_about() {
         ),
         ("webhook: {timeout: 0}\n", "`webhook.timeout` is 0; 1 second is used"),
         (
+            "webhook: {url: \"https://example.org\", url_env: HOOK}\n",
+            "`webhook.url` and `webhook.url_env` are both set; the variable counts where it is set",
+        ),
+        (
             "compliance: {risk_classification: limited-risk}\nrisk_assessment: {risk_category: unknown}\n",
             "the stricter one governs",
         ),
     ];
-    assert_eq!(cases.len(), 25);
+    assert_eq!(cases.len(), 26);
     for (more, words) in cases {
         let found = warnings(&file(more));
         assert_eq!(found.len(), 1, "{more}\n{found:#?}");

@@ -145,6 +145,17 @@ events! {
         /// Why.
         reason: String,
     }
+    /// `webhook.delivery_failed`: a notice did not arrive.
+    WebhookDeliveryFailed = "webhook.delivery_failed" {
+        /// The event that it was about.
+        notice: String,
+        /// Scheme and host of the receiver.
+        destination: String,
+        /// Times that it was tried.
+        tries: u64,
+        /// Why it did not arrive.
+        reason: String,
+    }
     /// `audit.recovered`: a torn last line was cut off; the bytes are kept.
     AuditRecovered = "audit.recovered" {
         /// How many bytes were torn.

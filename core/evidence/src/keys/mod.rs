@@ -114,7 +114,8 @@ fn is_reduced(point: &[u8; 32]) -> bool {
     point[31] | 0x80 != 0xff || point[1..31].iter().any(|b| *b != 0xff) || point[0] < 0xed
 }
 
-/// An Ed25519 private key. Its memory is overwritten when it is dropped.
+/// An Ed25519 private key. Its memory, and that of each copy, is overwritten when it is dropped.
+#[derive(Clone)]
 pub struct SigningKey(ed25519_dalek::SigningKey);
 
 impl SigningKey {

@@ -2,5 +2,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test measures time")]
 
+mod courier;
 mod guard;
 pub(crate) mod server;

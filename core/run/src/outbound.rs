@@ -1,0 +1,147 @@
+//! Who else is told what happens in a run: a webhook. One observer more beside the caller's.
+//!
+//! **Invariants:** whoever is told here ends no run and holds up no step (messages wait in a queue of
+//! their own, and the end waits for [`END_WAIT`] at most); no file of the run and no line of output
+//! has an address, only its scheme and host.
+//!
+//! Start reading at [`Told`].
+
+mod hook;
+mod route;
+
+pub use route::OutboundError;
+
+use crate::dossier;
+use crate::environment::Environment;
+use crate::error::RunError;
+use crate::event::{Event, Observer};
+use crate::plan::Plan;
+use crate::training::Outcome;
+use forgelm_config::Run;
+use forgelm_evidence::audit::event::AuditEvent;
+use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
+use forgelm_evidence::keys::lookup::FoundKey;
+use forgelm_outbound::courier::Undelivered;
+use hook::Hook;
+use serde_json::{Map, Value};
+use std::time::Duration;
+
+/// How long the end of a run waits for what is still on its way.
+pub(crate) const END_WAIT: Duration = Duration::from_secs(30);
+
+/// A run's observer, and whoever else is told.
+pub(crate) struct Told<'a> {
+    plan: &'a Plan,
+    env: &'a Environment,
+    observer: &'a mut dyn Observer,
+    hook: Option<Hook>,
+    /// The run, once its audit log is there.
+    run_id: Option<String>,
+    /// Notices that did not arrive.
+    failures: Vec<Undelivered>,
+}
+
+impl<'a> Told<'a> {
+    /// Finds out who is to be told.
+    ///
+    /// # Errors
+    /// If an address, or the file of certificates, cannot be used.
+    pub(crate) fn open(
+        plan: &'a Plan,
+        offline: bool,
+        env: &'a Environment,
+        observer: &'a mut dyn Observer,
+    ) -> Result<Self, RunError> {
+        let offline = offline || plan.run.model.offline || env.offline;
+        let hook = Hook::open(plan, offline, env, observer)?;
+        Ok(Self { plan, env, observer, hook, run_id: None, failures: Vec::new() })
+    }
+
+    /// Lets the run's key sign what is to be signed.
+    pub(crate) fn sign_with(&mut self, key: Option<&FoundKey>) {
+        if let Some(hook) = &mut self.hook
+            && let Some(warning) = hook.sign_with(key)
+        {
+            self.observer.observe(&Event::Warning(warning));
+        }
+    }
+
+    /// Tells how the run ended, waits until everyone knows or cannot be told, and records who was not.
+    pub(crate) fn end(mut self, result: &Result<Outcome, RunError>) {
+        let Some(mut hook) = self.hook.take() else { return };
+        hook.ended(result);
+        let failures = hook.finish();
+        self.failed(failures);
+        if let (Some(run_id), false) = (self.run_id.take(), self.failures.is_empty())
+            && let Err(error) = self.record(run_id)
+        {
+            let text = format!("notices that did not arrive are not recorded: {}", error.chain());
+            self.observer.observe(&Event::Warning(text));
+        }
+    }
+
+    fn failed(&mut self, failures: Vec<Undelivered>) {
+        for failure in &failures {
+            let Undelivered { label, destination, n_tries, reason } = failure;
+            let tries = match n_tries {
+                0 => String::new(),
+                1 => " after 1 try".to_owned(),
+                n => format!(" after {n} tries"),
+            };
+            let text =
+                format!("webhook {destination}: `{label}` was not delivered{tries}: {reason}");
+            self.observer.observe(&Event::Warning(text));
+        }
+        self.failures.extend(failures);
+    }
+
+    /// Lines in the audit log; after the end of a run it may grow.
+    fn record(&self, run_id: String) -> Result<(), RunError> {
+        let identity = AuditIdentity {
+            run_id,
+            operator: dossier::operator(self.env)?,
+            secret: self.env.audit_secret.as_ref().and_then(dossier::to_evidence),
+            allow_reroot: false,
+        };
+        let mut audit = AuditLog::open(self.plan.output.root(), identity, self.env.clock.clone())?;
+        for failure in &self.failures {
+            audit.append(&AuditEvent::WebhookDeliveryFailed {
+                notice: failure.label.clone(),
+                destination: failure.destination.clone(),
+                tries: u64::from(failure.n_tries),
+                reason: failure.reason.clone(),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Observer for Told<'_> {
+    fn observe(&mut self, event: &Event) {
+        self.observer.observe(event);
+        if let Event::Started(started) = event {
+            self.run_id = Some(started.run_id.clone());
+        }
+        if let Some(hook) = &mut self.hook {
+            hook.see(event);
+            let failures = hook.failures();
+            self.failed(failures);
+        }
+    }
+}
+
+/// The `webhook` section for a document: without its address.
+pub(crate) fn without_address(mut section: Map<String, Value>) -> Map<String, Value> {
+    section.shift_remove("url");
+    section
+}
+
+/// Whom a run tells, for its plan: scheme and host alone.
+pub(crate) fn contacts(run: &Run) -> Vec<String> {
+    let webhook = run.webhook.as_ref().and_then(|webhook| {
+        let reached = route::reach(run.model.offline, webhook.allow_private_destinations)?;
+        let who = route::shown(webhook.url.as_deref(), webhook.url_env.as_deref())?;
+        Some(format!("{who}, for notices{}", route::limit(reached)))
+    });
+    webhook.into_iter().collect()
+}
