@@ -22,6 +22,7 @@ mod keys;
 mod memory;
 mod merge;
 mod methods;
+mod monitoring;
 mod plugin_new;
 mod plugins;
 mod quantize;

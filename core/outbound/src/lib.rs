@@ -10,6 +10,8 @@ pub mod address;
 pub mod courier;
 pub mod destination;
 pub mod guard;
+pub mod listen;
+pub mod metrics;
 pub mod notice;
 pub mod redact;
 mod resolve;

@@ -338,7 +338,7 @@ impl Dossier<'_> {
             evaluations: self.evaluations(),
             compliance: section("compliance"),
             risk_assessment: section("risk_assessment"),
-            monitoring: None,
+            monitoring: outbound::monitoring_record(run),
             webhook_config: section("webhook").map(outbound::without_address),
             resource_usage: Some(resource_usage.clone()),
             outcome: evidence::Outcome::Promoted,

@@ -513,7 +513,6 @@ impl RunError {
             | Self::NoWindow { .. }
             | Self::NoCheckpoint { .. }
             | Self::Variable { .. }
-            | Self::Outbound(_)
             | Self::Operator(_)
             | Self::KeyNotProvisioned { .. }
             | Self::NothingToMerge
@@ -522,6 +521,7 @@ impl RunError {
             | Self::RewardModel { .. }
             | Self::QuantizeInput { .. }
             | Self::NotAvailable(_) => Exit::Config,
+            Self::Outbound(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.

@@ -292,6 +292,7 @@ impl Plan {
         let root = self.output.root();
         ["audit_log.jsonl", "checkpoint-N/", "compliance/", "metrics.jsonl"]
             .into_iter()
+            .chain(outbound::writes(&self.run))
             .map(|name| root.join(name).display().to_string())
             .chain([self.output.final_model().display().to_string() + "/"])
             .collect()

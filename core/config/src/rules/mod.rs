@@ -4,6 +4,7 @@
 
 mod engine;
 mod gates;
+mod monitoring;
 mod pipeline;
 
 use crate::diagnostic::{Code, Diagnostic};
@@ -24,6 +25,7 @@ pub fn check(run: &mut Run, written: &Written, problems: &[Diagnostic]) -> Vec<D
         gates::check_scope(&root, &mut findings);
     }
     gates::check_root(run, &mut findings);
+    monitoring::check(run, &mut findings);
     findings.found
 }
 

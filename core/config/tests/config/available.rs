@@ -35,7 +35,6 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ("evaluation: {llm_judge: {enabled: true}}\n", "`evaluation.llm_judge.enabled: true`"),
         ("retention: {enforce: block_on_excess}\n", "`retention.enforce: block_on_excess`"),
         ("distributed: {strategy: fsdp}\n", "`distributed.strategy: fsdp`"),
-        ("monitoring: {enabled: true}\n", "`monitoring.enabled: true`"),
         (
             "synthetic: {enabled: true, teacher_model: t, seed_file: f}\n",
             "`synthetic.enabled: true`",
@@ -43,7 +42,7 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ("pipeline: {stages: [{name: a}]}\n", "`pipeline`"),
         ("signing: {timestamp_url: \"https://example.org\"}\n", "`signing.timestamp_url`"),
     ];
-    assert_eq!(cases.len(), 15);
+    assert_eq!(cases.len(), 14);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");

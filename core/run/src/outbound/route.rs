@@ -1,11 +1,13 @@
 //! From keys of the config to a client and an address.
 
 use crate::environment::Environment;
+use crate::exit::Exit;
 use forgelm_artifact::open::{self, OpenError};
 use forgelm_outbound::address::Reach;
 use forgelm_outbound::destination::{Destination, DestinationError};
 use forgelm_outbound::guard::{NoCertificate, Trust};
 use std::io::Read as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// A file of certificates that is larger is none.
@@ -52,9 +54,42 @@ pub enum OutboundError {
         /// What was expected.
         source: NoCertificate,
     },
+    /// No address of this machine.
+    #[error(
+        "`monitoring.listen` is `{address}`; expected `ADDRESS:PORT` in numbers, such as \
+         `127.0.0.1:9464`"
+    )]
+    Listen {
+        /// As written.
+        address: String,
+    },
+    /// Another program has it, or this machine does not.
+    #[error("`monitoring.listen`: {address} cannot be listened at")]
+    NotFree {
+        /// The address.
+        address: SocketAddr,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
     /// No thread for it.
     #[error("no thread for what is sent")]
     Thread(#[source] std::io::Error),
+}
+
+impl OutboundError {
+    /// The exit code that it leads to.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Certificates { source, .. } => source.class().into(),
+            Self::NotFree { .. } | Self::Thread(_) => Exit::Runtime,
+            Self::Address { .. }
+            | Self::NotHttps { .. }
+            | Self::NoCertificate { .. }
+            | Self::Listen { .. } => Exit::Config,
+        }
+    }
 }
 
 fn shown_variable(name: Option<&str>) -> String {
