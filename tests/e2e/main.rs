@@ -22,6 +22,7 @@ mod keys;
 mod memory;
 mod merge;
 mod methods;
+mod monitor;
 mod monitoring;
 mod plugin_new;
 mod plugins;

@@ -220,6 +220,8 @@ pub(crate) struct Dossier<'a> {
     pub plugins: &'a [Used],
     /// What evaluators found.
     pub evaluated: &'a [Evaluated],
+    /// What later scores are compared with, if it was measured.
+    pub baseline: Option<Value>,
 }
 
 impl Dossier<'_> {
@@ -339,6 +341,7 @@ impl Dossier<'_> {
             compliance: section("compliance"),
             risk_assessment: section("risk_assessment"),
             monitoring: outbound::monitoring_record(run),
+            monitoring_baseline: self.baseline.clone(),
             webhook_config: section("webhook").map(outbound::without_address),
             resource_usage: Some(resource_usage.clone()),
             outcome: evidence::Outcome::Promoted,

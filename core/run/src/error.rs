@@ -1,6 +1,7 @@
 //! Everything that can end a run without a model, and the exit code of each.
 
 use crate::exit::Exit;
+use crate::monitor::MonitorError;
 use crate::outbound::OutboundError;
 use crate::quantize::QuantizeError;
 use forgelm_artifact::jsonl::JsonlError;
@@ -262,6 +263,9 @@ pub enum RunError {
         /// The variable.
         name: String,
     },
+    /// A finished run cannot be monitored.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
     /// What is to be told to the world outside cannot be.
     #[error(transparent)]
     Outbound(#[from] OutboundError),
@@ -521,6 +525,7 @@ impl RunError {
             | Self::RewardModel { .. }
             | Self::QuantizeInput { .. }
             | Self::NotAvailable(_) => Exit::Config,
+            Self::Monitor(error) => error.exit(),
             Self::Outbound(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),

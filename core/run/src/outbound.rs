@@ -24,7 +24,7 @@ use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::keys::lookup::FoundKey;
 use forgelm_outbound::courier::Undelivered;
-use hook::Hook;
+pub(crate) use hook::Hook;
 use monitor::Monitor;
 use serde_json::{Map, Value, json};
 use std::time::Duration;

@@ -3,6 +3,7 @@
 //! Read [`train`] from top to bottom: it is the order in which things happen. Everything that can
 //! be refused is refused before the run's folder is made.
 
+mod baseline;
 mod final_model;
 mod finish;
 mod job;

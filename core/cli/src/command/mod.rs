@@ -7,6 +7,7 @@ pub mod data;
 pub mod keygen;
 pub mod keys;
 pub mod merge;
+pub mod monitor;
 pub mod plugin;
 pub mod quantize;
 pub mod run;

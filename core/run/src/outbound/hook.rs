@@ -88,7 +88,7 @@ impl Hook {
     }
 
     /// Takes the key of the run, if notices are to be signed; a warning where there is none.
-    pub(super) fn sign_with(&mut self, key: Option<&FoundKey>) -> Option<String> {
+    pub(crate) fn sign_with(&mut self, key: Option<&FoundKey>) -> Option<String> {
         if !self.webhook.sign {
             return None;
         }
@@ -99,6 +99,16 @@ impl Hook {
         let keyid = key.id().as_str().to_owned();
         self.signer = Some(Arc::new(Signer::new(keyid, move |bytes| key.sign(bytes))));
         None
+    }
+
+    /// Whether notices are to be signed.
+    pub(crate) fn signs(&self) -> bool {
+        self.webhook.sign
+    }
+
+    /// Notices are of this run from now on.
+    pub(crate) fn of_finished(&mut self, run_id: &str) {
+        self.run_id = Some(run_id.to_owned());
     }
 
     /// Tells what is worth telling.
