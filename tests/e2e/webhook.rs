@@ -166,6 +166,26 @@ fn fault_106_neither_silence_nor_an_endless_answer_holds_training_up() {
 }
 
 #[test]
+fn a_run_that_is_asked_to_stop_waits_for_nobody_and_tells_no_end() {
+    let receiver = Receiver::start(Answers::Never);
+    let workplace = workplace(&receiver, "  timeout: 60\n");
+    workplace.edit_config("max_steps: 12", "max_steps: 100000");
+    let child = workplace.start(&RUN);
+    let start = Instant::now();
+    while !workplace.path("out/checkpoint-4").exists() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no step");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let asked = Instant::now();
+    let kill = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(kill.success());
+    let ran = Ran::from(child.wait_with_output().unwrap()).expect_code(7);
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    assert_eq!(receiver.events(), ["training.start"]);
+    ran.expect_stderr("`training.start` was not delivered: not delivered 3 s after the end");
+}
+
+#[test]
 fn fault_105_a_private_address_is_refused_unless_it_is_allowed() {
     let receiver = Receiver::start(Answers::Status(200));
     let workplace = workplace(&receiver, "");

@@ -10,10 +10,13 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+/// Bytes to their Ed25519 signature.
+type Sign = dyn Fn(&[u8]) -> [u8; 64] + Send + Sync;
+
 /// What signs, without the key itself: it stays with who holds it.
 pub struct Signer {
     keyid: String,
-    sign: Box<dyn Fn(&[u8]) -> [u8; 64] + Send + Sync>,
+    sign: Box<Sign>,
 }
 
 /// The header with the time.

@@ -20,7 +20,7 @@ use crate::evaluators::Language;
 use crate::event::{Event, Observer};
 use crate::exit::Exit;
 use crate::model::{self, FoundModel, LoadedModel, ModelRequest};
-use crate::outbound::Hook;
+use crate::outbound::{END_WAIT, Hook};
 use crate::output::OutputDir;
 use crate::plan::Plan;
 use crate::settings;
@@ -283,7 +283,7 @@ impl<'a> Watch<'a> {
             hook.sign_with(key.as_ref());
         }
         hook.tell(&Notice::Drifted { reason: checked.sentence(), metrics: checked.numbers() });
-        for failure in hook.finish() {
+        for failure in hook.finish(END_WAIT) {
             let text = format!(
                 "webhook {}: `{}` was not delivered: {}",
                 failure.destination, failure.label, failure.reason

@@ -31,6 +31,8 @@ use std::time::Duration;
 
 /// How long the end of a run waits for what is still on its way.
 pub(crate) const END_WAIT: Duration = Duration::from_secs(30);
+/// And where it was asked to stop: whoever asked waits too.
+const STOP_WAIT: Duration = Duration::from_secs(3);
 
 /// A run's observer, and whoever else is told.
 pub(crate) struct Told<'a> {
@@ -82,12 +84,13 @@ impl<'a> Told<'a> {
             let warning = monitor.ended(result);
             self.warn(warning);
         }
-        let failures = hook.map(Hook::finish).unwrap_or_default();
+        let at_most = if self.env.stop_requested() { STOP_WAIT } else { END_WAIT };
+        let failures = hook.map(|hook| hook.finish(at_most)).unwrap_or_default();
         self.failed(failures);
         if let Some(monitor) = monitor {
             // Both had the time until now; a second wait is no longer than a second.
             let waited = self.env.clock.monotonic().saturating_sub(start);
-            let left = END_WAIT.saturating_sub(waited).max(Duration::from_secs(1));
+            let left = at_most.saturating_sub(waited).max(Duration::from_secs(1));
             let told = monitor.finish(left);
             self.warn(told);
         }

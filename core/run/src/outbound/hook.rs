@@ -162,8 +162,8 @@ impl Hook {
         self.courier.failures()
     }
 
-    /// Waits for what is on its way; what did not arrive.
-    pub(crate) fn finish(self) -> Vec<Undelivered> {
-        self.courier.finish(super::END_WAIT)
+    /// Waits for what is on its way, `at_most` so long; what did not arrive.
+    pub(crate) fn finish(self, at_most: Duration) -> Vec<Undelivered> {
+        self.courier.finish(at_most)
     }
 }
