@@ -1,8 +1,11 @@
 //! A server on this machine that keeps what it is sent.
 
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -46,6 +49,29 @@ pub struct Receiver {
 
 impl Receiver {
     pub fn start(answers: Answers) -> Self {
+        Self::serve(answers, None)
+    }
+
+    /// One that speaks TLS, and the certificate of the authority that vouches for it, as PEM.
+    pub fn start_tls(answers: Answers) -> (Self, String) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &authority).unwrap();
+        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], private)
+            .unwrap();
+        (Self::serve(answers, Some(Arc::new(config))), authority.pem())
+    }
+
+    fn serve(answers: Answers, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let received = Arc::new(Mutex::new(Vec::new()));
@@ -53,7 +79,14 @@ impl Receiver {
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let kept = Arc::clone(&kept);
-                thread::spawn(move || serve(stream.unwrap(), answers, &kept));
+                let (stream, tls) = (stream.unwrap(), tls.clone());
+                thread::spawn(move || match tls {
+                    None => serve(stream, answers, &kept),
+                    Some(config) => {
+                        let connection = ServerConnection::new(config).unwrap();
+                        serve(StreamOwned::new(connection, stream), answers, &kept);
+                    }
+                });
             }
         });
         Self { port, received }
@@ -74,7 +107,7 @@ impl Receiver {
     }
 }
 
-fn serve(mut stream: TcpStream, answers: Answers, kept: &Mutex<Vec<Received>>) {
+fn serve(mut stream: impl Read + Write, answers: Answers, kept: &Mutex<Vec<Received>>) {
     let mut bytes = Vec::new();
     let mut byte = [0];
     while !bytes.ends_with(b"\r\n\r\n") {

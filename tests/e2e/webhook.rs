@@ -200,6 +200,25 @@ fn fault_105_a_private_address_is_refused_unless_it_is_allowed() {
 }
 
 #[test]
+fn a_receiver_of_a_private_authority_is_told_where_the_config_names_the_authority() {
+    let (receiver, authority) = Receiver::start_tls(Answers::Status(200));
+    let keys = "  tls_ca_bundle: authority.pem\n  require_https: true\n  retries: 0\n";
+    let trusting = workplace(&receiver, keys);
+    trusting.write("authority.pem", &authority);
+    trusting.edit_config("url: \"http://", "url: \"https://");
+    let ran = trusting.run();
+    assert_eq!(receiver.events(), ["training.start", "training.success"], "{}", ran.stderr);
+    // Another authority of the same name is another authority.
+    let (_, other) = Receiver::start_tls(Answers::Status(200));
+    let doubting = workplace(&receiver, keys);
+    doubting.write("authority.pem", &other);
+    doubting.edit_config("url: \"http://", "url: \"https://");
+    let told = "webhook https://127.0.0.1: `training.start` was not delivered after 1 try: TLS: ";
+    doubting.run().expect_stderr(told);
+    assert_eq!(receiver.events().len(), 2);
+}
+
+#[test]
 fn offline_a_webhook_inside_is_told_and_no_other() {
     let receiver = Receiver::start(Answers::Status(200));
     let inside = workplace(&receiver, "");
