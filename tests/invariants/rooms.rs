@@ -72,10 +72,18 @@ const ROOMS: [Room; 7] = [
     },
     Room {
         what: "uses the network or another program",
-        words: &["TcpStream", "UdpSocket", "hf_hub", "ureq", "Command::new"],
+        words: &[
+            "TcpStream",
+            "TcpListener",
+            "UdpSocket",
+            "to_socket_addrs",
+            "hf_hub",
+            "ureq",
+            "Command::new",
+        ],
         // the process of a plugin is this program again
-        may: &["core/hub/", "core/cli/", "ffi/loader/src/worker/", "tools/"],
-        instead: "ask core/hub",
+        may: &["core/hub/", "core/outbound/", "core/cli/", "ffi/loader/src/worker/", "tools/"],
+        instead: "ask core/hub for what is fetched, core/outbound for what is sent",
     },
     Room {
         what: "is `unsafe`",

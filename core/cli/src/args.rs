@@ -9,6 +9,10 @@ use forgelm_artifact::UtcTime;
 use reproduce::ReproduceArgs;
 use std::path::PathBuf;
 
+mod monitor;
+
+pub use monitor::MonitorArgs;
+
 /// Fine-tune a language model from one YAML file, and leave evidence that a stranger can verify.
 #[derive(Debug, Parser)]
 #[command(
@@ -164,6 +168,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Log-probability of each token of given rows
     Score(ScoreArgs),
+    /// Compare a finished model's scores of fresh rows with those of its held-out rows
+    Monitor(MonitorArgs),
     /// Write a model in fewer bytes: a GGUF file, or a folder
     Quantize(QuantizeArgs),
     /// Look at plugins, and begin one

@@ -14,12 +14,16 @@ pub fn resolved_json(run: &Run) -> Json {
     run.to_json()
 }
 
-/// The same for files of a run: without `webhook.url`, which is often a secret.
+/// The same for files of a run: without `webhook.url` and `monitoring.endpoint`, which often have a token
+/// in them.
 #[must_use]
 pub fn published_json(run: &Run) -> Json {
     let mut config = resolved_json(run);
     if let Some(webhook) = config["webhook"].as_object_mut() {
         webhook.insert("url".to_owned(), Json::Null);
+    }
+    if let Some(monitoring) = config["monitoring"].as_object_mut() {
+        monitoring.insert("endpoint".to_owned(), Json::from(""));
     }
     config
 }

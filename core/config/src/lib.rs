@@ -48,6 +48,6 @@ pub use section::{
     QuantComputeDtype, QuantType, ReportTo, RequireProvisioned, Retention, RetentionEnforce,
     RiskAssessment, RiskTier, RopeScaling, RopeType, Safety, SafetyScoring, SeverityThresholds,
     Signing, SlerpOver, Stage, Synthetic, SyntheticFormat, TargetModules, TeacherBackend,
-    TiesVariant, TrainOn, TrainerType, Training, Webhook,
+    TiesVariant, TrainOn, TrainerType, Training, Webhook, WebhookFormat,
 };
 pub use yaml::FILE_BYTES_MAX;

@@ -9,6 +9,7 @@ use crate::evaluators::Evaluated;
 use crate::event::{Event, Observer};
 use crate::memory::MemoryUse;
 use crate::model::{FoundModel, LoadedModel, compute_name};
+use crate::outbound;
 use crate::plan::Plan;
 use crate::plugins::Used;
 use crate::recovery::Rung;
@@ -271,6 +272,8 @@ pub(crate) struct Dossier<'a> {
     pub plugins: &'a [Used],
     /// What evaluators found.
     pub evaluated: &'a [Evaluated],
+    /// What later scores are compared with, if it was measured.
+    pub baseline: Option<Value>,
 }
 
 impl Dossier<'_> {
@@ -391,8 +394,9 @@ impl Dossier<'_> {
             evaluations: self.evaluations(),
             compliance: section("compliance"),
             risk_assessment: section("risk_assessment"),
-            monitoring: None,
-            webhook_config: None,
+            monitoring: outbound::monitoring_record(run),
+            monitoring_baseline: self.baseline.clone(),
+            webhook_config: section("webhook").map(outbound::without_address),
             resource_usage: Some(resource_usage.clone()),
             outcome: evidence::Outcome::Promoted,
             gates: Vec::new(),

@@ -1,6 +1,8 @@
 //! Everything that can end a run without a model, and the exit code of each.
 
 use crate::exit::Exit;
+use crate::monitor::MonitorError;
+use crate::outbound::OutboundError;
 use crate::quantize::QuantizeError;
 use forgelm_artifact::jsonl::JsonlError;
 use forgelm_artifact::lock::LockError;
@@ -288,6 +290,12 @@ pub enum RunError {
         /// The variable.
         name: String,
     },
+    /// A finished run cannot be monitored.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// What is to be told to the world outside cannot be.
+    #[error(transparent)]
+    Outbound(#[from] OutboundError),
     /// Nobody knows who runs this.
     #[error(transparent)]
     Operator(#[from] NoOperator),
@@ -546,6 +554,8 @@ impl RunError {
             | Self::NotReproducible(_)
             | Self::NotAvailable(_) => Exit::Config,
             Self::Diverged { .. } | Self::DivergedFile { .. } => Exit::Integrity,
+            Self::Monitor(error) => error.exit(),
+            Self::Outbound(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.

@@ -22,6 +22,8 @@ pub mod memory;
 pub mod merge;
 pub mod metrics;
 pub mod model;
+pub mod monitor;
+mod outbound;
 pub mod output;
 pub mod overrides;
 pub mod plan;

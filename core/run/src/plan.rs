@@ -1,6 +1,7 @@
 //! What a config asks for, decided completely before anything is done. Dry run prints it.
 
 use crate::error::RunError;
+use crate::outbound;
 use crate::output::OutputDir;
 use crate::plugins::Named;
 use forgelm_config::{
@@ -269,12 +270,13 @@ impl Plan {
     /// Whom the run may contact.
     fn contacts(&self) -> Vec<String> {
         if self.run.model.offline {
-            return Vec::new();
+            return outbound::contacts(&self.run);
         }
         let mut contacts = self.model_contacts();
         if self.data_sets().any(|name| is_hub_id(name)) {
             contacts.push("the hub, for the data".to_owned());
         }
+        contacts.extend(outbound::contacts(&self.run));
         contacts
     }
 
@@ -296,6 +298,7 @@ impl Plan {
         let root = self.output.root();
         ["audit_log.jsonl", "checkpoint-N/", "compliance/", "metrics.jsonl"]
             .into_iter()
+            .chain(outbound::writes(&self.run))
             .map(|name| root.join(name).display().to_string())
             .chain([self.output.final_model().display().to_string() + "/"])
             .collect()

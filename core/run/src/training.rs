@@ -3,6 +3,7 @@
 //! Read [`train`] from top to bottom: it is the order in which things happen. Everything that can
 //! be refused is refused before the run's folder is made.
 
+mod baseline;
 mod final_model;
 mod finish;
 mod job;
@@ -23,6 +24,7 @@ use crate::evaluators;
 use crate::event::{Event, ModelLoaded, Observer};
 use crate::footprint;
 use crate::model::{self, FoundModel, LoadedModel};
+use crate::outbound::Told;
 use crate::output::Start;
 use crate::plan::Plan;
 use crate::plugins::{self, Plugins};
@@ -112,6 +114,20 @@ pub fn train(
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
+    let mut told = Told::open(plan, request.offline, env, observer)?;
+    let result = run(plan, request, plugins, env, &mut told);
+    told.end(&result);
+    result
+}
+
+/// [`train`], with everyone who listens.
+fn run(
+    plan: &Plan,
+    request: &Request,
+    plugins: &mut Plugins,
+    env: &Environment,
+    observer: &mut Told<'_>,
+) -> Result<Outcome, RunError> {
     let started_at = env.clock.utc();
     for warning in &plan.warnings {
         observer.observe(&Event::Warning(warning.to_string()));
@@ -131,6 +147,7 @@ pub fn train(
     let key = dossier::signing_key(plan, env, observer)?;
     // Read again when it is used: what cannot be read now is found out before the work.
     dossier::model_key(plan)?;
+    observer.sign_with(key.as_ref());
     let from = resume::choose(&request.resume, &plan.output, observer)?;
     if let Some(outcome) = already_complete(plan, from.as_ref()) {
         return Ok(outcome);

@@ -8,6 +8,7 @@ pub mod data;
 pub mod keygen;
 pub mod keys;
 pub mod merge;
+pub mod monitor;
 pub mod plugin;
 pub mod quantize;
 pub mod reproduce;

@@ -4,6 +4,7 @@
 
 mod engine;
 mod gates;
+mod monitoring;
 mod pipeline;
 
 use crate::diagnostic::{Code, Diagnostic};
@@ -24,6 +25,7 @@ pub fn check(run: &mut Run, written: &Written, problems: &[Diagnostic]) -> Vec<D
         gates::check_scope(&root, &mut findings);
     }
     gates::check_root(run, &mut findings);
+    monitoring::check(run, &mut findings);
     findings.found
 }
 
@@ -116,6 +118,15 @@ fn settle(run: &mut Run, findings: &mut Findings<'_>) {
     });
     for (path, evaluation) in evaluations.chain(stages) {
         gates::settle_categories(&path, evaluation, findings);
+    }
+    if let Some(webhook) = &run.webhook
+        && webhook.url.as_deref().is_some_and(|url| !url.is_empty())
+        && webhook.url_env.is_some()
+    {
+        let message = "`webhook.url` and `webhook.url_env` are both set; the variable counts \
+                       where it is set";
+        let keys = ["webhook.url_env", "webhook.url"];
+        findings.warn(Code::Doubtful, &keys, message.to_owned());
     }
     if let Some(webhook) = run.webhook.as_mut().filter(|w| w.timeout < 1) {
         let message = format!("`webhook.timeout` is {}; 1 second is used", webhook.timeout);

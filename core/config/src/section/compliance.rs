@@ -42,17 +42,30 @@ section! {
 section! {
     /// Watching the system after it is deployed.
     Monitoring {
-        /// Writes hooks for monitoring.
-        enabled: bool = false, later("monitoring");
-        /// Where metrics go.
+        /// Exports metrics while the run works and when it ends, and records what `forgelm monitor`
+        /// compares fresh rows with.
+        enabled: bool = false;
+        /// Where metrics go. For Prometheus: an address that takes pushed text, if any.
         endpoint: String = String::new();
-        /// The environment variable that holds the endpoint.
+        /// The environment variable that holds the endpoint; where it is set, it comes before `endpoint`.
         endpoint_env: Option<String> = None, text(NOT_BLANK);
-        /// The format of metrics.
+        /// The format of metrics. Prometheus: also the file `metrics.prom` of the run.
         metrics_export: MetricsExport = MetricsExport::None;
-        /// Alerts when answers drift.
+        /// With Prometheus: `HOST:PORT` of a page, `/metrics`, that can be read while the run works.
+        listen: Option<String> = None, ours(), text(NOT_BLANK);
+        /// The environment variable that holds Datadog's API key.
+        api_key_env: Option<String> = None, ours(), text(NOT_BLANK);
+        /// Seconds that sending may take, from the look-up of the name to the answer.
+        timeout: u64 = 10, ours(), min(1.0), max(300.0);
+        /// Allows loopback, private and shared addresses; link-local ones stay refused.
+        allow_private_destinations: bool = false, ours();
+        /// A PEM file of certificates to trust in place of the public authorities.
+        tls_ca_bundle: Option<String> = None, ours(), text(NOT_BLANK);
+        /// `forgelm monitor` tells the webhook when fresh rows are scored otherwise than held-out ones.
         alert_on_drift: bool = true;
-        /// Hours between checks.
+        /// The confidence of the interval that `forgelm monitor` shows and judges by.
+        confidence: f64 = 0.99, ours(), min(0.5), max(0.999_999);
+        /// Hours between the checks of `forgelm monitor`.
         check_interval_hours: u64 = 24, min(1.0), max(1_000_000.0);
     }
 }

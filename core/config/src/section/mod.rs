@@ -37,4 +37,4 @@ pub use training::{
     ComputeDtype, GaloreOptim, GaloreProjType, LrSchedulerType, Optim, ReportTo, TrainerType,
     Training,
 };
-pub use webhook::Webhook;
+pub use webhook::{Webhook, WebhookFormat};

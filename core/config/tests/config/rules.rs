@@ -81,6 +81,10 @@ fn combinations_that_are_refused() {
             "synthetic: {teacher_revision: main}\n",
             "pins a local teacher and `synthetic.teacher_backend` is `api`",
         ),
+        (
+            "monitoring: {enabled: true, metrics_export: custom_webhook}\n",
+            "`monitoring.metrics_export` is `custom_webhook`, and there is no `monitoring.endpoint`",
+        ),
         ("synthetic: {enabled: true, teacher_model: t}\n", "there are no prompts"),
         ("synthetic: {enabled: true, seed_file: f}\n", "`synthetic.teacher_model` is empty"),
         (
@@ -134,7 +138,7 @@ fn combinations_that_are_refused() {
         ),
         ("training: {final_model_dir: ../x}\n", "expected text (a relative path without `..`)"),
     ];
-    assert_eq!(cases.len(), 40);
+    assert_eq!(cases.len(), 41);
     for (more, words) in cases {
         let message = only(&file(more));
         assert!(message.contains(words), "{more}\n{message}");
@@ -213,13 +217,33 @@ fn combinations_that_are_warned_about() {
             "merge: {enabled: true, dare_seed: 7, models: [{path: a}, {path: b}]}\nplugins: {merge_method: m}\n",
             "`merge.dare_seed` has no effect: `plugins.merge_method` names the method",
         ),
+        (
+            "monitoring: {enabled: true, endpoint: \"https://example.org\"}\n",
+            "`monitoring.endpoint` has no effect: `monitoring.metrics_export` is `none`",
+        ),
+        (
+            "monitoring: {enabled: true, listen: \"127.0.0.1:9\"}\n",
+            "`monitoring.listen` has no effect: `monitoring.metrics_export` is not `prometheus`",
+        ),
+        (
+            "monitoring: {enabled: true, metrics_export: prometheus, api_key_env: K}\n",
+            "`monitoring.api_key_env` has no effect",
+        ),
+        (
+            "monitoring: {enabled: true, metrics_export: datadog, endpoint: a, endpoint_env: K}\n",
+            "`monitoring.endpoint` and `monitoring.endpoint_env` are both set",
+        ),
         ("webhook: {timeout: 0}\n", "`webhook.timeout` is 0; 1 second is used"),
+        (
+            "webhook: {url: \"https://example.org\", url_env: HOOK}\n",
+            "`webhook.url` and `webhook.url_env` are both set; the variable counts where it is set",
+        ),
         (
             "compliance: {risk_classification: limited-risk}\nrisk_assessment: {risk_category: unknown}\n",
             "the stricter one governs",
         ),
     ];
-    assert_eq!(cases.len(), 25);
+    assert_eq!(cases.len(), 30);
     for (more, words) in cases {
         let found = warnings(&file(more));
         assert_eq!(found.len(), 1, "{more}\n{found:#?}");

@@ -163,6 +163,40 @@ events! {
         /// Base64 signature.
         sig: String,
     }
+    /// `monitoring.check_completed`: fresh rows were compared with the held-out ones.
+    MonitoringCheckCompleted = "monitoring.check_completed" {
+        /// `drift`, `no_drift` or `too_few_rows`.
+        verdict: String,
+        /// Held-out rows of the run.
+        baseline_rows: u64,
+        /// The mean of their losses.
+        baseline_mean: f64,
+        /// Fresh rows.
+        fresh_rows: u64,
+        /// The mean of their losses.
+        fresh_mean: f64,
+        /// Fresh mean less baseline mean.
+        difference: f64,
+        /// Lower bound of the difference.
+        interval_low: Option<f64>,
+        /// Upper bound of the difference.
+        interval_high: Option<f64>,
+        /// Of the interval.
+        confidence: f64,
+        /// SHA-256 over the digests of the files of fresh rows.
+        data_sha256: String,
+    }
+    /// `webhook.delivery_failed`: a notice did not arrive.
+    WebhookDeliveryFailed = "webhook.delivery_failed" {
+        /// The event that it was about.
+        notice: String,
+        /// Scheme and host of the receiver.
+        destination: String,
+        /// Times that it was tried.
+        tries: u64,
+        /// Why it did not arrive.
+        reason: String,
+    }
     /// `audit.recovered`: a torn last line was cut off; the bytes are kept.
     AuditRecovered = "audit.recovered" {
         /// How many bytes were torn.

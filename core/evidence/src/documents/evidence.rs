@@ -44,6 +44,8 @@ pub struct Evidence {
     pub risk_assessment: Option<Map<String, Value>>,
     /// The `monitoring` object, if enabled.
     pub monitoring: Option<Map<String, Value>>,
+    /// What `forgelm monitor` compares with, if it was measured.
+    pub monitoring_baseline: Option<Value>,
     /// The webhook section without its `url`, if configured.
     pub webhook_config: Option<Map<String, Value>>,
     /// Time, memory and devices, if collected.
@@ -329,6 +331,7 @@ pub(crate) mod tests {
                 json!({"intended_use": "support", "risk_category": "limited-risk"}),
             )),
             monitoring: None,
+            monitoring_baseline: None,
             webhook_config: None,
             resource_usage: Some(map(json!({"training_duration_seconds": 3600.0}))),
             outcome: Outcome::Promoted,

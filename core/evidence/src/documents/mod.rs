@@ -18,5 +18,8 @@ pub use report::{
     compliance_report, data_provenance, risk_assessment, training_manifest, training_manifest_yaml,
 };
 
+/// The document of the losses that later ones are compared with.
+pub const MONITORING_BASELINE: &str = "monitoring_baseline.json";
+
 /// Schema version in documents that carry one.
 pub const SCHEMA_VERSION: u64 = 1;

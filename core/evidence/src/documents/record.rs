@@ -3,6 +3,7 @@
 use forgelm_artifact::json;
 use serde_json::{Map, Value, json};
 
+use super::MONITORING_BASELINE;
 use super::card;
 use super::derived::Derived;
 use super::evidence::{Builder, Evidence, RevisionRecord};
@@ -140,6 +141,7 @@ impl Record<'_> {
                 ("training_manifest.json", json(training_manifest(evidence))),
                 ("data_provenance.json", json(data_provenance(evidence))),
                 ("risk_assessment.json", risk_assessment(evidence).and_then(json)),
+                (MONITORING_BASELINE, evidence.monitoring_baseline.clone().and_then(json)),
             ],
             Self::Merge(evidence) => vec![("merge_manifest.json", json(merge_manifest(evidence)))],
             Self::Quantization(evidence) => {

@@ -125,9 +125,12 @@ pub trait SignElsewhere: Send + Sync {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String>;
 }
 
-/// An Ed25519 private key: here, in memory that is overwritten when it is dropped, or elsewhere.
+/// An Ed25519 private key: elsewhere, or here, in memory that is overwritten when it is dropped, as is
+/// that of each copy.
+#[derive(Clone)]
 pub struct SigningKey(Place);
 
+#[derive(Clone)]
 enum Place {
     Here(ed25519_dalek::SigningKey),
     Elsewhere { public: PublicKey, signs: Arc<dyn SignElsewhere> },

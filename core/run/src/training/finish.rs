@@ -105,7 +105,7 @@ impl Job<'_> {
     }
 
     /// The checkpoint of the last step is there; the weights in memory may be those of a better one.
-    fn interrupt_after_steps(
+    pub(super) fn interrupt_after_steps(
         &self,
         session: &Session<'_>,
         audit: &mut AuditLog,

@@ -1,6 +1,7 @@
 //! A run from its first event to its documents.
 
 use super::Outcome;
+use super::baseline::Measured;
 use super::finish::Judged;
 use super::ledger::{LEDGER_FILE, Ledger};
 use super::room::Try;
@@ -158,6 +159,7 @@ impl Job<'_> {
             );
             self.observer.observe(&Event::Warning(text));
         }
+        self.tell_missing_baseline();
         audit.append(&AuditEvent::TrainingStarted {})?;
         if n_steps_done == 0 {
             self.sample(When::Before, Some(session.adapter()))?;
@@ -182,6 +184,10 @@ impl Job<'_> {
             Judged::Completely(evaluated) => evaluated,
             Judged::Interrupted(outcome) => return Ok(outcome),
         };
+        let baseline = match self.baseline(&mut session, audit)? {
+            Measured::Document(baseline) => baseline,
+            Measured::Interrupted(outcome) => return Ok(outcome),
+        };
         let dossier = Dossier {
             plan: self.plan,
             env: self.env,
@@ -200,6 +206,7 @@ impl Job<'_> {
             template_now: self.template_now,
             plugins: &self.used,
             evaluated: &evaluated,
+            baseline,
         };
         let completed = dossier.write(key.as_ref(), audit)?;
         Ok(Outcome::Completed(completed))

@@ -1,0 +1,20 @@
+//! What a run says to the world outside: notices to a webhook, metrics to a monitor. Everything
+//! that a config can make the program connect to goes through [`guard::Guard`].
+//!
+//! It refuses to know runs, models and signing keys: payloads are made from plain values, and what
+//! signs is passed in. It refuses to fail: an error is told, and whoever sends goes on.
+//!
+//! Start reading at [`guard`], then [`courier`]; [`notice`] is what is said.
+
+pub mod address;
+pub mod courier;
+pub mod destination;
+pub mod guard;
+pub mod listen;
+pub mod metrics;
+pub mod notice;
+pub mod redact;
+mod resolve;
+pub mod signed;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+//! The client against real servers on this machine.
+
+#![expect(clippy::disallowed_methods, reason = "a test measures time")]
+
+mod courier;
+mod guard;
+pub(crate) mod server;
