@@ -1,5 +1,8 @@
 //! The command line, as data. What each flag does is in `core/run` or in the command's file.
 
+mod annex_iv;
+
+pub use annex_iv::VerifyAnnexIvArgs;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use forgelm_artifact::UtcTime;
 use std::path::PathBuf;
@@ -92,7 +95,7 @@ pub struct RunFlags {
     /// Run the `synthetic` section (not available yet).
     #[arg(long, group = "mode")]
     pub generate_data: bool,
-    /// Write compliance documents without training (not available yet).
+    /// Write the documents that the config alone gives, marked as not of a run; nothing is trained.
     #[arg(long, group = "mode", value_name = "DIR")]
     pub compliance_export: Option<PathBuf>,
     /// Continue from a checkpoint: the newest good one, or this folder.
@@ -104,6 +107,9 @@ pub struct RunFlags {
     /// No network: everything must be local or cached.
     #[arg(long)]
     pub offline: bool,
+    /// Refuse to start while a point of the technical documentation would say `not provided`.
+    #[arg(long)]
+    pub strict_compliance: bool,
     /// Build a config by questions (not available yet).
     #[arg(long)]
     pub wizard: bool,
@@ -133,7 +139,6 @@ impl RunFlags {
         let given = [
             (self.benchmark_only.is_some(), "--benchmark-only"),
             (self.generate_data, "--generate-data"),
-            (self.compliance_export.is_some(), "--compliance-export"),
             (self.wizard, "--wizard"),
             (self.stage.is_some(), "--stage"),
             (self.resume_from.is_some(), "--resume-from"),
@@ -186,6 +191,8 @@ pub enum Command {
     VerifySignature(VerifySignatureArgs),
     /// Check everything that a run signed
     VerifyBundle(VerifyBundleArgs),
+    /// Check the technical documentation of a run, point by point of Annex IV
+    VerifyAnnexIv(VerifyAnnexIvArgs),
 }
 
 /// `forgelm config …`.

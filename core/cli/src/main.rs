@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         Some(Command::VerifyIntegrity(args)) => command::verify::integrity(args, &mut context),
         Some(Command::VerifySignature(args)) => command::verify::signature(args, &mut context),
         Some(Command::VerifyBundle(args)) => command::verify::bundle(args, &mut context),
+        Some(Command::VerifyAnnexIv(args)) => command::compliance::verify(args, &mut context),
     };
     ExitCode::from(exit.code())
 }

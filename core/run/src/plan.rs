@@ -59,10 +59,14 @@ impl Plan {
         if !errors.is_empty() {
             return Err(RunError::Config(errors));
         }
+        Self::of(run, warnings.into_iter().chain(notes).collect())
+    }
+
+    /// What follows from a config that was read and checked.
+    pub(crate) fn of(run: Run, warnings: Vec<Diagnostic>) -> Result<Self, RunError> {
         let source = Source::parse(&run.model.name_or_path)?;
         let output = OutputDir::new(&run.training.output_dir, &run.training.final_model_dir);
         let config_hash = config_hash(&run);
-        let warnings = warnings.into_iter().chain(notes).collect();
         Ok(Self { run, warnings, config_hash, source, output })
     }
 

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod chat;
+pub mod compliance;
 pub mod config;
 pub mod data;
 pub mod keygen;

@@ -96,7 +96,7 @@ pub fn bundle(args: &VerifyBundleArgs, context: &mut Context) -> Exit {
 }
 
 /// Shows a verdict: accepted on standard output, everything else on standard error.
-fn verdict(class: Class, lines: &[String], json: &Value, context: &mut Context) -> Exit {
+pub(super) fn verdict(class: Class, lines: &[String], json: &Value, context: &mut Context) -> Exit {
     let text = lines.join("\n");
     if class == Class::Accepted || context.is_json() {
         context.result(&text, json);
@@ -119,7 +119,7 @@ fn names_keys(trust: &TrustArgs) -> bool {
 
 /// The keys that are trusted: those named, else those of the environment, else this user's own
 /// key, made on first use.
-fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys, String> {
+pub(super) fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys, String> {
     let mut keys = if !trust.key.is_empty() {
         TrustedKeys::of_key_files(&trust.key).map_err(|error| error.to_string())?
     } else if let Some(store) = &trust.trusted_keys {

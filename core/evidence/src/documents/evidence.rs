@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use forgelm_artifact::UtcTime;
 use serde_json::{Map, Value, json};
 
+use super::facts::TechnicalFacts;
 use crate::BUILDER_NAME;
 
 /// Everything the documents of one run are made from.
@@ -54,6 +55,8 @@ pub struct Evidence {
     pub gates: Vec<Gate>,
     /// Plugins that took part: name, file digest and more, as the run recorded them.
     pub plugins: Vec<Value>,
+    /// What the technical documentation says beside all this.
+    pub technical: TechnicalFacts,
 }
 
 /// What built the program.
@@ -245,7 +248,7 @@ pub(crate) mod tests {
 
     use super::{
         Builder, DataProvenance, DatasetFingerprint, Evidence, Gate, ModelLineage, Outcome,
-        RevisionRecord, TrainingParameters, adapter_method,
+        RevisionRecord, TechnicalFacts, TrainingParameters, adapter_method,
     };
 
     fn map(value: Value) -> Map<String, Value> {
@@ -332,6 +335,7 @@ pub(crate) mod tests {
             outcome: Outcome::Promoted,
             gates: vec![Gate { gate: "loss".to_owned(), passed: true, reason: None }],
             plugins: vec![],
+            technical: TechnicalFacts::default(),
         }
     }
 

@@ -5,6 +5,7 @@ use super::finish::Judged;
 use super::room::Try;
 use super::tokenized::TokenizedData;
 use super::watch::Watch;
+use crate::compliance::{NamedFiles, Strictness};
 use crate::cost::{EnergyMeter, Usage, seconds_between};
 use crate::data::Sources;
 use crate::dossier::{self, Dossier};
@@ -65,6 +66,12 @@ pub(super) struct Job<'a> {
     pub(super) watch: Watch,
     /// What the objective measured in the last step.
     pub(super) measured: BTreeMap<String, f64>,
+    /// The files that the config names as answers.
+    pub(super) named: NamedFiles,
+    /// What the objective is, in words.
+    pub(super) objective: String,
+    /// Whether points of the documentation may stay open.
+    pub(super) strictness: Strictness,
 }
 
 impl Job<'_> {
@@ -181,8 +188,11 @@ impl Job<'_> {
             template_now: self.template_now,
             plugins: &self.used,
             evaluated: &evaluated,
+            named: &self.named,
+            objective: &self.objective,
+            strictness: self.strictness,
         };
-        let completed = dossier.write(key.as_ref(), audit)?;
+        let completed = dossier.write(key.as_ref(), audit, self.observer)?;
         Ok(Outcome::Completed(completed))
     }
 
