@@ -13,6 +13,7 @@
 
 mod audit;
 mod chat;
+mod compliance;
 mod config;
 mod data;
 mod evaluators;
