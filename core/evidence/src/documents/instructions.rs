@@ -47,7 +47,7 @@ pub fn deployer_instructions(evidence: &Evidence, shown_model: &str) -> String {
         escaped(&evidence.forgelm_version),
         escaped(&evidence.config_hash),
         escaped(&evidence.generated_at.to_string()),
-        sections.join("\n"),
+        sections.each_ref().map(|section| section.trim_end()).join("\n\n") + "\n",
     )
 }
 
