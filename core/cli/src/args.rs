@@ -108,7 +108,7 @@ pub struct RunFlags {
     #[arg(long)]
     pub offline: bool,
     /// Refuse to start while a point of the technical documentation would say `not provided`.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["fit_check", "merge"])]
     pub strict_compliance: bool,
     /// Build a config by questions (not available yet).
     #[arg(long)]

@@ -295,3 +295,55 @@ fn the_manifest_before_is_used_only_as_it_was_written() {
     assert_eq!(read_previous(&path, &keys()).unwrap_err().class, Class::NotCompared);
     assert_eq!(read_previous(dir.path(), &keys()).unwrap_err().class, Class::NotCompared);
 }
+
+/// Every byte of the document matters, and every byte of its signature.
+#[test]
+fn one_flipped_byte_is_never_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = run(dir.path(), &complete());
+    let mut n_tried = 0;
+    for file in [path.clone(), path.with_file_name("annex_iv_metadata.json.dsse.json")] {
+        let good = fs::read(&file).unwrap();
+        for at in (0..good.len()).step_by(good.len() / 150) {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            forgelm_artifact::write::atomic(&file, &bad).unwrap();
+            assert_ne!(verify_annex_iv(&path, &options()).class, Class::Accepted, "byte {at}");
+            n_tried += 1;
+        }
+        forgelm_artifact::write::atomic(&file, &good).unwrap();
+    }
+    assert!(n_tried >= 300);
+    assert_eq!(verify_annex_iv(&path, &options()).class, Class::Accepted);
+}
+
+/// What stands where something else is expected is refused or counted as nothing, and never a panic.
+#[test]
+fn members_of_any_other_type_are_no_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = run(dir.path(), &complete());
+    let document: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let others = [
+        json!(null),
+        json!(true),
+        json!(0),
+        json!(""),
+        json!([]),
+        json!({}),
+        json!([[]]),
+        json!({"": null}),
+    ];
+    for key in document.as_object().unwrap().keys() {
+        for other in &others {
+            let mut changed = document.clone();
+            changed[key] = other.clone();
+            if changed == document {
+                continue;
+            }
+            let report = alone(&changed);
+            assert_ne!(report.class, Class::Accepted, "{key}: {other}");
+            assert!(report.to_lines()[0].starts_with("FAIL: "), "{key}: {other}");
+            assert_eq!(report.to_json()["success"], false);
+        }
+    }
+}
