@@ -150,6 +150,18 @@ fn strict_compliance_refuses_before_anything_is_written_and_names_every_key() {
         assert!(!ran.stderr.contains("1(f)"), "{}", ran.stderr);
         assert!(!workplace.path("out").exists() && !workplace.path("home/.config").exists());
     }
+    let json = ["--config", "run.yaml", "--strict-compliance", "--output-format", "json"];
+    let result = workplace.forgelm(&json).expect_code(1).json();
+    assert_eq!(result["success"], false);
+    let open = result["open_points"].as_array().unwrap();
+    assert_eq!(open.len(), 19);
+    assert_eq!(
+        (&open[1]["point"], &open[1]["keys"]),
+        (&json!("1(b)"), &json!(["compliance.annex_iv.interactions"]))
+    );
+    for flag in ["--merge", "--fit-check"] {
+        workplace.forgelm(&["--config", "run.yaml", "--strict-compliance", flag]).expect_code(2);
+    }
     // Without the flag the run goes, and its document says what is open.
     workplace.run();
     let annex = document(&workplace, ANNEX);
@@ -588,6 +600,8 @@ fn the_second_version_says_what_changed_since_the_first() {
         "    declaration_of_conformity:",
         "    declaration_of_conformity_file: declaration.txt\n    declaration_of_conformity:",
     );
+    let plan = workplace.forgelm(&["--config", "run.yaml", "--dry-run"]).expect_code(0).stdout;
+    assert!(plan.contains(ANNEX) && plan.contains("declaration.txt"), "{plan}");
     workplace.run();
     let annex = document(&workplace, "out2/compliance/annex_iv_metadata.json");
     let point = &annex["points"]["6"];

@@ -241,7 +241,19 @@ impl Plan {
             false => name.clone(),
         });
         let plugins = self.run.plugins.iter().flat_map(|plugins| plugins.paths.iter().cloned());
-        std::iter::once(model).chain(data).chain(plugins).collect()
+        std::iter::once(model).chain(data).chain(plugins).chain(self.named_files()).collect()
+    }
+
+    /// Files that the config names as answers to Annex IV.
+    fn named_files(&self) -> impl Iterator<Item = String> {
+        let section = self.run.compliance.as_ref();
+        let annex = section.and_then(|section| section.annex_iv.as_ref());
+        let named = [
+            section.and_then(|section| section.previous_manifest.clone()),
+            annex.and_then(|annex| annex.declaration_of_conformity_file.clone()),
+            annex.and_then(|annex| annex.post_market_plan_file.clone()),
+        ];
+        named.into_iter().flatten()
     }
 
     /// The trainer: that of a library, else the one of `training.trainer_type`.

@@ -4,12 +4,13 @@ use super::Context;
 use super::verify::{trusted_keys, verdict};
 use crate::args::{LogLevel, RunFlags, VerifyAnnexIvArgs};
 use forgelm_evidence::annex_iv::{AnnexIvOptions, verify_annex_iv};
+use forgelm_evidence::documents::annex_iv::OpenPoint;
 use forgelm_evidence::dsse::verify::SignatureState;
 use forgelm_run::compliance::{self, export::export};
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use forgelm_run::plan::Plan;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// Checks one technical documentation.
@@ -38,6 +39,14 @@ pub fn verify(args: &VerifyAnnexIvArgs, context: &mut Context) -> Exit {
     verdict(report.class, &report.to_lines(), &report.to_json(), context)
 }
 
+/// Prints why a run was refused; with JSON, open points are members of their own.
+pub fn failed(error: &RunError, context: &mut Context) -> Exit {
+    let RunError::OpenPoints { points, .. } = error else { return context.failed(error) };
+    let row = |open: &OpenPoint| json!({"point": open.point, "requirement": open.requirement, "keys": open.keys});
+    let points: Vec<Value> = points.iter().map(row).collect();
+    context.refused_with(error.exit(), &error.chain(), &json!({"open_points": points}))
+}
+
 /// Writes the documents of a config that was not run.
 pub fn export_documents(plan: &Plan, flags: &RunFlags, dir: &Path, context: &mut Context) -> Exit {
     let env = context.environment();
@@ -56,6 +65,6 @@ pub fn export_documents(plan: &Plan, flags: &RunFlags, dir: &Path, context: &mut
             context.result(&text, &json!({"success": true, "files": paths, "output_dir": dir}));
             Exit::Success
         }
-        Err(error) => context.failed(&error),
+        Err(error) => failed(&error, context),
     }
 }

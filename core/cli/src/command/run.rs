@@ -1,6 +1,6 @@
 //! `forgelm --config FILE`: the main job, and its dry run.
 
-use super::compliance::export_documents;
+use super::compliance::{export_documents, failed};
 use super::{Context, merge};
 use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
@@ -38,7 +38,7 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
     };
     if flags.dry_run {
         if let Err(error) = compliance::check(&plan, flags.strict_compliance) {
-            return context.failed(&error);
+            return failed(&error, context);
         }
         let warnings = plan.warnings.iter().map(|warning| format!("{warning}\n"));
         let text = warnings.collect::<String>() + &plan.to_text();
@@ -67,7 +67,7 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
     }
     match execute(&plan, flags, context) {
         Ok(outcome) => finished(&plan, flags, &outcome, context),
-        Err(error) => context.failed(&error),
+        Err(error) => failed(&error, context),
     }
 }
 

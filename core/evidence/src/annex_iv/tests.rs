@@ -61,6 +61,10 @@ fn a_fresh_run_is_accepted_and_each_point_has_its_verdict() {
     assert!(report.n_points(PointVerdict::Evidence) >= 7, "{:?}", report.points);
     assert_eq!(report.hash_actual, report.hash_expected);
     assert_eq!(report.signature.as_ref().unwrap().state, SignatureState::Valid);
+    let envelope = fs::read(path.with_file_name("annex_iv_metadata.json.dsse.json")).unwrap();
+    let payload = crate::dsse::Envelope::parse(&envelope).unwrap().payload;
+    let statement: Value = serde_json::from_slice(&payload).unwrap();
+    assert_eq!(statement["predicate"]["manifest_hash"], json!(report.hash_actual));
     let json = report.to_json();
     assert_eq!(json["success"], true);
     assert_eq!(json["points"]["1(b)"], "statement");

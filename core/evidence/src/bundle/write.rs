@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use forgelm_artifact::Clock;
 use forgelm_artifact::open::OpenError;
 use forgelm_artifact::write::{self, WriteError};
+use serde_json::Value;
 
 use super::{ATTESTATION, COMPLIANCE_DIR, PUBLIC_KEY, ROOT};
 use crate::audit::GENESIS_FILE;
@@ -21,7 +22,7 @@ use crate::audit::verify::AuditRejection;
 use crate::checkpoint::write_checkpoint;
 use crate::digest::{root_digest, sha256_hex};
 use crate::documents::INSTRUCTIONS_FILE;
-use crate::documents::annex_iv::Surroundings;
+use crate::documents::annex_iv::{ANNEX_IV, Surroundings};
 use crate::documents::facts::Governance;
 use crate::documents::governance::GOVERNANCE_REPORT;
 use crate::documents::predicate::{RunClaims, manifest_predicate, run_predicate};
@@ -31,6 +32,7 @@ use crate::dsse::{Envelope, SUFFIX};
 use crate::files::{self, EntryKind, FileDigest};
 use crate::integrity::{EXCLUDED, INTEGRITY_FILE, IntegrityError, write_model_integrity};
 use crate::keys::RunSigner;
+use crate::strict_json::{DOCUMENT_LIMITS, parse};
 use crate::text::canonical_json;
 
 /// File name of the model card inside the model folder.
@@ -311,13 +313,24 @@ fn sign_documents(
         let FileDigest { sha256, .. } = digest(request.out_dir, name)?;
         let file = name.rsplit('/').next().unwrap_or(name);
         let kind = file.split('.').next().unwrap_or(file);
-        let predicate = manifest_predicate(&request.record, signer, signed_at, kind);
+        let mut predicate = manifest_predicate(&request.record, signer, signed_at, kind);
+        if file == ANNEX_IV
+            && let Some(hash) = own_hash(&request.out_dir.join(name))
+        {
+            predicate["manifest_hash"] = hash;
+        }
         let subject = Subject { name: name.clone(), sha256 };
         let statement = Statement::new(vec![subject], PredicateType::ComplianceManifest, predicate);
         let envelope = Envelope::sign(statement.to_bytes(), &signer.key);
         write::atomic(&request.out_dir.join(format!("{name}{SUFFIX}")), &envelope.to_bytes())?;
     }
     Ok(())
+}
+
+/// The `metadata.manifest_hash` of a document that was just written.
+fn own_hash(path: &Path) -> Option<Value> {
+    let bytes = files::read_bounded(path, DOCUMENT_LIMITS.size_bytes).ok()??;
+    parse(&bytes, DOCUMENT_LIMITS).ok()?.pointer("/metadata/manifest_hash").cloned()
 }
 
 /// Who signs, and when.
