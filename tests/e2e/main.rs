@@ -14,6 +14,7 @@
 mod audit;
 mod bundle;
 mod chat;
+mod compliance;
 mod config;
 mod data;
 mod evaluators;

@@ -1,17 +1,17 @@
 //! The command line, as data. What each flag does is in `core/run` or in the command's file.
 
+mod annex_iv;
 pub mod bundle;
+mod monitor;
 pub mod reproduce;
 
+pub use annex_iv::VerifyAnnexIvArgs;
 use bundle::BundleArgs;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use forgelm_artifact::UtcTime;
+pub use monitor::MonitorArgs;
 use reproduce::ReproduceArgs;
 use std::path::PathBuf;
-
-mod monitor;
-
-pub use monitor::MonitorArgs;
 
 /// Fine-tune a language model from one YAML file, and leave evidence that a stranger can verify.
 #[derive(Debug, Parser)]
@@ -101,7 +101,7 @@ pub struct RunFlags {
     /// Run the `synthetic` section (not available yet).
     #[arg(long, group = "mode")]
     pub generate_data: bool,
-    /// Write compliance documents without training (not available yet).
+    /// Write the documents that the config alone gives, marked as not of a run; nothing is trained.
     #[arg(long, group = "mode", value_name = "DIR")]
     pub compliance_export: Option<PathBuf>,
     /// Continue from a checkpoint: the newest good one, or this folder.
@@ -113,6 +113,9 @@ pub struct RunFlags {
     /// No network: everything must be local or cached.
     #[arg(long)]
     pub offline: bool,
+    /// Refuse to start while a point of the technical documentation would say `not provided`.
+    #[arg(long, conflicts_with_all = ["fit_check", "merge"])]
+    pub strict_compliance: bool,
     /// Build a config by questions (not available yet).
     #[arg(long)]
     pub wizard: bool,
@@ -142,7 +145,6 @@ impl RunFlags {
         let given = [
             (self.benchmark_only.is_some(), "--benchmark-only"),
             (self.generate_data, "--generate-data"),
-            (self.compliance_export.is_some(), "--compliance-export"),
             (self.wizard, "--wizard"),
             (self.stage.is_some(), "--stage"),
             (self.resume_from.is_some(), "--resume-from"),
@@ -201,6 +203,8 @@ pub enum Command {
     Bundle(BundleArgs),
     /// Make a finished run again, or some of its steps, and compare: the same bits, or exit 6
     Reproduce(ReproduceArgs),
+    /// Check the technical documentation of a run, point by point of Annex IV
+    VerifyAnnexIv(VerifyAnnexIvArgs),
 }
 
 /// `forgelm config …`.

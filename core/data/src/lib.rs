@@ -43,6 +43,7 @@ mod render;
 mod sequences;
 mod source;
 mod split;
+mod splits;
 mod store;
 
 pub use forgelm_sdk::trainer::Role;
@@ -68,4 +69,5 @@ pub use record::{Content, Layout, Record, RecordKind};
 pub use render::{RenderError, RenderSettings, Rendered, Renderer, Sequence, TokenStatistics};
 pub use sequences::Sequences;
 pub use split::{SPLIT_SEED, Split, split};
+pub use splits::{SplitSheet, describe_splits};
 pub use store::{StoreError, TokenStore};

@@ -7,6 +7,8 @@
 //! - [`model`]: signatures of model folders;
 //! - [`sign`]: signatures of files that are there already;
 //! - [`integrity`]: `model_integrity.json`, the digests of a model folder;
+//! - [`manifest_hash`]: the digest of a manifest within itself;
+//! - [`annex_iv`]: the verifier of `annex_iv_metadata.json`;
 //! - [`documents`]: one plain [`documents::Evidence`] and the documents made from it;
 //! - [`bundle`]: writing and signing all of that in order, and verifying it again.
 //!
@@ -20,6 +22,7 @@
 //!
 //! Start reading at [`bundle::write::write_bundle`] and [`bundle::verify::verify_bundle`].
 
+pub mod annex_iv;
 pub mod audit;
 pub mod bundle;
 pub mod checkpoint;
@@ -31,6 +34,7 @@ mod files;
 pub mod integrity;
 pub mod keys;
 pub mod library;
+pub mod manifest_hash;
 pub mod model;
 mod secret;
 pub mod sign;

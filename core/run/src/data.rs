@@ -76,6 +76,25 @@ fn find_unchecked(
     Ok(sources)
 }
 
+/// The data sets of a plan as far as they lie on this machine; one of a hub has no files. Nothing is
+/// fetched.
+///
+/// # Errors
+/// If one cannot be found.
+pub(crate) fn find_local(plan: &Plan) -> Result<Sources, RunError> {
+    let data = &plan.run.data;
+    let extras = data.extra_datasets.iter().flatten();
+    let mut sources = Sources { files: Vec::new(), revisions: Vec::new() };
+    for name in std::iter::once(&data.dataset_name_or_path).chain(extras) {
+        sources.files.push(match is_hub_id(name) {
+            true => SourceFiles { name: name.clone(), ..SourceFiles::default() },
+            false => find_files(name, Path::new(name))?,
+        });
+        sources.revisions.push(None);
+    }
+    Ok(sources)
+}
+
 /// How a plan renders rows.
 fn render_settings(plan: &Plan, template_now: i64) -> RenderSettings {
     let run = &plan.run;

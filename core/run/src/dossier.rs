@@ -1,6 +1,7 @@
 //! The evidence of a run: who ran it, what signs it, and the plain record from which all documents
 //! are made.
 
+use crate::compliance::{NamedFiles, Strictness, facts, governance};
 use crate::cost::{self, Usage};
 use crate::data::Sources;
 use crate::environment::{Environment, SigningProgram};
@@ -19,7 +20,8 @@ use crate::training::Completed;
 use crate::training::ledger::LEDGER_FILE;
 use forgelm_artifact::UtcTime;
 use forgelm_config::{
-    QuantType, RequireProvisioned, RiskTier, Secret, TargetModules, published_json, resolved_json,
+    Lora, Model, QuantType, RequireProvisioned, RiskTier, Secret, TargetModules, published_json,
+    resolved_json,
 };
 use forgelm_data::{Prepared, fingerprint};
 use forgelm_evidence::audit::LOG_FILE;
@@ -27,11 +29,12 @@ use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_evidence::audit::operator::{OperatorCandidates, resolve_operator};
 use forgelm_evidence::bundle::ATTESTATION;
-use forgelm_evidence::bundle::write::{BundleRequest, ModelPlace, write_bundle};
+use forgelm_evidence::bundle::write::{BundleRequest, ModelPlace, try_write_bundle, write_bundle};
 use forgelm_evidence::documents::evidence::{
     self, Builder, ComponentRevision, DataProvenance, DatasetFingerprint, Evidence, ModelLineage,
     TrainingParameters, adapter_method,
 };
+use forgelm_evidence::documents::facts::{Governance, TechnicalFacts};
 use forgelm_evidence::documents::record::Record;
 use forgelm_evidence::keys::lookup::{FoundKey, KeyCandidates, find_signing_key};
 use forgelm_evidence::keys::p256::P256Key;
@@ -236,6 +239,26 @@ pub fn last_keyid(run_dir: &Path) -> Option<String> {
     loaded["keyid"].as_str().map(str::to_owned)
 }
 
+/// A method of adapters, in words.
+pub(crate) fn lora_method(lora: &Lora) -> String {
+    let name = match (lora.is_pissa(), lora.is_rslora()) {
+        (false, false) => "LoRA",
+        (false, true) => "rsLoRA",
+        (true, false) => "PiSSA",
+        (true, true) => "PiSSA + rsLoRA",
+    };
+    adapter_method(name, lora.is_dora(), None, lora.r as u64)
+}
+
+/// The format of frozen weights, in words.
+pub(crate) fn quantization(model: &Model) -> &'static str {
+    match (model.load_in_4bit, model.bnb_4bit_quant_type) {
+        (false, _) => "none",
+        (true, QuantType::Nf4) => "4-bit NF4",
+        (true, QuantType::Fp4) => "4-bit FP4",
+    }
+}
+
 /// What a finished run knows of itself.
 pub(crate) struct Dossier<'a> {
     /// The config.
@@ -274,6 +297,12 @@ pub(crate) struct Dossier<'a> {
     pub evaluated: &'a [Evaluated],
     /// What later scores are compared with, if it was measured.
     pub baseline: Option<Value>,
+    /// The files that the config names as answers.
+    pub named: &'a NamedFiles,
+    /// What the objective is, in words.
+    pub objective: &'a str,
+    /// Whether points of the documentation may stay open.
+    pub strictness: Strictness,
 }
 
 impl Dossier<'_> {
@@ -285,13 +314,16 @@ impl Dossier<'_> {
         &self,
         key: Option<&FoundKey>,
         audit: &mut AuditLog,
+        observer: &mut dyn Observer,
     ) -> Result<Completed, RunError> {
         let resource_usage = self.resource_usage();
         let mut metrics = self.metrics();
         for (name, value) in &resource_usage {
             metrics.extend(value.as_f64().map(|number| (format!("resource/{name}"), number)));
         }
-        let evidence = self.evidence(&metrics, &resource_usage, audit.operator());
+        let mut evidence = self.evidence(&metrics, &resource_usage, audit.operator());
+        evidence.technical = facts::technical(self, key);
+        evidence.technical.governance = self.governance(evidence.generated_at, audit, observer)?;
         let output = &self.plan.output;
         let model_key = model_key(self.plan)?;
         let completed =
@@ -311,14 +343,46 @@ impl Dossier<'_> {
             model_key: model_key.as_ref(),
             final_events: &[completed],
         };
-        write_bundle(&request, audit, self.env.clock.as_ref())?;
+        let export_error = if self.strictness.is_strict() {
+            write_bundle(&request, audit, self.env.clock.as_ref())?;
+            None
+        } else {
+            let written = try_write_bundle(&request, audit, self.env.clock.as_ref())?;
+            written.err().map(|error| RunError::from(error).chain())
+        };
+        if let Some(error) = &export_error {
+            let text = format!("the model is there, and its evidence is not complete: {error}");
+            observer.observe(&Event::Warning(text));
+        }
         Ok(Completed {
+            export_error,
             run_id: self.run_id.to_owned(),
             config_hash: self.plan.config_hash.clone(),
             final_model: output.final_model().to_owned(),
             metrics,
             resource_usage: Value::Object(resource_usage),
         })
+    }
+
+    /// The governance report. Where it cannot be made the run says so, and a strict one ends.
+    fn governance(
+        &self,
+        now: UtcTime,
+        audit: &mut AuditLog,
+        observer: &mut dyn Observer,
+    ) -> Result<Governance, RunError> {
+        let found = governance::report(self, now);
+        if let Governance::Failed { reason } = &found {
+            if self.strictness.is_strict() {
+                let reason = reason.clone();
+                audit.append(&AuditEvent::ComplianceGovernanceFailed { reason: reason.clone() })?;
+                let final_model = self.plan.output.final_model().to_owned();
+                return Err(RunError::Governance { reason, final_model });
+            }
+            let text = format!("there is no data_governance_report.json: {reason}");
+            observer.observe(&Event::Warning(text));
+        }
+        Ok(found)
     }
 
     /// Final numbers, under the names that other trainers use.
@@ -402,6 +466,7 @@ impl Dossier<'_> {
             gates: Vec::new(),
             config: published_json(run),
             plugins: self.plugins.iter().map(Used::to_json).collect(),
+            technical: TechnicalFacts::default(),
         }
     }
 
@@ -425,11 +490,7 @@ impl Dossier<'_> {
                 .collect(),
             backend: "native".to_owned(),
             adapter_method: self.method(),
-            quantization: match (run.model.load_in_4bit, run.model.bnb_4bit_quant_type) {
-                (false, _) => "none".to_owned(),
-                (true, QuantType::Nf4) => "4-bit NF4".to_owned(),
-                (true, QuantType::Fp4) => "4-bit FP4".to_owned(),
-            },
+            quantization: quantization(&run.model).to_owned(),
             trust_remote_code: run.model.trust_remote_code,
         }
     }
@@ -507,13 +568,7 @@ impl Dossier<'_> {
         if !lora.enabled {
             return "full fine-tuning".to_owned();
         }
-        let name = match (lora.is_pissa(), lora.is_rslora()) {
-            (false, false) => "LoRA",
-            (false, true) => "rsLoRA",
-            (true, false) => "PiSSA",
-            (true, true) => "PiSSA + rsLoRA",
-        };
-        adapter_method(name, lora.is_dora(), None, lora.r as u64)
+        lora_method(lora)
     }
 
     /// What the tuned model's folder holds.

@@ -14,6 +14,7 @@ use forgelm_evidence::Class;
 use forgelm_evidence::audit::log::AuditError;
 use forgelm_evidence::audit::operator::NoOperator;
 use forgelm_evidence::bundle::write::BundleError;
+use forgelm_evidence::documents::annex_iv::OpenPoint;
 use forgelm_evidence::keys::KeyError;
 use forgelm_evidence::keys::store::KeyStoreError;
 use forgelm_evidence::keys::trust::TrustError;
@@ -501,6 +502,45 @@ pub enum RunError {
         /// As configured.
         name: String,
     },
+    /// Points of Annex IV that may not stay open.
+    #[error(
+        "{why}: {} points of the technical documentation would say \"not provided\"; nothing was \
+         started\n{}\n  hint: `not applicable: <reason>` is an answer; `forgelm config explain KEY` \
+         says what each key is for", .points.len(), open_points(.points)
+    )]
+    OpenPoints {
+        /// What asks for them.
+        why: String,
+        /// Each with the keys that answer it.
+        points: Vec<OpenPoint>,
+    },
+    /// A file that the config names as an answer cannot be used.
+    #[error("`{key}`: {}: {reason}\n  hint: {hint}", .path.display())]
+    NamedFile {
+        /// The key of the config.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// Which exit code this belongs to.
+        class: Class,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// Documents for a config that has nothing to put into them.
+    #[error(
+        "there is no `compliance` section: nothing to write documents from\n  hint: `forgelm config explain compliance` lists its keys"
+    )]
+    NoComplianceSection,
+    /// The governance report of a strict run could not be made.
+    #[error("data_governance_report.json: {reason}; the tuned model is in `{}`, without evidence", .final_model.display())]
+    Governance {
+        /// Why.
+        reason: String,
+        /// The tuned model.
+        final_model: PathBuf,
+    },
     /// A feature that is not built yet.
     #[error("not available yet: {0}")]
     NotAvailable(String),
@@ -513,6 +553,16 @@ fn numbers(min: usize, max: usize) -> String {
         _ if min == max => format!("exactly {min}"),
         _ => format!("{min} to {max}"),
     }
+}
+
+/// One line a point: what is asked, and the keys that answer it.
+fn open_points(points: &[OpenPoint]) -> String {
+    let line = |open: &OpenPoint| {
+        let keys: Vec<String> =
+            open.keys.iter().map(|key| format!("`{}`", key.replace(" or ", "` or `"))).collect();
+        format!("  {}: {}\n      write {}", open.point, open.requirement, keys.join(", "))
+    };
+    points.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 impl RunError {
@@ -552,6 +602,8 @@ impl RunError {
             | Self::RewardModel { .. }
             | Self::QuantizeInput { .. }
             | Self::NotReproducible(_)
+            | Self::OpenPoints { .. }
+            | Self::NoComplianceSection
             | Self::NotAvailable(_) => Exit::Config,
             Self::Diverged { .. } | Self::DivergedFile { .. } => Exit::Integrity,
             Self::Monitor(error) => error.exit(),
@@ -599,7 +651,7 @@ impl RunError {
             Self::Write(error)
             | Self::WholeModel(WholeModelError::Write(error))
             | Self::Sign(SignError::Write(error)) => error.class().into(),
-            Self::Signature { class, .. } => match class {
+            Self::Signature { class, .. } | Self::NamedFile { class, .. } => match class {
                 Class::Accepted => Exit::Success,
                 Class::NotCompared => Exit::Config,
                 Class::Unreadable => Exit::Runtime,
@@ -623,6 +675,7 @@ impl RunError {
             Self::Audit(error) if error.is_config() => Exit::Config,
             Self::Audit(_)
             | Self::Bundle(_)
+            | Self::Governance { .. }
             | Self::NotFinite { .. }
             | Self::Trainer(_)
             | Self::Evaluator { .. }

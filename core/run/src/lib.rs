@@ -7,6 +7,7 @@
 
 pub mod audit;
 pub mod chat;
+pub mod compliance;
 pub mod cost;
 pub mod data;
 mod derived;

@@ -20,8 +20,10 @@ pub enum Start {
     Resume,
 }
 
-/// Files that may stand in an otherwise empty folder.
-const OURS: [&str; 1] = [".forgelm.lock"];
+/// Files that may stand in an otherwise empty folder: the report of `forgelm audit` goes into the
+/// evidence of the run.
+const OURS: [&str; 3] =
+    [".forgelm.lock", "data_audit_report.json", "data_audit_report.json.dsse.json"];
 
 impl OutputDir {
     /// The folder of `training.output_dir` with `training.final_model_dir` in it.

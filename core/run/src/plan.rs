@@ -51,14 +51,14 @@ impl Plan {
     /// # Errors
     /// All problems of the config at once, and every feature of it that is not built yet.
     pub fn read(file: &Path) -> Result<Self, RunError> {
-        Self::of(read_config(file)?, &file.display().to_string())
+        Self::of_loaded(read_config(file)?, &file.display().to_string())
     }
 
     /// From a config that was read; `name` is only repeated in messages.
     ///
     /// # Errors
     /// Every feature of it that is not built yet.
-    pub fn of(loaded: Loaded, name: &str) -> Result<Self, RunError> {
+    pub fn of_loaded(loaded: Loaded, name: &str) -> Result<Self, RunError> {
         let Loaded { run, written, warnings, .. } = loaded;
         let refused = not_available(&run, &written, name);
         let (errors, notes): (Vec<_>, Vec<_>) =
@@ -66,10 +66,14 @@ impl Plan {
         if !errors.is_empty() {
             return Err(RunError::Config(errors));
         }
+        Self::of(run, warnings.into_iter().chain(notes).collect())
+    }
+
+    /// What follows from a config that was read and checked.
+    pub(crate) fn of(run: Run, warnings: Vec<Diagnostic>) -> Result<Self, RunError> {
         let source = Source::parse(&run.model.name_or_path)?;
         let output = OutputDir::new(&run.training.output_dir, &run.training.final_model_dir);
         let config_hash = config_hash(&run);
-        let warnings = warnings.into_iter().chain(notes).collect();
         Ok(Self { run, warnings, config_hash, source, output })
     }
 
@@ -244,7 +248,19 @@ impl Plan {
             false => name.clone(),
         });
         let plugins = self.run.plugins.iter().flat_map(|plugins| plugins.paths.iter().cloned());
-        std::iter::once(model).chain(data).chain(plugins).collect()
+        std::iter::once(model).chain(data).chain(plugins).chain(self.named_files()).collect()
+    }
+
+    /// Files that the config names as answers to Annex IV.
+    fn named_files(&self) -> impl Iterator<Item = String> {
+        let section = self.run.compliance.as_ref();
+        let annex = section.and_then(|section| section.annex_iv.as_ref());
+        let named = [
+            section.and_then(|section| section.previous_manifest.clone()),
+            annex.and_then(|annex| annex.declaration_of_conformity_file.clone()),
+            annex.and_then(|annex| annex.post_market_plan_file.clone()),
+        ];
+        named.into_iter().flatten()
     }
 
     /// The trainer: that of a library, else the one of `training.trainer_type`.

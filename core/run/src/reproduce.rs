@@ -137,6 +137,7 @@ impl Reproduction {
                 // What must be the same is compared by its digest, more strictly.
                 force_resume: true,
                 offline: request.offline,
+                strict_compliance: false,
                 expected: Some(expected),
             },
         })
@@ -278,7 +279,7 @@ fn plan_of(request: &ReproduceRequest) -> Result<Plan, RunError> {
         }
     }
     let bytes = config.to_string().into_bytes();
-    let mut plan = Plan::of(load_bytes(&bytes, &name).map_err(RunError::Config)?, &name)?;
+    let mut plan = Plan::of_loaded(load_bytes(&bytes, &name).map_err(RunError::Config)?, &name)?;
     // The run was told of them.
     plan.warnings.clear();
     OutputDir::check(&plan.output, &[&request.run], Folder::Fresh)?;

@@ -15,6 +15,7 @@ mod steps;
 pub(crate) mod tokenized;
 mod watch;
 
+use crate::compliance::{self, NamedFiles};
 use crate::cost::EnergyMeter;
 use crate::data;
 use crate::dossier;
@@ -88,6 +89,8 @@ pub struct Completed {
     pub metrics: BTreeMap<String, f64>,
     /// Time, memory and devices.
     pub resource_usage: Value,
+    /// Why the evidence is not complete, where it is not.
+    pub export_error: Option<String>,
 }
 
 /// What was asked for besides the config.
@@ -101,6 +104,8 @@ pub struct Request {
     pub offline: bool,
     /// The steps of another run that this one must repeat.
     pub expected: Option<Expected>,
+    /// No point of the technical documentation may stay open.
+    pub strict_compliance: bool,
 }
 
 /// Runs a plan.
@@ -132,6 +137,8 @@ fn run(
     for warning in &plan.warnings {
         observer.observe(&Event::Warning(warning.to_string()));
     }
+    let strictness = compliance::check(plan, request.strict_compliance)?;
+    let named = NamedFiles::read(plan, env)?;
     let start = if request.resume == Resume::No { Start::Fresh } else { Start::Resume };
     plan.output.check(&local_inputs(plan), start)?;
     plugins.tell(observer);
@@ -259,8 +266,14 @@ fn run(
         watch: Watch::of(needs),
         measured: BTreeMap::new(),
         ledger: Ledger::new(request.expected.clone()),
+        named,
+        objective: format!("{} ({})", plugin.summary, plugin.source),
+        strictness,
     };
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
+    if let Some(event) = compliance::acknowledged(plan, job.observer) {
+        audit.append(&event)?;
+    }
     let result =
         job.run((adapter, optimizer), identity, from, request.force_resume, &key, &mut audit);
     if let Err(error) = &result {

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod bundle;
 pub mod chat;
+pub mod compliance;
 pub mod config;
 pub mod data;
 pub mod keygen;

@@ -1,10 +1,12 @@
 //! `forgelm --config FILE`: the main job, and its dry run.
 
+use super::compliance::{export_documents, failed};
 use super::{Context, merge};
 use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
 use crate::world;
 use clap::CommandFactory;
+use forgelm_run::compliance;
 use forgelm_run::error::RunError;
 use forgelm_run::event::{Event, Observer};
 use forgelm_run::exit::Exit;
@@ -35,6 +37,9 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
         Err(error) => return context.failed(&error),
     };
     if flags.dry_run {
+        if let Err(error) = compliance::check(&plan, flags.strict_compliance) {
+            return failed(&error, context);
+        }
         let warnings = plan.warnings.iter().map(|warning| format!("{warning}\n"));
         let text = warnings.collect::<String>() + &plan.to_text();
         context.result(&text, &plan.to_json());
@@ -57,9 +62,12 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
     if flags.merge {
         return merge::merge(&plan, flags, context);
     }
+    if let Some(dir) = &flags.compliance_export {
+        return export_documents(&plan, flags, dir, context);
+    }
     match execute(&plan, flags, context) {
         Ok(outcome) => finished(&plan, flags, &outcome, context),
-        Err(error) => context.failed(&error),
+        Err(error) => failed(&error, context),
     }
 }
 
@@ -79,6 +87,7 @@ fn request(flags: &RunFlags) -> Request {
         force_resume: flags.force_resume,
         offline: flags.offline,
         expected: None,
+        strict_compliance: flags.strict_compliance,
     }
 }
 
@@ -139,7 +148,11 @@ fn envelope(completed: &Completed) -> Value {
         "run_id": completed.run_id,
         "config_hash": completed.config_hash,
         "resource_usage": completed.resource_usage,
+        "compliance_exported": completed.export_error.is_none(),
     });
+    if let Some(error) = &completed.export_error {
+        result["export_error"] = json!(error);
+    }
     if let Some(cost) = completed.resource_usage.get("estimated_cost_usd") {
         result["estimated_cost_usd"] = cost.clone();
     }
@@ -177,8 +190,12 @@ fn summary(plan: &Plan, completed: &Completed) -> String {
     used.extend(number("estimated_cost_usd").map(|dollars| format!("{dollars:.4} US dollars")));
     let _ = writeln!(text, "used      {}", used.join(", "));
     let _ = writeln!(text, "model     {}", completed.final_model.display());
-    let _ = writeln!(text, "evidence  {root}/compliance (signed), {root}/audit_log.jsonl");
-    let _ = writeln!(text, "verify    forgelm verify-bundle {root}");
+    if completed.export_error.is_some() {
+        let _ = writeln!(text, "evidence  not complete; {root}/audit_log.jsonl says why");
+    } else {
+        let _ = writeln!(text, "evidence  {root}/compliance (signed), {root}/audit_log.jsonl");
+        let _ = writeln!(text, "verify    forgelm verify-bundle {root}");
+    }
     let _ = writeln!(text, "next      forgelm chat {}", completed.final_model.display());
     text
 }

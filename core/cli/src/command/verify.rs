@@ -116,7 +116,7 @@ fn checked(args: &VerifyBundleArgs, context: &Context) -> Result<BundleReport, (
 }
 
 /// Shows a verdict: accepted on standard output, everything else on standard error.
-fn verdict(class: Class, lines: &[String], json: &Value, context: &mut Context) -> Exit {
+pub(super) fn verdict(class: Class, lines: &[String], json: &Value, context: &mut Context) -> Exit {
     let text = lines.join("\n");
     if class == Class::Accepted || context.is_json() {
         context.result(&text, json);

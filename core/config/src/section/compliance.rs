@@ -1,6 +1,7 @@
 //! `compliance:`, `risk_assessment:` and `monitoring:` what the manifests say about the system.
 
-use super::text_rule::NOT_BLANK;
+use super::annex_iv::AnnexIv;
+use super::text_rule::{LANGUAGE, NOT_BLANK};
 use crate::declare::{choice, section};
 
 section! {
@@ -20,6 +21,12 @@ section! {
         system_version: String = String::new();
         /// Its tier under the AI Act. High-risk and unacceptable need the safety evaluation.
         risk_classification: RiskTier = RiskTier::MinimalRisk;
+        /// Languages of the model, for its card: codes as `en`, `pt-BR`.
+        language: Vec<String> = Vec::new(), ours(), text(LANGUAGE);
+        /// `annex_iv_metadata.json` of the version before: what changed since goes into the new one.
+        previous_manifest: Option<String> = None, ours(), text(NOT_BLANK);
+        /// What only people know of the points of Annex IV.
+        annex_iv: Option<AnnexIv> = None, ours();
     }
 }
 

@@ -1,5 +1,6 @@
 //! The sections of the config, one file each. A struct's fields are the keys of the YAML.
 
+mod annex_iv;
 mod compliance;
 mod data;
 mod distributed;
@@ -16,6 +17,10 @@ mod text_rule;
 mod training;
 mod webhook;
 
+pub use annex_iv::{
+    AnnexIv, AppliedStandard, DataSheet, Design, DesignChoice, Instructions, MetricRationale,
+    PredeterminedChange, Testing,
+};
 pub use compliance::{Compliance, MetricsExport, Monitoring, RiskAssessment, RiskTier};
 pub use data::{Data, Governance, OnBadRow, TrainOn};
 pub use distributed::{

@@ -30,6 +30,17 @@ pub const STAGE_NAME: TextRule = ("1 to 32 of `a`-`z`, `0`-`9`, `_`", |t| {
         && t.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 });
 
+/// A language tag (BCP 47), in its plain form.
+pub const LANGUAGE: TextRule = ("a language code such as `en` or `pt-BR`", |t| {
+    let mut parts = t.split('-');
+    let first = parts.next().unwrap_or_default();
+    (2..=3).contains(&first.len())
+        && first.bytes().all(|b| b.is_ascii_lowercase())
+        && parts.all(|part| {
+            (2..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric())
+        })
+});
+
 /// A calendar date.
 pub const DATE: TextRule = ("a date, YYYY-MM-DD", is_date);
 

@@ -38,7 +38,9 @@ use crate::parallel;
 use crate::problem::DataError;
 use crate::source::{RawRow, RowReader, open_rows};
 pub use document::Gate;
+pub(crate) use payload::text_of;
 pub use quality::QualityFlag;
+pub(crate) use split::Lengths;
 pub use split::{SplitReport, TextLength};
 
 /// Findings of a kind that are named with their lines.
@@ -220,7 +222,7 @@ fn chain(error: &DataError) -> String {
 }
 
 /// A text of the data that is shown.
-fn masked(text: &str) -> String {
+pub(crate) fn masked(text: &str) -> String {
     mask_pii(&mask_secrets(text, SECRET_MASK).text, PII_MASK).text
 }
 

@@ -9,7 +9,7 @@ const PAIRS: [(&str, &str); 3] =
 const SINGLE: [&str; 4] = ["text", "content", "completion", "prompt"];
 
 /// The text of a row, from whichever layout it has; `None` if there is none.
-pub(super) fn text_of(row: &Map<String, Value>) -> Option<String> {
+pub(crate) fn text_of(row: &Map<String, Value>) -> Option<String> {
     let string = |column: &str| row.get(column).and_then(Value::as_str);
     let written = |column: &str| string(column).filter(|text| !text.trim().is_empty());
     for (first, second) in PAIRS {

@@ -161,7 +161,7 @@ impl Reading {
 }
 
 /// Lengths: the extremes and the mean of all, and a sample of them.
-struct Lengths {
+pub(crate) struct Lengths {
     n: u64,
     sum: u64,
     min: u64,
@@ -182,7 +182,7 @@ impl Default for Lengths {
 const MULTIPLIER: u64 = 6_364_136_223_846_793_005;
 
 impl Lengths {
-    fn take(&mut self, len: u64) {
+    pub fn take(&mut self, len: u64) {
         self.n += 1;
         self.sum += len;
         self.min = self.min.min(len);
@@ -203,7 +203,7 @@ impl Lengths {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a mean with one decimal")]
-    fn finish(mut self) -> Option<TextLength> {
+    pub fn finish(mut self) -> Option<TextLength> {
         self.sample.sort_unstable();
         let k = self.sample.len();
         let p50 = *self.sample.get(k / 2)?;

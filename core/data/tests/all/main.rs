@@ -14,6 +14,7 @@ mod layouts;
 mod lint;
 mod prepare;
 mod rendering;
+mod splits;
 
 use std::path::{Path, PathBuf};
 

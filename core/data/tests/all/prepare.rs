@@ -17,25 +17,29 @@ const SETTINGS: RenderSettings = RenderSettings {
     threads: 2,
 };
 
-struct Bench {
+pub struct Bench {
     dir: tempfile::TempDir,
     tokenizer: Tokenizer,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let tokenizer = Tokenizer::from_folder(&golden().join("models/tokenizer")).unwrap();
         Bench { dir: tempfile::tempdir().unwrap(), tokenizer }
     }
 
-    fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
         path
     }
 
-    fn prepare(&self, section: &Data, trainer: TrainerType) -> Result<Prepared, DataError> {
+    pub fn prepare(&self, section: &Data, trainer: TrainerType) -> Result<Prepared, DataError> {
         self.prepare_with(section, trainer, SETTINGS)
     }
 
@@ -65,7 +69,7 @@ impl Bench {
     }
 }
 
-fn section(path: &Path) -> Data {
+pub fn section(path: &Path) -> Data {
     Data { dataset_name_or_path: path.to_str().unwrap().to_owned(), ..Data::default() }
 }
 

@@ -124,6 +124,38 @@ events! {
         /// Whether the governance report is among them or was not due.
         governance_ok: bool,
     }
+    /// `compliance.artifacts_export_failed`: the documents are not complete.
+    ComplianceArtifactsExportFailed = "compliance.artifacts_export_failed" {
+        /// Why.
+        reason: String,
+    }
+    /// `compliance.governance_exported`: the governance report is written.
+    ComplianceGovernanceExported = "compliance.governance_exported" {
+        /// The file, relative to the output folder.
+        output_path: String,
+        /// Number of data sets.
+        dataset_count: u64,
+    }
+    /// `compliance.governance_section_missing`: the governance report has no data audit.
+    ComplianceGovernanceSectionMissing = "compliance.governance_section_missing" {
+        /// Which section.
+        section: String,
+        /// Where it was expected.
+        expected_path: String,
+    }
+    /// `compliance.governance_failed`: there is no governance report.
+    ComplianceGovernanceFailed = "compliance.governance_failed" {
+        /// Why.
+        reason: String,
+    }
+    /// `risk.unacceptable_acknowledged`: the run begins although its config names practices that
+    /// Article 5 prohibits.
+    RiskUnacceptableAcknowledged = "risk.unacceptable_acknowledged" {
+        /// `risk_assessment.risk_category`, if configured.
+        risk_category: Option<String>,
+        /// `compliance.risk_classification`, if configured.
+        risk_classification: Option<String>,
+    }
     /// `signing.key_loaded`.
     SigningKeyLoaded = "signing.key_loaded" {
         /// Key id.

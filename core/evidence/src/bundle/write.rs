@@ -1,7 +1,7 @@
 //! Writing and signing the evidence of a run, in the order in which each step covers the ones
 //! before it.
 //!
-//! Documents, model card, `model_integrity.json`; a signature beside each document (S1); the final
+//! Model card, instructions for use, `model_integrity.json`; documents; a signature beside each document (S1); the final
 //! audit events; the signed head of the audit log (S4); the attestation that binds everything
 //! (S2). The attestation of an earlier run in the same folder goes first: from then until the new
 //! one is there, the folder verifies as unsigned, never as something it is not.
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use forgelm_artifact::Clock;
 use forgelm_artifact::open::OpenError;
 use forgelm_artifact::write::{self, WriteError};
+use serde_json::Value;
 
 use super::{ATTESTATION, COMPLIANCE_DIR, PUBLIC_KEY, ROOT};
 use crate::audit::GENESIS_FILE;
@@ -20,16 +21,21 @@ use crate::audit::log::{AuditError, AuditLog};
 use crate::audit::verify::AuditRejection;
 use crate::checkpoint::write_checkpoint;
 use crate::digest::{root_digest, sha256_hex};
+use crate::documents::INSTRUCTIONS_FILE;
+use crate::documents::annex_iv::{ANNEX_IV, Surroundings};
+use crate::documents::facts::Governance;
+use crate::documents::governance::GOVERNANCE_REPORT;
 use crate::documents::predicate::{RunClaims, manifest_predicate, run_predicate};
 use crate::documents::record::Record;
 use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name, subjects_json};
 use crate::dsse::{Envelope, SUFFIX};
 use crate::files::{self, EntryKind, FileDigest};
-use crate::integrity::{EXCLUDED, IntegrityError, write_model_integrity};
+use crate::integrity::{EXCLUDED, INTEGRITY_FILE, IntegrityError, write_model_integrity};
 use crate::keys::p256::P256Key;
 use crate::keys::{KeyError, RunSigner};
 use crate::model::{MODEL_SIGNATURE, ModelSigner, sign_model};
 use crate::sign::{FileClaims, SignFileError};
+use crate::strict_json::{DOCUMENT_LIMITS, parse};
 use crate::text::canonical_json;
 
 /// File name of the model card inside the model folder.
@@ -143,16 +149,70 @@ pub enum BundleError {
 /// Writes and signs the evidence of a run.
 ///
 /// # Errors
-/// [`BundleError`]; there is no attestation then.
+/// [`BundleError`]; there is no attestation then. The log says so, if it can.
 pub fn write_bundle(
     request: &BundleRequest<'_>,
     audit: &mut AuditLog,
     clock: &dyn Clock,
 ) -> Result<Bundle, BundleError> {
+    let mut has_ended = false;
+    let written = write_all(request, audit, clock, &mut has_ended);
+    if let Err(error) = &written {
+        // The error itself matters more than a log that cannot take it.
+        let _ = audit.append(&failure(error));
+    }
+    written
+}
+
+/// As [`write_bundle`] for a run that counts as finished without its evidence: the log says that the
+/// export failed, and has the final events all the same. The inner error is why it failed.
+///
+/// # Errors
+/// If the audit log cannot be written: what needs the record does not happen. If the key gives no
+/// signature: nothing unsigned passes for a run that signs.
+pub fn try_write_bundle(
+    request: &BundleRequest<'_>,
+    audit: &mut AuditLog,
+    clock: &dyn Clock,
+) -> Result<Result<Bundle, BundleError>, BundleError> {
+    let mut has_ended = false;
+    match write_all(request, audit, clock, &mut has_ended) {
+        Ok(bundle) => Ok(Ok(bundle)),
+        Err(
+            error @ (BundleError::Audit(_)
+            | BundleError::Key(_)
+            | BundleError::Model(SignFileError::Key(_))),
+        ) => Err(error),
+        Err(error) => {
+            audit.append(&failure(&error))?;
+            for event in request.final_events.iter().filter(|_| !has_ended) {
+                audit.append(event)?;
+            }
+            Ok(Err(error))
+        }
+    }
+}
+
+fn failure(error: &BundleError) -> AuditEvent {
+    let mut reason = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        reason = format!("{reason}: {error}");
+        cause = error.source();
+    }
+    AuditEvent::ComplianceArtifactsExportFailed { reason }
+}
+
+fn write_all(
+    request: &BundleRequest<'_>,
+    audit: &mut AuditLog,
+    clock: &dyn Clock,
+    has_ended: &mut bool,
+) -> Result<Bundle, BundleError> {
     let out_dir = request.out_dir;
     write::create_dir_all_durable(&out_dir.join(COMPLIANCE_DIR))?;
     write::remove_file(&out_dir.join(ATTESTATION))?;
-    let documents = write_documents(request)?;
+    let mut around = Surroundings::default();
     let card =
         |dir: &Path| write::atomic(&dir.join(MODEL_CARD), request.record.model_card().as_bytes());
     match request.model {
@@ -161,16 +221,31 @@ pub fn write_bundle(
         ModelPlace::Folder { name, shown } => {
             let dir = out_dir.join(name);
             card(&dir)?;
+            let mut own = vec![INTEGRITY_FILE];
+            if let Some(text) = request.record.instructions(shown) {
+                write::atomic(&dir.join(INSTRUCTIONS_FILE), text.as_bytes())?;
+                own.push(INSTRUCTIONS_FILE);
+            }
             let written = write_model_integrity(&dir, shown, clock.utc())?;
             let artifacts = written.artifacts.len() as u64;
             audit.append(&AuditEvent::ModelIntegrityVerified { artifacts })?;
+            for file in own.into_iter().map(|file| format!("{name}/{file}")) {
+                around.digests.insert(file.clone(), digest(out_dir, &file)?.sha256);
+            }
+            around.model_dir = Some(name.to_owned());
             sign_model_folder(request, &dir, &clock.utc().to_string())?;
         }
     }
+    for file in request.extra_files {
+        around.digests.insert(file.clone(), digest(out_dir, file)?.sha256);
+    }
+    around.keyid = request.signer.ok().map(|signer| signer.key.id().to_string());
+    let documents = write_documents(request, &around)?;
+    let governance_ok = record_governance(request.record.governance(), audit)?;
     let exported = AuditEvent::ComplianceArtifactsExported {
         output_dir: COMPLIANCE_DIR.to_owned(),
         files: documents.clone(),
-        governance_ok: true,
+        governance_ok,
     };
     let mut bundle = Bundle { documents, keyid: None, subject_count: 0, audit_entries: 0 };
     match request.signer {
@@ -180,21 +255,50 @@ pub fn write_bundle(
             for event in request.final_events {
                 audit.append(event)?;
             }
+            *has_ended = true;
         }
         Ok(signer) => {
             let signed_at = clock.utc().to_string();
             sign_documents(request, signer, &signed_at, &bundle.documents)?;
             audit.append(&exported)?;
-            sign_run(request, signer, &signed_at, audit, &mut bundle)?;
+            let signing = Signing { signer, signed_at: &signed_at };
+            sign_run(request, &signing, audit, &mut bundle, has_ended)?;
         }
     }
     Ok(bundle)
 }
 
+/// Says in the log what became of the governance report; whether it is there or was not due.
+fn record_governance(governance: &Governance, audit: &mut AuditLog) -> Result<bool, AuditError> {
+    match governance {
+        Governance::NotDue => Ok(true),
+        Governance::Failed { reason } => {
+            audit.append(&AuditEvent::ComplianceGovernanceFailed { reason: reason.clone() })?;
+            Ok(false)
+        }
+        Governance::Report { n_datasets, missing_audit, .. } => {
+            if let Some(expected_path) = missing_audit {
+                audit.append(&AuditEvent::ComplianceGovernanceSectionMissing {
+                    section: "data_audit_report".to_owned(),
+                    expected_path: expected_path.clone(),
+                })?;
+            }
+            audit.append(&AuditEvent::ComplianceGovernanceExported {
+                output_path: format!("{COMPLIANCE_DIR}/{GOVERNANCE_REPORT}"),
+                dataset_count: *n_datasets,
+            })?;
+            Ok(true)
+        }
+    }
+}
+
 /// Writes the documents and removes those of an earlier run that this one does not have.
-fn write_documents(request: &BundleRequest<'_>) -> Result<Vec<String>, BundleError> {
+fn write_documents(
+    request: &BundleRequest<'_>,
+    around: &Surroundings,
+) -> Result<Vec<String>, BundleError> {
     let mut documents = Vec::new();
-    for (name, bytes) in request.record.documents() {
+    for (name, bytes) in request.record.documents(around) {
         let name = format!("{COMPLIANCE_DIR}/{name}");
         let path = request.out_dir.join(&name);
         write::remove_file(&request.out_dir.join(format!("{name}{SUFFIX}")))?;
@@ -250,7 +354,12 @@ fn sign_documents(
         let FileDigest { sha256, .. } = digest(request.out_dir, name)?;
         let file = name.rsplit('/').next().unwrap_or(name);
         let kind = file.split('.').next().unwrap_or(file);
-        let predicate = manifest_predicate(&request.record, signer, signed_at, kind);
+        let mut predicate = manifest_predicate(&request.record, signer, signed_at, kind);
+        if file == ANNEX_IV
+            && let Some(hash) = own_hash(&request.out_dir.join(name))
+        {
+            predicate["manifest_hash"] = hash;
+        }
         let subject = Subject { name: name.clone(), sha256 };
         let statement = Statement::new(vec![subject], PredicateType::ComplianceManifest, predicate);
         let envelope = Envelope::sign(statement.to_bytes(), &signer.key)?;
@@ -259,13 +368,25 @@ fn sign_documents(
     Ok(())
 }
 
+/// The `metadata.manifest_hash` of a document that was just written.
+fn own_hash(path: &Path) -> Option<Value> {
+    let bytes = files::read_bounded(path, DOCUMENT_LIMITS.size_bytes).ok()??;
+    parse(&bytes, DOCUMENT_LIMITS).ok()?.pointer("/metadata/manifest_hash").cloned()
+}
+
+/// Who signs, and when.
+struct Signing<'a> {
+    signer: &'a RunSigner,
+    signed_at: &'a str,
+}
+
 /// The last events, S4 and S2.
 fn sign_run(
     request: &BundleRequest<'_>,
-    signer: &RunSigner,
-    signed_at: &str,
+    &Signing { signer, signed_at }: &Signing<'_>,
     audit: &mut AuditLog,
     bundle: &mut Bundle,
+    has_ended: &mut bool,
 ) -> Result<(), BundleError> {
     let scope: Vec<String> =
         std::iter::once(COMPLIANCE_DIR).chain(request.model.scope()).map(str::to_owned).collect();
@@ -279,6 +400,7 @@ fn sign_run(
     for event in request.final_events {
         audit.append(event)?;
     }
+    *has_ended = true;
     let checkpoint = write_checkpoint(request.out_dir, &request.record, signer, signed_at)?;
     let (model_root_digest, model_files) = match request.model {
         ModelPlace::None => (None, 0),

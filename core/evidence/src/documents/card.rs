@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::evidence::{Evidence, Outcome};
+use super::markdown::{fenced, inline, table_of};
 use super::quantization::QuantizationEvidence;
 use super::record::MergeEvidence;
 
@@ -44,7 +45,11 @@ pub fn model_card(evidence: &Evidence) -> String {
     } else {
         table(&mut card, ("metric", "value"), &metrics);
     }
+    card.push_str(&benchmarks(evidence));
+    card.push_str(&safety(evidence));
     card.push_str(&limits(evidence));
+    card.push_str(&configuration(evidence));
+    card.push_str(&usage(evidence));
     card.push_str(&evidence_section(evidence));
     card
 }
@@ -161,7 +166,17 @@ fn front_matter(evidence: &Evidence) -> String {
     if parameters.trainer_type != "sft" {
         tags.push(&parameters.trainer_type);
     }
+    if evidence.model_lineage.quantization != "none" && parameters.lora_r > 0 {
+        tags.push("qlora");
+    }
+    if evidence.evaluations.contains_key("safety") {
+        tags.push("safety-evaluated");
+    }
     let mut matter = Map::new();
+    let languages = &evidence.technical.languages;
+    if !languages.is_empty() {
+        matter.insert("language".to_owned(), json!(languages));
+    }
     matter.insert("tags".to_owned(), json!(tags));
     matter.insert("base_model".to_owned(), json!(evidence.model_lineage.base_model));
     let library = if is_adapter(evidence) { "peft" } else { "transformers" };
@@ -177,8 +192,11 @@ fn training_rows(evidence: &Evidence) -> Vec<(String, String)> {
     let rows = [
         ("base model", lineage.base_model.clone()),
         ("base model revision", revision.or(sha256).unwrap_or("not known").to_owned()),
+        ("engine", lineage.backend.clone()),
         ("method", lineage.adapter_method.clone()),
+        ("rank", p.lora_r.to_string()),
         ("alpha", p.lora_alpha.to_string()),
+        ("DoRA", if p.dora { "yes" } else { "no" }.to_owned()),
         ("target modules", p.target_modules.join(", ")),
         ("trainer", p.trainer_type.clone()),
         ("epochs", p.epochs.to_string()),
@@ -191,6 +209,57 @@ fn training_rows(evidence: &Evidence) -> Vec<(String, String)> {
         ("date (UTC)", evidence.generated_at.to_text_date()),
     ];
     rows.map(|(key, value)| (key.to_owned(), value)).into()
+}
+
+/// The scores of a benchmark, if there was one.
+fn benchmarks(evidence: &Evidence) -> String {
+    let Some(found) = evidence.evaluations.get("benchmark") else { return String::new() };
+    let scores = found.get("scores").and_then(Value::as_object);
+    let number = |value: &Value| value.as_f64().map_or_else(|| plain(value), |v| format!("{v:.4}"));
+    let mut rows: Vec<(String, String)> =
+        scores.into_iter().flatten().map(|(task, score)| (task.clone(), number(score))).collect();
+    rows.extend(found.get("average").map(|value| ("average".to_owned(), number(value))));
+    let mut text = "\n## Benchmarks\n\n".to_owned();
+    table(&mut text, ("task", "score"), &rows);
+    text
+}
+
+/// What the safety evaluation found, if there was one.
+fn safety(evidence: &Evidence) -> String {
+    let found = evidence.evaluations.get("safety").and_then(Value::as_object);
+    let Some(found) = found else { return String::new() };
+    let rows: Vec<(String, String)> =
+        found.iter().map(|(key, value)| (key.clone(), plain(value))).collect();
+    let mut text = "\n## Safety\n\n".to_owned();
+    table(&mut text, ("what", "value"), &rows);
+    text
+}
+
+/// The config, without secrets and what concerns nobody else.
+fn configuration(evidence: &Evidence) -> String {
+    let Some(config) = &evidence.technical.config else { return String::new() };
+    let yaml = serde_yaml::to_string(config).expect("plain values");
+    format!("\n## Configuration\n\n{}", fenced("yaml", &yaml))
+}
+
+/// How the model is used.
+fn usage(evidence: &Evidence) -> String {
+    let base = &evidence.model_lineage.base_model;
+    let chat = fenced("sh", "forgelm chat .");
+    // Names of other kinds mean nothing to other programs.
+    let is_foreign = base.contains(':') || base.to_lowercase().ends_with(".gguf");
+    if !is_adapter(evidence) || is_foreign {
+        return format!("\n## Use\n\nIn this folder:\n\n{chat}");
+    }
+    let revision = evidence.model_lineage.base_model_revision.revision_resolved.as_ref();
+    let revision = revision.map_or_else(String::new, |name| format!(", revision={}", json!(name)));
+    let python = format!(
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
+         base = AutoModelForCausalLM.from_pretrained({}{revision})\n\
+         model = PeftModel.from_pretrained(base, \".\")\n",
+        json!(base)
+    );
+    format!("\n## Use\n\nIn this folder:\n\n{chat}\n{}", fenced("python", &python))
 }
 
 fn limits(evidence: &Evidence) -> String {
@@ -218,34 +287,25 @@ fn limits(evidence: &Evidence) -> String {
 
 fn evidence_section(evidence: &Evidence) -> String {
     format!(
-        "\n## Evidence\n\nRun `{}`, config `{}`. `model_integrity.json` lists the digests of this \
-         folder; the signed record of the run is `compliance/attestation.dsse.json` in its output \
-         folder (`forgelm verify-bundle`).\n",
+        "\n## Evidence\n\nRun `{}`, config `{}`. `deployer_instructions.md` has the instructions for use; \
+         `model_integrity.json` lists the digests of this folder; the signed record of the run is `compliance/attestation.dsse.json` in its output \
+         folder (`forgelm verify-bundle`).\n\nMade by ForgeLM {}.\n",
         inline(&evidence.run_id),
-        inline(&evidence.config_hash)
+        inline(&evidence.config_hash),
+        inline(&evidence.forgelm_version)
     )
 }
 
 fn table(card: &mut String, head: (&str, &str), rows: &[(String, String)]) {
-    write!(card, "| {} | {} |\n|---|---|\n", head.0, head.1).expect("a string");
-    for (key, value) in rows {
-        writeln!(card, "| {} | {} |", inline(key), inline(value)).expect("a string");
-    }
-}
-
-/// Text that cannot leave its line, its cell or its code span.
-fn inline(text: &str) -> String {
-    const SPECIAL: &[char] = &['`', '|', '[', ']', '(', ')', '<', '>', '*', '#'];
-    text.chars()
-        .filter(|c| !SPECIAL.contains(c))
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+    let rows: Vec<_> = rows.iter().map(|(key, value)| (inline(key), inline(value))).collect();
+    card.push_str(&table_of(head, &rows));
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{inline, model_card};
+    use super::model_card;
     use crate::documents::evidence::tests::evidence;
+    use serde_json::json;
 
     #[test]
     fn the_card_says_what_was_done_and_what_was_not() {
@@ -267,7 +327,63 @@ mod tests {
     }
 
     #[test]
-    fn inline_text_stays_inline() {
-        assert_eq!(inline("a`b|c\r\nd<script>"), "abc  dscript");
+    fn hostile_names_stay_in_their_places() {
+        let mut evidence = evidence();
+        let hostile = "x\n---\nlicense: mit\n```\n# Safe\n<script> [a](b) `c` | \"d";
+        hostile.clone_into(&mut evidence.model_lineage.base_model);
+        hostile.clone_into(&mut evidence.data_provenance.primary_dataset);
+        evidence
+            .compliance
+            .as_mut()
+            .unwrap()
+            .insert("known_limitations".to_owned(), json!(hostile));
+        evidence.technical.config = Some(json!({"model": {"name_or_path": hostile}}));
+        evidence.technical.languages = vec!["en".to_owned(), "de".to_owned()];
+        let card = model_card(&evidence);
+        let (matter, text) = card.strip_prefix("---\n").unwrap().split_once("\n---\n").unwrap();
+        let matter: serde_json::Value = serde_yaml::from_str(matter).unwrap();
+        assert_eq!(matter["base_model"], hostile);
+        assert_eq!(matter["language"], json!(["en", "de"]));
+        assert_eq!(matter.get("license"), None);
+        // Outside of the blocks of code there is nothing but our own marks.
+        let mut fence: Option<String> = None;
+        for line in text.lines() {
+            match &fence {
+                Some(open) => {
+                    if line == open {
+                        fence = None;
+                    }
+                }
+                None if line.starts_with("```") => {
+                    let ticks = line.len() - line.trim_start_matches('`').len();
+                    fence = Some("`".repeat(ticks));
+                }
+                None => {
+                    assert!(!line.contains("<script") && !line.contains("](b)"), "{line}");
+                    assert!(line != "# Safe" && line != "license: mit", "{line}");
+                }
+            }
+        }
+        assert_eq!(fence, None, "{card}");
+        assert!(card.contains("````yaml\n"), "{card}");
+    }
+
+    #[test]
+    fn what_was_evaluated_has_its_own_section() {
+        let mut evidence = evidence();
+        assert!(!model_card(&evidence).contains("## Benchmarks"));
+        let benchmark = json!({"scores": {"arc": 0.51234}, "average": 0.51234});
+        evidence.evaluations.insert("benchmark".to_owned(), benchmark);
+        evidence.evaluations.insert("safety".to_owned(), json!({"safety_score": 0.99}));
+        let card = model_card(&evidence);
+        assert!(
+            card.contains("| arc | 0.5123 |") && card.contains("| average | 0.5123 |"),
+            "{card}"
+        );
+        assert!(card.contains("| safety_score | 0.99 |"));
+        assert!(card.contains("- safety-evaluated\n"));
+        assert!(card.contains(
+            "base = AutoModelForCausalLM.from_pretrained(\"org/base-7b\", revision=\"0123"
+        ));
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use forgelm_artifact::UtcTime;
 use serde_json::{Map, Value, json};
 
+use super::facts::TechnicalFacts;
 use crate::BUILDER_NAME;
 
 /// Everything the documents of one run are made from.
@@ -58,6 +59,8 @@ pub struct Evidence {
     pub config: Value,
     /// Plugins that took part: name, file digest and more, as the run recorded them.
     pub plugins: Vec<Value>,
+    /// What the technical documentation says beside all this.
+    pub technical: TechnicalFacts,
 }
 
 /// What built the program.
@@ -249,7 +252,7 @@ pub(crate) mod tests {
 
     use super::{
         Builder, DataProvenance, DatasetFingerprint, Evidence, Gate, ModelLineage, Outcome,
-        RevisionRecord, TrainingParameters, adapter_method,
+        RevisionRecord, TechnicalFacts, TrainingParameters, adapter_method,
     };
 
     fn map(value: Value) -> Map<String, Value> {
@@ -338,6 +341,7 @@ pub(crate) mod tests {
             config: json!({"model": {"name_or_path": "org/base-7b"}}),
             gates: vec![Gate { gate: "loss".to_owned(), passed: true, reason: None }],
             plugins: vec![],
+            technical: TechnicalFacts::default(),
         }
     }
 

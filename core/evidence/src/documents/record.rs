@@ -4,14 +4,20 @@ use forgelm_artifact::json;
 use serde_json::{Map, Value, json};
 
 use super::MONITORING_BASELINE;
+use super::annex_iv::{self, ANNEX_IV, Surroundings};
 use super::card;
 use super::derived::Derived;
 use super::evidence::{Builder, Evidence, RevisionRecord};
+use super::facts::Governance;
+use super::governance::GOVERNANCE_REPORT;
+use super::instructions::deployer_instructions;
 use super::quantization::{QuantizationEvidence, quantize_manifest};
 use super::report::{
-    compliance_report, data_provenance, dataset_fingerprint, gates, object, revision,
-    risk_assessment, training_manifest, training_manifest_yaml,
+    compliance_report, data_provenance, dataset_fingerprint, gates, identification, object,
+    revision, risk_assessment, training_manifest, training_manifest_yaml,
 };
+use crate::bundle::COMPLIANCE_DIR;
+use crate::digest::sha256_hex;
 
 /// A finished piece of work with everything its documents are made from.
 #[derive(Clone, Copy, Debug)]
@@ -97,14 +103,43 @@ impl MergedModel {
 pub fn merge_manifest(evidence: &MergeEvidence) -> Value {
     let models: Vec<Value> = evidence.inputs.iter().map(MergedModel::to_json).collect();
     let mut manifest = evidence.derived.manifest("base", ("models", models));
-    let sections =
-        [("annex_iv", &evidence.compliance), ("risk_assessment", &evidence.risk_assessment)];
+    let compliance = evidence.compliance.as_ref().map(identification);
+    let sections = [("annex_iv", &compliance), ("risk_assessment", &evidence.risk_assessment)];
     for (key, section) in sections {
         if let Some(section) = section {
             manifest.insert(key.to_owned(), Value::Object(section.clone()));
         }
     }
     Value::Object(manifest)
+}
+
+/// A document by name; none where this record has not.
+pub(crate) type Document = (&'static str, Option<Vec<u8>>);
+
+/// The documents of a training run. The one on Annex IV names the others by content, and comes last.
+pub(crate) fn training_documents(evidence: &Evidence, around: &Surroundings) -> Vec<Document> {
+    let json = |value: Value| Some(json::pretty(&value).into_bytes());
+    let governance = match &evidence.technical.governance {
+        Governance::Report { document, .. } => Some(document.clone()),
+        Governance::NotDue | Governance::Failed { .. } => None,
+    };
+    let mut documents = vec![
+        ("config.json", json(evidence.config.clone())),
+        ("compliance_report.json", json(compliance_report(evidence))),
+        ("training_manifest.yaml", Some(training_manifest_yaml(evidence).into_bytes())),
+        ("training_manifest.json", json(training_manifest(evidence))),
+        ("data_provenance.json", json(data_provenance(evidence))),
+        ("risk_assessment.json", risk_assessment(evidence).and_then(json)),
+        (GOVERNANCE_REPORT, governance.and_then(json)),
+        (MONITORING_BASELINE, evidence.monitoring_baseline.clone().and_then(json)),
+    ];
+    let mut around = around.clone();
+    for (name, bytes) in &documents {
+        let digest = bytes.as_ref().map(|bytes| sha256_hex(bytes));
+        around.digests.extend(digest.map(|digest| (format!("{COMPLIANCE_DIR}/{name}"), digest)));
+    }
+    documents.push((ANNEX_IV, annex_iv::document(evidence, &around).and_then(json)));
+    documents
 }
 
 impl Record<'_> {
@@ -130,23 +165,31 @@ impl Record<'_> {
     }
 
     /// Every document that a run can have, by name below the folder of documents; none where this
-    /// one has not.
-    pub(crate) fn documents(&self) -> Vec<(&'static str, Option<Vec<u8>>)> {
+    /// one has not. `around` is what else the folder has.
+    pub(crate) fn documents(&self, around: &Surroundings) -> Vec<Document> {
         let json = |value: Value| Some(json::pretty(&value).into_bytes());
         match self {
-            Self::Training(evidence) => vec![
-                ("config.json", json(evidence.config.clone())),
-                ("compliance_report.json", json(compliance_report(evidence))),
-                ("training_manifest.yaml", Some(training_manifest_yaml(evidence).into_bytes())),
-                ("training_manifest.json", json(training_manifest(evidence))),
-                ("data_provenance.json", json(data_provenance(evidence))),
-                ("risk_assessment.json", risk_assessment(evidence).and_then(json)),
-                (MONITORING_BASELINE, evidence.monitoring_baseline.clone().and_then(json)),
-            ],
+            Self::Training(evidence) => training_documents(evidence, around),
             Self::Merge(evidence) => vec![("merge_manifest.json", json(merge_manifest(evidence)))],
             Self::Quantization(evidence) => {
                 vec![("quantize_manifest.json", json(quantize_manifest(evidence)))]
             }
+        }
+    }
+
+    /// The instructions for use, of a model that was trained.
+    pub(crate) fn instructions(&self, shown_model: &str) -> Option<String> {
+        match self {
+            Self::Training(evidence) => Some(deployer_instructions(evidence, shown_model)),
+            Self::Merge(_) | Self::Quantization(_) => None,
+        }
+    }
+
+    /// The governance report, where one is due.
+    pub(crate) fn governance(&self) -> &Governance {
+        match self {
+            Self::Training(evidence) => &evidence.technical.governance,
+            Self::Merge(_) | Self::Quantization(_) => &Governance::NotDue,
         }
     }
 

@@ -10,7 +10,8 @@ use crate::audit::event::{number, numbers};
 /// The full manifest of a run.
 #[must_use]
 pub fn compliance_report(evidence: &Evidence) -> Value {
-    let mut report = object(json!({
+    let mut report = standalone_mark(evidence);
+    report.extend(object(json!({
         "forgelm_version": evidence.forgelm_version,
         "generated_at": evidence.generated_at.to_string(),
         "config_hash": evidence.config_hash,
@@ -18,9 +19,10 @@ pub fn compliance_report(evidence: &Evidence) -> Value {
         "training_parameters": training_parameters(evidence),
         "data_provenance": data_provenance(evidence),
         "evaluation_results": evaluation_results(evidence),
-    }));
+    })));
+    let identification = evidence.compliance.as_ref().map(identification);
     let sections = [
-        ("annex_iv", &evidence.compliance),
+        ("annex_iv", &identification),
         ("risk_assessment", &evidence.risk_assessment),
         ("monitoring", &evidence.monitoring),
         ("webhook_config", &evidence.webhook_config),
@@ -29,6 +31,9 @@ pub fn compliance_report(evidence: &Evidence) -> Value {
         if let Some(section) = section {
             report.insert(key.to_owned(), Value::Object(section.clone()));
         }
+    }
+    if evidence.technical.is_standalone {
+        return Value::Object(report);
     }
     report.insert("run_id".to_owned(), json!(evidence.run_id));
     if let Some(usage) = &evidence.resource_usage {
@@ -41,6 +46,27 @@ pub fn compliance_report(evidence: &Evidence) -> Value {
     report.insert("gates".to_owned(), gates(evidence));
     report.insert("plugins".to_owned(), json!(evidence.plugins));
     Value::Object(report)
+}
+
+/// `standalone: true` for documents that were made from a config alone.
+fn standalone_mark(evidence: &Evidence) -> Map<String, Value> {
+    let is_standalone = evidence.technical.is_standalone;
+    is_standalone.then(|| ("standalone".to_owned(), json!(true))).into_iter().collect()
+}
+
+/// The members of the `compliance` section that say who provides what.
+pub(super) fn identification(section: &Map<String, Value>) -> Map<String, Value> {
+    let keys = [
+        "provider_name",
+        "provider_contact",
+        "system_name",
+        "intended_purpose",
+        "known_limitations",
+        "system_version",
+        "risk_classification",
+    ];
+    let of = |key: &&str| Some(((*key).to_owned(), section.get(*key)?.clone()));
+    keys.iter().filter_map(of).collect()
 }
 
 pub(super) fn object(value: Value) -> Map<String, Value> {
@@ -69,7 +95,7 @@ pub(super) fn revision(record: &RevisionRecord) -> Value {
     Value::Object(members)
 }
 
-fn model_lineage(evidence: &Evidence) -> Value {
+pub(super) fn model_lineage(evidence: &Evidence) -> Value {
     let lineage = &evidence.model_lineage;
     let mut components: Vec<_> = lineage.component_revisions.iter().collect();
     components.sort_by_key(|c| (c.role.as_str(), c.revision.repo_id.as_str()));
@@ -92,7 +118,7 @@ fn model_lineage(evidence: &Evidence) -> Value {
     })
 }
 
-fn training_parameters(evidence: &Evidence) -> Value {
+pub(super) fn training_parameters(evidence: &Evidence) -> Value {
     let p = &evidence.training_parameters;
     let mut members = object(json!({
         "trainer_type": p.trainer_type,
@@ -176,11 +202,13 @@ pub fn risk_assessment(evidence: &Evidence) -> Option<Value> {
 /// `training_manifest.json`: the flat summary with `run_id`, `config_hash` and `schema_version`.
 #[must_use]
 pub fn training_manifest(evidence: &Evidence) -> Value {
-    let mut members = object(json!({
+    let mut members = standalone_mark(evidence);
+    let run_id = (!evidence.technical.is_standalone).then_some(&evidence.run_id);
+    members.extend(object(json!({
         "schema_version": SCHEMA_VERSION,
-        "run_id": evidence.run_id,
+        "run_id": run_id,
         "config_hash": evidence.config_hash,
-    }));
+    })));
     members.extend(summary(evidence));
     Value::Object(members)
 }
@@ -191,7 +219,9 @@ pub fn training_manifest(evidence: &Evidence) -> Value {
 /// Never: a map of plain values can always be written as YAML.
 #[must_use]
 pub fn training_manifest_yaml(evidence: &Evidence) -> String {
-    let text = serde_yaml::to_string(&summary(evidence)).expect("plain values");
+    let mut members = standalone_mark(evidence);
+    members.extend(summary(evidence));
+    let text = serde_yaml::to_string(&members).expect("plain values");
     // Old YAML readers take a bare time stamp for a date object; quotes keep it text everywhere.
     let quote = |line: &str| match line.strip_prefix("generated_at: ") {
         Some(time) if !time.starts_with('\'') => format!("generated_at: '{time}'\n"),

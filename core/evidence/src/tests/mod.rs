@@ -16,8 +16,10 @@ use serde_json::json;
 
 use crate::audit::event::AuditEvent;
 use crate::audit::log::{AuditIdentity, AuditLog};
-use crate::bundle::write::{Bundle, BundleRequest, ModelPlace, write_bundle};
+use crate::bundle::write::{Bundle, BundleRequest, ModelPlace, try_write_bundle, write_bundle};
+use crate::documents::evidence::Evidence;
 use crate::documents::evidence::tests::evidence;
+use crate::documents::facts::Governance;
 use crate::documents::record::Record;
 use crate::keys::{KeyOrigin, RunSigner, SigningKey};
 use crate::secret::Secret;
@@ -51,6 +53,17 @@ pub(crate) fn signer(seed: u8) -> RunSigner {
 
 /// Writes a small finished run into `out_dir` and signs it with `signer`.
 pub(crate) fn write_run(out_dir: &Path, signer: Result<&RunSigner, &str>, run_id: &str) -> Bundle {
+    let mut evidence = evidence();
+    run_id.clone_into(&mut evidence.run_id);
+    write_run_of(out_dir, signer, &evidence)
+}
+
+/// The same with other evidence.
+pub(crate) fn write_run_of(
+    out_dir: &Path,
+    signer: Result<&RunSigner, &str>,
+    evidence: &Evidence,
+) -> Bundle {
     use std::fs;
     let model = out_dir.join("final_model");
     fs::create_dir_all(&model).expect("a folder");
@@ -61,10 +74,8 @@ pub(crate) fn write_run(out_dir: &Path, signer: Result<&RunSigner, &str>, run_id
     put(&model.join("adapter_model.safetensors"), &[7; 3000]);
     put(&model.join("tokenizer.json"), b"{}");
     put(&out_dir.join("metrics.jsonl"), b"{\"step\": 1, \"loss\": 2.0}\n");
-    let mut evidence = evidence();
-    run_id.clone_into(&mut evidence.run_id);
     let mut log = {
-        let identity = AuditIdentity { run_id: run_id.to_owned(), ..identity(None) };
+        let identity = AuditIdentity { run_id: evidence.run_id.clone(), ..identity(None) };
         AuditLog::open(out_dir, identity, clock()).expect("the log opens")
     };
     let start = AuditEvent::PipelineInitialized {
@@ -81,7 +92,7 @@ pub(crate) fn write_run(out_dir: &Path, signer: Result<&RunSigner, &str>, run_id
         model: ModelPlace::Folder { name: "final_model", shown: "out/final_model" },
         model_key: None,
         extra_files: &["metrics.jsonl".to_owned()],
-        record: Record::Training(&evidence),
+        record: Record::Training(evidence),
         signer,
         final_events: &[completed],
     };
@@ -109,4 +120,84 @@ fn events_of_a_run_are_in_the_order_of_the_specification() {
             "pipeline.completed",
         ])
     );
+}
+
+/// A run whose governance report is there, without the report of a data audit.
+fn governed() -> Evidence {
+    let mut evidence = evidence();
+    evidence.technical.governance = Governance::Report {
+        document: json!({"splits": {}}),
+        n_datasets: 2,
+        missing_audit: Some("out/data_audit_report.json".to_owned()),
+    };
+    evidence
+}
+
+fn last_events(dir: &Path, n: usize) -> Vec<serde_json::Value> {
+    let log = std::fs::read_to_string(dir.join("audit_log.jsonl")).expect("a log");
+    let lines: Vec<_> = log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    lines[lines.len() - n..].to_vec()
+}
+
+#[test]
+fn the_log_says_what_became_of_the_governance_report() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let bundle = write_run_of(dir.path(), Ok(&signer(1)), &governed());
+    assert!(bundle.documents.contains(&"compliance/data_governance_report.json".to_owned()));
+    let events = last_events(dir.path(), 5);
+    assert_eq!(events[0]["event"], "compliance.governance_section_missing");
+    assert_eq!(events[0]["section"], "data_audit_report");
+    assert_eq!(events[0]["expected_path"], "out/data_audit_report.json");
+    assert_eq!(events[1]["event"], "compliance.governance_exported");
+    assert_eq!(events[1]["output_path"], "compliance/data_governance_report.json");
+    assert_eq!(events[1]["dataset_count"], 2);
+    assert_eq!(
+        (&events[2]["event"], &events[2]["governance_ok"]),
+        (&json!("compliance.artifacts_exported"), &json!(true))
+    );
+    let mut failed = governed();
+    failed.technical.governance = Governance::Failed { reason: "the disk".to_owned() };
+    let bundle = write_run_of(dir.path(), Ok(&signer(1)), &failed);
+    assert!(!bundle.documents.contains(&"compliance/data_governance_report.json".to_owned()));
+    assert!(
+        !dir.path().join("compliance/data_governance_report.json").exists(),
+        "of the run before"
+    );
+    let events = last_events(dir.path(), 4);
+    assert_eq!(
+        (&events[0]["event"], &events[0]["reason"]),
+        (&json!("compliance.governance_failed"), &json!("the disk"))
+    );
+    assert_eq!(events[1]["governance_ok"], false);
+}
+
+/// The folder of documents cannot be made: a file has its name.
+#[test]
+fn an_export_that_fails_is_in_the_log_and_the_run_may_end_all_the_same() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let evidence = evidence();
+    std::fs::create_dir_all(dir.path().join("final_model")).expect("a folder");
+    forgelm_artifact::write::atomic(&dir.path().join("compliance"), b"").expect("a file");
+    let completed = AuditEvent::PipelineCompleted { success: true, metrics_summary: [].into() };
+    let request = BundleRequest {
+        out_dir: dir.path(),
+        model: ModelPlace::Folder { name: "final_model", shown: "final_model" },
+        model_key: None,
+        extra_files: &[],
+        record: Record::Training(&evidence),
+        signer: Err("off"),
+        final_events: &[completed],
+    };
+    let mut log = open(dir.path());
+    write_bundle(&request, &mut log, clock().as_ref()).expect_err("no folder");
+    let names = |n| {
+        let events = last_events(dir.path(), n);
+        events.iter().map(|e| e["event"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(1), ["compliance.artifacts_export_failed"]);
+    let inner = try_write_bundle(&request, &mut log, clock().as_ref()).expect("recorded");
+    assert!(inner.is_err());
+    assert_eq!(names(2), ["compliance.artifacts_export_failed", "pipeline.completed"]);
+    let reason = last_events(dir.path(), 2)[0]["reason"].as_str().expect("a reason").to_owned();
+    assert!(reason.contains("compliance"), "{reason}");
 }

@@ -7,6 +7,7 @@ use super::ledger::{LEDGER_FILE, Ledger};
 use super::room::Try;
 use super::tokenized::TokenizedData;
 use super::watch::Watch;
+use crate::compliance::{NamedFiles, Strictness};
 use crate::cost::{EnergyMeter, Usage, seconds_between};
 use crate::data::Sources;
 use crate::dossier::{self, Dossier};
@@ -71,6 +72,12 @@ pub(super) struct Job<'a> {
     pub(super) measured: BTreeMap<String, f64>,
     /// What each step read and made.
     pub(super) ledger: Ledger,
+    /// The files that the config names as answers.
+    pub(super) named: NamedFiles,
+    /// What the objective is, in words.
+    pub(super) objective: String,
+    /// Whether points of the documentation may stay open.
+    pub(super) strictness: Strictness,
 }
 
 impl Job<'_> {
@@ -207,8 +214,11 @@ impl Job<'_> {
             plugins: &self.used,
             evaluated: &evaluated,
             baseline,
+            named: &self.named,
+            objective: &self.objective,
+            strictness: self.strictness,
         };
-        let completed = dossier.write(key.as_ref(), audit)?;
+        let completed = dossier.write(key.as_ref(), audit, self.observer)?;
         Ok(Outcome::Completed(completed))
     }
 

@@ -1,0 +1,70 @@
+//! `forgelm verify-annex-iv`, and `--compliance-export`.
+
+use super::Context;
+use super::verify::{trusted_keys, verdict};
+use crate::args::{LogLevel, RunFlags, VerifyAnnexIvArgs};
+use forgelm_evidence::annex_iv::{AnnexIvOptions, verify_annex_iv};
+use forgelm_evidence::documents::annex_iv::OpenPoint;
+use forgelm_evidence::dsse::verify::SignatureState;
+use forgelm_run::compliance::{self, export::export};
+use forgelm_run::error::RunError;
+use forgelm_run::exit::Exit;
+use forgelm_run::plan::Plan;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Checks one technical documentation.
+pub fn verify(args: &VerifyAnnexIvArgs, context: &mut Context) -> Exit {
+    if args.pipeline {
+        let error = RunError::NotAvailable("`verify-annex-iv --pipeline`".to_owned());
+        return context.failed(&error);
+    }
+    let env = context.environment();
+    let keys = match trusted_keys(&args.trust, &env) {
+        Ok(keys) => keys,
+        Err(text) => return context.refused(Exit::Config, &text),
+    };
+    let options = AnnexIvOptions {
+        keys,
+        allow_unsigned: args.trust.allow_unsigned,
+        allow_unhashed: args.allow_unhashed,
+        strict: args.strict,
+    };
+    let report = verify_annex_iv(&args.path, &options);
+    let state = report.signature.as_ref().map(|signature| signature.state);
+    if state == Some(SignatureState::Absent) && args.trust.allow_unsigned {
+        let text = format!("warning: {}: there is no signature", args.path.display());
+        context.progress.line(LogLevel::Warning, &text);
+    }
+    verdict(report.class, &report.to_lines(), &report.to_json(), context)
+}
+
+/// Prints why a run was refused; with JSON, open points are members of their own.
+pub fn failed(error: &RunError, context: &mut Context) -> Exit {
+    let RunError::OpenPoints { points, .. } = error else { return context.failed(error) };
+    let row = |open: &OpenPoint| json!({"point": open.point, "requirement": open.requirement, "keys": open.keys});
+    let points: Vec<Value> = points.iter().map(row).collect();
+    context.refused_with(error.exit(), &error.chain(), &json!({"open_points": points}))
+}
+
+/// Writes the documents of a config that was not run.
+pub fn export_documents(plan: &Plan, flags: &RunFlags, dir: &Path, context: &mut Context) -> Exit {
+    let env = context.environment();
+    let exported =
+        compliance::check(plan, flags.strict_compliance).and_then(|_| export(plan, dir, &env));
+    match exported {
+        Ok(files) => {
+            let shown = dir.display();
+            let lines: Vec<String> = files.iter().map(|file| format!("  {file}\n")).collect();
+            let text = format!(
+                "{} documents of a config, not of a run, in {shown}:\n{}",
+                files.len(),
+                lines.concat()
+            );
+            let paths: Vec<_> = files.iter().map(|file| dir.join(file)).collect();
+            context.result(&text, &json!({"success": true, "files": paths, "output_dir": dir}));
+            Exit::Success
+        }
+        Err(error) => failed(&error, context),
+    }
+}
