@@ -18,6 +18,7 @@ mod data;
 mod evaluators;
 mod faults;
 mod foreign_merge;
+mod gates;
 mod keys;
 mod memory;
 mod merge;

@@ -26,8 +26,8 @@ use forgelm_evidence::audit::operator::{OperatorCandidates, resolve_operator};
 use forgelm_evidence::bundle::ATTESTATION;
 use forgelm_evidence::bundle::write::{BundleRequest, ModelPlace, write_bundle};
 use forgelm_evidence::documents::evidence::{
-    self, Builder, ComponentRevision, DataProvenance, DatasetFingerprint, Evidence, ModelLineage,
-    TrainingParameters, adapter_method,
+    self, Builder, ComponentRevision, DataProvenance, DatasetFingerprint, Evidence, Gate,
+    ModelLineage, TrainingParameters, adapter_method,
 };
 use forgelm_evidence::documents::record::Record;
 use forgelm_evidence::keys::KeyOrigin;
@@ -38,7 +38,7 @@ use forgelm_train::session::Cut;
 use forgelm_train::state::State;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Version of the program, as documents and `--version` say it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -219,6 +219,12 @@ pub(crate) struct Dossier<'a> {
     pub plugins: &'a [Used],
     /// What evaluators found.
     pub evaluated: &'a [Evaluated],
+    /// What becomes of the model.
+    pub outcome: evidence::Outcome,
+    /// What the gates said.
+    pub gates: &'a [Gate],
+    /// Where the model is, or was.
+    pub model_dir: &'a Path,
 }
 
 impl Dossier<'_> {
@@ -238,13 +244,17 @@ impl Dossier<'_> {
         }
         let evidence = self.evidence(&metrics, &resource_usage, audit.operator());
         let output = &self.plan.output;
+        let is_kept = self.outcome != evidence::Outcome::Reverted;
         let completed =
-            AuditEvent::PipelineCompleted { success: true, metrics_summary: metrics.clone() };
+            AuditEvent::PipelineCompleted { success: is_kept, metrics_summary: metrics.clone() };
         let request = BundleRequest {
             out_dir: output.root(),
-            model: ModelPlace::Folder {
-                name: &self.plan.run.training.final_model_dir,
-                shown: &output.final_model().display().to_string(),
+            model: match is_kept {
+                false => ModelPlace::None,
+                true => ModelPlace::Folder {
+                    name: &self.plan.run.training.final_model_dir,
+                    shown: &output.final_model().display().to_string(),
+                },
             },
             extra_files: &["metrics.jsonl".to_owned()],
             record: Record::Training(&evidence),
@@ -258,7 +268,8 @@ impl Dossier<'_> {
         Ok(Completed {
             run_id: self.run_id.to_owned(),
             config_hash: self.plan.config_hash.clone(),
-            final_model: output.final_model().to_owned(),
+            final_model: self.model_dir.to_owned(),
+            gates: self.gates.to_vec(),
             metrics,
             resource_usage: Value::Object(resource_usage),
         })
@@ -340,8 +351,8 @@ impl Dossier<'_> {
             monitoring: None,
             webhook_config: None,
             resource_usage: Some(resource_usage.clone()),
-            outcome: evidence::Outcome::Promoted,
-            gates: Vec::new(),
+            outcome: self.outcome,
+            gates: self.gates.to_vec(),
             plugins: self.plugins.iter().map(Used::to_json).collect(),
         }
     }

@@ -434,6 +434,13 @@ pub enum RunError {
         /// The tuned model.
         final_model: PathBuf,
     },
+    /// A gate with a threshold, and nothing that it could compare with it.
+    #[error(
+        "`evaluation.max_acceptable_loss` and `evaluation.baseline_loss` are compared with the \
+         validation loss, and no record is held out\n  hint: `data.validation_split: 0.1` holds some \
+         out, or remove the thresholds"
+    )]
+    NothingToJudge,
     /// Texts could not be scored.
     #[error(transparent)]
     Score(#[from] ScoreError),
@@ -512,6 +519,7 @@ impl RunError {
             | Self::Operator(_)
             | Self::KeyNotProvisioned { .. }
             | Self::NothingToMerge
+            | Self::NothingToJudge
             | Self::NumberOfModels { .. }
             | Self::MergeInput { .. }
             | Self::RewardModel { .. }

@@ -66,7 +66,8 @@ impl Plan {
         Ok(Self { run, warnings, config_hash, source, output })
     }
 
-    /// The parts of the config that decide the weights.
+    /// The parts of the config that decide the weights, and the gates that judge them: thresholds
+    /// that could change in the middle of a run would say nothing.
     #[must_use]
     pub fn identity(&self) -> Value {
         let mut config = resolved_json(&self.run);
@@ -86,6 +87,9 @@ impl Plan {
         {
             let trainer = json!({"trainer": plugins.trainer, "options": plugins.trainer_options});
             kept.insert("plugins".to_owned(), trainer);
+        }
+        if self.run.evaluation.is_some() {
+            kept.insert("evaluation".to_owned(), config["evaluation"].take());
         }
         let rewards = self.run.plugins.iter().flat_map(|plugins| &plugins.rewards);
         let reward = |of: &NamedPlugin| json!({"name": of.name, "options": of.options});

@@ -6,6 +6,7 @@
 mod final_model;
 mod finish;
 mod job;
+mod outcome;
 mod reference;
 pub(crate) mod room;
 mod squeeze;
@@ -16,11 +17,13 @@ mod watch;
 use crate::cost::EnergyMeter;
 use crate::data;
 use crate::dossier;
+use crate::ended;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::evaluators;
 use crate::event::{Event, ModelLoaded, Observer};
 use crate::footprint;
+use crate::gates;
 use crate::model::{self, FoundModel, LoadedModel};
 use crate::output::Start;
 use crate::plan::Plan;
@@ -33,6 +36,7 @@ use forgelm_artifact::lock::RunLock;
 use forgelm_artifact::write;
 use forgelm_config::{EnvironmentKey, environment_keys};
 use forgelm_evidence::audit::event::AuditEvent;
+use forgelm_evidence::documents::evidence::Gate;
 use forgelm_hub::Source;
 use forgelm_model::{LoadError, PeftInfo, Trainable};
 use forgelm_tensor::random::{Purpose, Stream};
@@ -52,6 +56,8 @@ use watch::Watch;
 pub enum Outcome {
     /// A tuned model and its evidence are in the run's folder.
     Completed(Completed),
+    /// A gate rejected the tuned model, which is deleted; the evidence says why.
+    Reverted(Completed),
     /// Stopped on request; this checkpoint is good.
     Interrupted {
         /// Its folder.
@@ -64,6 +70,13 @@ pub enum Outcome {
         /// The tuned model.
         final_model: PathBuf,
     },
+    /// A gate has rejected the tuned model before.
+    AlreadyReverted {
+        /// The run that ended so.
+        run_id: String,
+        /// Why.
+        reasons: Vec<String>,
+    },
 }
 
 /// See [`Outcome::Completed`].
@@ -73,8 +86,10 @@ pub struct Completed {
     pub run_id: String,
     /// SHA-256 of the resolved config.
     pub config_hash: String,
-    /// The tuned model.
+    /// The tuned model, or where it was.
     pub final_model: PathBuf,
+    /// What the gates said.
+    pub gates: Vec<Gate>,
     /// Final numbers.
     pub metrics: BTreeMap<String, f64>,
     /// Time, memory and devices.
@@ -154,6 +169,7 @@ pub fn train(
                     training has ended";
         observer.observe(&Event::Warning(text.to_owned()));
     }
+    check_measurable(plan, needs.rollouts, data.prepared.validation.is_empty(), observer)?;
     let mut adapter = new_trainable(plan, &found)?;
     let ops = plugins.kernels();
     let compute = model::compute(model_request.compute, ops.as_ref());
@@ -207,6 +223,7 @@ pub fn train(
     write::remove_leftovers(plan.output.root())?;
     let mut job = Job {
         plan,
+        model_dir: plan.output.final_model().to_owned(),
         env,
         observer,
         found: &found,
@@ -311,13 +328,43 @@ fn cut_of(from: Option<&resume::From>, configured: Cut) -> Cut {
     kept.filter(|cut| effective(cut) == effective(&configured)).unwrap_or(configured)
 }
 
-/// A run whose last step, model and attestation are there.
+/// A loss that cannot be measured can neither pass nor fail.
+fn check_measurable(
+    plan: &Plan,
+    has_rollouts: bool,
+    is_nothing_held_out: bool,
+    observer: &mut dyn Observer,
+) -> Result<(), RunError> {
+    let Some(evaluation) = &plan.run.evaluation else { return Ok(()) };
+    let is_asked = evaluation.auto_revert || gates::has_threshold(evaluation);
+    let text = match (is_asked, has_rollouts, is_nothing_held_out) {
+        (false, _, _) | (true, false, false) => return Ok(()),
+        (true, true, _) => "training on rewards has no validation loss",
+        (true, false, true) if gates::has_threshold(evaluation) => {
+            return Err(RunError::NothingToJudge);
+        }
+        (true, false, true) => "nothing is held out",
+    };
+    observer.observe(&Event::Warning(format!("{text}: the loss gate judges nothing")));
+    Ok(())
+}
+
+/// A run whose last step and evidence are there, and its model where it kept one.
 fn already_complete(plan: &Plan, from: Option<&resume::From>) -> Option<Outcome> {
-    let final_model = plan.output.final_model();
     let state = &from?.state;
-    let is_complete = state.is_finished()
-        && state.identity.config == plan.identity()
-        && final_model.join("model_integrity.json").is_file()
-        && dossier::attestation(plan).is_file();
-    is_complete.then(|| Outcome::AlreadyComplete { final_model: final_model.to_owned() })
+    if !state.is_finished() || state.identity.config != plan.identity() {
+        return None;
+    }
+    let is_signed = dossier::attestation(plan).is_file() || !plan.run.signing().enabled;
+    let ended = ended::last(&plan.output).filter(|_| is_signed)?;
+    let final_model = plan.output.final_model();
+    match ended.outcome.as_str() {
+        "reverted" => {
+            Some(Outcome::AlreadyReverted { run_id: ended.run_id, reasons: ended.reasons })
+        }
+        _ if final_model.join("model_integrity.json").is_file() => {
+            Some(Outcome::AlreadyComplete { final_model: final_model.to_owned() })
+        }
+        _ => None,
+    }
 }

@@ -91,8 +91,29 @@ impl Observer for Silent {
 fn finished(plan: &Plan, flags: &RunFlags, outcome: &Outcome, context: &mut Context) -> Exit {
     match outcome {
         Outcome::Completed(completed) => {
-            context.result(&summary(plan, completed), &envelope(completed));
+            context.result(&summary(plan, completed), &envelope(completed, End::Kept));
             Exit::Success
+        }
+        Outcome::Reverted(completed) => {
+            let mut more = envelope(completed, End::Reverted);
+            // The text of the error stands in its place already.
+            more.as_object_mut().map(|members| members.remove("error"));
+            context.refused_with(Exit::Gate, &reverted(completed), &more)
+        }
+        Outcome::AlreadyReverted { run_id, reasons } => {
+            let text = format!(
+                "run {run_id} was reverted: {}\n  nothing was done\n  hint: another config in \
+                 another `training.output_dir`; the gates of a run are fixed when it starts",
+                reasons.join("; ")
+            );
+            let more = json!({
+                "metrics": {},
+                "final_model_path": null,
+                "reverted": true,
+                "awaiting_approval": false,
+                "run_id": run_id,
+            });
+            context.refused_with(Exit::Gate, &text, &more)
         }
         Outcome::AlreadyComplete { final_model } => {
             let text = format!("nothing left to do: `{}` is complete", final_model.display());
@@ -122,17 +143,40 @@ fn finished(plan: &Plan, flags: &RunFlags, outcome: &Outcome, context: &mut Cont
     }
 }
 
+/// What became of the model.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Kept,
+    Reverted,
+}
+
+/// What is said when a gate rejected the model.
+fn reverted(completed: &Completed) -> String {
+    let reasons = completed.gates.iter().filter_map(|gate| gate.reason.as_deref());
+    format!(
+        "the model was rejected and is deleted: {}\n  the evidence of run {} is kept, signed as \
+         reverted",
+        reasons.collect::<Vec<_>>().join("; "),
+        completed.run_id
+    )
+}
+
 /// The JSON result of a run.
-fn envelope(completed: &Completed) -> Value {
+fn envelope(completed: &Completed, end: End) -> Value {
+    let failures = completed.gates.iter().filter(|gate| !gate.passed);
+    let failures: Vec<Value> =
+        failures.map(|gate| json!({"gate": gate.gate, "reason": gate.reason})).collect();
     let mut result = json!({
-        "success": true,
+        "success": end != End::Reverted,
         "metrics": completed.metrics,
-        "final_model_path": completed.final_model,
-        "reverted": false,
+        "final_model_path": (end != End::Reverted).then_some(&completed.final_model),
+        "reverted": end == End::Reverted,
         "awaiting_approval": false,
         "run_id": completed.run_id,
         "config_hash": completed.config_hash,
         "resource_usage": completed.resource_usage,
+        "error": null,
+        "gate_failures": failures,
     });
     if let Some(cost) = completed.resource_usage.get("estimated_cost_usd") {
         result["estimated_cost_usd"] = cost.clone();

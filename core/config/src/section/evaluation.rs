@@ -15,11 +15,12 @@ section! {
     /// The gates that a tuned model must pass.
     Evaluation {
         /// Deletes the tuned model when a gate rejects it.
-        auto_revert: bool = false, later("automatic revert");
+        auto_revert: bool = false;
         /// The highest validation loss that is accepted.
-        max_acceptable_loss: Option<f64> = None, min(0.0), max(1e9), later("the loss gate");
-        /// The loss before training. Null: it is measured when a gate needs it.
-        baseline_loss: Option<f64> = None, max(1e9), later("the loss gate");
+        max_acceptable_loss: Option<f64> = None, min(0.0), max(1e9);
+        /// The validation loss that the tuned model may not exceed. Null: with `auto_revert` it is measured
+        /// before the first step.
+        baseline_loss: Option<f64> = None, max(1e9);
         /// Stages the model until a person approves it.
         require_human_approval: bool = false, later("human approval");
         /// Days that a staged model is kept.

@@ -49,8 +49,13 @@ events! {
         /// The trainer's name.
         trainer_type: String,
     }
-    /// `training.started`: the first step is next.
-    TrainingStarted = "training.started" {}
+    /// `training.started`: the first step is next, and the gates that will judge its result are fixed.
+    TrainingStarted = "training.started" {
+        /// The thresholds in force; none without an `evaluation` section.
+        gates: Option<Value>,
+        /// SHA-256 of the canonical JSON (RFC 8785) of that section, defaults filled in.
+        gates_sha256: Option<String>,
+    }
     /// `training.resumed`: the run goes on from a checkpoint.
     TrainingResumed = "training.resumed" {
         /// Folder of the checkpoint, relative to the output folder.
@@ -97,6 +102,24 @@ events! {
         library_sha256: String,
         /// The numbers of its report that stand in no list or object.
         scores: BTreeMap<String, f64>,
+    }
+    /// `evaluation.loss_gate_completed`: the validation loss was judged.
+    LossGateCompleted = "evaluation.loss_gate_completed" {
+        /// The verdict.
+        passed: bool,
+        /// Of the weights that are kept.
+        eval_loss: f64,
+        /// The highest that is accepted, as configured.
+        max_acceptable_loss: Option<f64>,
+        /// The loss that may not be exceeded, as configured or measured before the first step.
+        baseline_loss: Option<f64>,
+    }
+    /// `model.reverted`: a gate rejected the model, whose folder is deleted next.
+    ModelReverted = "model.reverted" {
+        /// `nan_inf` or `threshold`.
+        reason: String,
+        /// In words.
+        detail: String,
     }
     /// `pipeline.completed`.
     PipelineCompleted = "pipeline.completed" {
@@ -228,7 +251,7 @@ mod tests {
             assert!(name.contains('.'), "{name}");
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'.' || b == b'_'));
         }
-        assert_eq!(AuditEvent::TrainingStarted {}.name(), "training.started");
+        assert_eq!(AuditEvent::SigningSkipped { reason: String::new() }.name(), "signing.skipped");
     }
 
     #[test]

@@ -17,10 +17,12 @@ use crate::model::{FoundModel, LoadedModel};
 use crate::plan::Plan;
 use crate::plugins::{Plugins, Used};
 use crate::recovery::Rung;
-use crate::{resume, settings};
+use crate::{gates, resume, settings};
 use forgelm_artifact::UtcTime;
+use forgelm_artifact::write::CreatedDir;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
+use forgelm_evidence::documents::evidence;
 use forgelm_evidence::keys::lookup::FoundKey;
 use forgelm_model::{PeftInfo, Trainable};
 use forgelm_sdk::trainer::Trainer;
@@ -30,10 +32,13 @@ use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::{Cut, Parts, Session};
 use forgelm_train::state::{Identity, State};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// A run whose inputs are all in memory.
 pub(super) struct Job<'a> {
     pub(super) plan: &'a Plan,
+    /// Where the tuned model goes.
+    pub(super) model_dir: PathBuf,
     pub(super) env: &'a Environment,
     pub(super) observer: &'a mut dyn Observer,
     pub(super) found: &'a FoundModel,
@@ -139,7 +144,8 @@ impl Job<'_> {
             );
             self.observer.observe(&Event::Warning(text));
         }
-        audit.append(&AuditEvent::TrainingStarted {})?;
+        let (gates, gates_sha256) = gates::fixed(self.plan);
+        audit.append(&AuditEvent::TrainingStarted { gates, gates_sha256 })?;
         if n_steps_done == 0 {
             self.sample(When::Before, Some(session.adapter()))?;
             self.evaluate(&mut session, &mut metrics)?;
@@ -159,9 +165,17 @@ impl Job<'_> {
         self.sample(When::After, Some(session.adapter()))?;
         self.check_unchanged()?;
         let merge_metrics = self.save_final_model(&session)?;
-        let evaluated = match self.judge(&mut session, &mut metrics, audit)? {
-            Judged::Completely(evaluated) => evaluated,
-            Judged::Interrupted(outcome) => return Ok(outcome),
+        let saved = CreatedDir::remember(&self.model_dir)?;
+        let gated = self.gate(session.state(), &saved, audit)?;
+        let evaluated = match gated.outcome {
+            // There is nothing left to judge.
+            evidence::Outcome::Reverted => Vec::new(),
+            evidence::Outcome::Promoted | evidence::Outcome::Staged => {
+                match self.judge(&mut session, &mut metrics, audit)? {
+                    Judged::Completely(evaluated) => evaluated,
+                    Judged::Interrupted(outcome) => return Ok(outcome),
+                }
+            }
         };
         let dossier = Dossier {
             plan: self.plan,
@@ -181,9 +195,17 @@ impl Job<'_> {
             template_now: self.template_now,
             plugins: &self.used,
             evaluated: &evaluated,
+            outcome: gated.outcome,
+            gates: &gated.gates,
+            model_dir: &self.model_dir,
         };
         let completed = dossier.write(key.as_ref(), audit)?;
-        Ok(Outcome::Completed(completed))
+        Ok(match gated.outcome {
+            evidence::Outcome::Reverted => Outcome::Reverted(completed),
+            evidence::Outcome::Promoted | evidence::Outcome::Staged => {
+                Outcome::Completed(completed)
+            }
+        })
     }
 
     /// What trains, optimizer and state out of a checkpoint, once it is sure that they belong to this
