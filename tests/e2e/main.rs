@@ -11,6 +11,8 @@
 )]
 #![expect(clippy::disallowed_methods, reason = "a test prepares files and waits for a program")]
 
+mod approval;
+mod approval_time;
 mod audit;
 mod chat;
 mod config;

@@ -1,5 +1,8 @@
 //! The command line, as data. What each flag does is in `core/run` or in the command's file.
 
+pub mod approval;
+
+use approval::{ApprovalsArgs, DecisionArgs};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use forgelm_artifact::UtcTime;
 use std::path::PathBuf;
@@ -170,6 +173,12 @@ pub enum Command {
         /// Of the kernels that plugins get; 0: they get none
         threads: usize,
     },
+    /// List the models that wait for approval, or show what was decided on one
+    Approvals(ApprovalsArgs),
+    /// Approve a staged model; exit 4 while more people must
+    Approve(DecisionArgs),
+    /// Reject a staged model
+    Reject(DecisionArgs),
     /// Make an Ed25519 signing key
     Keygen(KeygenArgs),
     /// Look at the keys that verifiers trust, and change them
@@ -706,9 +715,10 @@ pub struct VerifySignatureArgs {
 }
 
 /// What `verify-signature` can be asked for.
-const TYPES: [&str; 6] = [
+const TYPES: [&str; 7] = [
     "compliance-manifest",
     "audit-checkpoint",
+    "approval-decision",
     "plugin-library",
     "data-audit",
     "model-export",

@@ -40,11 +40,11 @@ pub use run::{Loaded, RawRun, Run, load, load_bytes};
 pub use schema::json_schema;
 pub use secret::{REDACTED, Secret};
 pub use section::{
-    Auth, Backend, Benchmark, ClassifierMode, Compliance, ComputeDtype, Data, Distributed,
-    DistributedStrategy, Evaluation, FsdpBackwardPrefetch, FsdpStateDictType, FsdpStrategy,
-    GaloreOptim, GaloreProjType, Governance, HarmSeverity, LlmJudge, Lora, LoraBias, LoraMethod,
-    LrSchedulerType, Merge, MergeMethod, MergeModel, MetricsExport, Model, Moe, Monitoring,
-    Multimodal, NamedPlugin, OnBadRow, Optim, Pipeline, PluginIsolation, Plugins,
+    Approval, Auth, Backend, Benchmark, ClassifierMode, Compliance, ComputeDtype, Data,
+    Distributed, DistributedStrategy, Evaluation, FsdpBackwardPrefetch, FsdpStateDictType,
+    FsdpStrategy, GaloreOptim, GaloreProjType, Governance, HarmSeverity, LlmJudge, Lora, LoraBias,
+    LoraMethod, LrSchedulerType, Merge, MergeMethod, MergeModel, MetricsExport, Model, Moe,
+    Monitoring, Multimodal, NamedPlugin, OnBadRow, Optim, Pipeline, PluginIsolation, Plugins,
     QuantComputeDtype, QuantType, ReportTo, RequireProvisioned, Retention, RetentionEnforce,
     RiskAssessment, RiskTier, RopeScaling, RopeType, Safety, SafetyScoring, SeverityThresholds,
     Signing, SlerpOver, Stage, Synthetic, SyntheticFormat, TargetModules, TeacherBackend,

@@ -20,8 +20,10 @@ use forgelm_config::{
     QuantType, RequireProvisioned, RiskTier, Secret, TargetModules, resolved_json,
 };
 use forgelm_data::{Prepared, fingerprint};
+use forgelm_evidence::approval::GATE;
+use forgelm_evidence::approval::policy::Policy;
 use forgelm_evidence::audit::event::AuditEvent;
-use forgelm_evidence::audit::log::AuditLog;
+use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::audit::operator::{OperatorCandidates, resolve_operator};
 use forgelm_evidence::bundle::ATTESTATION;
 use forgelm_evidence::bundle::write::{BundleRequest, ModelPlace, write_bundle};
@@ -171,6 +173,25 @@ pub fn revision(
     }
 }
 
+/// The audit log of a run's folder, opened for one of its runs.
+///
+/// # Errors
+/// If it cannot be written, or contradicts itself.
+pub(crate) fn open_audit(
+    plan: &Plan,
+    env: &Environment,
+    run_id: &str,
+    operator: String,
+) -> Result<AuditLog, RunError> {
+    let identity = AuditIdentity {
+        run_id: run_id.to_owned(),
+        operator,
+        secret: env.audit_secret.as_ref().and_then(to_evidence),
+        allow_reroot: env.allow_audit_reroot,
+    };
+    Ok(AuditLog::open(plan.output.root(), identity, env.clock.clone())?)
+}
+
 /// The first event of every audit log: what signs it.
 #[must_use]
 pub fn key_event(key: Option<&FoundKey>) -> AuditEvent {
@@ -225,6 +246,8 @@ pub(crate) struct Dossier<'a> {
     pub gates: &'a [Gate],
     /// Where the model is, or was.
     pub model_dir: &'a Path,
+    /// Who may approve it, where somebody must.
+    pub approval: Option<&'a Policy>,
 }
 
 impl Dossier<'_> {
@@ -244,25 +267,27 @@ impl Dossier<'_> {
         }
         let evidence = self.evidence(&metrics, &resource_usage, audit.operator());
         let output = &self.plan.output;
-        let is_kept = self.outcome != evidence::Outcome::Reverted;
-        let completed =
-            AuditEvent::PipelineCompleted { success: is_kept, metrics_summary: metrics.clone() };
+        let final_dir = &self.plan.run.training.final_model_dir;
+        let below = self.model_dir.strip_prefix(output.root()).unwrap_or(self.model_dir);
+        let staging = below.display().to_string();
+        // Documents name the folder as it will be called: these bytes stay when it is renamed.
+        let shown = output.final_model().display().to_string();
+        let model = match self.outcome {
+            evidence::Outcome::Reverted => ModelPlace::None,
+            evidence::Outcome::Staged => ModelPlace::Folder { name: &staging, shown: &shown },
+            evidence::Outcome::Promoted => ModelPlace::Folder { name: final_dir, shown: &shown },
+        };
+        let last_word = self.last_word(&metrics, &staging);
         let request = BundleRequest {
             out_dir: output.root(),
-            model: match is_kept {
-                false => ModelPlace::None,
-                true => ModelPlace::Folder {
-                    name: &self.plan.run.training.final_model_dir,
-                    shown: &output.final_model().display().to_string(),
-                },
-            },
+            model,
             extra_files: &["metrics.jsonl".to_owned()],
             record: Record::Training(&evidence),
             signer: match key {
                 Some(found) => Ok(&found.signer),
                 None => Err("signing.enabled is false"),
             },
-            final_events: &[completed],
+            final_events: &[last_word],
         };
         write_bundle(&request, audit, self.env.clock.as_ref())?;
         Ok(Completed {
@@ -273,6 +298,24 @@ impl Dossier<'_> {
             metrics,
             resource_usage: Value::Object(resource_usage),
         })
+    }
+
+    /// The last event of the run.
+    fn last_word(&self, metrics: &BTreeMap<String, f64>, staging: &str) -> AuditEvent {
+        match self.approval.filter(|_| self.outcome == evidence::Outcome::Staged) {
+            Some(policy) => AuditEvent::ApprovalRequired {
+                gate: GATE.to_owned(),
+                reason: "require_human_approval=true".to_owned(),
+                metrics: metrics.clone(),
+                staging_path: staging.to_owned(),
+                config_hash: self.plan.config_hash.clone(),
+                policy: policy.to_json(),
+            },
+            None => AuditEvent::PipelineCompleted {
+                success: self.outcome != evidence::Outcome::Reverted,
+                metrics_summary: metrics.clone(),
+            },
+        }
     }
 
     /// Final numbers, under the names that other trainers use.

@@ -1,5 +1,6 @@
 //! Everything that can end a run without a model, and the exit code of each.
 
+use crate::approval::error::ApprovalError;
 use crate::exit::Exit;
 use crate::quantize::QuantizeError;
 use forgelm_artifact::jsonl::JsonlError;
@@ -434,6 +435,9 @@ pub enum RunError {
         /// The tuned model.
         final_model: PathBuf,
     },
+    /// A decision on a staged model was not taken.
+    #[error(transparent)]
+    Approval(#[from] ApprovalError),
     /// A gate with a threshold, and nothing that it could compare with it.
     #[error(
         "`evaluation.max_acceptable_loss` and `evaluation.baseline_loss` are compared with the \
@@ -525,6 +529,7 @@ impl RunError {
             | Self::RewardModel { .. }
             | Self::QuantizeInput { .. }
             | Self::NotAvailable(_) => Exit::Config,
+            Self::Approval(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.

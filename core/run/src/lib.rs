@@ -5,6 +5,7 @@
 //! [`environment::Environment`] and go out as [`event::Event`]s. Start reading at
 //! [`training::train`].
 
+pub mod approval;
 pub mod audit;
 pub mod chat;
 pub mod cost;

@@ -14,6 +14,7 @@ mod steps;
 pub(crate) mod tokenized;
 mod watch;
 
+use crate::approval;
 use crate::cost::EnergyMeter;
 use crate::data;
 use crate::dossier;
@@ -35,6 +36,8 @@ use forgelm_artifact::UtcTime;
 use forgelm_artifact::lock::RunLock;
 use forgelm_artifact::write;
 use forgelm_config::{EnvironmentKey, environment_keys};
+use forgelm_evidence::approval::requests::{self, End, Status};
+use forgelm_evidence::audit::LOG_FILE;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::documents::evidence::Gate;
 use forgelm_hub::Source;
@@ -58,6 +61,8 @@ pub enum Outcome {
     Completed(Completed),
     /// A gate rejected the tuned model, which is deleted; the evidence says why.
     Reverted(Completed),
+    /// A tuned model and its evidence are there, and people must approve before it has its final name.
+    Staged(Completed),
     /// Stopped on request; this checkpoint is good.
     Interrupted {
         /// Its folder.
@@ -69,6 +74,22 @@ pub enum Outcome {
     AlreadyComplete {
         /// The tuned model.
         final_model: PathBuf,
+    },
+    /// The tuned model waits for people.
+    Waiting {
+        /// The run.
+        run_id: String,
+        /// The staged model.
+        staging: PathBuf,
+        /// Whether enough have approved, and its promotion was cut off.
+        is_approved: bool,
+    },
+    /// Somebody has rejected the tuned model before.
+    AlreadyRejected {
+        /// The run.
+        run_id: String,
+        /// Who, and why.
+        reason: String,
     },
     /// A gate has rejected the tuned model before.
     AlreadyReverted {
@@ -86,7 +107,7 @@ pub struct Completed {
     pub run_id: String,
     /// SHA-256 of the resolved config.
     pub config_hash: String,
-    /// The tuned model, or where it was.
+    /// The tuned model, staged or not, or where it was.
     pub final_model: PathBuf,
     /// What the gates said.
     pub gates: Vec<Gate>,
@@ -133,10 +154,15 @@ pub fn train(
     let (trainer, used) = plugins::build_trainer(plan, plugin)?;
     let evaluators = evaluators::build(plan, plugins)?;
     check_variables(plan, env)?;
+    let approval = approval::policy(plan)?;
     let operator = dossier::operator(env)?;
     let key = dossier::signing_key(plan, env, observer)?;
     let from = resume::choose(&request.resume, &plan.output, observer)?;
-    if let Some(outcome) = already_complete(plan, from.as_ref()) {
+    if let Some(outcome) = already_complete(plan, from.as_ref(), env.clock.utc()) {
+        if let Outcome::Waiting { run_id, .. } = &outcome {
+            // Who decides refuses a log with a torn line; opening it for writing mends that.
+            dossier::open_audit(plan, env, run_id, operator)?;
+        }
         return Ok(outcome);
     }
     if let Some(previous) = from.as_ref().and_then(|_| resume::ended_silently(&plan.output)) {
@@ -223,7 +249,8 @@ pub fn train(
     write::remove_leftovers(plan.output.root())?;
     let mut job = Job {
         plan,
-        model_dir: plan.output.final_model().to_owned(),
+        model_dir: plan.output.model_of(&identity.run_id, approval.is_some()),
+        approval,
         env,
         observer,
         found: &found,
@@ -328,6 +355,31 @@ fn cut_of(from: Option<&resume::From>, configured: Cut) -> Cut {
     kept.filter(|cut| effective(cut) == effective(&configured)).unwrap_or(configured)
 }
 
+/// What became of a staged model; none where its request cannot be answered any more, so that the
+/// run asks once more.
+fn staged(plan: &Plan, run_id: &str, now: UtcTime) -> Option<Outcome> {
+    let found = requests::read(&plan.output.root().join(LOG_FILE)).ok()?;
+    let request = found.of(run_id)?;
+    let status = request.status(now);
+    let run_id = run_id.to_owned();
+    match (status, &request.end) {
+        (Status::Pending | Status::Approved, _) => Some(Outcome::Waiting {
+            run_id,
+            staging: plan.output.root().join(&request.staging_path),
+            is_approved: status == Status::Approved,
+        }),
+        (_, Some(End::Rejected { approver, comment, .. })) => {
+            let comment = comment.as_ref().map(|text| format!(": {text}"));
+            let reason = format!("by {approver}{}", comment.unwrap_or_default());
+            Some(Outcome::AlreadyRejected { run_id, reason })
+        }
+        (Status::Granted, _) => {
+            Some(Outcome::AlreadyComplete { final_model: plan.output.final_model().to_owned() })
+        }
+        (Status::Rejected | Status::Expired | Status::Superseded, _) => None,
+    }
+}
+
 /// A loss that cannot be measured can neither pass nor fail.
 fn check_measurable(
     plan: &Plan,
@@ -350,7 +402,7 @@ fn check_measurable(
 }
 
 /// A run whose last step and evidence are there, and its model where it kept one.
-fn already_complete(plan: &Plan, from: Option<&resume::From>) -> Option<Outcome> {
+fn already_complete(plan: &Plan, from: Option<&resume::From>, now: UtcTime) -> Option<Outcome> {
     let state = &from?.state;
     if !state.is_finished() || state.identity.config != plan.identity() {
         return None;
@@ -362,6 +414,7 @@ fn already_complete(plan: &Plan, from: Option<&resume::From>) -> Option<Outcome>
         "reverted" => {
             Some(Outcome::AlreadyReverted { run_id: ended.run_id, reasons: ended.reasons })
         }
+        "staged" => staged(plan, &ended.run_id, now),
         _ if final_model.join("model_integrity.json").is_file() => {
             Some(Outcome::AlreadyComplete { final_model: final_model.to_owned() })
         }

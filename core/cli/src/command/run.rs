@@ -91,8 +91,43 @@ impl Observer for Silent {
 fn finished(plan: &Plan, flags: &RunFlags, outcome: &Outcome, context: &mut Context) -> Exit {
     match outcome {
         Outcome::Completed(completed) => {
-            context.result(&summary(plan, completed), &envelope(completed, End::Kept));
+            context.result(&summary(plan, completed, End::Kept), &envelope(completed, End::Kept));
             Exit::Success
+        }
+        Outcome::Staged(completed) => {
+            context
+                .result(&summary(plan, completed, End::Staged), &envelope(completed, End::Staged));
+            Exit::AwaitingApproval
+        }
+        Outcome::Waiting { run_id, staging, is_approved } => {
+            let root = plan.output.root().display();
+            let text = match is_approved {
+                false => format!("run {run_id} waits for approval: `{}`\n", staging.display()),
+                true => format!("run {run_id} is approved, and its promotion was cut off\n"),
+            };
+            let text = format!("{text}approve   forgelm approve {run_id} --output-dir {root}\n");
+            let json = json!({
+                "success": true,
+                "metrics": {},
+                "final_model_path": staging,
+                "reverted": false,
+                "awaiting_approval": true,
+                "run_id": run_id,
+                "staging_path": staging,
+            });
+            context.result(&text, &json);
+            Exit::AwaitingApproval
+        }
+        Outcome::AlreadyRejected { run_id, reason } => {
+            let text = format!("run {run_id} was rejected {reason}\n  nothing was done");
+            let more = json!({
+                "metrics": {},
+                "final_model_path": null,
+                "reverted": false,
+                "awaiting_approval": false,
+                "run_id": run_id,
+            });
+            context.refused_with(Exit::Gate, &text, &more)
         }
         Outcome::Reverted(completed) => {
             let mut more = envelope(completed, End::Reverted);
@@ -147,6 +182,7 @@ fn finished(plan: &Plan, flags: &RunFlags, outcome: &Outcome, context: &mut Cont
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Kept,
+    Staged,
     Reverted,
 }
 
@@ -171,13 +207,16 @@ fn envelope(completed: &Completed, end: End) -> Value {
         "metrics": completed.metrics,
         "final_model_path": (end != End::Reverted).then_some(&completed.final_model),
         "reverted": end == End::Reverted,
-        "awaiting_approval": false,
+        "awaiting_approval": end == End::Staged,
         "run_id": completed.run_id,
         "config_hash": completed.config_hash,
         "resource_usage": completed.resource_usage,
         "error": null,
         "gate_failures": failures,
     });
+    if end == End::Staged {
+        result["staging_path"] = json!(completed.final_model);
+    }
     if let Some(cost) = completed.resource_usage.get("estimated_cost_usd") {
         result["estimated_cost_usd"] = cost.clone();
     }
@@ -185,7 +224,7 @@ fn envelope(completed: &Completed, end: End) -> Value {
 }
 
 /// What a person reads at the end.
-fn summary(plan: &Plan, completed: &Completed) -> String {
+fn summary(plan: &Plan, completed: &Completed, end: End) -> String {
     let metric = |name: &str| completed.metrics.get(name).copied();
     let root = plan.output.root().display();
     let mut text = String::new();
@@ -217,6 +256,15 @@ fn summary(plan: &Plan, completed: &Completed) -> String {
     let _ = writeln!(text, "model     {}", completed.final_model.display());
     let _ = writeln!(text, "evidence  {root}/compliance (signed), {root}/audit_log.jsonl");
     let _ = writeln!(text, "verify    forgelm verify-bundle {root}");
-    let _ = writeln!(text, "next      forgelm chat {}", completed.final_model.display());
+    let _ = match end {
+        End::Staged => writeln!(
+            text,
+            "waits     for approval: forgelm approve {} --output-dir {root}",
+            completed.run_id
+        ),
+        End::Kept | End::Reverted => {
+            writeln!(text, "next      forgelm chat {}", completed.final_model.display())
+        }
+    };
     text
 }

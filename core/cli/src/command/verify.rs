@@ -90,6 +90,7 @@ pub fn bundle(args: &VerifyBundleArgs, context: &mut Context) -> Exit {
             secret: secret.as_ref(),
             require_hmac: false,
             allow_unsigned: args.trust.allow_unsigned,
+            moved: None,
         },
     );
     verdict(report.class, &report.to_lines(), &report.to_json(), context)
@@ -119,7 +120,7 @@ fn names_keys(trust: &TrustArgs) -> bool {
 
 /// The keys that are trusted: those named, else those of the environment, else this user's own
 /// key, made on first use.
-fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys, String> {
+pub fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys, String> {
     let mut keys = if !trust.key.is_empty() {
         TrustedKeys::of_key_files(&trust.key).map_err(|error| error.to_string())?
     } else if let Some(store) = &trust.trusted_keys {

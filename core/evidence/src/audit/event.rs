@@ -121,6 +121,96 @@ events! {
         /// In words.
         detail: String,
     }
+    /// `human_approval.required`: the model is staged, and waits for people.
+    ApprovalRequired = "human_approval.required" {
+        /// `final_model`.
+        gate: String,
+        /// Why.
+        reason: String,
+        /// Final metrics.
+        metrics: BTreeMap<String, f64>,
+        /// The staged folder, relative to the output folder.
+        staging_path: String,
+        /// Of the run.
+        config_hash: String,
+        /// Who may decide: fixed from here on.
+        policy: Value,
+    }
+    /// `human_approval.approved`: one person has approved; the folder is renamed once enough have.
+    ApprovalApproved = "human_approval.approved" {
+        /// `final_model`.
+        gate: String,
+        /// Who.
+        approver: String,
+        /// In which role.
+        role: Option<String>,
+        /// Why.
+        comment: Option<String>,
+        /// Their key.
+        keyid: Option<String>,
+        /// The signed decision, relative to the output folder.
+        decision_file: Option<String>,
+        /// Its SHA-256.
+        decision_sha256: Option<String>,
+        /// Of how many different people with this one.
+        approvals: u64,
+        /// How many are needed.
+        quorum: u64,
+    }
+    /// `human_approval.granted`: the staged folder has its final name.
+    ApprovalGranted = "human_approval.granted" {
+        /// `final_model`.
+        gate: String,
+        /// Who approved last.
+        approver: String,
+        /// Their reason.
+        comment: Option<String>,
+        /// `rename`.
+        promote_strategy: String,
+        /// The name that the folder had, relative to the output folder.
+        staging_path: String,
+        /// The name that it has.
+        final_path: String,
+        /// The root digest of its files.
+        model_root_sha256: String,
+        /// For how long the request was open.
+        open_seconds: u64,
+    }
+    /// `human_approval.rejected`: a person said no; the folder stays where it is.
+    ApprovalRejected = "human_approval.rejected" {
+        /// `final_model`.
+        gate: String,
+        /// Who.
+        approver: String,
+        /// In which role.
+        role: Option<String>,
+        /// Why.
+        comment: Option<String>,
+        /// Their key.
+        keyid: Option<String>,
+        /// The signed decision, relative to the output folder.
+        decision_file: Option<String>,
+        /// Its SHA-256.
+        decision_sha256: Option<String>,
+        /// The folder, relative to the output folder.
+        staging_path: String,
+        /// For how long the request was open.
+        open_seconds: u64,
+    }
+    /// `human_approval.refused`: somebody may not decide, or not any more.
+    ApprovalRefused = "human_approval.refused" {
+        /// `final_model`.
+        gate: String,
+        /// `approved` or `rejected`: what they wanted.
+        decision: String,
+        /// Why it does not count.
+        reason: String,
+    }
+    /// `human_approval.expired`: nobody approved in time.
+    ApprovalExpired = "human_approval.expired" {
+        /// Since the request.
+        age_days: u64,
+    }
     /// `pipeline.completed`.
     PipelineCompleted = "pipeline.completed" {
         /// Whether the run succeeded.

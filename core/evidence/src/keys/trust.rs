@@ -288,6 +288,11 @@ impl TrustedKeys {
         self.thresholds.get(&usage).copied().unwrap_or(1)
     }
 
+    /// Demands `n` distinct keys for one usage.
+    pub fn set_threshold_of(&mut self, usage: Usage, n: usize) {
+        self.thresholds.insert(usage, n.max(1));
+    }
+
     /// Demands `n` distinct keys for every usage (`--threshold`).
     pub fn set_threshold(&mut self, n: usize) {
         self.thresholds = Usage::ALL.iter().map(|(usage, _)| (*usage, n.max(1))).collect();

@@ -20,8 +20,9 @@ use crate::recovery::Rung;
 use crate::{gates, resume, settings};
 use forgelm_artifact::UtcTime;
 use forgelm_artifact::write::CreatedDir;
+use forgelm_evidence::approval::policy::Policy;
 use forgelm_evidence::audit::event::AuditEvent;
-use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
+use forgelm_evidence::audit::log::AuditLog;
 use forgelm_evidence::documents::evidence;
 use forgelm_evidence::keys::lookup::FoundKey;
 use forgelm_model::{PeftInfo, Trainable};
@@ -39,6 +40,8 @@ pub(super) struct Job<'a> {
     pub(super) plan: &'a Plan,
     /// Where the tuned model goes.
     pub(super) model_dir: PathBuf,
+    /// Who may approve it, where somebody must.
+    pub(super) approval: Option<Policy>,
     pub(super) env: &'a Environment,
     pub(super) observer: &'a mut dyn Observer,
     pub(super) found: &'a FoundModel,
@@ -79,13 +82,7 @@ impl Job<'_> {
         operator: String,
         key: &Option<FoundKey>,
     ) -> Result<AuditLog, RunError> {
-        let identity = AuditIdentity {
-            run_id: run_id.to_owned(),
-            operator,
-            secret: self.env.audit_secret.as_ref().and_then(dossier::to_evidence),
-            allow_reroot: self.env.allow_audit_reroot,
-        };
-        let mut audit = AuditLog::open(self.plan.output.root(), identity, self.env.clock.clone())?;
+        let mut audit = dossier::open_audit(self.plan, self.env, run_id, operator)?;
         audit.append(&dossier::key_event(key.as_ref()))?;
         audit.append(&AuditEvent::PipelineInitialized {
             model: self.plan.run.model.name_or_path.clone(),
@@ -164,6 +161,7 @@ impl Job<'_> {
         self.restore_best(&mut session)?;
         self.sample(When::After, Some(session.adapter()))?;
         self.check_unchanged()?;
+        self.remove_unfinished(&run_id)?;
         let merge_metrics = self.save_final_model(&session)?;
         let saved = CreatedDir::remember(&self.model_dir)?;
         let gated = self.gate(session.state(), &saved, audit)?;
@@ -198,13 +196,13 @@ impl Job<'_> {
             outcome: gated.outcome,
             gates: &gated.gates,
             model_dir: &self.model_dir,
+            approval: self.approval.as_ref(),
         };
         let completed = dossier.write(key.as_ref(), audit)?;
         Ok(match gated.outcome {
             evidence::Outcome::Reverted => Outcome::Reverted(completed),
-            evidence::Outcome::Promoted | evidence::Outcome::Staged => {
-                Outcome::Completed(completed)
-            }
+            evidence::Outcome::Staged => Outcome::Staged(completed),
+            evidence::Outcome::Promoted => Outcome::Completed(completed),
         })
     }
 

@@ -8,11 +8,16 @@ use super::job::Job;
 use crate::error::RunError;
 use crate::event::Event;
 use crate::gates::{self, LossGate, Verdict};
-use forgelm_artifact::write::CreatedDir;
+use forgelm_artifact::open::OpenError;
+use forgelm_artifact::write::{self, CreatedDir};
+use forgelm_evidence::approval::requests;
+use forgelm_evidence::audit::LOG_FILE;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_evidence::documents::evidence::{Gate, Outcome};
 use forgelm_train::state::State;
+use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// What the gates said.
 #[derive(Debug)]
@@ -38,7 +43,10 @@ impl Job<'_> {
             .collect();
         let is_revert_on =
             self.plan.run.evaluation.as_ref().is_some_and(|evaluation| evaluation.auto_revert);
-        let mut outcome = Outcome::Promoted;
+        let mut outcome = match self.approval {
+            Some(_) => Outcome::Staged,
+            None => Outcome::Promoted,
+        };
         for (gate, verdict) in &verdicts {
             let Verdict::Reject { source, .. } = verdict else { continue };
             let detail = verdict.reason().unwrap_or_default();
@@ -58,6 +66,33 @@ impl Job<'_> {
         }
         let gates = verdicts.iter().map(|(gate, verdict)| verdict.to_gate(gate)).collect();
         Ok(Gated { gates, outcome })
+    }
+
+    /// Removes the staged models of runs in this folder that were killed before they asked anybody: what
+    /// they staged is of no run that ended.
+    pub(super) fn remove_unfinished(&mut self, run_id: &str) -> Result<(), RunError> {
+        if self.approval.is_none() {
+            return Ok(());
+        }
+        let path = self.plan.output.root().join(LOG_FILE);
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        let asked = requests::read(&path)?;
+        let runs: BTreeSet<String> = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter_map(|line| line["run_id"].as_str().map(str::to_owned))
+            .filter(|other| other != run_id && asked.of(other).is_none())
+            .collect();
+        for other in runs {
+            let staged = self.plan.output.model_of(&other, true);
+            if staged.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+                write::remove_dir(&staged)?;
+                let text = format!("`{}` of a run that was killed is removed", staged.display());
+                self.observer.observe(&Event::Notice(text));
+            }
+        }
+        Ok(())
     }
 
     /// The verdict on the validation loss; none where no gate asks, or nothing was measured.
