@@ -124,6 +124,11 @@ fn an_approved_model_has_its_final_name_and_a_stranger_verifies_it() {
     workplace.forgelm(&["verify-audit", "out"]).expect_code(0);
     let again = workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
     assert!(again.stdout.contains("nothing left to do"), "{}", again.stdout);
+    // A file of it is not signed by itself, which would add one.
+    workplace
+        .forgelm(&["sign", "out/final_model/adapter_config.json"])
+        .expect_code(1)
+        .expect_stderr("binds every file of this folder");
     // Every byte still counts.
     let file = workplace.path("out/final_model/adapter_config.json");
     let good = fs::read(&file).unwrap();
@@ -411,6 +416,7 @@ fn two_people_with_keys_of_their_own_approve_and_a_stranger_sees_both() {
     let recorded = events(&workplace);
     let approved = recorded.iter().find(|line| line["event"] == "human_approval.approved").unwrap();
     assert_eq!(predicate["audit_head_sha256"], approved["prev_hash"]);
+    assert_eq!(approved["report_sha256"], said["subject"][1]["digest"]["sha256"]);
     let shown: Vec<&str> =
         said["subject"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
     assert_eq!(shown, ["compliance/attestation.dsse.json", "compliance/compliance_report.json"]);
@@ -592,4 +598,111 @@ fn what_a_killed_run_staged_without_asking_goes_with_the_next() {
     let new_id = last(&workplace)["run_id"].as_str().unwrap().to_owned();
     approve(&workplace, "boss@example", &new_id, &[]).expect_code(0);
     bundle(&workplace, &[]).expect_code(0);
+}
+
+#[test]
+fn a_decision_that_would_leave_nothing_to_verify_is_refused() {
+    let (workplace, run_id) = staged("");
+    // Another user, with a key of their own that nobody knows.
+    let other = |args: &[&str]| -> Ran {
+        let fixed = ["approve", &run_id, "--output-dir", "out"];
+        let mut command = workplace.command(&[&fixed[..], args].concat());
+        command.env("FORGELM_OPERATOR", "boss@example").env("HOME", workplace.path("other"));
+        command.output().unwrap().into()
+    };
+    let run_key = "home/.config/forgelm/signing.key.pub";
+    let before = workplace.read("out/audit_log.jsonl");
+    other(&["--key", run_key]).expect_code(1).expect_stderr("not trusted here for `checkpoint`");
+    assert_eq!(workplace.read("out/audit_log.jsonl"), before);
+    assert!(workplace.path(&staging(&run_id)).is_dir());
+    // Their approver's key is one that others can know.
+    workplace.forgelm(&["keygen", "--out", "boss.key"]).expect_code(0);
+    other(&["--key", run_key, "--approver-key", "boss.key"]).expect_code(0);
+    bundle(&workplace, &["--key", run_key]).expect_code(1);
+    bundle(&workplace, &["--key", run_key, "--key", "boss.key.pub"]).expect_code(0);
+}
+
+#[test]
+fn a_key_that_was_revoked_since_approves_nothing() {
+    let workplace = Workplace::new();
+    let ann = approver_key(&workplace, "ann");
+    let run_id = stage(&workplace, ", approval: {approvers: keys.json}");
+    trust(&workplace, "home/.config/forgelm/signing.key.pub", "manifest,run,model,checkpoint");
+    let args = ["keys", "revoke", "ann", "--reason", "compromised", "--trusted-keys", "keys.json"];
+    workplace.forgelm(&args).expect_code(0);
+    let args = ["--approver-key", &ann, "--trusted-keys", "keys.json"];
+    approve(&workplace, "ann@example", &run_id, &args)
+        .expect_code(1)
+        .expect_stderr("is not trusted for `approval` now");
+    assert!(workplace.path(&staging(&run_id)).is_dir());
+}
+
+#[test]
+fn a_log_with_tags_takes_decisions_with_the_secret_alone() {
+    let workplace = Workplace::new();
+    let config = workplace.read("run.yaml");
+    workplace.write("run.yaml", &(config + "evaluation: {require_human_approval: true}\n"));
+    let secret = ("FORGELM_AUDIT_SECRET", "a long enough secret of this test");
+    let with = |args: &[&str]| -> Ran {
+        let mut command = workplace.command(args);
+        command.env(secret.0, secret.1).env("FORGELM_OPERATOR", "ann@example");
+        command.output().unwrap().into()
+    };
+    let mut command = workplace.command(&["--config", "run.yaml", JSON[0], JSON[1]]);
+    let ran: Ran = command.env(secret.0, secret.1).output().unwrap().into();
+    let run_id = ran.expect_code(4).json()["run_id"].as_str().unwrap().to_owned();
+    approve(&workplace, "ann@example", &run_id, &[])
+        .expect_code(1)
+        .expect_stderr("FORGELM_AUDIT_SECRET");
+    assert!(workplace.path(&staging(&run_id)).is_dir());
+    with(&["approve", &run_id, "--output-dir", "out"]).expect_code(0);
+    with(&["verify-audit", "out", "--require-hmac"]).expect_code(0);
+    with(&["verify-bundle", "out"]).expect_code(0);
+}
+
+#[test]
+fn the_plan_says_what_must_be_so() {
+    let workplace = Workplace::new();
+    let config = workplace.read("run.yaml");
+    let gates =
+        "evaluation: {require_human_approval: true, auto_revert: true, max_acceptable_loss: 3}\n";
+    workplace.write("run.yaml", &(config + gates));
+    let shown = workplace.forgelm(&["--config", "run.yaml", "--dry-run"]).expect_code(0).stdout;
+    assert!(
+        shown.contains("no validation loss above 3") && shown.contains("1 must approve"),
+        "{shown}"
+    );
+    assert!(shown.contains("out/final_model.staging.RUN_ID/"), "{shown}");
+}
+
+#[test]
+fn one_changed_byte_of_an_approved_run_is_noticed_and_named() {
+    let workplace = Workplace::new();
+    let ann = approver_key(&workplace, "ann");
+    let run_id = stage(&workplace, ", approval: {approvers: keys.json}");
+    trust(&workplace, "home/.config/forgelm/signing.key.pub", "manifest,run,model,checkpoint");
+    let args = ["--approver-key", &ann, "--trusted-keys", "keys.json"];
+    approve(&workplace, "ann@example", &run_id, &args).expect_code(0);
+    let folder = |name: &str| {
+        let found = fs::read_dir(workplace.path(name)).unwrap();
+        found.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect::<Vec<_>>()
+    };
+    let files = [folder("out"), folder("out/compliance"), folder("out/final_model")].concat();
+    let is_lock = |path: &std::path::Path| path.to_str().unwrap().ends_with("lock");
+    let files: Vec<_> = files.into_iter().filter(|path| !is_lock(path)).collect();
+    assert!(files.len() > 20, "{files:?}");
+    for path in files {
+        let good = fs::read(&path).unwrap();
+        for at in [0, good.len() / 2, good.len() - 2] {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            let ran = workplace.forgelm(&["verify-bundle", "out", "--trusted-keys", "keys.json"]);
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!([1, 6].contains(&ran.code), "{name} at {at}: {}", ran.code);
+            assert!(ran.stderr.contains(name), "{name} at {at}: {}", ran.stderr);
+        }
+        fs::write(&path, &good).unwrap();
+    }
+    bundle(&workplace, &["--trusted-keys", "keys.json"]).expect_code(0);
 }

@@ -218,6 +218,10 @@ impl Plan {
             let (n, dir) = (merge.models.len(), &merge.output_dir);
             line("merge", format!("of {n} models by {method} into {dir}, with --merge"));
         }
+        let gates = self.gates();
+        if !gates.is_empty() {
+            line("gates", gates.join("; "));
+        }
         for (name, items) in
             [("reads", self.reads()), ("contacts", self.contacts()), ("writes", self.writes())]
         {
@@ -226,6 +230,24 @@ impl Plan {
         }
         text.push_str("the config is valid; nothing was read, contacted or written yet\n");
         text
+    }
+
+    /// What must be so before the model has its final name.
+    fn gates(&self) -> Vec<String> {
+        let Some(evaluation) = &self.run.evaluation else { return Vec::new() };
+        let baseline = match (evaluation.baseline_loss, evaluation.auto_revert) {
+            (Some(loss), _) => Some(format!("no validation loss above {loss}")),
+            (None, true) => Some("no validation loss above the one before training".to_owned()),
+            (None, false) => None,
+        };
+        let limit = evaluation.max_acceptable_loss;
+        let limit = limit.map(|loss| format!("no validation loss above {loss}"));
+        let revert = evaluation.auto_revert.then(|| "else the model is deleted".to_owned());
+        let approval = evaluation.require_human_approval.then(|| {
+            let n = evaluation.approval.as_ref().map_or(1, |rules| rules.quorum);
+            format!("{n} must approve")
+        });
+        [limit, baseline, revert, approval].into_iter().flatten().collect()
     }
 
     /// Files and folders that the run reads.
@@ -241,7 +263,9 @@ impl Plan {
             false => name.clone(),
         });
         let plugins = self.run.plugins.iter().flat_map(|plugins| plugins.paths.iter().cloned());
-        std::iter::once(model).chain(data).chain(plugins).collect()
+        let evaluation = self.run.evaluation.as_ref().filter(|_| self.is_staged());
+        let approvers = evaluation.and_then(|e| e.approval.as_ref()?.approvers.clone());
+        std::iter::once(model).chain(data).chain(plugins).chain(approvers).collect()
     }
 
     /// The trainer: that of a library, else the one of `training.trainer_type`.
@@ -289,6 +313,11 @@ impl Plan {
         }
     }
 
+    /// Whether people must approve the model.
+    fn is_staged(&self) -> bool {
+        self.run.evaluation.as_ref().is_some_and(|evaluation| evaluation.require_human_approval)
+    }
+
     /// Files and folders that the run writes.
     fn writes(&self) -> Vec<String> {
         let root = self.output.root();
@@ -296,6 +325,10 @@ impl Plan {
             .into_iter()
             .map(|name| root.join(name).display().to_string())
             .chain([self.output.final_model().display().to_string() + "/"])
+            .chain(self.is_staged().then(|| {
+                self.output.model_of("RUN_ID", true).display().to_string()
+                    + "/, until it is approved"
+            }))
             .collect()
     }
 }

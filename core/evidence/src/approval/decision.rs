@@ -24,8 +24,10 @@ use crate::integrity::EXCLUDED;
 use crate::keys::RunSigner;
 use crate::strict_json::DOCUMENT_LIMITS;
 
+/// The report of a run.
+pub const REPORT: &str = "compliance/compliance_report.json";
 /// What a person is shown of a run before they decide.
-pub const SHOWN: [&str; 2] = [ATTESTATION, "compliance/compliance_report.json"];
+pub const SHOWN: [&str; 2] = [ATTESTATION, REPORT];
 const PREFIX: &str = "compliance/approval.";
 
 /// What somebody decided.

@@ -3,8 +3,7 @@
 //! Nothing is verified here: the chain, and which lines a trusted key vouches for, are
 //! [`crate::audit::verify`]'s and the caller's business.
 
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
 
 use forgelm_artifact::UtcTime;
@@ -319,7 +318,7 @@ pub fn read(path: &Path) -> Result<Requests, OpenError> {
     read_lines(file).map_err(|source| OpenError::Io { path: path.to_owned(), source })
 }
 
-fn read_lines(file: File) -> std::io::Result<Requests> {
+fn read_lines(file: impl Read) -> std::io::Result<Requests> {
     let mut found = Requests::default();
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let mut bytes = Vec::with_capacity(4096);
@@ -358,7 +357,7 @@ fn read_lines(file: File) -> std::io::Result<Requests> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::{End, Request, Status, read};
+    use super::{End, Request, Status, read, read_lines};
     use crate::approval::policy::tests::policy;
     use forgelm_artifact::UtcTime;
     use forgelm_artifact::write::atomic;
@@ -476,6 +475,24 @@ pub(crate) mod tests {
         assert_eq!(request.status(at("2026-01-02T00:00:01Z")), Status::Expired);
         request.end = Some(End::Expired { line: 2 });
         assert_eq!(request.status(at("2026-01-01T00:00:00Z")), Status::Expired);
+    }
+
+    /// Whoever may write the folder may write anything into the log.
+    #[test]
+    fn no_byte_of_a_log_makes_it_panic_or_approves_a_run() {
+        let answers = [required("fg-1", 2), answer("fg-1", "approved", "bob")];
+        let (_dir, path) = log(&answers);
+        let good = std::fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            for byte in [b'"', b'\n', b'{', b'9', 0, 0xff] {
+                let mut bad = good.clone();
+                bad[at] = byte;
+                let found = read_lines(&bad[..]).unwrap();
+                let is_approved = |request: &Request| request.has_quorum();
+                assert!(!found.requests.iter().any(is_approved), "byte {at} as {byte}");
+            }
+            assert!(read_lines(&good[..at]).unwrap().requests.len() <= 1);
+        }
     }
 
     #[test]

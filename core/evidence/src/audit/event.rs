@@ -148,6 +148,8 @@ events! {
         comment: Option<String>,
         /// Their key.
         keyid: Option<String>,
+        /// SHA-256 of the report that they were shown.
+        report_sha256: Option<String>,
         /// The signed decision, relative to the output folder.
         decision_file: Option<String>,
         /// Its SHA-256.
@@ -188,6 +190,8 @@ events! {
         comment: Option<String>,
         /// Their key.
         keyid: Option<String>,
+        /// SHA-256 of the report that they were shown.
+        report_sha256: Option<String>,
         /// The signed decision, relative to the output folder.
         decision_file: Option<String>,
         /// Its SHA-256.

@@ -13,10 +13,11 @@ use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::Observer;
 use forgelm_artifact::UtcTime;
+use forgelm_artifact::hash::sha256_file;
 use forgelm_artifact::lock::RunLock;
 use forgelm_artifact::write;
 use forgelm_evidence::Class;
-use forgelm_evidence::approval::decision::{self, Clerk, Decision, Verdict};
+use forgelm_evidence::approval::decision::{self, Clerk, Decision, REPORT, Verdict};
 use forgelm_evidence::approval::policy::{self, Candidate};
 use forgelm_evidence::approval::requests::{self, End, Request, Status};
 use forgelm_evidence::approval::{GATE, final_name};
@@ -28,9 +29,9 @@ use forgelm_evidence::bundle::verify::{BundleOptions, BundleReport, Moved, verif
 use forgelm_evidence::documents::evidence::Builder;
 use forgelm_evidence::dsse::statement::is_subject_name;
 use forgelm_evidence::integrity::verify_integrity;
-use forgelm_evidence::keys::RunSigner;
-use forgelm_evidence::keys::lookup::{KeyCandidates, find_signing_key};
-use forgelm_evidence::keys::trust::TrustedKeys;
+use forgelm_evidence::keys::lookup::{KeyCandidates, automatic_public_key, find_signing_key};
+use forgelm_evidence::keys::trust::{TrustedKey, TrustedKeys, Usage};
+use forgelm_evidence::keys::{KeyError, RunSigner};
 use forgelm_evidence::signature::{AuditRequest, verify_audit_log};
 use std::path::{Path, PathBuf};
 
@@ -46,7 +47,8 @@ pub struct DecisionRequest<'a> {
     pub role: Option<&'a str>,
     /// The key that signs the decision.
     pub approver_key: Option<&'a Path>,
-    /// The key that signs the new head of the log; the approver's without it, else as a run finds one.
+    /// The key that signs the new head of the log. Without it the one that a run would find, but a key
+    /// that was made on first use only where it signed the run; then the approver's.
     pub signing_key: Option<&'a Path>,
     /// Whose signatures are believed.
     pub keys: TrustedKeys,
@@ -113,6 +115,7 @@ pub fn approve(
         role: asked.role.map(str::to_owned),
         comment: asked.comment.map(str::to_owned),
         keyid: record.keyid,
+        report_sha256: record.report_sha256,
         decision_file: record.file,
         decision_sha256: record.sha256,
         approvals,
@@ -161,6 +164,7 @@ pub fn reject(
         role: asked.role.map(str::to_owned),
         comment: asked.comment.map(str::to_owned),
         keyid: record.keyid,
+        report_sha256: record.report_sha256,
         decision_file: record.file,
         decision_sha256: record.sha256,
         staging_path: desk.request.staging_path.clone(),
@@ -173,6 +177,8 @@ pub fn reject(
 /// Everything that a decision needs, checked as far as every decision needs it.
 struct Desk<'a> {
     asked: &'a DecisionRequest<'a>,
+    /// Whose signatures are believed, the approver's own with them.
+    keys: TrustedKeys,
     verdict: Verdict,
     env: &'a Environment,
     request: Request,
@@ -191,6 +197,7 @@ struct Desk<'a> {
 
 /// What the log says of a signed decision.
 struct Record {
+    report_sha256: Option<String>,
     keyid: Option<String>,
     file: Option<String>,
     sha256: Option<String>,
@@ -226,13 +233,18 @@ impl<'a> Desk<'a> {
             })
         });
         let approver = approver.transpose()?.map(|found| found.signer);
+        let keys = with_own(asked.keys.clone(), approver.as_ref(), now)?;
         let signer = match is_signed {
             false => None,
-            true => {
-                let flag = asked.signing_key.or(asked.approver_key).map(Path::to_owned);
-                dossier::key_by_default(flag, env, observer)?.map(|found| found.signer)
-            }
+            true => Some(head_signer(asked, env, observer)?),
         };
+        if let Some(signer) = &signer {
+            let keyid = signer.key.id();
+            if !keys.may_sign(&keyid, Usage::Checkpoint, now) {
+                let keyid = keyid.to_string();
+                return Err(ApprovalError::HeadKey { keyid }.into());
+            }
+        }
         let identity = AuditIdentity {
             run_id: request.run_id.clone(),
             operator: operator.clone(),
@@ -242,6 +254,7 @@ impl<'a> Desk<'a> {
         let audit = AuditLog::open(dir, identity, env.clock.clone())?;
         Ok(Self {
             asked,
+            keys,
             verdict,
             env,
             request,
@@ -323,7 +336,7 @@ impl<'a> Desk<'a> {
         verify_bundle(
             self.asked.output_dir,
             &BundleOptions {
-                keys: self.asked.keys.clone(),
+                keys: self.keys.clone(),
                 secret: secret.as_ref(),
                 require_hmac: false,
                 allow_unsigned: self.asked.allow_unsigned,
@@ -392,8 +405,11 @@ impl<'a> Desk<'a> {
 
     /// Signs the decision, where the person has a key.
     fn sign(&self, root: &str, now: UtcTime) -> Result<Record, RunError> {
+        let report = self.asked.output_dir.join(REPORT);
+        // A model whose report is gone can still be rejected.
+        let report_sha256 = sha256_file(&report).ok().map(|sha256| sha256.to_string());
         let Some(signer) = &self.approver else {
-            return Ok(Record { keyid: None, file: None, sha256: None });
+            return Ok(Record { report_sha256, keyid: None, file: None, sha256: None });
         };
         let file = decision::file_name(&self.request.run_id, self.request.n_decisions + 1);
         let decided = Decision {
@@ -409,7 +425,7 @@ impl<'a> Desk<'a> {
         let sha256 =
             self.clerk(&signed_at).sign_decision(self.asked.output_dir, &decided, signer)?;
         let keyid = Some(signer.key.id().to_string());
-        Ok(Record { keyid, file: Some(file), sha256: Some(sha256) })
+        Ok(Record { report_sha256, keyid, file: Some(file), sha256: Some(sha256) })
     }
 
     fn sign_head(&self) -> Result<(), RunError> {
@@ -478,6 +494,46 @@ impl<'a> Desk<'a> {
         let final_model = self.final_model.clone();
         Ok(Decided::Promoted { approver, final_model, is_repair: true })
     }
+}
+
+/// The keys that are believed, and the approver's own: whoever signs believes themselves. Where the
+/// store knows that key, what it says of it counts.
+fn with_own(
+    mut keys: TrustedKeys,
+    approver: Option<&RunSigner>,
+    now: UtcTime,
+) -> Result<TrustedKeys, ApprovalError> {
+    let Some(approver) = approver else { return Ok(keys) };
+    let keyid = approver.key.id();
+    if keys.find(&keyid).is_some() && !keys.may_sign(&keyid, Usage::Approval, now) {
+        return Err(ApprovalError::ApproverKey { keyid: keyid.to_string() });
+    }
+    let own = TrustedKey::unlimited(approver.key.public(), approver.label.clone());
+    let usages = [Usage::Approval, Usage::Checkpoint].into_iter().collect();
+    keys.add(TrustedKey { usages, ..own });
+    Ok(keys)
+}
+
+/// The key that signs the new head of the log.
+fn head_signer(
+    asked: &DecisionRequest<'_>,
+    env: &Environment,
+    observer: &mut dyn Observer,
+) -> Result<RunSigner, RunError> {
+    let found = |flag: Option<&Path>, observer: &mut dyn Observer| {
+        let found = dossier::key_by_default(flag.map(Path::to_owned), env, observer)?;
+        found.map(|found| found.signer).ok_or(RunError::Key(KeyError::NoPlace))
+    };
+    let run_keyid = decision::run_signer(asked.output_dir);
+    let is_named = asked.signing_key.is_some()
+        || env.signing_key_file.is_some()
+        || env.signing_key.is_some()
+        || asked.approver_key.is_none();
+    let own = automatic_public_key(&env.config_dir).map(|key| key.id().to_string());
+    if is_named || (own.is_some() && own == run_keyid) {
+        return found(asked.signing_key, observer);
+    }
+    found(asked.approver_key, observer)
 }
 
 fn end_line(request: &Request) -> Option<u64> {

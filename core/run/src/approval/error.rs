@@ -84,6 +84,25 @@ pub enum ApprovalError {
         /// Why.
         refusal: Refusal,
     },
+    /// The key that would sign the new head of the log is not believed here.
+    #[error(
+        "the new head of the log would be signed by key {keyid}, which is not trusted here for \
+         `checkpoint`: nobody could verify the run any more\n  hint: `--signing-key KEY` names another \
+         one; `--key PUB` or `--trusted-keys FILE` say whom to trust"
+    )]
+    HeadKey {
+        /// Its id.
+        keyid: String,
+    },
+    /// The trust store knows the approver's key, and does not let it approve.
+    #[error(
+        "the approver's key {keyid} is in the trust store, and is not trusted for `approval` now\n  \
+         hint: `forgelm keys show {keyid}` says why"
+    )]
+    ApproverKey {
+        /// Its id.
+        keyid: String,
+    },
     /// The folders are not as they must be.
     #[error("{}: {problem}", .path.display())]
     Place {
@@ -138,6 +157,8 @@ impl ApprovalError {
             | Self::Unknown { .. }
             | Self::Closed { .. }
             | Self::Refused { .. }
+            | Self::HeadKey { .. }
+            | Self::ApproverKey { .. }
             | Self::Place { .. } => Exit::Config,
             Self::Chain(rejection) => of_class(&rejection.class()),
             Self::Evidence { class, .. } | Self::Head { class, .. } => of_class(class),
