@@ -8,6 +8,8 @@
 
 use super::LOCK_FILE;
 use super::error::ApprovalError;
+use super::keys::{head_signer, with_own};
+use super::place::{check_folder, check_log, find, places};
 use crate::dossier::{self, VERSION, to_evidence};
 use crate::environment::Environment;
 use crate::error::RunError;
@@ -27,12 +29,10 @@ use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::bundle::ATTESTATION;
 use forgelm_evidence::bundle::verify::{BundleOptions, BundleReport, Moved, verify_bundle};
 use forgelm_evidence::documents::evidence::Builder;
-use forgelm_evidence::dsse::statement::is_subject_name;
 use forgelm_evidence::integrity::verify_integrity;
-use forgelm_evidence::keys::lookup::{KeyCandidates, automatic_public_key, find_signing_key};
-use forgelm_evidence::keys::trust::{TrustedKey, TrustedKeys, Usage};
-use forgelm_evidence::keys::{KeyError, RunSigner};
-use forgelm_evidence::signature::{AuditRequest, verify_audit_log};
+use forgelm_evidence::keys::RunSigner;
+use forgelm_evidence::keys::lookup::{KeyCandidates, find_signing_key};
+use forgelm_evidence::keys::trust::{TrustedKeys, Usage};
 use std::path::{Path, PathBuf};
 
 /// What somebody asks for.
@@ -496,46 +496,6 @@ impl<'a> Desk<'a> {
     }
 }
 
-/// The keys that are believed, and the approver's own: whoever signs believes themselves. Where the
-/// store knows that key, what it says of it counts.
-fn with_own(
-    mut keys: TrustedKeys,
-    approver: Option<&RunSigner>,
-    now: UtcTime,
-) -> Result<TrustedKeys, ApprovalError> {
-    let Some(approver) = approver else { return Ok(keys) };
-    let keyid = approver.key.id();
-    if keys.find(&keyid).is_some() && !keys.may_sign(&keyid, Usage::Approval, now) {
-        return Err(ApprovalError::ApproverKey { keyid: keyid.to_string() });
-    }
-    let own = TrustedKey::unlimited(approver.key.public(), approver.label.clone());
-    let usages = [Usage::Approval, Usage::Checkpoint].into_iter().collect();
-    keys.add(TrustedKey { usages, ..own });
-    Ok(keys)
-}
-
-/// The key that signs the new head of the log.
-fn head_signer(
-    asked: &DecisionRequest<'_>,
-    env: &Environment,
-    observer: &mut dyn Observer,
-) -> Result<RunSigner, RunError> {
-    let found = |flag: Option<&Path>, observer: &mut dyn Observer| {
-        let found = dossier::key_by_default(flag.map(Path::to_owned), env, observer)?;
-        found.map(|found| found.signer).ok_or(RunError::Key(KeyError::NoPlace))
-    };
-    let run_keyid = decision::run_signer(asked.output_dir);
-    let is_named = asked.signing_key.is_some()
-        || env.signing_key_file.is_some()
-        || env.signing_key.is_some()
-        || asked.approver_key.is_none();
-    let own = automatic_public_key(&env.config_dir).map(|key| key.id().to_string());
-    if is_named || (own.is_some() && own == run_keyid) {
-        return found(asked.signing_key, observer);
-    }
-    found(asked.approver_key, observer)
-}
-
 fn end_line(request: &Request) -> Option<u64> {
     request.end.as_ref().map(|end| match end {
         End::Granted(granted) => granted.line,
@@ -546,75 +506,4 @@ fn end_line(request: &Request) -> Option<u64> {
 fn open_seconds(request: &Request, now: UtcTime) -> u64 {
     let asked = request.requested().unwrap_or(now);
     u64::try_from((now.0 - asked.0) / 1_000_000).unwrap_or(0)
-}
-
-pub(super) fn check_folder(dir: &Path) -> Result<(), ApprovalError> {
-    let problem = match dir.metadata() {
-        Err(_) => "no such folder",
-        Ok(metadata) if !metadata.is_dir() => "is no folder",
-        Ok(_) if !dir.join(LOG_FILE).exists() => "has no audit log",
-        Ok(_) => return Ok(()),
-    };
-    Err(ApprovalError::NoFolder { dir: dir.to_owned(), problem })
-}
-
-/// The request of a run, out of a log of which every line is a record.
-fn find(dir: &Path, run_id: &str) -> Result<Request, RunError> {
-    let path = dir.join(LOG_FILE);
-    let found = requests::read(&path)?;
-    if let Some((line, problem)) = found.problem {
-        return Err(ApprovalError::Log { path, line, problem }.into());
-    }
-    if let Some(request) = found.of(run_id) {
-        return Ok(request.clone());
-    }
-    let known = found.requests.iter().map(|request| request.run_id.clone()).collect();
-    let (run_id, dir) = (run_id.to_owned(), dir.to_owned());
-    Err(ApprovalError::Unknown { run_id, dir, known }.into())
-}
-
-/// The staged folder and its final name, both really inside the output folder.
-fn places(dir: &Path, request: &Request) -> Result<(PathBuf, PathBuf), RunError> {
-    let name = &request.staging_path;
-    let staging = dir.join(name);
-    let outside =
-        |problem: &str| ApprovalError::Place { path: staging.clone(), problem: problem.to_owned() };
-    if !is_subject_name(name) {
-        return Err(outside("the log names a staged model outside the output folder").into());
-    }
-    let Some(final_name) = final_name(name) else {
-        return Err(outside("is no name of a staged model; expected NAME.staging.RUN_ID").into());
-    };
-    let real = |path: &Path| path.canonicalize().ok();
-    let parent = staging.parent().and_then(real);
-    let is_inside = match (parent, real(dir)) {
-        (Some(parent), Some(dir)) => parent.starts_with(dir),
-        _ => false,
-    };
-    if !is_inside {
-        return Err(outside("leads out of the output folder").into());
-    }
-    Ok((staging.clone(), dir.join(final_name)))
-}
-
-/// The chain of the log and the signed head beside it; how many lines a trusted key vouches for.
-fn check_log(asked: &DecisionRequest<'_>, env: &Environment) -> Result<u64, RunError> {
-    let secret = env.audit_secret.as_ref().and_then(to_evidence);
-    let path = asked.output_dir.join(LOG_FILE);
-    let report = verify_audit_log(
-        &path,
-        &AuditRequest {
-            secret: secret.as_ref(),
-            keys: asked.keys.clone(),
-            ..AuditRequest::default()
-        },
-    );
-    if let Err(rejection) = report.chain {
-        return Err(ApprovalError::Chain(rejection).into());
-    }
-    if report.class != Class::Accepted {
-        let reason = report.signature.reason.unwrap_or_default();
-        return Err(ApprovalError::Head { path, reason, class: report.class }.into());
-    }
-    Ok(report.signed_entries)
 }

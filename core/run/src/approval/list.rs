@@ -1,8 +1,8 @@
 //! `approvals`: what waits, and what became of a run. Nothing is changed, and nothing is verified:
 //! a log that does not hold is told of by who decides on it.
 
-use super::decide::check_folder;
 use super::error::ApprovalError;
+use super::place::check_folder;
 use crate::error::RunError;
 use forgelm_artifact::UtcTime;
 use forgelm_evidence::approval::final_name;

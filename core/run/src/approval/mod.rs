@@ -6,7 +6,9 @@
 
 pub mod decide;
 pub mod error;
+mod keys;
 pub mod list;
+mod place;
 
 use crate::error::RunError;
 use crate::plan::Plan;
