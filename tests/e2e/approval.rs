@@ -706,3 +706,17 @@ fn one_changed_byte_of_an_approved_run_is_noticed_and_named() {
     }
     bundle(&workplace, &["--trusted-keys", "keys.json"]).expect_code(0);
 }
+
+#[test]
+fn who_decides_sees_that_a_gate_rejects_the_model() {
+    let (workplace, run_id) = staged(", max_acceptable_loss: 0.001");
+    let reason = "above `evaluation.max_acceptable_loss` 0.001";
+    let list = ["approvals", "--pending", "--output-dir", "out", JSON[0], JSON[1]];
+    let listed = workplace.forgelm(&list).expect_code(0).json();
+    assert!(listed["pending"][0]["gate_failures"][0].as_str().unwrap().contains(reason));
+    workplace.forgelm(&list[..4]).expect_code(0).expect_stdout("a gate rejects it");
+    let show = ["approvals", "--show", &run_id, "--output-dir", "out"];
+    workplace.forgelm(&show).expect_code(0).expect_stdout(reason);
+    approve(&workplace, "boss@example", &run_id, &[]).expect_code(0);
+    bundle(&workplace, &[]).expect_code(0);
+}

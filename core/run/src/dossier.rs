@@ -307,6 +307,7 @@ impl Dossier<'_> {
                 gate: GATE.to_owned(),
                 reason: "require_human_approval=true".to_owned(),
                 metrics: metrics.clone(),
+                gate_failures: self.gates.iter().filter_map(|gate| gate.reason.clone()).collect(),
                 staging_path: staging.to_owned(),
                 config_hash: self.plan.config_hash.clone(),
                 policy: policy.to_json(),

@@ -131,6 +131,7 @@ fn listed(dir: &Path, waiting: &[Waiting]) -> (String, Value) {
             "requested_at": request.requested_at,
             "age_seconds": of.age_seconds,
             "metrics": request.metrics,
+            "gate_failures": request.gate_failures,
             "config_hash": request.config_hash,
             "reason": request.reason,
             "approvals": request.approvals.len(),
@@ -155,6 +156,10 @@ fn listed(dir: &Path, waiting: &[Waiting]) -> (String, Value) {
         let staging = if of.staging_exists { "present" } else { "MISSING" };
         let n = format!("{} of {}", of.request.approvals.len(), of.request.policy.quorum);
         let n = if of.is_approved { format!("{n}, cut off: approve again") } else { n };
+        let n = match of.request.gate_failures.is_empty() {
+            true => n,
+            false => format!("{n}; a gate rejects it"),
+        };
         add([&of.request.run_id, &age(of.age_seconds), &of.request.requested_at, staging, &n]);
     }
     (text, json)
@@ -163,6 +168,11 @@ fn listed(dir: &Path, waiting: &[Waiting]) -> (String, Value) {
 fn expires_at(of: &Waiting) -> Option<String> {
     let limit = of.request.requested().and_then(|at| of.request.policy.expires_at(at));
     limit.map(|limit| limit.to_string())
+}
+
+/// A text of the log, whole, that cannot leave its line.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// A span of time in its largest units.
@@ -187,11 +197,15 @@ fn shown_run(shown: &Shown) -> (String, Value) {
         "policy": request.policy.to_json(),
     });
     let mut text = format!("{}: {}\n", request.run_id, shown.status.as_str());
+    for reason in &request.gate_failures {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  a gate rejects it: {}", plain(reason));
+    }
     for line in &request.chain {
         let member = |key: &str| line[key].as_str().unwrap_or_default();
         let said = ["approver", "role", "comment", "reason"].iter().filter_map(|key| {
             let value = line[*key].as_str().filter(|value| !value.is_empty())?;
-            Some(format!("{key} {}", forgelm_artifact::Quoted(value)))
+            Some(format!("{key} {}", plain(value)))
         });
         let said: Vec<String> = said.collect();
         // Writing to a string cannot fail.

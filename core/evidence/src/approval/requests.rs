@@ -32,6 +32,8 @@ pub struct Request {
     pub reason: String,
     /// Final numbers of the run.
     pub metrics: Value,
+    /// Why gates rejected the model, where they did and it was kept.
+    pub gate_failures: Vec<String>,
     /// Who may answer.
     pub policy: Policy,
     /// The approvals so far, in order.
@@ -299,6 +301,12 @@ fn request(line: &Line<'_>) -> Result<Request, String> {
         config_hash: text("config_hash")?,
         reason: text("reason")?,
         metrics: line.value["metrics"].clone(),
+        gate_failures: line.value["gate_failures"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|reason| reason.as_str().map(str::to_owned))
+            .collect(),
         policy: Policy::parse(&line.value["policy"])?,
         approvals: Vec::new(),
         end: None,
@@ -372,6 +380,7 @@ pub(crate) mod tests {
             config_hash: "sha256:0".to_owned(),
             reason: "require_human_approval=true".to_owned(),
             metrics: json!({}),
+            gate_failures: Vec::new(),
             policy: policy(),
             approvals: Vec::new(),
             end: None,

@@ -129,6 +129,8 @@ events! {
         reason: String,
         /// Final metrics.
         metrics: BTreeMap<String, f64>,
+        /// Why gates rejected the model, where they did and it was kept.
+        gate_failures: Vec<String>,
         /// The staged folder, relative to the output folder.
         staging_path: String,
         /// Of the run.
