@@ -63,11 +63,7 @@ fn what_is_not_built_yet_is_refused_by_name() {
     let workplace = Workplace::new();
     let cases = [
         ("  report_to: none", "  report_to: wandb", "report_to"),
-        (
-            "data:\n",
-            "evaluation: {max_acceptable_loss: 2}\ndata:\n",
-            "evaluation.max_acceptable_loss",
-        ),
+        ("data:\n", "evaluation: {safety: {enabled: true}}\ndata:\n", "evaluation.safety.enabled"),
     ];
     let config = workplace.read("run.yaml");
     for (from, to, said) in cases {

@@ -11,6 +11,8 @@
 )]
 #![expect(clippy::disallowed_methods, reason = "a test prepares files and waits for a program")]
 
+mod approval;
+mod approval_time;
 mod audit;
 mod bundle;
 mod chat;
@@ -20,6 +22,7 @@ mod data;
 mod evaluators;
 mod faults;
 mod foreign_merge;
+mod gates;
 mod keys;
 mod memory;
 mod merge;

@@ -43,6 +43,13 @@ impl Ran {
         self
     }
 
+    /// Panics unless standard output has this text.
+    #[track_caller]
+    pub fn expect_stdout(self, text: &str) -> Self {
+        assert!(self.stdout.contains(text), "no `{text}` in stdout:\n{}", self.stdout);
+        self
+    }
+
     /// Standard output as one JSON document.
     #[track_caller]
     pub fn json(&self) -> Value {

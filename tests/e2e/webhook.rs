@@ -263,3 +263,49 @@ fn the_plan_names_whom_it_would_tell() {
     assert!(!ran.stdout.contains("secret-path"), "{}", ran.stdout);
     assert!(receiver.received().is_empty());
 }
+
+#[test]
+fn what_becomes_of_the_model_is_told_and_so_is_what_people_decide() {
+    let receiver = Receiver::start(Answers::Status(200));
+    // The address is in a variable: no file of a run has one.
+    let staged = || {
+        let workplace = Workplace::new();
+        let more = "webhook:\n  url_env: HOOK\n  allow_private_destinations: true\n\
+                    evaluation: {require_human_approval: true, \
+                    approval: {require_different_operator: false}}\n";
+        workplace.write("run.yaml", &(workplace.read("run.yaml") + more));
+        workplace
+    };
+    let with_hook = |workplace: &Workplace, args: &[&str]| -> Ran {
+        let mut command = workplace.command(args);
+        command.env("HOOK", receiver.url("/services/T0/secret-path")).output().unwrap().into()
+    };
+    let json = ["--config", "run.yaml", "--output-format", "json"];
+    for (verb, event) in [("approve", "training.success"), ("reject", "training.failure")] {
+        let workplace = staged();
+        let ran = with_hook(&workplace, &json).expect_code(4);
+        let run_id = ran.json()["run_id"].as_str().unwrap().to_owned();
+        let decide = [verb, &run_id, "--output-dir", "out", "--comment", "as agreed"];
+        let ran = with_hook(&workplace, &decide).expect_code(0);
+        no_address_in(&workplace, &ran);
+        let received = receiver.received();
+        let [asked, decided] = &received[received.len() - 2..] else { panic!("{received:?}") };
+        assert_eq!(asked.json()["event"], "approval.required");
+        assert!(asked.json()["model_path"].as_str().unwrap().contains(".staging."));
+        assert_eq!(decided.json()["event"], event);
+        assert_eq!(decided.json()["run_id"], run_id.as_str());
+        if verb == "approve" {
+            assert!(decided.json()["metrics"]["eval_loss"].is_number(), "{}", decided.body);
+        } else {
+            assert_eq!(decided.json()["reason"], "human_approval.rejected: as agreed");
+        }
+    }
+    let workplace = Workplace::new();
+    let more = "webhook:\n  url_env: HOOK\n  allow_private_destinations: true\n\
+                evaluation: {auto_revert: true, max_acceptable_loss: 0.5}\n";
+    workplace.write("run.yaml", &(workplace.read("run.yaml") + more));
+    with_hook(&workplace, &json).expect_code(3);
+    let last = receiver.received().pop().unwrap().json();
+    assert_eq!(last["event"], "training.reverted");
+    assert!(last["reason"].as_str().unwrap().contains("0.5"), "{last}");
+}

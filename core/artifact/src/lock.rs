@@ -81,7 +81,15 @@ impl RunLock {
     /// # Errors
     /// [`LockError::Held`] if another process, or another part of this one, holds it.
     pub fn acquire(dir: &Path, name: &str, now: UtcTime) -> Result<Self, LockError> {
-        let path = dir.join(LOCK_FILE);
+        Self::acquire_as(dir, LOCK_FILE, name, now)
+    }
+
+    /// As [`RunLock::acquire`], with another file: for what may go on beside a run.
+    ///
+    /// # Errors
+    /// As [`RunLock::acquire`].
+    pub fn acquire_as(dir: &Path, file: &str, name: &str, now: UtcTime) -> Result<Self, LockError> {
+        let path = dir.join(file);
         let error = |source| LockError::Io { path: path.clone(), source };
         let mut file = OpenOptions::new()
             .read(true)

@@ -6,10 +6,12 @@
 //! on the real disk; its twin `..._on` takes a [`Disk`].
 
 mod append;
+mod created;
 mod staged;
 
 use crate::{Class, Disk};
 pub use append::AppendLog;
+pub use created::CreatedDir;
 pub use staged::StagedDir;
 use std::ffi::OsString;
 use std::fmt;
@@ -253,6 +255,23 @@ pub fn create_dir_all_durable_on(disk: &Disk, path: &Path) -> Result<(), WriteEr
 /// As [`AppendLog::open`] and [`AppendLog::append_line`].
 pub fn append_line_durable(path: &Path, line: &str) -> Result<(), WriteError> {
     AppendLog::open(path)?.append_line(line)
+}
+
+/// Gives a file or folder another name on the same disk, which nothing may have yet, and waits until
+/// that is on the disk.
+///
+/// # Errors
+/// If something has the name, or a step fails.
+pub fn rename_new(from: &Path, to: &Path) -> Result<(), WriteError> {
+    let disk = Disk::real();
+    disk.rename_new(from, to).map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => {
+            WriteError::Exists { path: to.to_owned() }
+        }
+        _ => WriteError::new(to, Action::Rename, e),
+    })?;
+    sync_parent(&disk, from)?;
+    sync_parent(&disk, to)
 }
 
 /// Removes a folder and everything in it. It is renamed first, so that no half of it is ever seen

@@ -1,11 +1,13 @@
 //! The command line, as data. What each flag does is in `core/run` or in the command's file.
 
 mod annex_iv;
+pub mod approval;
 pub mod bundle;
 mod monitor;
 pub mod reproduce;
 
 pub use annex_iv::VerifyAnnexIvArgs;
+use approval::{ApprovalsArgs, DecisionArgs};
 use bundle::BundleArgs;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use forgelm_artifact::UtcTime;
@@ -183,6 +185,12 @@ pub enum Command {
         /// Of the kernels that plugins get; 0: they get none
         threads: usize,
     },
+    /// List the models that wait for approval, or show what was decided on one
+    Approvals(ApprovalsArgs),
+    /// Approve a staged model; exit 4 while more people must
+    Approve(DecisionArgs),
+    /// Reject a staged model
+    Reject(DecisionArgs),
     /// Make an Ed25519 signing key
     Keygen(KeygenArgs),
     /// Look at the keys that verifiers trust, and change them
@@ -725,9 +733,10 @@ pub struct VerifySignatureArgs {
 }
 
 /// What `verify-signature` can be asked for.
-const TYPES: [&str; 6] = [
+const TYPES: [&str; 7] = [
     "compliance-manifest",
     "audit-checkpoint",
+    "approval-decision",
     "plugin-library",
     "data-audit",
     "model-export",

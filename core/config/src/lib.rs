@@ -40,15 +40,15 @@ pub use run::{Loaded, RawRun, Run, load, load_bytes};
 pub use schema::json_schema;
 pub use secret::{REDACTED, Secret};
 pub use section::{
-    AnnexIv, AppliedStandard, Auth, Backend, Benchmark, ClassifierMode, Compliance, ComputeDtype,
-    Data, DataSheet, Design, DesignChoice, Distributed, DistributedStrategy, Evaluation,
-    FsdpBackwardPrefetch, FsdpStateDictType, FsdpStrategy, GaloreOptim, GaloreProjType, Governance,
-    HarmSeverity, Instructions, LlmJudge, Lora, LoraBias, LoraMethod, LrSchedulerType, Merge,
-    MergeMethod, MergeModel, MetricRationale, MetricsExport, Model, Moe, Monitoring, Multimodal,
-    NamedPlugin, OnBadRow, Optim, Pipeline, PluginIsolation, Plugins, PredeterminedChange,
-    QuantComputeDtype, QuantType, ReportTo, RequireProvisioned, Retention, RetentionEnforce,
-    RiskAssessment, RiskTier, RopeScaling, RopeType, Safety, SafetyScoring, SeverityThresholds,
-    Signing, SlerpOver, Stage, Synthetic, SyntheticFormat, TargetModules, TeacherBackend, Testing,
-    TiesVariant, TrainOn, TrainerType, Training, Webhook, WebhookFormat,
+    AnnexIv, AppliedStandard, Approval, Auth, Backend, Benchmark, ClassifierMode, Compliance,
+    ComputeDtype, Data, DataSheet, Design, DesignChoice, Distributed, DistributedStrategy,
+    Evaluation, FsdpBackwardPrefetch, FsdpStateDictType, FsdpStrategy, GaloreOptim, GaloreProjType,
+    Governance, HarmSeverity, Instructions, LlmJudge, Lora, LoraBias, LoraMethod, LrSchedulerType,
+    Merge, MergeMethod, MergeModel, MetricRationale, MetricsExport, Model, Moe, Monitoring,
+    Multimodal, NamedPlugin, OnBadRow, Optim, Pipeline, PluginIsolation, Plugins,
+    PredeterminedChange, QuantComputeDtype, QuantType, ReportTo, RequireProvisioned, Retention,
+    RetentionEnforce, RiskAssessment, RiskTier, RopeScaling, RopeType, Safety, SafetyScoring,
+    SeverityThresholds, Signing, SlerpOver, Stage, Synthetic, SyntheticFormat, TargetModules,
+    TeacherBackend, Testing, TiesVariant, TrainOn, TrainerType, Training, Webhook, WebhookFormat,
 };
 pub use yaml::FILE_BYTES_MAX;

@@ -14,7 +14,7 @@ use crate::audit::verify::{AuditOptions, AuditRejection, ExpectedHead, verify_au
 use crate::bundle::write::BundleError;
 use crate::digest::{sha256_hex, unhex32};
 use crate::documents::predicate::common_predicate;
-use crate::documents::record::Record;
+use crate::documents::record::{Identity, Record};
 use crate::dsse::Envelope;
 use crate::dsse::statement::{PredicateType, Statement, Subject};
 use crate::files;
@@ -100,10 +100,20 @@ pub fn write_checkpoint(
     signer: &RunSigner,
     signed_at: &str,
 ) -> Result<Checkpoint, BundleError> {
+    write_checkpoint_of(out_dir, &record.identity(), signer, signed_at)
+}
+
+/// As [`write_checkpoint`], for whoever adds to the log later.
+pub(crate) fn write_checkpoint_of(
+    out_dir: &Path,
+    identity: &Identity<'_>,
+    signer: &RunSigner,
+    signed_at: &str,
+) -> Result<Checkpoint, BundleError> {
     let log = out_dir.join(LOG_FILE);
     let checkpoint = Checkpoint::of_log(&log).map_err(BundleError::Log)?;
     let sha256 = sha256_file(&log).map_err(BundleError::Open)?.to_string();
-    let mut predicate = common_predicate(&record.identity(), signer, signed_at);
+    let mut predicate = common_predicate(identity, signer, signed_at);
     if let Value::Object(members) = checkpoint.to_json() {
         predicate.extend(members);
     }

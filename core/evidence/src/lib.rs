@@ -1,6 +1,7 @@
 //! Evidence: what a run can prove, and how a stranger checks it.
 //!
 //! - [`audit`]: the hash-chained log of everything a run decides, and its verifier;
+//! - [`approval`]: what people decided on a staged model;
 //! - [`keys`]: Ed25519 keys, key files, the trust store;
 //! - [`dsse`]: signature envelopes over in-toto statements;
 //! - [`library`]: signatures of shared libraries;
@@ -23,6 +24,7 @@
 //! Start reading at [`bundle::write::write_bundle`] and [`bundle::verify::verify_bundle`].
 
 pub mod annex_iv;
+pub mod approval;
 pub mod audit;
 pub mod bundle;
 pub mod checkpoint;

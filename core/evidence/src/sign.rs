@@ -10,6 +10,7 @@ use forgelm_artifact::Class;
 use forgelm_artifact::write::{self, WriteError};
 use serde_json::{Value, json};
 
+use crate::approval::final_name;
 use crate::bundle::{ATTESTATION, ROOT};
 use crate::documents::evidence::Builder;
 use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name};
@@ -170,7 +171,11 @@ fn run_of(folder: &Path) -> Option<(PathBuf, PathBuf)> {
         let scope = statement.predicate.get("scope").and_then(Value::as_array)?;
         let is_bound = |scope: &str| match scope {
             ROOT => below.as_os_str().is_empty(),
-            scope => below.starts_with(scope),
+            // A staged folder is bound under the name that it gets when it is approved, too.
+            scope => {
+                let final_name = final_name(scope);
+                below.starts_with(scope) || final_name.is_some_and(|name| below.starts_with(name))
+            }
         };
         let is_bound = scope.iter().filter_map(Value::as_str).any(is_bound);
         is_bound.then(|| (run.to_owned(), attestation))

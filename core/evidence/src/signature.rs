@@ -279,6 +279,8 @@ pub struct AuditReport {
     pub signature: SignatureReport,
     /// Whether a secret was known.
     pub has_secret: bool,
+    /// How many lines a trusted key vouches for.
+    pub signed_entries: u64,
 }
 
 /// Verifies a log against its chain, its genesis manifest and the signed checkpoint beside it.
@@ -298,9 +300,15 @@ pub fn verify_audit_log(path: &Path, request: &AuditRequest<'_>) -> AuditReport 
     );
     let mut signature = checked.report;
     let mut expected_heads = Vec::new();
+    let mut signed_entries = 0;
     if let Some(statement) = checked.statement {
         match Checkpoint::head_of(&statement.predicate, "the checkpoint") {
-            Ok(head) => expected_heads.push(head),
+            Ok(head) => {
+                if signature.class == Class::Accepted {
+                    signed_entries = head.entries;
+                }
+                expected_heads.push(head);
+            }
             Err(reason) => signature = signature.failed(SignatureState::Malformed, &place, reason),
         }
     }
@@ -322,6 +330,7 @@ pub fn verify_audit_log(path: &Path, request: &AuditRequest<'_>) -> AuditReport 
         chain,
         signature,
         has_secret: request.secret.is_some(),
+        signed_entries,
     }
 }
 

@@ -24,15 +24,17 @@ use forgelm_config::{
     resolved_json,
 };
 use forgelm_data::{Prepared, fingerprint};
+use forgelm_evidence::approval::GATE;
+use forgelm_evidence::approval::policy::Policy;
 use forgelm_evidence::audit::LOG_FILE;
 use forgelm_evidence::audit::event::AuditEvent;
-use forgelm_evidence::audit::log::AuditLog;
+use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::audit::operator::{OperatorCandidates, resolve_operator};
 use forgelm_evidence::bundle::ATTESTATION;
 use forgelm_evidence::bundle::write::{BundleRequest, ModelPlace, try_write_bundle, write_bundle};
 use forgelm_evidence::documents::evidence::{
-    self, Builder, ComponentRevision, DataProvenance, DatasetFingerprint, Evidence, ModelLineage,
-    TrainingParameters, adapter_method,
+    self, Builder, ComponentRevision, DataProvenance, DatasetFingerprint, Evidence, Gate,
+    ModelLineage, TrainingParameters, adapter_method,
 };
 use forgelm_evidence::documents::facts::{Governance, TechnicalFacts};
 use forgelm_evidence::documents::record::Record;
@@ -218,6 +220,25 @@ pub fn revision(
     }
 }
 
+/// The audit log of a run's folder, opened for one of its runs.
+///
+/// # Errors
+/// If it cannot be written, or contradicts itself.
+pub(crate) fn open_audit(
+    plan: &Plan,
+    env: &Environment,
+    run_id: &str,
+    operator: String,
+) -> Result<AuditLog, RunError> {
+    let identity = AuditIdentity {
+        run_id: run_id.to_owned(),
+        operator,
+        secret: env.audit_secret.as_ref().and_then(to_evidence),
+        allow_reroot: env.allow_audit_reroot,
+    };
+    Ok(AuditLog::open(plan.output.root(), identity, env.clock.clone())?)
+}
+
 /// The first event of every audit log: what signs it.
 #[must_use]
 pub fn key_event(key: Option<&FoundKey>) -> AuditEvent {
@@ -303,6 +324,14 @@ pub(crate) struct Dossier<'a> {
     pub objective: &'a str,
     /// Whether points of the documentation may stay open.
     pub strictness: Strictness,
+    /// What becomes of the model.
+    pub outcome: evidence::Outcome,
+    /// What the gates said.
+    pub gates: &'a [Gate],
+    /// Where the model is, or was.
+    pub model_dir: &'a Path,
+    /// Who may approve it, where somebody must.
+    pub approval: Option<&'a Policy>,
 }
 
 impl Dossier<'_> {
@@ -326,14 +355,20 @@ impl Dossier<'_> {
         evidence.technical.governance = self.governance(evidence.generated_at, audit, observer)?;
         let output = &self.plan.output;
         let model_key = model_key(self.plan)?;
-        let completed =
-            AuditEvent::PipelineCompleted { success: true, metrics_summary: metrics.clone() };
+        let final_dir = &self.plan.run.training.final_model_dir;
+        let below = self.model_dir.strip_prefix(output.root()).unwrap_or(self.model_dir);
+        let staging = below.display().to_string();
+        // Documents name the folder as it will be called: these bytes stay when it is renamed.
+        let shown = output.final_model().display().to_string();
+        let model = match self.outcome {
+            evidence::Outcome::Reverted => ModelPlace::None,
+            evidence::Outcome::Staged => ModelPlace::Folder { name: &staging, shown: &shown },
+            evidence::Outcome::Promoted => ModelPlace::Folder { name: final_dir, shown: &shown },
+        };
+        let last_word = self.last_word(&metrics, &staging);
         let request = BundleRequest {
             out_dir: output.root(),
-            model: ModelPlace::Folder {
-                name: &self.plan.run.training.final_model_dir,
-                shown: &output.final_model().display().to_string(),
-            },
+            model,
             extra_files: &["metrics.jsonl".to_owned(), LEDGER_FILE.to_owned()],
             record: Record::Training(&evidence),
             signer: match key {
@@ -341,7 +376,7 @@ impl Dossier<'_> {
                 None => Err("signing.enabled is false"),
             },
             model_key: model_key.as_ref(),
-            final_events: &[completed],
+            final_events: &[last_word],
         };
         let export_error = if self.strictness.is_strict() {
             write_bundle(&request, audit, self.env.clock.as_ref())?;
@@ -358,7 +393,8 @@ impl Dossier<'_> {
             export_error,
             run_id: self.run_id.to_owned(),
             config_hash: self.plan.config_hash.clone(),
-            final_model: output.final_model().to_owned(),
+            final_model: self.model_dir.to_owned(),
+            gates: self.gates.to_vec(),
             metrics,
             resource_usage: Value::Object(resource_usage),
         })
@@ -383,6 +419,25 @@ impl Dossier<'_> {
             observer.observe(&Event::Warning(text));
         }
         Ok(found)
+    }
+
+    /// The last event of the run.
+    fn last_word(&self, metrics: &BTreeMap<String, f64>, staging: &str) -> AuditEvent {
+        match self.approval.filter(|_| self.outcome == evidence::Outcome::Staged) {
+            Some(policy) => AuditEvent::ApprovalRequired {
+                gate: GATE.to_owned(),
+                reason: "require_human_approval=true".to_owned(),
+                metrics: metrics.clone(),
+                gate_failures: self.gates.iter().filter_map(|gate| gate.reason.clone()).collect(),
+                staging_path: staging.to_owned(),
+                config_hash: self.plan.config_hash.clone(),
+                policy: policy.to_json(),
+            },
+            None => AuditEvent::PipelineCompleted {
+                success: self.outcome != evidence::Outcome::Reverted,
+                metrics_summary: metrics.clone(),
+            },
+        }
     }
 
     /// Final numbers, under the names that other trainers use.
@@ -462,8 +517,8 @@ impl Dossier<'_> {
             monitoring_baseline: self.baseline.clone(),
             webhook_config: section("webhook").map(outbound::without_address),
             resource_usage: Some(resource_usage.clone()),
-            outcome: evidence::Outcome::Promoted,
-            gates: Vec::new(),
+            outcome: self.outcome,
+            gates: self.gates.to_vec(),
             config: published_json(run),
             plugins: self.plugins.iter().map(Used::to_json).collect(),
             technical: TechnicalFacts::default(),

@@ -1,5 +1,6 @@
 //! Everything that can end a run without a model, and the exit code of each.
 
+use crate::approval::error::ApprovalError;
 use crate::exit::Exit;
 use crate::monitor::MonitorError;
 use crate::outbound::OutboundError;
@@ -470,6 +471,16 @@ pub enum RunError {
         /// The tuned model.
         final_model: PathBuf,
     },
+    /// A decision on a staged model was not taken.
+    #[error(transparent)]
+    Approval(#[from] ApprovalError),
+    /// A gate with a threshold, and nothing that it could compare with it.
+    #[error(
+        "`evaluation.max_acceptable_loss` and `evaluation.baseline_loss` are compared with the \
+         validation loss, and no record is held out\n  hint: `data.validation_split: 0.1` holds some \
+         out, or remove the thresholds"
+    )]
+    NothingToJudge,
     /// Texts could not be scored.
     #[error(transparent)]
     Score(#[from] ScoreError),
@@ -597,6 +608,7 @@ impl RunError {
             | Self::Operator(_)
             | Self::KeyNotProvisioned { .. }
             | Self::NothingToMerge
+            | Self::NothingToJudge
             | Self::NumberOfModels { .. }
             | Self::MergeInput { .. }
             | Self::RewardModel { .. }
@@ -608,6 +620,7 @@ impl RunError {
             Self::Diverged { .. } | Self::DivergedFile { .. } => Exit::Integrity,
             Self::Monitor(error) => error.exit(),
             Self::Outbound(error) => error.exit(),
+            Self::Approval(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.

@@ -5,6 +5,7 @@
 //! [`environment::Environment`] and go out as [`event::Event`]s. Start reading at
 //! [`training::train`].
 
+pub mod approval;
 pub mod audit;
 pub mod chat;
 pub mod compliance;
@@ -12,6 +13,7 @@ pub mod cost;
 pub mod data;
 mod derived;
 pub mod dossier;
+mod ended;
 pub mod environment;
 pub mod error;
 pub mod evaluators;
@@ -19,12 +21,13 @@ pub mod event;
 pub mod exit;
 pub mod fit_check;
 pub mod footprint;
+pub mod gates;
 pub mod memory;
 pub mod merge;
 pub mod metrics;
 pub mod model;
 pub mod monitor;
-mod outbound;
+pub mod outbound;
 pub mod output;
 pub mod overrides;
 pub mod plan;

@@ -308,6 +308,7 @@ fn verify(
             secret: secret.as_ref(),
             require_hmac: false,
             weights_left_out: false,
+            moved: None,
             allow_unsigned: request.allow_unsigned,
         },
     );

@@ -7,10 +7,12 @@
 //!
 //! Start reading at [`Told`].
 
+mod decided;
 mod hook;
 mod monitor;
 mod route;
 
+pub use decided::tell_decision;
 pub use route::OutboundError;
 
 use crate::dossier;

@@ -2,6 +2,7 @@
 
 use crate::error::RunError;
 use forgelm_artifact::write;
+use forgelm_evidence::approval::staging_name;
 use std::path::{Path, PathBuf};
 
 /// Names in a run's folder.
@@ -43,6 +44,19 @@ impl OutputDir {
     #[must_use]
     pub fn final_model(&self) -> &Path {
         &self.final_model
+    }
+
+    /// Where the model of a run goes: a folder of its own beside the final one while people must
+    /// approve it.
+    #[must_use]
+    pub fn model_of(&self, run_id: &str, is_staged: bool) -> PathBuf {
+        match self.final_model.file_name() {
+            Some(name) if is_staged => {
+                let name = staging_name(&name.to_string_lossy(), run_id);
+                self.final_model.with_file_name(name)
+            }
+            _ => self.final_model.clone(),
+        }
     }
 
     /// One line a step and evaluation.

@@ -77,7 +77,8 @@ impl Plan {
         Ok(Self { run, warnings, config_hash, source, output })
     }
 
-    /// The parts of the config that decide the weights.
+    /// The parts of the config that decide the weights, and the gates that judge them: thresholds
+    /// that could change in the middle of a run would say nothing.
     #[must_use]
     pub fn identity(&self) -> Value {
         let mut config = resolved_json(&self.run);
@@ -97,6 +98,9 @@ impl Plan {
         {
             let trainer = json!({"trainer": plugins.trainer, "options": plugins.trainer_options});
             kept.insert("plugins".to_owned(), trainer);
+        }
+        if self.run.evaluation.is_some() {
+            kept.insert("evaluation".to_owned(), config["evaluation"].take());
         }
         let rewards = self.run.plugins.iter().flat_map(|plugins| &plugins.rewards);
         let reward = |of: &NamedPlugin| json!({"name": of.name, "options": of.options});
@@ -225,6 +229,10 @@ impl Plan {
             let (n, dir) = (merge.models.len(), &merge.output_dir);
             line("merge", format!("of {n} models by {method} into {dir}, with --merge"));
         }
+        let gates = self.gates();
+        if !gates.is_empty() {
+            line("gates", gates.join("; "));
+        }
         for (name, items) in
             [("reads", self.reads()), ("contacts", self.contacts()), ("writes", self.writes())]
         {
@@ -233,6 +241,24 @@ impl Plan {
         }
         text.push_str("the config is valid; nothing was read, contacted or written yet\n");
         text
+    }
+
+    /// What must be so before the model has its final name.
+    fn gates(&self) -> Vec<String> {
+        let Some(evaluation) = &self.run.evaluation else { return Vec::new() };
+        let baseline = match (evaluation.baseline_loss, evaluation.auto_revert) {
+            (Some(loss), _) => Some(format!("no validation loss above {loss}")),
+            (None, true) => Some("no validation loss above the one before training".to_owned()),
+            (None, false) => None,
+        };
+        let limit = evaluation.max_acceptable_loss;
+        let limit = limit.map(|loss| format!("no validation loss above {loss}"));
+        let revert = evaluation.auto_revert.then(|| "else the model is deleted".to_owned());
+        let approval = evaluation.require_human_approval.then(|| {
+            let n = evaluation.approval.as_ref().map_or(1, |rules| rules.quorum);
+            format!("{n} must approve")
+        });
+        [limit, baseline, revert, approval].into_iter().flatten().collect()
     }
 
     /// Files and folders that the run reads.
@@ -248,7 +274,10 @@ impl Plan {
             false => name.clone(),
         });
         let plugins = self.run.plugins.iter().flat_map(|plugins| plugins.paths.iter().cloned());
-        std::iter::once(model).chain(data).chain(plugins).chain(self.named_files()).collect()
+        let evaluation = self.run.evaluation.as_ref().filter(|_| self.is_staged());
+        let approvers = evaluation.and_then(|e| e.approval.as_ref()?.approvers.clone());
+        let files = std::iter::once(model).chain(data).chain(plugins).chain(approvers);
+        files.chain(self.named_files()).collect()
     }
 
     /// Files that the config names as answers to Annex IV.
@@ -309,6 +338,11 @@ impl Plan {
         }
     }
 
+    /// Whether people must approve the model.
+    fn is_staged(&self) -> bool {
+        self.run.evaluation.as_ref().is_some_and(|evaluation| evaluation.require_human_approval)
+    }
+
     /// Files and folders that the run writes.
     fn writes(&self) -> Vec<String> {
         let root = self.output.root();
@@ -317,6 +351,10 @@ impl Plan {
             .chain(outbound::writes(&self.run))
             .map(|name| root.join(name).display().to_string())
             .chain([self.output.final_model().display().to_string() + "/"])
+            .chain(self.is_staged().then(|| {
+                self.output.model_of("RUN_ID", true).display().to_string()
+                    + "/, until it is approved"
+            }))
             .collect()
     }
 }

@@ -14,7 +14,7 @@ use crate::training::ledger::{Expected, LEDGER_FILE};
 use crate::training::{Outcome, Request};
 use forgelm_artifact::hash::sha256_file;
 use forgelm_artifact::open::{self, OpenError};
-use forgelm_config::load_bytes;
+use forgelm_config::{Run, load_bytes};
 use forgelm_evidence::bundle::COMPLIANCE_DIR;
 use forgelm_train::checkpoint;
 use forgelm_train::ledger::{self, Entry, Start};
@@ -174,12 +174,19 @@ impl Reproduction {
     pub fn finish(&self, outcome: &Outcome) -> Result<Same, RunError> {
         let made = match outcome {
             Outcome::Compared { .. } => None,
-            Outcome::Completed(completed) => Some(&completed.final_model),
+            Outcome::Completed(completed) | Outcome::Staged(completed) => {
+                Some(&completed.final_model)
+            }
+            // Gates are left out of a reproduction.
+            Outcome::Reverted(_) => None,
             Outcome::Interrupted { step, .. } => {
                 let text = format!("interrupted after step {step}, all of them the same so far");
                 return Err(RunError::NotReproducible(text));
             }
-            Outcome::AlreadyComplete { .. } => {
+            Outcome::AlreadyComplete { .. }
+            | Outcome::AlreadyRejected { .. }
+            | Outcome::AlreadyReverted { .. }
+            | Outcome::Waiting { .. } => {
                 let text = "the output folder has a run already".to_owned();
                 return Err(RunError::NotReproducible(text));
             }
@@ -258,11 +265,8 @@ fn begin(run: &Path, entries: &[Entry], first: u64) -> Result<(Option<PathBuf>, 
 
 /// The run's config, for a run in another folder that tells nobody.
 fn plan_of(request: &ReproduceRequest) -> Result<Plan, RunError> {
-    let path = request.run.join(COMPLIANCE_DIR).join(CONFIG);
-    let text = text_of(&path)?;
-    let name = path.display().to_string();
-    let mut config: Value = serde_json::from_str(&text)
-        .map_err(|error| RunError::NotReproducible(format!("`{name}`: {error}")))?;
+    let name = request.run.join(COMPLIANCE_DIR).join(CONFIG).display().to_string();
+    let mut config = document(&request.run, CONFIG)?;
     let output = request.output.display().to_string();
     if let Some(sections) = config.as_object_mut() {
         for section in LEFT_OUT {
@@ -288,14 +292,15 @@ fn plan_of(request: &ReproduceRequest) -> Result<Plan, RunError> {
 
 /// What the run says of the files of its model.
 fn model_files(run: &Path) -> Result<BTreeMap<String, String>, RunError> {
-    let config = text_of(&run.join(COMPLIANCE_DIR).join(CONFIG))?;
-    let config: Value = serde_json::from_str(&config).unwrap_or_default();
+    let config = document(run, CONFIG)?;
     let folder = config["training"]["final_model_dir"].as_str().unwrap_or("final_model");
-    let path = run.join(folder).join("model_integrity.json");
-    if !path.exists() {
-        // A gate took the model back, or it waits for an approval under another name.
-        return Ok(BTreeMap::new());
-    }
+    let staged = id_of(run).map(|run_id| format!("{folder}.staging.{run_id}"));
+    let mut places = [Some(folder.to_owned()), staged].into_iter().flatten();
+    let path = places.find_map(|folder| {
+        Some(run.join(folder).join("model_integrity.json")).filter(|path| path.exists())
+    });
+    // Where a gate took the model back there is none.
+    let Some(path) = path else { return Ok(BTreeMap::new()) };
     let record: Value = serde_json::from_str(&text_of(&path)?)
         .map_err(|error| RunError::NotReproducible(format!("`{}`: {error}", path.display())))?;
     let files = record["artifacts"].as_array().into_iter().flatten();
@@ -304,6 +309,33 @@ fn model_files(run: &Path) -> Result<BTreeMap<String, String>, RunError> {
         Some((name.to_owned(), entry["sha256"].as_str()?.to_owned()))
     };
     Ok(files.filter_map(file).collect())
+}
+
+/// The run's id, as its report says.
+fn id_of(run: &Path) -> Option<String> {
+    let report = document(run, "compliance_report.json").ok()?;
+    report["run_id"].as_str().map(str::to_owned)
+}
+
+/// A document of a run.
+///
+/// # Errors
+/// If it cannot be read, or is no JSON.
+pub(crate) fn document(run: &Path, name: &str) -> Result<Value, RunError> {
+    let path = run.join(COMPLIANCE_DIR).join(name);
+    serde_json::from_str(&text_of(&path)?)
+        .map_err(|error| RunError::NotReproducible(format!("`{}`: {error}", path.display())))
+}
+
+/// The config that a run left.
+///
+/// # Errors
+/// If it cannot be read, or is none.
+pub(crate) fn config_of(run: &Path) -> Result<Run, RunError> {
+    let path = run.join(COMPLIANCE_DIR).join(CONFIG);
+    let text = text_of(&path)?;
+    let loaded = load_bytes(text.as_bytes(), &path.display().to_string());
+    loaded.map(|loaded| loaded.run).map_err(RunError::Config)
 }
 
 fn text_of(path: &Path) -> Result<String, RunError> {

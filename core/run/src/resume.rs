@@ -86,7 +86,8 @@ pub fn ended_silently(output: &OutputDir) -> Option<String> {
     let text = std::fs::read_to_string(output.root().join("audit_log.jsonl")).ok()?;
     let last: serde_json::Value = serde_json::from_str(text.lines().last()?).ok()?;
     let event = last["event"].as_str()?;
-    let is_end = ["pipeline.completed", "pipeline.failed", "training.interrupted"].contains(&event);
+    let is_end = ["pipeline.completed", "pipeline.failed", "training.interrupted"].contains(&event)
+        || event.starts_with("human_approval.");
     (!is_end).then(|| {
         format!(
             "run {} ended without a word after `{event}`: it was killed, perhaps by the kernel for \

@@ -8,6 +8,7 @@ mod final_model;
 mod finish;
 mod job;
 pub mod ledger;
+mod outcome;
 mod reference;
 pub(crate) mod room;
 mod squeeze;
@@ -15,15 +16,18 @@ mod steps;
 pub(crate) mod tokenized;
 mod watch;
 
+use crate::approval;
 use crate::compliance::{self, NamedFiles};
 use crate::cost::EnergyMeter;
 use crate::data;
 use crate::dossier;
+use crate::ended;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::evaluators;
 use crate::event::{Event, ModelLoaded, Observer};
 use crate::footprint;
+use crate::gates;
 use crate::model::{self, FoundModel, LoadedModel};
 use crate::outbound::Told;
 use crate::output::Start;
@@ -36,7 +40,10 @@ use forgelm_artifact::UtcTime;
 use forgelm_artifact::lock::RunLock;
 use forgelm_artifact::write;
 use forgelm_config::{EnvironmentKey, environment_keys};
+use forgelm_evidence::approval::requests::{self, End, Status};
+use forgelm_evidence::audit::LOG_FILE;
 use forgelm_evidence::audit::event::AuditEvent;
+use forgelm_evidence::documents::evidence::Gate;
 use forgelm_hub::Source;
 use forgelm_model::{LoadError, PeftInfo, Trainable};
 use forgelm_tensor::random::{Purpose, Stream};
@@ -57,6 +64,10 @@ use watch::Watch;
 pub enum Outcome {
     /// A tuned model and its evidence are in the run's folder.
     Completed(Completed),
+    /// A gate rejected the tuned model, which is deleted; the evidence says why.
+    Reverted(Completed),
+    /// A tuned model and its evidence are there, and people must approve before it has its final name.
+    Staged(Completed),
     /// Stopped on request; this checkpoint is good.
     Interrupted {
         /// Its folder.
@@ -74,6 +85,29 @@ pub enum Outcome {
         /// The tuned model.
         final_model: PathBuf,
     },
+    /// The tuned model waits for people.
+    Waiting {
+        /// The run.
+        run_id: String,
+        /// The staged model.
+        staging: PathBuf,
+        /// Whether enough have approved, and its promotion was cut off.
+        is_approved: bool,
+    },
+    /// Somebody has rejected the tuned model before.
+    AlreadyRejected {
+        /// The run.
+        run_id: String,
+        /// Who, and why.
+        reason: String,
+    },
+    /// A gate has rejected the tuned model before.
+    AlreadyReverted {
+        /// The run that ended so.
+        run_id: String,
+        /// Why.
+        reasons: Vec<String>,
+    },
 }
 
 /// See [`Outcome::Completed`].
@@ -83,8 +117,10 @@ pub struct Completed {
     pub run_id: String,
     /// SHA-256 of the resolved config.
     pub config_hash: String,
-    /// The tuned model.
+    /// The tuned model, staged or not, or where it was.
     pub final_model: PathBuf,
+    /// What the gates said.
+    pub gates: Vec<Gate>,
     /// Final numbers.
     pub metrics: BTreeMap<String, f64>,
     /// Time, memory and devices.
@@ -150,13 +186,18 @@ fn run(
     let (trainer, used) = plugins::build_trainer(plan, plugin)?;
     let evaluators = evaluators::build(plan, plugins)?;
     check_variables(plan, env)?;
+    let approval = approval::policy(plan)?;
     let operator = dossier::operator(env)?;
     let key = dossier::signing_key(plan, env, observer)?;
     // Read again when it is used: what cannot be read now is found out before the work.
     dossier::model_key(plan)?;
     observer.sign_with(key.as_ref());
     let from = resume::choose(&request.resume, &plan.output, observer)?;
-    if let Some(outcome) = already_complete(plan, from.as_ref()) {
+    if let Some(outcome) = already_complete(plan, from.as_ref(), env.clock.utc()) {
+        if let Outcome::Waiting { run_id, .. } = &outcome {
+            // Who decides refuses a log with a torn line; opening it for writing mends that.
+            dossier::open_audit(plan, env, run_id, operator)?;
+        }
         return Ok(outcome);
     }
     if let Some(previous) = from.as_ref().and_then(|_| resume::ended_silently(&plan.output)) {
@@ -190,6 +231,7 @@ fn run(
                     training has ended";
         observer.observe(&Event::Warning(text.to_owned()));
     }
+    check_measurable(plan, needs.rollouts, data.prepared.validation.is_empty(), observer)?;
     let mut adapter = new_trainable(plan, &found)?;
     let ops = plugins.kernels();
     let compute = model::compute(model_request.compute, ops.as_ref());
@@ -243,6 +285,8 @@ fn run(
     write::remove_leftovers(plan.output.root())?;
     let mut job = Job {
         plan,
+        model_dir: plan.output.model_of(&identity.run_id, approval.is_some()),
+        approval,
         env,
         observer,
         found: &found,
@@ -354,13 +398,69 @@ fn cut_of(from: Option<&resume::From>, configured: Cut) -> Cut {
     kept.filter(|cut| effective(cut) == effective(&configured)).unwrap_or(configured)
 }
 
-/// A run whose last step, model and attestation are there.
-fn already_complete(plan: &Plan, from: Option<&resume::From>) -> Option<Outcome> {
-    let final_model = plan.output.final_model();
+/// What became of a staged model; none where its request cannot be answered any more, so that the
+/// run asks once more.
+fn staged(plan: &Plan, run_id: &str, now: UtcTime) -> Option<Outcome> {
+    let found = requests::read(&plan.output.root().join(LOG_FILE)).ok()?;
+    let request = found.of(run_id)?;
+    let status = request.status(now);
+    let run_id = run_id.to_owned();
+    match (status, &request.end) {
+        (Status::Pending | Status::Approved, _) => Some(Outcome::Waiting {
+            run_id,
+            staging: plan.output.root().join(&request.staging_path),
+            is_approved: status == Status::Approved,
+        }),
+        (_, Some(End::Rejected { approver, comment, .. })) => {
+            let comment = comment.as_ref().map(|text| format!(": {text}"));
+            let reason = format!("by {approver}{}", comment.unwrap_or_default());
+            Some(Outcome::AlreadyRejected { run_id, reason })
+        }
+        (Status::Granted, _) => {
+            Some(Outcome::AlreadyComplete { final_model: plan.output.final_model().to_owned() })
+        }
+        (Status::Rejected | Status::Expired | Status::Superseded, _) => None,
+    }
+}
+
+/// A loss that cannot be measured can neither pass nor fail.
+fn check_measurable(
+    plan: &Plan,
+    has_rollouts: bool,
+    is_nothing_held_out: bool,
+    observer: &mut dyn Observer,
+) -> Result<(), RunError> {
+    let Some(evaluation) = &plan.run.evaluation else { return Ok(()) };
+    let is_asked = evaluation.auto_revert || gates::has_threshold(evaluation);
+    let text = match (is_asked, has_rollouts, is_nothing_held_out) {
+        (false, _, _) | (true, false, false) => return Ok(()),
+        (true, true, _) => "training on rewards has no validation loss",
+        (true, false, true) if gates::has_threshold(evaluation) => {
+            return Err(RunError::NothingToJudge);
+        }
+        (true, false, true) => "nothing is held out",
+    };
+    observer.observe(&Event::Warning(format!("{text}: the loss gate judges nothing")));
+    Ok(())
+}
+
+/// A run whose last step and evidence are there, and its model where it kept one.
+fn already_complete(plan: &Plan, from: Option<&resume::From>, now: UtcTime) -> Option<Outcome> {
     let state = &from?.state;
-    let is_complete = state.is_finished()
-        && state.identity.config == plan.identity()
-        && final_model.join("model_integrity.json").is_file()
-        && dossier::attestation(plan).is_file();
-    is_complete.then(|| Outcome::AlreadyComplete { final_model: final_model.to_owned() })
+    if !state.is_finished() || state.identity.config != plan.identity() {
+        return None;
+    }
+    let is_signed = dossier::attestation(plan).is_file() || !plan.run.signing().enabled;
+    let ended = ended::last(&plan.output).filter(|_| is_signed)?;
+    let final_model = plan.output.final_model();
+    match ended.outcome.as_str() {
+        "reverted" => {
+            Some(Outcome::AlreadyReverted { run_id: ended.run_id, reasons: ended.reasons })
+        }
+        "staged" => staged(plan, &ended.run_id, now),
+        _ if final_model.join("model_integrity.json").is_file() => {
+            Some(Outcome::AlreadyComplete { final_model: final_model.to_owned() })
+        }
+        _ => None,
+    }
 }

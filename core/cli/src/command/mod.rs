@@ -1,5 +1,6 @@
 //! One file a command, and what they share: where results and errors go.
 
+pub mod approval;
 pub mod audit;
 pub mod bundle;
 pub mod chat;

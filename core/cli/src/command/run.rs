@@ -101,13 +101,69 @@ impl Observer for Silent {
 fn finished(plan: &Plan, flags: &RunFlags, outcome: &Outcome, context: &mut Context) -> Exit {
     match outcome {
         Outcome::Completed(completed) => {
-            context.result(&summary(plan, completed), &envelope(completed));
+            context.result(&summary(plan, completed, End::Kept), &envelope(completed, End::Kept));
             Exit::Success
         }
         Outcome::Compared { step } => {
             let text = format!("compared up to step {step}");
             context.result(&text, &json!({"success": true, "step": step}));
             Exit::Success
+        }
+        Outcome::Staged(completed) => {
+            context
+                .result(&summary(plan, completed, End::Staged), &envelope(completed, End::Staged));
+            Exit::AwaitingApproval
+        }
+        Outcome::Waiting { run_id, staging, is_approved } => {
+            let root = plan.output.root().display();
+            let text = match is_approved {
+                false => format!("run {run_id} waits for approval: `{}`\n", staging.display()),
+                true => format!("run {run_id} is approved, and its promotion was cut off\n"),
+            };
+            let text = format!("{text}approve   forgelm approve {run_id} --output-dir {root}\n");
+            let json = json!({
+                "success": true,
+                "metrics": {},
+                "final_model_path": staging,
+                "reverted": false,
+                "awaiting_approval": true,
+                "run_id": run_id,
+                "staging_path": staging,
+            });
+            context.result(&text, &json);
+            Exit::AwaitingApproval
+        }
+        Outcome::AlreadyRejected { run_id, reason } => {
+            let text = format!("run {run_id} was rejected {reason}\n  nothing was done");
+            let more = json!({
+                "metrics": {},
+                "final_model_path": null,
+                "reverted": false,
+                "awaiting_approval": false,
+                "run_id": run_id,
+            });
+            context.refused_with(Exit::Gate, &text, &more)
+        }
+        Outcome::Reverted(completed) => {
+            let mut more = envelope(completed, End::Reverted);
+            // The text of the error stands in its place already.
+            more.as_object_mut().map(|members| members.remove("error"));
+            context.refused_with(Exit::Gate, &reverted(completed), &more)
+        }
+        Outcome::AlreadyReverted { run_id, reasons } => {
+            let text = format!(
+                "run {run_id} was reverted: {}\n  nothing was done\n  hint: another config in \
+                 another `training.output_dir`; the gates of a run are fixed when it starts",
+                reasons.join("; ")
+            );
+            let more = json!({
+                "metrics": {},
+                "final_model_path": null,
+                "reverted": true,
+                "awaiting_approval": false,
+                "run_id": run_id,
+            });
+            context.refused_with(Exit::Gate, &text, &more)
         }
         Outcome::AlreadyComplete { final_model } => {
             let text = format!("nothing left to do: `{}` is complete", final_model.display());
@@ -137,21 +193,48 @@ fn finished(plan: &Plan, flags: &RunFlags, outcome: &Outcome, context: &mut Cont
     }
 }
 
+/// What became of the model.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Kept,
+    Staged,
+    Reverted,
+}
+
+/// What is said when a gate rejected the model.
+fn reverted(completed: &Completed) -> String {
+    let reasons = completed.gates.iter().filter_map(|gate| gate.reason.as_deref());
+    format!(
+        "the model was rejected and is deleted: {}\n  the evidence of run {} is kept, signed as \
+         reverted",
+        reasons.collect::<Vec<_>>().join("; "),
+        completed.run_id
+    )
+}
+
 /// The JSON result of a run.
-fn envelope(completed: &Completed) -> Value {
+fn envelope(completed: &Completed, end: End) -> Value {
+    let failures = completed.gates.iter().filter(|gate| !gate.passed);
+    let failures: Vec<Value> =
+        failures.map(|gate| json!({"gate": gate.gate, "reason": gate.reason})).collect();
     let mut result = json!({
-        "success": true,
+        "success": end != End::Reverted,
         "metrics": completed.metrics,
-        "final_model_path": completed.final_model,
-        "reverted": false,
-        "awaiting_approval": false,
+        "final_model_path": (end != End::Reverted).then_some(&completed.final_model),
+        "reverted": end == End::Reverted,
+        "awaiting_approval": end == End::Staged,
         "run_id": completed.run_id,
         "config_hash": completed.config_hash,
         "resource_usage": completed.resource_usage,
         "compliance_exported": completed.export_error.is_none(),
+        "error": null,
+        "gate_failures": failures,
     });
     if let Some(error) = &completed.export_error {
         result["export_error"] = json!(error);
+    }
+    if end == End::Staged {
+        result["staging_path"] = json!(completed.final_model);
     }
     if let Some(cost) = completed.resource_usage.get("estimated_cost_usd") {
         result["estimated_cost_usd"] = cost.clone();
@@ -160,7 +243,7 @@ fn envelope(completed: &Completed) -> Value {
 }
 
 /// What a person reads at the end.
-fn summary(plan: &Plan, completed: &Completed) -> String {
+fn summary(plan: &Plan, completed: &Completed, end: End) -> String {
     let metric = |name: &str| completed.metrics.get(name).copied();
     let root = plan.output.root().display();
     let mut text = String::new();
@@ -196,6 +279,15 @@ fn summary(plan: &Plan, completed: &Completed) -> String {
         let _ = writeln!(text, "evidence  {root}/compliance (signed), {root}/audit_log.jsonl");
         let _ = writeln!(text, "verify    forgelm verify-bundle {root}");
     }
-    let _ = writeln!(text, "next      forgelm chat {}", completed.final_model.display());
+    let _ = match end {
+        End::Staged => writeln!(
+            text,
+            "waits     for approval: forgelm approve {} --output-dir {root}",
+            completed.run_id
+        ),
+        End::Kept | End::Reverted => {
+            writeln!(text, "next      forgelm chat {}", completed.final_model.display())
+        }
+    };
     text
 }

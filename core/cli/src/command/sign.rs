@@ -64,6 +64,13 @@ fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), R
                 let text = format!("{}: an audit log, whose head a run signs", path.display());
                 return Err(Refusal::Many(Exit::Config, text));
             }
+            PredicateType::ApprovalDecision => {
+                let text = format!(
+                    "{}: a decision\n  hint: `forgelm approve` and `forgelm reject` sign it",
+                    path.display()
+                );
+                return Err(Refusal::Many(Exit::Config, text));
+            }
             PredicateType::ModelFolder if path.is_dir() && !args.add => {
                 models.push(path);
                 continue;

@@ -104,6 +104,7 @@ fn checked(args: &VerifyBundleArgs, context: &Context) -> Result<BundleReport, (
         require_hmac: false,
         weights_left_out: args.dir.is_file(),
         allow_unsigned: args.trust.allow_unsigned,
+        moved: None,
     };
     if !args.dir.is_file() {
         return Ok(verify_bundle(&args.dir, &options));
@@ -144,7 +145,7 @@ fn names_keys(trust: &TrustArgs) -> bool {
 
 /// The keys that are trusted: those named, else those of the environment, else this user's own
 /// key, made on first use.
-pub(super) fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys, String> {
+pub fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys, String> {
     let mut keys = if !trust.key.is_empty() {
         TrustedKeys::of_key_files(&trust.key).map_err(|error| error.to_string())?
     } else if let Some(store) = &trust.trusted_keys {

@@ -48,6 +48,11 @@ pub fn check_scope(scope: &Scope<'_>, findings: &mut Findings<'_>) {
         let message = format!("`{enabled}` is true and `{tasks}` is empty");
         findings.error(Code::Conflict, &[&enabled, &tasks], message, "name at least one task");
     }
+    if evaluation.approval.is_some() && !evaluation.require_human_approval {
+        let (key, other) = (format!("{path}.approval"), format!("{path}.require_human_approval"));
+        let message = format!("`{key}` has no effect: `{other}` is not true");
+        findings.warn(Code::IgnoredKey, &[&key, &other], message);
+    }
     if evaluation.auto_revert
         && evaluation.max_acceptable_loss.is_none()
         && evaluation.baseline_loss.is_none()

@@ -15,13 +15,16 @@ section! {
     /// The gates that a tuned model must pass.
     Evaluation {
         /// Deletes the tuned model when a gate rejects it.
-        auto_revert: bool = false, later("automatic revert");
+        auto_revert: bool = false;
         /// The highest validation loss that is accepted.
-        max_acceptable_loss: Option<f64> = None, min(0.0), max(1e9), later("the loss gate");
-        /// The loss before training. Null: it is measured when a gate needs it.
-        baseline_loss: Option<f64> = None, max(1e9), later("the loss gate");
+        max_acceptable_loss: Option<f64> = None, min(0.0), max(1e9);
+        /// The validation loss that the tuned model may not exceed. Null: with `auto_revert` it is measured
+        /// before the first step.
+        baseline_loss: Option<f64> = None, max(1e9);
         /// Stages the model until a person approves it.
-        require_human_approval: bool = false, later("human approval");
+        require_human_approval: bool = false;
+        /// Who may approve.
+        approval: Option<Approval> = None, ours();
         /// Days that a staged model is kept.
         staging_ttl_days: Option<u64> = None, min(0.0), max(1_000_000.0), replaced_by("retention.staging_ttl_days");
         /// Scores on public benchmarks.
@@ -30,6 +33,23 @@ section! {
         safety: Option<Safety> = None;
         /// Scores by a judge model.
         llm_judge: Option<LlmJudge> = None;
+    }
+}
+
+section! {
+    /// Who may approve a staged model. The rules stand in the request, and cannot change afterwards.
+    Approval {
+        /// How many different people must approve.
+        quorum: u64 = 1, ours(), min(1.0), max(16.0);
+        /// Roles, one of which each approval names. Empty: none is asked for.
+        roles: Vec<String> = Vec::new(), ours(), text(NOT_BLANK);
+        /// Days after which nobody can approve any more. Null: the request stays open.
+        expires_days: Option<u64> = None, ours(), min(1.0), max(36_500.0);
+        /// Refuses the operator who trained the model, and the key that signed the run.
+        require_different_operator: bool = true, ours();
+        /// A trust store: only its keys with the usage `approval` may approve, and they sign each
+        /// decision. Null: people approve by their operator's name.
+        approvers: Option<String> = None, ours(), text(NOT_BLANK);
     }
 }
 

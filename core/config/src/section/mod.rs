@@ -27,7 +27,7 @@ pub use distributed::{
     Distributed, DistributedStrategy, FsdpBackwardPrefetch, FsdpStateDictType, FsdpStrategy,
 };
 pub use evaluation::{
-    Benchmark, ClassifierMode, Evaluation, HarmSeverity, LlmJudge, Safety, SafetyScoring,
+    Approval, Benchmark, ClassifierMode, Evaluation, HarmSeverity, LlmJudge, Safety, SafetyScoring,
     SeverityThresholds,
 };
 pub use lora::{Lora, LoraBias, LoraMethod, TargetModules};

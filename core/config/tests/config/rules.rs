@@ -200,6 +200,7 @@ fn combinations_that_are_warned_about() {
             "turns `evaluation.safety.track_categories` on",
         ),
         ("evaluation: {auto_revert: true}\n", "the baseline will be measured"),
+        ("evaluation: {approval: {quorum: 2}}\n", "`evaluation.approval` has no effect"),
         (
             "evaluation: {llm_judge: {enabled: true, min_score: 9.5}}\n",
             "nearly every model passes or fails",
@@ -243,7 +244,7 @@ fn combinations_that_are_warned_about() {
             "the stricter one governs",
         ),
     ];
-    assert_eq!(cases.len(), 30);
+    assert_eq!(cases.len(), 31);
     for (more, words) in cases {
         let found = warnings(&file(more));
         assert_eq!(found.len(), 1, "{more}\n{found:#?}");

@@ -49,8 +49,13 @@ events! {
         /// The trainer's name.
         trainer_type: String,
     }
-    /// `training.started`: the first step is next.
-    TrainingStarted = "training.started" {}
+    /// `training.started`: the first step is next, and the gates that will judge its result are fixed.
+    TrainingStarted = "training.started" {
+        /// The thresholds in force; none without an `evaluation` section.
+        gates: Option<Value>,
+        /// SHA-256 of the canonical JSON (RFC 8785) of that section, defaults filled in.
+        gates_sha256: Option<String>,
+    }
     /// `training.resumed`: the run goes on from a checkpoint.
     TrainingResumed = "training.resumed" {
         /// Folder of the checkpoint, relative to the output folder.
@@ -97,6 +102,120 @@ events! {
         library_sha256: String,
         /// The numbers of its report that stand in no list or object.
         scores: BTreeMap<String, f64>,
+    }
+    /// `evaluation.loss_gate_completed`: the validation loss was judged.
+    LossGateCompleted = "evaluation.loss_gate_completed" {
+        /// The verdict.
+        passed: bool,
+        /// Of the weights that are kept.
+        eval_loss: f64,
+        /// The highest that is accepted, as configured.
+        max_acceptable_loss: Option<f64>,
+        /// The loss that may not be exceeded, as configured or measured before the first step.
+        baseline_loss: Option<f64>,
+    }
+    /// `model.reverted`: a gate rejected the model, whose folder is deleted next.
+    ModelReverted = "model.reverted" {
+        /// `nan_inf` or `threshold`.
+        reason: String,
+        /// In words.
+        detail: String,
+    }
+    /// `human_approval.required`: the model is staged, and waits for people.
+    ApprovalRequired = "human_approval.required" {
+        /// `final_model`.
+        gate: String,
+        /// Why.
+        reason: String,
+        /// Final metrics.
+        metrics: BTreeMap<String, f64>,
+        /// Why gates rejected the model, where they did and it was kept.
+        gate_failures: Vec<String>,
+        /// The staged folder, relative to the output folder.
+        staging_path: String,
+        /// Of the run.
+        config_hash: String,
+        /// Who may decide: fixed from here on.
+        policy: Value,
+    }
+    /// `human_approval.approved`: one person has approved; the folder is renamed once enough have.
+    ApprovalApproved = "human_approval.approved" {
+        /// `final_model`.
+        gate: String,
+        /// Who.
+        approver: String,
+        /// In which role.
+        role: Option<String>,
+        /// Why.
+        comment: Option<String>,
+        /// Their key.
+        keyid: Option<String>,
+        /// SHA-256 of the report that they were shown.
+        report_sha256: Option<String>,
+        /// The signed decision, relative to the output folder.
+        decision_file: Option<String>,
+        /// Its SHA-256.
+        decision_sha256: Option<String>,
+        /// Of how many different people with this one.
+        approvals: u64,
+        /// How many are needed.
+        quorum: u64,
+    }
+    /// `human_approval.granted`: the staged folder has its final name.
+    ApprovalGranted = "human_approval.granted" {
+        /// `final_model`.
+        gate: String,
+        /// Who approved last.
+        approver: String,
+        /// Their reason.
+        comment: Option<String>,
+        /// `rename`.
+        promote_strategy: String,
+        /// The name that the folder had, relative to the output folder.
+        staging_path: String,
+        /// The name that it has.
+        final_path: String,
+        /// The root digest of its files.
+        model_root_sha256: String,
+        /// For how long the request was open.
+        open_seconds: u64,
+    }
+    /// `human_approval.rejected`: a person said no; the folder stays where it is.
+    ApprovalRejected = "human_approval.rejected" {
+        /// `final_model`.
+        gate: String,
+        /// Who.
+        approver: String,
+        /// In which role.
+        role: Option<String>,
+        /// Why.
+        comment: Option<String>,
+        /// Their key.
+        keyid: Option<String>,
+        /// SHA-256 of the report that they were shown.
+        report_sha256: Option<String>,
+        /// The signed decision, relative to the output folder.
+        decision_file: Option<String>,
+        /// Its SHA-256.
+        decision_sha256: Option<String>,
+        /// The folder, relative to the output folder.
+        staging_path: String,
+        /// For how long the request was open.
+        open_seconds: u64,
+    }
+    /// `human_approval.refused`: somebody may not decide, or not any more.
+    ApprovalRefused = "human_approval.refused" {
+        /// `final_model`.
+        gate: String,
+        /// `approved` or `rejected`: what they wanted.
+        decision: String,
+        /// Why it does not count.
+        reason: String,
+    }
+    /// `human_approval.expired`: nobody approved in time.
+    ApprovalExpired = "human_approval.expired" {
+        /// Since the request.
+        age_days: u64,
     }
     /// `pipeline.completed`.
     PipelineCompleted = "pipeline.completed" {
@@ -312,7 +431,7 @@ mod tests {
             assert!(name.contains('.'), "{name}");
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'.' || b == b'_'));
         }
-        assert_eq!(AuditEvent::TrainingStarted {}.name(), "training.started");
+        assert_eq!(AuditEvent::SigningSkipped { reason: String::new() }.name(), "signing.skipped");
     }
 
     #[test]

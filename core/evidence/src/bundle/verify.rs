@@ -4,6 +4,8 @@
 //! Everything that can be compared is compared, also when the attestation itself is not good, so
 //! that the report names each file.
 
+mod decided;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::archive::is_weights;
 use super::{ATTESTATION, COMPLIANCE_DIR, PUBLIC_KEY, ROOT};
+use crate::approval::decision;
 use crate::audit::LOG_FILE;
 use crate::audit::verify::{AuditAccepted, AuditOptions, ExpectedHead, verify_audit};
 use crate::checkpoint::{CHECKPOINT_FILE, Checkpoint};
@@ -27,6 +30,8 @@ use crate::model::{MODEL_SIGNATURE, verify_model};
 use crate::secret::Secret;
 use crate::signature::{check_envelope_file, signature_lines};
 
+pub use decided::Moved;
+
 /// What is asked.
 #[derive(Clone, Default)]
 pub struct BundleOptions<'a> {
@@ -41,6 +46,8 @@ pub struct BundleOptions<'a> {
     pub weights_left_out: bool,
     /// `--allow-unsigned`: a run without an attestation is accepted if all else agrees.
     pub allow_unsigned: bool,
+    /// Where the staged folder is by now, for who is about to record its promotion.
+    pub moved: Option<Moved>,
 }
 
 /// What is wrong with one file.
@@ -111,8 +118,14 @@ pub struct BundleReport {
     pub documents_verified: usize,
     /// The audit log, if it is accepted.
     pub audit: Option<AuditAccepted>,
-    /// Outcome of the run, as signed.
+    /// What became of the model: as signed, and for a staged one as people decided since.
     pub outcome: Option<String>,
+    /// The run, as signed.
+    pub run_id: Option<String>,
+    /// The root digest of the model's files, as signed.
+    pub model_root_digest: Option<String>,
+    /// How many lines of the audit log a trusted key vouches for.
+    pub signed_entries: u64,
     /// Things to know that are no failure.
     pub notes: Vec<String>,
 }
@@ -127,13 +140,17 @@ pub fn verify_bundle(dir: &Path, options: &BundleOptions<'_>) -> BundleReport {
         findings: Vec::new(),
         notes: Vec::new(),
         n_left_out: 0,
+        moved: None,
+        signed_entries: 0,
     };
     let checked = check.envelope(ATTESTATION, PredicateType::TrainingRun);
     let signature = checked.0;
     let statement = checked.1;
+    // First what the log says: it decides where the files are.
+    let audit = check.audit(statement.as_ref(), signature.class);
+    let outcome = statement.as_ref().and_then(|s| check.decided(s, audit.is_some()));
     let subjects_verified = statement.as_ref().map_or(0, |s| check.subjects(s));
     let documents_verified = check.documents();
-    let audit = check.audit(statement.as_ref());
     check.model_folders(statement.as_ref());
     let signature_class = match signature.state {
         SignatureState::Absent if options.allow_unsigned => {
@@ -146,11 +163,17 @@ pub fn verify_bundle(dir: &Path, options: &BundleOptions<'_>) -> BundleReport {
     findings.sort_by(|a, b| (&a.file, a.kind, &a.reason).cmp(&(&b.file, b.kind, &b.reason)));
     findings.dedup();
     let class = findings.iter().fold(signature_class, |class, finding| class.and(finding.class));
-    let outcome = statement.as_ref().and_then(|s| s.predicate.get("outcome")?.as_str());
+    let signed = |pointer: &str| {
+        let found = statement.as_ref().and_then(|s| s.predicate.pointer(pointer)?.as_str());
+        found.map(str::to_owned)
+    };
     BundleReport {
         dir: dir.to_owned(),
         class,
-        outcome: outcome.map(str::to_owned),
+        outcome,
+        run_id: signed("/run_id"),
+        model_root_digest: signed("/model/root_digest"),
+        signed_entries: check.signed_entries,
         signature,
         findings,
         subjects_verified,
@@ -171,6 +194,10 @@ struct Check<'a> {
     notes: Vec<String>,
     /// Files of weights that are not here, which was allowed.
     n_left_out: usize,
+    /// Where the model's folder is, when it has another name than was signed.
+    moved: Option<Moved>,
+    /// Lines of the log up to the newest checkpoint of a trusted key.
+    signed_entries: u64,
 }
 
 impl Check<'_> {
@@ -184,9 +211,17 @@ impl Check<'_> {
         name: &str,
         expected: PredicateType,
     ) -> (SignatureReport, Option<Statement>) {
-        let (keys, neighbour) = (&self.options.keys, self.neighbour.as_ref());
+        self.envelope_by(name, &self.options.keys, expected)
+    }
+
+    fn envelope_by(
+        &self,
+        name: &str,
+        keys: &TrustedKeys,
+        expected: PredicateType,
+    ) -> (SignatureReport, Option<Statement>) {
         let path = self.dir.join(name);
-        let checked = check_envelope_file(&path, name, keys, neighbour, expected);
+        let checked = check_envelope_file(&path, name, keys, self.neighbour.as_ref(), expected);
         (checked.report, checked.statement)
     }
 
@@ -203,11 +238,16 @@ impl Check<'_> {
 
     /// Every subject, and every file in the signed folders.
     fn subjects(&mut self, statement: &Statement) -> usize {
-        let names: Vec<&str> = statement.subjects.iter().map(|s| s.name.as_str()).collect();
+        let subjects: Vec<Subject> = statement
+            .subjects
+            .iter()
+            .map(|s| Subject { name: self.place(&s.name), sha256: s.sha256.clone() })
+            .collect();
+        let names: Vec<&str> = subjects.iter().map(|s| s.name.as_str()).collect();
         let digests = files::digests(self.dir, &names);
         let mut n_verified = 0;
         let mut missing = Vec::new();
-        for (subject, digest) in statement.subjects.iter().zip(digests) {
+        for (subject, digest) in subjects.iter().zip(digests) {
             match digest {
                 Ok(found) if found.sha256 == subject.sha256 => n_verified += 1,
                 Ok(_) => {
@@ -236,6 +276,8 @@ impl Check<'_> {
         let mut extra = Vec::new();
         let scope = statement.predicate.get("scope").and_then(Value::as_array);
         for folder in scope.into_iter().flatten().filter_map(Value::as_str) {
+            let folder = self.place(folder);
+            let folder = folder.as_str();
             let found = match folder {
                 ROOT => files::list(self.dir).map(|mut found| {
                     found.retain(|name, _| !OF_EVIDENCE.contains(&name.as_str()));
@@ -251,7 +293,10 @@ impl Check<'_> {
                     // Checked by itself in each of these folders: `model_signature`.
                     let signature = format!("{folder}/{MODEL_SIGNATURE}");
                     let is_extra = |n: &String| {
-                        !known.contains(n.as_str()) && n != ATTESTATION && *n != signature
+                        // Checked with what the log says of them.
+                        let is_decision = decision::is_file_name(n);
+                        let is_own = is_decision || n == ATTESTATION || *n == signature;
+                        !is_own && !known.contains(n.as_str())
                     };
                     extra.extend(found.into_keys().filter(is_extra));
                 }
@@ -297,7 +342,8 @@ impl Check<'_> {
     fn documents(&mut self) -> usize {
         let Ok(found) = files::walk(self.dir, COMPLIANCE_DIR) else { return 0 };
         let mut n_good = 0;
-        let envelopes = found.keys().filter(|name| name.ends_with(SUFFIX) && *name != ATTESTATION);
+        let is_other = |name: &str| name == ATTESTATION || decision::is_file_name(name);
+        let envelopes = found.keys().filter(|name| name.ends_with(SUFFIX) && !is_other(name));
         for name in envelopes.cloned().collect::<Vec<_>>() {
             let (report, statement) = self.envelope(&name, PredicateType::ComplianceManifest);
             let document = name.strip_suffix(SUFFIX).unwrap_or(&name).to_owned();
@@ -333,11 +379,16 @@ impl Check<'_> {
     }
 
     /// The chain, against the checkpoint in the attestation and the one beside the log.
-    fn audit(&mut self, statement: Option<&Statement>) -> Option<AuditAccepted> {
+    fn audit(&mut self, statement: Option<&Statement>, signature: Class) -> Option<AuditAccepted> {
         let mut heads: Vec<ExpectedHead> = Vec::new();
         if let Some(claimed) = statement.and_then(|s| s.predicate.get("audit_checkpoint")) {
             match Checkpoint::head_of(claimed, "the attestation") {
-                Ok(head) => heads.push(head),
+                Ok(head) => {
+                    if signature == Class::Accepted {
+                        self.signed_entries = head.entries;
+                    }
+                    heads.push(head);
+                }
                 Err(reason) => {
                     self.add(ATTESTATION, FindingKind::Signature, Class::NotCompared, reason);
                 }
@@ -349,6 +400,9 @@ impl Check<'_> {
                 match Checkpoint::head_of(&checkpoint.predicate, "the checkpoint") {
                     Ok(head) => {
                         self.compare_heads(&heads, &head);
+                        if report.class == Class::Accepted {
+                            self.signed_entries = self.signed_entries.max(head.entries);
+                        }
                         heads.push(head);
                         if report.class > Class::NotCompared {
                             let reason = self.signature_reason(&report);
@@ -430,6 +484,8 @@ impl Check<'_> {
         let scope = statement.and_then(|s| s.predicate.get("scope")?.as_array().cloned());
         let scope = scope.unwrap_or_else(|| vec![json!("final_model")]);
         for folder in scope.iter().filter_map(Value::as_str) {
+            let folder = self.place(folder);
+            let folder = folder.as_str();
             let dir = self.dir.join(folder);
             let is_safe = crate::dsse::statement::is_subject_name(folder);
             // Its bytes are subjects; what it says of weights cannot be compared without them.

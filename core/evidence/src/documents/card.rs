@@ -21,7 +21,11 @@ pub fn model_card(evidence: &Evidence) -> String {
     write!(card, "\n# {}_finetune\n\n", inline(tail(base))).expect("a string");
     let outcome = match evidence.outcome {
         Outcome::Promoted => "",
-        Outcome::Staged => " It has not been approved for use yet.",
+        // These bytes stay as they are when it is approved.
+        Outcome::Staged => {
+            " It may be used once people have approved it: `forgelm verify-bundle` says whether they \
+             have."
+        }
         Outcome::Reverted => " A gate rejected it.",
     };
     write!(

@@ -228,7 +228,7 @@ impl Outcome {
 }
 
 /// A gate's verdict.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gate {
     /// Its name.
     pub gate: String,

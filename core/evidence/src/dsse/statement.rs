@@ -21,6 +21,8 @@ pub enum PredicateType {
     TrainingRun,
     /// S4: the head of an audit log.
     AuditCheckpoint,
+    /// S5: what a person decided on a staged model.
+    ApprovalDecision,
     /// A shared library with plugins.
     PluginLibrary,
     /// S6: the report of a data audit.
@@ -33,10 +35,11 @@ pub enum PredicateType {
 
 impl PredicateType {
     /// All types.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::ComplianceManifest,
         Self::TrainingRun,
         Self::AuditCheckpoint,
+        Self::ApprovalDecision,
         Self::PluginLibrary,
         Self::DataAudit,
         Self::ModelExport,
@@ -50,6 +53,7 @@ impl PredicateType {
             Self::ComplianceManifest => "compliance-manifest/v1",
             Self::TrainingRun => "training-run/v1",
             Self::AuditCheckpoint => "audit-checkpoint/v1",
+            Self::ApprovalDecision => "approval-decision/v1",
             Self::PluginLibrary => "plugin-library/v1",
             Self::DataAudit => "data-audit/v1",
             Self::ModelExport => "model-export/v1",
@@ -85,6 +89,7 @@ impl PredicateType {
             Self::ComplianceManifest | Self::DataAudit => Usage::Manifest,
             Self::TrainingRun => Usage::Run,
             Self::AuditCheckpoint => Usage::Checkpoint,
+            Self::ApprovalDecision => Usage::Approval,
             Self::PluginLibrary => Usage::Plugin,
             Self::ModelExport => Usage::Export,
             Self::ModelFolder => Usage::Model,

@@ -285,6 +285,17 @@ impl TrustedKeys {
         self.keys.iter_mut().find(|key| key.keyid == *keyid)
     }
 
+    /// Whether what a key signs now, for a usage, is believed.
+    #[must_use]
+    pub fn may_sign(&self, keyid: &KeyId, usage: Usage, now: UtcTime) -> bool {
+        self.find(keyid).is_some_and(|key| {
+            key.usages.contains(&usage)
+                && key.revocation.is_none()
+                && key.not_before.is_none_or(|limit| now >= limit)
+                && key.not_after.is_none_or(|limit| now <= limit)
+        })
+    }
+
     /// How many statements about its keys it has.
     #[must_use]
     pub fn n_statements(&self) -> usize {
@@ -300,6 +311,11 @@ impl TrustedKeys {
     #[must_use]
     pub fn threshold(&self, usage: Usage) -> usize {
         self.thresholds.get(&usage).copied().unwrap_or(1)
+    }
+
+    /// Demands `n` distinct keys for one usage.
+    pub fn set_threshold_of(&mut self, usage: Usage, n: usize) {
+        self.thresholds.insert(usage, n.max(1));
     }
 
     /// Demands `n` distinct keys for every usage (`--threshold`).

@@ -82,7 +82,7 @@ pub(crate) fn write_run_of(
         model: "org/base-7b".to_owned(),
         trainer_type: "sft".to_owned(),
     };
-    for event in [start, AuditEvent::TrainingStarted {}] {
+    for event in [start, AuditEvent::TrainingStarted { gates: None, gates_sha256: None }] {
         log.append(&event).expect("recorded");
     }
     let completed =

@@ -127,9 +127,21 @@ impl Hook {
             Ok(Outcome::Completed(completed)) => {
                 self.tell(&Notice::Succeeded { metrics: completed.metrics.clone() });
             }
+            Ok(Outcome::Staged(completed)) => {
+                let model_path = completed.final_model.display().to_string();
+                self.tell(&Notice::ApprovalRequired { model_path });
+            }
+            Ok(Outcome::Reverted(completed)) => {
+                let reasons: Vec<&str> =
+                    completed.gates.iter().filter_map(|gate| gate.reason.as_deref()).collect();
+                self.tell(&Notice::Reverted { reason: reasons.join("; ") });
+            }
             Ok(
                 Outcome::Interrupted { .. }
                 | Outcome::AlreadyComplete { .. }
+                | Outcome::AlreadyRejected { .. }
+                | Outcome::AlreadyReverted { .. }
+                | Outcome::Waiting { .. }
                 | Outcome::Compared { .. },
             ) => {}
             Err(error) => self.tell(&Notice::Failed { reason: error.chain() }),

@@ -170,14 +170,28 @@ impl Monitor {
         // A run that did not begin has nothing to show.
         self.run_id.as_ref()?;
         let state = match result {
-            Ok(Outcome::Completed(completed)) => {
+            Ok(
+                ended @ (Outcome::Completed(completed)
+                | Outcome::Staged(completed)
+                | Outcome::Reverted(completed)),
+            ) => {
                 for (name, value) in &completed.metrics {
                     self.metrics.set_named(&FINAL, name, *value);
                 }
-                "succeeded"
+                match ended {
+                    Outcome::Staged(_) => "staged",
+                    Outcome::Reverted(_) => "reverted",
+                    _ => "succeeded",
+                }
             }
             Ok(Outcome::Interrupted { .. }) => "interrupted",
-            Ok(Outcome::AlreadyComplete { .. } | Outcome::Compared { .. }) => return None,
+            Ok(
+                Outcome::AlreadyComplete { .. }
+                | Outcome::AlreadyRejected { .. }
+                | Outcome::AlreadyReverted { .. }
+                | Outcome::Waiting { .. }
+                | Outcome::Compared { .. },
+            ) => return None,
             Err(_) => "failed",
         };
         self.metrics.clear(&STATE);

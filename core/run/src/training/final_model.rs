@@ -50,7 +50,7 @@ impl Job<'_> {
     }
 
     fn save_adapter(&self, session: &Session<'_>) -> Result<(), RunError> {
-        let mut dir = StagedDir::new(self.plan.output.final_model())?;
+        let mut dir = StagedDir::new(&self.model_dir)?;
         let config = self.loaded.decoder.config();
         let adapter = session.adapter().on_original_weights(config)?;
         for (name, bytes) in adapter.to_files(&self.peft) {
@@ -60,7 +60,7 @@ impl Job<'_> {
     }
 
     fn save_whole(&self, trained: &Trainable) -> Result<(), RunError> {
-        let mut dir = StagedDir::new(self.plan.output.final_model())?;
+        let mut dir = StagedDir::new(&self.model_dir)?;
         self.found.open.write_whole(&self.loaded.decoder, trained, &mut dir)?;
         self.finish_folder(dir)
     }
@@ -83,7 +83,7 @@ impl Job<'_> {
     /// Reads the folder again and compares its logits with those of what was trained, over the
     /// validation rows, or the first of the training rows when there are none.
     fn compare_saved(&mut self, trained: &Trainable) -> Result<BTreeMap<String, f64>, RunError> {
-        let files = ModelFiles::Folder(self.plan.output.final_model().to_owned());
+        let files = ModelFiles::Folder(self.model_dir.clone());
         let mut open = OpenModel::open(&files)?;
         self.found.overrides.apply(open.config_mut())?;
         let decoder = &self.loaded.decoder;

@@ -90,7 +90,7 @@ impl Job<'_> {
                     return self.interrupt_after_steps(session, audit).map(Judged::Interrupted);
                 }
                 Err(source) => {
-                    let final_model = self.plan.output.final_model().to_owned();
+                    let final_model = self.model_dir.clone();
                     return Err(RunError::Evaluator { source, final_model });
                 }
             };

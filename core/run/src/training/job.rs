@@ -20,11 +20,14 @@ use crate::model::{FoundModel, LoadedModel};
 use crate::plan::Plan;
 use crate::plugins::{Plugins, Used};
 use crate::recovery::Rung;
-use crate::{resume, settings};
+use crate::{gates, resume, settings};
 use forgelm_artifact::UtcTime;
+use forgelm_artifact::write::CreatedDir;
+use forgelm_evidence::approval::policy::Policy;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::head::HeadSigner;
-use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
+use forgelm_evidence::audit::log::AuditLog;
+use forgelm_evidence::documents::evidence;
 use forgelm_evidence::keys::lookup::FoundKey;
 use forgelm_model::{PeftInfo, Trainable};
 use forgelm_sdk::trainer::Trainer;
@@ -34,11 +37,16 @@ use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::{Cut, Parts, Session};
 use forgelm_train::state::{Identity, State};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A run whose inputs are all in memory.
 pub(super) struct Job<'a> {
     pub(super) plan: &'a Plan,
+    /// Where the tuned model goes.
+    pub(super) model_dir: PathBuf,
+    /// Who may approve it, where somebody must.
+    pub(super) approval: Option<Policy>,
     pub(super) env: &'a Environment,
     pub(super) observer: &'a mut dyn Observer,
     pub(super) found: &'a FoundModel,
@@ -87,15 +95,8 @@ impl Job<'_> {
         operator: String,
         key: &Option<FoundKey>,
     ) -> Result<AuditLog, RunError> {
-        let identity = AuditIdentity {
-            run_id: run_id.to_owned(),
-            operator,
-            secret: self.env.audit_secret.as_ref().and_then(dossier::to_evidence),
-            allow_reroot: self.env.allow_audit_reroot,
-        };
-        let root = self.plan.output.root();
-        let last_keyid = dossier::last_keyid(root);
-        let mut audit = AuditLog::open(root, identity, self.env.clock.clone())?;
+        let last_keyid = dossier::last_keyid(self.plan.output.root());
+        let mut audit = dossier::open_audit(self.plan, self.env, run_id, operator)?;
         audit.append(&dossier::key_event(key.as_ref()))?;
         if let Some(found) = key {
             let new_keyid = found.signer.key.id().to_string();
@@ -167,7 +168,8 @@ impl Job<'_> {
             self.observer.observe(&Event::Warning(text));
         }
         self.tell_missing_baseline();
-        audit.append(&AuditEvent::TrainingStarted {})?;
+        let (gates, gates_sha256) = gates::fixed(self.plan);
+        audit.append(&AuditEvent::TrainingStarted { gates, gates_sha256 })?;
         if n_steps_done == 0 {
             self.sample(When::Before, Some(session.adapter()))?;
             self.evaluate(&mut session, &mut metrics)?;
@@ -186,10 +188,19 @@ impl Job<'_> {
         self.restore_best(&mut session)?;
         self.sample(When::After, Some(session.adapter()))?;
         self.check_unchanged()?;
+        self.remove_unfinished(&run_id)?;
         let merge_metrics = self.save_final_model(&session)?;
-        let evaluated = match self.judge(&mut session, &mut metrics, audit)? {
-            Judged::Completely(evaluated) => evaluated,
-            Judged::Interrupted(outcome) => return Ok(outcome),
+        let saved = CreatedDir::remember(&self.model_dir)?;
+        let gated = self.gate(session.state(), &saved, audit)?;
+        let evaluated = match gated.outcome {
+            // There is nothing left to judge.
+            evidence::Outcome::Reverted => Vec::new(),
+            evidence::Outcome::Promoted | evidence::Outcome::Staged => {
+                match self.judge(&mut session, &mut metrics, audit)? {
+                    Judged::Completely(evaluated) => evaluated,
+                    Judged::Interrupted(outcome) => return Ok(outcome),
+                }
+            }
         };
         let baseline = match self.baseline(&mut session, audit)? {
             Measured::Document(baseline) => baseline,
@@ -217,9 +228,17 @@ impl Job<'_> {
             named: &self.named,
             objective: &self.objective,
             strictness: self.strictness,
+            outcome: gated.outcome,
+            gates: &gated.gates,
+            model_dir: &self.model_dir,
+            approval: self.approval.as_ref(),
         };
         let completed = dossier.write(key.as_ref(), audit, self.observer)?;
-        Ok(Outcome::Completed(completed))
+        Ok(match gated.outcome {
+            evidence::Outcome::Reverted => Outcome::Reverted(completed),
+            evidence::Outcome::Staged => Outcome::Staged(completed),
+            evidence::Outcome::Promoted => Outcome::Completed(completed),
+        })
     }
 
     /// What trains, optimizer and state out of a checkpoint, once it is sure that they belong to this
