@@ -6,10 +6,12 @@
 //! on the real disk; its twin `..._on` takes a [`Disk`].
 
 mod append;
+mod kept;
 mod staged;
 
 use crate::{Class, Disk};
 pub use append::AppendLog;
+pub use kept::{create_private, replace_keeping, replace_keeping_on};
 pub use staged::StagedDir;
 use std::ffi::OsString;
 use std::fmt;
