@@ -6,6 +6,7 @@
 //! - [`library`]: signatures of shared libraries;
 //! - [`model`]: signatures of model folders;
 //! - [`sign`]: signatures of files that are there already;
+//! - [`identifier`]: identifiers of people and rows as keyed digests;
 //! - [`integrity`]: `model_integrity.json`, the digests of a model folder;
 //! - [`documents`]: one plain [`documents::Evidence`] and the documents made from it;
 //! - [`bundle`]: writing and signing all of that in order, and verifying it again.
@@ -28,6 +29,7 @@ mod digest;
 pub mod documents;
 pub mod dsse;
 mod files;
+pub mod identifier;
 pub mod integrity;
 pub mod keys;
 pub mod library;

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use forgelm_artifact::lock::LOCK_FILE;
 use serde_json::{Value, json};
 
-use super::{ATTESTATION, COMPLIANCE_DIR, PUBLIC_KEY, ROOT};
+use super::{ATTESTATION, COMPLIANCE_DIR, HOLD_FILE, PUBLIC_KEY, ROOT};
 use crate::audit::LOG_FILE;
 use crate::audit::verify::{AuditAccepted, AuditOptions, ExpectedHead, verify_audit};
 use crate::checkpoint::{CHECKPOINT_FILE, Checkpoint};
@@ -18,6 +19,7 @@ use crate::dsse::SUFFIX;
 use crate::dsse::statement::{PredicateType, Statement, Subject};
 use crate::dsse::verify::{SignatureReport, SignatureState};
 use crate::files::{self, FileProblem};
+use crate::identifier::SALT_FILE;
 use crate::integrity::{INTEGRITY_FILE, verify_integrity};
 use crate::keys::PublicKey;
 use crate::keys::file::load_public_key;
@@ -156,7 +158,8 @@ pub fn verify_bundle(dir: &Path, options: &BundleOptions<'_>) -> BundleReport {
 }
 
 /// Files beside a model in an output folder that are checked in other ways than as subjects.
-const OF_EVIDENCE: [&str; 2] = [LOG_FILE, CHECKPOINT_FILE];
+/// The last three hold nothing that a run says: a lock, a mark, and bytes that were drawn.
+const OF_EVIDENCE: [&str; 5] = [LOG_FILE, CHECKPOINT_FILE, LOCK_FILE, HOLD_FILE, SALT_FILE];
 
 struct Check<'a> {
     dir: &'a Path,
