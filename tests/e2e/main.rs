@@ -27,6 +27,7 @@ mod plugins;
 mod quantize;
 mod reproduce;
 mod resume;
+mod retention;
 mod reward_model;
 mod rewards;
 mod run;

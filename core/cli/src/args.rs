@@ -1,9 +1,11 @@
 //! The command line, as data. What each flag does is in `core/run` or in the command's file.
 
+pub mod purge;
 pub mod reproduce;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use forgelm_artifact::UtcTime;
+use purge::PurgeArgs;
 use reproduce::ReproduceArgs;
 use std::path::PathBuf;
 
@@ -79,7 +81,8 @@ pub struct RunFlags {
     /// The run as YAML.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Print the plan; read nothing but the config, write nothing.
+    /// Print the plan; read nothing but the config (and, with a `retention` section, how old what lies
+    /// in the run's folder is), write nothing.
     #[arg(long, group = "mode")]
     pub dry_run: bool,
     /// Say whether the run fits into memory, its largest parts, and the cheapest change that fits;
@@ -191,6 +194,9 @@ pub enum Command {
     VerifyBundle(VerifyBundleArgs),
     /// Make a finished run again, or some of its steps, and compare: the same bits, or exit 6
     Reproduce(ReproduceArgs),
+    /// Remove a row of the data or what a run left, with a record of it; say what lies too long; hold
+    /// everything back
+    Purge(PurgeArgs),
 }
 
 /// `forgelm config …`.

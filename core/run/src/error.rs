@@ -2,6 +2,7 @@
 
 use crate::exit::Exit;
 use crate::quantize::QuantizeError;
+use crate::retention::RetentionError;
 use forgelm_artifact::jsonl::JsonlError;
 use forgelm_artifact::lock::LockError;
 use forgelm_artifact::open::OpenError;
@@ -30,6 +31,7 @@ use forgelm_train::feed::FeedError;
 use forgelm_train::optimizer::OptimizerError;
 use forgelm_train::references::{FileError, ReferencesError};
 use forgelm_train::rollouts::RolloutError;
+use serde_json::{Value, json};
 use std::error::Error;
 use std::path::PathBuf;
 
@@ -493,6 +495,9 @@ pub enum RunError {
         /// As configured.
         name: String,
     },
+    /// Something lies in the run's folder for longer than the config allows, or is held there.
+    #[error(transparent)]
+    Retention(#[from] RetentionError),
     /// A feature that is not built yet.
     #[error("not available yet: {0}")]
     NotAvailable(String),
@@ -546,6 +551,7 @@ impl RunError {
             | Self::NotReproducible(_)
             | Self::NotAvailable(_) => Exit::Config,
             Self::Diverged { .. } | Self::DivergedFile { .. } => Exit::Integrity,
+            Self::Retention(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.
@@ -624,6 +630,15 @@ impl RunError {
             | Self::Disk { .. }
             | Self::OutOfMemory(_) => Exit::Resources,
             Self::Changed { .. } => Exit::Integrity,
+        }
+    }
+
+    /// What a program is told beside the message.
+    #[must_use]
+    pub fn details(&self) -> Value {
+        match self {
+            Self::Retention(error) => error.details(),
+            _ => json!({}),
         }
     }
 

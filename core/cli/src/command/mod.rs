@@ -8,6 +8,7 @@ pub mod keygen;
 pub mod keys;
 pub mod merge;
 pub mod plugin;
+pub mod purge;
 pub mod quantize;
 pub mod reproduce;
 pub mod run;
@@ -71,7 +72,7 @@ impl Context {
     /// and the text to standard error all the same.
     pub fn failed(&mut self, error: &RunError) -> Exit {
         let exit = error.exit();
-        self.refused(exit, &error.chain())
+        self.refused_with(exit, &error.chain(), &error.details())
     }
 
     /// Prints a refusal and returns its exit code.

@@ -33,7 +33,6 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ),
         ("evaluation: {safety: {enabled: true}}\n", "`evaluation.safety.enabled: true`"),
         ("evaluation: {llm_judge: {enabled: true}}\n", "`evaluation.llm_judge.enabled: true`"),
-        ("retention: {enforce: block_on_excess}\n", "`retention.enforce: block_on_excess`"),
         ("webhook: {url: \"https://example.org/x\"}\n", "`webhook.url`"),
         ("webhook: {url_env: HOOK}\n", "`webhook.url_env: HOOK`"),
         ("distributed: {strategy: fsdp}\n", "`distributed.strategy: fsdp`"),
@@ -45,7 +44,7 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ("pipeline: {stages: [{name: a}]}\n", "`pipeline`"),
         ("signing: {timestamp_url: \"https://example.org\"}\n", "`signing.timestamp_url`"),
     ];
-    assert_eq!(cases.len(), 17);
+    assert_eq!(cases.len(), 16);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");
@@ -75,7 +74,7 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "model: {name_or_path: m, load_in_4bit: true, bnb_4bit_quant_type: fp4}\ndata: {dataset_name_or_path: d}\n",
         "training: {oom_recovery: true, gradient_checkpointing: false, neftune_noise_alpha: 5, gpu_cost_per_hour: 1.5}\n",
         "evaluation: {auto_revert: false, safety: {enabled: false}, benchmark: {tasks: [a]}}\n",
-        "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: log_only}\n",
+        "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: block_on_excess, legal_hold: true}\n",
         "webhook: {url: \"\"}\nmonitoring: {}\nmerge: {}\nsynthetic: {}\ndistributed: {strategy: null}\n",
         "merge: {enabled: true, method: slerp, models: [{path: a}, {path: b}]}\n",
         "merge: {enabled: true, models: [{path: a}, {path: b, weight: -1}, {path: c}]}\nplugins: {merge_method: m, merge_method_options: [a=1]}\n",

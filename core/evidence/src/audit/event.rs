@@ -145,6 +145,37 @@ events! {
         /// Why.
         reason: String,
     }
+    /// `retention.policy_violation`: something is older than its horizon when a run starts.
+    RetentionPolicyViolation = "retention.policy_violation" {
+        /// What it is, as `purge --check-policy` calls it.
+        artefact_kind: String,
+        /// Where it is.
+        path: String,
+        /// Its age in days, to a tenth.
+        age_days: f64,
+        /// The most that the config allows.
+        horizon_days: u64,
+        /// `audit` or `mtime`.
+        age_source: String,
+        /// The value of `retention.enforce`.
+        enforce: String,
+    }
+    /// `retention.hold_placed`: nothing of the folder may be purged from here on.
+    RetentionHoldPlaced = "retention.hold_placed" {
+        /// The file that says so.
+        path: String,
+        /// Why.
+        reason: String,
+    }
+    /// `retention.hold_released`.
+    RetentionHoldReleased = "retention.hold_released" {
+        /// The file that said so.
+        path: String,
+        /// Why.
+        reason: String,
+        /// The reason that it was placed for.
+        held_for: Option<String>,
+    }
     /// `audit.recovered`: a torn last line was cut off; the bytes are kept.
     AuditRecovered = "audit.recovered" {
         /// How many bytes were torn.
