@@ -24,6 +24,7 @@ mod merge;
 mod methods;
 mod plugin_new;
 mod plugins;
+mod purge;
 mod quantize;
 mod reproduce;
 mod resume;

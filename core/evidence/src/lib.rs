@@ -3,6 +3,7 @@
 //! - [`audit`]: the hash-chained log of everything a run decides, and its verifier;
 //! - [`keys`]: Ed25519 keys, key files, the trust store;
 //! - [`dsse`]: signature envelopes over in-toto statements;
+//! - [`erasure`]: signed statements of what was removed on purpose;
 //! - [`library`]: signatures of shared libraries;
 //! - [`model`]: signatures of model folders;
 //! - [`sign`]: signatures of files that are there already;
@@ -28,6 +29,7 @@ pub mod class;
 mod digest;
 pub mod documents;
 pub mod dsse;
+pub mod erasure;
 mod files;
 pub mod identifier;
 pub mod integrity;

@@ -1,5 +1,6 @@
 //! Everything that can end a run without a model, and the exit code of each.
 
+use crate::erasure::ErasureError;
 use crate::exit::Exit;
 use crate::quantize::QuantizeError;
 use crate::retention::RetentionError;
@@ -498,6 +499,9 @@ pub enum RunError {
     /// Something lies in the run's folder for longer than the config allows, or is held there.
     #[error(transparent)]
     Retention(#[from] RetentionError),
+    /// Something cannot be removed.
+    #[error(transparent)]
+    Erasure(#[from] ErasureError),
     /// A feature that is not built yet.
     #[error("not available yet: {0}")]
     NotAvailable(String),
@@ -552,6 +556,7 @@ impl RunError {
             | Self::NotAvailable(_) => Exit::Config,
             Self::Diverged { .. } | Self::DivergedFile { .. } => Exit::Integrity,
             Self::Retention(error) => error.exit(),
+            Self::Erasure(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.

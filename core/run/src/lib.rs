@@ -12,6 +12,7 @@ pub mod data;
 mod derived;
 pub mod dossier;
 pub mod environment;
+pub mod erasure;
 pub mod error;
 pub mod evaluators;
 pub mod event;

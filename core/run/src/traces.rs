@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 /// A document of a run is far smaller.
 const DOCUMENT_BYTES_MAX: u64 = 64 << 20;
 
+/// Folders nested deeper than this below a place are not looked into.
+const DEPTH_MAX: usize = 5;
+
 /// A folder with evidence in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traces {
@@ -86,6 +89,20 @@ impl Traces {
         Some(traces)
     }
 
+    /// Every folder with evidence in or below `places`, each once, sorted. Links are not followed.
+    pub fn below(places: &[PathBuf]) -> Vec<Self> {
+        let mut found = BTreeMap::new();
+        for place in places {
+            look_into(place, 0, &mut found);
+        }
+        found.into_values().collect()
+    }
+
+    /// Whether it was trained on data with this digest.
+    pub fn has_data(&self, sha256: &str) -> bool {
+        self.data.contains_key(sha256)
+    }
+
     fn note_data<'a>(&mut self, sets: impl Iterator<Item = (Option<&'a str>, &'a Value)>) {
         for (name, sha256) in sets {
             if let Some(sha256) = sha256.as_str().filter(|sha| Sha256Hex::parse(sha).is_some()) {
@@ -94,6 +111,27 @@ impl Traces {
             }
         }
     }
+}
+
+fn look_into(dir: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Traces>) {
+    let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    if !found.contains_key(&real)
+        && let Some(traces) = Traces::read(dir)
+    {
+        found.insert(real, traces);
+    }
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        if depth < DEPTH_MAX && is_looked_into(&entry) {
+            look_into(&entry.path(), depth + 1, found);
+        }
+    }
+}
+
+/// A folder; not one that programs keep for themselves, such as `.git`.
+fn is_looked_into(entry: &std::fs::DirEntry) -> bool {
+    let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
+    !is_hidden && entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
 /// Folders of a run that hold a tuned model, whatever `training.final_model_dir` was.

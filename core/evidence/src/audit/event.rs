@@ -176,6 +176,122 @@ events! {
         /// The reason that it was placed for.
         held_for: Option<String>,
     }
+    /// `data.erasure_requested`: something is to be removed.
+    DataErasureRequested = "data.erasure_requested" {
+        /// `row`, `staging` or `artefacts`.
+        target_kind: String,
+        /// The keyed digest of the row's id; or the run.
+        target_id: String,
+        /// How a row's id was hashed.
+        hash_scheme: Option<String>,
+        /// What the key of that came from.
+        salt_source: Option<String>,
+        /// The data file, of a row.
+        corpus_path: Option<String>,
+        /// The run's folder.
+        output_dir: String,
+        /// Why, as whoever asked wrote it, with personal data masked.
+        justification: Option<String>,
+        /// Whether nothing is removed.
+        dry_run: bool,
+    }
+    /// `data.erasure_completed`: it is removed.
+    DataErasureCompleted = "data.erasure_completed" {
+        /// `row`, `staging` or `artefacts`.
+        target_kind: String,
+        /// The keyed digest of the row's id; or the run.
+        target_id: String,
+        /// How a row's id was hashed.
+        hash_scheme: Option<String>,
+        /// What the key of that came from.
+        salt_source: Option<String>,
+        /// The data file, of a row.
+        corpus_path: Option<String>,
+        /// The run's folder.
+        output_dir: String,
+        /// Why, as whoever asked wrote it, with personal data masked.
+        justification: Option<String>,
+        /// Whether nothing is removed.
+        dry_run: bool,
+        /// By how much smaller files are.
+        bytes_freed: u64,
+        /// What was written anew or removed.
+        files_modified: Vec<String>,
+        /// The line of the first row that was removed, from 1.
+        pre_erasure_line_number: Option<u64>,
+        /// How many rows were.
+        match_count: Option<u64>,
+        /// SHA-256 of the data file before.
+        corpus_sha256_before: Option<String>,
+        /// And after.
+        corpus_sha256_after: Option<String>,
+        /// Where more of it is known to be: what purge did not remove.
+        copies: Vec<String>,
+        /// The signed statement of what was removed.
+        statement: Option<String>,
+    }
+    /// `data.erasure_failed`: it is not, or not all of it.
+    DataErasureFailed = "data.erasure_failed" {
+        /// `row`, `staging` or `artefacts`.
+        target_kind: String,
+        /// The keyed digest of the row's id; or the run.
+        target_id: String,
+        /// How a row's id was hashed.
+        hash_scheme: Option<String>,
+        /// What the key of that came from.
+        salt_source: Option<String>,
+        /// The data file, of a row.
+        corpus_path: Option<String>,
+        /// The run's folder.
+        output_dir: String,
+        /// Why, as whoever asked wrote it, with personal data masked.
+        justification: Option<String>,
+        /// Whether nothing is removed.
+        dry_run: bool,
+        /// What went wrong, in a word.
+        error_class: String,
+        /// And in a sentence, with personal data masked.
+        error_message: String,
+        /// How many rows match.
+        match_count: Option<u64>,
+        /// What was removed before.
+        files_modified: Vec<String>,
+    }
+    /// `data.erasure_warning_memorisation`: weights were trained on what was removed.
+    DataErasureWarningMemorisation = "data.erasure_warning_memorisation" {
+        /// `row`, `staging` or `artefacts`.
+        target_kind: String,
+        /// The keyed digest of the row's id; or the run.
+        target_id: String,
+        /// The data file.
+        corpus_path: String,
+        /// The runs that trained on it.
+        affected_run_ids: Vec<String>,
+        /// Where their weights are.
+        weights: Vec<String>,
+    }
+    /// `data.erasure_warning_synthetic_data_present`: texts that were made from the data may repeat it.
+    DataErasureWarningSyntheticDataPresent = "data.erasure_warning_synthetic_data_present" {
+        /// `row`, `staging` or `artefacts`.
+        target_kind: String,
+        /// The keyed digest of the row's id; or the run.
+        target_id: String,
+        /// The data file.
+        corpus_path: String,
+        /// Files of such texts.
+        synthetic_files: Vec<String>,
+    }
+    /// `data.erasure_warning_external_copies`: others may have been told.
+    DataErasureWarningExternalCopies = "data.erasure_warning_external_copies" {
+        /// `row`, `staging` or `artefacts`.
+        target_kind: String,
+        /// The keyed digest of the row's id; or the run.
+        target_id: String,
+        /// The data file.
+        corpus_path: String,
+        /// Where messages went, without their paths.
+        webhook_targets: Vec<String>,
+    }
     /// `audit.recovered`: a torn last line was cut off; the bytes are kept.
     AuditRecovered = "audit.recovered" {
         /// How many bytes were torn.

@@ -18,6 +18,7 @@ use crate::class::Class;
 use crate::dsse::SUFFIX;
 use crate::dsse::statement::{PredicateType, Statement, Subject};
 use crate::dsse::verify::{SignatureReport, SignatureState};
+use crate::erasure::{self, Erasures};
 use crate::files::{self, FileProblem};
 use crate::identifier::SALT_FILE;
 use crate::integrity::{INTEGRITY_FILE, verify_integrity};
@@ -111,6 +112,8 @@ pub struct BundleReport {
     pub audit: Option<AuditAccepted>,
     /// Outcome of the run, as signed.
     pub outcome: Option<String>,
+    /// Files that are gone, each with the signed statement of its erasure.
+    pub erased: Vec<(String, String)>,
     /// Things to know that are no failure.
     pub notes: Vec<String>,
 }
@@ -123,8 +126,11 @@ pub fn verify_bundle(dir: &Path, options: &BundleOptions<'_>) -> BundleReport {
         options,
         neighbour: load_public_key(&dir.join(PUBLIC_KEY)).ok(),
         findings: Vec::new(),
+        erasures: Erasures::default(),
+        erased: Vec::new(),
         notes: Vec::new(),
     };
+    check.read_erasures();
     let checked = check.envelope(ATTESTATION, PredicateType::TrainingRun);
     let signature = checked.0;
     let statement = checked.1;
@@ -153,6 +159,7 @@ pub fn verify_bundle(dir: &Path, options: &BundleOptions<'_>) -> BundleReport {
         subjects_verified,
         documents_verified,
         audit,
+        erased: check.erased,
         notes: check.notes,
     }
 }
@@ -166,6 +173,8 @@ struct Check<'a> {
     options: &'a BundleOptions<'a>,
     neighbour: Option<PublicKey>,
     findings: Vec<Finding>,
+    erasures: Erasures,
+    erased: Vec<(String, String)>,
     notes: Vec<String>,
 }
 
@@ -195,6 +204,45 @@ impl Check<'_> {
             FileProblem::Unreadable(_) => (FindingKind::Unreadable, Class::Unreadable),
         };
         self.add(file, kind, class, problem.reason());
+    }
+
+    /// The statements of what was removed on purpose. Each must be good itself.
+    fn read_erasures(&mut self) {
+        for name in erasure::statements(self.dir) {
+            let (report, statement) = self.envelope(&name, PredicateType::Erasure);
+            let is_of_this_check = match report.class {
+                Class::Accepted => Some(true),
+                // As for the attestation: signed well, by a key that nobody named.
+                Class::NotCompared if statement.is_some() => Some(false),
+                Class::NotCompared | Class::Unreadable | Class::Different => None,
+            };
+            match (is_of_this_check, statement) {
+                (Some(is_trusted), Some(statement)) => {
+                    self.erasures.add(&name, statement, is_trusted);
+                }
+                _ => {
+                    let reason = self.signature_reason(&report);
+                    self.add(&name, FindingKind::Signature, report.class, reason);
+                }
+            }
+        }
+    }
+
+    /// A file that is gone: erased with a signed statement, or missing.
+    fn gone(&mut self, subject: &Subject) {
+        match self.erasures.of(subject) {
+            Some((statement, true)) => {
+                let statement = statement.to_owned();
+                self.erased.push((subject.name.clone(), statement));
+            }
+            Some((statement, false)) => {
+                let reason = format!(
+                    "missing; `{statement}` says that it was erased, by a key that is not trusted"
+                );
+                self.add(&subject.name, FindingKind::Missing, Class::NotCompared, reason);
+            }
+            None => self.problem(&subject.name, &FileProblem::Missing),
+        }
     }
 
     /// Every subject, and every file in the signed folders.
@@ -238,7 +286,10 @@ impl Check<'_> {
                     // Checked by itself in each of these folders: `model_signature`.
                     let signature = format!("{folder}/{MODEL_SIGNATURE}");
                     let is_extra = |n: &String| {
-                        !known.contains(n.as_str()) && n != ATTESTATION && *n != signature
+                        !known.contains(n.as_str())
+                            && n != ATTESTATION
+                            && *n != signature
+                            && !erasure::is_statement(n)
                     };
                     extra.extend(found.into_keys().filter(is_extra));
                 }
@@ -268,7 +319,7 @@ impl Check<'_> {
                     let reason = format!("its bytes now lie in `{now}`");
                     self.add(&subject.name, FindingKind::Renamed, Class::Different, reason);
                 }
-                None => self.problem(&subject.name, &FileProblem::Missing),
+                None => self.gone(subject),
             }
         }
         for (name, digest) in names.iter().zip(digests) {
@@ -284,7 +335,9 @@ impl Check<'_> {
     fn documents(&mut self) -> usize {
         let Ok(found) = files::walk(self.dir, COMPLIANCE_DIR) else { return 0 };
         let mut n_good = 0;
-        let envelopes = found.keys().filter(|name| name.ends_with(SUFFIX) && *name != ATTESTATION);
+        let envelopes = found.keys().filter(|name| {
+            name.ends_with(SUFFIX) && *name != ATTESTATION && !erasure::is_statement(name)
+        });
         for name in envelopes.cloned().collect::<Vec<_>>() {
             let (report, statement) = self.envelope(&name, PredicateType::ComplianceManifest);
             let document = name.strip_suffix(SUFFIX).unwrap_or(&name).to_owned();
@@ -452,6 +505,9 @@ impl BundleReport {
                 json!({"file": f.file, "kind": f.kind.as_str(), "reason": f.reason, "exit": exit})
             })
             .collect();
+        let erased = self.erased.iter();
+        let erased: Vec<Value> =
+            erased.map(|(file, statement)| json!({"file": file, "statement": statement})).collect();
         json!({
             "success": valid,
             "valid": valid,
@@ -462,6 +518,7 @@ impl BundleReport {
             "documents_verified": self.documents_verified,
             "audit_entries": self.audit.as_ref().map(|a| a.entries),
             "findings": findings,
+            "erased": erased,
             "notes": self.notes,
             "signature": self.signature.to_json(),
         })
@@ -486,6 +543,9 @@ impl BundleReport {
         lines.extend(signature.into_iter().map(|line| format!("  {line}")));
         let rows = self.findings.iter();
         lines.extend(rows.map(|f| format!("  {}: {}: {}", f.kind.as_str(), f.file, f.reason)));
+        for (file, statement) in &self.erased {
+            lines.push(format!("  erased: {file}: signed in {statement}"));
+        }
         lines.extend(self.notes.iter().map(|note| format!("  note: {note}")));
         lines
     }

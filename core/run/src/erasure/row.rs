@@ -1,0 +1,458 @@
+//! `forgelm purge --row-id`: a row is taken out of a file of JSON lines.
+
+use super::ErasureError;
+use super::copies::{self, Copy, CopyKind, Places};
+use super::log::{Done, Record, Target};
+use super::rows::{self, Found};
+use crate::dossier;
+use crate::environment::Environment;
+use crate::error::RunError;
+use crate::event::{Event, Observer};
+use crate::plan::read_config;
+use crate::remark;
+use crate::retention::hold;
+use forgelm_artifact::open::{self, OpenError};
+use forgelm_artifact::write;
+use forgelm_config::Run;
+use forgelm_evidence::audit::LOG_FILE;
+use forgelm_evidence::audit::entries::read_entries;
+use forgelm_evidence::audit::event::AuditEvent;
+use forgelm_evidence::identifier::{HASH_SCHEME, Identifiers};
+use forgelm_evidence::keys::KeyError;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs::{File, Metadata, TryLockError};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct RowRequest {
+    /// The row's `id` or `row_id`.
+    pub id: String,
+    /// The file of JSON lines.
+    pub corpus: PathBuf,
+    /// Whether all rows with the identifier go, where there are several.
+    pub all_matches: bool,
+    /// The folder whose log has the record; the data's when not given.
+    pub output_dir: Option<PathBuf>,
+    /// The config of the run, for its hold, its folder and its webhook.
+    pub config: Option<PathBuf>,
+    /// More folders in which runs may be.
+    pub search: Vec<PathBuf>,
+    /// Why.
+    pub justification: Option<String>,
+    /// Whether nothing is removed.
+    pub dry_run: bool,
+    /// Whether tokens of the data are removed from the cache.
+    pub erase_caches: bool,
+    /// The key that signs the log's head.
+    pub signing_key: Option<PathBuf>,
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub struct ErasedRow {
+    dry_run: bool,
+    id_hash: String,
+    salt_source: &'static str,
+    corpus: PathBuf,
+    found: Found,
+    sha256_after: Option<String>,
+    copies: Vec<Copy>,
+    removed_caches: Vec<PathBuf>,
+    warnings: Vec<String>,
+}
+
+/// Takes out the row, or says what would be done.
+///
+/// # Errors
+/// If anything is not as it must be: the data is as it was then, unless only the record of the success
+/// failed.
+pub fn purge_row(
+    request: &RowRequest,
+    env: &Environment,
+    observer: &mut dyn Observer,
+) -> Result<ErasedRow, RunError> {
+    if request.id.trim().is_empty() {
+        let problem = "blank; expected the `id` or `row_id` of a row".to_owned();
+        return Err(ErasureError::Flag { flag: "--row-id", problem }.into());
+    }
+    let corpus = corpus(&request.corpus)?;
+    let run = request.config.as_deref().map(read_config).transpose()?.map(|loaded| loaded.run);
+    let parent = corpus.parent().unwrap_or(Path::new("/")).to_owned();
+    let dir = request.output_dir.clone().unwrap_or_else(|| match request.corpus.parent() {
+        Some(given) if !given.as_os_str().is_empty() && !request.corpus.is_symlink() => {
+            given.to_owned()
+        }
+        _ => parent.clone(),
+    });
+    let of_run = run.as_ref().map(|run| PathBuf::from(&run.training.output_dir));
+    let held: Vec<&Path> = [Some(dir.as_path()), Some(parent.as_path()), of_run.as_deref()]
+        .into_iter()
+        .flatten()
+        .collect();
+    hold::check(&held, run.as_ref())?;
+    let justification = request.justification.as_deref();
+    let justification =
+        justification.map(|text| remark::recorded("--justification", text)).transpose()?;
+    let operator = dossier::operator(env)?;
+    let signer = match request.dry_run {
+        true => None,
+        false => Some(dossier::key_by_default(request.signing_key.clone(), env, observer)?),
+    };
+    let signer = signer.map(|key| key.ok_or(KeyError::NoPlace)).transpose()?.map(|key| key.signer);
+    write::create_dir_all_durable(&dir)?;
+    let secret = env.audit_secret.as_ref().and_then(dossier::to_evidence);
+    let identifiers = Identifiers::of_folder(&dir, secret).map_err(ErasureError::from)?;
+    let id_hash = identifiers.digest(&request.id);
+    let target = Target {
+        kind: "row",
+        id: id_hash.clone(),
+        salt: Some(identifiers.source()),
+        corpus: Some(request.corpus.clone()),
+        dir: dir.clone(),
+        justification,
+        dry_run: request.dry_run,
+    };
+    let mut record = Record::begin(target, env.run_id(), operator, signer.as_ref(), env)?;
+    let mut n_matches = None;
+    let work = Work { request, corpus: &corpus, dir: &dir, parent: &parent, of_run, env };
+    let done = work.erase(&mut n_matches);
+    let (found, sha256_after, copies, removed_caches) = match done {
+        Ok(done) => done,
+        Err(error) => return Err(record.failed(error, n_matches, Vec::new())),
+    };
+    let is_left = |copy: &&Copy| !removed_caches.contains(&copy.path);
+    let left: Vec<&Copy> = copies.iter().filter(is_left).collect();
+    let modified = sha256_after.iter().map(|_| request.corpus.display().to_string());
+    record.completed(Done {
+        bytes_freed: if request.dry_run { 0 } else { found.n_bytes },
+        files_modified: modified
+            .chain(removed_caches.iter().map(|path| path.display().to_string()))
+            .collect(),
+        first_line: found.lines.first().copied(),
+        n_matches,
+        sha256_before: Some(found.sha256.clone()),
+        sha256_after: sha256_after.clone(),
+        copies: left.iter().map(|copy| copy.path.display().to_string()).collect(),
+        statement: None,
+    })?;
+    let mut warnings = work.warn(&mut record, &left, run.as_ref())?;
+    if found.n_unread > 0 {
+        warnings.push(format!(
+            "{} lines of the data are no JSON objects and were not looked into",
+            found.n_unread
+        ));
+    }
+    record.sign_head()?;
+    for warning in &warnings {
+        observer.observe(&Event::Warning(warning.clone()));
+    }
+    Ok(ErasedRow {
+        dry_run: request.dry_run,
+        id_hash,
+        salt_source: identifiers.source().as_str(),
+        corpus: request.corpus.clone(),
+        found,
+        sha256_after,
+        copies,
+        removed_caches,
+        warnings,
+    })
+}
+
+/// The data file, links followed: a link would be replaced, and the rows stay where it leads.
+fn corpus(path: &Path) -> Result<PathBuf, RunError> {
+    let refused = |problem: &str| ErasureError::Target {
+        path: path.to_owned(),
+        problem: problem.to_owned(),
+        hint: "`--corpus` names one file of JSON lines",
+    };
+    match path.metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(refused("no such file").into());
+        }
+        Err(source) => return Err(OpenError::Io { path: path.to_owned(), source }.into()),
+        Ok(metadata) if metadata.is_dir() => {
+            return Err(refused("a folder; rows are purged from one file at a time").into());
+        }
+        Ok(metadata) if !metadata.is_file() => return Err(refused("no regular file").into()),
+        Ok(_) => {}
+    }
+    let real = path.canonicalize();
+    Ok(real.map_err(|source| OpenError::Io { path: path.to_owned(), source })?)
+}
+
+struct Work<'a> {
+    request: &'a RowRequest,
+    corpus: &'a Path,
+    dir: &'a Path,
+    parent: &'a Path,
+    of_run: Option<PathBuf>,
+    env: &'a Environment,
+}
+
+type Erasure = (Found, Option<String>, Vec<Copy>, Vec<PathBuf>);
+
+impl Work<'_> {
+    /// Finds the row and its copies and writes the data without it.
+    fn erase(&self, n_matches: &mut Option<u64>) -> Result<Erasure, RunError> {
+        let (mut file, metadata) = self.locked()?;
+        let found = rows::find(self.corpus, &mut file, &self.request.id)?;
+        let n = found.lines.len() as u64;
+        *n_matches = Some(n);
+        let path = self.request.corpus.clone();
+        match found.lines.first() {
+            None => {
+                let (n_rows, n_unread) = (found.n_rows, found.n_unread);
+                return Err(ErasureError::NoMatchingRow { path, n_rows, n_unread }.into());
+            }
+            Some(&first) if n > 1 && !self.request.all_matches => {
+                return Err(ErasureError::MultiMatchRefused { path, n, first }.into());
+            }
+            Some(_) => {}
+        }
+        let copies = copies::find(&Places {
+            corpus: self.corpus,
+            sha256: &found.sha256,
+            roots: &self.roots(),
+            cache_dir: &self.env.cache_dir,
+            log: &self.dir.join(LOG_FILE),
+        })?;
+        if self.request.dry_run {
+            return Ok((found, None, copies, Vec::new()));
+        }
+        if !is_same(&file, &metadata, self.corpus) {
+            return Err(ErasureError::Changed { path }.into());
+        }
+        // Caches first: one that is gone is made again, whatever happens next.
+        let mut removed = Vec::new();
+        if self.request.erase_caches {
+            let is_cache = |copy: &&Copy| {
+                matches!(copy.kind, CopyKind::TokenCache | CopyKind::UnknownTokenCache)
+            };
+            for copy in copies.iter().filter(is_cache) {
+                write::remove_file(&copy.path).map_err(ErasureError::from)?;
+                removed.push(copy.path.clone());
+            }
+        }
+        let mut after = String::new();
+        write::replace_keeping(self.corpus, |out| {
+            after = rows::copy_without(self.corpus, &mut file, &found.lines, out)?;
+            Ok(())
+        })
+        .map_err(ErasureError::from)?;
+        Ok((found, Some(after), copies, removed))
+    }
+
+    /// The data, locked against other programs that ask.
+    fn locked(&self) -> Result<(File, Metadata), RunError> {
+        let (file, _) = open::regular(self.corpus).map_err(ErasureError::from)?;
+        let failed =
+            |source| ErasureError::Open(OpenError::Io { path: self.corpus.to_owned(), source });
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(ErasureError::Busy { path: self.request.corpus.clone() }.into());
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source).into()),
+        }
+        let metadata = file.metadata().map_err(failed)?;
+        Ok((file, metadata))
+    }
+
+    fn roots(&self) -> Vec<PathBuf> {
+        let own = [Some(self.dir.to_owned()), Some(self.parent.to_owned()), self.of_run.clone()];
+        own.into_iter().flatten().chain(self.request.search.iter().cloned()).collect()
+    }
+
+    /// Records what the data may have reached, and says it in words.
+    fn warn(
+        &self,
+        record: &mut Record<'_>,
+        left: &[&Copy],
+        run: Option<&Run>,
+    ) -> Result<Vec<String>, RunError> {
+        let mut warnings = Vec::new();
+        let weights: Vec<&&Copy> = left.iter().filter(|copy| copy.kind.is_weights()).collect();
+        let named: BTreeSet<&String> =
+            weights.iter().filter_map(|copy| copy.run_id.as_ref()).collect();
+        let mut run_ids: Vec<String> = named.into_iter().cloned().collect();
+        let has_model = self.dir.join("final_model").is_dir();
+        if !weights.is_empty() || has_model {
+            if run_ids.is_empty() {
+                run_ids = self.run_ids()?;
+            }
+            let mut paths: Vec<String> =
+                weights.iter().map(|copy| copy.path.display().to_string()).collect();
+            if paths.is_empty() {
+                paths.push(self.dir.join("final_model").display().to_string());
+            }
+            warnings.push(format!(
+                "weights that trained on the row keep what they learned, and it cannot be erased from \
+                 them: {} of {}; only training again without the row does",
+                paths.join(", "),
+                run_ids.join(", ")
+            ));
+            record.warn(|target_kind, target_id, corpus_path| {
+                AuditEvent::DataErasureWarningMemorisation {
+                    target_kind,
+                    target_id,
+                    corpus_path,
+                    affected_run_ids: run_ids,
+                    weights: paths,
+                }
+            })?;
+        }
+        let synthetic_files = synthetic(self.dir);
+        if !synthetic_files.is_empty() {
+            let files = synthetic_files.join(", ");
+            warnings.push(format!("texts made from the data may repeat the row: {files}"));
+            record.warn(|target_kind, target_id, corpus_path| {
+                AuditEvent::DataErasureWarningSyntheticDataPresent {
+                    target_kind,
+                    target_id,
+                    corpus_path,
+                    synthetic_files,
+                }
+            })?;
+        }
+        let webhook_targets: Vec<String> =
+            run.into_iter().flat_map(|run| webhook_targets(run, self.env)).collect();
+        if !webhook_targets.is_empty() {
+            let targets = webhook_targets.join(", ");
+            warnings
+                .push(format!("messages of runs went to {targets}: ask there for their copies"));
+            record.warn(|target_kind, target_id, corpus_path| {
+                AuditEvent::DataErasureWarningExternalCopies {
+                    target_kind,
+                    target_id,
+                    corpus_path,
+                    webhook_targets,
+                }
+            })?;
+        }
+        Ok(warnings)
+    }
+
+    /// The runs of the folder where no evidence names one: of staged models, else of approvals.
+    fn run_ids(&self) -> Result<Vec<String>, RunError> {
+        let entries = std::fs::read_dir(self.dir).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut found: BTreeSet<String> =
+            names.filter_map(|name| Some(name.split_once(".staging.")?.1.to_owned())).collect();
+        if found.is_empty() {
+            let entries = read_entries(&self.dir.join(LOG_FILE))?.into_iter();
+            let of_approval = entries.filter(|entry| entry.event.starts_with("human_approval."));
+            found.extend(of_approval.map(|entry| entry.run_id));
+        }
+        let unknown = found.is_empty().then(|| "unknown".to_owned());
+        Ok(found.into_iter().chain(unknown).collect())
+    }
+}
+
+/// Whether the open file is still what has the name, as it was.
+fn is_same(file: &File, before: &Metadata, path: &Path) -> bool {
+    let same = |now: Metadata| {
+        (now.dev(), now.ino(), now.len(), now.mtime(), now.mtime_nsec())
+            == (before.dev(), before.ino(), before.len(), before.mtime(), before.mtime_nsec())
+    };
+    path.symlink_metadata().is_ok_and(same) && file.metadata().is_ok_and(same)
+}
+
+/// Files of `synthetic_data*.jsonl`, by name.
+fn synthetic(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut found: Vec<String> = names
+        .filter(|name| name.starts_with("synthetic_data") && name.ends_with(".jsonl"))
+        .collect();
+    found.sort();
+    found
+}
+
+/// Where a config sends messages, as `scheme://host`.
+fn webhook_targets(run: &Run, env: &Environment) -> Vec<String> {
+    let Some(webhook) = &run.webhook else { return Vec::new() };
+    let by_name = webhook.url_env.as_deref().filter(|name| !name.is_empty());
+    let urls = [webhook.url.clone().filter(|url| !url.is_empty()), by_name.and_then(env.variable)];
+    let mut found: Vec<String> = urls.into_iter().flatten().map(|url| host(&url)).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// An address without what may be secret in it.
+fn host(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return "an address".to_owned() };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}")
+}
+
+impl ErasedRow {
+    /// The JSON document.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let mut document = json!({
+            "success": true,
+            "mode": "row",
+            "dry_run": self.dry_run,
+            "row_id_hash": self.id_hash,
+            "hash_scheme": HASH_SCHEME,
+            "salt_source": self.salt_source,
+            "corpus_path": self.corpus,
+            "matches": self.found.lines.len(),
+            "first_line": self.found.lines.first(),
+        });
+        if !self.dry_run {
+            document["bytes_freed"] = json!(self.found.n_bytes);
+        }
+        let copies: Vec<Value> = self.copies.iter().map(Copy::to_json).collect();
+        let more = [
+            ("warnings", json!(self.warnings)),
+            ("copies", Value::Array(copies)),
+            ("removed_caches", json!(self.removed_caches)),
+            ("lines_not_read", json!(self.found.n_unread)),
+            ("corpus_sha256_before", json!(self.found.sha256)),
+            ("corpus_sha256_after", json!(self.sha256_after)),
+        ];
+        for (key, value) in more {
+            document[key] = value;
+        }
+        document
+    }
+
+    /// The lines for people.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let n = self.found.lines.len();
+        let rows = if n == 1 { "row" } else { "rows" };
+        let first = self.found.lines.first().copied().unwrap_or_default();
+        let verb = if self.dry_run { "would be removed" } else { "removed" };
+        let mut text = format!(
+            "{}: {n} {rows} {verb}, the first in line {first}, {} bytes (id {})\n",
+            self.corpus.display(),
+            self.found.n_bytes,
+            short(&self.id_hash)
+        );
+        for path in &self.removed_caches {
+            let _ = writeln!(text, "removed token_cache {}", path.display());
+        }
+        let left = self.copies.iter().filter(|copy| !self.removed_caches.contains(&copy.path));
+        let left: Vec<String> = left.map(|copy| format!("  {copy}\n")).collect();
+        if left.is_empty() {
+            text.push_str("no other copy is known\n");
+        } else {
+            let _ = write!(text, "more of it is known to be in:\n{}", left.concat());
+        }
+        text
+    }
+}
+
+/// A digest as people see it.
+fn short(digest: &str) -> String {
+    format!("<id_hash:{}…>", digest.get(..12).unwrap_or(digest))
+}
