@@ -29,6 +29,7 @@ mod quantize;
 mod reproduce;
 mod resume;
 mod retention;
+mod reverse_pii;
 mod reward_model;
 mod rewards;
 mod run;

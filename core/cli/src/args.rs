@@ -2,11 +2,13 @@
 
 pub mod purge;
 pub mod reproduce;
+pub mod reverse_pii;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use forgelm_artifact::UtcTime;
 use purge::PurgeArgs;
 use reproduce::ReproduceArgs;
+use reverse_pii::ReversePiiArgs;
 use std::path::PathBuf;
 
 /// Fine-tune a language model from one YAML file, and leave evidence that a stranger can verify.
@@ -197,6 +199,8 @@ pub enum Command {
     /// Remove a row of the data or what a run left, with a record of it; say what lies too long; hold
     /// everything back
     Purge(PurgeArgs),
+    /// Say in which lines of data files someone is, and record that it was asked
+    ReversePii(ReversePiiArgs),
 }
 
 /// `forgelm config …`.

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         Some(Command::VerifySignature(args)) => command::verify::signature(args, &mut context),
         Some(Command::VerifyBundle(args)) => command::verify::bundle(args, &mut context),
         Some(Command::Reproduce(args)) => command::reproduce::reproduce(args, &mut context),
+        Some(Command::ReversePii(args)) => command::reverse_pii::reverse_pii(args, &mut context),
         Some(Command::Purge(args)) => command::purge::purge(args, &mut context),
     };
     ExitCode::from(exit.code())

@@ -20,6 +20,7 @@ use crate::exit::Exit;
 use forgelm_artifact::open::OpenError;
 use forgelm_artifact::write::WriteError;
 use forgelm_evidence::identifier::IdentifierError;
+pub(crate) use log::message;
 use std::path::PathBuf;
 
 /// Why something was not removed.

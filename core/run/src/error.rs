@@ -4,6 +4,7 @@ use crate::erasure::ErasureError;
 use crate::exit::Exit;
 use crate::quantize::QuantizeError;
 use crate::retention::RetentionError;
+use crate::reverse_pii::ReversePiiError;
 use forgelm_artifact::jsonl::JsonlError;
 use forgelm_artifact::lock::LockError;
 use forgelm_artifact::open::OpenError;
@@ -502,6 +503,9 @@ pub enum RunError {
     /// Something cannot be removed.
     #[error(transparent)]
     Erasure(#[from] ErasureError),
+    /// Nobody can be looked for.
+    #[error(transparent)]
+    ReversePii(#[from] ReversePiiError),
     /// A feature that is not built yet.
     #[error("not available yet: {0}")]
     NotAvailable(String),
@@ -557,6 +561,7 @@ impl RunError {
             Self::Diverged { .. } | Self::DivergedFile { .. } => Exit::Integrity,
             Self::Retention(error) => error.exit(),
             Self::Erasure(error) => error.exit(),
+            Self::ReversePii(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.

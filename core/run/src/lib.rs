@@ -33,6 +33,7 @@ mod remark;
 pub mod reproduce;
 pub mod resume;
 pub mod retention;
+pub mod reverse_pii;
 mod rewards;
 pub mod sample;
 pub mod score;

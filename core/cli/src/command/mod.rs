@@ -11,6 +11,7 @@ pub mod plugin;
 pub mod purge;
 pub mod quantize;
 pub mod reproduce;
+pub mod reverse_pii;
 pub mod run;
 pub mod score;
 pub mod sign;

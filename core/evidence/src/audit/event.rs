@@ -292,6 +292,27 @@ events! {
         /// Where messages went, without their paths.
         webhook_targets: Vec<String>,
     }
+    /// `data.access_request_query`: someone was looked for in data.
+    DataAccessRequestQuery = "data.access_request_query" {
+        /// The keyed digest of what was looked for.
+        query_hash: String,
+        /// How it was hashed.
+        hash_scheme: String,
+        /// What kind of identifier it is.
+        identifier_type: String,
+        /// `plaintext` or `hash`.
+        scan_mode: String,
+        /// What the key of the digest that was searched for came from; `plaintext` where the text was.
+        salt_source: String,
+        /// The files.
+        files_scanned: Vec<String>,
+        /// Lines with it; null if not all could be read.
+        match_count: Option<u64>,
+        /// What went wrong, in a word.
+        error_class: Option<String>,
+        /// And in a sentence, with personal data masked.
+        error_message: Option<String>,
+    }
     /// `audit.recovered`: a torn last line was cut off; the bytes are kept.
     AuditRecovered = "audit.recovered" {
         /// How many bytes were torn.
