@@ -214,9 +214,12 @@ fn data_behind_a_link_and_under_two_names_is_found_where_it_lies() {
     workplace.write("real/data.jsonl", "{\"id\": 1}\n{\"id\": 2}\n");
     symlink(workplace.path("real/data.jsonl"), workplace.path("link.jsonl")).unwrap();
     fs::hard_link(workplace.path("real/data.jsonl"), workplace.path("other.jsonl")).unwrap();
+    workplace.write("real/.data.jsonl.tmp-1-0", "{\"id\": 1}\n");
     let args = ["--row-id", "1", "--corpus", "link.jsonl", "--output-dir", "logs"];
     let result = purge(&workplace, &[&args[..], &JSON].concat()).expect_code(0).json();
-    assert_eq!(result["copies"][0]["kind"], "hard_link");
+    let kinds: Vec<&Value> =
+        result["copies"].as_array().unwrap().iter().map(|c| &c["kind"]).collect();
+    assert_eq!(kinds, ["hard_link", "leftover"]);
     assert_eq!(workplace.read("real/data.jsonl"), "{\"id\": 2}\n");
     assert!(workplace.path("link.jsonl").is_symlink());
     assert!(workplace.read("other.jsonl").contains("\"id\": 1"));
@@ -351,6 +354,11 @@ fn a_staged_model_goes_by_its_name_or_by_the_run_in_it() {
         ran.stderr.contains("checkpoint-4, checkpoint-8") || ran.stderr.contains("checkpoint-12")
     );
     assert!(workplace.path("out/final_model.staging.fg-other").exists());
+    // What a purge that was stopped left under a temporary name goes with the next one.
+    workplace.write("out/.final_model.staging.fg-1.removed-1-0/weights", "x");
+    purge(&workplace, &["--run-id", "fg-1", "--kind", "staging", "--output-dir", "out"])
+        .expect_code(1);
+    assert!(!workplace.path("out/.final_model.staging.fg-1.removed-1-0").exists());
     assert!(!workplace.path("out/final_model.staging").exists());
     workplace.forgelm(&["verify-bundle", "out"]).expect_code(0);
     // Another name of the tuned model's folder, as the config says it.
@@ -407,6 +415,13 @@ fn while_a_hold_stands_nothing_is_purged() {
         "run.yaml",
     ];
     purge(&workplace, &elsewhere).expect_code(1).expect_stderr("legal hold");
+    // Also where only the evidence leads from the data to the run.
+    purge(&workplace, &["--row-id", "person-7", "--corpus", "data.jsonl", "--output-dir", "logs"])
+        .expect_code(1)
+        .expect_stderr("legal hold: ")
+        .expect_stderr("out/LEGAL_HOLD");
+    let failed = events(&workplace, "logs/audit_log.jsonl").pop().unwrap();
+    assert_eq!(failed["error_class"], "LegalHold");
     let documents = ["--run-id", &id, "--kind", "artefacts", "--output-dir", "out"];
     purge(&workplace, &documents).expect_code(1).expect_stderr("legal hold");
     assert_eq!(

@@ -142,6 +142,10 @@ pub fn purge_run(
     let mut record = Record::begin(target, request.run_id.clone(), operator, signer.as_ref(), env)?;
     let final_model =
         run.as_ref().map_or("final_model", |run| run.training.final_model_dir.as_str());
+    if lock.is_some() {
+        // A purge that was stopped may have left a folder under a temporary name.
+        write::remove_leftovers(dir)?;
+    }
     let mut removed = Vec::new();
     let erased = erase(request, final_model, &record, &mut removed);
     drop(lock);
@@ -266,8 +270,8 @@ fn documents(dir: &Path, run_id: &str) -> Result<Vec<String>, RunError> {
     }
     let mut attested = attested(dir, run_id);
     // Nothing was signed: the folder has the documents of one run, and its report says of which.
-    let is_report = |name: &&str| run_in(&folder.join(name)).as_deref() == Some(run_id);
-    if !dir.join(ATTESTATION).exists() && REPORTS.iter().any(|name| is_report(&name)) {
+    let is_report = |name: &str| run_in(&folder.join(name)).as_deref() == Some(run_id);
+    if !dir.join(ATTESTATION).exists() && REPORTS.iter().any(|name| is_report(name)) {
         attested.extend(WITHOUT_A_RUN.iter().map(|name| format!("{COMPLIANCE_DIR}/{name}")));
     }
     let mut found = BTreeSet::new();

@@ -26,10 +26,14 @@ pub enum CopyKind {
     UnknownTokenCache,
     /// Another name of the data file.
     HardLink,
+    /// What a program that was stopped left beside the data file.
+    Leftover,
     /// A repository that the data file lies in.
     GitHistory,
     /// A record of a step that failed, with its rows.
     Replay,
+    /// What an evaluation kept of prompts and answers.
+    Samples,
     /// The state of a run.
     Checkpoint,
     /// A tuned model, also one that waits for approval.
@@ -48,8 +52,10 @@ impl CopyKind {
             Self::TokenCache => "token_cache",
             Self::UnknownTokenCache => "token_cache_unknown",
             Self::HardLink => "hard_link",
+            Self::Leftover => "leftover",
             Self::GitHistory => "git_history",
             Self::Replay => "replay",
+            Self::Samples => "evaluation_samples",
             Self::Checkpoint => "checkpoint",
             Self::FinalModel => "final_model",
             Self::MergedModel => "merged_model",
@@ -65,8 +71,10 @@ impl CopyKind {
             Self::TokenCache
             | Self::UnknownTokenCache
             | Self::HardLink
+            | Self::Leftover
             | Self::GitHistory
-            | Self::Replay => false,
+            | Self::Replay
+            | Self::Samples => false,
         }
     }
 
@@ -80,7 +88,8 @@ impl CopyKind {
                 "the old bytes keep this other name: find it (find -samefile) and remove it"
             }
             Self::GitHistory => "earlier versions stay in its history until that is rewritten",
-            Self::Replay => "remove the file",
+            Self::Leftover | Self::Replay => "remove the file",
+            Self::Samples => "may quote the row: look into it, and remove what does",
             Self::Checkpoint => {
                 "cannot be erased: weights that trained on the row; remove the checkpoint"
             }
@@ -168,6 +177,7 @@ pub fn find(places: &Places<'_>) -> Result<Vec<Copy>, RunError> {
     if metadata.nlink() > 1 {
         found.push(beside(CopyKind::HardLink, places.corpus));
     }
+    found.extend(leftovers(places.corpus).map(|path| beside(CopyKind::Leftover, &path)));
     let is_repository = |dir: &&Path| dir.join(".git").exists();
     found.extend(
         places
@@ -224,7 +234,9 @@ fn of_runs(digests: &BTreeSet<String>, places: &Places<'_>, found: &mut Vec<Copy
 fn named(dir: &Path) -> Vec<(CopyKind, PathBuf)> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let kind = |name: &str| {
-        if name.starts_with("checkpoint-") {
+        if ["safety", "judge", "benchmark"].contains(&name) {
+            Some(CopyKind::Samples)
+        } else if name.starts_with("checkpoint-") {
             Some(CopyKind::Checkpoint)
         } else if name.contains(".staging") {
             Some(CopyKind::FinalModel)
@@ -233,6 +245,18 @@ fn named(dir: &Path) -> Vec<(CopyKind, PathBuf)> {
         }
     };
     entries.filter_map(|entry| Some((kind(entry.file_name().to_str()?)?, entry.path()))).collect()
+}
+
+/// Copies under temporary names that were never given the file's own: this program holds its lock, so
+/// that no other is at work on them.
+fn leftovers(corpus: &Path) -> impl Iterator<Item = PathBuf> {
+    let name = corpus.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!(".{name}.tmp-");
+    let entries = corpus.parent().and_then(|dir| std::fs::read_dir(dir).ok());
+    let names = entries.into_iter().flatten().flatten();
+    names
+        .filter(move |entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .map(|entry| entry.path())
 }
 
 /// Whether a configured name is that of the data file, or of a folder that it is in.

@@ -98,6 +98,7 @@ impl<'a> Record<'a> {
         let target = &self.target;
         let class = match &error {
             RunError::Erasure(error) => error.name(),
+            RunError::Retention(_) => "LegalHold",
             RunError::Write(_) => "WriteFailed",
             RunError::Open(_) => "ReadFailed",
             RunError::Lock(_) => "Busy",

@@ -221,6 +221,11 @@ impl Work<'_> {
             cache_dir: &self.env.cache_dir,
             log: &self.dir.join(LOG_FILE),
         })?;
+        // What a run was trained on is held with the run.
+        for copy in copies.iter().filter(|copy| copy.kind.is_weights()) {
+            let folder = copy.path.parent().unwrap_or(&copy.path);
+            hold::check(&[&copy.path, folder], None)?;
+        }
         if self.request.dry_run {
             return Ok((found, None, copies, Vec::new()));
         }
