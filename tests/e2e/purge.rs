@@ -147,6 +147,27 @@ fn what_was_merged_and_exported_from_the_weights_is_named_too() {
 }
 
 #[test]
+fn a_model_is_suspected_only_where_no_evidence_says_what_it_was_trained_on() {
+    let workplace = finished();
+    workplace.write("other.jsonl", "{\"id\": 1}\n{\"id\": 2}\n");
+    let row = |id: &str, out: &str| {
+        let args = ["--row-id", id, "--corpus", "other.jsonl", "--output-dir", out];
+        purge(&workplace, &[&args[..], &JSON].concat()).expect_code(0).json()
+    };
+    assert_eq!(row("1", "out")["warnings"], json!([]));
+    fs::create_dir_all(workplace.path("bare/final_model.staging.fg-3")).unwrap();
+    fs::create_dir_all(workplace.path("bare/final_model")).unwrap();
+    let warning = row("2", "bare")["warnings"][0].as_str().unwrap().to_owned();
+    assert!(warning.contains("no evidence says what it was trained on"), "{warning}");
+    let event = events(&workplace, "bare/audit_log.jsonl").pop().unwrap();
+    assert_eq!(event["event"], "data.erasure_warning_memorisation");
+    assert_eq!(
+        (&event["affected_run_ids"], &event["weights"]),
+        (&json!(["fg-3"]), &json!(["bare/final_model"]))
+    );
+}
+
+#[test]
 fn a_row_that_is_not_there_or_there_twice_is_refused_and_recorded() {
     let workplace = Workplace::new();
     let rows = "{\"id\": \"a\"}\nnot json\n{\"row_id\": 7}\n{\"id\": 7}\n{\"id\": \"7";

@@ -146,6 +146,7 @@ fn a_dry_run_counts_what_is_too_old_and_writes_nothing() {
     assert_eq!(ran.expect_code(0).json()["retention_violations"], 2);
     let ran = workplace.forgelm(&["--config", "run.yaml", "--dry-run"]).expect_code(0);
     assert!(ran.stdout.contains("warning: retention violation kind=audit_log"), "{}", ran.stdout);
+    assert!(ran.stdout.ends_with("in out: 2 too old for `retention`\n"), "{}", ran.stdout);
     assert_eq!(workplace.read("out/audit_log.jsonl"), before);
 }
 

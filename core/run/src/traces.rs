@@ -19,6 +19,9 @@ const DOCUMENT_BYTES_MAX: u64 = 64 << 20;
 /// Folders nested deeper than this below a place are not looked into.
 const DEPTH_MAX: usize = 5;
 
+/// After so many folders the rest is not looked into.
+const FOLDERS_MAX: usize = 50_000;
+
 /// A folder with evidence in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traces {
@@ -89,13 +92,14 @@ impl Traces {
         Some(traces)
     }
 
-    /// Every folder with evidence in or below `places`, each once, sorted. Links are not followed.
-    pub fn below(places: &[PathBuf]) -> Vec<Self> {
-        let mut found = BTreeMap::new();
+    /// Every folder with evidence in or below `places`, each once, sorted; and whether all of them were
+    /// looked into. Links are not followed, nor folders that programs keep for themselves (`.git`).
+    pub fn below(places: &[PathBuf]) -> (Vec<Self>, bool) {
+        let mut walk = Walk::default();
         for place in places {
-            look_into(place, 0, &mut found);
+            walk.look_into(place, 0);
         }
-        found.into_values().collect()
+        (walk.found.into_values().collect(), walk.seen.len() < FOLDERS_MAX)
     }
 
     /// Whether it was trained on data with this digest.
@@ -113,17 +117,29 @@ impl Traces {
     }
 }
 
-fn look_into(dir: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Traces>) {
-    let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-    if !found.contains_key(&real)
-        && let Some(traces) = Traces::read(dir)
-    {
-        found.insert(real, traces);
-    }
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        if depth < DEPTH_MAX && is_looked_into(&entry) {
-            look_into(&entry.path(), depth + 1, found);
+/// A walk through folders.
+#[derive(Default)]
+struct Walk {
+    seen: BTreeSet<PathBuf>,
+    found: BTreeMap<PathBuf, Traces>,
+}
+
+impl Walk {
+    fn look_into(&mut self, dir: &Path, depth: usize) {
+        let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        if self.seen.len() >= FOLDERS_MAX {
+            return;
+        }
+        // A place may lie in another, which is entered less deep.
+        let is_new = self.seen.insert(real.clone());
+        if is_new && let Some(traces) = Traces::read(dir) {
+            self.found.insert(real, traces);
+        }
+        let Ok(entries) = std::fs::read_dir(dir) else { return };
+        for entry in entries.flatten() {
+            if depth < DEPTH_MAX && is_looked_into(&entry) {
+                self.look_into(&entry.path(), depth + 1);
+            }
         }
     }
 }

@@ -69,10 +69,12 @@ fn dry_run(plan: &Plan, context: &mut Context) -> Exit {
     };
     let warnings = plan.warnings.iter().map(ToString::to_string);
     let warnings = warnings.chain(excess.iter().map(|violation| format!("warning: {violation}")));
-    let text = warnings.map(|line| line + "\n").collect::<String>() + &plan.to_text();
+    let mut text = warnings.map(|line| line + "\n").collect::<String>() + &plan.to_text();
     let mut document = plan.to_json();
     if plan.run.retention.is_some() {
-        document["retention_violations"] = json!(excess.len());
+        let (n, root) = (excess.len(), plan.output.root().display());
+        let _ = writeln!(text, "but the ages of what lies in {root}: {n} too old for `retention`");
+        document["retention_violations"] = json!(n);
     }
     context.result(&text, &document);
     Exit::Success

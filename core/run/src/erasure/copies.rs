@@ -149,11 +149,20 @@ pub struct Places<'a> {
     pub log: &'a Path,
 }
 
-/// Every place that is known, sorted by kind and path.
+/// What is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Copies {
+    /// Every place, sorted by kind and path.
+    pub known: Vec<Copy>,
+    /// Whether every folder was looked into: there may be too many.
+    pub is_complete: bool,
+}
+
+/// Every place that is known.
 ///
 /// # Errors
 /// If the cache or the data file's folder cannot be read.
-pub fn find(places: &Places<'_>) -> Result<Vec<Copy>, RunError> {
+pub fn find(places: &Places<'_>) -> Result<Copies, RunError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| RunError::Open(OpenError::Io { path, source })
@@ -187,15 +196,15 @@ pub fn find(places: &Places<'_>) -> Result<Vec<Copy>, RunError> {
             .find(is_repository)
             .map(|dir| beside(CopyKind::GitHistory, &dir.join(".git"))),
     );
-    of_runs(&digests, places, &mut found);
+    let is_complete = of_runs(&digests, places, &mut found);
     found.sort_by(|a, b| (a.kind, &a.path).cmp(&(b.kind, &b.path)));
     found.dedup();
-    Ok(found)
+    Ok(Copies { known: found, is_complete })
 }
 
 /// Everything that runs left which trained on the data, and what was made from it.
-fn of_runs(digests: &BTreeSet<String>, places: &Places<'_>, found: &mut Vec<Copy>) {
-    let all = Traces::below(places.roots);
+fn of_runs(digests: &BTreeSet<String>, places: &Places<'_>, found: &mut Vec<Copy>) -> bool {
+    let (all, is_complete) = Traces::below(places.roots);
     let mut weights: BTreeSet<&str> = BTreeSet::new();
     for run in &all {
         let matched_by = if digests.iter().any(|sha256| run.has_data(sha256)) {
@@ -228,6 +237,7 @@ fn of_runs(digests: &BTreeSet<String>, places: &Places<'_>, found: &mut Vec<Copy
         let (path, run_id) = (made.dir.clone(), made.run_id.clone());
         found.push(Copy { kind, path, run_id, matched_by: "digest" });
     }
+    is_complete
 }
 
 /// What a run's folder holds by its names.
@@ -301,7 +311,7 @@ fn earlier(log: &Path, sha256: &str) -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CopyKind, Places, earlier, find};
+    use super::{Copies, CopyKind, Places, earlier, find};
     use forgelm_artifact::hash::sha256_bytes;
     use forgelm_artifact::write;
     use serde_json::json;
@@ -364,7 +374,8 @@ mod tests {
             cache_dir: &root.join("cache"),
             log: &log,
         };
-        let found = find(&places).expect("found");
+        let Copies { known: found, is_complete } = find(&places).expect("found");
+        assert!(is_complete);
         let shown: Vec<_> = found
             .iter()
             .map(|copy| {

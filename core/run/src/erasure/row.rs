@@ -1,7 +1,7 @@
 //! `forgelm purge --row-id`: a row is taken out of a file of JSON lines.
 
 use super::ErasureError;
-use super::copies::{self, Copy, CopyKind, Places};
+use super::copies::{self, Copies, Copy, CopyKind, Places};
 use super::log::{Done, Record, Target};
 use super::rows::{self, Found};
 use crate::dossier;
@@ -11,6 +11,7 @@ use crate::event::{Event, Observer};
 use crate::plan::read_config;
 use crate::remark;
 use crate::retention::hold;
+use crate::traces::Traces;
 use forgelm_artifact::open::{self, OpenError};
 use forgelm_artifact::write;
 use forgelm_config::Run;
@@ -125,7 +126,7 @@ pub fn purge_row(
         Err(error) => return Err(record.failed(error, n_matches, Vec::new())),
     };
     let is_left = |copy: &&Copy| !removed_caches.contains(&copy.path);
-    let left: Vec<&Copy> = copies.iter().filter(is_left).collect();
+    let left: Vec<&Copy> = copies.known.iter().filter(is_left).collect();
     let modified = sha256_after.iter().map(|_| request.corpus.display().to_string());
     record.completed(Done {
         bytes_freed: if request.dry_run { 0 } else { found.n_bytes },
@@ -140,6 +141,11 @@ pub fn purge_row(
         statement: None,
     })?;
     let mut warnings = work.warn(&mut record, &left, run.as_ref())?;
+    if !copies.is_complete {
+        let text = "there are too many folders to look for runs in all of them: `--search` names those \
+                    that matter, which are looked into first";
+        warnings.push(text.to_owned());
+    }
     if found.n_unread > 0 {
         warnings.push(format!(
             "{} lines of the data are no JSON objects and were not looked into",
@@ -157,7 +163,7 @@ pub fn purge_row(
         corpus: request.corpus.clone(),
         found,
         sha256_after,
-        copies,
+        copies: copies.known,
         removed_caches,
         warnings,
     })
@@ -194,7 +200,7 @@ struct Work<'a> {
     env: &'a Environment,
 }
 
-type Erasure = (Found, Option<String>, Vec<Copy>, Vec<PathBuf>);
+type Erasure = (Found, Option<String>, Copies, Vec<PathBuf>);
 
 impl Work<'_> {
     /// Finds the row and its copies and writes the data without it.
@@ -222,7 +228,7 @@ impl Work<'_> {
             log: &self.dir.join(LOG_FILE),
         })?;
         // What a run was trained on is held with the run.
-        for copy in copies.iter().filter(|copy| copy.kind.is_weights()) {
+        for copy in copies.known.iter().filter(|copy| copy.kind.is_weights()) {
             let folder = copy.path.parent().unwrap_or(&copy.path);
             hold::check(&[&copy.path, folder], None)?;
         }
@@ -238,7 +244,7 @@ impl Work<'_> {
             let is_cache = |copy: &&Copy| {
                 matches!(copy.kind, CopyKind::TokenCache | CopyKind::UnknownTokenCache)
             };
-            for copy in copies.iter().filter(is_cache) {
+            for copy in copies.known.iter().filter(is_cache) {
                 write::remove_file(&copy.path).map_err(ErasureError::from)?;
                 removed.push(copy.path.clone());
             }
@@ -269,8 +275,8 @@ impl Work<'_> {
     }
 
     fn roots(&self) -> Vec<PathBuf> {
-        let own = [Some(self.dir.to_owned()), Some(self.parent.to_owned()), self.of_run.clone()];
-        own.into_iter().flatten().chain(self.request.search.iter().cloned()).collect()
+        let named = self.request.search.iter().cloned().chain(self.of_run.clone());
+        named.chain([self.dir.to_owned(), self.parent.to_owned()]).collect()
     }
 
     /// Records what the data may have reached, and says it in words.
@@ -285,22 +291,29 @@ impl Work<'_> {
         let named: BTreeSet<&String> =
             weights.iter().filter_map(|copy| copy.run_id.as_ref()).collect();
         let mut run_ids: Vec<String> = named.into_iter().cloned().collect();
-        let has_model = self.dir.join("final_model").is_dir();
-        if !weights.is_empty() || has_model {
+        // A model whose evidence names other data learned nothing from this one.
+        let model = self.dir.join("final_model");
+        let is_known = Traces::read(self.dir).is_some_and(|traces| !traces.data.is_empty());
+        let is_doubtful = weights.is_empty() && model.is_dir() && !is_known;
+        if !weights.is_empty() || is_doubtful {
             if run_ids.is_empty() {
                 run_ids = self.run_ids()?;
             }
-            let mut paths: Vec<String> =
-                weights.iter().map(|copy| copy.path.display().to_string()).collect();
-            if paths.is_empty() {
-                paths.push(self.dir.join("final_model").display().to_string());
-            }
-            warnings.push(format!(
-                "weights that trained on the row keep what they learned, and it cannot be erased from \
-                 them: {} of {}; only training again without the row does",
-                paths.join(", "),
-                run_ids.join(", ")
-            ));
+            let paths: Vec<String> = match is_doubtful {
+                true => vec![model.display().to_string()],
+                false => weights.iter().map(|copy| copy.path.display().to_string()).collect(),
+            };
+            let (places, runs) = (paths.join(", "), run_ids.join(", "));
+            warnings.push(match is_doubtful {
+                true => format!(
+                    "{places}: no evidence says what it was trained on; if it was this row, the row cannot be \
+                     erased from it (run: {runs})"
+                ),
+                false => format!(
+                    "weights that trained on the row keep what they learned, and it cannot be erased from \
+                     them: {places} of {runs}; only training again without the row does"
+                ),
+            });
             record.warn(|target_kind, target_id, corpus_path| {
                 AuditEvent::DataErasureWarningMemorisation {
                     target_kind,
