@@ -375,6 +375,13 @@ fn a_staged_model_goes_by_its_name_or_by_the_run_in_it() {
         ran.stderr.contains("checkpoint-4, checkpoint-8") || ran.stderr.contains("checkpoint-12")
     );
     assert!(workplace.path("out/final_model.staging.fg-other").exists());
+    // A run that is at work in the folder.
+    let lock = fs::File::open(workplace.path("out/.forgelm.lock")).unwrap();
+    lock.lock().unwrap();
+    let other = ["--run-id", "fg-other", "--kind", "staging", "--output-dir", "out"];
+    purge(&workplace, &other).expect_code(1).expect_stderr("in use by");
+    drop(lock);
+    assert!(workplace.path("out/final_model.staging.fg-other").exists());
     // What a purge that was stopped left under a temporary name goes with the next one.
     workplace.write("out/.final_model.staging.fg-1.removed-1-0/weights", "x");
     purge(&workplace, &["--run-id", "fg-1", "--kind", "staging", "--output-dir", "out"])

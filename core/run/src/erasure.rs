@@ -13,8 +13,10 @@
 pub mod artefacts;
 pub mod copies;
 mod log;
+mod reach;
 pub mod row;
 mod rows;
+mod targets;
 
 use crate::exit::Exit;
 use forgelm_artifact::open::OpenError;
