@@ -161,4 +161,24 @@ mod tests {
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "operation {n}");
         }
     }
+
+    #[test]
+    fn wherever_the_machine_stops_the_file_is_the_old_one_or_the_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows");
+        let mut n = 0;
+        loop {
+            atomic(&path, b"old").unwrap();
+            let disk = Disk::stopping_at(n);
+            let done = replace_keeping_on(&disk, &path, |out| out.write_all(b"new"));
+            let now = std::fs::read(&path).unwrap();
+            assert!(now == b"old" || now == b"new", "operation {n}");
+            if done.is_ok() {
+                assert!(!disk.has_stopped() && now == b"new");
+                break;
+            }
+            n += 1;
+        }
+        assert!(n >= 5, "create, write, sync, rename, sync of the folder: {n}");
+    }
 }

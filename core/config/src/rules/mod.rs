@@ -5,6 +5,7 @@
 mod engine;
 mod gates;
 mod pipeline;
+mod retention;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::read::Written;
@@ -24,6 +25,7 @@ pub fn check(run: &mut Run, written: &Written, problems: &[Diagnostic]) -> Vec<D
         gates::check_scope(&root, &mut findings);
     }
     gates::check_root(run, &mut findings);
+    retention::check_root(run, &mut findings);
     findings.found
 }
 
