@@ -30,7 +30,8 @@ pub enum RetentionError {
     /// `retention.enforce: block_on_excess`.
     #[error(
         "{}: {} older than the config allows, and `retention.enforce` is `block_on_excess`; nothing was \
-         started\n{}\n  hint: `forgelm purge` removes it, or a longer horizon under `retention` keeps it",
+         started\n{}\n  hint: `forgelm purge --run-id` removes staged models and documents; the rest is yours to move or remove, and a \
+         longer horizon under `retention` keeps it",
         .dir.display(),
         if .violations.len() == 1 { "1 thing is".to_owned() } else { format!("{} things are", .violations.len()) },
         .violations.iter().map(|v| format!("  {v}")).collect::<Vec<_>>().join("\n")
