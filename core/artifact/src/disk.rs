@@ -93,10 +93,20 @@ impl Disk {
 
     /// Creates a file that must not exist.
     pub(crate) fn create_new(&self, path: &Path) -> io::Result<DiskFile> {
+        self.create_with_mode(path, 0o666)
+    }
+
+    /// Creates a file that must not exist, which only its owner may read and write.
+    pub(crate) fn create_private(&self, path: &Path) -> io::Result<DiskFile> {
+        self.create_with_mode(path, 0o600)
+    }
+
+    fn create_with_mode(&self, path: &Path, mode: u32) -> io::Result<DiskFile> {
         self.begin()?;
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
+            .mode(mode)
             .custom_flags(libc::O_NOFOLLOW)
             .open(path)?;
         if let Some(mut f) = self.faults() {

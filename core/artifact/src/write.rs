@@ -7,11 +7,13 @@
 
 mod append;
 mod created;
+mod kept;
 mod staged;
 
 use crate::{Class, Disk};
 pub use append::AppendLog;
 pub use created::CreatedDir;
+pub use kept::{create_private, replace_keeping, replace_keeping_on};
 pub use staged::StagedDir;
 use std::ffi::OsString;
 use std::fmt;

@@ -4,7 +4,9 @@ mod annex_iv;
 pub mod approval;
 pub mod bundle;
 mod monitor;
+pub mod purge;
 pub mod reproduce;
+pub mod reverse_pii;
 
 pub use annex_iv::VerifyAnnexIvArgs;
 use approval::{ApprovalsArgs, DecisionArgs};
@@ -12,7 +14,9 @@ use bundle::BundleArgs;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use forgelm_artifact::UtcTime;
 pub use monitor::MonitorArgs;
+use purge::PurgeArgs;
 use reproduce::ReproduceArgs;
+use reverse_pii::ReversePiiArgs;
 use std::path::PathBuf;
 
 /// Fine-tune a language model from one YAML file, and leave evidence that a stranger can verify.
@@ -87,7 +91,8 @@ pub struct RunFlags {
     /// The run as YAML.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Print the plan; read nothing but the config, write nothing.
+    /// Print the plan; read nothing but the config (and, with a `retention` section, how old what lies
+    /// in the run's folder is), write nothing.
     #[arg(long, group = "mode")]
     pub dry_run: bool,
     /// Say whether the run fits into memory, its largest parts, and the cheapest change that fits;
@@ -213,6 +218,11 @@ pub enum Command {
     Reproduce(ReproduceArgs),
     /// Check the technical documentation of a run, point by point of Annex IV
     VerifyAnnexIv(VerifyAnnexIvArgs),
+    /// Remove a row of the data or what a run left, with a record of it; say what lies too long; hold
+    /// everything back
+    Purge(PurgeArgs),
+    /// Say in which lines of data files someone is, and record that it was asked
+    ReversePii(ReversePiiArgs),
 }
 
 /// `forgelm config …`.

@@ -52,6 +52,8 @@ fn main() -> ExitCode {
         Some(Command::Bundle(args)) => command::bundle::bundle(args, &mut context),
         Some(Command::Reproduce(args)) => command::reproduce::reproduce(args, &mut context),
         Some(Command::VerifyAnnexIv(args)) => command::compliance::verify(args, &mut context),
+        Some(Command::ReversePii(args)) => command::reverse_pii::reverse_pii(args, &mut context),
+        Some(Command::Purge(args)) => command::purge::purge(args, &mut context),
     };
     ExitCode::from(exit.code())
 }

@@ -9,14 +9,17 @@ use crate::source::is_data_file;
 const DEPTH_MAX: usize = 8;
 /// Files of a data set.
 const FILES_MAX: usize = 100_000;
-/// Files that tools put beside data; the last is ours.
-const NOT_DATA: [&str; 6] = [
+/// Files that tools put beside data; the last four are ours.
+const NOT_DATA: [&str; 9] = [
     "config.json",
     "dataset_info.json",
     "dataset_infos.json",
     "dataset_dict.json",
     "state.json",
     "data_audit_report.json",
+    "audit_log.jsonl",
+    "audit_log.jsonl.manifest.json",
+    "audit_log.jsonl.checkpoint.dsse.json",
 ];
 
 const EXPECTED: &str = "a file that ends in `.jsonl`, `.json`, `.csv` (also with `.gz` or `.zst`) or \

@@ -25,6 +25,7 @@
 mod answers;
 mod audit;
 mod batch;
+mod cached;
 mod clean;
 mod dataset;
 mod description;
@@ -53,6 +54,7 @@ pub use audit::{
     QualityFlag, SplitReport, TextLength, audit,
 };
 pub use batch::{PackedBatch, PackedSequence, ScoredRows, pack, pack_scoring};
+pub use cached::{CachedTokens, cached_tokens};
 pub use clean::clean_text;
 pub use dataset::{
     DataFile, Dataset, check_first_rows, fingerprint, open, read_columns, read_record,

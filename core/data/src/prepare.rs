@@ -10,6 +10,7 @@ use forgelm_config::{Data, TrainerType};
 use forgelm_sdk::trainer::Role;
 use serde_json::{Value, json};
 
+use crate::cached::{TOKENS_DIR, TOKENS_SUFFIX};
 use crate::dataset::{Batch, DataFile, Gathered, RecordReader, RowStream, fingerprint, share};
 use crate::description::Description;
 use crate::find::SourceFiles;
@@ -338,8 +339,8 @@ impl TokenizedSet {
             digests.push(sha256_file(path)?);
         }
         let key = cache_key(&digests, request, renderer)?;
-        let dir = request.cache_dir.join("tokens");
-        let path = dir.join(format!("{key}.tokens"));
+        let dir = request.cache_dir.join(TOKENS_DIR);
+        let path = dir.join(format!("{key}{TOKENS_SUFFIX}"));
         match TokenStore::open(&path) {
             Ok(store) => {
                 if let Some(set) = Self::of(store, &key, paths) {

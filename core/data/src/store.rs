@@ -145,6 +145,27 @@ impl<'w> StoreWriter<'w> {
     }
 }
 
+/// The description of a token file, and nothing else of it: what it says is not checked.
+///
+/// # Errors
+/// If it cannot be read, or has no description where one belongs.
+pub(crate) fn read_description(path: &Path) -> Result<Value, StoreError> {
+    let damaged = |what| StoreError::Damaged { path: path.to_owned(), what };
+    let io_error = |source| StoreError::Io { path: path.to_owned(), source };
+    let (file, metadata) = open::regular(path).map_err(|_| damaged("not a file"))?;
+    let footer_at = metadata.len().checked_sub(FOOTER_BYTES as u64);
+    let footer_at = footer_at.ok_or_else(|| damaged("too short"))?;
+    let mut footer = [0; FOOTER_BYTES];
+    file.read_exact_at(&mut footer, footer_at).map_err(io_error)?;
+    let bytes = footer[8..16].iter().rev();
+    let begins = bytes.fold(0, |number, &byte| number << 8 | u64::from(byte));
+    let n_bytes = footer_at.checked_sub(begins).filter(|n| *n <= DESCRIPTION_BYTES_MAX);
+    let n_bytes = n_bytes.ok_or_else(|| damaged("its description lies elsewhere"))?;
+    let mut description = vec![0; usize::try_from(n_bytes).unwrap_or(0)];
+    file.read_exact_at(&mut description, begins).map_err(io_error)?;
+    serde_json::from_slice(&description).map_err(|_| damaged("its description is no JSON"))
+}
+
 /// A token file, open for reading. In memory are 12 bytes for each sequence.
 #[derive(Debug)]
 pub struct TokenStore {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use forgelm_artifact::hash::sha256_file;
 use forgelm_artifact::write;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::audit::LOG_FILE;
 use crate::audit::verify::{AuditOptions, AuditRejection, ExpectedHead, verify_audit};
@@ -110,10 +110,18 @@ pub(crate) fn write_checkpoint_of(
     signer: &RunSigner,
     signed_at: &str,
 ) -> Result<Checkpoint, BundleError> {
+    sign_checkpoint(out_dir, common_predicate(identity, signer, signed_at), signer)
+}
+
+/// [`write_checkpoint`], where `predicate` is what the statement says besides the head.
+pub(crate) fn sign_checkpoint(
+    out_dir: &Path,
+    mut predicate: Map<String, Value>,
+    signer: &RunSigner,
+) -> Result<Checkpoint, BundleError> {
     let log = out_dir.join(LOG_FILE);
     let checkpoint = Checkpoint::of_log(&log).map_err(BundleError::Log)?;
     let sha256 = sha256_file(&log).map_err(BundleError::Open)?.to_string();
-    let mut predicate = common_predicate(identity, signer, signed_at);
     if let Value::Object(members) = checkpoint.to_json() {
         predicate.extend(members);
     }

@@ -1,10 +1,13 @@
 //! Everything that can end a run without a model, and the exit code of each.
 
 use crate::approval::error::ApprovalError;
+use crate::erasure::ErasureError;
 use crate::exit::Exit;
 use crate::monitor::MonitorError;
 use crate::outbound::OutboundError;
 use crate::quantize::QuantizeError;
+use crate::retention::RetentionError;
+use crate::reverse_pii::ReversePiiError;
 use forgelm_artifact::jsonl::JsonlError;
 use forgelm_artifact::lock::LockError;
 use forgelm_artifact::open::OpenError;
@@ -34,6 +37,7 @@ use forgelm_train::feed::FeedError;
 use forgelm_train::optimizer::OptimizerError;
 use forgelm_train::references::{FileError, ReferencesError};
 use forgelm_train::rollouts::RolloutError;
+use serde_json::{Value, json};
 use std::error::Error;
 use std::path::PathBuf;
 
@@ -552,6 +556,15 @@ pub enum RunError {
         /// The tuned model.
         final_model: PathBuf,
     },
+    /// Something lies in the run's folder for longer than the config allows, or is held there.
+    #[error(transparent)]
+    Retention(#[from] RetentionError),
+    /// Something cannot be removed.
+    #[error(transparent)]
+    Erasure(#[from] ErasureError),
+    /// Nobody can be looked for.
+    #[error(transparent)]
+    ReversePii(#[from] ReversePiiError),
     /// A feature that is not built yet.
     #[error("not available yet: {0}")]
     NotAvailable(String),
@@ -621,6 +634,9 @@ impl RunError {
             Self::Monitor(error) => error.exit(),
             Self::Outbound(error) => error.exit(),
             Self::Approval(error) => error.exit(),
+            Self::Retention(error) => error.exit(),
+            Self::Erasure(error) => error.exit(),
+            Self::ReversePii(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.
@@ -702,6 +718,15 @@ impl RunError {
             | Self::Disk { .. }
             | Self::OutOfMemory(_) => Exit::Resources,
             Self::Changed { .. } => Exit::Integrity,
+        }
+    }
+
+    /// What a program is told beside the message.
+    #[must_use]
+    pub fn details(&self) -> Value {
+        match self {
+            Self::Retention(error) => error.details(),
+            _ => json!({}),
         }
     }
 

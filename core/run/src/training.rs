@@ -34,6 +34,7 @@ use crate::output::Start;
 use crate::plan::Plan;
 use crate::plugins::{self, Plugins};
 use crate::resume::{self, Resume};
+use crate::retention;
 use crate::rewards::{self, RewardModel};
 use crate::settings;
 use forgelm_artifact::UtcTime;
@@ -203,6 +204,7 @@ fn run(
     if let Some(previous) = from.as_ref().and_then(|_| resume::ended_silently(&plan.output)) {
         observer.observe(&Event::Warning(previous));
     }
+    retention::enforce::before_start(plan, &operator, env, observer)?;
     let template_now = match (&request.expected, &from) {
         (Some(expected), _) => expected.start.template_now,
         (None, Some(from)) => from.state.identity.template_now,

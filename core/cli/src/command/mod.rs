@@ -12,8 +12,10 @@ pub mod keys;
 pub mod merge;
 pub mod monitor;
 pub mod plugin;
+pub mod purge;
 pub mod quantize;
 pub mod reproduce;
+pub mod reverse_pii;
 pub mod run;
 pub mod score;
 pub mod sign;
@@ -75,7 +77,7 @@ impl Context {
     /// and the text to standard error all the same.
     pub fn failed(&mut self, error: &RunError) -> Exit {
         let exit = error.exit();
-        self.refused(exit, &error.chain())
+        self.refused_with(exit, &error.chain(), &error.details())
     }
 
     /// Prints a refusal and returns its exit code.

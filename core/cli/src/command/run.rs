@@ -14,6 +14,7 @@ use forgelm_run::fit_check::fit_check;
 use forgelm_run::plan::Plan;
 use forgelm_run::plugins;
 use forgelm_run::resume::Resume;
+use forgelm_run::retention::enforce;
 use forgelm_run::training::{Completed, Outcome, Request, train};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -40,10 +41,7 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
         if let Err(error) = compliance::check(&plan, flags.strict_compliance) {
             return failed(&error, context);
         }
-        let warnings = plan.warnings.iter().map(|warning| format!("{warning}\n"));
-        let text = warnings.collect::<String>() + &plan.to_text();
-        context.result(&text, &plan.to_json());
-        return Exit::Success;
+        return dry_run(&plan, context);
     }
     if flags.fit_check {
         let env = context.environment();
@@ -69,6 +67,25 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
         Ok(outcome) => finished(&plan, flags, &outcome, context),
         Err(error) => failed(&error, context),
     }
+}
+
+/// The plan, and what lies in the run's folder for longer than the config allows.
+fn dry_run(plan: &Plan, context: &mut Context) -> Exit {
+    let excess = match enforce::violations(plan, &context.environment()) {
+        Ok(excess) => excess,
+        Err(error) => return context.failed(&error),
+    };
+    let warnings = plan.warnings.iter().map(ToString::to_string);
+    let warnings = warnings.chain(excess.iter().map(|violation| format!("warning: {violation}")));
+    let mut text = warnings.map(|line| line + "\n").collect::<String>() + &plan.to_text();
+    let mut document = plan.to_json();
+    if plan.run.retention.is_some() {
+        let (n, root) = (excess.len(), plan.output.root().display());
+        let _ = writeln!(text, "but the ages of what lies in {root}: {n} too old for `retention`");
+        document["retention_violations"] = json!(n);
+    }
+    context.result(&text, &document);
+    Exit::Success
 }
 
 fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Result<Outcome, RunError> {

@@ -76,6 +76,7 @@ fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), R
                 continue;
             }
             PredicateType::ComplianceManifest
+            | PredicateType::Erasure
             | PredicateType::ModelFolder
             | PredicateType::TrainingRun
             | PredicateType::DataAudit

@@ -6,6 +6,7 @@ mod engine;
 mod gates;
 mod monitoring;
 mod pipeline;
+mod retention;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::read::Written;
@@ -26,6 +27,7 @@ pub fn check(run: &mut Run, written: &Written, problems: &[Diagnostic]) -> Vec<D
     }
     gates::check_root(run, &mut findings);
     monitoring::check(run, &mut findings);
+    retention::check_root(run, &mut findings);
     findings.found
 }
 

@@ -27,7 +27,6 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ),
         ("evaluation: {safety: {enabled: true}}\n", "`evaluation.safety.enabled: true`"),
         ("evaluation: {llm_judge: {enabled: true}}\n", "`evaluation.llm_judge.enabled: true`"),
-        ("retention: {enforce: block_on_excess}\n", "`retention.enforce: block_on_excess`"),
         ("distributed: {strategy: fsdp}\n", "`distributed.strategy: fsdp`"),
         (
             "synthetic: {enabled: true, teacher_model: t, seed_file: f}\n",
@@ -36,7 +35,7 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ("pipeline: {stages: [{name: a}]}\n", "`pipeline`"),
         ("signing: {timestamp_url: \"https://example.org\"}\n", "`signing.timestamp_url`"),
     ];
-    assert_eq!(cases.len(), 11);
+    assert_eq!(cases.len(), 10);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");
@@ -66,7 +65,7 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "evaluation: {require_human_approval: true, approval: {quorum: 2, roles: [a], expires_days: 7, approvers: k}}\n",
         "evaluation: {auto_revert: true, max_acceptable_loss: 2, baseline_loss: 1}\n",
         "evaluation: {auto_revert: false, safety: {enabled: false}, benchmark: {tasks: [a]}}\n",
-        "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: log_only}\n",
+        "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: block_on_excess, legal_hold: true}\n",
         "webhook: {url: \"\"}\nmonitoring: {}\nmerge: {}\nsynthetic: {}\ndistributed: {strategy: null}\n",
         "merge: {enabled: true, method: slerp, models: [{path: a}, {path: b}]}\n",
         "merge: {enabled: true, models: [{path: a}, {path: b, weight: -1}, {path: c}]}\nplugins: {merge_method: m, merge_method_options: [a=1]}\n",

@@ -308,6 +308,26 @@ fn the_stricter_tier_governs() {
 }
 
 #[test]
+fn horizons_shorter_than_article_18_are_warned_about_where_it_applies() {
+    let text = |tier: &str, retention: &str| {
+        with(&format!(
+            "risk_assessment: {{risk_category: {tier}}}\nretention: {{{retention}}}\n\
+             evaluation: {{auto_revert: true, baseline_loss: 1, safety: {{enabled: true, track_categories: true}}}}\n"
+        ))
+    };
+    let article_18 = |text: &str| {
+        let found = warnings(text).into_iter();
+        found.filter(|warning| warning.contains("Article 18")).count()
+    };
+    assert_eq!(article_18(&text("high-risk", "")), 2);
+    assert_eq!(article_18(&text("limited-risk", "")), 0);
+    let kept = "audit_log_retention_days: 0, ephemeral_artefact_retention_days: 3653";
+    assert_eq!(article_18(&text("high-risk", kept)), 0);
+    let one = "audit_log_retention_days: 3652, ephemeral_artefact_retention_days: 0";
+    assert_eq!(article_18(&text("high-risk", one)), 1);
+}
+
+#[test]
 fn the_switches_of_the_adapter_combine() {
     let lora = |text: &str| loads(&with(&format!("lora: {{{text}}}\n"))).run.lora;
     let both = lora("use_dora: true, method: rslora, r: 16, alpha: 8");

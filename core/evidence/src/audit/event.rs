@@ -348,6 +348,174 @@ events! {
         /// Why it did not arrive.
         reason: String,
     }
+    /// `retention.policy_violation`: something is older than its horizon when a run starts.
+    RetentionPolicyViolation = "retention.policy_violation" {
+        /// What it is, as `purge --check-policy` calls it.
+        artefact_kind: String,
+        /// Where it is.
+        path: String,
+        /// Its age in days, to a tenth.
+        age_days: f64,
+        /// The most that the config allows.
+        horizon_days: u64,
+        /// `audit` or `mtime`.
+        age_source: String,
+        /// The value of `retention.enforce`.
+        enforce: String,
+    }
+    /// `retention.hold_placed`: nothing of the folder may be purged from here on.
+    RetentionHoldPlaced = "retention.hold_placed" {
+        /// The file that says so.
+        path: String,
+        /// Why.
+        reason: String,
+    }
+    /// `retention.hold_released`.
+    RetentionHoldReleased = "retention.hold_released" {
+        /// The file that said so.
+        path: String,
+        /// Why.
+        reason: String,
+        /// The reason that it was placed for.
+        held_for: Option<String>,
+    }
+    /// `data.erasure_requested`: something is to be removed.
+    DataErasureRequested = "data.erasure_requested" {
+        /// `row`, `staging` or `artefacts`.
+        target_kind: String,
+        /// The keyed digest of the row's id; or the run.
+        target_id: String,
+        /// How a row's id was hashed.
+        hash_scheme: Option<String>,
+        /// What the key of that came from.
+        salt_source: Option<String>,
+        /// The data file, of a row.
+        corpus_path: Option<String>,
+        /// The run's folder.
+        output_dir: String,
+        /// Why, as whoever asked wrote it, with personal data masked.
+        justification: Option<String>,
+        /// Whether nothing is removed.
+        dry_run: bool,
+    }
+    /// `data.erasure_completed`: it is removed.
+    DataErasureCompleted = "data.erasure_completed" {
+        /// `row`, `staging` or `artefacts`.
+        target_kind: String,
+        /// The keyed digest of the row's id; or the run.
+        target_id: String,
+        /// How a row's id was hashed.
+        hash_scheme: Option<String>,
+        /// What the key of that came from.
+        salt_source: Option<String>,
+        /// The data file, of a row.
+        corpus_path: Option<String>,
+        /// The run's folder.
+        output_dir: String,
+        /// Why, as whoever asked wrote it, with personal data masked.
+        justification: Option<String>,
+        /// Whether nothing is removed.
+        dry_run: bool,
+        /// By how much smaller files are.
+        bytes_freed: u64,
+        /// What was written anew or removed.
+        files_modified: Vec<String>,
+        /// The line of the first row that was removed, from 1.
+        pre_erasure_line_number: Option<u64>,
+        /// How many rows were.
+        match_count: Option<u64>,
+        /// SHA-256 of the data file before.
+        corpus_sha256_before: Option<String>,
+        /// And after.
+        corpus_sha256_after: Option<String>,
+        /// Where more of it is known to be: what purge did not remove.
+        copies: Vec<String>,
+        /// The signed statement of what was removed.
+        statement: Option<String>,
+    }
+    /// `data.erasure_failed`: it is not, or not all of it.
+    DataErasureFailed = "data.erasure_failed" {
+        /// `row`, `staging` or `artefacts`.
+        target_kind: String,
+        /// The keyed digest of the row's id; or the run.
+        target_id: String,
+        /// How a row's id was hashed.
+        hash_scheme: Option<String>,
+        /// What the key of that came from.
+        salt_source: Option<String>,
+        /// The data file, of a row.
+        corpus_path: Option<String>,
+        /// The run's folder.
+        output_dir: String,
+        /// Why, as whoever asked wrote it, with personal data masked.
+        justification: Option<String>,
+        /// Whether nothing is removed.
+        dry_run: bool,
+        /// What went wrong, in a word.
+        error_class: String,
+        /// And in a sentence, with personal data masked.
+        error_message: String,
+        /// How many rows match.
+        match_count: Option<u64>,
+        /// What was removed before.
+        files_modified: Vec<String>,
+    }
+    /// `data.erasure_warning_memorisation`: weights were trained on what was removed.
+    DataErasureWarningMemorisation = "data.erasure_warning_memorisation" {
+        /// `row`, `staging` or `artefacts`.
+        target_kind: String,
+        /// The keyed digest of the row's id; or the run.
+        target_id: String,
+        /// The data file.
+        corpus_path: String,
+        /// The runs that trained on it.
+        affected_run_ids: Vec<String>,
+        /// Where their weights are.
+        weights: Vec<String>,
+    }
+    /// `data.erasure_warning_synthetic_data_present`: texts that were made from the data may repeat it.
+    DataErasureWarningSyntheticDataPresent = "data.erasure_warning_synthetic_data_present" {
+        /// `row`, `staging` or `artefacts`.
+        target_kind: String,
+        /// The keyed digest of the row's id; or the run.
+        target_id: String,
+        /// The data file.
+        corpus_path: String,
+        /// Files of such texts.
+        synthetic_files: Vec<String>,
+    }
+    /// `data.erasure_warning_external_copies`: others may have been told.
+    DataErasureWarningExternalCopies = "data.erasure_warning_external_copies" {
+        /// `row`, `staging` or `artefacts`.
+        target_kind: String,
+        /// The keyed digest of the row's id; or the run.
+        target_id: String,
+        /// The data file.
+        corpus_path: String,
+        /// Where messages went, without their paths.
+        webhook_targets: Vec<String>,
+    }
+    /// `data.access_request_query`: someone was looked for in data.
+    DataAccessRequestQuery = "data.access_request_query" {
+        /// The keyed digest of what was looked for.
+        query_hash: String,
+        /// How it was hashed.
+        hash_scheme: String,
+        /// What kind of identifier it is.
+        identifier_type: String,
+        /// `plaintext` or `hash`.
+        scan_mode: String,
+        /// What the key of the digest that was searched for came from; `plaintext` where the text was.
+        salt_source: String,
+        /// The files.
+        files_scanned: Vec<String>,
+        /// Lines with it; null if not all could be read.
+        match_count: Option<u64>,
+        /// What went wrong, in a word.
+        error_class: Option<String>,
+        /// And in a sentence, with personal data masked.
+        error_message: Option<String>,
+    }
     /// `audit.recovered`: a torn last line was cut off; the bytes are kept.
     AuditRecovered = "audit.recovered" {
         /// How many bytes were torn.

@@ -10,6 +10,7 @@
 //! - any number of processes appending at once make one valid chain;
 //! - a torn last line is repaired only by a recorded event that keeps the torn bytes.
 
+pub mod entries;
 pub mod event;
 mod genesis;
 pub mod head;

@@ -12,5 +12,8 @@ pub const ATTESTATION: &str = "compliance/attestation.dsse.json";
 /// signatures fit together; whether to trust it is the reader's decision.
 pub const PUBLIC_KEY: &str = "compliance/signing_key.pub";
 
+/// While this file is in an output folder, nothing of the folder is purged.
+pub const HOLD_FILE: &str = "LEGAL_HOLD";
+
 /// In an attestation's scope: the files of the output folder itself, without its folders.
 pub(crate) const ROOT: &str = ".";

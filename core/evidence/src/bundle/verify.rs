@@ -9,10 +9,11 @@ mod decided;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use forgelm_artifact::lock::LOCK_FILE;
 use serde_json::{Value, json};
 
 use super::archive::is_weights;
-use super::{ATTESTATION, COMPLIANCE_DIR, PUBLIC_KEY, ROOT};
+use super::{ATTESTATION, COMPLIANCE_DIR, HOLD_FILE, PUBLIC_KEY, ROOT};
 use crate::approval::decision;
 use crate::audit::LOG_FILE;
 use crate::audit::verify::{AuditAccepted, AuditOptions, ExpectedHead, verify_audit};
@@ -21,7 +22,9 @@ use crate::class::Class;
 use crate::dsse::SUFFIX;
 use crate::dsse::statement::{PredicateType, Statement, Subject};
 use crate::dsse::verify::{SignatureReport, SignatureState};
+use crate::erasure::{self, Erasures};
 use crate::files::{self, FileProblem};
+use crate::identifier::SALT_FILE;
 use crate::integrity::{INTEGRITY_FILE, verify_integrity};
 use crate::keys::PublicKey;
 use crate::keys::file::load_public_key;
@@ -126,6 +129,8 @@ pub struct BundleReport {
     pub model_root_digest: Option<String>,
     /// How many lines of the audit log a trusted key vouches for.
     pub signed_entries: u64,
+    /// Files that are gone, each with the signed statement of its erasure.
+    pub erased: Vec<(String, String)>,
     /// Things to know that are no failure.
     pub notes: Vec<String>,
 }
@@ -138,11 +143,14 @@ pub fn verify_bundle(dir: &Path, options: &BundleOptions<'_>) -> BundleReport {
         options,
         neighbour: load_public_key(&dir.join(PUBLIC_KEY)).ok(),
         findings: Vec::new(),
+        erasures: Erasures::default(),
+        erased: Vec::new(),
         notes: Vec::new(),
         n_left_out: 0,
         moved: None,
         signed_entries: 0,
     };
+    check.read_erasures();
     let checked = check.envelope(ATTESTATION, PredicateType::TrainingRun);
     let signature = checked.0;
     let statement = checked.1;
@@ -179,18 +187,22 @@ pub fn verify_bundle(dir: &Path, options: &BundleOptions<'_>) -> BundleReport {
         subjects_verified,
         documents_verified,
         audit,
+        erased: check.erased,
         notes: check.notes,
     }
 }
 
 /// Files beside a model in an output folder that are checked in other ways than as subjects.
-const OF_EVIDENCE: [&str; 2] = [LOG_FILE, CHECKPOINT_FILE];
+/// The last three hold nothing that a run says: a lock, a mark, and bytes that were drawn.
+const OF_EVIDENCE: [&str; 5] = [LOG_FILE, CHECKPOINT_FILE, LOCK_FILE, HOLD_FILE, SALT_FILE];
 
 struct Check<'a> {
     dir: &'a Path,
     options: &'a BundleOptions<'a>,
     neighbour: Option<PublicKey>,
     findings: Vec<Finding>,
+    erasures: Erasures,
+    erased: Vec<(String, String)>,
     notes: Vec<String>,
     /// Files of weights that are not here, which was allowed.
     n_left_out: usize,
@@ -234,6 +246,45 @@ impl Check<'_> {
             FileProblem::Unreadable(_) => (FindingKind::Unreadable, Class::Unreadable),
         };
         self.add(file, kind, class, problem.reason());
+    }
+
+    /// The statements of what was removed on purpose. Each must be good itself.
+    fn read_erasures(&mut self) {
+        for name in erasure::statements(self.dir) {
+            let (report, statement) = self.envelope(&name, PredicateType::Erasure);
+            let is_of_this_check = match report.class {
+                Class::Accepted => Some(true),
+                // As for the attestation: signed well, by a key that nobody named.
+                Class::NotCompared if statement.is_some() => Some(false),
+                Class::NotCompared | Class::Unreadable | Class::Different => None,
+            };
+            match (is_of_this_check, statement) {
+                (Some(is_trusted), Some(statement)) => {
+                    self.erasures.add(&name, statement, is_trusted);
+                }
+                _ => {
+                    let reason = self.signature_reason(&report);
+                    self.add(&name, FindingKind::Signature, report.class, reason);
+                }
+            }
+        }
+    }
+
+    /// A file that is gone: erased with a signed statement, or missing.
+    fn gone(&mut self, subject: &Subject) {
+        match self.erasures.of(subject) {
+            Some((statement, true)) => {
+                let statement = statement.to_owned();
+                self.erased.push((subject.name.clone(), statement));
+            }
+            Some((statement, false)) => {
+                let reason = format!(
+                    "missing; `{statement}` says that it was erased, by a key that is not trusted"
+                );
+                self.add(&subject.name, FindingKind::Missing, Class::NotCompared, reason);
+            }
+            None => self.problem(&subject.name, &FileProblem::Missing),
+        }
     }
 
     /// Every subject, and every file in the signed folders.
@@ -295,7 +346,8 @@ impl Check<'_> {
                     let is_extra = |n: &String| {
                         // Checked with what the log says of them.
                         let is_decision = decision::is_file_name(n);
-                        let is_own = is_decision || n == ATTESTATION || *n == signature;
+                        let is_said = is_decision || erasure::is_statement(n);
+                        let is_own = is_said || n == ATTESTATION || *n == signature;
                         !is_own && !known.contains(n.as_str())
                     };
                     extra.extend(found.into_keys().filter(is_extra));
@@ -326,7 +378,7 @@ impl Check<'_> {
                     let reason = format!("its bytes now lie in `{now}`");
                     self.add(&subject.name, FindingKind::Renamed, Class::Different, reason);
                 }
-                None => self.problem(&subject.name, &FileProblem::Missing),
+                None => self.gone(subject),
             }
         }
         for (name, digest) in names.iter().zip(digests) {
@@ -342,7 +394,9 @@ impl Check<'_> {
     fn documents(&mut self) -> usize {
         let Ok(found) = files::walk(self.dir, COMPLIANCE_DIR) else { return 0 };
         let mut n_good = 0;
-        let is_other = |name: &str| name == ATTESTATION || decision::is_file_name(name);
+        let is_other = |name: &str| {
+            name == ATTESTATION || decision::is_file_name(name) || erasure::is_statement(name)
+        };
         let envelopes = found.keys().filter(|name| name.ends_with(SUFFIX) && !is_other(name));
         for name in envelopes.cloned().collect::<Vec<_>>() {
             let (report, statement) = self.envelope(&name, PredicateType::ComplianceManifest);
@@ -535,6 +589,9 @@ impl BundleReport {
                 json!({"file": f.file, "kind": f.kind.as_str(), "reason": f.reason, "exit": exit})
             })
             .collect();
+        let erased = self.erased.iter();
+        let erased: Vec<Value> =
+            erased.map(|(file, statement)| json!({"file": file, "statement": statement})).collect();
         json!({
             "success": valid,
             "valid": valid,
@@ -545,6 +602,7 @@ impl BundleReport {
             "documents_verified": self.documents_verified,
             "audit_entries": self.audit.as_ref().map(|a| a.entries),
             "findings": findings,
+            "erased": erased,
             "notes": self.notes,
             "signature": self.signature.to_json(),
         })
@@ -569,6 +627,9 @@ impl BundleReport {
         lines.extend(signature.into_iter().map(|line| format!("  {line}")));
         let rows = self.findings.iter();
         lines.extend(rows.map(|f| format!("  {}: {}: {}", f.kind.as_str(), f.file, f.reason)));
+        for (file, statement) in &self.erased {
+            lines.push(format!("  erased: {file}: signed in {statement}"));
+        }
         lines.extend(self.notes.iter().map(|note| format!("  note: {note}")));
         lines
     }

@@ -31,11 +31,13 @@ pub enum PredicateType {
     ModelExport,
     /// S3: a model folder, in the words of OpenSSF Model Signing.
     ModelFolder,
+    /// Files of a run that were removed on purpose.
+    Erasure,
 }
 
 impl PredicateType {
     /// All types.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ComplianceManifest,
         Self::TrainingRun,
         Self::AuditCheckpoint,
@@ -44,6 +46,7 @@ impl PredicateType {
         Self::DataAudit,
         Self::ModelExport,
         Self::ModelFolder,
+        Self::Erasure,
     ];
 
     /// The part after [`ATTESTATION_BASE`]; also the word of `--type`.
@@ -58,6 +61,7 @@ impl PredicateType {
             Self::DataAudit => "data-audit/v1",
             Self::ModelExport => "model-export/v1",
             Self::ModelFolder => "model-folder/v1",
+            Self::Erasure => "erasure/v1",
         }
     }
 
@@ -87,7 +91,7 @@ impl PredicateType {
     pub const fn usage(self) -> Usage {
         match self {
             Self::ComplianceManifest | Self::DataAudit => Usage::Manifest,
-            Self::TrainingRun => Usage::Run,
+            Self::TrainingRun | Self::Erasure => Usage::Run,
             Self::AuditCheckpoint => Usage::Checkpoint,
             Self::ApprovalDecision => Usage::Approval,
             Self::PluginLibrary => Usage::Plugin,

@@ -1,6 +1,7 @@
 //! Whole stories: logs that many write, machines that stop, runs that someone changed.
 
 mod audit_log;
+mod erased;
 mod foreign;
 mod library;
 mod mutations;
