@@ -591,7 +591,7 @@ fn what_a_killed_run_staged_without_asking_goes_with_the_next() {
     let other = workplace.path("out/final_model.staging.mine");
     fs::create_dir(&other).unwrap();
     let ran = workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(4);
-    assert!(ran.stderr.contains("of a run that was killed is removed"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("of a run that did not end is removed"), "{}", ran.stderr);
     assert!(!workplace.path(&staging(&run_id)).exists());
     assert!(other.is_dir(), "nobody's run made it");
     let new_id = last(&workplace)["run_id"].as_str().unwrap().to_owned();

@@ -760,10 +760,17 @@ fn an_export_that_fails_is_told_and_fails_only_a_strict_run() {
     let names: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
     assert_eq!(names[names.len() - 2..], ["compliance.artifacts_export_failed", "pipeline.failed"]);
     assert_ne!(workplace.forgelm(&["verify-bundle", "out"]).code, 0);
+    let withheld = || -> Vec<String> {
+        let entries = fs::read_dir(workplace.path("out")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("final_model")).collect()
+    };
+    assert!(matches!(&withheld()[..], [one] if one.contains(".staging.")), "{:?}", withheld());
     // Nothing is in the way any more.
     fs::remove_file(workplace.path("out/compliance")).unwrap();
     workplace.forgelm(&strict).expect_code(0);
     workplace.forgelm(&["verify-bundle", "out"]).expect_code(0);
+    assert_eq!(withheld(), ["final_model"]);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::plugins::{Plugins, Used};
 use crate::recovery::Rung;
 use crate::{gates, resume, settings};
 use forgelm_artifact::UtcTime;
-use forgelm_artifact::write::CreatedDir;
+use forgelm_artifact::write::{self, CreatedDir};
 use forgelm_evidence::approval::policy::Policy;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::head::HeadSigner;
@@ -233,12 +233,32 @@ impl Job<'_> {
             model_dir: &self.model_dir,
             approval: self.approval.as_ref(),
         };
-        let completed = dossier.write(key.as_ref(), audit, self.observer)?;
+        let completed = match dossier.write(key.as_ref(), audit, self.observer) {
+            Ok(completed) => completed,
+            Err(error) => {
+                self.withhold(gated.outcome, &run_id);
+                return Err(error);
+            }
+        };
         Ok(match gated.outcome {
             evidence::Outcome::Reverted => Outcome::Reverted(completed),
             evidence::Outcome::Staged => Outcome::Staged(completed),
             evidence::Outcome::Promoted => Outcome::Completed(completed),
         })
+    }
+
+    /// The model of a strict tier does not get its final name without its evidence: it lies where
+    /// staged ones do, and the next run in this folder makes it again.
+    fn withhold(&mut self, outcome: evidence::Outcome, run_id: &str) {
+        if !self.strictness.is_strict() || outcome != evidence::Outcome::Promoted {
+            return;
+        }
+        let place = self.plan.output.model_of(run_id, true);
+        let text = match write::rename_new(&self.model_dir, &place) {
+            Ok(()) => format!("the tuned model is withheld, in `{}`", place.display()),
+            Err(error) => format!("the tuned model has its name without evidence: {error}"),
+        };
+        self.observer.observe(&Event::Warning(text));
     }
 
     /// What trains, optimizer and state out of a checkpoint, once it is sure that they belong to this

@@ -71,7 +71,7 @@ impl Job<'_> {
     /// Removes the staged models of runs in this folder that were killed before they asked anybody: what
     /// they staged is of no run that ended.
     pub(super) fn remove_unfinished(&mut self, run_id: &str) -> Result<(), RunError> {
-        if self.approval.is_none() {
+        if self.approval.is_none() && !self.strictness.is_strict() {
             return Ok(());
         }
         let path = self.plan.output.root().join(LOG_FILE);
@@ -88,7 +88,7 @@ impl Job<'_> {
             let staged = self.plan.output.model_of(&other, true);
             if staged.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
                 write::remove_dir(&staged)?;
-                let text = format!("`{}` of a run that was killed is removed", staged.display());
+                let text = format!("`{}` of a run that did not end is removed", staged.display());
                 self.observer.observe(&Event::Notice(text));
             }
         }
