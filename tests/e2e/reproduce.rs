@@ -62,6 +62,33 @@ fn a_run_made_again_is_the_same_and_what_was_run_is_only_read() {
 }
 
 #[test]
+fn a_run_that_a_gate_judged_and_people_approved_is_made_again_without_either() {
+    let workplace = Workplace::new();
+    let more =
+        "evaluation: {auto_revert: true, max_acceptable_loss: 9, require_human_approval: true}\n";
+    workplace.write("run.yaml", &(workplace.read("run.yaml") + more));
+    let ran = workplace.forgelm(&["--config", "run.yaml", "--output-format", "json"]);
+    let run_id = ran.expect_code(4).json()["run_id"].as_str().unwrap().to_owned();
+    let same = |workplace: &Workplace, steps: &[&str]| {
+        let ran = reproduce(workplace, steps).expect_code(0);
+        assert!(!ran.stderr.contains("forced although"), "{}", ran.stderr);
+        fs::remove_dir_all(workplace.path("again")).unwrap();
+        ran.stdout
+    };
+    assert!(same(&workplace, &[]).contains("adapter_model.safetensors"), "still staged");
+    let mut approve = workplace.command(&["approve", &run_id, "--output-dir", "out"]);
+    let approved = approve.env("FORGELM_OPERATOR", "boss@example").output().unwrap();
+    crate::support::Ran::from(approved).expect_code(0);
+    assert!(same(&workplace, &[]).contains("adapter_model.safetensors"), "approved");
+    same(&workplace, &["--steps", "6-7"]);
+    // The archive of an approved run verifies, and names what was decided.
+    let pack = ["bundle", "--output-dir", "out", "--out", "e.zip"];
+    workplace.forgelm(&pack).expect_code(0);
+    let ran = workplace.forgelm(&["verify-bundle", "e.zip"]).expect_code(0);
+    assert!(ran.stdout.contains("approved by"), "{}", ran.stdout);
+}
+
+#[test]
 fn a_slice_is_made_again_from_the_checkpoint_before_it() {
     let workplace = finished();
     let ran = reproduce(&workplace, &["--steps", "6-7"]).expect_code(0);

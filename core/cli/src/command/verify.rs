@@ -106,6 +106,9 @@ fn checked(args: &VerifyBundleArgs, context: &Context) -> Result<BundleReport, (
         allow_unsigned: args.trust.allow_unsigned,
         moved: None,
     };
+    if args.dir.symlink_metadata().is_err() {
+        return Err((Exit::Config, format!("{}: no such file or folder", args.dir.display())));
+    }
     if !args.dir.is_file() {
         return Ok(verify_bundle(&args.dir, &options));
     }

@@ -17,6 +17,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
 
 use super::{ATTESTATION, COMPLIANCE_DIR};
+use crate::approval::{final_name, staging_name};
 use crate::audit::{GENESIS_FILE, LOG_FILE};
 use crate::checkpoint::CHECKPOINT_FILE;
 use crate::class::Class;
@@ -113,7 +114,8 @@ pub fn pack(out_dir: &Path, archive: &Path, with_weights: bool) -> Result<Packed
     let run_id = statement.predicate.get("run_id").and_then(Value::as_str).unwrap_or("unknown");
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     let root = format!("evidence_{}", run_id.chars().filter(|c| is_plain(*c)).collect::<String>());
-    let mut names: BTreeSet<String> = statement.subjects.iter().map(|s| s.name.clone()).collect();
+    let mut names: BTreeSet<String> =
+        statement.subjects.iter().map(|subject| place(out_dir, &subject.name, run_id)).collect();
     names.extend([ATTESTATION, LOG_FILE, GENESIS_FILE].map(str::to_owned));
     // Decisions and erasures that were signed after the run.
     let later = files::walk(out_dir, COMPLIANCE_DIR).unwrap_or_default();
@@ -135,6 +137,20 @@ pub fn pack(out_dir: &Path, archive: &Path, with_weights: bool) -> Result<Packed
     write::atomic_with(archive, |file| write_entries(file, (out_dir, &root), &names, &list))?;
     let sha256 = forgelm_artifact::hash::sha256_file(archive)?.to_string();
     Ok(Packed { root, n_files: names.len() + 1, left_out, sha256 })
+}
+
+/// Where a file that was signed is: a staged folder has its final name once the model is approved.
+fn place(out_dir: &Path, name: &str, run_id: &str) -> String {
+    let is_there = |name: &str| out_dir.join(name).symlink_metadata().is_ok();
+    if is_there(name) {
+        return name.to_owned();
+    }
+    let moved = name.match_indices('/').find_map(|(at, _)| {
+        let (folder, rest) = name.split_at(at);
+        let named = final_name(folder).filter(|named| staging_name(named, run_id) == folder)?;
+        Some(format!("{named}{rest}")).filter(|moved| is_there(moved))
+    });
+    moved.unwrap_or_else(|| name.to_owned())
 }
 
 fn of_file(out_dir: &Path, name: &str, problem: &FileProblem) -> ArchiveError {

@@ -31,7 +31,9 @@ pub fn deployer_instructions(evidence: &Evidence, shown_model: &str) -> String {
     } else {
         match evidence.outcome {
             Outcome::Promoted => "",
-            Outcome::Staged => "\n**The model has not been approved for use yet.**\n",
+            Outcome::Staged => {
+                "\n**When this was written the model was not approved for use: the audit log and `forgelm approvals\n--show` say what was decided.**\n"
+            }
             Outcome::Reverted => "\n**A gate rejected the model.**\n",
         }
     };

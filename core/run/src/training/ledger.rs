@@ -66,6 +66,11 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether another run is compared with.
+    pub(super) fn is_comparing(&self) -> bool {
+        self.expected.is_some()
+    }
+
     /// How the next step is to be cut, where it is compared.
     pub(super) fn expected_cut(&self) -> Option<Cut> {
         let mut coming = self.expected.iter().flat_map(|of| &of.entries[self.n_compared..]);
@@ -132,7 +137,12 @@ impl Ledger {
 }
 
 fn start_of(identity: &Identity, after_step: u64, n_steps: u64, weights_sha256: String) -> Start {
-    let config = forgelm_config::python_json(&identity.config);
+    let mut config = identity.config.clone();
+    if let Some(sections) = config.as_object_mut() {
+        // Gates judge the weights, and decide none of them.
+        sections.shift_remove("evaluation");
+    }
+    let config = forgelm_config::python_json(&config);
     Start {
         format: LEDGER_FORMAT,
         after_step,
