@@ -20,8 +20,8 @@ use crate::training::Completed;
 use crate::training::ledger::LEDGER_FILE;
 use forgelm_artifact::UtcTime;
 use forgelm_config::{
-    Lora, Model, QuantType, RequireProvisioned, RiskTier, Secret, TargetModules, published_json,
-    resolved_json,
+    Lora, Model, QuantType, RequireProvisioned, RiskTier, Run, Secret, TargetModules,
+    published_json, resolved_json,
 };
 use forgelm_data::{Prepared, fingerprint};
 use forgelm_evidence::approval::GATE;
@@ -260,8 +260,42 @@ pub fn last_keyid(run_dir: &Path) -> Option<String> {
     loaded["keyid"].as_str().map(str::to_owned)
 }
 
+/// What the config alone says of how a run trains.
+#[expect(clippy::cast_precision_loss, reason = "the config bounds both")]
+pub(crate) fn parameters_of(plan: &Plan) -> TrainingParameters {
+    let run = &plan.run;
+    let training = &run.training;
+    TrainingParameters {
+        trainer_type: plan.trainer_name(),
+        epochs: training.num_train_epochs as f64,
+        batch_size: training.per_device_train_batch_size as u64,
+        gradient_accumulation_steps: training.gradient_accumulation_steps as u64,
+        learning_rate: training.learning_rate,
+        max_length: run.model.max_length as u64,
+        lora_r: if run.lora.enabled { run.lora.r as u64 } else { 0 },
+        lora_alpha: run.lora.alpha as f64,
+        lora_dropout: run.lora.dropout,
+        dora: run.lora.enabled && run.lora.is_dora(),
+        target_modules: match &run.lora.target_modules {
+            TargetModules::AllLinear => vec!["all-linear".to_owned()],
+            TargetModules::Suffixes(names) => names.clone(),
+        },
+        seed: training.seed,
+        more: Map::new(),
+    }
+}
+
+/// What trains, in words.
+pub(crate) fn method(run: &Run) -> String {
+    match (run.training.galore_enabled, run.lora.enabled) {
+        (true, _) => format!("GaLore r={}", run.training.galore_rank),
+        (false, false) => "full fine-tuning".to_owned(),
+        (false, true) => lora_method(&run.lora),
+    }
+}
+
 /// A method of adapters, in words.
-pub(crate) fn lora_method(lora: &Lora) -> String {
+fn lora_method(lora: &Lora) -> String {
     let name = match (lora.is_pissa(), lora.is_rslora()) {
         (false, false) => "LoRA",
         (false, true) => "rsLoRA",
@@ -544,13 +578,12 @@ impl Dossier<'_> {
                 .chain(self.reward_model.map(RewardModel::component))
                 .collect(),
             backend: "native".to_owned(),
-            adapter_method: self.method(),
+            adapter_method: method(&self.plan.run),
             quantization: quantization(&run.model).to_owned(),
             trust_remote_code: run.model.trust_remote_code,
         }
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "the config bounds alpha")]
     fn parameters(&self) -> TrainingParameters {
         let run = &self.plan.run;
         let training = &run.training;
@@ -594,36 +627,7 @@ impl Dossier<'_> {
             });
             more.insert("oom_recovery".to_owned(), recovery);
         }
-        TrainingParameters {
-            trainer_type: self.plan.trainer_name(),
-            epochs: self.state.epoch,
-            batch_size: training.per_device_train_batch_size as u64,
-            gradient_accumulation_steps: training.gradient_accumulation_steps as u64,
-            learning_rate: training.learning_rate,
-            max_length: run.model.max_length as u64,
-            lora_r: if run.lora.enabled { run.lora.r as u64 } else { 0 },
-            lora_alpha: run.lora.alpha as f64,
-            lora_dropout: run.lora.dropout,
-            dora: run.lora.enabled && run.lora.is_dora(),
-            target_modules: match &run.lora.target_modules {
-                TargetModules::AllLinear => vec!["all-linear".to_owned()],
-                TargetModules::Suffixes(names) => names.clone(),
-            },
-            seed: training.seed,
-            more,
-        }
-    }
-
-    /// What trained, in words.
-    fn method(&self) -> String {
-        let lora = &self.plan.run.lora;
-        if self.plan.run.training.galore_enabled {
-            return format!("GaLore r={}", self.plan.run.training.galore_rank);
-        }
-        if !lora.enabled {
-            return "full fine-tuning".to_owned();
-        }
-        lora_method(lora)
+        TrainingParameters { epochs: self.state.epoch, more, ..parameters_of(self.plan) }
     }
 
     /// What the tuned model's folder holds.

@@ -14,10 +14,9 @@ use forgelm_artifact::UtcTime;
 use forgelm_artifact::hash::{Hasher, sha256_file};
 use forgelm_artifact::open::OpenError;
 use forgelm_artifact::write::StagedDir;
-use forgelm_config::{TargetModules, published_json, resolved_json};
+use forgelm_config::{published_json, resolved_json};
 use forgelm_evidence::documents::evidence::{
     DataProvenance, DatasetFingerprint, Evidence, ModelLineage, Outcome, RevisionRecord,
-    TrainingParameters,
 };
 use forgelm_evidence::documents::facts::{DataFileRecord, TechnicalFacts};
 use forgelm_evidence::documents::{INSTRUCTIONS_FILE, deployer_instructions, standalone_documents};
@@ -78,7 +77,7 @@ fn evidence(plan: &Plan, named: NamedFiles, env: &Environment) -> Result<Evidenc
         finished_at: now,
         generated_at: now,
         model_lineage: lineage(plan),
-        training_parameters: parameters(plan),
+        training_parameters: dossier::parameters_of(plan),
         data_provenance: provenance,
         metrics: BTreeMap::new(),
         evaluations: Map::new(),
@@ -121,37 +120,9 @@ fn lineage(plan: &Plan) -> ModelLineage {
         },
         component_revisions: Vec::new(),
         backend: "native".to_owned(),
-        adapter_method: match (run.training.galore_enabled, run.lora.enabled) {
-            (true, _) => format!("GaLore r={}", run.training.galore_rank),
-            (false, false) => "full fine-tuning".to_owned(),
-            (false, true) => dossier::lora_method(&run.lora),
-        },
+        adapter_method: dossier::method(run),
         quantization: dossier::quantization(&run.model).to_owned(),
         trust_remote_code: run.model.trust_remote_code,
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "the config bounds both")]
-fn parameters(plan: &Plan) -> TrainingParameters {
-    let run = &plan.run;
-    let training = &run.training;
-    TrainingParameters {
-        trainer_type: plan.trainer_name(),
-        epochs: training.num_train_epochs as f64,
-        batch_size: training.per_device_train_batch_size as u64,
-        gradient_accumulation_steps: training.gradient_accumulation_steps as u64,
-        learning_rate: training.learning_rate,
-        max_length: run.model.max_length as u64,
-        lora_r: if run.lora.enabled { run.lora.r as u64 } else { 0 },
-        lora_alpha: run.lora.alpha as f64,
-        lora_dropout: run.lora.dropout,
-        dora: run.lora.enabled && run.lora.is_dora(),
-        target_modules: match &run.lora.target_modules {
-            TargetModules::AllLinear => vec!["all-linear".to_owned()],
-            TargetModules::Suffixes(names) => names.clone(),
-        },
-        seed: training.seed,
-        more: Map::new(),
     }
 }
 

@@ -56,17 +56,10 @@ impl Hook {
             return Err(OutboundError::NotHttps { place: "webhook.url" });
         }
         let trust = route::trust("webhook.tls_ca_bundle", webhook.tls_ca_bundle.as_deref())?;
-        let mut warn = |text: String| observer.observe(&Event::Warning(text));
-        let Some(reach) = route::reach(offline, webhook.allow_private_destinations) else {
-            warn(format!(
-                "webhook {destination}: nothing is sent offline; with \
-                 `webhook.allow_private_destinations` one inside the network is"
-            ));
+        let private = ("webhook", webhook.allow_private_destinations);
+        let Some(reach) = route::reach_or_warn(private, &destination, offline, observer) else {
             return Ok(None);
         };
-        if destination.is_plain() {
-            warn(format!("webhook {destination}: what is sent can be read on the way"));
-        }
         let seconds = u64::try_from(webhook.timeout).unwrap_or(1);
         let route = Route {
             guard: Guard::new(reach, &trust, seconds),

@@ -312,17 +312,10 @@ fn courier(
     let named = ("monitoring.endpoint_env", monitoring.endpoint_env.as_deref());
     let Some(destination) = route::destination(env, written, named)? else { return Ok(None) };
     let trust = route::trust("monitoring.tls_ca_bundle", monitoring.tls_ca_bundle.as_deref())?;
-    let mut warn = |text: String| observer.observe(&Event::Warning(text));
-    let Some(reach) = route::reach(offline, monitoring.allow_private_destinations) else {
-        warn(format!(
-            "monitoring {destination}: nothing is sent offline; with \
-             `monitoring.allow_private_destinations` one inside the network is"
-        ));
+    let private = ("monitoring", monitoring.allow_private_destinations);
+    let Some(reach) = route::reach_or_warn(private, &destination, offline, observer) else {
         return Ok(None);
     };
-    if destination.is_plain() {
-        warn(format!("monitoring {destination}: what is sent can be read on the way"));
-    }
     let key = monitoring.api_key_env.as_deref().and_then(env.variable);
     let key = key.filter(|_| monitoring.metrics_export == MetricsExport::Datadog);
     let route = Route {

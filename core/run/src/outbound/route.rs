@@ -1,6 +1,7 @@
 //! From keys of the config to a client and an address.
 
 use crate::environment::Environment;
+use crate::event::{Event, Observer};
 use crate::exit::Exit;
 use forgelm_artifact::open::{self, OpenError};
 use forgelm_outbound::address::Reach;
@@ -145,6 +146,28 @@ pub(super) fn reach(offline: bool, allow_private: bool) -> Option<Reach> {
         (true, true) => Some(Reach::Inside),
         (true, false) => None,
     }
+}
+
+/// As [`reach`] for a section of the config, which says whether it allows private destinations: a warning
+/// where nothing may be sent, or what is sent can be read.
+pub(super) fn reach_or_warn(
+    (section, allow_private): (&str, bool),
+    destination: &Destination,
+    offline: bool,
+    observer: &mut dyn Observer,
+) -> Option<Reach> {
+    let mut warn = |text: String| observer.observe(&Event::Warning(text));
+    let Some(reach) = reach(offline, allow_private) else {
+        warn(format!(
+            "{section} {destination}: nothing is sent offline; with \
+             `{section}.allow_private_destinations` one inside the network is"
+        ));
+        return None;
+    };
+    if destination.is_plain() {
+        warn(format!("{section} {destination}: what is sent can be read on the way"));
+    }
+    Some(reach)
 }
 
 /// Whom to trust: the certificates of this file alone, where one is named.
