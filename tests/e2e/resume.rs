@@ -268,3 +268,28 @@ fn fault_027_data_that_changes_during_the_run_is_an_error_of_integrity() {
     finish(child).expect_code(6).expect_stderr("data.jsonl");
     assert!(!workplace.path("out/final_model").exists(), "a model with false evidence");
 }
+
+#[test]
+fn fault_086_a_folder_that_goes_away_ends_the_run_and_its_state_is_saved_beside() {
+    let whole = long_run("1");
+    whole.run();
+    for moved in [false, true] {
+        let workplace = long_run("1");
+        let mut child = workplace.start(&["--config", "run.yaml"]);
+        wait_for(&workplace.path("out/checkpoint-4"), &mut child);
+        let away = workplace.path("away");
+        std::fs::rename(workplace.path("out"), &away).unwrap();
+        if !moved {
+            std::fs::remove_dir_all(&away).unwrap();
+        }
+        let ran = finish(child).expect_code(2);
+        let ran = ran.expect_stderr("the folder of the run was removed or moved while it worked");
+        assert!(!workplace.path("out").exists(), "nothing is begun anew in its place");
+        // The hint is a command that works, and the run ends as if nothing had been.
+        let line = ran.stderr.lines().find(|line| line.contains("--resume")).unwrap();
+        let checkpoint = line.split('`').nth(1).unwrap();
+        assert!(line.contains(&format!("--resume {checkpoint}")), "{line}");
+        workplace.forgelm(&["--config", "run.yaml", "--resume", checkpoint]).expect_code(0);
+        assert!(workplace.adapter("out") == whole.adapter("out"), "another adapter");
+    }
+}

@@ -4,6 +4,7 @@ use crate::{Class, UtcTime};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -71,7 +72,8 @@ impl LockError {
 /// The file itself stays, so that no process can lock a file that another has just removed.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: File,
+    file: File,
+    path: PathBuf,
     weak: Option<&'static str>,
 }
 
@@ -115,7 +117,16 @@ impl RunLock {
         let text = serde_json::to_string(&owner).map_err(|e| error(e.into()))?;
         file.set_len(0).and_then(|()| writeln!(file, "{text}")).map_err(error)?;
         let weak = weak_file_system(&file);
-        Ok(Self { _file: file, weak })
+        Ok(Self { file, path, weak })
+    }
+
+    /// Whether the locked file still lies where it was: false when the folder was removed, moved or
+    /// replaced since.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        let of = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let held = self.file.metadata().map(of).ok();
+        held.is_some() && self.path.symlink_metadata().map(of).ok() == held
     }
 
     /// The kind of file system, if it is one on which another machine may not see the lock.

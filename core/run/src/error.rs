@@ -116,6 +116,14 @@ pub enum RunError {
         /// And now.
         now: String,
     },
+    /// The run's folder is not where it was.
+    #[error("{}: the folder of the run was removed or moved while it worked\n  {rescued}", .dir.display())]
+    FolderGone {
+        /// Where it was.
+        dir: PathBuf,
+        /// What became of the state.
+        rescued: String,
+    },
     /// A request to stop came before the first step.
     #[error("stopped before the first step\n  hint: `--resume` begins it again")]
     StoppedBeforeStart,
@@ -705,6 +713,7 @@ impl RunError {
             Self::Audit(_)
             | Self::Bundle(_)
             | Self::Governance { .. }
+            | Self::FolderGone { .. }
             | Self::NotFinite { .. }
             | Self::Trainer(_)
             | Self::Evaluator { .. }

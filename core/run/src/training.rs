@@ -312,6 +312,7 @@ fn run(
         watch: Watch::of(needs),
         measured: BTreeMap::new(),
         ledger: Ledger::new(request.expected.clone()),
+        lock: &lock,
         named,
         objective: format!("{} ({})", plugin.summary, plugin.source),
         strictness,

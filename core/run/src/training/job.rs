@@ -22,6 +22,7 @@ use crate::plugins::{Plugins, Used};
 use crate::recovery::Rung;
 use crate::{gates, resume, settings};
 use forgelm_artifact::UtcTime;
+use forgelm_artifact::lock::RunLock;
 use forgelm_artifact::write::{self, CreatedDir};
 use forgelm_evidence::approval::policy::Policy;
 use forgelm_evidence::audit::event::AuditEvent;
@@ -80,6 +81,8 @@ pub(super) struct Job<'a> {
     pub(super) measured: BTreeMap<String, f64>,
     /// What each step read and made.
     pub(super) ledger: Ledger,
+    /// Of the run's folder.
+    pub(super) lock: &'a RunLock,
     /// The files that the config names as answers.
     pub(super) named: NamedFiles,
     /// What the objective is, in words.

@@ -22,6 +22,20 @@ impl Job<'_> {
         metrics: &mut MetricsFile,
         audit: &mut AuditLog,
     ) -> Result<Option<Outcome>, RunError> {
+        let ended = self.all_steps(session, metrics, audit);
+        if ended.is_err() {
+            // Whatever failed: that the folder is gone says why.
+            self.check_folder(session)?;
+        }
+        ended
+    }
+
+    fn all_steps(
+        &mut self,
+        session: &mut Session<'_>,
+        metrics: &mut MetricsFile,
+        audit: &mut AuditLog,
+    ) -> Result<Option<Outcome>, RunError> {
         let training = &self.plan.run.training;
         let log_every = settings::logging_steps(&self.plan.run, self.data.prepared.train.len());
         while !session.state().is_finished() {
@@ -31,6 +45,7 @@ impl Job<'_> {
             if self.ledger.is_compared() {
                 return Ok(Some(Outcome::Compared { step: session.state().global_step }));
             }
+            self.check_folder(session)?;
             self.cut_as_compared(session)?;
             self.make_room(session, audit)?;
             let stepped = self.step(session, metrics, log_every);
@@ -47,6 +62,38 @@ impl Job<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// The run's folder must be where it was. Where it was removed or moved, nothing of the run would be
+    /// found again: what there is of it is saved beside.
+    fn check_folder(&self, session: &Session<'_>) -> Result<(), RunError> {
+        if self.lock.is_in_place() {
+            return Ok(());
+        }
+        let dir = self.plan.output.root();
+        let mut name = dir.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".rescued.{}", session.state().identity.run_id));
+        let saved = checkpoint::save(&Disk::real(), &dir.with_file_name(name), self.view(session));
+        let rescued = match saved {
+            Ok(path) => format!(
+                "the state after step {} is in `{}`; `--resume {}` goes on from it, in an empty \
+                 `training.output_dir`",
+                session.state().global_step,
+                path.display(),
+                path.display()
+            ),
+            Err(error) => format!("the state could not be saved beside it: {error}"),
+        };
+        Err(RunError::FolderGone { dir: dir.to_owned(), rescued })
+    }
+
+    fn view<'a>(&'a self, session: &'a Session<'_>) -> View<'a> {
+        View {
+            adapter: session.adapter(),
+            peft: &self.peft,
+            optimizer: session.optimizer(),
+            state: session.state(),
+        }
     }
 
     /// A run that is compared with another cuts its next step as that one did.
@@ -131,14 +178,10 @@ impl Job<'_> {
     }
 
     pub(super) fn checkpoint(&mut self, session: &Session<'_>) -> Result<PathBuf, RunError> {
-        let view = View {
-            adapter: session.adapter(),
-            peft: &self.peft,
-            optimizer: session.optimizer(),
-            state: session.state(),
-        };
+        // It is not begun anew where it was taken away.
+        self.check_folder(session)?;
         let root = self.plan.output.root();
-        let path = checkpoint::save(&Disk::real(), root, view)?;
+        let path = checkpoint::save(&Disk::real(), root, self.view(session))?;
         self.ledger.checkpoint(session.state().global_step, &path)?;
         let best = session.state().best_global_step;
         checkpoint::rotate(root, self.plan.run.training.save_total_limit, best)?;
