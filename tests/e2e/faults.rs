@@ -192,3 +192,54 @@ fn fault_012_a_variable_that_is_not_set_is_named_before_the_start() {
     assert_eq!(run(&key).status.code(), Some(0));
     workplace.forgelm(&["verify-bundle", "out", "--key", "run.key.pub"]).expect_code(0);
 }
+
+/// The tiny model with a file for each tensor.
+fn one_file_a_tensor(workplace: &Workplace) -> usize {
+    let bytes = fs::read(workplace.path("model/model.safetensors")).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().unwrap()) as usize;
+    let (header, data) = rest.split_at(length);
+    let header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(header).unwrap();
+    let mut places = serde_json::Map::new();
+    for (i, (name, tensor)) in header.iter().filter(|(name, _)| *name != "__metadata__").enumerate()
+    {
+        let offset = |i: usize| tensor["data_offsets"][i].as_u64().unwrap() as usize;
+        let (from, to) = (offset(0), offset(1));
+        let mut own = tensor.clone();
+        own["data_offsets"] = serde_json::json!([0, to - from]);
+        let mut head = serde_json::json!({name: own}).to_string();
+        while !head.len().is_multiple_of(8) {
+            head.push(' ');
+        }
+        let file = format!("part-{i}.safetensors");
+        let parts = [&(head.len() as u64).to_le_bytes()[..], head.as_bytes(), &data[from..to]];
+        fs::write(workplace.path("model").join(&file), parts.concat()).unwrap();
+        places.insert(name.clone(), file.into());
+    }
+    let index = serde_json::json!({"metadata": {}, "weight_map": places});
+    workplace.write("model/model.safetensors.index.json", &index.to_string());
+    fs::remove_file(workplace.path("model/model.safetensors")).unwrap();
+    places.len()
+}
+
+#[test]
+fn fault_087_a_model_in_many_files_holds_none_of_them_open() {
+    let whole = Workplace::new();
+    whole.run();
+    let workplace = Workplace::new();
+    let n_files = one_file_a_tensor(&workplace);
+    assert!(n_files > 20);
+    // Fewer files at once than the model has.
+    let forgelm = env!("CARGO_BIN_EXE_forgelm");
+    let script = format!("ulimit -n 16; exec {forgelm} --config run.yaml");
+    let mut command = workplace.command(&[]);
+    let (program, envs) = (command.get_program().to_owned(), command.get_envs());
+    assert!(program == forgelm);
+    let envs: Vec<_> = envs.filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect();
+    command = std::process::Command::new("sh");
+    command.args(["-c", &script]).env_clear().envs(envs).current_dir(workplace.path(""));
+    let ran: crate::support::Ran = command.output().unwrap().into();
+    ran.expect_code(0);
+    assert!(workplace.adapter("out") == whole.adapter("out"));
+}

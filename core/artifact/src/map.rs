@@ -37,7 +37,6 @@ impl Stamp {
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,
-    file: File,
     /// None for an empty file, which cannot be mapped.
     map: Option<memmap2::Mmap>,
     stamp: Stamp,
@@ -59,7 +58,8 @@ impl MappedFile {
             let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) };
             Some(map.map_err(|source| OpenError::Io { path: path.to_owned(), source })?)
         };
-        Ok(Self { path: path.to_owned(), file, map, stamp: Stamp::of(&metadata) })
+        // The map needs no open file: a model in many files holds none open.
+        Ok(Self { path: path.to_owned(), map, stamp: Stamp::of(&metadata) })
     }
 
     /// The path it was opened under.
@@ -75,25 +75,22 @@ impl MappedFile {
     /// Reads, and does not advise: advice about a map brought the pages of a cold file in at half of
     /// the speed. Pieces that are in memory already are passed over.
     pub fn read_ahead(&self, is_enough: &dyn Fn() -> bool) {
+        let opened = open::regular(&self.path);
+        let Some((file, _)) = opened.ok().filter(|(_, now)| Stamp::of(now) == self.stamp) else {
+            return;
+        };
         let mut room = vec![0; READ_AHEAD];
         let mut first = 0;
         while !is_enough() {
-            if self.is_in_memory(first) {
+            if is_in_memory(&file, first) {
                 first += READ_AHEAD as u64;
                 continue;
             }
-            match self.file.read_at(&mut room, first) {
+            match file.read_at(&mut room, first) {
                 Ok(n @ 1..) => first += n as u64,
                 Ok(0) | Err(_) => return,
             }
         }
-    }
-
-    /// Whether the last byte of the piece that begins at `first` can be had without the disk.
-    fn is_in_memory(&self, first: u64) -> bool {
-        let (mut byte, last) = ([0], first + READ_AHEAD as u64 - 1);
-        let room = &mut [IoSliceMut::new(&mut byte)];
-        rustix::io::preadv2(&self.file, room, last, ReadWriteFlags::NOWAIT) == Ok(1)
     }
 
     /// Lets go of the pages of `bytes`, a part of this file, which was read and will hardly be read
@@ -128,6 +125,13 @@ impl Deref for MappedFile {
     fn deref(&self) -> &[u8] {
         self.map.as_deref().unwrap_or_default()
     }
+}
+
+/// Whether the last byte of the piece that begins at `first` can be had without the disk.
+fn is_in_memory(file: &File, first: u64) -> bool {
+    let (mut byte, last) = ([0], first + READ_AHEAD as u64 - 1);
+    let room = &mut [IoSliceMut::new(&mut byte)];
+    rustix::io::preadv2(file, room, last, ReadWriteFlags::NOWAIT) == Ok(1)
 }
 
 #[cfg(test)]
