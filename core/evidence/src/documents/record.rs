@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::MONITORING_BASELINE;
 use super::annex_iv::{self, ANNEX_IV, Surroundings};
 use super::card;
+use super::cyclonedx::{MLBOM, mlbom};
 use super::derived::Derived;
 use super::evidence::{Builder, Evidence, RevisionRecord};
 use super::facts::Governance;
@@ -16,6 +17,7 @@ use super::report::{
     compliance_report, data_provenance, dataset_fingerprint, gates, identification, object,
     revision, risk_assessment, training_manifest, training_manifest_yaml,
 };
+use super::spdx::{SPDX, spdx};
 use crate::bundle::COMPLIANCE_DIR;
 use crate::digest::sha256_hex;
 
@@ -132,6 +134,8 @@ pub(crate) fn training_documents(evidence: &Evidence, around: &Surroundings) -> 
         ("risk_assessment.json", risk_assessment(evidence).and_then(json)),
         (GOVERNANCE_REPORT, governance.and_then(json)),
         (MONITORING_BASELINE, evidence.monitoring_baseline.clone().and_then(json)),
+        (MLBOM, mlbom(evidence, around).and_then(json)),
+        (SPDX, spdx(evidence, around).and_then(json)),
     ];
     let mut around = around.clone();
     for (name, bytes) in &documents {

@@ -32,6 +32,7 @@ fn around() -> Surroundings {
         [("final_model/deployer_instructions.md", "a"), ("final_model/model_integrity.json", "b")];
     Surroundings {
         digests: digests.map(|(name, hex)| (name.to_owned(), hex.repeat(64))).into(),
+        model_files: Vec::new(),
         model_dir: Some("final_model".to_owned()),
         keyid: Some("0".repeat(64)),
     }
