@@ -5,6 +5,7 @@
 
 pub mod annex_iv;
 mod card;
+mod croissant;
 mod cyclonedx;
 pub mod derived;
 pub mod evidence;

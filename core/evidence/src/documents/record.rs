@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::MONITORING_BASELINE;
 use super::annex_iv::{self, ANNEX_IV, Surroundings};
 use super::card;
+use super::croissant::{CROISSANT, croissant};
 use super::cyclonedx::{MLBOM, mlbom};
 use super::derived::Derived;
 use super::evidence::{Builder, Evidence, RevisionRecord};
@@ -136,6 +137,7 @@ pub(crate) fn training_documents(evidence: &Evidence, around: &Surroundings) -> 
         (MONITORING_BASELINE, evidence.monitoring_baseline.clone().and_then(json)),
         (MLBOM, mlbom(evidence, around).and_then(json)),
         (SPDX, spdx(evidence, around).and_then(json)),
+        (CROISSANT, croissant(evidence).and_then(json)),
     ];
     let mut around = around.clone();
     for (name, bytes) in &documents {

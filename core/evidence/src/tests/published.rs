@@ -7,11 +7,11 @@ use serde_json::{Map, Value, json};
 use crate::documents::annex_iv::Surroundings;
 use crate::documents::evidence::tests::evidence;
 use crate::documents::evidence::{DatasetFingerprint, Evidence};
-use crate::documents::facts::DataFileRecord;
+use crate::documents::facts::{DataField, DataFileRecord, FieldKind};
 use crate::documents::record::{FileRecord, training_documents};
 
 /// Names of the documents that are held.
-const NAMES: [&str; 2] = ["mlbom.cdx.json", "ai.spdx.json"];
+const NAMES: [&str; 3] = ["mlbom.cdx.json", "ai.spdx.json", "croissant.json"];
 
 fn map(value: Value) -> Map<String, Value> {
     value.as_object().cloned().unwrap_or_default()
@@ -24,7 +24,27 @@ fn file(dataset: &str, file: &str, digit: &str, rows: u64) -> DataFileRecord {
         sha256: digit.repeat(64),
         size_bytes: 10,
         rows: Some(rows),
+        fields: fields(&[
+            ("prompt", FieldKind::Text),
+            ("n", FieldKind::Integer),
+            (
+                "messages",
+                FieldKind::List(Box::new(FieldKind::Object(fields(&[
+                    ("role", FieldKind::Text),
+                    ("weight", FieldKind::Number),
+                    ("tags", FieldKind::List(Box::new(FieldKind::Text))),
+                ])))),
+            ),
+            ("meta", FieldKind::Object(fields(&[("ok", FieldKind::Boolean)]))),
+            ("odd", FieldKind::Other),
+        ]),
     }
+}
+
+fn fields(of: &[(&str, FieldKind)]) -> Vec<DataField> {
+    of.iter()
+        .map(|(name, kind)| DataField { name: (*name).to_owned(), kind: kind.clone() })
+        .collect()
 }
 
 /// A run of which everything is known.
@@ -121,7 +141,8 @@ pub(crate) fn hostile() -> Evidence {
     evidence.data_provenance.extra_datasets[0].0 = text.to_owned();
     for record in &mut evidence.technical.data_files {
         text.clone_into(&mut record.dataset);
-        record.file = format!("{}/{text}", record.file);
+        record.file = format!("{text}/{}", record.file);
+        record.fields.iter_mut().for_each(|field| text.clone_into(&mut field.name));
     }
     evidence.metrics.insert(text.to_owned(), f64::INFINITY);
     for plugin in &mut evidence.plugins {

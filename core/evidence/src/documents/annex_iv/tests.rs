@@ -118,6 +118,7 @@ fn answers_and_digests_fill_every_point() {
         sha256: "c".repeat(64),
         size_bytes: 10,
         rows: Some(3),
+        fields: Vec::new(),
     }];
     let document = annex(&evidence);
     let statement = [
