@@ -11,6 +11,7 @@ pub mod derived;
 pub mod evidence;
 pub mod facts;
 pub mod governance;
+mod gpai;
 mod instructions;
 mod inventory;
 mod markdown;

@@ -12,6 +12,7 @@ use super::derived::Derived;
 use super::evidence::{Builder, Evidence, RevisionRecord};
 use super::facts::Governance;
 use super::governance::GOVERNANCE_REPORT;
+use super::gpai::{self, ANNEX_XI_FILE, DOWNSTREAM_FILE, SUMMARY_FILE};
 use super::instructions::deployer_instructions;
 use super::quantization::{QuantizationEvidence, quantize_manifest};
 use super::report::{
@@ -138,6 +139,9 @@ pub(crate) fn training_documents(evidence: &Evidence, around: &Surroundings) -> 
         (MLBOM, mlbom(evidence, around).and_then(json)),
         (SPDX, spdx(evidence, around).and_then(json)),
         (CROISSANT, croissant(evidence).and_then(json)),
+        (ANNEX_XI_FILE, gpai::annex_xi(evidence).map(String::into_bytes)),
+        (DOWNSTREAM_FILE, gpai::downstream(evidence).map(String::into_bytes)),
+        (SUMMARY_FILE, gpai::summary(evidence).map(String::into_bytes)),
     ];
     let mut around = around.clone();
     for (name, bytes) in &documents {
