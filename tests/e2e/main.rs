@@ -28,6 +28,7 @@ mod monitor;
 mod monitoring;
 mod plugin_new;
 mod plugins;
+mod published;
 mod quantize;
 mod receiver;
 mod reproduce;

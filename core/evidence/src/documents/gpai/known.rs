@@ -43,12 +43,10 @@ impl Fact {
                 results(evidence).iter().map(|(name, value)| format!("{name}: {value}")).collect()
             }
             Self::Gates => gates(evidence),
-            Self::Model => vec![format!(
-                "{}, run {}, config {}",
-                model_name(evidence),
-                evidence.run_id,
-                evidence.config_hash
-            )],
+            Self::Model if evidence.technical.is_standalone => vec![model_name(evidence)],
+            Self::Model => {
+                vec![format!("{}, of run {}", model_name(evidence), evidence.run_id)]
+            }
             Self::Base => vec![base(evidence)],
             Self::SizeRange => compute::size_range(evidence),
             Self::DataSets => data_sets(evidence)

@@ -101,7 +101,7 @@ fn write_item(text: &mut String, item: &Item, evidence: &Evidence, given: &Answe
             let _ = writeln!(text, "- {}: {}", escaped(name), shown(value));
         }
         // What was measured needs no estimate.
-        let is_needed = !(keys.contains(&"compliance.gpai.energy_estimate") && !known.is_empty());
+        let is_needed = known.is_empty() || !keys.contains(&"compliance.gpai.energy_estimate");
         if said.is_empty() && is_needed {
             let keys: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
             let _ = writeln!(text, "- not provided: {}", keys.join(" or "));
