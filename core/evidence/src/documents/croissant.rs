@@ -180,7 +180,7 @@ fn record_set((i, file): (usize, &DataFileRecord)) -> Option<Value> {
         .fields
         .iter()
         .enumerate()
-        .map(|(k, column)| field(&format!("{id}/{k}"), column, Some(&place)))
+        .map(|(k, column)| field(&format!("{id}/{k}"), column, &place, None))
         .collect();
     let mut members = object(json!({"@type": "cr:RecordSet", "@id": id, "name": id}));
     if let Some(rows) = file.rows {
@@ -197,22 +197,35 @@ struct Place {
 }
 
 impl Place {
-    fn source(&self, column: &str) -> Value {
-        let extract = if self.is_json {
-            json!({"jsonPath": format!("$[*][{}]", json!(column))})
-        } else {
-            json!({"column": column})
-        };
-        json!({"fileObject": {"@id": self.file}, "extract": extract})
+    /// `path` is that of a member within the values of a column, as JSONPath; empty for the column.
+    fn source(&self, column: &str, path: &str) -> Value {
+        let file = json!({"@id": self.file});
+        if self.is_json {
+            let path = format!("$[*]{}{path}", member(column));
+            return json!({"fileObject": file, "extract": {"jsonPath": path}});
+        }
+        let mut source = object(json!({"fileObject": file, "extract": {"column": column}}));
+        if !path.is_empty() {
+            source.insert("transform".to_owned(), json!({"jsonPath": format!("${path}")}));
+        }
+        Value::Object(source)
     }
 }
 
-/// A column, or a member of one, which has no place of its own.
-fn field(id: &str, column: &DataField, place: Option<&Place>) -> Value {
-    let mut members = object(json!({"@type": "cr:Field", "@id": id, "name": column.name}));
-    let mut kind = &column.kind;
+/// A member's step in a JSONPath.
+fn member(name: &str) -> String {
+    format!("[{}]", json!(name))
+}
+
+/// A column, or a member of one: `within` is the column with the path to it.
+fn field(id: &str, own: &DataField, place: &Place, within: Option<(&str, String)>) -> Value {
+    let (column, mut path) = within.unwrap_or((&own.name, String::new()));
+    let mut members = object(json!({"@type": "cr:Field", "@id": id, "name": own.name}));
+    let source = place.source(column, &path);
+    let mut kind = &own.kind;
     if let FieldKind::List(items) = kind {
         members.insert("repeated".to_owned(), json!(true));
+        path.push_str("[*]");
         kind = items.as_ref();
     }
     let data_type = match kind {
@@ -224,11 +237,13 @@ fn field(id: &str, column: &DataField, place: Option<&Place>) -> Value {
         FieldKind::Object(_) => None,
     };
     members.extend(data_type.map(|name| ("dataType".to_owned(), json!(name))));
-    members.extend(place.map(|place| ("source".to_owned(), place.source(&column.name))));
+    members.insert("source".to_owned(), source);
     if let FieldKind::Object(inner) = kind {
-        let inner = inner.iter().enumerate();
-        let each: Vec<Value> =
-            inner.map(|(k, member)| field(&format!("{id}/{k}"), member, place)).collect();
+        let each = inner.iter().enumerate().map(|(k, one)| {
+            let path = format!("{path}{}", member(&one.name));
+            field(&format!("{id}/{k}"), one, place, Some((column, path)))
+        });
+        let each: Vec<Value> = each.collect();
         members.insert("subField".to_owned(), json!(each));
     }
     Value::Object(members)
@@ -255,6 +270,18 @@ mod tests {
             (&fields[2]["repeated"], &fields[2]["subField"][2]["repeated"]),
             (&json!(true), &json!(true))
         );
+        // What lies within a column is reached from the column.
+        let source = |set: usize| {
+            let source = &document["recordSet"][set]["field"][2]["subField"][0]["source"];
+            (source["extract"].clone(), source["transform"].clone())
+        };
+        let path = "[*][\"role\"]";
+        assert_eq!(
+            source(0),
+            (json!({"column": "messages"}), json!({"jsonPath": format!("${path}")}))
+        );
+        let path = format!("$[*][\"messages\"]{path}");
+        assert_eq!(source(2), (json!({"jsonPath": path}), json!(null)));
         let json_file = &document["recordSet"][2]["field"][0]["source"]["extract"];
         assert_eq!(json_file, &json!({"jsonPath": "$[*][\"prompt\"]"}));
         assert_eq!(document["rai:dataBiases"], "customers of one country");
