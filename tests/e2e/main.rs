@@ -31,6 +31,7 @@ mod monitor;
 mod monitoring;
 mod plugin_new;
 mod plugins;
+mod published;
 mod purge;
 mod quantize;
 mod receiver;

@@ -281,7 +281,7 @@ fn the_documents_of_a_run_go_with_a_signed_statement_and_are_erased_not_missing(
     let args = ["--run-id", &run_id, "--kind", "artefacts", "--output-dir", "out"];
     let dry = purge(&workplace, &[&args[..], &["--dry-run"], &JSON].concat()).expect_code(0).json();
     let would = dry["would_delete"].as_array().unwrap().len();
-    assert_eq!(would, 12, "six documents and their signatures: {dry}");
+    assert_eq!(would, 18, "nine documents and their signatures: {dry}");
     assert!(workplace.path("out/compliance/config.json").exists());
     let justification = ["--justification", "asked for by eve@example.org"];
     let result =

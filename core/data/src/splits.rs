@@ -11,10 +11,8 @@ use crate::dataset::DataFile;
 use crate::prepare::Prepared;
 use crate::problem::{Code, DataError, DataProblem};
 use crate::sequences::Sequences;
+use crate::shape::{COLUMNS_MAX, Shape};
 use crate::source::{RawRow, open_rows};
-
-/// Columns that are named.
-const COLUMNS_MAX: usize = 256;
 
 /// What is in one split.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -26,6 +24,8 @@ pub struct SplitSheet {
     /// Lengths of the texts in characters; `None` where no row has a text, or where it cannot be told
     /// which split a row is in (several rows on one line, in different splits).
     pub text_length: Option<TextLength>,
+    /// What its rows are like, by file; names as in `columns`.
+    pub shapes: BTreeMap<PathBuf, Shape>,
 }
 
 /// The splits of a run's data: what trains, and what is held out.
@@ -52,6 +52,7 @@ struct Split {
     columns: Vec<String>,
     lengths: Lengths,
     is_unclear: bool,
+    shapes: BTreeMap<PathBuf, Shape>,
 }
 
 impl Split {
@@ -69,6 +70,7 @@ impl Split {
             columns: Vec::new(),
             lengths: Lengths::default(),
             is_unclear: false,
+            shapes: BTreeMap::new(),
         }
     }
 
@@ -91,6 +93,11 @@ impl Split {
             n_samples: self.n_samples,
             columns: self.columns.iter().map(|name| masked(name)).collect(),
             text_length: self.lengths.finish().filter(|_| !self.is_unclear),
+            shapes: self
+                .shapes
+                .into_iter()
+                .map(|(file, shape)| (file, shape.renamed(masked)))
+                .collect(),
         }
     }
 }
@@ -154,6 +161,11 @@ fn take_row(file: &Path, row: &RawRow, line: &mut Line, splits: &mut [Split; 2])
     let Some(map) = row.value.as_object() else { return };
     for (split, _) in splits.iter_mut().zip(is_in).filter(|(_, is_in)| *is_in) {
         split.take_columns(map.keys());
+        let shape = Shape::of(&row.value);
+        match split.shapes.get_mut(file) {
+            Some(known) => known.take(shape),
+            None => drop(split.shapes.insert(file.to_owned(), shape)),
+        }
     }
     line.lengths.push(text_of(map).map(|text| text.chars().count() as u64));
 }

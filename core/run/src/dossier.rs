@@ -36,7 +36,7 @@ use forgelm_evidence::documents::evidence::{
     self, Builder, ComponentRevision, DataProvenance, DatasetFingerprint, Evidence, Gate,
     ModelLineage, TrainingParameters, adapter_method,
 };
-use forgelm_evidence::documents::facts::{Governance, TechnicalFacts};
+use forgelm_evidence::documents::facts::{DataField, Governance, TechnicalFacts};
 use forgelm_evidence::documents::record::Record;
 use forgelm_evidence::keys::lookup::{FoundKey, KeyCandidates, find_signing_key};
 use forgelm_evidence::keys::p256::P256Key;
@@ -386,7 +386,11 @@ impl Dossier<'_> {
         }
         let mut evidence = self.evidence(&metrics, &resource_usage, audit.operator());
         evidence.technical = facts::technical(self, key);
-        evidence.technical.governance = self.governance(evidence.generated_at, audit, observer)?;
+        let (governance, fields) = self.governance(evidence.generated_at, audit, observer)?;
+        evidence.technical.governance = governance;
+        for (file, fields) in evidence.technical.data_files.iter_mut().zip(fields) {
+            file.fields = fields;
+        }
         let output = &self.plan.output;
         let model_key = model_key(self.plan)?;
         let final_dir = &self.plan.run.training.final_model_dir;
@@ -434,14 +438,14 @@ impl Dossier<'_> {
         })
     }
 
-    /// The governance report. Where it cannot be made the run says so, and a strict one ends.
+    /// The governance report, and the columns of each data file. Where it cannot be made the run says so, and a strict one ends.
     fn governance(
         &self,
         now: UtcTime,
         audit: &mut AuditLog,
         observer: &mut dyn Observer,
-    ) -> Result<Governance, RunError> {
-        let found = governance::report(self, now);
+    ) -> Result<(Governance, Vec<Vec<DataField>>), RunError> {
+        let (found, fields) = governance::report(self, now);
         if let Governance::Failed { reason } = &found {
             if self.strictness.is_strict() {
                 let reason = reason.clone();
@@ -452,7 +456,7 @@ impl Dossier<'_> {
             let text = format!("there is no data_governance_report.json: {reason}");
             observer.observe(&Event::Warning(text));
         }
-        Ok(found)
+        Ok((found, fields))
     }
 
     /// The last event of the run.

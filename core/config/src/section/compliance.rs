@@ -1,6 +1,7 @@
 //! `compliance:`, `risk_assessment:` and `monitoring:` what the manifests say about the system.
 
 use super::annex_iv::AnnexIv;
+use super::gpai::Gpai;
 use super::text_rule::{LANGUAGE, NOT_BLANK};
 use crate::declare::{choice, section};
 
@@ -27,6 +28,8 @@ section! {
         previous_manifest: Option<String> = None, ours(), text(NOT_BLANK);
         /// What only people know of the points of Annex IV.
         annex_iv: Option<AnnexIv> = None, ours();
+        /// What only people know of a general-purpose AI model: its documents are drafted when this is there.
+        gpai: Option<Gpai> = None, ours();
     }
 }
 

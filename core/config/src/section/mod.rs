@@ -5,6 +5,7 @@ mod compliance;
 mod data;
 mod distributed;
 mod evaluation;
+mod gpai;
 mod lora;
 mod merge;
 mod model;
@@ -30,6 +31,7 @@ pub use evaluation::{
     Approval, Benchmark, ClassifierMode, Evaluation, HarmSeverity, LlmJudge, Safety, SafetyScoring,
     SeverityThresholds,
 };
+pub use gpai::{Gpai, GpaiSources};
 pub use lora::{Lora, LoraBias, LoraMethod, TargetModules};
 pub use merge::{Merge, MergeMethod, MergeModel, SlerpOver, TiesVariant};
 pub use model::{Backend, Model, Moe, Multimodal, QuantComputeDtype, QuantType};

@@ -1,5 +1,5 @@
 use forgelm_config::{Data, TrainerType};
-use forgelm_data::{Code, DataError, SplitSheet, describe_splits, split};
+use forgelm_data::{Code, DataError, Shape, SplitSheet, describe_splits, split};
 
 use crate::prepare::{Bench, section};
 
@@ -38,6 +38,10 @@ fn splits_are_described_as_a_plain_computation_finds_them() {
     assert_eq!(found(&train), expected(&split.train));
     assert_eq!(found(&validation), expected(&split.validation));
     assert_eq!(train.columns, ["text", "n"]);
+    let fields = [("text", Shape::Text), ("n", Shape::Integer)];
+    let shape = Shape::Object(fields.map(|(name, shape)| (name.to_owned(), shape)).into());
+    assert_eq!(train.shapes, [(path.clone(), shape)].into());
+    assert_eq!(validation.shapes, train.shapes);
 }
 
 #[test]

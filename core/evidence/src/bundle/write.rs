@@ -26,7 +26,7 @@ use crate::documents::annex_iv::{ANNEX_IV, Surroundings};
 use crate::documents::facts::Governance;
 use crate::documents::governance::GOVERNANCE_REPORT;
 use crate::documents::predicate::{RunClaims, manifest_predicate, run_predicate};
-use crate::documents::record::Record;
+use crate::documents::record::{FileRecord, Record};
 use crate::dsse::statement::{PredicateType, Statement, Subject, is_subject_name, subjects_json};
 use crate::dsse::{Envelope, SUFFIX};
 use crate::files::{self, EntryKind, FileDigest};
@@ -228,6 +228,11 @@ fn write_all(
             }
             let written = write_model_integrity(&dir, shown, clock.utc())?;
             let artifacts = written.artifacts.len() as u64;
+            around.model_files.extend(written.artifacts.into_iter().map(|of| FileRecord {
+                name: format!("{name}/{}", of.file),
+                sha256: of.sha256,
+                size_bytes: of.size_bytes,
+            }));
             audit.append(&AuditEvent::ModelIntegrityVerified { artifacts })?;
             for file in own.into_iter().map(|file| format!("{name}/{file}")) {
                 around.digests.insert(file.clone(), digest(out_dir, &file)?.sha256);

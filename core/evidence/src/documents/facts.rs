@@ -71,6 +71,36 @@ pub struct DataFileRecord {
     pub size_bytes: u64,
     /// Rows, good and bad; `None` where they were not counted.
     pub rows: Option<u64>,
+    /// The columns of its rows; empty where it was not read for them.
+    pub fields: Vec<DataField>,
+}
+
+/// A column of a data file, or a member of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataField {
+    /// As the file has it.
+    pub name: String,
+    /// What its values are.
+    pub kind: FieldKind,
+}
+
+/// The kind of values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FieldKind {
+    /// True or false.
+    Boolean,
+    /// Whole numbers.
+    Integer,
+    /// Numbers.
+    Number,
+    /// Texts.
+    Text,
+    /// Lists.
+    List(Box<FieldKind>),
+    /// Objects.
+    Object(Vec<DataField>),
+    /// Of several kinds, or of none.
+    Other,
 }
 
 /// An earlier `annex_iv_metadata.json`.

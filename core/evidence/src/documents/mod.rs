@@ -5,17 +5,22 @@
 
 pub mod annex_iv;
 mod card;
+mod croissant;
+mod cyclonedx;
 pub mod derived;
 pub mod evidence;
 pub mod facts;
 pub mod governance;
+mod gpai;
 mod instructions;
+mod inventory;
 mod markdown;
 pub(crate) mod predicate;
 pub mod quantization;
 pub mod record;
 mod redact;
 mod report;
+mod spdx;
 
 pub use instructions::{INSTRUCTIONS_FILE, deployer_instructions};
 pub use redact::shown_config;

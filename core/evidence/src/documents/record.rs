@@ -6,16 +6,20 @@ use serde_json::{Map, Value, json};
 use super::MONITORING_BASELINE;
 use super::annex_iv::{self, ANNEX_IV, Surroundings};
 use super::card;
+use super::croissant::{CROISSANT, croissant};
+use super::cyclonedx::{MLBOM, mlbom};
 use super::derived::Derived;
 use super::evidence::{Builder, Evidence, RevisionRecord};
 use super::facts::Governance;
 use super::governance::GOVERNANCE_REPORT;
+use super::gpai::{self, ANNEX_XI_FILE, DOWNSTREAM_FILE, SUMMARY_FILE};
 use super::instructions::deployer_instructions;
 use super::quantization::{QuantizationEvidence, quantize_manifest};
 use super::report::{
     compliance_report, data_provenance, dataset_fingerprint, gates, identification, object,
     revision, risk_assessment, training_manifest, training_manifest_yaml,
 };
+use super::spdx::{SPDX, spdx};
 use crate::bundle::COMPLIANCE_DIR;
 use crate::digest::sha256_hex;
 
@@ -132,6 +136,12 @@ pub(crate) fn training_documents(evidence: &Evidence, around: &Surroundings) -> 
         ("risk_assessment.json", risk_assessment(evidence).and_then(json)),
         (GOVERNANCE_REPORT, governance.and_then(json)),
         (MONITORING_BASELINE, evidence.monitoring_baseline.clone().and_then(json)),
+        (MLBOM, mlbom(evidence, around).and_then(json)),
+        (SPDX, spdx(evidence, around).and_then(json)),
+        (CROISSANT, croissant(evidence).and_then(json)),
+        (ANNEX_XI_FILE, gpai::annex_xi(evidence).map(String::into_bytes)),
+        (DOWNSTREAM_FILE, gpai::downstream(evidence).map(String::into_bytes)),
+        (SUMMARY_FILE, gpai::summary(evidence).map(String::into_bytes)),
     ];
     let mut around = around.clone();
     for (name, bytes) in &documents {

@@ -9,14 +9,15 @@ const LEFT_OUT: [&str; 4] = ["auth", "webhook", "monitoring", "synthetic"];
 /// A key with one of these in it holds a secret.
 const SECRET: [&str; 6] = ["api_key", "token", "secret", "password", "passwd", "credential"];
 
-/// The config without those sections and with secrets replaced. Answers to Annex IV are left out too:
-/// they have a document of their own.
+/// The config without those sections and with secrets replaced. Answers to Annex IV and on
+/// general-purpose models are left out too: they have documents of their own.
 #[must_use]
 pub fn shown_config(config: &Value) -> Value {
     let mut members: Map<String, Value> = config.as_object().cloned().unwrap_or_default();
     members.retain(|key, _| !LEFT_OUT.contains(&key.as_str()));
     if let Some(Value::Object(compliance)) = members.get_mut("compliance") {
         compliance.shift_remove("annex_iv");
+        compliance.shift_remove("gpai");
     }
     redacted(&Value::Object(members))
 }
@@ -60,7 +61,7 @@ mod tests {
             "webhook": {"url": "https://h/secret"},
             "monitoring": {"endpoint": "e"},
             "synthetic": {"api_key": "k"},
-            "compliance": {"system_name": "s", "annex_iv": {"product": "p"}},
+            "compliance": {"system_name": "s", "annex_iv": {"product": "p"}, "gpai": {"license": "l"}},
             "plugins": {"trainer_options": ["api_key=abc", "beta=0.1"]},
             "x": {"judge_api_key_env": "NAME", "Password": "p", "max_tokens": 3, "token": null},
         });

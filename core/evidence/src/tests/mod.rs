@@ -6,6 +6,7 @@ mod foreign;
 mod library;
 mod mutations;
 mod openssl;
+pub(crate) mod published;
 mod run_folder;
 mod trust;
 

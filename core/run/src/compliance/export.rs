@@ -179,6 +179,7 @@ fn record(dataset: &str, path: &Path) -> Result<DataFileRecord, RunError> {
         sha256,
         size_bytes: std::fs::metadata(path).map_err(io)?.len(),
         rows: None,
+        fields: Vec::new(),
     })
 }
 

@@ -87,6 +87,7 @@ fn data_files(dossier: &Dossier<'_>) -> Vec<DataFileRecord> {
         sha256: file.sha256.to_string(),
         size_bytes: file.n_bytes,
         rows: Some(file.n_rows),
+        fields: Vec::new(),
     };
     sets.flat_map(|(set, files)| files.iter().map(|file| record(&set.name, file))).collect()
 }

@@ -6,24 +6,65 @@ use crate::dossier::Dossier;
 use forgelm_artifact::UtcTime;
 use forgelm_artifact::open::{self, OpenError};
 use forgelm_config::resolved_json;
-use forgelm_data::{SplitSheet, describe_splits};
-use forgelm_evidence::documents::facts::Governance;
+use forgelm_data::{DataFile, Shape, SplitSheet, describe_splits};
+use forgelm_evidence::documents::facts::{DataField, FieldKind, Governance};
 use forgelm_evidence::documents::governance::{FoundAudit, GovernanceInputs, governance_report};
 use forgelm_evidence::strict_json::{DOCUMENT_LIMITS, parse};
 use serde_json::{Map, Value, json};
 use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
-/// The report, or why there is none.
-pub(crate) fn report(dossier: &Dossier<'_>, now: UtcTime) -> Governance {
-    let [train, validation] = match describe_splits(dossier.data) {
-        Ok(splits) => splits,
-        Err(error) => return Governance::Failed { reason: error.to_string() },
+/// The report, or why there is none; and the columns of each data file, in their order.
+pub(crate) fn report(dossier: &Dossier<'_>, now: UtcTime) -> (Governance, Vec<Vec<DataField>>) {
+    match describe_splits(dossier.data) {
+        Ok(splits) => {
+            let fields = fields(dossier, &splits);
+            (of_splits(dossier, now, &splits), fields)
+        }
+        Err(error) => (Governance::Failed { reason: error.to_string() }, Vec::new()),
+    }
+}
+
+/// The columns of each data file, as the rows of both splits have them.
+fn fields(dossier: &Dossier<'_>, splits: &[SplitSheet; 2]) -> Vec<Vec<DataField>> {
+    let of_file = |file: &DataFile| {
+        let mut all = Shape::Null;
+        let found = splits.iter().filter_map(|split| split.shapes.get(&file.path));
+        found.for_each(|shape| all.take(shape.clone()));
+        match kind(&all) {
+            FieldKind::Object(fields) => fields,
+            _ => Vec::new(),
+        }
     };
+    dossier.data.files.iter().flatten().map(of_file).collect()
+}
+
+fn kind(shape: &Shape) -> FieldKind {
+    match shape {
+        Shape::Boolean => FieldKind::Boolean,
+        Shape::Integer => FieldKind::Integer,
+        Shape::Number => FieldKind::Number,
+        Shape::Text => FieldKind::Text,
+        Shape::List(items) => FieldKind::List(Box::new(kind(items))),
+        Shape::Object(members) => FieldKind::Object(
+            members
+                .iter()
+                .map(|(name, shape)| DataField { name: name.clone(), kind: kind(shape) })
+                .collect(),
+        ),
+        Shape::Null | Shape::Mixed => FieldKind::Other,
+    }
+}
+
+fn of_splits(
+    dossier: &Dossier<'_>,
+    now: UtcTime,
+    [train, validation]: &[SplitSheet; 2],
+) -> Governance {
     let mut splits = Map::new();
-    splits.insert("train".to_owned(), split(&train));
+    splits.insert("train".to_owned(), split(train));
     if validation.n_samples > 0 {
-        splits.insert("validation".to_owned(), split(&validation));
+        splits.insert("validation".to_owned(), split(validation));
     }
     let run = &dossier.plan.run;
     let path = dossier.plan.output.root().join(REPORT_FILE);

@@ -22,6 +22,7 @@ pub use requirements::{INSTRUCTIONS, InstructionItem, Need, REQUIREMENTS, Requir
 
 use super::SCHEMA_VERSION;
 use super::evidence::Evidence;
+use super::record::FileRecord;
 use super::report::{data_provenance, model_lineage, object, training_parameters};
 use crate::audit::event::numbers;
 use crate::dsse::SUFFIX;
@@ -48,6 +49,8 @@ pub const REQUIRED_FIELDS: [&str; 9] = [
 pub struct Surroundings {
     /// SHA-256 of files, by their path below the output folder.
     pub digests: BTreeMap<String, String>,
+    /// The files of the model, named below the output folder.
+    pub model_files: Vec<FileRecord>,
     /// The folder of the model below the output folder, if it has one.
     pub model_dir: Option<String>,
     /// The key that will sign.

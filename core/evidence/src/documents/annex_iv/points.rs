@@ -8,6 +8,8 @@ use super::changes::changes;
 use super::requirements::{INSTRUCTIONS, Need, REQUIREMENTS, Requirement};
 use crate::audit::LOG_FILE;
 use crate::bundle::COMPLIANCE_DIR;
+use crate::documents::croissant::CROISSANT;
+use crate::documents::cyclonedx::MLBOM;
 use crate::documents::evidence::Evidence;
 use crate::documents::instructions::INSTRUCTIONS_FILE;
 use crate::documents::report::{gates, model_lineage, object};
@@ -242,7 +244,7 @@ impl Run<'_> {
         let report = || file(document("compliance_report.json"));
         match point {
             "1(a)" | "6" => previous().into_iter().collect(),
-            "1(c)" => report().into_iter().collect(),
+            "1(c)" => [report(), file(document(MLBOM))].into_iter().flatten().collect(),
             "1(d)" => [file(model(INTEGRITY_FILE)), event("model.integrity_verified")]
                 .into_iter()
                 .flatten()
@@ -258,6 +260,7 @@ impl Run<'_> {
             "2(d)" => [
                 file(document("data_provenance.json")),
                 file(document("data_governance_report.json")),
+                file(document(CROISSANT)),
             ]
             .into_iter()
             .flatten()

@@ -32,6 +32,7 @@ fn around() -> Surroundings {
         [("final_model/deployer_instructions.md", "a"), ("final_model/model_integrity.json", "b")];
     Surroundings {
         digests: digests.map(|(name, hex)| (name.to_owned(), hex.repeat(64))).into(),
+        model_files: Vec::new(),
         model_dir: Some("final_model".to_owned()),
         keyid: Some("0".repeat(64)),
     }
@@ -117,6 +118,7 @@ fn answers_and_digests_fill_every_point() {
         sha256: "c".repeat(64),
         size_bytes: 10,
         rows: Some(3),
+        fields: Vec::new(),
     }];
     let document = annex(&evidence);
     let statement = [
