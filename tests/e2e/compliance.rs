@@ -8,7 +8,7 @@ use std::fs;
 const ANNEX: &str = "out/compliance/annex_iv_metadata.json";
 
 /// Every answer that Annex IV asks people for.
-const COMPLETE: &str = "\
+pub const COMPLETE: &str = "\
 compliance:
   provider_name: Acme GmbH
   provider_contact: ai@acme.example

@@ -26,6 +26,7 @@ mod merge;
 mod methods;
 mod monitor;
 mod monitoring;
+mod mutations;
 mod plugin_new;
 mod plugins;
 mod quantize;

@@ -9,6 +9,7 @@
 //! - [`integrity`]: `model_integrity.json`, the digests of a model folder;
 //! - [`manifest_hash`]: the digest of a manifest within itself;
 //! - [`annex_iv`]: the verifier of `annex_iv_metadata.json`;
+//! - [`pipeline`]: the verifier of a pipeline's manifest;
 //! - [`documents`]: one plain [`documents::Evidence`] and the documents made from it;
 //! - [`bundle`]: writing and signing all of that in order, and verifying it again.
 //!
@@ -36,6 +37,7 @@ pub mod keys;
 pub mod library;
 pub mod manifest_hash;
 pub mod model;
+pub mod pipeline;
 mod secret;
 pub mod sign;
 pub mod signature;

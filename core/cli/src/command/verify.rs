@@ -138,7 +138,7 @@ pub fn exit_of(class: Class) -> Exit {
 }
 
 /// Whether the user said whom to trust.
-fn names_keys(trust: &TrustArgs) -> bool {
+pub(super) fn names_keys(trust: &TrustArgs) -> bool {
     !trust.key.is_empty() || trust.trusted_keys.is_some()
 }
 

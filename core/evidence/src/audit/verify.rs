@@ -171,7 +171,7 @@ pub fn verify_audit(
     if options.require_hmac && options.secret.is_none() {
         return Err(AuditRejection::NoSecret);
     }
-    let (file, _) = open::regular(path).map_err(|e| open_rejection(path, e))?;
+    let (file, _) = open::unlinked(path).map_err(|e| open_rejection(path, e))?;
     let mut walk = Walk::new(path, options);
     walk.read(file)?;
     let walked = walk.finish()?;

@@ -5,7 +5,6 @@
 //! they were not there. Names are sorted and times fixed, so that the same run gives the same bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::{self, Read as _, Seek, Write};
 use std::path::{Path, PathBuf};
 
@@ -197,8 +196,9 @@ fn write_entries(
     zip.start_file(format!("{root}/{MANIFEST}"), options(MANIFEST, 0))?;
     zip.write_all(json::pretty(list).as_bytes())?;
     for name in names {
-        let mut from = File::open(out_dir.join(name))?;
-        let n_bytes = from.metadata()?.len();
+        let (mut from, metadata) =
+            open::below(out_dir, Path::new(name)).map_err(io::Error::other)?;
+        let n_bytes = metadata.len();
         zip.start_file(format!("{root}/{name}"), options(name, n_bytes))?;
         io::copy(&mut from, &mut zip)?;
     }

@@ -26,6 +26,7 @@ use crate::keys::trust::TrustedKeys;
 use crate::model::{MODEL_SIGNATURE, verify_model};
 use crate::secret::Secret;
 use crate::signature::{check_envelope_file, signature_lines};
+use crate::text::shown;
 
 /// What is asked.
 #[derive(Clone, Default)]
@@ -278,7 +279,7 @@ impl Check<'_> {
         for subject in missing {
             match by_digest.get(subject.sha256.as_str()) {
                 Some(now) => {
-                    let reason = format!("its bytes now lie in `{now}`");
+                    let reason = format!("its bytes now lie in `{}`", shown(now));
                     self.add(&subject.name, FindingKind::Renamed, Class::Different, reason);
                 }
                 None => self.problem(&subject.name, &FileProblem::Missing),
@@ -512,7 +513,8 @@ impl BundleReport {
         let signature = signature_lines(ATTESTATION, &self.signature);
         lines.extend(signature.into_iter().map(|line| format!("  {line}")));
         let rows = self.findings.iter();
-        lines.extend(rows.map(|f| format!("  {}: {}: {}", f.kind.as_str(), f.file, f.reason)));
+        let row = |f: &Finding| format!("  {}: {}: {}", f.kind.as_str(), shown(&f.file), f.reason);
+        lines.extend(rows.map(row));
         lines.extend(self.notes.iter().map(|note| format!("  note: {note}")));
         lines
     }
