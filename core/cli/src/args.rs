@@ -2,6 +2,7 @@
 
 mod annex_iv;
 pub mod bundle;
+pub mod gguf;
 mod monitor;
 pub mod reproduce;
 
@@ -9,6 +10,7 @@ pub use annex_iv::VerifyAnnexIvArgs;
 use bundle::BundleArgs;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use forgelm_artifact::UtcTime;
+use gguf::VerifyGgufArgs;
 pub use monitor::MonitorArgs;
 use reproduce::ReproduceArgs;
 use std::path::PathBuf;
@@ -203,6 +205,8 @@ pub enum Command {
     Bundle(BundleArgs),
     /// Make a finished run again, or some of its steps, and compare: the same bits, or exit 6
     Reproduce(ReproduceArgs),
+    /// Check a GGUF file: its header, the digest beside it, its signature
+    VerifyGguf(VerifyGgufArgs),
     /// Check the technical documentation of a run, point by point of Annex IV
     VerifyAnnexIv(VerifyAnnexIvArgs),
 }

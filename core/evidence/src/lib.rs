@@ -7,6 +7,7 @@
 //! - [`model`]: signatures of model folders;
 //! - [`sign`]: signatures of files that are there already;
 //! - [`integrity`]: `model_integrity.json`, the digests of a model folder;
+//! - [`gguf`]: the verifier of GGUF files;
 //! - [`manifest_hash`]: the digest of a manifest within itself;
 //! - [`annex_iv`]: the verifier of `annex_iv_metadata.json`;
 //! - [`pipeline`]: the verifier of a pipeline's manifest;
@@ -32,6 +33,7 @@ mod digest;
 pub mod documents;
 pub mod dsse;
 mod files;
+pub mod gguf;
 pub mod integrity;
 pub mod keys;
 pub mod library;
