@@ -20,6 +20,7 @@ mod data;
 mod evaluators;
 mod faults;
 mod foreign_merge;
+mod hostile;
 mod keys;
 mod memory;
 mod merge;

@@ -10,6 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use forgelm_artifact::hash::sha256_reader;
 use forgelm_artifact::open::{self, OpenError, SYMBOLIC_LINK};
 
+use crate::bundle::COMPLIANCE_DIR;
+use crate::integrity::INTEGRITY_FILE;
+use crate::model::MODEL_SIGNATURE;
+use crate::strict_json::DOCUMENT_LIMITS;
+
 /// Folders nested deeper than this are not a run's.
 const DEPTH_MAX: usize = 64;
 /// Most threads that hash at once: more only make a disk seek.
@@ -126,8 +131,17 @@ impl From<OpenError> for FileProblem {
 /// place in between.
 pub(crate) fn digest(root: &Path, name: &str) -> Result<FileDigest, FileProblem> {
     let (mut file, metadata) = open::below(root, Path::new(name))?;
+    if is_document(name) && metadata.len() > DOCUMENT_LIMITS.size_bytes as u64 {
+        return Err(FileProblem::NotAFile("document of more than 16 MiB"));
+    }
     let sha256 = sha256_reader(&mut file).map_err(|e| FileProblem::Unreadable(e.to_string()))?;
     Ok(FileDigest { sha256: sha256.to_string(), size_bytes: metadata.len() })
+}
+
+/// Documents that verifiers read: one that is too large to be read is not hashed for minutes either.
+fn is_document(name: &str) -> bool {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    name.starts_with(COMPLIANCE_DIR) || [INTEGRITY_FILE, MODEL_SIGNATURE].contains(&last)
 }
 
 /// Digests of many files below `root`, in the order of `names`, on several threads.

@@ -23,7 +23,7 @@ pub fn verify(args: &VerifyAnnexIvArgs, context: &mut Context) -> Exit {
     let env = context.environment();
     let keys = match trusted_keys(&args.trust, &env) {
         Ok(keys) => keys,
-        Err(text) => return context.refused(Exit::Config, &text),
+        Err(error) => return context.failed(&error),
     };
     let options = AnnexIvOptions {
         keys,
@@ -45,7 +45,7 @@ fn verify_stages(args: &VerifyAnnexIvArgs, context: &mut Context) -> Exit {
     let env = context.environment();
     let keys = match trusted_keys(&args.trust, &env) {
         Ok(keys) => keys,
-        Err(text) => return context.refused(Exit::Config, &text),
+        Err(error) => return context.failed(&error),
     };
     let secret = env.audit_secret.as_ref().and_then(to_evidence);
     let options = PipelineOptions {

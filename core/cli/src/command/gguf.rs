@@ -10,7 +10,7 @@ use forgelm_run::exit::Exit;
 pub fn verify(args: &VerifyGgufArgs, context: &mut Context) -> Exit {
     let keys = match trusted_keys(&args.trust, &context.environment()) {
         Ok(keys) => keys,
-        Err(text) => return context.refused(Exit::Config, &text),
+        Err(error) => return context.failed(&error),
     };
     let allow_unsigned = args.trust.allow_unsigned;
     let options = GgufOptions {

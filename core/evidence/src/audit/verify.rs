@@ -184,7 +184,9 @@ fn open_rejection(path: &Path, error: OpenError) -> AuditRejection {
         OpenError::NotAFile { kind, .. } => {
             AuditRejection::NotFound { path, found: format!("is a {kind}; expected a file") }
         }
-        OpenError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+        OpenError::Io { source, .. }
+            if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+        {
             AuditRejection::NotFound { path, found: "no such file".to_owned() }
         }
         OpenError::Io { source, .. } => AuditRejection::Unreadable { path, source },

@@ -12,6 +12,7 @@ use forgelm_artifact::json;
 use forgelm_artifact::open::{self, OpenError};
 use forgelm_artifact::write::{self, StagedDir, WriteError};
 use serde_json::{Value, json};
+use zip::result::ZipError;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
 
@@ -231,8 +232,12 @@ pub fn unpack(archive: &Path, place: &Path) -> Result<Unpacked, ArchiveError> {
     let refused =
         |class, reason: String| ArchiveError::Evidence { path: archive.to_owned(), reason, class };
     let input = |reason: String| refused(Class::NotCompared, reason);
-    let mut zip =
-        ZipArchive::new(file).map_err(|error| input(format!("not a ZIP archive: {error}")))?;
+    let mut zip = ZipArchive::new(file).map_err(|error| match error {
+        ZipError::Io(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            refused(Class::Unreadable, format!("cannot be read: {error}"))
+        }
+        error => input(format!("not a ZIP archive: {error}")),
+    })?;
     let (root, entries) = entries(&mut zip).map_err(input)?;
     let mut dir = StagedDir::new(place)?;
     for (index, name) in &entries {

@@ -391,6 +391,19 @@ fn the_evidence_of_each_completed_stage_is_there_whole_its_own_and_in_the_folder
     }
 }
 
+/// What counts is what is there: neither a flag without files nor a pass without an end.
+#[test]
+fn fault_090_a_stage_that_is_recorded_without_files_or_passed_without_an_end_is_told() {
+    let p = Pipeline::new();
+    fs::remove_dir_all(p.path().join("stage2")).unwrap();
+    assert_eq!(kinds(&p.verify()), [ViolationKind::EvidenceMissing]);
+    let pending = p.after(|m| m["stages"][1]["status"] = json!("pending"));
+    assert_eq!(pending, [ViolationKind::GateNotCompleted]);
+    let half = fs::read(p.path().join(PIPELINE_MANIFEST)).unwrap();
+    p.put_raw(&half[..half.len() / 2]);
+    assert_eq!(kinds(&p.verify()), [ViolationKind::Input], "partly written");
+}
+
 #[test]
 fn the_log_agrees_or_contradicts_or_shows_nothing() {
     let p = Pipeline::new();
