@@ -663,7 +663,7 @@ fn a_changed_or_stripped_documentation_is_not_accepted() {
     workplace
         .forgelm(&["verify-annex-iv", "out", "--pipeline"])
         .expect_code(1)
-        .expect_stderr("not available yet");
+        .expect_stderr("pipeline_manifest.json: missing");
     workplace.forgelm(&["verify-annex-iv", "out"]).expect_code(1);
 }
 

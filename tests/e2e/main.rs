@@ -28,6 +28,7 @@ mod methods;
 mod monitor;
 mod monitoring;
 mod mutations;
+mod pipeline;
 mod plugin_new;
 mod plugins;
 mod quantize;
