@@ -7,6 +7,7 @@ use forgelm_tensor::{BlockScales, Dtype, FourBit, FourBitTensor};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
 
 /// The methods of the bundled library, as a message lists them.
 const METHODS: &str = "loaded: fp4, int8, nf4, q4_0, q4_1, q4_k, q6_k, q8_0";
@@ -107,6 +108,7 @@ fn gguf_files_score_as_the_model_does_within_their_bits() {
         let path = format!("out/wide.{method}.gguf");
         assert_eq!(envelope["model_path"], path);
         workplace.forgelm(&["verify-bundle", "out"]).expect_code(0);
+        workplace.forgelm(&["verify-gguf", &path]).expect_code(0);
         let file = GgufFile::open(&workplace.path(&path)).unwrap();
         let of = |name: &str| file.tensor(name).unwrap().dtype;
         assert_eq!(of("blk.0.attn_q.weight"), dtype, "{method}");
@@ -313,4 +315,47 @@ fn the_bundled_library_passes_the_conformance_kit() {
     let ran = workplace.forgelm(&["plugin", "check", library.to_str().unwrap()]).expect_code(0);
     // Seven properties of eight quantizers.
     assert_eq!(ran.stdout.matches("ok      quantizer").count(), 56, "{}", ran.stdout);
+}
+
+/// The file goes alone to somebody who has the public key, or nothing but the digest.
+#[test]
+fn a_gguf_file_verifies_by_its_signature_its_digest_or_not_at_all() {
+    let workplace = with_wide_model();
+    workplace.forgelm(&["keygen", "--out", "k"]).expect_code(0);
+    quantize(&workplace, &["--method", "q8_0", "--signing-key", "k"]).expect_code(0);
+    let name = "wide.q8_0.gguf";
+    let checked = Command::new("sha256sum")
+        .args(["-c", "wide.q8_0.gguf.sha256"])
+        .current_dir(workplace.path("out"))
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+    fs::create_dir(workplace.path("away")).unwrap();
+    for ending in ["", ".sha256", ".dsse.json"] {
+        let file = format!("{name}{ending}");
+        fs::copy(workplace.path("out").join(&file), workplace.path("away").join(&file)).unwrap();
+    }
+    let file = format!("away/{name}");
+    let verify = |more: &[&str]| workplace.forgelm(&[&["verify-gguf", &file], more].concat());
+    let json = verify(&["--key", "k.pub", "--output-format", "json"]).expect_code(0).json();
+    assert_eq!(json["signature"]["state"], "valid");
+    let checks = &json["checks"];
+    assert_eq!((&checks["sidecar_match"], &checks["tensor_count"]), (&json!(true), &json!(11)));
+    verify(&[]).expect_code(1).expect_stderr("untrusted_key");
+    let good = fs::read(workplace.path(&file)).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    fs::write(workplace.path(&file), &bad).unwrap();
+    verify(&["--key", "k.pub"]).expect_code(6).expect_stderr("wide.q8_0.gguf.sha256 was written");
+    fs::write(workplace.path(&file), &good).unwrap();
+    fs::remove_file(workplace.path(&format!("{file}.dsse.json"))).unwrap();
+    verify(&["--key", "k.pub"]).expect_code(1).expect_stderr("there is no signature");
+    verify(&["--key", "k.pub", "--allow-unsigned"]).expect_code(0);
+    verify(&["--require-signature"]).expect_code(1);
+    assert!(verify(&[]).expect_code(0).stdout.contains("write its digest anew"));
+    fs::remove_file(workplace.path(&format!("{file}.sha256"))).unwrap();
+    verify(&[]).expect_code(1).expect_stderr("compared with nothing");
+    verify(&["--allow-unsigned"]).expect_code(0);
+    fs::write(workplace.path(&file), &good[..good.len() / 2]).unwrap();
+    verify(&["--allow-unsigned"]).expect_code(6).expect_stderr("is the file truncated?");
 }

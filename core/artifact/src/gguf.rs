@@ -1,4 +1,4 @@
-//! The GGUF format, version 3, little-endian, read strictly and written.
+//! The GGUF format, little-endian, versions 2 and 3 read strictly and version 3 written.
 //!
 //! Source: the format's public description. What its reference reader checks is checked, and:
 //! nothing is allocated before the file is known to hold it, keys and names are unique and fit to

@@ -344,6 +344,9 @@ fn join(parts: &[&[u8]]) -> Vec<u8> {
 fn fault_047_hostile_gguf_files() {
     let good = good_gguf().to_bytes();
     assert!(gguf::Header::parse(&good).is_ok());
+    let mut of_version_2 = good.clone();
+    of_version_2[4] = 2;
+    assert_eq!(gguf::Header::parse(&of_version_2), gguf::Header::parse(&good));
     // The last tensor is 68 bytes long and padded to 96: only cuts into the padding are harmless.
     for len in 0..good.len() - 28 {
         assert!(gguf::Header::parse(&good[..len]).is_err(), "cut to {len}");
@@ -358,8 +361,8 @@ fn fault_047_hostile_gguf_files() {
     let twice = |name: &'static str| good_gguf().tensor(name, Dtype::F32, &[1], f32s(1)).to_bytes();
     let cases: Vec<(Vec<u8>, &str)> = vec![
         (b"GGML\x03\0\0\0".to_vec(), "does not begin with `GGUF`"),
-        (version(2), "GGUF version 2; expected 3"),
-        (version(4), "GGUF version 4; expected 3"),
+        (version(1), "GGUF version 1; expected 2 or 3"),
+        (version(4), "GGUF version 4; expected 2 or 3"),
         (version(3_u32.swap_bytes()), "is big-endian"),
         (counts(1 << 62, 0), "the list of tensors needs"),
         (counts(0, u64::MAX), "the metadata needs"),

@@ -3,6 +3,7 @@
 mod annex_iv;
 pub mod approval;
 pub mod bundle;
+pub mod gguf;
 mod monitor;
 pub mod purge;
 pub mod reproduce;
@@ -13,6 +14,7 @@ use approval::{ApprovalsArgs, DecisionArgs};
 use bundle::BundleArgs;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use forgelm_artifact::UtcTime;
+use gguf::VerifyGgufArgs;
 pub use monitor::MonitorArgs;
 use purge::PurgeArgs;
 use reproduce::ReproduceArgs;
@@ -216,6 +218,8 @@ pub enum Command {
     Bundle(BundleArgs),
     /// Make a finished run again, or some of its steps, and compare: the same bits, or exit 6
     Reproduce(ReproduceArgs),
+    /// Check a GGUF file: its header, the digest beside it, its signature
+    VerifyGguf(VerifyGgufArgs),
     /// Check the technical documentation of a run, point by point of Annex IV
     VerifyAnnexIv(VerifyAnnexIvArgs),
     /// Remove a row of the data or what a run left, with a record of it; say what lies too long; hold

@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         Some(Command::VerifyBundle(args)) => command::verify::bundle(args, &mut context),
         Some(Command::Bundle(args)) => command::bundle::bundle(args, &mut context),
         Some(Command::Reproduce(args)) => command::reproduce::reproduce(args, &mut context),
+        Some(Command::VerifyGguf(args)) => command::gguf::verify(args, &mut context),
         Some(Command::VerifyAnnexIv(args)) => command::compliance::verify(args, &mut context),
         Some(Command::ReversePii(args)) => command::reverse_pii::reverse_pii(args, &mut context),
         Some(Command::Purge(args)) => command::purge::purge(args, &mut context),

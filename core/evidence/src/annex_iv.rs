@@ -28,6 +28,7 @@ use crate::keys::trust::TrustedKeys;
 use crate::manifest_hash::{manifest_hash, manifest_hash_canonical};
 use crate::signature::verify_signature;
 use crate::strict_json::{DOCUMENT_LIMITS, parse};
+use crate::text::shown;
 
 /// Members of `system_identification` that must say something.
 const IDENTIFICATION: [&str; 3] = ["provider_name", "system_name", "intended_purpose"];
@@ -395,11 +396,11 @@ fn evidence(path: &Path, members: &Map<String, Value>, report: &mut AnnexIvRepor
         let text = |key: &str| item.get(key).and_then(Value::as_str);
         let (Some(file), Some(sha256)) = (text("file"), text("sha256")) else { continue };
         if !is_subject_name(file) {
-            let reason = format!("`{file}` is no path within the run's folder");
+            let reason = format!("`{}` is no path within the run's folder", shown(file));
             return report.finds(Class::NotCompared, reason);
         }
         if named.insert(file, sha256).is_some_and(|other| other != sha256) {
-            let reason = format!("{file}: two points name it with different digests");
+            let reason = format!("{}: two points name it with different digests", shown(file));
             return report.finds(Class::NotCompared, reason);
         }
         if named.len() > FILES_MAX {
@@ -412,11 +413,12 @@ fn evidence(path: &Path, members: &Map<String, Value>, report: &mut AnnexIvRepor
         match files::digest(root, file) {
             Ok(found) if found.sha256 == sha256 => {}
             Ok(_) => {
-                let reason = format!("{file}: is not the file that was named as evidence");
+                let reason = format!("{}: is not the file that was named as evidence", shown(file));
                 report.finds(Class::Different, reason);
             }
             Err(FileProblem::Unreadable(detail)) => {
-                report.finds(Class::Unreadable, format!("{file}: cannot be read: {detail}"));
+                report
+                    .finds(Class::Unreadable, format!("{}: cannot be read: {detail}", shown(file)));
             }
             Err(_) => n_not_there += 1,
         }
@@ -444,16 +446,18 @@ fn signature(path: &Path, document: &Value, options: &AnnexIvOptions, report: &m
                 Some(_) => "there is no signature, and it says that there was one",
                 None => "there is no signature",
             };
+            let text = format!("{text}: {}", shown(&found.place));
             if options.allow_unsigned {
-                report.notes.push(text.to_owned());
+                report.notes.push(text);
             } else {
-                report.finds(Class::NotCompared, text.to_owned());
+                report.finds(Class::NotCompared, text);
             }
         }
         _ => {
             let reason = found.reason.clone().unwrap_or_default();
             let state = found.state.as_str();
-            report.finds(found.class, format!("signature: {state}: {reason}"));
+            let place = shown(&found.place);
+            report.finds(found.class, format!("signature: {state}: {place}: {reason}"));
         }
     }
     report.signature = Some(found);

@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use forgelm_artifact::hash::sha256_reader;
-use forgelm_artifact::open::{self, OpenError};
+use forgelm_artifact::open::{self, OpenError, SYMBOLIC_LINK};
+
+use crate::bundle::COMPLIANCE_DIR;
+use crate::integrity::INTEGRITY_FILE;
+use crate::model::MODEL_SIGNATURE;
+use crate::strict_json::DOCUMENT_LIMITS;
 
 /// Folders nested deeper than this are not a run's.
 const DEPTH_MAX: usize = 64;
@@ -109,39 +114,34 @@ fn walk_into(
     Ok(())
 }
 
-/// The path of `name` below `root`, if no part of it is a link and it is a regular file.
-pub(crate) fn locate(root: &Path, name: &str) -> Result<PathBuf, FileProblem> {
-    let mut path = root.to_owned();
-    let mut parts = name.split('/').peekable();
-    while let Some(part) = parts.next() {
-        path.push(part);
-        let metadata = path.symlink_metadata().map_err(|e| match e.kind() {
-            ErrorKind::NotFound | ErrorKind::NotADirectory => FileProblem::Missing,
-            _ => FileProblem::Unreadable(e.to_string()),
-        })?;
-        if metadata.is_symlink() {
-            return Err(FileProblem::Symlink);
-        }
-        let is_last = parts.peek().is_none();
-        if is_last && metadata.is_dir() {
-            return Err(FileProblem::NotAFile("folder"));
-        }
-        if is_last && !metadata.is_file() {
-            return Err(FileProblem::NotAFile("device or pipe"));
+impl From<OpenError> for FileProblem {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::NotAFile { kind: SYMBOLIC_LINK, .. } => Self::Symlink,
+            OpenError::NotAFile { kind, .. } => Self::NotAFile(kind),
+            OpenError::Io { source, .. } => match source.kind() {
+                ErrorKind::NotFound | ErrorKind::NotADirectory => Self::Missing,
+                _ => Self::Unreadable(source.to_string()),
+            },
         }
     }
-    Ok(path)
 }
 
-/// Digest of one file below `root`.
+/// Digest of one file below `root`. What is opened is what was looked at: nobody can put a link in its
+/// place in between.
 pub(crate) fn digest(root: &Path, name: &str) -> Result<FileDigest, FileProblem> {
-    let path = locate(root, name)?;
-    let (mut file, metadata) = open::regular(&path).map_err(|e| match e {
-        OpenError::NotAFile { kind, .. } => FileProblem::NotAFile(kind),
-        OpenError::Io { source, .. } => FileProblem::Unreadable(source.to_string()),
-    })?;
+    let (mut file, metadata) = open::below(root, Path::new(name))?;
+    if is_document(name) && metadata.len() > DOCUMENT_LIMITS.size_bytes as u64 {
+        return Err(FileProblem::NotAFile("document of more than 16 MiB"));
+    }
     let sha256 = sha256_reader(&mut file).map_err(|e| FileProblem::Unreadable(e.to_string()))?;
     Ok(FileDigest { sha256: sha256.to_string(), size_bytes: metadata.len() })
+}
+
+/// Documents that verifiers read: one that is too large to be read is not hashed for minutes either.
+fn is_document(name: &str) -> bool {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    name.starts_with(COMPLIANCE_DIR) || [INTEGRITY_FILE, MODEL_SIGNATURE].contains(&last)
 }
 
 /// Digests of many files below `root`, in the order of `names`, on several threads.
@@ -169,16 +169,22 @@ pub(crate) fn digests(root: &Path, names: &[&str]) -> Vec<Result<FileDigest, Fil
     all.into_iter().map(|(_, digest)| digest).collect()
 }
 
-/// Reads a whole file of at most `limit` bytes. `Ok(None)`: it is larger.
+/// Reads a whole file of at most `limit` bytes, which is no link. `Ok(None)`: it is larger.
 pub(crate) fn read_bounded(path: &Path, limit: usize) -> Result<Option<Vec<u8>>, FileProblem> {
+    read_at_most(open::unlinked(path)?.0, limit)
+}
+
+/// As [`read_bounded`], of the file `name` below `root`, where no part of it is a link.
+pub(crate) fn read_below(
+    root: &Path,
+    name: &str,
+    limit: usize,
+) -> Result<Option<Vec<u8>>, FileProblem> {
+    read_at_most(open::below(root, Path::new(name))?.0, limit)
+}
+
+fn read_at_most(file: fs::File, limit: usize) -> Result<Option<Vec<u8>>, FileProblem> {
     use std::io::Read as _;
-    let (file, _) = open::regular(path).map_err(|e| match e {
-        OpenError::NotAFile { kind, .. } => FileProblem::NotAFile(kind),
-        OpenError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
-            FileProblem::Missing
-        }
-        OpenError::Io { source, .. } => FileProblem::Unreadable(source.to_string()),
-    })?;
     let mut bytes = Vec::new();
     let read = file.take(limit as u64 + 1).read_to_end(&mut bytes);
     read.map_err(|e| FileProblem::Unreadable(e.to_string()))?;
@@ -192,7 +198,7 @@ mod tests {
 
     use forgelm_artifact::write::atomic as put;
 
-    use super::{EntryKind, FileProblem, digest, digests, locate, walk};
+    use super::{EntryKind, FileProblem, digest, digests, read_bounded, walk};
     use crate::digest::sha256_hex;
 
     #[test]
@@ -217,6 +223,58 @@ mod tests {
         assert_eq!(digest(root, "c/f01"), Err(FileProblem::Symlink));
         assert_eq!(digest(root, "a/none"), Err(FileProblem::Missing));
         assert_eq!(digest(root, "a/f00/x"), Err(FileProblem::Missing));
-        assert_eq!(locate(root, "a"), Err(FileProblem::NotAFile("folder")));
+        assert_eq!(digest(root, "a"), Err(FileProblem::NotAFile("folder")));
+        assert_eq!(read_bounded(&root.join("a/b/link"), 9), Err(FileProblem::Symlink));
+        assert_eq!(read_bounded(&root.join("a/f12"), 2), Ok(Some(b"12".to_vec())));
+        assert_eq!(read_bounded(&root.join("a/f12"), 1), Ok(None));
+    }
+
+    /// While the verifier works, somebody swaps a file, and the folder it is in, for links to what he
+    /// would like to be hashed. What is opened is never that.
+    #[test]
+    fn fault_085_a_link_that_is_swapped_in_is_never_followed() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let dir = tempfile::tempdir().unwrap();
+        let (root, away) = (dir.path().join("run"), dir.path().join("away"));
+        for folder in [root.join("a"), away.clone()] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        put(&root.join("a/f"), b"inside").unwrap();
+        put(&away.join("f"), b"outside").unwrap();
+        symlink(away.join("f"), dir.path().join("to_file")).unwrap();
+        symlink(&away, dir.path().join("to_folder")).unwrap();
+        let (inside, stop) = (sha256_hex(b"inside"), AtomicBool::new(false));
+        let swap = |a: &std::path::Path, b: &std::path::Path| {
+            let cwd = rustix::fs::CWD;
+            rustix::fs::renameat_with(cwd, a, cwd, b, rustix::fs::RenameFlags::EXCHANGE).unwrap();
+        };
+        let (mut n_good, mut n_refused) = (0, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    for (real, link) in [("a/f", "to_file"), ("a", "to_folder")] {
+                        let (real, link) = (root.join(real), dir.path().join(link));
+                        swap(&real, &link);
+                        std::thread::yield_now();
+                        swap(&real, &link);
+                    }
+                }
+            });
+            for _ in 0..20_000 {
+                match digest(&root, "a/f") {
+                    Ok(found) => {
+                        assert_eq!(found.sha256, inside, "a link was followed");
+                        n_good += 1;
+                    }
+                    // `ELOOP` or `ENOTDIR`, and no link any more when its kind is looked up.
+                    Err(_) => n_refused += 1,
+                }
+                if n_good > 200 && n_refused > 200 {
+                    break;
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(n_good > 0 && n_refused > 0, "{n_good} {n_refused}");
     }
 }

@@ -15,7 +15,7 @@ use crate::digest::unhex32;
 use crate::dsse::statement::is_subject_name;
 use crate::files::{self, EntryKind, FileDigest, FileProblem};
 use crate::strict_json::{DOCUMENT_LIMITS, parse};
-use crate::text::pretty_json;
+use crate::text::{pretty_json, shown};
 
 /// File name inside the model folder.
 pub const INTEGRITY_FILE: &str = "model_integrity.json";
@@ -212,7 +212,7 @@ impl IntegrityReport {
             (&self.unreadable, "unreadable"),
         ];
         for (list, what) in lists {
-            lines.extend(list.iter().map(|file| format!("  {what}: {file}")));
+            lines.extend(list.iter().map(|file| format!("  {what}: {}", shown(file))));
         }
         lines
     }
@@ -306,7 +306,7 @@ fn read_list(dir: &Path) -> Result<BTreeMap<String, Listed>, (Class, String)> {
             .filter(|file| is_subject_name(file))
             .ok_or_else(|| invalid("an entry's `file` is not a path inside the folder"))?;
         if !seen.insert(file) {
-            return Err(invalid(&format!("`{file}` is listed twice")));
+            return Err(invalid(&format!("`{}` is listed twice", shown(file))));
         }
         let sha256 = entry.get("sha256").and_then(Value::as_str);
         let sha256 = sha256.filter(|hex| unhex32(hex.as_bytes()).is_some()).map(str::to_owned);

@@ -10,8 +10,10 @@
 //! - [`sign`]: signatures of files that are there already;
 //! - [`identifier`]: identifiers of people and rows as keyed digests;
 //! - [`integrity`]: `model_integrity.json`, the digests of a model folder;
+//! - [`gguf`]: the verifier of GGUF files;
 //! - [`manifest_hash`]: the digest of a manifest within itself;
 //! - [`annex_iv`]: the verifier of `annex_iv_metadata.json`;
+//! - [`pipeline`]: the verifier of a pipeline's manifest;
 //! - [`documents`]: one plain [`documents::Evidence`] and the documents made from it;
 //! - [`bundle`]: writing and signing all of that in order, and verifying it again.
 //!
@@ -36,12 +38,14 @@ pub mod documents;
 pub mod dsse;
 pub mod erasure;
 mod files;
+pub mod gguf;
 pub mod identifier;
 pub mod integrity;
 pub mod keys;
 pub mod library;
 pub mod manifest_hash;
 pub mod model;
+pub mod pipeline;
 mod secret;
 pub mod sign;
 pub mod signature;

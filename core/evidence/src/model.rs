@@ -25,7 +25,7 @@ use crate::keys::trust::TrustedKeys;
 use crate::keys::{KeyError, KeyOrigin, PublicKey, RunSigner};
 use crate::sign::{FileClaims, SignFileError};
 use crate::strict_json::{DOCUMENT_LIMITS, parse};
-use crate::text::pretty_json;
+use crate::text::{pretty_json, shown};
 
 /// The signature's file in the model folder.
 pub const MODEL_SIGNATURE: &str = "model.sig";
@@ -363,7 +363,7 @@ fn compare(
     let place = dir.join(first).display().to_string();
     let mut report = report.failed(SignatureState::SubjectMismatch, &place, reason.clone());
     let more = wrong.iter().skip(1).take(NAMED_MAX);
-    report.warnings.extend(more.map(|(name, reason)| format!("{name}: {reason}")));
+    report.warnings.extend(more.map(|(name, reason)| format!("{}: {reason}", shown(name))));
     report
 }
 

@@ -19,6 +19,7 @@ use crate::keys::trust::TrustedKeys;
 use crate::model::verify_model;
 use crate::secret::Secret;
 use crate::strict_json::DOCUMENT_LIMITS;
+use crate::text::shown;
 
 /// The report of a data audit, where it has its usual name.
 const DATA_AUDIT: &str = "data_audit_report.json";
@@ -68,10 +69,12 @@ pub(crate) fn signature_lines(path: &str, report: &SignatureReport) -> Vec<Strin
             vec![format!("OK: {path}: signed by {keyid}{label} at {at}")]
         }
         (Some(reason), _) if report.place == path => {
+            let path = shown(path);
             vec![format!("FAIL: {path}: {}: {reason}", report.state.as_str())]
         }
         (Some(reason), _) => {
-            vec![format!("FAIL: {path}: {}: {}: {reason}", report.state.as_str(), report.place)]
+            let place = shown(&report.place);
+            vec![format!("FAIL: {}: {}: {place}: {reason}", shown(path), report.state.as_str())]
         }
     };
     if report.state == SignatureState::UntrustedKey {
@@ -179,12 +182,22 @@ pub fn verify_signature(
 /// nothing else that may lie under its name by now.
 #[must_use]
 pub fn verify_library(path: &Path, sha256: &str, keys: &TrustedKeys) -> SignatureReport {
+    verify_hashed(path, keys, PredicateType::PluginLibrary, || sha256.to_owned())
+}
+
+/// As [`verify_signature`] of a file whose digest `sha256` takes from bytes that are open already. It is
+/// asked for only when there is a signature to compare it with.
+pub(crate) fn verify_hashed(
+    path: &Path,
+    keys: &TrustedKeys,
+    expected: PredicateType,
+    sha256: impl FnOnce() -> String,
+) -> SignatureReport {
     let envelope_path = default_signature_path(path);
     let place = envelope_path.display().to_string();
     let neighbour = neighbouring_key(path);
-    let expected = PredicateType::PluginLibrary;
     let checked = check_envelope_file(&envelope_path, &place, keys, neighbour.as_ref(), expected);
-    compare(path, checked, || Ok(sha256.to_owned()))
+    compare(path, checked, || Ok(sha256()))
 }
 
 fn compare_file(path: &Path, checked: CheckedEnvelope) -> SignatureReport {
@@ -206,7 +219,7 @@ fn compare(
     let is_named = |subject: &str| subject.rsplit('/').next() == Some(name);
     let subjects: Vec<_> = statement.subjects.iter().filter(|s| is_named(&s.name)).collect();
     if subjects.is_empty() {
-        let of: Vec<&str> = statement.subjects.iter().map(|s| s.name.as_str()).take(3).collect();
+        let of: Vec<_> = statement.subjects.iter().map(|s| shown(&s.name)).take(3).collect();
         let reason = format!("the signature is for {}, not for this file", of.join(", "));
         return report.failed(SignatureState::SubjectMismatch, &place, reason);
     }

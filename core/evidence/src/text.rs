@@ -1,5 +1,7 @@
 //! The byte forms of JSON that evidence needs, on top of `forgelm_artifact::json`.
 
+use std::borrow::Cow;
+
 use forgelm_artifact::json::{self, Style};
 use serde_json::Value;
 
@@ -39,9 +41,18 @@ fn with_large_integers_as_text(value: &Value) -> Value {
     }
 }
 
+/// A file's name in a line for people: as it is, or in quotes and escaped where a character could break
+/// the line, turn it round, or look like another one.
+pub(crate) fn shown(name: &str) -> Cow<'_, str> {
+    if name.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(format!("\"{}\"", name.escape_default()))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::canonical_json;
+    use super::{canonical_json, shown};
     use serde_json::json;
 
     #[test]
@@ -49,5 +60,10 @@ mod tests {
         let value = json!({"a": [u64::MAX, 1, -1], "b": 1_u64 << 53});
         let expected = br#"{"a":["18446744073709551615",1,-1],"b":9007199254740992}"#;
         assert_eq!(canonical_json(&value), expected);
+    }
+    #[test]
+    fn fault_099_names_that_look_like_others_are_escaped() {
+        assert_eq!(shown("compliance/report 2.json"), "compliance/report 2.json");
+        assert_eq!(shown("r\u{435}port\n\u{202e}"), r#""r\u{435}port\n\u{202e}""#);
     }
 }

@@ -602,6 +602,7 @@ impl RunError {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
+            Self::Trust(error) if error.is_runtime() => Exit::Runtime,
             Self::Config(_)
             | Self::ModelConfig(_)
             | Self::Adapter(_)

@@ -49,14 +49,24 @@ impl GgufError {
         match self {
             Self::Open(e) => e.class(),
             Self::MissingKey { .. } | Self::WrongType { .. } => Class::Input,
-            Self::Format { fault, .. } => match fault {
-                Fault::GitLfsPointer
-                | Fault::Magic
-                | Fault::Version { .. }
-                | Fault::BigEndian
-                | Fault::TensorType { .. } => Class::Input,
-                _ => Class::Integrity,
-            },
+            Self::Format { fault, .. } => fault.class(),
+        }
+    }
+}
+
+impl Fault {
+    /// Which exit code this belongs to: what this program cannot read is input, what contradicts itself
+    /// is damaged.
+    #[must_use]
+    pub const fn class(&self) -> Class {
+        match self {
+            Self::GitLfsPointer
+            | Self::Magic
+            | Self::Version { .. }
+            | Self::BigEndian
+            | Self::HeaderTooLarge { .. }
+            | Self::TensorType { .. } => Class::Input,
+            _ => Class::Integrity,
         }
     }
 }
@@ -73,7 +83,7 @@ pub enum Fault {
     #[error("does not begin with `GGUF`; expected a GGUF file")]
     Magic,
     /// A version that is not read.
-    #[error("GGUF version {version}; expected 3")]
+    #[error("GGUF version {version}; expected 2 or 3")]
     Version {
         /// The version found.
         version: u32,
@@ -94,6 +104,12 @@ pub enum Fault {
         n_bytes: u64,
         /// Bytes there are.
         n_bytes_left: u64,
+    },
+    /// More metadata or tensors than any model has.
+    #[error("{what}: the header is larger than 64 MiB")]
+    HeaderTooLarge {
+        /// What was being read.
+        what: &'static str,
     },
     /// Text that is not UTF-8.
     #[error("byte {offset}: {what} is not UTF-8")]

@@ -12,6 +12,9 @@ const ALIGNMENT_DEFAULT: u64 = 32;
 const METADATA_BYTES_MIN: u64 = 8 + 4 + 1;
 /// Bytes of the shortest tensor entry: an empty name, one axis, a type, an offset.
 const TENSOR_BYTES_MIN: u64 = 8 + 4 + 8 + 4 + 8;
+/// Most bytes of metadata and list of tensors: ten times what the largest vocabularies take. Without a
+/// bound a large file, most of it holes, could ask for as much memory as it claims to have bytes.
+pub(super) const HEADER_BYTES_MAX: usize = 64 << 20;
 
 /// Where a tensor lies in its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,18 +53,13 @@ impl Header {
         if !file.starts_with(b"GGUF") {
             return Err(Fault::Magic);
         }
-        let mut cursor = Cursor { file, at: 4 };
-        match cursor.u32("the version")? {
-            3 => {}
-            0x0300_0000 | 0x0200_0000 | 0x0100_0000 => return Err(Fault::BigEndian),
-            version => return Err(Fault::Version { version }),
-        }
-        let n_tensors = cursor.u64("the number of tensors")?;
-        let n_metadata = cursor.u64("the number of metadata")?;
-        cursor.must_hold("the metadata", n_metadata, METADATA_BYTES_MIN)?;
-        let metadata = read_metadata(&mut cursor, n_metadata)?;
-        cursor.must_hold("the list of tensors", n_tensors, TENSOR_BYTES_MIN)?;
-        let infos = read_infos(&mut cursor, n_tensors)?;
+        let mut cursor = Cursor { file: &file[..file.len().min(HEADER_BYTES_MAX)], at: 4 };
+        let (metadata, infos) = read_header(&mut cursor).map_err(|fault| match fault {
+            Fault::PastEnd { what, .. } if file.len() > HEADER_BYTES_MAX => {
+                Fault::HeaderTooLarge { what }
+            }
+            other => other,
+        })?;
         let alignment = alignment(&metadata)?;
         let tensors = place(infos, file.len() as u64, cursor.at as u64, alignment)?;
         Ok(Self { metadata, tensors })
@@ -74,6 +72,22 @@ impl Header {
         let bytes = file.get(entry.start..)?.get(..entry.n_bytes)?;
         Some(TensorView { dtype: entry.dtype, shape: &entry.shape, bytes })
     }
+}
+
+/// What follows the first four bytes: versions 2 and 3 differ in nothing that is read here.
+fn read_header(cursor: &mut Cursor<'_>) -> Result<(BTreeMap<String, Value>, Vec<Info>), Fault> {
+    match cursor.u32("the version")? {
+        2 | 3 => {}
+        0x0300_0000 | 0x0200_0000 | 0x0100_0000 => return Err(Fault::BigEndian),
+        version => return Err(Fault::Version { version }),
+    }
+    let n_tensors = cursor.u64("the number of tensors")?;
+    let n_metadata = cursor.u64("the number of metadata")?;
+    cursor.must_hold("the metadata", n_metadata, METADATA_BYTES_MIN)?;
+    let metadata = read_metadata(cursor, n_metadata)?;
+    cursor.must_hold("the list of tensors", n_tensors, TENSOR_BYTES_MIN)?;
+    let infos = read_infos(cursor, n_tensors)?;
+    Ok((metadata, infos))
 }
 
 fn alignment(metadata: &BTreeMap<String, Value>) -> Result<u64, Fault> {

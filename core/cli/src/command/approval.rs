@@ -31,7 +31,7 @@ fn decide(args: &DecisionArgs, decide: Decide, context: &mut Context) -> Exit {
     let env = context.environment();
     let keys = match trusted_keys(&args.trust, &env) {
         Ok(keys) => keys,
-        Err(text) => return context.refused(Exit::Config, &text),
+        Err(error) => return context.failed(&error),
     };
     let asked = DecisionRequest {
         run_id: &args.run_id,

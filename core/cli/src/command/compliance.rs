@@ -1,12 +1,14 @@
 //! `forgelm verify-annex-iv`, and `--compliance-export`.
 
 use super::Context;
-use super::verify::{trusted_keys, verdict};
+use super::verify::{names_keys, trusted_keys, verdict};
 use crate::args::{LogLevel, RunFlags, VerifyAnnexIvArgs};
 use forgelm_evidence::annex_iv::{AnnexIvOptions, verify_annex_iv};
 use forgelm_evidence::documents::annex_iv::OpenPoint;
 use forgelm_evidence::dsse::verify::SignatureState;
+use forgelm_evidence::pipeline::{PipelineOptions, verify_pipeline};
 use forgelm_run::compliance::{self, export::export};
+use forgelm_run::dossier::to_evidence;
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use forgelm_run::plan::Plan;
@@ -16,13 +18,12 @@ use std::path::Path;
 /// Checks one technical documentation.
 pub fn verify(args: &VerifyAnnexIvArgs, context: &mut Context) -> Exit {
     if args.pipeline {
-        let error = RunError::NotAvailable("`verify-annex-iv --pipeline`".to_owned());
-        return context.failed(&error);
+        return verify_stages(args, context);
     }
     let env = context.environment();
     let keys = match trusted_keys(&args.trust, &env) {
         Ok(keys) => keys,
-        Err(text) => return context.refused(Exit::Config, &text),
+        Err(error) => return context.failed(&error),
     };
     let options = AnnexIvOptions {
         keys,
@@ -37,6 +38,24 @@ pub fn verify(args: &VerifyAnnexIvArgs, context: &mut Context) -> Exit {
         context.progress.line(LogLevel::Warning, &text);
     }
     verdict(report.class, &report.to_lines(), &report.to_json(), context)
+}
+
+/// Checks a pipeline as a whole.
+fn verify_stages(args: &VerifyAnnexIvArgs, context: &mut Context) -> Exit {
+    let env = context.environment();
+    let keys = match trusted_keys(&args.trust, &env) {
+        Ok(keys) => keys,
+        Err(error) => return context.failed(&error),
+    };
+    let secret = env.audit_secret.as_ref().and_then(to_evidence);
+    let options = PipelineOptions {
+        keys,
+        require_signature: names_keys(&args.trust) && !args.trust.allow_unsigned,
+        secret: secret.as_ref(),
+        require_corroboration: args.require_corroboration,
+    };
+    let report = verify_pipeline(&args.path, &options);
+    verdict(report.class(), &report.to_lines(), &report.to_json(), context)
 }
 
 /// Prints why a run was refused; with JSON, open points are members of their own.

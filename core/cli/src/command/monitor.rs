@@ -13,7 +13,7 @@ pub fn monitor(args: &MonitorArgs, context: &mut Context) -> Exit {
     let env = context.environment();
     let keys = match trusted_keys(&args.trust, &env) {
         Ok(keys) => keys,
-        Err(text) => return context.refused(Exit::Config, &text),
+        Err(error) => return context.failed(&error),
     };
     if let Err(error) = world::stop_on_signals(&env.stop) {
         context.warning(&format!("signals will end this at once: {error}"));

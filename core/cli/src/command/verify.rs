@@ -17,6 +17,7 @@ use forgelm_evidence::keys::trust::TrustedKeys;
 use forgelm_evidence::signature::{AuditRequest, default_type, verify_audit_log, verify_signature};
 use forgelm_run::dossier::to_evidence;
 use forgelm_run::environment::Environment;
+use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use forgelm_run::trust;
 use serde_json::Value;
@@ -32,7 +33,7 @@ pub fn audit(args: &VerifyAuditArgs, context: &mut Context) -> Exit {
     let path = if args.path.is_dir() { args.path.join(LOG_FILE) } else { args.path.clone() };
     let keys = match trusted_keys(&args.trust, &env) {
         Ok(keys) => keys,
-        Err(text) => return context.refused(Exit::Config, &text),
+        Err(error) => return context.failed(&error),
     };
     let report = verify_audit_log(
         &path,
@@ -62,7 +63,7 @@ pub fn signature(args: &VerifySignatureArgs, context: &mut Context) -> Exit {
     let env = context.environment();
     let keys = match trusted_keys(&args.trust, &env) {
         Ok(keys) => keys,
-        Err(text) => return context.refused(Exit::Config, &text),
+        Err(error) => return context.failed(&error),
     };
     let named = args.kind.as_deref().and_then(PredicateType::parse);
     let expected = named.unwrap_or_else(|| default_type(&args.path));
@@ -99,7 +100,7 @@ fn checked(args: &VerifyBundleArgs, context: &Context) -> Result<BundleReport, (
     let env = &context.environment();
     let secret = env.audit_secret.as_ref().and_then(to_evidence);
     let options = BundleOptions {
-        keys: trusted_keys(&args.trust, env).map_err(|text| (Exit::Config, text))?,
+        keys: trusted_keys(&args.trust, env).map_err(|error| (error.exit(), error.chain()))?,
         secret: secret.as_ref(),
         require_hmac: false,
         weights_left_out: args.dir.is_file(),
@@ -142,19 +143,19 @@ pub fn exit_of(class: Class) -> Exit {
 }
 
 /// Whether the user said whom to trust.
-fn names_keys(trust: &TrustArgs) -> bool {
+pub(super) fn names_keys(trust: &TrustArgs) -> bool {
     !trust.key.is_empty() || trust.trusted_keys.is_some()
 }
 
 /// The keys that are trusted: those named, else those of the environment, else this user's own
 /// key, made on first use.
-pub fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys, String> {
+pub fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys, RunError> {
     let mut keys = if !trust.key.is_empty() {
-        TrustedKeys::of_key_files(&trust.key).map_err(|error| error.to_string())?
+        TrustedKeys::of_key_files(&trust.key)?
     } else if let Some(store) = &trust.trusted_keys {
-        TrustedKeys::load(store).map_err(|error| error.to_string())?
+        TrustedKeys::load(store)?
     } else {
-        trust::trusted_keys(None, env).map_err(|error| error.to_string())?
+        trust::trusted_keys(None, env)?
     };
     if let Some(n) = trust.threshold {
         keys.set_threshold(usize::from(n));

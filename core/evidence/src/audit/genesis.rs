@@ -39,7 +39,7 @@ pub(super) fn read(dir: &Path) -> Found {
         return Found::Absent;
     }
     let mut bytes = Vec::new();
-    let read = open::regular(&path).map_err(|e| e.to_string()).and_then(|(file, _)| {
+    let read = open::unlinked(&path).map_err(|e| e.to_string()).and_then(|(file, _)| {
         file.take(GENESIS_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| e.to_string())
     });
     if let Err(reason) = read {

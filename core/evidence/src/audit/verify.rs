@@ -171,7 +171,7 @@ pub fn verify_audit(
     if options.require_hmac && options.secret.is_none() {
         return Err(AuditRejection::NoSecret);
     }
-    let (file, _) = open::regular(path).map_err(|e| open_rejection(path, e))?;
+    let (file, _) = open::unlinked(path).map_err(|e| open_rejection(path, e))?;
     let mut walk = Walk::new(path, options);
     walk.read(file)?;
     let walked = walk.finish()?;
@@ -184,7 +184,9 @@ fn open_rejection(path: &Path, error: OpenError) -> AuditRejection {
         OpenError::NotAFile { kind, .. } => {
             AuditRejection::NotFound { path, found: format!("is a {kind}; expected a file") }
         }
-        OpenError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+        OpenError::Io { source, .. }
+            if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+        {
             AuditRejection::NotFound { path, found: "no such file".to_owned() }
         }
         OpenError::Io { source, .. } => AuditRejection::Unreadable { path, source },

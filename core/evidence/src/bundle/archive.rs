@@ -5,7 +5,6 @@
 //! they were not there. Names are sorted and times fixed, so that the same run gives the same bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::{self, Read as _, Seek, Write};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use forgelm_artifact::json;
 use forgelm_artifact::open::{self, OpenError};
 use forgelm_artifact::write::{self, StagedDir, WriteError};
 use serde_json::{Value, json};
+use zip::result::ZipError;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
 
@@ -213,8 +213,9 @@ fn write_entries(
     zip.start_file(format!("{root}/{MANIFEST}"), options(MANIFEST, 0))?;
     zip.write_all(json::pretty(list).as_bytes())?;
     for name in names {
-        let mut from = File::open(out_dir.join(name))?;
-        let n_bytes = from.metadata()?.len();
+        let (mut from, metadata) =
+            open::below(out_dir, Path::new(name)).map_err(io::Error::other)?;
+        let n_bytes = metadata.len();
         zip.start_file(format!("{root}/{name}"), options(name, n_bytes))?;
         io::copy(&mut from, &mut zip)?;
     }
@@ -247,8 +248,12 @@ pub fn unpack(archive: &Path, place: &Path) -> Result<Unpacked, ArchiveError> {
     let refused =
         |class, reason: String| ArchiveError::Evidence { path: archive.to_owned(), reason, class };
     let input = |reason: String| refused(Class::NotCompared, reason);
-    let mut zip =
-        ZipArchive::new(file).map_err(|error| input(format!("not a ZIP archive: {error}")))?;
+    let mut zip = ZipArchive::new(file).map_err(|error| match error {
+        ZipError::Io(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            refused(Class::Unreadable, format!("cannot be read: {error}"))
+        }
+        error => input(format!("not a ZIP archive: {error}")),
+    })?;
     let (root, entries) = entries(&mut zip).map_err(input)?;
     let mut dir = StagedDir::new(place)?;
     for (index, name) in &entries {

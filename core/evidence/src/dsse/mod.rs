@@ -17,7 +17,7 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_S
 use serde_json::{Value, json};
 
 use crate::keys::{KeyError, SigningKey};
-use crate::strict_json::{DOCUMENT_LIMITS, parse};
+use crate::strict_json::{DOCUMENT_LIMITS, StrictJsonError, parse};
 
 /// The payload type of in-toto statements.
 pub const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
@@ -123,16 +123,27 @@ impl Envelope {
     /// # Errors
     /// [`MalformedEnvelope`].
     pub fn parse(bytes: &[u8]) -> Result<Self, MalformedEnvelope> {
-        Self::parse_inner(bytes).map_err(|reason| {
+        Self::parse_inner(bytes).map_err(|bad| {
+            let (reason, is_limit) = match bad {
+                Bad::Part(reason) => (reason, false),
+                Bad::Limit(reason) => (reason, true),
+            };
             let has = |name: &[u8]| bytes.windows(name.len()).any(|window| window == name);
             let names: [&[u8]; 3] = [b"\"payload\"", b"\"payloadType\"", b"\"signatures\""];
             let n_found = names.iter().filter(|name| has(name)).count();
-            MalformedEnvelope { reason, is_damaged: n_found >= 2 }
+            MalformedEnvelope { reason, is_damaged: n_found >= 2 && !is_limit }
         })
     }
 
-    fn parse_inner(bytes: &[u8]) -> Result<Self, String> {
-        let document = parse(bytes, DOCUMENT_LIMITS).map_err(|e| e.to_string())?;
+    fn parse_inner(bytes: &[u8]) -> Result<Self, Bad> {
+        let document = parse(bytes, DOCUMENT_LIMITS).map_err(|e| match e {
+            StrictJsonError::TooLarge { .. } | StrictJsonError::TooDeep { .. } => {
+                Bad::Limit(e.to_string())
+            }
+            StrictJsonError::DuplicateKey { .. } | StrictJsonError::Invalid { .. } => {
+                Bad::Part(e.to_string())
+            }
+        })?;
         let text = |value: &Value, key: &str| {
             let found = value.get(key).and_then(Value::as_str).map(str::to_owned);
             found.ok_or_else(|| format!("`{key}` is not text"))
@@ -141,18 +152,19 @@ impl Envelope {
         let payload = decode(&text(&document, "payload")?)
             .ok_or_else(|| "`payload` is not base64".to_owned())?;
         let Some(Value::Array(entries)) = document.get("signatures") else {
-            return Err("`signatures` is not a list".to_owned());
+            return Err("`signatures` is not a list".to_owned().into());
         };
         if entries.is_empty() || entries.len() > SIGNATURES_MAX {
             let n = entries.len();
-            return Err(format!("{n} signatures; expected 1 to {SIGNATURES_MAX}"));
+            let reason = format!("{n} signatures; expected 1 to {SIGNATURES_MAX}");
+            return Err(if n == 0 { Bad::Part(reason) } else { Bad::Limit(reason) });
         }
         let mut signatures = Vec::with_capacity(entries.len());
         for entry in entries {
             let keyid = match entry.get("keyid") {
                 None | Some(Value::Null) => None,
                 Some(Value::String(keyid)) => Some(keyid.clone()).filter(|k| !k.is_empty()),
-                Some(_) => return Err("`keyid` is not text".to_owned()),
+                Some(_) => return Err("`keyid` is not text".to_owned().into()),
             };
             let sig = decode(&text(entry, "sig")?)
                 .and_then(|sig| <[u8; 64]>::try_from(sig).ok())
@@ -160,6 +172,20 @@ impl Envelope {
             signatures.push(Signature { keyid, sig });
         }
         Ok(Self { payload_type, payload, signatures })
+    }
+}
+
+/// Why the parts of an envelope are none.
+enum Bad {
+    /// One is not what it must be.
+    Part(String),
+    /// There is more than is read, so that nothing was compared.
+    Limit(String),
+}
+
+impl From<String> for Bad {
+    fn from(reason: String) -> Self {
+        Self::Part(reason)
     }
 }
 

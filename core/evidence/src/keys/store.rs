@@ -105,12 +105,12 @@ impl KeyStoreError {
     /// Whether the world refused (exit 2) rather than the user having asked for something wrong
     /// (exit 1).
     #[must_use]
-    pub const fn is_runtime(&self) -> bool {
+    pub fn is_runtime(&self) -> bool {
         match self {
             Self::Write(_) | Self::Lock { .. } => true,
             Self::Key(error) => error.is_runtime(),
-            Self::Trust(_)
-            | Self::Name { .. }
+            Self::Trust(error) => error.is_runtime(),
+            Self::Name { .. }
             | Self::Known { .. }
             | Self::NeverValid { .. }
             | Self::Revoked { .. }

@@ -140,7 +140,7 @@ pub struct TrustedKeys {
     of_models: Vec<P256PublicKey>,
 }
 
-/// Why a trust store cannot be used: exit 1, nothing is checked.
+/// Why a trust store cannot be used: nothing is checked.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// It cannot be read.
@@ -163,6 +163,18 @@ pub enum TrustError {
         /// What was found and expected.
         detail: String,
     },
+}
+
+impl TrustError {
+    /// Whether the system refused to read it (exit 2) rather than it being none (exit 1).
+    #[must_use]
+    pub fn is_runtime(&self) -> bool {
+        match self {
+            Self::Open(error) => error.class() == forgelm_artifact::Class::Runtime,
+            Self::Io { .. } => true,
+            Self::Malformed { .. } => false,
+        }
+    }
 }
 
 impl TrustedKeys {

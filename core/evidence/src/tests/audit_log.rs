@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use forgelm_artifact::Disk;
+use forgelm_artifact::{Clock, Disk, UtcTime};
 use serde_json::Value;
 
 use super::{clock, event, identity, open};
@@ -503,4 +503,50 @@ fn speed_of_verify_audit() {
         println!("  reading the lines alone: {:.0} MiB/s", megabytes / seconds);
         assert_eq!(n_bad, 0);
     }
+}
+
+/// A clock of which each reading is the next of a list.
+struct Jumping(std::sync::Mutex<Vec<&'static str>>);
+
+impl Clock for Jumping {
+    fn utc(&self) -> UtcTime {
+        let mut left = self.0.lock().unwrap();
+        let now = if left.len() > 1 { left.remove(0) } else { left[0] };
+        now.parse().unwrap()
+    }
+
+    fn monotonic(&self) -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
+}
+
+/// Entries are in the order of the chain, whatever the clock of the machine says.
+#[test]
+fn fault_089_a_clock_that_jumps_changes_no_order_and_fails_no_verifier() {
+    let dir = tempfile::tempdir().unwrap();
+    let times = vec![
+        "2026-06-01T12:00:00+00:00",
+        "2026-06-01T12:00:00+00:00",
+        "1970-01-01T00:00:00+00:00",
+        "2038-01-19T03:14:08+00:00",
+        "2026-06-01T14:00:00+02:00",
+        "2100-12-31T23:59:59+00:00",
+        "2026-06-01T12:00:01+00:00",
+    ];
+    let clock = std::sync::Arc::new(Jumping(std::sync::Mutex::new(times)));
+    let mut log = AuditLog::open(dir.path(), identity(None), clock).unwrap();
+    for n in 0..8 {
+        log.append(&event("clock", n)).unwrap();
+    }
+    let accepted = verify(dir.path()).unwrap();
+    assert_eq!(accepted.entries, 8);
+    let parsed: Vec<Value> =
+        lines(dir.path()).iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let steps: Vec<u64> = parsed.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (0..8).collect::<Vec<u64>>());
+    let written: Vec<&str> =
+        parsed.iter().map(|line| line["timestamp"].as_str().unwrap()).collect();
+    assert!(written.iter().any(|time| time.starts_with("1970")), "{written:?}");
+    assert!(written.iter().any(|time| time.starts_with("2038")), "{written:?}");
+    assert!(written.windows(2).any(|pair| pair[0] > pair[1]), "it did jump: {written:?}");
 }

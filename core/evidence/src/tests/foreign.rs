@@ -97,6 +97,27 @@ fn encrypted_keys_of_openssl_are_read() {
     }
 }
 
+/// `tools/golden/dsse_securesystemslib.py`, which also verifies every envelope of a run of ours.
+#[test]
+fn two_signatures_of_securesystemslib_with_our_key_ids_are_verified_as_they_are() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/dsse");
+    let file = std::fs::read(golden.join("two_signatures.dsse.json")).unwrap();
+    let key = |seed: u8| SigningKey::from_seed(&[seed; 32]).public();
+    let state = |bytes: &[u8], seeds: &[u8], threshold: usize| {
+        let mut keys = TrustedKeys::of_public_keys(seeds.iter().map(|seed| key(*seed)));
+        keys.set_threshold(threshold);
+        let kind = PredicateType::ComplianceManifest;
+        check_envelope(bytes, "x", &keys, None, kind).report.state
+    };
+    assert_eq!(state(&file, &[1, 2], 2), SignatureState::Valid);
+    assert_eq!(state(&file, &[2], 1), SignatureState::Valid);
+    assert_eq!(state(&file, &[1], 2), SignatureState::UntrustedKey);
+    assert_eq!(state(&file, &[3], 1), SignatureState::UntrustedKey);
+    let mut envelope = Envelope::parse(&file).unwrap();
+    envelope.payload[30] ^= 1;
+    assert_eq!(state(&envelope.to_bytes(), &[1, 2], 1), SignatureState::Invalid);
+}
+
 #[test]
 fn an_envelope_of_securesystemslib_is_verified_and_refused_when_changed() {
     let file = std::fs::read(golden("securesystemslib.dsse.json")).unwrap();

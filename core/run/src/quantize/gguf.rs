@@ -10,6 +10,7 @@ use forgelm_artifact::gguf::write::{PlannedTensor, to_writer_with};
 use forgelm_artifact::gguf::{GgufFile, Value};
 use forgelm_artifact::write::StagedDir;
 use forgelm_evidence::documents::quantization::QuantizedTensor;
+use forgelm_evidence::gguf::{SIDECAR_SUFFIX, sidecar_text};
 use forgelm_kernels_api::RowSource as _;
 use forgelm_model::{GgufTensor, LoadError, ModelFiles, OpenModel};
 use forgelm_tensor::Dtype;
@@ -71,7 +72,9 @@ pub(super) fn write(
     };
     let written = dir.write_with(&name, |w| to_writer_with(w, &metadata, &planned, &mut fill));
     refusal.or(written)?;
-    check(found, &dir.path().join(&name), observer)?;
+    let path = dir.path().join(&name);
+    check(found, &path, observer)?;
+    dir.write(&format!("{name}{SIDECAR_SUFFIX}"), sidecar_text(&path)?.as_bytes())?;
     Ok(Written { file: Some(name), tensors })
 }
 

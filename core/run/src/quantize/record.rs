@@ -8,6 +8,8 @@ use crate::error::RunError;
 use forgelm_artifact::hash::Hasher;
 use forgelm_evidence::documents::quantization::QuantizationEvidence;
 use forgelm_evidence::documents::record::{FileRecord, MergedModel, Record};
+use forgelm_evidence::dsse::statement::PredicateType;
+use forgelm_evidence::sign::{FileClaims, sign_file, signable};
 use serde_json::json;
 use std::path::Path;
 
@@ -24,6 +26,10 @@ impl Quantizing<'_> {
     /// Writes and signs the evidence in `dir`, which will be the output folder.
     pub fn write(&self, dir: &Path, written: Written) -> Result<Quantized, RunError> {
         let work = format!("quantize:{}", self.request.method);
+        // Before the rest: the run's evidence binds it, and alone it goes where the file goes.
+        if let Some(file) = &written.file {
+            self.sign(&dir.join(file))?;
+        }
         let begun = self.making.begin(dir, &self.request.model, work)?;
         let run_id = begun.run_id.clone();
         let Written { file, tensors } = written;
@@ -34,6 +40,21 @@ impl Quantizing<'_> {
         let model = file.map_or_else(|| output_dir.clone(), |name| output_dir.join(name));
         let (tensors, metrics) = (evidence.tensors, self.making.metrics.clone());
         Ok(Quantized { run_id, output_dir, model, tensors, metrics })
+    }
+
+    /// Signs the file that was made.
+    fn sign(&self, path: &Path) -> Result<(), RunError> {
+        let Some(key) = self.making.key else { return Ok(()) };
+        let signed_at = self.making.env.clock.utc().to_string();
+        let claims = FileClaims {
+            kind: PredicateType::ModelExport,
+            builder: &dossier::builder(),
+            operator: &self.making.operator,
+            signed_at: &signed_at,
+        };
+        let file = signable(path, claims.kind, false, &key.signer)?;
+        sign_file(&file, &claims, &key.signer)?;
+        Ok(())
     }
 
     fn base(&self) -> MergedModel {
