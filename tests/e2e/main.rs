@@ -44,6 +44,7 @@ mod run;
 mod score;
 mod signed_plugins;
 mod support;
+mod timestamps;
 mod trainers;
 mod verify;
 mod webhook;

@@ -1,7 +1,7 @@
 //! `forgelm verify-annex-iv`, and `--compliance-export`.
 
 use super::Context;
-use super::verify::{trusted_keys, verdict};
+use super::verify::{every_usage, keys_for, verdict};
 use crate::args::{LogLevel, RunFlags, VerifyAnnexIvArgs};
 use forgelm_evidence::annex_iv::{AnnexIvOptions, verify_annex_iv};
 use forgelm_evidence::documents::annex_iv::OpenPoint;
@@ -20,7 +20,7 @@ pub fn verify(args: &VerifyAnnexIvArgs, context: &mut Context) -> Exit {
         return context.failed(&error);
     }
     let env = context.environment();
-    let keys = match trusted_keys(&args.trust, &env) {
+    let keys = match keys_for(&args.trust, &env, &every_usage()) {
         Ok(keys) => keys,
         Err(text) => return context.refused(Exit::Config, &text),
     };
