@@ -324,3 +324,45 @@ fn a_run_goes_on_without_tokens_unless_they_are_required() {
     let refused = required.attach(dir.path(), ATTESTATION, kind).unwrap_err();
     assert!(refused.to_string().contains("`signing.require_timestamp` demands"), "{refused}");
 }
+
+#[test]
+fn a_model_that_a_p256_key_signed_is_stamped_too() {
+    use crate::documents::evidence::Builder;
+    use crate::dsse::statement::PredicateType;
+    use crate::keys::p256::P256Key;
+    use crate::model::{ModelSigner, sign_model};
+    use crate::sign::FileClaims;
+    use std::os::unix::fs::PermissionsExt as _;
+    let golden =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/model_signing");
+    let dir = tempfile::tempdir().unwrap();
+    let (model, key) = (dir.path().join("model"), dir.path().join("key.pem"));
+    fs::create_dir(&model).unwrap();
+    atomic(&model.join("a"), b"a").unwrap();
+    fs::copy(golden.join("key.pem"), &key).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    let key = P256Key::load(&key).unwrap().unwrap();
+    let builder = Builder { version: "1".to_owned(), commit: None, target: "t".to_owned() };
+    let claims = FileClaims {
+        kind: PredicateType::ModelFolder,
+        builder: &builder,
+        operator: "alice@host",
+        signed_at: "2026-06-01T12:00:00+00:00",
+    };
+    sign_model(&model, &claims, ModelSigner::P256(&key)).unwrap();
+    let authority = OpenSsl::usual();
+    let stamping = Stamping { authority: &authority, is_required: true };
+    stamping.attach(&model, "model.sig", super::attach::Kind::Model).unwrap();
+    let mut keys = TrustedKeys::of_key_files(&[golden.join("key.pub")]).unwrap();
+    keys.require_stamps(&[Usage::Model]);
+    let verified = |keys: &TrustedKeys| verify_model(&model, None, keys, None);
+    assert_eq!(verified(&keys).state, SignatureState::NotChecked);
+    keys.add_authorities(&fs::read(authority.path("ca.pem")).unwrap()).unwrap();
+    let found = verified(&keys);
+    assert_eq!((found.state, found.timestamped), (SignatureState::Valid, true), "{found:?}");
+    let bundle: serde_json::Value =
+        serde_json::from_slice(&fs::read(model.join("model.sig")).unwrap()).unwrap();
+    let place =
+        "/verificationMaterial/timestampVerificationData/rfc3161Timestamps/0/signedTimestamp";
+    assert!(bundle.pointer(place).is_some_and(serde_json::Value::is_string));
+}
