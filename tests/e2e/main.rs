@@ -48,6 +48,7 @@ mod run;
 mod score;
 mod signed_plugins;
 mod support;
+mod timestamps;
 mod trainers;
 mod verify;
 mod webhook;

@@ -122,7 +122,7 @@ fn serve(mut stream: impl Read + Write, answers: Answers, kept: &Mutex<Vec<Recei
     if stream.read_exact(&mut body).is_err() {
         return;
     }
-    received.body = String::from_utf8(body).unwrap();
+    received.body = String::from_utf8_lossy(&body).into_owned();
     kept.lock().unwrap().push(received);
     match answers {
         Answers::Status(status) => {

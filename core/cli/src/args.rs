@@ -8,6 +8,7 @@ mod monitor;
 pub mod purge;
 pub mod reproduce;
 pub mod reverse_pii;
+pub mod stamps;
 
 pub use annex_iv::VerifyAnnexIvArgs;
 use approval::{ApprovalsArgs, DecisionArgs};
@@ -19,6 +20,7 @@ pub use monitor::MonitorArgs;
 use purge::PurgeArgs;
 use reproduce::ReproduceArgs;
 use reverse_pii::ReversePiiArgs;
+use stamps::{CosignArgs, StampArgs};
 use std::path::PathBuf;
 
 /// Fine-tune a language model from one YAML file, and leave evidence that a stranger can verify.
@@ -685,9 +687,13 @@ pub struct SignArgs {
     /// The private key; without it, as in a run.
     #[arg(long, value_name = "KEY")]
     pub signing_key: Option<PathBuf>,
-    /// One more signature in the envelopes that are there.
+    /// One more signature in the envelopes that are there. The output folder of a run gets one in its
+    /// attestation, once everything in it verifies.
     #[arg(long)]
     pub add: bool,
+    /// Whose signature a run must have before.
+    #[command(flatten)]
+    pub cosign: CosignArgs,
 }
 
 /// Whose signatures are accepted.
@@ -705,6 +711,9 @@ pub struct TrustArgs {
     /// How many of the trusted keys must have signed; without it, what the trust store says, else one.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     pub threshold: Option<u8>,
+    /// Whose time stamps are accepted.
+    #[command(flatten)]
+    pub stamps: StampArgs,
 }
 
 /// `forgelm verify-audit`.

@@ -8,6 +8,8 @@
 //! - [`library`]: signatures of shared libraries;
 //! - [`model`]: signatures of model folders;
 //! - [`sign`]: signatures of files that are there already;
+//! - [`timestamp`]: trusted time: tokens of others over our signatures;
+//! - [`cosign`]: more signatures in the attestation of a run;
 //! - [`identifier`]: identifiers of people and rows as keyed digests;
 //! - [`integrity`]: `model_integrity.json`, the digests of a model folder;
 //! - [`gguf`]: the verifier of GGUF files;
@@ -33,6 +35,7 @@ pub mod audit;
 pub mod bundle;
 pub mod checkpoint;
 pub mod class;
+pub mod cosign;
 mod digest;
 pub mod documents;
 pub mod dsse;
@@ -53,6 +56,7 @@ pub mod strict_json;
 #[cfg(test)]
 mod tests;
 mod text;
+pub mod timestamp;
 
 pub use class::Class;
 pub use secret::Secret;

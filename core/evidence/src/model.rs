@@ -21,11 +21,12 @@ use crate::dsse::verify::{SignatureReport, SignatureState, check_envelope};
 use crate::dsse::{Envelope, PAYLOAD_TYPE, pae};
 use crate::files::{self, EntryKind, FileProblem};
 use crate::keys::p256::P256Key;
-use crate::keys::trust::TrustedKeys;
+use crate::keys::trust::{TrustedKeys, Usage};
 use crate::keys::{KeyError, KeyOrigin, PublicKey, RunSigner};
 use crate::sign::{FileClaims, SignFileError};
 use crate::strict_json::{DOCUMENT_LIMITS, parse};
 use crate::text::{pretty_json, shown};
+use crate::timestamp::{Proven, attach};
 
 /// The signature's file in the model folder.
 pub const MODEL_SIGNATURE: &str = "model.sig";
@@ -53,12 +54,14 @@ fn is_ignored(name: &str, more: &[&str]) -> bool {
     name == MODEL_SIGNATURE || IGNORED.iter().any(is_in) || more.iter().any(is_in)
 }
 
-fn bundle(envelope: Value, hint: &str) -> Value {
-    json!({
+fn bundle(envelope: Value, hint: &str, stamps: &[Vec<u8>]) -> Value {
+    let mut bundle = json!({
         "mediaType": MEDIA_TYPE,
         "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
         "dsseEnvelope": envelope,
-    })
+    });
+    attach::put_into_bundle(&mut bundle, stamps);
+    bundle
 }
 
 /// What signs a model folder.
@@ -88,11 +91,11 @@ impl ModelSigner<'_> {
         match self {
             Self::Run(signer) => {
                 let envelope = Envelope::sign(payload, &signer.key)?;
-                Ok(bundle(envelope.to_json(), signer.key.id().as_str()))
+                Ok(bundle(envelope.to_json(), signer.key.id().as_str(), &[]))
             }
             Self::P256(key) => {
                 let signature = key.sign(&pae(PAYLOAD_TYPE, &payload));
-                Ok(bundle(p256_envelope(&payload, &signature), key.public().fingerprint()))
+                Ok(bundle(p256_envelope(&payload, &signature), key.public().fingerprint(), &[]))
             }
         }
     }
@@ -205,8 +208,10 @@ pub fn verify_model(
         return fail(broken, "not a bundle: `dsseEnvelope` is missing");
     };
     let hint = document.pointer("/verificationMaterial/publicKey/hint").and_then(Value::as_str);
+    let stamps = attach::of_bundle(&document);
     if let Some(signed) = p256_signature(embedded) {
-        let checked = check_p256(&signed, hint.unwrap_or_default(), &place, keys, &bytes);
+        let hint = hint.unwrap_or_default();
+        let checked = check_p256(&signed, hint, &place, keys, (&bytes, &stamps));
         return match checked {
             Ok((statement, report)) => match resources(&statement) {
                 Ok((signed, ignored)) => compare(dir, report, &signed, &ignored),
@@ -219,14 +224,16 @@ pub fn verify_model(
         Ok(envelope) => envelope,
         Err(e) => return fail(broken, &format!("not a bundle: {e}")),
     };
-    let form = envelope.to_bytes();
-    let checked = check_envelope(&form, &place, keys, neighbour, PredicateType::ModelFolder);
+    // Judged with the envelope, but they stand elsewhere in a bundle.
+    let stamped = Envelope { timestamps: stamps.clone(), ..envelope.clone() };
+    let checked =
+        check_envelope(&stamped.to_bytes(), &place, keys, neighbour, PredicateType::ModelFolder);
     let report = checked.report;
     let Some(statement) = checked.statement else { return report };
     let ours = statement.predicate.pointer("/builder/name").and_then(Value::as_str);
     let hint = statement.predicate.pointer("/signer/keyid").and_then(Value::as_str);
     if ours == Some(BUILDER_NAME)
-        && pretty_json(&bundle(envelope.to_json(), hint.unwrap_or_default())) != bytes
+        && pretty_json(&bundle(envelope.to_json(), hint.unwrap_or_default(), &stamps)) != bytes
     {
         let reason = "the bundle is not in the exact form that ForgeLM writes";
         return report.failed(SignatureState::Invalid, &place, reason);
@@ -255,7 +262,7 @@ fn check_p256(
     hint: &str,
     place: &str,
     keys: &TrustedKeys,
-    bytes: &[u8],
+    (bytes, stamps): (&[u8], &[Vec<u8>]),
 ) -> Result<(Statement, SignatureReport), Box<SignatureReport>> {
     let fail = |state, reason: String| {
         let mut report = SignatureReport::new(state, place, reason);
@@ -280,7 +287,7 @@ fn check_p256(
         statement.predicate.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
     };
     let ours = says("/builder/name").as_deref() == Some(BUILDER_NAME);
-    if ours && pretty_json(&bundle(p256_envelope(payload, signature), hint)) != bytes {
+    if ours && pretty_json(&bundle(p256_envelope(payload, signature), hint, stamps)) != bytes {
         let reason = "the bundle is not in the exact form that ForgeLM writes".to_owned();
         return Err(fail(SignatureState::Invalid, reason));
     }
@@ -291,6 +298,16 @@ fn check_p256(
     report.key_origin = says("/signer/key_origin");
     report.signed_at = says("/signed_at");
     report.predicate_type = Some(statement.predicate_type.clone());
+    let proven = Proven::of_signatures(&[signature], stamps, keys.authorities());
+    report.timestamped = proven.moment(0).is_some();
+    let stamped = proven
+        .moment(0)
+        .map(|at| format!("a trusted time stamp proves that it was signed by {at}"));
+    report.warnings.extend(stamped.into_iter().chain(proven.notes));
+    if keys.requires_stamp(Usage::Model) && !report.timestamped {
+        let reason = "no trusted time stamp proves when it was signed, and one is required";
+        return Err(Box::new(report.failed(SignatureState::NotChecked, place, reason)));
+    }
     Ok((statement, report))
 }
 

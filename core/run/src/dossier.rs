@@ -10,7 +10,7 @@ use crate::evaluators::Evaluated;
 use crate::event::{Event, Observer};
 use crate::memory::MemoryUse;
 use crate::model::{FoundModel, LoadedModel, compute_name};
-use crate::outbound;
+use crate::outbound::{self, TimeStamps};
 use crate::plan::Plan;
 use crate::plugins::Used;
 use crate::recovery::Rung;
@@ -366,6 +366,8 @@ pub(crate) struct Dossier<'a> {
     pub model_dir: &'a Path,
     /// Who may approve it, where somebody must.
     pub approval: Option<&'a Policy>,
+    /// Who is asked for time stamps, if anybody is.
+    pub stamps: Option<&'a TimeStamps>,
 }
 
 impl Dossier<'_> {
@@ -414,14 +416,20 @@ impl Dossier<'_> {
                 None => Err("signing.enabled is false"),
             },
             model_key: model_key.as_ref(),
+            stamping: self.stamps.map(TimeStamps::stamping),
             final_events: &[last_word],
         };
-        let export_error = if self.strictness.is_strict() {
-            write_bundle(&request, audit, self.env.clock.as_ref())?;
-            None
+        let written = if self.strictness.is_strict() {
+            Ok(write_bundle(&request, audit, self.env.clock.as_ref())?)
         } else {
-            let written = try_write_bundle(&request, audit, self.env.clock.as_ref())?;
-            written.err().map(|error| RunError::from(error).chain())
+            try_write_bundle(&request, audit, self.env.clock.as_ref())?
+        };
+        let export_error = match written {
+            Ok(bundle) => {
+                outbound::tell_unstamped(&bundle.unstamped, observer);
+                None
+            }
+            Err(error) => Some(RunError::from(error).chain()),
         };
         if let Some(error) = &export_error {
             let text = format!("the model is there, and its evidence is not complete: {error}");

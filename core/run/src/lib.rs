@@ -9,6 +9,7 @@ pub mod approval;
 pub mod audit;
 pub mod chat;
 pub mod compliance;
+pub mod cosign;
 pub mod cost;
 pub mod data;
 mod derived;

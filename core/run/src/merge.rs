@@ -14,12 +14,14 @@ use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::model;
+use crate::outbound::{self, TimeStamps};
 use crate::plan::Plan;
 use crate::plugins::{Named, Plugins, Used};
 use forgelm_artifact::sharded::SHARD_BYTES_MAX;
 use forgelm_artifact::write::StagedDir;
 use forgelm_config::{Merge, MergeMethod as Name};
 use forgelm_evidence::documents::record::FileRecord;
+use forgelm_evidence::timestamp::attach::Unstamped;
 use forgelm_kernels_api::RowSource;
 use forgelm_merge::{MergeError, Settings, Source, write_merged};
 use forgelm_model::WholeTensor;
@@ -44,6 +46,8 @@ pub struct Merged {
     pub output_dir: PathBuf,
     /// Final numbers.
     pub metrics: BTreeMap<String, f64>,
+    /// Signatures that got no time stamp.
+    pub unstamped: Vec<Unstamped>,
 }
 
 /// Runs the `merge` section of a plan.
@@ -74,6 +78,7 @@ pub fn merge(
     let operator = dossier::operator(env)?;
     let output_dir = PathBuf::from(&section.output_dir);
     folder::check_empty(&output_dir)?;
+    let stamps = TimeStamps::open(&plan.run, offline, env, observer)?;
     let key = dossier::signing_key(plan, env, observer)?;
 
     let inputs = Inputs::find(plan, section, offline, env, observer)?;
@@ -107,6 +112,7 @@ pub fn merge(
     let making = Making {
         env,
         key: key.as_ref(),
+        stamps: stamps.as_ref(),
         operator,
         started_at,
         metrics: tensors.metrics(seconds),
@@ -115,6 +121,7 @@ pub fn merge(
     let merging = Merging { plan, section, inputs: &inputs, files: &files, making };
     let merged = merging.write(dir.path(), &output_dir)?;
     folder::commit(dir)?;
+    outbound::tell_unstamped(&merged.unstamped, observer);
     Ok(merged)
 }
 

@@ -11,9 +11,11 @@ mod decided;
 mod hook;
 mod monitor;
 mod route;
+mod timestamp;
 
 pub use decided::tell_decision;
 pub use route::OutboundError;
+pub(crate) use timestamp::{TimeStamps, tell_unstamped};
 
 use crate::dossier;
 use crate::environment::Environment;
@@ -206,7 +208,11 @@ pub(crate) fn contacts(run: &Run) -> Vec<String> {
         let who = route::shown(endpoint, monitoring.endpoint_env.as_deref())?;
         Some(format!("{who}, for metrics{}", route::limit(reached)))
     });
-    webhook.into_iter().chain(monitoring).collect()
+    let signing = run.signing();
+    let authority = signing.timestamp_url.as_deref();
+    let authority = authority.filter(|_| signing.enabled && !run.model.offline);
+    let authority = route::shown(authority, None).map(|who| format!("{who}, for time stamps"));
+    webhook.into_iter().chain(monitoring).chain(authority).collect()
 }
 
 /// What a run writes for monitors.

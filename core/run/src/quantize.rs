@@ -165,6 +165,7 @@ pub fn quantize(
     let making = Making {
         env,
         key: key.as_ref(),
+        stamps: None,
         operator,
         started_at,
         metrics: metrics(&written.tensors, seconds),

@@ -29,7 +29,7 @@ use crate::event::{Event, ModelLoaded, Observer};
 use crate::footprint;
 use crate::gates;
 use crate::model::{self, FoundModel, LoadedModel};
-use crate::outbound::Told;
+use crate::outbound::{TimeStamps, Told};
 use crate::output::Start;
 use crate::plan::Plan;
 use crate::plugins::{self, Plugins};
@@ -189,6 +189,7 @@ fn run(
     check_variables(plan, env)?;
     let approval = approval::policy(plan)?;
     let operator = dossier::operator(env)?;
+    let stamps = TimeStamps::open(&plan.run, request.offline, env, observer)?;
     let key = dossier::signing_key(plan, env, observer)?;
     // Read again when it is used: what cannot be read now is found out before the work.
     dossier::model_key(plan)?;
@@ -289,6 +290,7 @@ fn run(
         plan,
         model_dir: plan.output.model_of(&identity.run_id, approval.is_some()),
         approval,
+        stamps,
         env,
         observer,
         found: &found,

@@ -1,8 +1,9 @@
 //! `forgelm approve`, `reject` and `approvals`: people decide on a staged model.
 
 use super::Context;
-use super::verify::trusted_keys;
+use super::verify::keys_for;
 use crate::args::approval::{ApprovalsArgs, DecisionArgs};
+use forgelm_evidence::keys::trust::Usage;
 use forgelm_run::approval::decide::{Decided, DecisionRequest, approve, reject};
 use forgelm_run::approval::list::{Shown, Waiting, pending, show};
 use forgelm_run::environment::Environment;
@@ -29,7 +30,7 @@ pub fn reject_run(args: &DecisionArgs, context: &mut Context) -> Exit {
 
 fn decide(args: &DecisionArgs, decide: Decide, context: &mut Context) -> Exit {
     let env = context.environment();
-    let keys = match trusted_keys(&args.trust, &env) {
+    let keys = match keys_for(&args.trust, &env, &[Usage::Run]) {
         Ok(keys) => keys,
         Err(error) => return context.failed(&error),
     };

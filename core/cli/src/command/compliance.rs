@@ -1,7 +1,7 @@
 //! `forgelm verify-annex-iv`, and `--compliance-export`.
 
 use super::Context;
-use super::verify::{names_keys, trusted_keys, verdict};
+use super::verify::{every_usage, keys_for, names_keys, verdict};
 use crate::args::{LogLevel, RunFlags, VerifyAnnexIvArgs};
 use forgelm_evidence::annex_iv::{AnnexIvOptions, verify_annex_iv};
 use forgelm_evidence::documents::annex_iv::OpenPoint;
@@ -21,7 +21,7 @@ pub fn verify(args: &VerifyAnnexIvArgs, context: &mut Context) -> Exit {
         return verify_stages(args, context);
     }
     let env = context.environment();
-    let keys = match trusted_keys(&args.trust, &env) {
+    let keys = match keys_for(&args.trust, &env, &every_usage()) {
         Ok(keys) => keys,
         Err(error) => return context.failed(&error),
     };
@@ -43,7 +43,7 @@ pub fn verify(args: &VerifyAnnexIvArgs, context: &mut Context) -> Exit {
 /// Checks a pipeline as a whole.
 fn verify_stages(args: &VerifyAnnexIvArgs, context: &mut Context) -> Exit {
     let env = context.environment();
-    let keys = match trusted_keys(&args.trust, &env) {
+    let keys = match keys_for(&args.trust, &env, &[]) {
         Ok(keys) => keys,
         Err(error) => return context.failed(&error),
     };

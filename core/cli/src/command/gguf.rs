@@ -1,14 +1,14 @@
 //! `forgelm verify-gguf`.
 
 use super::Context;
-use super::verify::{names_keys, trusted_keys, verdict};
+use super::verify::{every_usage, keys_for, names_keys, verdict};
 use crate::args::gguf::VerifyGgufArgs;
 use forgelm_evidence::gguf::{GgufOptions, verify_gguf};
 use forgelm_run::exit::Exit;
 
 /// Checks one GGUF file.
 pub fn verify(args: &VerifyGgufArgs, context: &mut Context) -> Exit {
-    let keys = match trusted_keys(&args.trust, &context.environment()) {
+    let keys = match keys_for(&args.trust, &context.environment(), &every_usage()) {
         Ok(keys) => keys,
         Err(error) => return context.failed(&error),
     };

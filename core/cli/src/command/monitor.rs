@@ -1,9 +1,10 @@
 //! `forgelm monitor`: one comparison, or one after the other until a signal.
 
 use super::Context;
-use super::verify::trusted_keys;
+use super::verify::keys_for;
 use crate::args::MonitorArgs;
 use crate::world;
+use forgelm_evidence::keys::trust::Usage;
 use forgelm_run::environment::Environment;
 use forgelm_run::exit::Exit;
 use forgelm_run::monitor::{Checked, MonitorRequest, Verdict, Watch};
@@ -11,7 +12,7 @@ use forgelm_run::monitor::{Checked, MonitorRequest, Verdict, Watch};
 /// Watches a model.
 pub fn monitor(args: &MonitorArgs, context: &mut Context) -> Exit {
     let env = context.environment();
-    let keys = match trusted_keys(&args.trust, &env) {
+    let keys = match keys_for(&args.trust, &env, &[Usage::Run]) {
         Ok(keys) => keys,
         Err(error) => return context.failed(&error),
     };

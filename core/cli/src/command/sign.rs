@@ -1,18 +1,21 @@
 //! `forgelm sign`: all files are looked at before the first is signed.
 
 use super::Context;
+use super::verify::{exit_of, keys_for};
 use crate::args::SignArgs;
+use forgelm_evidence::bundle::ATTESTATION;
 use forgelm_evidence::dsse::statement::PredicateType;
 use forgelm_evidence::keys::p256::P256Key;
 use forgelm_evidence::model::{ModelSigner, SignedModel, sign_model};
 use forgelm_evidence::sign::{FileClaims, sign_file, signable};
 use forgelm_evidence::signature::default_type;
+use forgelm_run::cosign::{Cosigned, cosign, is_run};
 use forgelm_run::dossier;
 use forgelm_run::environment::Environment;
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Signs files.
 pub fn sign(args: &SignArgs, context: &mut Context) -> Exit {
@@ -53,7 +56,8 @@ fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), R
     let mut files = Vec::new();
     let mut models = Vec::new();
     let mut refused: Vec<RunError> = Vec::new();
-    for path in &args.paths {
+    let runs = if args.add { runs_of(args)? } else { Vec::new() };
+    for path in args.paths.iter().filter(|path| !runs.contains(path)) {
         let kind = named.unwrap_or_else(|| default_type(path));
         match kind {
             PredicateType::PluginLibrary => {
@@ -101,6 +105,29 @@ fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), R
         |kind| FileClaims { kind, builder: &builder, operator: &operator, signed_at: &signed_at };
     let keyid = signer.key.id();
     let (mut text, mut rows) = (String::new(), Vec::new());
+    for path in runs {
+        let keys = keys_for(&args.cosign.trust(), &env, &[])?;
+        match cosign(path, keys, &signer, &env)? {
+            Cosigned::Added { n_signatures } => {
+                let (run, attestation) = (path.display(), path.join(ATTESTATION));
+                text.push_str(&format!(
+                    "{run}: signed by {keyid} too, {n_signatures} signatures in all\n  {}\n",
+                    attestation.display()
+                ));
+                rows.push(json!({
+                    "path": path,
+                    "type": PredicateType::TrainingRun.uri(),
+                    "signature": attestation,
+                    "signatures": n_signatures,
+                }));
+            }
+            Cosigned::Refused(report) => {
+                let lines = report.to_lines().join("\n");
+                let text = format!("{lines}\nnot signed: the run must verify before it is");
+                return Err(Refusal::Many(exit_of(report.class), text));
+            }
+        }
+    }
     // Folders first: one that is refused is only found by reading it.
     for path in models {
         let kind = PredicateType::ModelFolder;
@@ -125,6 +152,18 @@ fn sign_all(args: &SignArgs, context: &mut Context) -> Result<(String, Value), R
         }));
     }
     Ok((text, json!({"success": true, "keyid": keyid.as_str(), "files": rows})))
+}
+
+/// The runs among what is to be signed; one that is named with other things is refused.
+fn runs_of(args: &SignArgs) -> Result<Vec<&PathBuf>, Refusal> {
+    let runs: Vec<&PathBuf> = args.paths.iter().filter(|path| is_run(path)).collect();
+    match runs.first() {
+        Some(run) if args.paths.len() > 1 || args.kind.is_some() => {
+            let text = format!("{}: a run is co-signed alone, and without `--type`", run.display());
+            Err(Refusal::Many(Exit::Config, text))
+        }
+        Some(_) | None => Ok(runs),
+    }
 }
 
 /// Model folders by a P-256 key, which signs nothing else.

@@ -6,6 +6,7 @@ use crate::args::{
     LogLevel, TrustArgs, VerifyAuditArgs, VerifyBundleArgs, VerifyIntegrityArgs,
     VerifySignatureArgs,
 };
+use forgelm_artifact::open;
 use forgelm_evidence::Class;
 use forgelm_evidence::audit::LOG_FILE;
 use forgelm_evidence::bundle::archive::unpack;
@@ -13,7 +14,7 @@ use forgelm_evidence::bundle::verify::{BundleOptions, BundleReport, verify_bundl
 use forgelm_evidence::dsse::statement::PredicateType;
 use forgelm_evidence::dsse::verify::SignatureState;
 use forgelm_evidence::integrity::verify_integrity;
-use forgelm_evidence::keys::trust::TrustedKeys;
+use forgelm_evidence::keys::trust::{TrustError, TrustedKeys, Usage};
 use forgelm_evidence::signature::{AuditRequest, default_type, verify_audit_log, verify_signature};
 use forgelm_run::dossier::to_evidence;
 use forgelm_run::environment::Environment;
@@ -21,6 +22,8 @@ use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use forgelm_run::trust;
 use serde_json::Value;
+use std::io::Read as _;
+use std::path::Path;
 
 /// Checks a hash chain, and the signed checkpoint beside it.
 pub fn audit(args: &VerifyAuditArgs, context: &mut Context) -> Exit {
@@ -31,7 +34,7 @@ pub fn audit(args: &VerifyAuditArgs, context: &mut Context) -> Exit {
         return context.refused(Exit::Config, text);
     }
     let path = if args.path.is_dir() { args.path.join(LOG_FILE) } else { args.path.clone() };
-    let keys = match trusted_keys(&args.trust, &env) {
+    let keys = match keys_for(&args.trust, &env, &[Usage::Checkpoint]) {
         Ok(keys) => keys,
         Err(error) => return context.failed(&error),
     };
@@ -41,6 +44,7 @@ pub fn audit(args: &VerifyAuditArgs, context: &mut Context) -> Exit {
             secret: secret.as_ref(),
             require_hmac: args.require_hmac,
             require_signature: args.require_signature
+                || args.trust.stamps.require_timestamp
                 || (names_keys(&args.trust) && !args.trust.allow_unsigned),
             keys,
         },
@@ -61,7 +65,7 @@ pub fn integrity(args: &VerifyIntegrityArgs, context: &mut Context) -> Exit {
 /// Checks the signature of one file.
 pub fn signature(args: &VerifySignatureArgs, context: &mut Context) -> Exit {
     let env = context.environment();
-    let keys = match trusted_keys(&args.trust, &env) {
+    let keys = match keys_for(&args.trust, &env, &every_usage()) {
         Ok(keys) => keys,
         Err(error) => return context.failed(&error),
     };
@@ -100,7 +104,8 @@ fn checked(args: &VerifyBundleArgs, context: &Context) -> Result<BundleReport, (
     let env = &context.environment();
     let secret = env.audit_secret.as_ref().and_then(to_evidence);
     let options = BundleOptions {
-        keys: trusted_keys(&args.trust, env).map_err(|error| (error.exit(), error.chain()))?,
+        keys: keys_for(&args.trust, env, &[Usage::Run])
+            .map_err(|error| (error.exit(), error.chain()))?,
         secret: secret.as_ref(),
         require_hmac: false,
         weights_left_out: args.dir.is_file(),
@@ -148,8 +153,15 @@ pub(super) fn names_keys(trust: &TrustArgs) -> bool {
 }
 
 /// The keys that are trusted: those named, else those of the environment, else this user's own
-/// key, made on first use.
-pub fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys, RunError> {
+/// key, made on first use. With `--require-timestamp`, what is signed for `stamped` needs a time stamp.
+///
+/// # Errors
+/// If one of them, or a certificate of an authority, cannot be used.
+pub fn keys_for(
+    trust: &TrustArgs,
+    env: &Environment,
+    stamped: &[Usage],
+) -> Result<TrustedKeys, RunError> {
     let mut keys = if !trust.key.is_empty() {
         TrustedKeys::of_key_files(&trust.key)?
     } else if let Some(store) = &trust.trusted_keys {
@@ -160,5 +172,30 @@ pub fn trusted_keys(trust: &TrustArgs, env: &Environment) -> Result<TrustedKeys,
     if let Some(n) = trust.threshold {
         keys.set_threshold(usize::from(n));
     }
+    for path in &trust.stamps.tsa_cert {
+        let pem = read_certificates(path)?;
+        keys.add_authorities(&pem).map_err(|error| TrustError::Malformed {
+            place: path.display().to_string(),
+            detail: error.to_string(),
+        })?;
+    }
+    if trust.stamps.require_timestamp {
+        keys.require_stamps(stamped);
+    }
     Ok(keys)
+}
+
+/// For a command that checks one signature, of whatever kind.
+pub fn every_usage() -> Vec<Usage> {
+    Usage::ALL.iter().map(|(usage, _)| *usage).collect()
+}
+
+/// The bytes of a file of certificates.
+fn read_certificates(path: &Path) -> Result<Vec<u8>, TrustError> {
+    const BYTES_MAX: u64 = 4 << 20;
+    let (file, _) = open::regular(path).map_err(TrustError::Open)?;
+    let mut bytes = Vec::new();
+    let read = file.take(BYTES_MAX).read_to_end(&mut bytes);
+    read.map_err(|source| TrustError::Io { path: path.to_owned(), source })?;
+    Ok(bytes)
 }

@@ -333,6 +333,14 @@ fn signing(run: &Run, findings: &mut Findings<'_>) {
             "keep one of the two",
         );
     }
+    if signing.require_timestamp && (signing.timestamp_url.is_none() || !signing.enabled) {
+        findings.error(
+            Code::Conflict,
+            &["signing.require_timestamp"],
+            "`signing.require_timestamp` is true, and nobody is asked for time stamps".to_owned(),
+            "name the authority in `timestamp_url`, with `enabled: true`",
+        );
+    }
     if signing.command.is_some() != signing.public_key.is_some() {
         findings.error(
             Code::Conflict,

@@ -31,8 +31,15 @@ section! {
         /// Entries of the audit log between signed heads within it (`audit.checkpoint`); 0: none but the
         /// checkpoint at the end.
         checkpoint_every: u64 = 0, ours(), min(0.0), max(1e9);
-        /// A service of trusted time stamps.
-        timestamp_url: Option<String> = None, ours(), text(NOT_BLANK), later("trusted time stamps");
+        /// The address of a time stamp authority (RFC 3161), which is asked for a token over each of the
+        /// signatures of the attestation, the checkpoint and the model; never offline.
+        timestamp_url: Option<String> = None, ours(), text(NOT_BLANK);
+        /// Fails a run (exit 2) that gets no time stamp; else that is a warning.
+        require_timestamp: bool = false, ours();
+        /// A PEM file of certificates to trust for `https://`, in place of the public authorities.
+        timestamp_ca_bundle: Option<String> = None, ours(), text(NOT_BLANK);
+        /// Allows loopback, private and shared addresses; link-local ones stay refused.
+        timestamp_allow_private_destinations: bool = false, ours();
         /// A program that signs with a key that is elsewhere, and its arguments: the bytes to sign come on
         /// its input, and the 64 raw bytes of the Ed25519 signature are its output.
         command: Option<Vec<String>> = None, ours(), text(NOT_BLANK);

@@ -303,6 +303,13 @@ events! {
         /// Why.
         reason: String,
     }
+    /// `signing.timestamp_failed`: a signature got no token of a time stamp authority.
+    SigningTimestampFailed = "signing.timestamp_failed" {
+        /// Its file.
+        file: String,
+        /// Why.
+        reason: String,
+    }
     /// `audit.checkpoint`: a signed head, in the log itself.
     AuditCheckpoint = "audit.checkpoint" {
         /// Lines before this one.

@@ -19,7 +19,7 @@ use crate::audit::GENESIS_FILE;
 use crate::audit::event::AuditEvent;
 use crate::audit::log::{AuditError, AuditLog};
 use crate::audit::verify::AuditRejection;
-use crate::checkpoint::write_checkpoint;
+use crate::checkpoint::{CHECKPOINT_FILE, write_checkpoint};
 use crate::digest::{root_digest, sha256_hex};
 use crate::documents::INSTRUCTIONS_FILE;
 use crate::documents::annex_iv::{ANNEX_IV, Surroundings};
@@ -37,6 +37,7 @@ use crate::model::{MODEL_SIGNATURE, ModelSigner, sign_model};
 use crate::sign::{FileClaims, SignFileError};
 use crate::strict_json::{DOCUMENT_LIMITS, parse};
 use crate::text::canonical_json;
+use crate::timestamp::attach::{Kind, Stamping, Unstamped};
 
 /// File name of the model card inside the model folder.
 pub const MODEL_CARD: &str = "README.md";
@@ -56,6 +57,8 @@ pub struct BundleRequest<'a> {
     pub signer: Result<&'a RunSigner, &'a str>,
     /// A P-256 key that signs the model's folder in the place of `signer`.
     pub model_key: Option<&'a P256Key>,
+    /// Who is asked for time stamps, if anybody is.
+    pub stamping: Option<Stamping<'a>>,
     /// Recorded after the documents and before the checkpoint (`pipeline.completed`).
     pub final_events: &'a [AuditEvent],
 }
@@ -101,6 +104,8 @@ pub struct Bundle {
     pub subject_count: usize,
     /// Lines in the audit log that the checkpoint covers.
     pub audit_entries: u64,
+    /// Signatures that got no time stamp.
+    pub unstamped: Vec<Unstamped>,
 }
 
 /// Why the evidence is not complete. What was written so far is kept.
@@ -112,6 +117,14 @@ pub enum BundleError {
     /// The key gave no signature.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A signature got no time stamp, and must have one.
+    #[error("{file}: no time stamp, which `signing.require_timestamp` demands: {reason}")]
+    TimeStamp {
+        /// The file of the signature.
+        file: String,
+        /// Why.
+        reason: String,
+    },
     /// The model's folder cannot be signed.
     #[error(transparent)]
     Model(#[from] SignFileError),
@@ -181,6 +194,7 @@ pub fn try_write_bundle(
         Err(
             error @ (BundleError::Audit(_)
             | BundleError::Key(_)
+            | BundleError::TimeStamp { .. }
             | BundleError::Model(SignFileError::Key(_))),
         ) => Err(error),
         Err(error) => {
@@ -213,6 +227,7 @@ fn write_all(
     write::create_dir_all_durable(&out_dir.join(COMPLIANCE_DIR))?;
     write::remove_file(&out_dir.join(ATTESTATION))?;
     let mut around = Surroundings::default();
+    let mut unstamped = Vec::new();
     let card =
         |dir: &Path| write::atomic(&dir.join(MODEL_CARD), request.record.model_card().as_bytes());
     match request.model {
@@ -239,6 +254,10 @@ fn write_all(
             }
             around.model_dir = Some(name.to_owned());
             sign_model_folder(request, &dir, &clock.utc().to_string())?;
+            if request.signer.is_ok() {
+                let file = format!("{name}/{MODEL_SIGNATURE}");
+                unstamped.extend(stamp(request, &file, Kind::Model)?);
+            }
         }
     }
     for file in request.extra_files {
@@ -252,7 +271,8 @@ fn write_all(
         files: documents.clone(),
         governance_ok,
     };
-    let mut bundle = Bundle { documents, keyid: None, subject_count: 0, audit_entries: 0 };
+    let mut bundle =
+        Bundle { documents, keyid: None, subject_count: 0, audit_entries: 0, unstamped };
     match request.signer {
         Err(reason) => {
             audit.append(&exported)?;
@@ -271,6 +291,18 @@ fn write_all(
         }
     }
     Ok(bundle)
+}
+
+/// Asks for a time stamp over the signature in a file that was just written.
+fn stamp(
+    request: &BundleRequest<'_>,
+    file: &str,
+    kind: Kind,
+) -> Result<Option<Unstamped>, BundleError> {
+    match &request.stamping {
+        None => Ok(None),
+        Some(stamping) => stamping.attach(request.out_dir, file, kind),
+    }
 }
 
 /// Says in the log what became of the governance report; whether it is there or was not due.
@@ -407,6 +439,7 @@ fn sign_run(
     }
     *has_ended = true;
     let checkpoint = write_checkpoint(request.out_dir, &request.record, signer, signed_at)?;
+    bundle.unstamped.extend(stamp(request, CHECKPOINT_FILE, Kind::Envelope)?);
     let (model_root_digest, model_files) = match request.model {
         ModelPlace::None => (None, 0),
         ModelPlace::Folder { name, .. } => {
@@ -426,7 +459,20 @@ fn sign_run(
     bundle.keyid = Some(keyid);
     let statement = Statement::new(subjects, PredicateType::TrainingRun, predicate);
     let envelope = Envelope::sign(statement.to_bytes(), &signer.key)?;
-    write::atomic(&request.out_dir.join(ATTESTATION), &envelope.to_bytes())?;
+    let attestation = request.out_dir.join(ATTESTATION);
+    write::atomic(&attestation, &envelope.to_bytes())?;
+    match stamp(request, ATTESTATION, Kind::Envelope) {
+        Ok(unstamped) => bundle.unstamped.extend(unstamped),
+        Err(error) => {
+            write::remove_file(&attestation)?;
+            return Err(error);
+        }
+    }
+    // After the signed head: what it covers must be complete before anything is stamped.
+    for Unstamped { file, reason } in &bundle.unstamped {
+        let (file, reason) = (file.clone(), reason.clone());
+        audit.append(&AuditEvent::SigningTimestampFailed { file, reason })?;
+    }
     Ok(())
 }
 

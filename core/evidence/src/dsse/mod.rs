@@ -6,7 +6,9 @@
 //! Sources: DSSE protocol and envelope v1.0 (secure-systems-lab/dsse); in-toto Statement v1.
 //! Ours differs in one thing: an envelope that ForgeLM signed must be in the exact bytes that
 //! [`Envelope::to_bytes`] writes, so that one changed byte anywhere in the file is noticed, also
-//! in places that DSSE leaves unsigned (white space, key id hints). See [`verify`].
+//! in places that DSSE leaves unsigned (white space, key id hints). See [`verify`]. That holds for the
+//! form of the `timestamps` member too; the tokens in it are an authority's own bytes, judged by
+//! themselves: one that was changed is told and does not count ([`crate::timestamp`]).
 //! Start reading at [`verify::check_envelope`].
 
 pub mod statement;
@@ -18,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::keys::{KeyError, SigningKey};
 use crate::strict_json::{DOCUMENT_LIMITS, StrictJsonError, parse};
+use crate::timestamp::attach;
 
 /// The payload type of in-toto statements.
 pub const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
@@ -51,6 +54,8 @@ pub struct Envelope {
     pub payload: Vec<u8>,
     /// The signatures.
     pub signatures: Vec<Signature>,
+    /// Responses of time stamp authorities (RFC 3161, DER), each over one of the signatures. Not signed.
+    pub timestamps: Vec<Vec<u8>>,
 }
 
 /// Why bytes are no envelope.
@@ -77,7 +82,8 @@ impl Envelope {
 
     /// An in-toto statement that nobody signed yet.
     pub(crate) fn unsigned(payload: Vec<u8>) -> Self {
-        Self { payload_type: PAYLOAD_TYPE.to_owned(), payload, signatures: Vec::new() }
+        let (signatures, timestamps) = (Vec::new(), Vec::new());
+        Self { payload_type: PAYLOAD_TYPE.to_owned(), payload, signatures, timestamps }
     }
 
     /// Adds the signature of a key, after those that are there.
@@ -110,11 +116,15 @@ impl Envelope {
                 }
             })
             .collect();
-        json!({
+        let mut document = json!({
             "payload": STANDARD.encode(&self.payload),
             "payloadType": self.payload_type,
             "signatures": signatures,
-        })
+        });
+        if !self.timestamps.is_empty() {
+            document["timestamps"] = attach::to_json(&self.timestamps);
+        }
+        document
     }
 
     /// Reads an envelope: at most 16 MiB, 16 signatures and 64 levels; no duplicate keys; standard
@@ -171,7 +181,8 @@ impl Envelope {
                 .ok_or_else(|| "`sig` is not the base64 of 64 bytes".to_owned())?;
             signatures.push(Signature { keyid, sig });
         }
-        Ok(Self { payload_type, payload, signatures })
+        let timestamps = attach::of_envelope(&document);
+        Ok(Self { payload_type, payload, signatures, timestamps })
     }
 }
 

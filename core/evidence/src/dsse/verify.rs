@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use forgelm_artifact::UtcTime;
 
 use super::statement::{PredicateType, Statement};
-use super::{Envelope, PAYLOAD_TYPE, pae};
+use super::{Envelope, PAYLOAD_TYPE, Signature, pae};
 use crate::class::Class;
 use crate::keys::trust::{TrustedKey, TrustedKeys};
 use crate::keys::{KeyId, PublicKey};
+use crate::timestamp::Proven;
 
 /// How a signature was found to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +92,8 @@ pub struct SignatureReport {
     pub predicate_type: Option<String>,
     /// Whether a trusted key made it.
     pub trusted: bool,
+    /// Whether a trusted authority stamped the signature of that key.
+    pub timestamped: bool,
     /// Why, when it is not `valid`.
     pub reason: Option<String>,
     /// Things to know that are no failure.
@@ -111,6 +114,7 @@ impl SignatureReport {
             signed_at: None,
             predicate_type: None,
             trusted: false,
+            timestamped: false,
             reason: Some(reason.into()),
             warnings: Vec::new(),
         }
@@ -144,7 +148,7 @@ impl SignatureReport {
             "signed_at": self.signed_at,
             "predicate_type": self.predicate_type,
             "trusted": self.trusted,
-            "timestamped": false,
+            "timestamped": self.timestamped,
             "reason": self.reason,
         })
     }
@@ -184,7 +188,7 @@ pub fn check_envelope(
         Err(e) => return fail(SignatureState::Malformed, format!("not an envelope: {e}")),
     };
     let signed = Signers::of(&envelope, keys, neighbour);
-    if let Some((state, reason)) = signed.problem(&envelope, keys) {
+    if let Some((state, reason)) = signed.problem(&envelope, keys, neighbour) {
         let mut checked = fail(state, reason);
         checked.report.keyid = envelope.signatures.iter().find_map(|s| s.keyid.clone());
         return checked;
@@ -213,18 +217,25 @@ pub fn check_envelope(
         let reason = format!("a statement of type {found}; expected `{}`", expected.uri());
         return stop(report, SignatureState::SubjectMismatch, reason);
     }
+    let is_unknown = |s: &&Signature| s.keyid.is_some() && known_key(s, keys, neighbour).is_none();
+    let n_unknown = envelope.signatures.iter().filter(is_unknown).count();
+    if n_unknown > 0 {
+        let n = envelope.signatures.len();
+        let text = "are by keys that are not known here, and were not checked";
+        report.warnings.push(format!("{n_unknown} of {n} signatures {text}"));
+    }
     if let Some(reason) = changed_form(&envelope, bytes, &statement, &signed) {
         return stop(report, SignatureState::Invalid, reason);
     }
-    judge_trust(&mut report, &signed, keys, expected);
+    judge_trust(&mut report, &signed, &Proven::of(&envelope, keys.authorities()), keys, expected);
     CheckedEnvelope { report, statement: Some(statement) }
 }
 
 /// The known keys whose signatures verify.
 struct Signers<'a> {
-    trusted: Vec<&'a TrustedKey>,
+    /// Each with the index of its signature.
+    trusted: Vec<(&'a TrustedKey, usize)>,
     neighbour: Option<KeyId>,
-    neighbour_is_named: bool,
     wrong_hint: bool,
 }
 
@@ -233,35 +244,47 @@ impl<'a> Signers<'a> {
         let message = pae(&envelope.payload_type, &envelope.payload);
         let mut wrong_hint = false;
         let mut verifies = |key: &PublicKey, id: &KeyId| {
-            let mine = envelope.signatures.iter().find(|s| key.verifies(&message, &s.sig));
-            if let Some(hint) = mine.and_then(|s| s.keyid.as_ref()) {
+            let mine = envelope.signatures.iter().position(|s| key.verifies(&message, &s.sig));
+            if let Some(hint) = mine.and_then(|i| envelope.signatures[i].keyid.as_ref()) {
                 wrong_hint |= hint != id.as_str();
             }
-            mine.is_some()
+            mine
         };
-        let trusted: Vec<_> =
-            keys.keys().iter().filter(|key| verifies(&key.public_key, &key.keyid)).collect();
+        let with_signature =
+            |key: &'a TrustedKey| Some((key, verifies(&key.public_key, &key.keyid)?));
+        let trusted: Vec<_> = keys.keys().iter().filter_map(with_signature).collect();
         let found = neighbour.map(|key| (key, key.id()));
-        let is_named = |id: &KeyId| {
-            envelope.signatures.iter().any(|s| s.keyid.as_deref() == Some(id.as_str()))
-        };
-        let neighbour_is_named = found.as_ref().is_some_and(|(_, id)| is_named(id));
         let neighbour = if trusted.is_empty() {
-            found.filter(|(key, id)| verifies(key, id)).map(|(_, id)| id)
+            found.filter(|(key, id)| verifies(key, id).is_some()).map(|(_, id)| id)
         } else {
             None
         };
-        Self { trusted, neighbour, neighbour_is_named, wrong_hint }
+        Self { trusted, neighbour, wrong_hint }
     }
 
     fn all(&self) -> impl Iterator<Item = &KeyId> {
-        self.trusted.iter().map(|key| &key.keyid).chain(&self.neighbour)
+        self.trusted.iter().map(|(key, _)| &key.keyid).chain(&self.neighbour)
     }
 
     /// Why the payload must not even be parsed.
-    fn problem(&self, envelope: &Envelope, keys: &TrustedKeys) -> Option<(SignatureState, String)> {
+    fn problem(
+        &self,
+        envelope: &Envelope,
+        keys: &TrustedKeys,
+        neighbour: Option<&PublicKey>,
+    ) -> Option<(SignatureState, String)> {
         if self.wrong_hint {
             let reason = "the envelope's `keyid` does not name the key that signed it".to_owned();
+            return Some((SignatureState::Invalid, reason));
+        }
+        // Of several signatures each one that can be checked must be good, not just enough of them.
+        let message = pae(&envelope.payload_type, &envelope.payload);
+        let is_bad = |signature: &Signature| {
+            let known = known_key(signature, keys, neighbour);
+            known.is_some_and(|key| !key.verifies(&message, &signature.sig))
+        };
+        if envelope.signatures.iter().any(is_bad) {
+            let reason = "the signature does not match the payload".to_owned();
             return Some((SignatureState::Invalid, reason));
         }
         if self.all().next().is_some() {
@@ -269,11 +292,6 @@ impl<'a> Signers<'a> {
         }
         let hints: Vec<&str> =
             envelope.signatures.iter().filter_map(|s| s.keyid.as_deref()).collect();
-        let names_trusted = keys.keys().iter().any(|key| hints.contains(&key.keyid.as_str()));
-        if names_trusted || self.neighbour_is_named {
-            let reason = "the signature does not match the payload".to_owned();
-            return Some((SignatureState::Invalid, reason));
-        }
         let who = hints.first().map_or_else(
             || "an unnamed key".to_owned(),
             |hint| format!("key {}", forgelm_artifact::Quoted(hint)),
@@ -281,6 +299,18 @@ impl<'a> Signers<'a> {
         let reason = format!("signed by {who}, which is not known here");
         Some((SignatureState::UntrustedKey, reason))
     }
+}
+
+/// The key that a signature names, if it is known here.
+fn known_key<'a>(
+    signature: &Signature,
+    keys: &'a TrustedKeys,
+    neighbour: Option<&'a PublicKey>,
+) -> Option<&'a PublicKey> {
+    let hint = signature.keyid.as_deref()?;
+    let trusted = keys.keys().iter().find(|key| key.keyid.as_str() == hint);
+    let is_neighbour = |key: &&PublicKey| key.id().as_str() == hint;
+    trusted.map(|key| &key.public_key).or_else(|| neighbour.filter(is_neighbour))
 }
 
 fn describe(report: &mut SignatureReport, statement: &Statement) {
@@ -302,7 +332,9 @@ fn changed_form(
         return None;
     }
     let keyid = statement.predicate.pointer("/signer/keyid").and_then(Value::as_str);
-    if !signed.all().any(|id| Some(id.as_str()) == keyid) {
+    // Where others signed too, the one that is named may be unknown here, but must be there.
+    let is_there = envelope.signatures.iter().any(|s| s.keyid.as_deref() == keyid);
+    if !is_there && !signed.all().any(|id| Some(id.as_str()) == keyid) {
         return Some("signed by another key than the statement names".to_owned());
     }
     // One whose hint was taken away has an exact form of its own.
@@ -314,30 +346,37 @@ fn changed_form(
 fn judge_trust(
     report: &mut SignatureReport,
     signed: &Signers<'_>,
+    proven: &Proven,
     keys: &TrustedKeys,
     expected: PredicateType,
 ) {
     let signed_at = report.signed_at.as_deref().and_then(|text| text.parse::<UtcTime>().ok());
     let mut n_good = 0;
     let mut worst = None;
-    for key in &signed.trusted {
-        match key_problem(key, signed_at, expected) {
+    for (key, signature) in &signed.trusted {
+        let times = Times { signed_at, stamped_at: proven.moment(*signature) };
+        match key_problem(key, times, expected) {
             None => {
                 if n_good == 0 {
                     report.keyid = Some(key.keyid.to_string());
                     report.label.clone_from(&key.label);
                 }
                 n_good += 1;
-                if key.not_before.is_some() || key.not_after.is_some() || key.revocation.is_some() {
-                    report.warnings.push("the time of signing is the signer's own word".to_owned());
-                }
+                report.timestamped |= times.stamped_at.is_some();
+                report.warnings.extend(times.note(key));
             }
             Some(problem) => worst = worst.or(Some(problem)),
         }
     }
     let needed = keys.threshold(expected.usage());
     report.trusted = n_good > 0;
+    report.warnings.extend(proven.notes.iter().cloned());
     if n_good >= needed {
+        if keys.requires_stamp(expected.usage()) && !report.timestamped {
+            let reason = "no trusted time stamp proves when it was signed, and one is required";
+            let place = report.place.clone();
+            *report = report.clone().failed(SignatureState::NotChecked, &place, reason);
+        }
         return;
     }
     let (state, reason) = worst.unwrap_or_else(|| {
@@ -355,14 +394,37 @@ fn judge_trust(
     *report = report.clone().failed(state, &place, reason);
 }
 
+/// What is known of when a signature was made.
+#[derive(Clone, Copy)]
+struct Times {
+    /// As the signer says.
+    signed_at: Option<UtcTime>,
+    /// The moment by which it was there, as a trusted authority says.
+    stamped_at: Option<UtcTime>,
+}
+
+impl Times {
+    /// What to know of a key with dates whose signature is good.
+    fn note(self, key: &TrustedKey) -> Option<String> {
+        let has_dates =
+            key.not_before.is_some() || key.not_after.is_some() || key.revocation.is_some();
+        match self.stamped_at {
+            Some(at) => Some(format!("a trusted time stamp proves that it was signed by {at}")),
+            None => has_dates.then(|| "the time of signing is the signer's own word".to_owned()),
+        }
+    }
+}
+
 fn key_problem(
     key: &TrustedKey,
-    signed_at: Option<UtcTime>,
+    Times { signed_at, stamped_at }: Times,
     expected: PredicateType,
 ) -> Option<(SignatureState, String)> {
     if let Some(revocation) = &key.revocation {
         let earlier = signed_at.is_some_and(|at| at < revocation.at);
-        if !(revocation.keeps_earlier && earlier) {
+        let is_proven = stamped_at.is_some_and(|at| at < revocation.at);
+        let is_believed = is_proven || (revocation.keeps_earlier && earlier);
+        if !is_believed {
             let reason = forgelm_artifact::Quoted(&revocation.reason);
             return Some((
                 SignatureState::Revoked,
@@ -371,7 +433,10 @@ fn key_problem(
         }
     }
     let is_early = key.not_before.is_some_and(|limit| signed_at.is_none_or(|at| at < limit));
-    let is_late = key.not_after.is_some_and(|limit| signed_at.is_none_or(|at| at > limit));
+    let is_late = key.not_after.is_some_and(|limit| {
+        let is_proven = stamped_at.is_some_and(|at| at <= limit);
+        !is_proven && signed_at.is_none_or(|at| at > limit)
+    });
     if is_early || is_late {
         let reason = format!("signed outside the validity of key {}", key.keyid);
         return Some((SignatureState::Expired, reason));

@@ -196,6 +196,9 @@ impl TrustedKeys {
         if !thresholds.is_empty() {
             document.insert("thresholds".to_owned(), thresholds.into());
         }
+        if !self.authorities().is_empty() {
+            document.insert("tsa".to_owned(), self.authorities().to_pem().collect());
+        }
         if !self.statements.is_empty() {
             let statements = self.statements.iter().map(crate::dsse::Envelope::to_json);
             document.insert("statements".to_owned(), statements.collect());

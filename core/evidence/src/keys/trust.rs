@@ -15,6 +15,7 @@ use super::p256::P256PublicKey;
 use super::{KeyError, KeyId, PublicKey, succession};
 use crate::dsse::Envelope;
 use crate::strict_json::{DOCUMENT_LIMITS, parse};
+use crate::timestamp::{Authorities, NoCertificate};
 
 /// What a key may sign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -138,6 +139,10 @@ pub struct TrustedKeys {
     pub(super) statements: Vec<Envelope>,
     /// Believed about model folders alone.
     of_models: Vec<P256PublicKey>,
+    /// Believed about the time of signatures.
+    authorities: Authorities,
+    /// What counts only with a trusted time stamp.
+    stamped: BTreeSet<Usage>,
 }
 
 /// Why a trust store cannot be used: nothing is checked.
@@ -242,7 +247,8 @@ impl TrustedKeys {
     pub fn parse(bytes: &[u8], place: &str) -> Result<Self, TrustError> {
         let document =
             parse(bytes, DOCUMENT_LIMITS).map_err(|e| malformed(place, e.to_string()))?;
-        let root = Object::of(&document, place, &["version", "keys", "thresholds", "statements"])?;
+        let root =
+            Object::of(&document, place, &["version", "keys", "thresholds", "tsa", "statements"])?;
         if root.members.get("version") != Some(&Value::from(1)) {
             return Err(malformed(place, "`version` is not 1"));
         }
@@ -261,6 +267,7 @@ impl TrustedKeys {
             None | Some(Value::Null) => BTreeMap::new(),
             Some(value) => thresholds(value, &format!("{place}: thresholds"))?,
         };
+        let authorities = authorities(root.members.get("tsa"), place)?;
         let statements = match root.members.get("statements") {
             None | Some(Value::Null) => &[][..],
             Some(Value::Array(statements)) => statements,
@@ -271,7 +278,7 @@ impl TrustedKeys {
             succession::read(value, &keys).map_err(|reason| malformed(&place, reason))
         };
         let statements = statements.iter().enumerate().map(read).collect::<Result<_, _>>()?;
-        Ok(Self { keys, thresholds, statements, of_models: Vec::new() })
+        Ok(Self { keys, thresholds, statements, authorities, ..Self::default() })
     }
 
     /// The keys.
@@ -317,6 +324,31 @@ impl TrustedKeys {
     /// The thresholds that are set.
     pub fn thresholds(&self) -> impl Iterator<Item = (Usage, usize)> {
         self.thresholds.iter().map(|(usage, n)| (*usage, *n))
+    }
+
+    /// Whose time stamps are believed.
+    #[must_use]
+    pub fn authorities(&self) -> &Authorities {
+        &self.authorities
+    }
+
+    /// Believes the time stamps of these certificates (PEM), and of whom they certify, too.
+    ///
+    /// # Errors
+    /// If there is none, or one cannot be read.
+    pub fn add_authorities(&mut self, pem: &[u8]) -> Result<(), NoCertificate> {
+        self.authorities.add_pem(pem)
+    }
+
+    /// Demands a trusted time stamp over what is signed for these usages.
+    pub fn require_stamps(&mut self, usages: &[Usage]) {
+        self.stamped.extend(usages);
+    }
+
+    /// Whether a signature for this counts only with a trusted time stamp.
+    #[must_use]
+    pub fn requires_stamp(&self, usage: Usage) -> bool {
+        self.stamped.contains(&usage)
     }
 
     /// How many distinct keys must have signed.
@@ -433,6 +465,22 @@ fn usages(value: Option<&Value>, place: &str) -> Result<BTreeSet<Usage>, TrustEr
             .ok_or_else(|| malformed(place, format!("`usages`: {word} is not a known usage")))
     };
     words.iter().map(usage).collect()
+}
+
+/// `tsa`: certificates, each as PEM.
+fn authorities(value: Option<&Value>, place: &str) -> Result<Authorities, TrustError> {
+    let mut all = Authorities::default();
+    let list = match value {
+        None | Some(Value::Null) => return Ok(all),
+        Some(Value::Array(list)) => list,
+        Some(_) => return Err(malformed(place, "`tsa` is not a list")),
+    };
+    for (i, entry) in list.iter().enumerate() {
+        let place = format!("{place}: tsa[{i}]");
+        let pem = entry.as_str().ok_or_else(|| malformed(&place, "not text"))?;
+        all.add_pem(pem.as_bytes()).map_err(|error| malformed(&place, error.to_string()))?;
+    }
+    Ok(all)
 }
 
 fn thresholds(value: &Value, place: &str) -> Result<BTreeMap<Usage, usize>, TrustError> {

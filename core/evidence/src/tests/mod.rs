@@ -25,6 +25,8 @@ use crate::documents::facts::Governance;
 use crate::documents::record::Record;
 use crate::keys::{KeyOrigin, RunSigner, SigningKey};
 use crate::secret::Secret;
+use crate::timestamp::Authority;
+use crate::timestamp::attach::Stamping;
 
 pub(crate) fn clock() -> Arc<dyn Clock> {
     Arc::new(FixedClock("2026-01-01T00:00:00.000001Z".parse().expect("a time")))
@@ -66,6 +68,25 @@ pub(crate) fn write_run_of(
     signer: Result<&RunSigner, &str>,
     evidence: &Evidence,
 ) -> Bundle {
+    write_run_with(out_dir, signer, evidence, None)
+}
+
+/// A run whose signatures get time stamps, where the authority gives any.
+pub(crate) fn write_run_stamped(
+    out_dir: &Path,
+    signer: &RunSigner,
+    authority: &dyn Authority,
+) -> Bundle {
+    let stamping = Stamping { authority, is_required: false };
+    write_run_with(out_dir, Ok(signer), &evidence(), Some(stamping))
+}
+
+fn write_run_with(
+    out_dir: &Path,
+    signer: Result<&RunSigner, &str>,
+    evidence: &Evidence,
+    stamping: Option<Stamping<'_>>,
+) -> Bundle {
     use std::fs;
     let model = out_dir.join("final_model");
     fs::create_dir_all(&model).expect("a folder");
@@ -96,6 +117,7 @@ pub(crate) fn write_run_of(
         extra_files: &["metrics.jsonl".to_owned()],
         record: Record::Training(evidence),
         signer,
+        stamping,
         final_events: &[completed],
     };
     write_bundle(&request, &mut log, clock().as_ref()).expect("the bundle is written")
@@ -188,6 +210,7 @@ fn an_export_that_fails_is_in_the_log_and_the_run_may_end_all_the_same() {
         extra_files: &[],
         record: Record::Training(&evidence),
         signer: Err("off"),
+        stamping: None,
         final_events: &[completed],
     };
     let mut log = open(dir.path());

@@ -77,6 +77,7 @@ fn a_threshold_counts_distinct_keys() {
         payload_type: PAYLOAD_TYPE.to_owned(),
         payload: payload(),
         signatures,
+        timestamps: Vec::new(),
     };
     let mut keys = TrustedKeys::of_public_keys([1, 2, 3].map(|seed| signer(seed).key.public()));
     keys.set_threshold(2);
@@ -98,7 +99,15 @@ fn other_payloads_under_a_genuine_signature_are_not_statements() {
         let sig = signer(1).key.sign(&pae(payload_type, payload)).unwrap();
         let signatures = vec![Signature { keyid: None, sig }];
         let payload_type = payload_type.to_owned();
-        check(&keys, &Envelope { payload_type, payload: payload.to_vec(), signatures })
+        check(
+            &keys,
+            &Envelope {
+                payload_type,
+                payload: payload.to_vec(),
+                signatures,
+                timestamps: Vec::new(),
+            },
+        )
     };
     assert_eq!(signed(PAYLOAD_TYPE, &payload()).state, SignatureState::Valid);
     assert_eq!(signed("text/plain", &payload()).state, SignatureState::Malformed);

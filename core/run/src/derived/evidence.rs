@@ -5,6 +5,7 @@ use super::found::records;
 use crate::dossier::{self, VERSION};
 use crate::environment::Environment;
 use crate::error::RunError;
+use crate::outbound::TimeStamps;
 use crate::plugins::Used;
 use forgelm_artifact::UtcTime;
 use forgelm_evidence::audit::event::AuditEvent;
@@ -13,6 +14,7 @@ use forgelm_evidence::bundle::write::{BundleRequest, ModelPlace, write_bundle};
 use forgelm_evidence::documents::derived::Derived;
 use forgelm_evidence::documents::record::{FileRecord, MergedModel, Record};
 use forgelm_evidence::keys::lookup::FoundKey;
+use forgelm_evidence::timestamp::attach::Unstamped;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -20,6 +22,8 @@ use std::path::Path;
 pub struct Making<'a> {
     pub env: &'a Environment,
     pub key: Option<&'a FoundKey>,
+    /// Who is asked for time stamps, if anybody is.
+    pub stamps: Option<&'a TimeStamps>,
     pub operator: String,
     pub started_at: UtcTime,
     pub metrics: BTreeMap<String, f64>,
@@ -78,13 +82,13 @@ impl Making<'_> {
         }
     }
 
-    /// Writes and signs everything; `no_key` is why there may be no key.
+    /// Writes and signs everything; `no_key` is why there may be no key. What got no time stamp.
     pub fn finish(
         &self,
         begun: Begun<'_>,
         record: Record<'_>,
         no_key: &'static str,
-    ) -> Result<(), RunError> {
+    ) -> Result<Vec<Unstamped>, RunError> {
         let Begun { dir, outputs, mut audit, .. } = begun;
         let files: Vec<String> = outputs.into_iter().map(|file| file.name).collect();
         let completed =
@@ -95,10 +99,11 @@ impl Making<'_> {
             extra_files: &[],
             record,
             model_key: None,
+            stamping: self.stamps.map(TimeStamps::stamping),
             signer: self.key.map(|found| found.signer.as_ref()).ok_or(no_key),
             final_events: &[completed],
         };
-        write_bundle(&request, &mut audit, self.env.clock.as_ref())?;
-        Ok(())
+        let bundle = write_bundle(&request, &mut audit, self.env.clock.as_ref())?;
+        Ok(bundle.unstamped)
     }
 }

@@ -29,8 +29,10 @@ impl Merging<'_> {
         let begun = making.begin(dir, &self.inputs.base_name, work)?;
         let run_id = begun.run_id.clone();
         let evidence = self.evidence(making.derived(&begun, config_hash.clone(), self.base()));
-        making.finish(begun, Record::Merge(&evidence), "signing.enabled is false")?;
+        let record = Record::Merge(&evidence);
+        let unstamped = making.finish(begun, record, "signing.enabled is false")?;
         Ok(Merged {
+            unstamped,
             run_id,
             config_hash,
             n_models: self.section.models.len(),

@@ -55,6 +55,12 @@ pub enum OutboundError {
         /// What was expected.
         source: NoCertificate,
     },
+    /// Time stamps are required where nothing may be sent.
+    #[error(
+        "`signing.require_timestamp` is true, and nothing is sent offline\n  hint: without `--offline`, \
+         or without `require_timestamp`"
+    )]
+    StampsOffline,
     /// No address of this machine.
     #[error(
         "`monitoring.listen` is `{address}`; expected `ADDRESS:PORT` in numbers, such as \
@@ -87,6 +93,7 @@ impl OutboundError {
             Self::NotFree { .. } | Self::Thread(_) => Exit::Runtime,
             Self::Address { .. }
             | Self::NotHttps { .. }
+            | Self::StampsOffline
             | Self::NoCertificate { .. }
             | Self::Listen { .. } => Exit::Config,
         }

@@ -17,6 +17,7 @@ use crate::evaluators::Chosen;
 use crate::event::{Event, Observer, Started, When};
 use crate::metrics::MetricsFile;
 use crate::model::{FoundModel, LoadedModel};
+use crate::outbound::TimeStamps;
 use crate::plan::Plan;
 use crate::plugins::{Plugins, Used};
 use crate::recovery::Rung;
@@ -48,6 +49,8 @@ pub(super) struct Job<'a> {
     pub(super) model_dir: PathBuf,
     /// Who may approve it, where somebody must.
     pub(super) approval: Option<Policy>,
+    /// Who is asked for time stamps, if anybody is.
+    pub(super) stamps: Option<TimeStamps>,
     pub(super) env: &'a Environment,
     pub(super) observer: &'a mut dyn Observer,
     pub(super) found: &'a FoundModel,
@@ -235,6 +238,7 @@ impl Job<'_> {
             gates: &gated.gates,
             model_dir: &self.model_dir,
             approval: self.approval.as_ref(),
+            stamps: self.stamps.as_ref(),
         };
         let completed = match dossier.write(key.as_ref(), audit, self.observer) {
             Ok(completed) => completed,
