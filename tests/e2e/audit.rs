@@ -140,3 +140,28 @@ fn what_cannot_be_audited_is_no_success() {
     let ran = workplace.forgelm(&["audit", "broken.jsonl"]).expect_code(3);
     ran.expect_stderr("broken.jsonl:1: gitlab_token").expect_stderr("broken.jsonl:2: ");
 }
+
+#[test]
+fn a_named_key_signs_the_report_and_no_key_is_made_for_it() {
+    let workplace = Workplace::new();
+    workplace.write("rows.jsonl", &row("A plain answer."));
+    let envelope = workplace.path(&format!("{REPORT}.dsse.json"));
+    workplace.forgelm(&["audit", "rows.jsonl"]).expect_code(0);
+    assert!(!envelope.exists() && !workplace.path("home/.config/forgelm").exists());
+    workplace.forgelm(&["keygen", "--out", "k"]).expect_code(0);
+    let ran = workplace.forgelm(&["audit", "rows.jsonl", "--signing-key", "k"]).expect_code(0);
+    assert!(ran.stdout.contains("data_audit_report.json.dsse.json"), "{}", ran.stdout);
+    let verify = ["verify-signature", REPORT, "--type", "data-audit", "--key", "k.pub"];
+    workplace.forgelm(&verify).expect_code(0);
+    // The environment of a pipeline names it too.
+    let mut command = workplace.command(&["audit", "rows.jsonl"]);
+    let ran = command.env("FORGELM_SIGNING_KEY_FILE", "k").output().unwrap();
+    crate::support::Ran::from(ran).expect_code(0);
+    workplace.forgelm(&verify).expect_code(0);
+    // A report that is written again has no old signature.
+    workplace.forgelm(&["audit", "rows.jsonl"]).expect_code(0);
+    assert!(!envelope.exists());
+    let nowhere = ["audit", "rows.jsonl", "--output", "new", "--signing-key", "nowhere"];
+    workplace.forgelm(&nowhere).expect_code(1).expect_stderr("no such key file");
+    assert!(!workplace.path("new").exists(), "found out before the work");
+}

@@ -419,6 +419,10 @@ pub struct AuditArgs {
     /// Where `data_audit_report.json` goes.
     #[arg(long, value_name = "DIR", default_value = "./audit")]
     pub output: PathBuf,
+    /// Signs the report; without it, the key of `FORGELM_SIGNING_KEY_FILE` or `FORGELM_SIGNING_KEY`, if
+    /// there is one.
+    #[arg(long, value_name = "KEY")]
+    pub signing_key: Option<PathBuf>,
     /// Show splits without a finding too.
     #[arg(long)]
     pub verbose: bool,

@@ -1,10 +1,17 @@
 //! `forgelm audit`: what is in data files, as a report and two gates.
 
+use crate::dossier;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::exit::Exit;
 use forgelm_artifact::{json, write};
-use std::path::PathBuf;
+use forgelm_evidence::dsse::statement::PredicateType;
+use forgelm_evidence::keys::RunSigner;
+use forgelm_evidence::keys::lookup::find_signing_key;
+use forgelm_evidence::sign::{FileClaims, sign_file, signable};
+use forgelm_evidence::signature::default_signature_path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use forgelm_data::{
     AuditReport, AuditSettings, Dedup, FindingKind, Gate, Overlap, SplitReport,
@@ -26,6 +33,8 @@ pub struct AuditRequest {
     pub allow_secrets: bool,
     /// Nor does personal data.
     pub allow_pii: bool,
+    /// The private key that signs the report; without it, the one that the environment names.
+    pub signing_key: Option<PathBuf>,
 }
 
 /// An audit whose report is on disk.
@@ -35,6 +44,8 @@ pub struct Audited {
     pub report: AuditReport,
     /// Where it is written.
     pub report_path: PathBuf,
+    /// Its envelope, where a key was named.
+    pub signature: Option<PathBuf>,
     /// When.
     pub generated_at: String,
     /// The path as it was given.
@@ -62,11 +73,14 @@ impl Audited {
     }
 }
 
-/// Reads the data, and writes the report whole or not at all.
+/// Reads the data, and writes the report whole or not at all. It is signed (S6) where a key is named: by
+/// the request, or in the environment.
 ///
 /// # Errors
-/// If there is no data, or the report cannot be written.
+/// If there is no data, the key cannot be used, or something cannot be written.
 pub fn audit(request: &AuditRequest, env: &Environment) -> Result<Audited, RunError> {
+    // Before the work: what cannot sign would be found out after it.
+    let signing = signing(request.signing_key.as_deref(), env)?;
     let report = forgelm_data::audit(&request.input, &request.settings)?;
     let generated_at = env.clock.utc().to_string();
     let path = std::path::absolute(&request.input).unwrap_or_else(|_| request.input.clone());
@@ -74,13 +88,44 @@ pub fn audit(request: &AuditRequest, env: &Environment) -> Result<Audited, RunEr
     let document = report.document(&input, &path, &generated_at);
     write::create_dir_all_durable(&request.output_dir)?;
     let report_path = request.output_dir.join(REPORT_FILE);
+    // That of an earlier report says nothing of this one.
+    write::remove_file(&default_signature_path(&report_path))?;
     write::atomic(&report_path, json::pretty(&document).as_bytes())?;
+    let signature =
+        signing.map(|signing| sign(&report_path, &signing, &generated_at)).transpose()?;
     Ok(Audited {
         secrets_gate: Gate::of_secrets(&report, request.allow_secrets),
         pii_gate: Gate::of_pii(&report, request.allow_pii),
         report,
         report_path,
+        signature,
         generated_at,
         source_input: input,
     })
+}
+
+/// Who signs, and with what.
+struct Signing {
+    operator: String,
+    signer: Arc<RunSigner>,
+}
+
+/// No key is made for an audit: only one that is named signs.
+fn signing(key: Option<&Path>, env: &Environment) -> Result<Option<Signing>, RunError> {
+    let is_named = key.is_some() || env.signing_key_file.is_some() || env.signing_key.is_some();
+    if !is_named {
+        return Ok(None);
+    }
+    let operator = dossier::operator(env)?;
+    let found = find_signing_key(&dossier::key_places(key.map(Path::to_owned), env))?;
+    Ok(Some(Signing { operator, signer: found.signer }))
+}
+
+fn sign(report: &Path, signing: &Signing, signed_at: &str) -> Result<PathBuf, RunError> {
+    let kind = PredicateType::DataAudit;
+    let file = signable(report, kind, false, &signing.signer)?;
+    let builder = dossier::builder();
+    let claims = FileClaims { kind, builder: &builder, operator: &signing.operator, signed_at };
+    sign_file(&file, &claims, &signing.signer)?;
+    Ok(file.signature)
 }

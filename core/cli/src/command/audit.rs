@@ -26,6 +26,7 @@ pub fn audit(args: &AuditArgs, context: &mut Context) -> Exit {
         },
         allow_secrets: args.allow_secrets,
         allow_pii: args.allow_pii,
+        signing_key: args.signing_key.clone(),
     };
     let audited = match audit::audit(&request, &context.environment()) {
         Ok(audited) => audited,
@@ -148,6 +149,9 @@ fn text(audited: &Audited, is_verbose: bool) -> String {
         audited.pii_gate.status(),
         audited.report_path.display()
     );
+    if let Some(signature) = &audited.signature {
+        let _ = writeln!(text, "signed: {}", signature.display());
+    }
     text
 }
 
@@ -190,6 +194,7 @@ fn envelope(audited: &Audited, exit: Exit, failure: Option<&str>) -> Value {
     }
     let more = json!({
         "report_path": audited.report_path,
+        "signature": audited.signature,
         "generated_at": audited.generated_at,
         "source_input": audited.source_input,
         "total_samples": report.n_samples(),
