@@ -483,6 +483,17 @@ pub enum RunError {
         /// The tuned model.
         final_model: PathBuf,
     },
+    /// Gates could not say anything about the tuned model.
+    #[error(
+        "{}\n  the tuned model is in `{}`, without evidence\n  hint: mend what the gate needs, and \
+         continue with `--resume`: nothing is trained again", .gates.join("\n"), .final_model.display()
+    )]
+    NotEnoughEvidence {
+        /// Each gate and why.
+        gates: Vec<String>,
+        /// The tuned model.
+        final_model: PathBuf,
+    },
     /// A decision on a staged model was not taken.
     #[error(transparent)]
     Approval(#[from] ApprovalError),
@@ -718,6 +729,7 @@ impl RunError {
             | Self::NotFinite { .. }
             | Self::Trainer(_)
             | Self::Evaluator { .. }
+            | Self::NotEnoughEvidence { .. }
             | Self::NothingLearned { .. }
             | Self::Score(ScoreError::NotFinite { .. })
             | Self::Generate(_) => Exit::Runtime,

@@ -45,6 +45,7 @@ mod rewards;
 pub mod sample;
 pub mod score;
 pub mod settings;
+mod subject;
 mod traces;
 pub mod training;
 pub mod trust;

@@ -1,6 +1,7 @@
 //! The services over the tiny model of the golden values.
 
-use super::{Examined, Language, PROMPTS_TOGETHER, check_room};
+use super::{Examined, LANES, Subject, check_room};
+use crate::subject::Language;
 use forgelm_data::{Sequence, Sequences};
 use forgelm_generate::{ScoreRequest, Scorer};
 use forgelm_kernels_api::Compute;
@@ -43,7 +44,8 @@ impl Model {
             template_now: 0,
             stop_ids: &[2],
         };
-        Examined::new((&self.decoder, None), language, held_out, is_stopped).expect("readable")
+        let subject = Subject { decoder: &self.decoder, adapter: None, language, is_stopped };
+        Examined::new(subject, held_out).expect("readable")
     }
 
     /// Tokens of a text with their ends, and the log-probability of each but the first.
@@ -184,8 +186,7 @@ fn an_answer_is_a_function_of_its_prompt_and_the_options() {
             ("chat", OptionValue::Flag(is_chat)),
         ]
     };
-    let prompts: Vec<String> =
-        (0..2 * PROMPTS_TOGETHER + 3).map(|i| format!("Item {} is", i % 40)).collect();
+    let prompts: Vec<String> = (0..9 * LANES + 3).map(|i| format!("Item {} is", i % 40)).collect();
     let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
     let together = examined.generate(&prompts, &options(5.0, false)).expect("answers");
     assert_eq!(together.len(), prompts.len());
