@@ -8,6 +8,13 @@ use serde_json::{Map, Value, json};
 
 use crate::audit::event::number;
 
+/// What every gate of a run measured, with how much evidence a verdict needed, relative to the output
+/// folder.
+pub const MEASUREMENTS_FILE: &str = "compliance/gate_measurements.json";
+
+/// Version of that document.
+const SCHEMA_VERSION: u64 = 1;
+
 /// Share of intervals that hold the true value, where `evaluation.confidence` is not set.
 pub const CONFIDENCE: f64 = 0.95;
 
@@ -210,6 +217,47 @@ impl Policy {
     }
 }
 
+/// The document of what was measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measurements {
+    /// How much evidence a verdict needed.
+    pub policy: Policy,
+    /// Each gate, in the order in which they were asked.
+    pub gates: Vec<Measurement>,
+}
+
+impl Measurements {
+    /// The document.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "schema_version": SCHEMA_VERSION,
+            "policy": self.policy.to_json(),
+            "gates": self.gates.iter().map(Measurement::to_json).collect::<Vec<_>>(),
+        })
+    }
+
+    /// The opposite of [`Measurements::to_json`]; none for anything else.
+    #[must_use]
+    pub fn from_json(value: &Value) -> Option<Self> {
+        if value["schema_version"].as_u64()? != SCHEMA_VERSION {
+            return None;
+        }
+        let gates = value["gates"].as_array()?.iter().map(Measurement::from_json);
+        Some(Self {
+            policy: Policy::from_json(&value["policy"])?,
+            gates: gates.collect::<Option<_>>()?,
+        })
+    }
+
+    /// The verdict on one of the gates; none for one that is not there.
+    #[must_use]
+    pub fn judge(&self, gate: &str) -> Option<Verdict> {
+        let found = self.gates.iter().find(|measured| measured.gate == gate)?;
+        Some(judge(found, self.policy))
+    }
+}
+
 /// Why a gate rejects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -277,8 +325,10 @@ pub fn judge(measured: &Measurement, policy: Policy) -> Verdict {
     if let Some(reason) = &measured.not_evaluated {
         return Verdict::NotEnoughEvidence { reasons: vec![reason.clone()] };
     }
-    let missing: Vec<String> =
+    let mut missing: Vec<String> =
         measured.checks.iter().filter_map(|check| missing_evidence(check, policy)).collect();
+    // One value beside two limits wants the same.
+    missing.dedup();
     if !missing.is_empty() {
         return Verdict::NotEnoughEvidence { reasons: missing };
     }
@@ -313,7 +363,7 @@ fn missing_evidence(check: &Check, policy: Policy) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bound, Check, Measurement, Policy, Source, Verdict, judge};
+    use super::{Bound, Check, Measurement, Measurements, Policy, Source, Verdict, judge};
 
     fn check(value: f64, bound: Bound, limit: f64) -> Check {
         Check {
@@ -395,6 +445,12 @@ mod tests {
             assert_eq!(Measurement::from_json(&broken), None, "{key}");
         }
         let policy = Policy { min_samples: Some(3), confidence: Some(0.9) };
-        assert_eq!(Policy::from_json(&policy.to_json()), Some(policy));
+        let document = Measurements { policy, gates: vec![all] };
+        assert_eq!(Measurements::from_json(&document.to_json()), Some(document.clone()));
+        assert!(matches!(document.judge("g"), Some(Verdict::Reject { .. })));
+        assert_eq!(document.judge("another"), None);
+        let mut newer = document.to_json();
+        newer["schema_version"] = 2.into();
+        assert_eq!(Measurements::from_json(&newer), None);
     }
 }

@@ -8,7 +8,6 @@ use crate::environment::{Environment, SigningProgram};
 use crate::error::RunError;
 use crate::evaluators::Evaluated;
 use crate::event::{Event, Observer};
-use crate::gates::MEASUREMENTS_FILE;
 use crate::memory::MemoryUse;
 use crate::model::{FoundModel, LoadedModel, compute_name};
 use crate::outbound::{self, TimeStamps};
@@ -40,6 +39,7 @@ use forgelm_evidence::documents::evidence::{
 };
 use forgelm_evidence::documents::facts::{DataField, Governance, TechnicalFacts};
 use forgelm_evidence::documents::record::Record;
+use forgelm_evidence::gate::MEASUREMENTS_FILE;
 use forgelm_evidence::keys::lookup::{FoundKey, KeyCandidates, find_signing_key};
 use forgelm_evidence::keys::p256::P256Key;
 use forgelm_evidence::keys::{KeyError, KeyOrigin, SignElsewhere};

@@ -22,9 +22,6 @@ use serde_json::{Value, json};
 /// Name of the loss gate in documents.
 pub const LOSS: &str = "loss";
 
-/// What every gate measured, with how much evidence a verdict needs: the verdicts follow from it.
-pub const MEASUREMENTS_FILE: &str = "compliance/gate_measurements.json";
-
 /// What the loss gate compares with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossGate {

@@ -10,7 +10,7 @@ use super::job::Job;
 use crate::error::RunError;
 use crate::event::Event;
 use crate::gates::examination::{Examined, Place};
-use crate::gates::{self, LossGate, MEASUREMENTS_FILE};
+use crate::gates::{self, LossGate};
 use crate::metrics::MetricsFile;
 use forgelm_artifact::open::OpenError;
 use forgelm_artifact::write::{self, CreatedDir};
@@ -19,10 +19,12 @@ use forgelm_evidence::audit::LOG_FILE;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_evidence::documents::evidence::{Gate, Outcome};
-use forgelm_evidence::gate::{Measurement, Policy, Source, Verdict, judge};
+use forgelm_evidence::gate::{
+    MEASUREMENTS_FILE, Measurement, Measurements, Policy, Source, Verdict, judge,
+};
 use forgelm_train::session::Session;
 use forgelm_train::state::State;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// What the gates said.
@@ -174,12 +176,8 @@ impl Job<'_> {
     /// What was measured, and how much evidence was asked for: whoever judges it again comes to the same
     /// verdicts.
     fn write_measurements(&self, decided: &[Decided], policy: Policy) -> Result<(), RunError> {
-        let gates = decided.iter().map(|decided| decided.measurement.to_json());
-        let document = json!({
-            "schema_version": 1,
-            "policy": policy.to_json(),
-            "gates": gates.collect::<Vec<_>>(),
-        });
+        let gates = decided.iter().map(|decided| decided.measurement.clone()).collect();
+        let document = Measurements { policy, gates }.to_json();
         let path = self.plan.output.root().join(MEASUREMENTS_FILE);
         if let Some(dir) = path.parent() {
             write::create_dir_all_durable(dir)?;

@@ -225,8 +225,7 @@ fn a_request_to_stop_ends_every_service() {
 fn what_there_is_no_memory_for_is_refused_with_its_size() {
     assert!(check_room("scores of 3 tokens at once", 1).is_ok());
     let refused = check_room("answers", 1 << 60).expect_err("more than any machine has");
-    assert_eq!(refused.cause, Cause::Work);
     let expected = "answers need 1152921504606846976 bytes of memory, and ";
-    assert!(refused.message.starts_with(expected), "{refused}");
-    assert!(refused.message.contains(" leaves "), "{refused}");
+    assert!(refused.starts_with(expected), "{refused}");
+    assert!(refused.contains(" leaves "), "{refused}");
 }
