@@ -99,6 +99,13 @@ fn a_rejected_model_without_auto_revert_is_kept_and_the_verdict_recorded() {
 }
 
 #[test]
+fn a_person_reads_the_verdict_with_its_margin() {
+    let workplace = gated("{max_acceptable_loss: 9}");
+    let ran = workplace.run().expect_stdout("gate      loss passed: eval_loss 6.");
+    ran.expect_stdout(", at most 9.0000 (margin 2.").expect_stdout(", 3 samples)");
+}
+
+#[test]
 fn the_baseline_is_measured_before_the_first_step_unless_it_is_written() {
     let workplace = gated("{auto_revert: true}");
     let result = workplace.forgelm(&JSON).expect_code(0).json();

@@ -441,6 +441,7 @@ impl Dossier<'_> {
             config_hash: self.plan.config_hash.clone(),
             final_model: self.model_dir.to_owned(),
             gates: self.gated.gates.to_vec(),
+            evaluations: self.examined(),
             metrics,
             resource_usage: Value::Object(resource_usage),
         })
@@ -577,13 +578,16 @@ impl Dossier<'_> {
         }
     }
 
-    /// What each gate found, by its key; and under the key `evaluators`, where there are any, what
-    /// each of them found.
+    /// What each gate that asked the model found, by its key.
+    fn examined(&self) -> Map<String, Value> {
+        self.gated.examined.iter().filter_map(|examined| examined.document.clone()).collect()
+    }
+
+    /// That; and under the key `evaluators`, where there are any, what each of them found.
     fn evaluations(&self) -> Map<String, Value> {
-        let examined = self.gated.examined.iter().filter_map(|examined| examined.document.clone());
         let found: Vec<Value> = self.evaluated.iter().map(Evaluated::to_json).collect();
         let found = (!found.is_empty()).then(|| ("evaluators".to_owned(), Value::Array(found)));
-        examined.chain(found).collect()
+        self.examined().into_iter().chain(found).collect()
     }
 
     /// Files of the run that the evidence covers beside the documents.

@@ -54,7 +54,7 @@ use forgelm_train::state::Identity;
 use job::Job;
 use ledger::{Expected, Ledger};
 use room::{Inputs, check_room, configured_cut};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenized::TokenizedData;
@@ -122,6 +122,8 @@ pub struct Completed {
     pub final_model: PathBuf,
     /// What the gates said.
     pub gates: Vec<Gate>,
+    /// What each gate that asked the model found, as the documents have it.
+    pub evaluations: Map<String, Value>,
     /// Final numbers.
     pub metrics: BTreeMap<String, f64>,
     /// Time, memory and devices.

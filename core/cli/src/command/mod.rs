@@ -7,6 +7,7 @@ pub mod chat;
 pub mod compliance;
 pub mod config;
 pub mod data;
+mod gates;
 pub mod gguf;
 pub mod keygen;
 pub mod keys;

@@ -1,7 +1,7 @@
 //! `forgelm --config FILE`: the main job, and its dry run.
 
 use super::compliance::{export_documents, failed};
-use super::{Context, merge};
+use super::{Context, gates, merge};
 use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
 use crate::world;
@@ -231,9 +231,6 @@ fn reverted(completed: &Completed) -> String {
 
 /// The JSON result of a run.
 fn envelope(completed: &Completed, end: End) -> Value {
-    let failures = completed.gates.iter().filter(|gate| !gate.passed);
-    let failures: Vec<Value> =
-        failures.map(|gate| json!({"gate": gate.gate, "reason": gate.reason})).collect();
     let mut result = json!({
         "success": end != End::Reverted,
         "metrics": completed.metrics,
@@ -245,8 +242,10 @@ fn envelope(completed: &Completed, end: End) -> Value {
         "resource_usage": completed.resource_usage,
         "compliance_exported": completed.export_error.is_none(),
         "error": null,
-        "gate_failures": failures,
     });
+    if let Some(members) = result.as_object_mut() {
+        members.extend(gates::members(&completed.gates, &completed.evaluations));
+    }
     if let Some(error) = &completed.export_error {
         result["export_error"] = json!(error);
     }
@@ -289,6 +288,7 @@ fn summary(plan: &Plan, completed: &Completed, end: End) -> String {
     });
     used.extend(number("estimated_cost_usd").map(|dollars| format!("{dollars:.4} US dollars")));
     let _ = writeln!(text, "used      {}", used.join(", "));
+    text.push_str(&gates::lines(&completed.gates));
     let _ = writeln!(text, "model     {}", completed.final_model.display());
     if completed.export_error.is_some() {
         let _ = writeln!(text, "evidence  not complete; {root}/audit_log.jsonl says why");
