@@ -4,7 +4,7 @@ use super::compliance::{export_documents, failed};
 use super::{Context, gates, merge};
 use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
-use crate::world;
+use crate::terminal;
 use clap::CommandFactory;
 use forgelm_run::compliance;
 use forgelm_run::error::RunError;
@@ -91,7 +91,7 @@ fn dry_run(plan: &Plan, context: &mut Context) -> Exit {
 fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Result<Outcome, RunError> {
     let env = context.environment();
     let mut plugins = plugins::load(plan, &env)?;
-    if let Err(error) = world::stop_on_signals(&env.stop) {
+    if let Err(error) = terminal::stop_on_signals(&env.stop) {
         let text = format!("warning: signals will end the run without a checkpoint: {error}");
         context.progress.line(LogLevel::Warning, &text);
     }
