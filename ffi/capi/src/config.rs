@@ -6,10 +6,10 @@ use forgelm_config::{Diagnostic, Severity, load_bytes};
 use serde_json::{Value, json};
 
 use crate::border::{bytes, call, owned, put, text};
-use crate::error::forgelm_error;
+use crate::error::{Status, forgelm_error};
 
 /// One finding, with null for its absent parts.
-fn problem(diagnostic: &Diagnostic) -> Value {
+pub fn problem(diagnostic: &Diagnostic) -> Value {
     let severity = match diagnostic.severity {
         Severity::Note => "note",
         Severity::Warning => "warning",
@@ -68,7 +68,7 @@ pub unsafe extern "C" fn forgelm_config_check(
         unsafe { put(out_n_errors, || n_errors) };
         // SAFETY: NULL or writable by this function's contract.
         unsafe { put(out_report, || owned(&report)) };
-        Ok(())
+        Ok(Status::Ok)
     };
     // SAFETY: NULL or writable by this function's contract.
     unsafe { call(out_error, body) }
