@@ -1,6 +1,7 @@
 //! What every kind does on the host's side: texts and tables of a plugin, views of tensors, calls.
 
 use crate::error::Problem;
+use crate::trainer::kept_name;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
 use crate::watch::{Callers, Calls, Inside};
@@ -69,7 +70,7 @@ pub(crate) unsafe fn kept_text(
     }
     // SAFETY: not null; the caller's promise.
     match unsafe { CStr::from_ptr(pointer) }.to_str() {
-        Ok(text) if !text.is_empty() => Ok(Box::leak(text.to_owned().into_boxed_str())),
+        Ok(text) if !text.is_empty() => Ok(kept_name(text)),
         Ok(_) | Err(_) => Err(Problem::Text { what: what() }),
     }
 }
