@@ -5,10 +5,8 @@ use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::Observer;
 use crate::model::{self, FoundModel, LoadedModel, ModelRequest};
-use forgelm_generate::{
-    GenerateOptions, Generator, Request, ScoreRequest, Scorer, StopReason,
-};
 pub use forgelm_generate::Sampling;
+use forgelm_generate::{GenerateOptions, Generator, Request, ScoreRequest, Scorer, StopReason};
 use forgelm_model::{Adapter, LoadedAdapter};
 pub use forgelm_tokenize::Message;
 use forgelm_tokenize::{ControlFilter, Detokenizer, RenderOptions};
@@ -150,8 +148,7 @@ impl Served {
         let context = longest.saturating_add(options.max_new_tokens).max(2);
         let n_lanes = options.batch_size.min(prompts.len());
         let adapter = self.loaded.adapter.as_ref();
-        let mut generator =
-            Generator::with_lanes(&self.loaded.decoder, adapter, context, n_lanes)?;
+        let mut generator = Generator::with_lanes(&self.loaded.decoder, adapter, context, n_lanes)?;
         let requests: Vec<Request<'_>> = tokens
             .iter()
             .zip(&per_prompt)
@@ -160,16 +157,15 @@ impl Served {
         let mut writers: Vec<Writer<'_>> =
             prompts.iter().map(|_| Writer::new(&self.found)).collect();
         let mut failure = None;
-        let generated = generator.generate_all(&requests, &mut |n, token| {
-            match writers[n].push(token) {
+        let generated =
+            generator.generate_all(&requests, &mut |n, token| match writers[n].push(token) {
                 Ok(piece) if piece.is_empty() => ControlFlow::Continue(()),
                 Ok(piece) => on_piece(n, &piece),
                 Err(error) => {
                     failure = Some(error);
                     ControlFlow::Break(())
                 }
-            }
-        });
+            });
         if let Some(error) = failure {
             return Err(error);
         }

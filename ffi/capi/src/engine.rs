@@ -155,7 +155,8 @@ pub unsafe extern "C" fn forgelm_engine_info(
         // SAFETY: by this function's contract.
         let engine = unsafe { Handle::borrow(engine, "engine") }?;
         let env = engine.value().environment(Arc::default());
-        let (kernels, _) = forgelm_run::model::kernels(&forgelm_run::model::ModelRequest::named(""));
+        let (kernels, _) =
+            forgelm_run::model::kernels(&forgelm_run::model::ModelRequest::named(""));
         let info = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "abi_version": crate::version::ABI_VERSION,

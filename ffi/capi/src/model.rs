@@ -35,9 +35,8 @@ pub type forgelm_model = Handle<Model>;
 
 /// A host that gets an answer in pieces.
 #[expect(non_camel_case_types, reason = "its name in C")]
-pub type forgelm_piece_fn = Option<
-    unsafe extern "C" fn(user: *mut c_void, prompt: usize, piece: *const c_char) -> i32,
->;
+pub type forgelm_piece_fn =
+    Option<unsafe extern "C" fn(user: *mut c_void, prompt: usize, piece: *const c_char) -> i32>;
 
 /// Loads a model; `forgelm.h` has the contract.
 ///
@@ -277,8 +276,7 @@ fn prompts(value: Option<Value>) -> Result<Vec<Prompt>, Failure> {
         return Err(wrong("`request.prompts` is empty; expected at least one prompt"));
     }
     let prompt = |(i, value): (usize, &Value)| {
-        read_prompt(value)
-            .map_err(|problem| wrong(&format!("`request.prompts[{i}]` {problem}")))
+        read_prompt(value).map_err(|problem| wrong(&format!("`request.prompts[{i}]` {problem}")))
     };
     prompts.iter().enumerate().map(prompt).collect()
 }
@@ -315,14 +313,14 @@ fn read_prompt(value: &Value) -> Result<Prompt, String> {
 #[expect(clippy::cast_possible_truncation, reason = "within these bounds")]
 fn answer_options(request: &mut Options, now: i64) -> Result<AnswerOptions, Failure> {
     let defaults = AnswerOptions::default();
-    let size = |n: Option<u64>, default: usize| {
-        n.and_then(|n| usize::try_from(n).ok()).unwrap_or(default)
-    };
+    let size =
+        |n: Option<u64>, default: usize| n.and_then(|n| usize::try_from(n).ok()).unwrap_or(default);
     let temperature = request.number("temperature", 0.0, 2.0)?.unwrap_or(0.0) as f32;
     let top_p = request.number("top_p", 1e-6, 1.0)?.unwrap_or(1.0) as f32;
     let top_k = size(request.whole("top_k", 1 << 20)?, 0);
     let penalty = request.number("repetition_penalty", 0.1, 10.0)?.unwrap_or(1.0) as f32;
-    let sampling = Sampling { temperature, top_k, top_p, repetition_penalty: penalty, adaptive: None };
+    let sampling =
+        Sampling { temperature, top_k, top_p, repetition_penalty: penalty, adaptive: None };
     let is_greedy = temperature <= 0.0 && (penalty - 1.0).abs() < f32::EPSILON;
     Ok(AnswerOptions {
         max_new_tokens: size(request.whole("max_new_tokens", 1 << 24)?, defaults.max_new_tokens),

@@ -122,12 +122,8 @@ fn verify(what: What, path: &Path, trust: Trust, env: &Environment) -> (Class, V
             (report.class(), report.to_json())
         }
         What::AnnexIv => {
-            let options = AnnexIvOptions {
-                keys,
-                allow_unsigned,
-                allow_unhashed: false,
-                strict: false,
-            };
+            let options =
+                AnnexIvOptions { keys, allow_unsigned, allow_unhashed: false, strict: false };
             let report = verify_annex_iv(path, &options);
             (report.class, report.to_json())
         }
@@ -136,7 +132,8 @@ fn verify(what: What, path: &Path, trust: Trust, env: &Environment) -> (Class, V
             (report.class, report.to_json())
         }
         What::Gguf => {
-            let report = verify_gguf(path, &GgufOptions { keys, require_signature, allow_unsigned });
+            let report =
+                verify_gguf(path, &GgufOptions { keys, require_signature, allow_unsigned });
             (report.class, report.to_json())
         }
     }

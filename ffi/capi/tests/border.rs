@@ -139,7 +139,8 @@ fn a_report_is_handed_out_and_all_out_pointers_may_be_null() {
 fn a_panic_becomes_a_status() {
     let mut error: *mut forgelm_error = null_mut();
     // SAFETY: the out-pointer is to a local.
-    let status = unsafe { call(&mut error, || -> Result<Status, Failure> { panic!("on purpose") }) };
+    let status =
+        unsafe { call(&mut error, || -> Result<Status, Failure> { panic!("on purpose") }) };
     assert_eq!(status, Status::Panic as i32);
     // SAFETY: handed out by the call, freed once.
     unsafe { forgelm_error_free(error) };

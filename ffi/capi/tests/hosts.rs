@@ -64,10 +64,27 @@ fn expect(command: &mut Command) -> String {
     text
 }
 
-/// Compiles a program of `ffi/tests` beside the library and runs it there.
+/// Compiles a program of `ffi` beside the library and runs it there.
 #[track_caller]
 fn run(compiler: &str, source: &str, flags: &[&str], environment: &[(&str, &str)]) -> String {
     let dir = workplace();
+    compile(&dir, compiler, source, flags);
+    expect(host(&dir).envs(environment.iter().copied()))
+}
+
+/// The program that was compiled, in its folder.
+fn host(dir: &TempDir) -> Command {
+    let mut command = Command::new(dir.path().join("host"));
+    command
+        .current_dir(dir.path())
+        .env("LD_LIBRARY_PATH", dir.path())
+        .env("HOME", dir.path())
+        .env("FORGELM_OPERATOR", "host@test");
+    command
+}
+
+#[track_caller]
+fn compile(dir: &TempDir, compiler: &str, source: &str, flags: &[&str]) {
     let standard = if source.ends_with(".c") { "-std=c11" } else { "-std=c++17" };
     let warnings = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-g"];
     expect(
@@ -83,13 +100,6 @@ fn run(compiler: &str, source: &str, flags: &[&str], environment: &[(&str, &str)
             .args(["-lforgelm", "-lpthread", "-lm", "-o"])
             .arg(dir.path().join("host")),
     );
-    expect(
-        Command::new(dir.path().join("host"))
-            .current_dir(dir.path())
-            .env("LD_LIBRARY_PATH", dir.path())
-            .env("HOME", dir.path())
-            .envs(environment.iter().copied()),
-    )
 }
 
 #[test]
@@ -131,12 +141,46 @@ fn a_c_program_trains_resumes_verifies_and_asks() {
 #[test]
 fn a_c_program_has_no_error_and_no_leak_under_sanitizers() {
     let suppressions = tempfile::NamedTempFile::new().unwrap();
-    fs::write(suppressions.path(), "leak:forgelm_loader\nleak:forgelm_plugin\n").unwrap();
+    fs::write(
+        suppressions.path(),
+        "leak:forgelm_loader\nleak:ffi/loader/src\nleak:forgelm_plugin\n",
+    )
+    .unwrap();
     let lsan = format!("suppressions={}", suppressions.path().display());
     let environment =
         [("ASAN_OPTIONS", "detect_leaks=1:fast_unwind_on_malloc=0"), ("LSAN_OPTIONS", &lsan)];
     let flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
     assert!(run("gcc", "tests/run.c", &flags, &environment).contains("run: ok"));
+}
+
+const CONFIG: &str = "\
+model: {name_or_path: model, max_length: 128, load_in_4bit: false}
+lora: {r: 4, alpha: 8, target_modules: [q_proj, v_proj]}
+training: {output_dir: out, max_steps: 4, per_device_train_batch_size: 4,
+           gradient_accumulation_steps: 1, threads: 1, compute_dtype: float32, report_to: none}
+data: {dataset_name_or_path: data.jsonl}
+";
+
+#[test]
+fn the_examples_train_verify_and_serve() {
+    let dir = workplace();
+    fs::write(dir.path().join("run.yaml"), CONFIG).unwrap();
+    compile(&dir, "gcc", "examples/train.c", &[]);
+    let said = expect(host(&dir).arg("run.yaml"));
+    assert!(said.contains("step 4 of 4") && said.contains("\"success\":true"), "{said}");
+
+    compile(&dir, "gcc", "examples/verify.c", &[]);
+    let key = ".config/forgelm/signing.key.pub";
+    assert!(expect(host(&dir).args(["out", key])).contains("\"valid\":true"));
+    fs::write(dir.path().join("out/metrics.jsonl"), "{}\n").unwrap();
+    let changed = host(&dir).args(["out", key]).output().unwrap();
+    assert_eq!(changed.status.code(), Some(6));
+
+    compile(&dir, "g++", "examples/serve.cpp", &[]);
+    fs::write(dir.path().join("lines"), "Hi\n/adapter out/final_model\nHi\n/adapter no\n").unwrap();
+    let lines = fs::File::open(dir.path().join("lines")).unwrap();
+    let said = expect(host(&dir).arg("model").stdin(lines));
+    assert!(said.contains("[adapter out/final_model]") && said.contains("[no/"), "{said}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! What every kind does on the host's side: texts and tables of a plugin, views of tensors, calls.
 
 use crate::error::Problem;
-use crate::trainer::kept_name;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
+use crate::trainer::kept_name;
 use crate::watch::{Callers, Calls, Inside};
 use forgelm_abi::{
     DEVICE_CPU, dtype_code, forgelm_device, forgelm_dtype, forgelm_plugin_error, forgelm_status,
