@@ -61,6 +61,9 @@ typedef struct forgelm_cancel forgelm_cancel;
 /* A model in memory. */
 typedef struct forgelm_model forgelm_model;
 
+/* A tensor of DLPack: whoever reads it includes dlpack.h. */
+struct DLManagedTensor;
+
 /* Something that happened in a call. Members are only added at the end: read those that struct_size
  * covers. */
 typedef struct forgelm_event {
@@ -123,6 +126,21 @@ const char *forgelm_status_name(forgelm_status status);
 forgelm_status forgelm_config_check(const char *text, size_t text_len, const char *file_name,
                                     size_t *out_n_errors, char **out_report,
                                     forgelm_error **out_error);
+
+/* A config with every default filled in, as JSON, secrets masked.
+ * Thread:    any.
+ * Ownership: *out_config goes to the caller, who calls forgelm_string_free.
+ * Errors:    FORGELM_CONFIG_ERROR with every problem in the details.
+ * Since:     0.1 */
+forgelm_status forgelm_config_resolve(const char *text, size_t text_len, const char *file_name,
+                                      char **out_config, forgelm_error **out_error);
+
+/* The JSON schema of configs, as `forgelm config schema` prints it.
+ * Thread:    any.
+ * Ownership: *out_schema goes to the caller, who calls forgelm_string_free.
+ * Errors:    none.
+ * Since:     0.1 */
+forgelm_status forgelm_config_schema(char **out_schema, forgelm_error **out_error);
 
 /* Makes an engine. It holds no thread and no file; any number may exist.
  *
@@ -248,6 +266,42 @@ forgelm_status forgelm_quantize(const forgelm_engine *engine, const char *reques
 forgelm_status forgelm_verify(const forgelm_engine *engine, const char *what, const char *path,
                               const char *options, char **out_report, forgelm_error **out_error);
 
+/* Makes a key pair: the private key in a file that only its owner may read, the public one in PATH.pub.
+ * Nothing is overwritten.
+ *
+ *   options    {"label": text, "passphrase_env": a variable that holds the passphrase}; may be NULL
+ *   out_key    {"keyid", "is_encrypted", "private_key", "public_key", "public_key_pem"}; may be NULL
+ *
+ * Thread:    any.
+ * Ownership: *out_key goes to the caller, who calls forgelm_string_free.
+ * Errors:    FORGELM_CONFIG_ERROR if the file exists.
+ * Since:     0.1 */
+forgelm_status forgelm_key_generate(const forgelm_engine *engine, const char *path,
+                                    const char *options, char **out_key,
+                                    forgelm_error **out_error);
+
+/* Signs a file, or a model's folder (model.sig). Runs are signed when they end.
+ *
+ *   options       {"signing_key": a file}; without it the key is found as a run finds it; may be NULL
+ *   out_signature {"path", "type", "signature": the file that was written, "keyid"}; may be NULL
+ *
+ * Thread:    any.
+ * Ownership: *out_signature goes to the caller, who calls forgelm_string_free.
+ * Errors:    FORGELM_CONFIG_ERROR if it is signed already, or cannot be.
+ * Since:     0.1 */
+forgelm_status forgelm_sign(const forgelm_engine *engine, const char *path, const char *options,
+                            char **out_signature, forgelm_error **out_error);
+
+/* The plugins that calls of this engine find: {"libraries": [{"name", "version", "path", "sha256",
+ * "abi", "bundled", "isolation", "signature", "plugins": [{"kind", "name", "summary"}]}], "broken":
+ * [why one cannot be used]}.
+ * Thread:    any.
+ * Ownership: *out_list goes to the caller, who calls forgelm_string_free.
+ * Errors:    FORGELM_CONFIG_ERROR if a place cannot be searched.
+ * Since:     0.1 */
+forgelm_status forgelm_plugin_list(const forgelm_engine *engine, char **out_list,
+                                   forgelm_error **out_error);
+
 /* Loads a model to be asked.
  *
  *   name       a folder, an adapter's folder, a .gguf file, a hub id, or "pypi:NAME==VERSION"
@@ -315,6 +369,36 @@ forgelm_status forgelm_model_generate(const forgelm_model *model, const char *re
 forgelm_status forgelm_model_score(const forgelm_model *model, const char *request,
                                    const forgelm_cancel *cancel, char **out_scores,
                                    forgelm_error **out_error);
+
+/* Log-probabilities of one text as a tensor: float32 [n_tokens - 1] on the CPU, contiguous.
+ *
+ *   prompt       {"messages"} | {"text"} | {"tokens"}, or a text as it stands
+ *   out_logprobs a DLPack tensor (dlpack.h, version 1)
+ *
+ * Thread:    any.
+ * Ownership: *out_logprobs goes to the caller, who calls its deleter, once.
+ * Errors:    as forgelm_model_generate.
+ * Since:     0.1 */
+forgelm_status forgelm_model_logprobs(const forgelm_model *model, const char *prompt,
+                                      const forgelm_cancel *cancel,
+                                      struct DLManagedTensor **out_logprobs,
+                                      forgelm_error **out_error);
+
+/* The tokens of a prompt: {"tokens": [...]}. Prompts as for forgelm_model_logprobs.
+ * Thread:    any.
+ * Ownership: *out_tokens goes to the caller, who calls forgelm_string_free.
+ * Errors:    FORGELM_CONFIG_ERROR for a prompt that cannot be used.
+ * Since:     0.1 */
+forgelm_status forgelm_model_encode(const forgelm_model *model, const char *prompt,
+                                    char **out_tokens, forgelm_error **out_error);
+
+/* The text of tokens, without control tokens.
+ * Thread:    any.
+ * Ownership: *out_text goes to the caller, who calls forgelm_string_free.
+ * Errors:    FORGELM_INVALID_ARGUMENT if tokens is NULL with a number.
+ * Since:     0.1 */
+forgelm_status forgelm_model_decode(const forgelm_model *model, const uint32_t *tokens,
+                                    size_t n_tokens, char **out_text, forgelm_error **out_error);
 
 /* Frees a model. NULL is fine.
  * Thread:    any; once, while no call uses it.

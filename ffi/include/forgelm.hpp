@@ -200,6 +200,29 @@ public:
         });
     }
 
+    // What forgelm_key_generate tells of the new key.
+    std::string generate_key(const std::string &path, const std::string &options = {}) const {
+        detail::Outs outs;
+        return outs
+            .end(forgelm_key_generate(engine_.get(), path.c_str(), detail::or_null(options),
+                                      &outs.text, &outs.error))
+            .json;
+    }
+
+    // What forgelm_sign tells of the signature.
+    std::string sign(const std::string &path, const std::string &options = {}) const {
+        detail::Outs outs;
+        return outs
+            .end(forgelm_sign(engine_.get(), path.c_str(), detail::or_null(options), &outs.text,
+                              &outs.error))
+            .json;
+    }
+
+    [[nodiscard]] std::string plugins() const {
+        detail::Outs outs;
+        return outs.end(forgelm_plugin_list(engine_.get(), &outs.text, &outs.error)).json;
+    }
+
     // ok() where it is accepted; any other verdict is in the status and the report.
     [[nodiscard]] Result verify(const std::string &what, const std::string &path,
                                 const std::string &options = {}) const {
@@ -269,6 +292,30 @@ public:
             .end(forgelm_model_score(model_.get(), request.c_str(),
                                      cancel == nullptr ? nullptr : cancel->get(), &outs.text,
                                      &outs.error))
+            .json;
+    }
+
+    // Float32 [n_tokens - 1]; the caller calls its deleter.
+    [[nodiscard]] struct DLManagedTensor *logprobs(const std::string &prompt,
+                                                   const Cancel *cancel = nullptr) const {
+        detail::Outs outs;
+        struct DLManagedTensor *tensor = nullptr;
+        (void)outs.end(forgelm_model_logprobs(model_.get(), prompt.c_str(),
+                                              cancel == nullptr ? nullptr : cancel->get(), &tensor,
+                                              &outs.error));
+        return tensor;
+    }
+
+    [[nodiscard]] std::string encode(const std::string &prompt) const {
+        detail::Outs outs;
+        return outs.end(forgelm_model_encode(model_.get(), prompt.c_str(), &outs.text, &outs.error))
+            .json;
+    }
+
+    [[nodiscard]] std::string decode(const std::uint32_t *tokens, std::size_t n_tokens) const {
+        detail::Outs outs;
+        return outs
+            .end(forgelm_model_decode(model_.get(), tokens, n_tokens, &outs.text, &outs.error))
             .json;
     }
 

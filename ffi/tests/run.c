@@ -23,6 +23,20 @@ static const char config[] =
     "           threads: 1, compute_dtype: float32, report_to: none}\n"
     "data: {dataset_name_or_path: data.jsonl}\n";
 
+/* What dlpack.h declares, as far as it is read here. */
+struct DLManagedTensor {
+    struct {
+        void *data;
+        struct { int32_t device_type, device_id; } device;
+        int32_t ndim;
+        struct { uint8_t code, bits; uint16_t lanes; } dtype;
+        int64_t *shape, *strides;
+        uint64_t byte_offset;
+    } dl_tensor;
+    void *manager_ctx;
+    void (*deleter)(struct DLManagedTensor *);
+};
+
 struct seen {
     unsigned steps, checkpoints;
     uint64_t last_step, stop_after;
@@ -135,6 +149,26 @@ static int32_t on_piece(void *user, size_t prompt, const char *piece) {
     return 0;
 }
 
+static void tensors_and_tokens_come_out(const forgelm_model *model) {
+    static const uint32_t tokens[] = {5, 6, 7};
+    struct DLManagedTensor *tensor = NULL;
+    char *text = NULL, *encoded = NULL;
+    forgelm_error *error = NULL;
+    CHECK(forgelm_model_logprobs(model, "{\"tokens\": [5, 6, 7]}", NULL, &tensor, NULL) ==
+          FORGELM_OK);
+    CHECK(tensor->dl_tensor.ndim == 1 && tensor->dl_tensor.shape[0] == 2);
+    CHECK(tensor->dl_tensor.device.device_type == 1 && tensor->dl_tensor.dtype.bits == 32);
+    CHECK(((float *)tensor->dl_tensor.data)[1] < 0.0f);
+    tensor->deleter(tensor);
+    CHECK(forgelm_model_encode(model, "Item 7", &encoded, NULL) == FORGELM_OK);
+    CHECK(strstr(encoded, "\"tokens\":[") != NULL);
+    forgelm_string_free(encoded);
+    CHECK(forgelm_model_decode(model, tokens, 3, &text, NULL) == FORGELM_OK && text != NULL);
+    forgelm_string_free(text);
+    CHECK(forgelm_model_decode(model, NULL, 3, &text, &error) == FORGELM_INVALID_ARGUMENT);
+    forgelm_error_free(error);
+}
+
 static void a_tuned_model_answers_and_its_adapter_can_be_changed(const forgelm_engine *engine) {
     forgelm_model *model = NULL;
     struct pieces pieces = {{{0}, {0}}, 0, NULL, FORGELM_OK};
@@ -154,6 +188,8 @@ static void a_tuned_model_answers_and_its_adapter_can_be_changed(const forgelm_e
                               NULL) == FORGELM_OK);
     CHECK(strstr(scores, "\"sum_logprob\":-") != NULL);
     forgelm_string_free(scores);
+
+    tensors_and_tokens_come_out(model);
 
     CHECK(forgelm_model_set_adapter(model, NULL, NULL) == FORGELM_OK);
     CHECK(forgelm_model_generate(model, request, NULL, NULL, NULL, &base, NULL) == FORGELM_OK);
@@ -214,6 +250,36 @@ static void wrong_handles_options_and_texts_are_refused(const forgelm_engine *en
     forgelm_model_free(NULL);
 }
 
+static void keys_signatures_and_lists(const forgelm_engine *engine) {
+    char *made = NULL, *list = NULL;
+    FILE *file = fopen("note.json", "wb");
+    forgelm_error *error = NULL;
+    CHECK(file != NULL && fputs("{}", file) >= 0 && fclose(file) == 0);
+    CHECK(forgelm_key_generate(engine, "own.key", "{\"label\": \"host\"}", &made, NULL) ==
+          FORGELM_OK);
+    CHECK(strstr(made, "BEGIN PUBLIC KEY") != NULL);
+    forgelm_string_free(made);
+    CHECK(forgelm_key_generate(engine, "own.key", NULL, NULL, NULL) != FORGELM_OK);
+    CHECK(forgelm_sign(engine, "note.json", "{\"signing_key\": \"own.key\"}", &made, NULL) ==
+          FORGELM_OK);
+    CHECK(strstr(made, "note.json.dsse.json") != NULL);
+    forgelm_string_free(made);
+    CHECK(forgelm_verify(engine, "signature", "note.json", "{\"keys\": [\"own.key.pub\"]}", NULL,
+                         NULL) == FORGELM_OK);
+    CHECK(forgelm_verify(engine, "signature", "note.json", NULL, NULL, NULL) != FORGELM_OK);
+    CHECK(forgelm_plugin_list(engine, &list, NULL) == FORGELM_OK);
+    CHECK(strstr(list, "\"name\":\"sft\"") != NULL && strstr(list, "\"broken\":[]") != NULL);
+    forgelm_string_free(list);
+    CHECK(forgelm_config_resolve(config, strlen(config), "run.yaml", &made, NULL) == FORGELM_OK);
+    CHECK(strstr(made, "\"warmup_ratio\"") != NULL);
+    forgelm_string_free(made);
+    CHECK(forgelm_config_resolve("model: 3", 8, "run.yaml", &made, &error) == FORGELM_CONFIG_ERROR);
+    forgelm_error_free(error);
+    CHECK(forgelm_config_schema(&made, NULL) == FORGELM_OK);
+    CHECK(strstr(made, "\"properties\"") != NULL);
+    forgelm_string_free(made);
+}
+
 static void a_model_is_quantized(const forgelm_engine *engine) {
     char *result = NULL;
     CHECK(forgelm_quantize(engine,
@@ -237,6 +303,7 @@ int main(void) {
     a_flag_stops_a_run_before_its_first_step(engine);
     a_tuned_model_answers_and_its_adapter_can_be_changed(engine);
     a_model_is_quantized(engine);
+    keys_signatures_and_lists(engine);
     evidence_is_verified_and_a_change_is_found(engine);
     wrong_handles_options_and_texts_are_refused(engine);
     forgelm_engine_free(engine);

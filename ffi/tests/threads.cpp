@@ -98,6 +98,9 @@ void answers_of_threads_are_those_of_one(const forgelm::Engine &engine) {
     const std::string request = R"({"prompts": ["Item 3 is", "What"], "max_new_tokens": 8,
                                     "temperature": 0.8, "seed": 3})";
     const std::string alone = model.generate(request);
+    const std::uint32_t tokens[] = {5, 6};
+    CHECK(!model.decode(tokens, 2).empty());
+    CHECK(model.encode(R"({"tokens": [5, 6]})") == R"({"tokens":[5,6]})");
     std::vector<std::thread> threads;
     for (int i = 0; i < 4; ++i) {
         threads.emplace_back([&] { CHECK(model.generate(request) == alone); });
@@ -122,6 +125,9 @@ int main() {
     const forgelm::Engine engine(R"({"operator": "host@test", "offline": true,
                                      "config_dir": "home", "cache_dir": "cache"})");
     CHECK(engine.info().find("\"version\"") != std::string::npos);
+    CHECK(engine.plugins().find("\"sft\"") != std::string::npos);
+    CHECK(engine.generate_key("cpp.key").find("keyid") != std::string::npos);
+    CHECK(engine.sign("data.jsonl", R"({"signing_key": "cpp.key"})").find("dsse") != std::string::npos);
     runs_are_cancelled_at_random_and_end_with_the_same_bits(engine);
     an_exception_of_a_callback_comes_back(engine);
     answers_of_threads_are_those_of_one(engine);

@@ -189,6 +189,22 @@ impl Served {
         Ok(answers)
     }
 
+    /// The tokens of a prompt, as [`Served::answer`] reads it.
+    ///
+    /// # Errors
+    /// If it cannot be used.
+    pub fn encode(&self, prompt: &Prompt, now: i64) -> Result<Vec<u32>, RunError> {
+        self.tokens(prompt, now)
+    }
+
+    /// The text of tokens, without control tokens.
+    ///
+    /// # Errors
+    /// If a token is unknown.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, RunError> {
+        Ok(self.found.tokenizer.decode_without_specials(tokens)?)
+    }
+
     /// The log-probability of each token of each text but its first. `goes_on` is asked before each
     /// pass.
     ///

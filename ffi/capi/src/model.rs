@@ -15,6 +15,7 @@ use crate::engine::{forgelm_engine, stop_of};
 use crate::error::{Failure, Status, forgelm_error};
 use crate::handle::{Handle, Kind, User};
 use crate::options::{Options, kind, wrong};
+use crate::tensor::{DLManagedTensor, of_floats};
 use crate::train::{Ear, forgelm_event_fn};
 
 /// A model. Readers work at once; an adapter is changed while nobody reads.
@@ -254,6 +255,111 @@ pub unsafe extern "C" fn forgelm_model_score(
 fn score(scores: &Scores) -> Value {
     let sum: f64 = scores.logprobs.iter().map(|&logp| f64::from(logp)).sum();
     json!({"tokens": scores.tokens, "logprobs": scores.logprobs, "sum_logprob": sum})
+}
+
+/// Scores one text into a tensor; `forgelm.h` has the contract.
+///
+/// # Safety
+/// As `forgelm_model_generate`; `out_logprobs` is writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn forgelm_model_logprobs(
+    model: *const forgelm_model,
+    prompt: *const c_char,
+    cancel: *const forgelm_cancel,
+    out_logprobs: *mut *mut DLManagedTensor,
+    out_error: *mut *mut forgelm_error,
+) -> i32 {
+    let body = || {
+        if out_logprobs.is_null() {
+            return Err(Failure::argument("out_logprobs", "is NULL"));
+        }
+        // SAFETY: by this function's contract.
+        let model = unsafe { Handle::borrow(model, "model") }?.value();
+        // SAFETY: by this function's contract.
+        let prompt = one_prompt(unsafe { text(prompt, "prompt") }?)?;
+        // SAFETY: by this function's contract.
+        let stop = unsafe { stop_of(cancel) }?;
+        let served = model.served.read().unwrap_or_else(PoisonError::into_inner);
+        let goes_on = &mut || !stop.load(std::sync::atomic::Ordering::Relaxed);
+        let mut scores = served.score(&[prompt], model.now, goes_on)?;
+        let logprobs = scores.pop().map(|scores| scores.logprobs).unwrap_or_default();
+        // SAFETY: writable by this function's contract.
+        unsafe { put(out_logprobs, || of_floats(logprobs)) };
+        Ok(Status::Ok)
+    };
+    // SAFETY: NULL or writable by this function's contract.
+    unsafe { call(out_error, body) }
+}
+
+/// The tokens of a prompt; `forgelm.h` has the contract.
+///
+/// # Safety
+/// `prompt` is a text ended by NUL; `model` is a model; each out-pointer is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn forgelm_model_encode(
+    model: *const forgelm_model,
+    prompt: *const c_char,
+    out_tokens: *mut *mut c_char,
+    out_error: *mut *mut forgelm_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: by this function's contract.
+        let model = unsafe { Handle::borrow(model, "model") }?.value();
+        // SAFETY: by this function's contract.
+        let prompt = one_prompt(unsafe { text(prompt, "prompt") }?)?;
+        let served = model.served.read().unwrap_or_else(PoisonError::into_inner);
+        let tokens = json!({"tokens": served.encode(&prompt, model.now)?});
+        // SAFETY: NULL or writable by this function's contract.
+        unsafe { put(out_tokens, || owned(&tokens.to_string())) };
+        Ok(Status::Ok)
+    };
+    // SAFETY: NULL or writable by this function's contract.
+    unsafe { call(out_error, body) }
+}
+
+/// The text of tokens; `forgelm.h` has the contract.
+///
+/// # Safety
+/// `tokens` points to `n_tokens` readable numbers; `model` is a model; each out-pointer is NULL or
+/// writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn forgelm_model_decode(
+    model: *const forgelm_model,
+    tokens: *const u32,
+    n_tokens: usize,
+    out_text: *mut *mut c_char,
+    out_error: *mut *mut forgelm_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: by this function's contract.
+        let model = unsafe { Handle::borrow(model, "model") }?.value();
+        if n_tokens > 0 && (tokens.is_null() || !tokens.is_aligned() || n_tokens > 1 << 32) {
+            return Err(Failure::argument("tokens", &format!("cannot have {n_tokens} numbers")));
+        }
+        let tokens = match n_tokens {
+            0 => &[],
+            // SAFETY: not NULL, aligned and of a possible length by the test above; readable by this
+            // function's contract.
+            n => unsafe { std::slice::from_raw_parts(tokens, n) },
+        };
+        let served = model.served.read().unwrap_or_else(PoisonError::into_inner);
+        let decoded = served.decode(tokens)?;
+        // SAFETY: NULL or writable by this function's contract.
+        unsafe { put(out_text, || owned(&decoded)) };
+        Ok(Status::Ok)
+    };
+    // SAFETY: NULL or writable by this function's contract.
+    unsafe { call(out_error, body) }
+}
+
+/// A prompt as JSON; what is no JSON is a text as it stands.
+fn one_prompt(text: &str) -> Result<Prompt, Failure> {
+    match serde_json::from_str::<Value>(text) {
+        Ok(value @ Value::Object(_)) => {
+            read_prompt(&value).map_err(|problem| wrong(&format!("`prompt` {problem}")))
+        }
+        Ok(_) | Err(_) => Ok(Prompt::Text(text.to_owned())),
+    }
 }
 
 /// Frees a model; NULL is fine.
