@@ -1,6 +1,7 @@
 //! Programs in C and C++ that use the library: compiled by every compiler that is here, and run on the
 //! tiny model.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,8 +36,10 @@ fn workplace() -> TempDir {
     };
     let rows: Vec<String> = (0..24).map(row).collect();
     fs::write(dir.path().join("data.jsonl"), rows.join("\n") + "\n").unwrap();
-    let library = libraries().join("libforgelm_ffi.so");
-    std::os::unix::fs::symlink(library, dir.path().join("libforgelm.so")).unwrap();
+    for name in ["libforgelm.so", "libforgelm.so.1"] {
+        let library = libraries().join("libforgelm_ffi.so");
+        std::os::unix::fs::symlink(library, dir.path().join(name)).unwrap();
+    }
     dir
 }
 
@@ -127,6 +130,22 @@ fn the_headers_compile_alone_and_twice_as_c_and_cpp() {
             );
         }
     }
+}
+
+/// Nothing else is exported, so that two libraries in one program cannot meet.
+#[test]
+fn the_library_exports_what_the_header_declares() {
+    let library = libraries().join("libforgelm_ffi.so");
+    let listed = expect(Command::new("nm").args(["-D", "--defined-only"]).arg(&library));
+    let exported: BTreeSet<&str> =
+        listed.lines().filter_map(|line| line.split_whitespace().nth(2)).collect();
+    let header = fs::read_to_string(root().join("ffi/include/forgelm.h")).unwrap();
+    assert_eq!(exported.len(), header.matches(" * Since: ").count());
+    for name in exported {
+        assert!(name.starts_with("forgelm_") && header.contains(&format!("{name}(")), "{name}");
+    }
+    let dynamic = expect(Command::new("readelf").arg("-d").arg(&library));
+    assert!(dynamic.contains("soname: [libforgelm.so.1]"), "{dynamic}");
 }
 
 #[test]

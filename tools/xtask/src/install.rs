@@ -8,7 +8,7 @@ use std::process::Command;
 /// Crates that are built, and what of them is installed below the prefix.
 const FILES: [(&str, &str); 8] = [
     ("forgelm", "bin/forgelm"),
-    ("libforgelm_ffi.so", "lib/libforgelm.so"),
+    ("libforgelm_ffi.so", "lib/libforgelm.so.1"),
     ("libforgelm_ffi.a", "lib/libforgelm.a"),
     ("libforgelm_plugin_evaluator.so", "lib/forgelm/libforgelm_plugin_evaluator.so"),
     ("libforgelm_plugin_merge_method.so", "lib/forgelm/libforgelm_plugin_merge_method.so"),
@@ -45,7 +45,8 @@ get_filename_component(_forgelm_prefix \"${CMAKE_CURRENT_LIST_DIR}/../../..\" AB
 if(NOT TARGET forgelm::forgelm)
   add_library(forgelm::forgelm SHARED IMPORTED)
   set_target_properties(forgelm::forgelm PROPERTIES
-    IMPORTED_LOCATION \"${_forgelm_prefix}/lib/libforgelm.so\"
+    IMPORTED_LOCATION \"${_forgelm_prefix}/lib/libforgelm.so.1\"
+    IMPORTED_SONAME libforgelm.so.1
     INTERFACE_INCLUDE_DIRECTORIES \"${_forgelm_prefix}/include\")
   add_library(forgelm::forgelm_static STATIC IMPORTED)
   set_target_properties(forgelm::forgelm_static PROPERTIES
@@ -92,6 +93,10 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     for (from, to) in FILES {
         copy(&built.join(from), &prefix.join(to))?;
     }
+    let link = prefix.join("lib/libforgelm.so");
+    let _ = fs::remove_file(&link);
+    std::os::unix::fs::symlink("libforgelm.so.1", &link)
+        .map_err(|error| format!("{}: {error}", link.display()))?;
     for header in HEADERS {
         let from = root.join("ffi/include").join(header);
         copy(&from, &prefix.join("include").join(header))?;
@@ -118,11 +123,14 @@ fn build(root: &Path, is_dev: bool) -> Result<(), String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root).args(["build", "--locked"]);
-    if !is_dev {
+    if is_dev {
+        // What tests have built already.
+        command.arg("--workspace");
+    } else {
         command.arg("--release");
-    }
-    for name in CRATES {
-        command.args(["-p", name]);
+        for name in CRATES {
+            command.args(["-p", name]);
+        }
     }
     let status = command.status().map_err(|error| format!("cargo: {error}"))?;
     if status.success() { Ok(()) } else { Err(format!("cargo build: {status}")) }
