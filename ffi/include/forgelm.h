@@ -11,8 +11,8 @@
  *     work on threads of their own, which are gone when the call returns.
  *   - Options, plans, events and reports are JSON objects; a key that is not known is refused. Their
  *     members only grow. NULL in place of options is all defaults.
- *   - Objects behind a handle know what they are: NULL, a handle of another kind and most that were
- *     freed are FORGELM_INVALID_ARGUMENT. Passing a freed handle is a bug all the same.
+ *   - NULL, a handle of another kind, one that was freed and a pointer to anything else are
+ *     FORGELM_INVALID_ARGUMENT. Freeing what a call works with does nothing.
  *   - A callback is called on a thread of the call that it was passed to, until that call returns. It
  *     may call everything but what the comment excludes, and must return: no longjmp, no exception.
  *   - Paths are relative to the working directory of the process.
@@ -183,9 +183,9 @@ forgelm_status forgelm_cancel_new(forgelm_cancel **out_cancel, forgelm_error **o
 
 /* Raises the flag for good. Calls that were given it end soon: training after its step, with a good
  * checkpoint, as FORGELM_INTERRUPTED. NULL is fine.
- * Thread:    any, and in a signal handler.
+ * Thread:    any, and in a signal handler: it stores one word, and looks at nothing else.
  * Ownership: nothing changes hands.
- * Errors:    none.
+ * Errors:    none; a flag that was freed is not found out.
  * Since:     0.1 */
 void forgelm_cancel_trigger(const forgelm_cancel *cancel);
 

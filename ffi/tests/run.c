@@ -144,6 +144,8 @@ static int32_t on_piece(void *user, size_t prompt, const char *piece) {
     CHECK(prompt < 2);
     strncat(pieces->text[prompt], piece, sizeof pieces->text[0] - strlen(pieces->text[prompt]) - 1);
     if (pieces->n++ == 0) {
+        /* at work: it stays */
+        forgelm_model_free((forgelm_model *)(uintptr_t)pieces->model);
         pieces->busy = forgelm_model_set_adapter(pieces->model, NULL, NULL);
     }
     return 0;
@@ -230,6 +232,21 @@ static void wrong_handles_options_and_texts_are_refused(const forgelm_engine *en
     CHECK(forgelm_model_info((const forgelm_model *)(const void *)engine, &out, &error) ==
           FORGELM_INVALID_ARGUMENT);
     CHECK(strstr(forgelm_error_message(error), "is no forgelm_model") != NULL);
+    forgelm_error_free(error);
+    error = NULL;
+    CHECK(forgelm_engine_info((const forgelm_engine *)(const void *)&error, &out, &error) ==
+          FORGELM_INVALID_ARGUMENT);
+    forgelm_error_free(error);
+    error = NULL;
+    CHECK(forgelm_engine_new(NULL, &made, NULL) == FORGELM_OK);
+    forgelm_model_free((forgelm_model *)(void *)made);
+    CHECK(forgelm_engine_info(made, &out, NULL) == FORGELM_OK);
+    forgelm_string_free(out);
+    out = NULL;
+    forgelm_engine_free(made);
+    forgelm_engine_free(made);
+    CHECK(forgelm_engine_info(made, &out, &error) == FORGELM_INVALID_ARGUMENT && out == NULL);
+    made = NULL;
     forgelm_error_free(error);
     error = NULL;
     CHECK(forgelm_train(engine, "model: 3", 8, "bad.yaml", NULL, NULL, NULL, NULL, NULL, &error) ==

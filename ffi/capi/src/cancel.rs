@@ -54,12 +54,10 @@ pub unsafe extern "C" fn forgelm_cancel_new(
 /// `cancel` is NULL or a flag that was not freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn forgelm_cancel_trigger(cancel: *const forgelm_cancel) {
-    if cancel.is_null() {
-        return;
-    }
-    // SAFETY: by this function's contract. A failure is dropped: nobody is told in a signal handler.
-    if let Ok(cancel) = unsafe { Handle::borrow(cancel, "cancel") } {
-        cancel.value().0.store(true, Ordering::Relaxed);
+    // No list is asked: a signal handler may not wait for a lock.
+    // SAFETY: NULL or a living flag by this function's contract.
+    if let Some(cancel) = unsafe { Handle::peek(cancel) } {
+        cancel.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -69,6 +67,5 @@ pub unsafe extern "C" fn forgelm_cancel_trigger(cancel: *const forgelm_cancel) {
 /// `cancel` is NULL or a flag that no other thread triggers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn forgelm_cancel_free(cancel: *mut forgelm_cancel) {
-    // SAFETY: by this function's contract.
-    unsafe { Handle::free(cancel) };
+    Handle::free(cancel);
 }

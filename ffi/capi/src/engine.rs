@@ -137,8 +137,7 @@ pub unsafe extern "C" fn forgelm_engine_new(
 /// `engine` is NULL or an engine that no call works with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn forgelm_engine_free(engine: *mut forgelm_engine) {
-    // SAFETY: by this function's contract.
-    unsafe { Handle::free(engine) };
+    Handle::free(engine);
 }
 
 /// What this library is and what it found; `forgelm.h` has the contract.
@@ -152,9 +151,8 @@ pub unsafe extern "C" fn forgelm_engine_info(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let engine = unsafe { Handle::borrow(engine, "engine") }?;
-        let env = engine.value().environment(Arc::default());
+        let engine = Handle::borrow(engine, "engine")?;
+        let env = engine.environment(Arc::default());
         let (kernels, _) =
             forgelm_run::model::kernels(&forgelm_run::model::ModelRequest::named(""));
         let info = json!({
@@ -186,7 +184,6 @@ pub unsafe fn stop_of(cancel: *const forgelm_cancel) -> Result<Arc<AtomicBool>, 
     if cancel.is_null() {
         return Ok(Arc::default());
     }
-    // SAFETY: by this function's contract.
-    let cancel = unsafe { Handle::borrow(cancel, "cancel") }?;
-    Ok(cancel.value().flag())
+    let cancel = Handle::borrow(cancel, "cancel")?;
+    Ok(cancel.flag())
 }

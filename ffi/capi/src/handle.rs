@@ -1,99 +1,102 @@
-//! Handles that a host holds: objects that know their own kind, so that a wrong or a freed one is
-//! refused where that costs one comparison.
+//! Handles that a host holds. Every living one is on a list with its kind: NULL, one of another kind, one
+//! that was freed and a pointer to anything else are refused before anything is read.
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::error::{Failure, Status};
+use crate::error::Failure;
 
-/// What stands in a handle that was freed.
-const FREED: u64 = 0x6465_6572_665f_6d6c;
+/// Address and kind of every living handle.
+static LIVING: Mutex<BTreeMap<usize, u64>> = Mutex::new(BTreeMap::new());
+
+fn living() -> MutexGuard<'static, BTreeMap<usize, u64>> {
+    LIVING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A kind of handle.
 pub trait Kind {
-    /// What its first word is while it lives.
+    /// What it is known by.
     const TAG: u64;
     /// Its name in the header.
     const NAME: &'static str;
 }
 
-/// A handle: its tag, whether something works on it, and what it holds.
-#[repr(C)]
+/// A handle: how many calls work with it, and what it holds.
 pub struct Handle<T> {
-    tag: AtomicU64,
-    is_busy: AtomicBool,
+    n_users: AtomicUsize,
     value: T,
 }
 
 impl<T: Kind> Handle<T> {
     /// Hands a value out.
     pub fn give(value: T) -> *mut Self {
-        let tag = AtomicU64::new(T::TAG);
-        Box::into_raw(Box::new(Self { tag, is_busy: AtomicBool::new(false), value }))
+        let handle = Box::into_raw(Box::new(Self { n_users: AtomicUsize::new(0), value }));
+        living().insert(handle.addr(), T::TAG);
+        handle
     }
 
-    /// Borrows the handle that a host passes.
-    ///
-    /// # Safety
-    /// `handle` is NULL or came from [`Handle::give`]; one that was freed may be found out, or not.
+    /// Borrows the handle that a host passes: it is not freed until what this gives is gone.
     ///
     /// # Errors
-    /// NULL, another kind, or freed.
-    pub unsafe fn borrow<'h>(handle: *const Self, name: &str) -> Result<&'h Self, Failure> {
-        if handle.is_null() || !handle.is_aligned() {
-            return Err(Failure::argument(name, &format!("is no {}", T::NAME)));
+    /// NULL, another kind, freed, or no handle at all.
+    pub fn borrow<'h>(handle: *const Self, name: &str) -> Result<Borrowed<'h, T>, Failure> {
+        let living = living();
+        if living.get(&handle.addr()) != Some(&T::TAG) {
+            let text = format!("is no {}, or one that was freed", T::NAME);
+            return Err(Failure::argument(name, &text));
         }
-        // SAFETY: not NULL and aligned by the test above, of this library by the contract.
+        // SAFETY: it is on the list, so `give` made it as this kind and `free`, which takes the list
+        // too, did not take it.
         let handle = unsafe { &*handle };
-        match handle.tag.load(Ordering::Acquire) {
-            tag if tag == T::TAG => Ok(handle),
-            FREED => Err(Failure::argument(name, &format!("is a {} that was freed", T::NAME))),
-            _ => Err(Failure::argument(name, &format!("is no {}", T::NAME))),
-        }
+        handle.n_users.fetch_add(1, Ordering::AcqRel);
+        drop(living);
+        Ok(Borrowed(handle))
     }
 
-    /// What it holds.
-    pub fn value(&self) -> &T {
-        &self.value
-    }
-
-    /// Takes the handle for one call that nothing else may work beside.
-    ///
-    /// # Errors
-    /// If another call, or one further up on this thread, works on it.
-    pub fn busy(&self, name: &str) -> Result<Busy<'_>, Failure> {
-        match self.is_busy.swap(true, Ordering::AcqRel) {
-            false => Ok(Busy(&self.is_busy)),
-            true => {
-                let text = format!("`{name}` is at work: a callback or another thread called");
-                Err(Failure::new(Status::Busy, &text))
-            }
-        }
-    }
-
-    /// Frees a handle. NULL, another kind, one that is freed and one at work are left alone.
+    /// What a living handle holds, without a look at the list.
     ///
     /// # Safety
-    /// As [`Handle::borrow`]; no other thread works with it.
-    pub unsafe fn free(handle: *mut Self) {
+    /// The handle is NULL, or living for as long as the reference.
+    pub unsafe fn peek<'h>(handle: *const Self) -> Option<&'h T> {
         // SAFETY: by this function's contract.
-        let Ok(living) = (unsafe { Self::borrow(handle, "handle") }) else { return };
-        if living.is_busy.load(Ordering::Acquire) {
+        unsafe { handle.as_ref() }.map(|handle| &handle.value)
+    }
+
+    /// Frees a handle. NULL, another kind, one that is freed and one that a call works with are left
+    /// alone.
+    pub fn free(handle: *mut Self) {
+        let mut living = living();
+        if living.get(&handle.addr()) != Some(&T::TAG) {
             return;
         }
-        living.tag.store(FREED, Ordering::Release);
-        // SAFETY: a living handle was made by `Box::into_raw` in `give`, and its tag says that nobody
-        // freed it before.
+        // SAFETY: it is on the list, so `give` made it as this kind and nobody freed it.
+        if unsafe { &*handle }.n_users.load(Ordering::Acquire) > 0 {
+            return;
+        }
+        living.remove(&handle.addr());
+        drop(living);
+        // SAFETY: as above, and it is off the list now.
         drop(unsafe { Box::from_raw(handle) });
     }
 }
 
-/// A handle that is taken until this goes.
-pub struct Busy<'h>(&'h AtomicBool);
+/// A handle that a call works with.
+pub struct Borrowed<'h, T>(&'h Handle<T>);
 
-impl Drop for Busy<'_> {
+impl<T> Deref for Borrowed<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0.value
+    }
+}
+
+impl<T> Drop for Borrowed<'_, T> {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.0.n_users.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -59,8 +59,7 @@ pub unsafe extern "C" fn forgelm_model_load(
         if out_model.is_null() {
             return Err(Failure::argument("out_model", "is NULL"));
         }
-        // SAFETY: by this function's contract.
-        let engine = unsafe { Handle::borrow(engine, "engine") }?.value();
+        let engine = Handle::borrow(engine, "engine")?;
         // SAFETY: by this function's contract.
         let name = unsafe { text(name, "name") }?;
         // SAFETY: by this function's contract.
@@ -114,8 +113,7 @@ pub unsafe extern "C" fn forgelm_model_info(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let model = unsafe { Handle::borrow(model, "model") }?.value();
+        let model = Handle::borrow(model, "model")?;
         let info = model.served.read().unwrap_or_else(PoisonError::into_inner).info();
         // SAFETY: NULL or writable by this function's contract.
         unsafe { put(out_info, || owned(&info.to_string())) };
@@ -136,8 +134,7 @@ pub unsafe extern "C" fn forgelm_model_set_adapter(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let model = unsafe { Handle::borrow(model, "model") }?.value();
+        let model = Handle::borrow(model, "model")?;
         // SAFETY: by this function's contract.
         let dir = unsafe { optional_text(dir, "dir") }?;
         // A callback that comes back here would wait for itself.
@@ -171,8 +168,7 @@ pub unsafe extern "C" fn forgelm_model_generate(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let model = unsafe { Handle::borrow(model, "model") }?.value();
+        let model = Handle::borrow(model, "model")?;
         // SAFETY: by this function's contract.
         let mut request = Options::parse("request", Some(unsafe { text(request, "request") }?))?;
         // SAFETY: by this function's contract.
@@ -232,8 +228,7 @@ pub unsafe extern "C" fn forgelm_model_score(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let model = unsafe { Handle::borrow(model, "model") }?.value();
+        let model = Handle::borrow(model, "model")?;
         // SAFETY: by this function's contract.
         let mut request = Options::parse("request", Some(unsafe { text(request, "request") }?))?;
         // SAFETY: by this function's contract.
@@ -273,8 +268,7 @@ pub unsafe extern "C" fn forgelm_model_logprobs(
         if out_logprobs.is_null() {
             return Err(Failure::argument("out_logprobs", "is NULL"));
         }
-        // SAFETY: by this function's contract.
-        let model = unsafe { Handle::borrow(model, "model") }?.value();
+        let model = Handle::borrow(model, "model")?;
         // SAFETY: by this function's contract.
         let prompt = one_prompt(unsafe { text(prompt, "prompt") }?)?;
         // SAFETY: by this function's contract.
@@ -303,8 +297,7 @@ pub unsafe extern "C" fn forgelm_model_encode(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let model = unsafe { Handle::borrow(model, "model") }?.value();
+        let model = Handle::borrow(model, "model")?;
         // SAFETY: by this function's contract.
         let prompt = one_prompt(unsafe { text(prompt, "prompt") }?)?;
         let served = model.served.read().unwrap_or_else(PoisonError::into_inner);
@@ -331,8 +324,7 @@ pub unsafe extern "C" fn forgelm_model_decode(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let model = unsafe { Handle::borrow(model, "model") }?.value();
+        let model = Handle::borrow(model, "model")?;
         if n_tokens > 0 && (tokens.is_null() || !tokens.is_aligned() || n_tokens > 1 << 32) {
             return Err(Failure::argument("tokens", &format!("cannot have {n_tokens} numbers")));
         }
@@ -368,8 +360,7 @@ fn one_prompt(text: &str) -> Result<Prompt, Failure> {
 /// `model` is NULL or a model that no call works with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn forgelm_model_free(model: *mut forgelm_model) {
-    // SAFETY: by this function's contract.
-    unsafe { Handle::free(model) };
+    Handle::free(model);
 }
 
 /// Each of `{"messages": [{"role", "content"}]}`, `{"text"}`, `{"tokens"}`, or a text alone.

@@ -22,8 +22,7 @@ pub unsafe extern "C" fn forgelm_plugin_list(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let engine = unsafe { Handle::borrow(engine, "engine") }?.value();
+        let engine = Handle::borrow(engine, "engine")?;
         let (found, broken) = plugins::list(None, &[], &engine.environment(Arc::default()))?;
         let libraries: Vec<_> =
             found.libraries().iter().map(plugins::LibraryRecord::to_json).collect();

@@ -36,8 +36,7 @@ pub unsafe extern "C" fn forgelm_key_generate(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let engine = unsafe { Handle::borrow(engine, "engine") }?.value();
+        let engine = Handle::borrow(engine, "engine")?;
         // SAFETY: by this function's contract.
         let path = PathBuf::from(unsafe { text(path, "path") }?);
         // SAFETY: by this function's contract.
@@ -82,8 +81,7 @@ pub unsafe extern "C" fn forgelm_sign(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let engine = unsafe { Handle::borrow(engine, "engine") }?.value();
+        let engine = Handle::borrow(engine, "engine")?;
         // SAFETY: by this function's contract.
         let path = PathBuf::from(unsafe { text(path, "path") }?);
         // SAFETY: by this function's contract.

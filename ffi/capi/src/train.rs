@@ -121,8 +121,7 @@ pub unsafe extern "C" fn forgelm_plan(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let engine = unsafe { Handle::borrow(engine, "engine") }?.value();
+        let engine = Handle::borrow(engine, "engine")?;
         // SAFETY: by this function's contract.
         let yaml = unsafe { bytes(yaml, yaml_len, "text") }?;
         // SAFETY: by this function's contract.
@@ -166,8 +165,7 @@ pub unsafe extern "C" fn forgelm_train(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let engine = unsafe { Handle::borrow(engine, "engine") }?.value();
+        let engine = Handle::borrow(engine, "engine")?;
         // SAFETY: by this function's contract.
         let yaml = unsafe { bytes(yaml, yaml_len, "text") }?;
         // SAFETY: by this function's contract.

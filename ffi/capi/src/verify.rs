@@ -154,8 +154,7 @@ pub unsafe extern "C" fn forgelm_verify(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let engine = unsafe { Handle::borrow(engine, "engine") }?.value();
+        let engine = Handle::borrow(engine, "engine")?;
         // SAFETY: by this function's contract.
         let what = What::parse(unsafe { text(what, "what") }?)?;
         // SAFETY: by this function's contract.

@@ -33,8 +33,7 @@ pub unsafe extern "C" fn forgelm_merge(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let engine = unsafe { Handle::borrow(engine, "engine") }?.value();
+        let engine = Handle::borrow(engine, "engine")?;
         // SAFETY: by this function's contract.
         let yaml = unsafe { bytes(yaml, yaml_len, "text") }?;
         // SAFETY: by this function's contract.
@@ -77,8 +76,7 @@ pub unsafe extern "C" fn forgelm_quantize(
     out_error: *mut *mut forgelm_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: by this function's contract.
-        let engine = unsafe { Handle::borrow(engine, "engine") }?.value();
+        let engine = Handle::borrow(engine, "engine")?;
         // SAFETY: by this function's contract.
         let request = read(unsafe { text(request, "request") }?, engine.is_offline())?;
         // SAFETY: by this function's contract.
