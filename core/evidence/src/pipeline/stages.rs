@@ -146,12 +146,13 @@ impl Stage<'_> {
             "" => name.to_owned(),
             folder => format!("{folder}/{name}"),
         };
-        // Each stage has both; a pointer may name either.
-        if !self.summary(&beside(TRAINING_MANIFEST), report) {
+        // A pointer may name either. Only runs with a `compliance` section have the second.
+        let expected = stage.get("training_manifest_sha256").and_then(Value::as_str);
+        let Some(is_compared) = self.summary(&beside(TRAINING_MANIFEST), expected, report) else {
             return;
-        }
+        };
         let annex = if file == TRAINING_MANIFEST { beside(ANNEX_IV) } else { below.clone() };
-        self.annex_iv(&annex, report);
+        self.annex_iv(&annex, is_compared, report);
     }
 
     /// A pointer as a path below the folder, with `/`.
@@ -210,16 +211,31 @@ impl Stage<'_> {
         }
     }
 
-    /// The summary must be there; where it is signed, by its own signature.
-    fn summary(&self, file: &str, report: &mut PipelineReport) -> bool {
+    /// The summary must be there, the one of which the manifest has the digest, where it has one; where
+    /// it is signed, by its own signature. Whether it was compared with one of the two.
+    fn summary(
+        &self,
+        file: &str,
+        expected: Option<&str>,
+        report: &mut PipelineReport,
+    ) -> Option<bool> {
         match self.read(file, report) {
             Read::Document => {}
-            Read::Refused => return false,
+            Read::Refused => return None,
             Read::Missing => {
                 let reason = format!("{}: {}: missing", self.name, shown(file));
                 report.breaks(ViolationKind::EvidenceMissing, reason);
-                return false;
+                return None;
             }
+        }
+        let actual = files::digest(self.dir, file).ok().map(|found| found.sha256);
+        if let (Some(expected), Some(actual)) = (expected, &actual)
+            && expected != actual
+        {
+            let (file, expected) = (shown(file), shown(expected));
+            let reason = format!("{}: {file}: SHA-256 is {actual}; expected {expected}", self.name);
+            report.breaks(ViolationKind::EvidenceDiffers, reason);
+            return None;
         }
         let kind = PredicateType::ComplianceManifest;
         let path = self.dir.join(file);
@@ -227,7 +243,7 @@ impl Stage<'_> {
         let reason = found.reason.as_deref().unwrap_or_default();
         let reason = format!("{}: {}: {}: {reason}", self.name, shown(file), found.state.as_str());
         match found.class {
-            Class::Accepted => return true,
+            Class::Accepted => return Some(true),
             Class::Different => report.breaks(ViolationKind::EvidenceDiffers, reason),
             Class::Unreadable => report.breaks(ViolationKind::Unreadable, reason),
             Class::NotCompared if self.options.require_signature => {
@@ -235,13 +251,13 @@ impl Stage<'_> {
             }
             Class::NotCompared => {
                 report.notes.push(reason);
-                return true;
+                return Some(expected.is_some());
             }
         }
-        false
+        None
     }
 
-    fn annex_iv(&self, file: &str, report: &mut PipelineReport) {
+    fn annex_iv(&self, file: &str, is_compared: bool, report: &mut PipelineReport) {
         let place = format!("{}: {}", self.name, shown(file));
         match self.read(file, report) {
             Read::Document => {}
@@ -249,6 +265,11 @@ impl Stage<'_> {
             Read::Missing if self.is_documented => {
                 let reason = format!("{place}: missing, and the manifest says there is one");
                 return report.breaks(ViolationKind::EvidenceMissing, reason);
+            }
+            // The summary is all there is of a run without a `compliance` section.
+            Read::Missing if is_compared => {
+                report.evidence_verified += 1;
+                return;
             }
             Read::Missing => {
                 report.evidence_unverified += 1;
