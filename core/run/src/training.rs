@@ -143,6 +143,8 @@ pub struct Request {
     pub expected: Option<Expected>,
     /// No point of the technical documentation may stay open.
     pub strict_compliance: bool,
+    /// The pipeline of which this is a stage.
+    pub pipeline_run_id: Option<String>,
 }
 
 /// Runs a plan.
@@ -318,6 +320,7 @@ fn run(
         named,
         objective: format!("{} ({})", plugin.summary, plugin.source),
         strictness,
+        pipeline_run_id: request.pipeline_run_id.as_deref(),
     };
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
     if let Some(event) = compliance::acknowledged(plan, job.observer) {
@@ -333,7 +336,7 @@ fn run(
 }
 
 /// Every variable that the config names must be there before anything starts.
-fn check_variables(plan: &Plan, env: &Environment) -> Result<(), RunError> {
+pub(crate) fn check_variables(plan: &Plan, env: &Environment) -> Result<(), RunError> {
     for EnvironmentKey { key, name } in environment_keys(&plan.run) {
         if (env.variable)(&name).is_none() {
             return Err(RunError::Variable { key, name });
@@ -455,6 +458,12 @@ fn already_complete(plan: &Plan, from: Option<&resume::From>, now: UtcTime) -> O
     if !state.is_finished() || state.identity.config != plan.identity() {
         return None;
     }
+    how_it_ended(plan, now)
+}
+
+/// What became of the last run in the folder of a plan, if it left all its evidence, whatever config
+/// it had.
+pub(crate) fn how_it_ended(plan: &Plan, now: UtcTime) -> Option<Outcome> {
     let is_signed = dossier::attestation(plan).is_file() || !plan.run.signing().enabled;
     let ended = ended::last(&plan.output).filter(|_| is_signed)?;
     let final_model = plan.output.final_model();
