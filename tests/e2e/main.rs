@@ -32,6 +32,8 @@ mod monitor;
 mod monitoring;
 mod mutations;
 mod pipeline;
+mod pipelines;
+mod pipelines_resumed;
 mod plugin_new;
 mod plugins;
 mod published;

@@ -8,8 +8,10 @@ use crate::output::resolved;
 use crate::plan::Plan;
 use forgelm_artifact::hash::sha256_bytes;
 use forgelm_config::{Run, Stage};
+use forgelm_evidence::audit::LOG_FILE;
 use forgelm_evidence::bundle::COMPLIANCE_DIR;
-use forgelm_evidence::pipeline::state::InputSource;
+use forgelm_evidence::pipeline::PIPELINE_MANIFEST;
+use forgelm_evidence::pipeline::state::{InputSource, STATE_FILE};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::path::{Component, Path, PathBuf};
@@ -174,9 +176,17 @@ impl PipelinePlan {
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut text = String::new();
-        let n = self.stages.len();
+        let (n, dir) = (self.stages.len(), self.dir.display());
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "pipeline of {n} stages in {}", self.dir.display());
+        let _ = writeln!(text, "pipeline of {n} stages in {dir}");
+        for (head, file) in [
+            ("writes   ", STATE_FILE),
+            ("         ", PIPELINE_MANIFEST),
+            ("         ", LOG_FILE),
+            ("         ", "start_models/, where a stage begins at an adapter"),
+        ] {
+            let _ = writeln!(text, "{head}{dir}/{file}");
+        }
         for stage in &self.stages {
             let _ = writeln!(text, "\nstage {} of {n}: {}", stage.index + 1, stage.name);
             let input = self.input(stage);

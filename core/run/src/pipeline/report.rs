@@ -52,7 +52,10 @@ impl Ended {
             (_, row) => Some(match row {
                 Some(row) => {
                     let detail = row.error.as_deref().unwrap_or("it has no model");
-                    format!("stage `{}`: {detail}", row.name)
+                    match detail.starts_with("stage `") {
+                        true => detail.to_owned(),
+                        false => format!("stage `{}`: {detail}", row.name),
+                    }
                 }
                 None => "a stage failed".to_owned(),
             }),

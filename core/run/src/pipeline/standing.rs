@@ -13,8 +13,9 @@ use crate::resume::{self, Resume};
 use crate::training::{Outcome, how_it_ended};
 use crate::trust;
 use forgelm_evidence::Class;
-use forgelm_evidence::bundle::verify::{BundleOptions, FindingKind, verify_bundle};
+use forgelm_evidence::bundle::verify::{BundleOptions, Finding, FindingKind, verify_bundle};
 use forgelm_evidence::keys::trust::TrustedKey;
+use forgelm_evidence::model::MODEL_SIGNATURE;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -110,10 +111,14 @@ impl Desk<'_> {
         if report.class == Class::Accepted {
             return Ok(Standing::Done(Facts::of(&root)));
         }
-        let is_gone = |kind: FindingKind| kind == FindingKind::Missing;
-        if !report.findings.is_empty() && report.findings.iter().all(|found| is_gone(found.kind)) {
-            let first = &report.findings[0];
-            let n = report.findings.len();
+        let mut gone = report.findings.iter().filter(|found| found.kind == FindingKind::Missing);
+        // The signature of a model's folder differs too, where a file of it is gone.
+        let follows = |found: &Finding| {
+            found.kind == FindingKind::Signature && found.file.ends_with(MODEL_SIGNATURE)
+        };
+        let n = gone.clone().count();
+        let are_gone = |found: &Finding| found.kind == FindingKind::Missing || follows(found);
+        if let Some(first) = gone.next().filter(|_| report.findings.iter().all(are_gone)) {
             return Ok(Standing::Incomplete(format!("`{}` is gone ({n} in all)", first.file)));
         }
         Err(PipelineError::Evidence {
