@@ -33,6 +33,7 @@ mod monitoring;
 mod mutations;
 mod pipeline;
 mod pipelines;
+mod pipelines_killed;
 mod pipelines_resumed;
 mod plugin_new;
 mod plugins;

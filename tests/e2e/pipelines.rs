@@ -123,12 +123,13 @@ pub fn events(workplace: &Workplace) -> Vec<String> {
     names.filter(|name| !name.starts_with("signing.") && !name.starts_with("audit.")).collect()
 }
 
-/// The pipeline verifies, and its log agrees.
+/// The pipeline verifies by its key, and its log agrees.
 #[track_caller]
 pub fn verifies(workplace: &Workplace) -> Value {
+    let key = ["--key", "pipe/compliance/signing_key.pub"];
     let args = ["verify-annex-iv", "--pipeline", "pipe", "--require-corroboration"];
-    let found = workplace.forgelm(&[&args[..], &JSON[..]].concat()).expect_code(0).json();
-    workplace.forgelm(&["verify-audit", "pipe"]).expect_code(0);
+    let found = workplace.forgelm(&[&args[..], &key, &JSON].concat()).expect_code(0).json();
+    workplace.forgelm(&[&["verify-audit", "pipe"][..], &key].concat()).expect_code(0);
     assert_eq!(found["signature"]["state"], "valid", "{found}");
     found
 }

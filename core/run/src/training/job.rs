@@ -134,6 +134,7 @@ impl Job<'_> {
         };
         let n_steps_done = state.global_step;
         let mut metrics = MetricsFile::open(&self.plan.output.metrics(), n_steps_done)?;
+        self.measured = metrics.measured_in(n_steps_done);
         let mut session = Session::without_buffers(Parts {
             decoder: &self.loaded.decoder,
             trainer: self.trainer,
