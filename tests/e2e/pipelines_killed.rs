@@ -124,6 +124,9 @@ fn killed_at_every_write() {
     println!("{n} operations");
     let mut failures = Vec::new();
     for at in 1..=n {
+        if at.is_multiple_of(50) {
+            println!("{at} of {n}");
+        }
         let caught = std::panic::catch_unwind(|| killed_at(at, &library, &expected));
         failures.extend(caught.is_err().then_some(at));
     }

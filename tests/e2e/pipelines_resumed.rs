@@ -275,6 +275,19 @@ fn fault_090_a_stage_counts_by_its_evidence_and_not_by_the_state() {
     assert!(workplace.path("pipe/one.superseded.1").is_dir());
     assert!(workplace.adapter("pipe/one") == first);
     verifies(&workplace);
+    // Another adapter than the next stage began at, with all that is signed about it as it should be.
+    let other = two_stages();
+    other.edit_config("output_dir: pipe/one, max_steps: 4", "output_dir: pipe/one, max_steps: 3");
+    other.forgelm(&RUN).expect_code(0);
+    let (mine, theirs) = (workplace.path("pipe/one"), other.path("pipe/one"));
+    fs::rename(&mine, workplace.path("mine")).unwrap();
+    fs::rename(&theirs, &mine).unwrap();
+    let key = ["--key", "pipe/compliance/signing_key.pub"];
+    let verify = ["verify-annex-iv", "--pipeline", "pipe"];
+    let forged = workplace.forgelm(&[&verify[..], &key].concat()).expect_code(6);
+    forged.expect_stderr("stage 1 `dpo`: one/final_model/adapter_model.safetensors: began at");
+    fs::rename(&mine, &theirs).unwrap();
+    fs::rename(workplace.path("mine"), &mine).unwrap();
     // Something in it differs from what was signed: nothing goes on from that.
     let file = workplace.path("pipe/one/final_model/adapter_model.safetensors");
     let mut bytes = fs::read(&file).unwrap();
@@ -333,6 +346,19 @@ fn one_stage_runs_alone_at_the_model_before_it_or_at_a_given_one() {
         verifies(&workplace);
     }
     assert!(workplace.adapter("pipe/two.superseded.1") == chained);
+    // A stage that is made anew takes what was made from it out of what is done, until it is compared.
+    let workplace = finished();
+    workplace
+        .edit_config("output_dir: pipe/one, max_steps: 4", "output_dir: pipe/one, max_steps: 3");
+    let args = [&RUN[..], &["--stage", "sft"], &JSON[..]].concat();
+    let ended = workplace.forgelm(&args).expect_code(0).json();
+    assert_eq!(of_stages(&ended, "status"), ["completed", "skipped_by_filter"]);
+    verifies(&workplace);
+    resume(&workplace, &[])
+        .expect_code(0)
+        .expect_stderr("stage `dpo` runs again: its config, or the model");
+    assert_eq!(statuses(&workplace), ["completed", "completed"]);
+    verifies(&workplace);
     // A stage with a model of its own needs none before it.
     let workplace = two_stages();
     workplace.edit_config(

@@ -31,6 +31,7 @@ use crate::gates;
 use crate::model::{self, FoundModel, LoadedModel};
 use crate::outbound::{TimeStamps, Told};
 use crate::output::Start;
+use crate::pipeline::error::PipelineError;
 use crate::plan::Plan;
 use crate::plugins::{self, Plugins};
 use crate::resume::{self, Resume};
@@ -158,6 +159,10 @@ pub fn train(
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
+    if plan.run.pipeline.is_some() {
+        let text = "a config with a `pipeline` section is no single training".to_owned();
+        return Err(PipelineError::Flags(text).into());
+    }
     let mut told = Told::open(plan, request.offline, env, observer)?;
     let result = run(plan, request, plugins, env, &mut told);
     told.end(&result);

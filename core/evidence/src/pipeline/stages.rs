@@ -80,6 +80,7 @@ pub(super) fn check(
             EXAMINED => {
                 let check = Stage { dir, name: &name, is_documented, options };
                 check.evidence(stage, &mut seen, report);
+                check.start_model(stage, report);
             }
             "violation:unrecognised_status" => {
                 let status = of("status").to_string();
@@ -153,6 +154,36 @@ impl Stage<'_> {
         };
         let annex = if file == TRAINING_MANIFEST { beside(ANNEX_IV) } else { below.clone() };
         self.annex_iv(&annex, is_compared, report);
+    }
+
+    /// Where a stage says which adapter it was begun with, that must be the one that the stage before it
+    /// left: a chain of bytes, and not of names alone. Weights that are not there are not compared.
+    fn start_model(&self, stage: &Map<String, Value>, report: &mut PipelineReport) {
+        let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+        let is_chained = text(stage.get("input_source")).as_deref() == Some("chain");
+        let start = stage.get("start_model").and_then(Value::as_object);
+        let expected = text(start.and_then(|start| start.get("adapter_sha256")));
+        let input = text(stage.get("input_model")).and_then(|input| self.below(&input));
+        let (true, Some(expected), Some(input)) = (is_chained, expected, input) else { return };
+        let file = format!("{input}/adapter_model.safetensors");
+        let place = format!("{}: {}", self.name, shown(&file));
+        match files::digest(self.dir, &file) {
+            Ok(found) if found.sha256 == expected => {}
+            Ok(found) => {
+                let (found, expected) = (found.sha256, shown(&expected));
+                let reason = format!("{place}: began at {expected}; the stage before left {found}");
+                report.breaks(ViolationKind::EvidenceDiffers, reason);
+            }
+            Err(FileProblem::Unreadable(detail)) => {
+                report.breaks(
+                    ViolationKind::Unreadable,
+                    format!("{place}: cannot be read: {detail}"),
+                );
+            }
+            Err(problem) => {
+                report.notes.push(format!("{place}: {}: not compared", problem.reason()))
+            }
+        }
     }
 
     /// A pointer as a path below the folder, with `/`.

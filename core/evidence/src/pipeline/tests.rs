@@ -409,6 +409,25 @@ fn the_evidence_of_each_completed_stage_is_there_whole_its_own_and_in_the_folder
     }
 }
 
+#[test]
+fn a_stage_begins_at_the_bytes_that_the_one_before_left() {
+    use ViolationKind as K;
+    let p = Pipeline::new();
+    let file = p.path().join("stage1/final_model/adapter_model.safetensors");
+    let right = sha256_hex(&fs::read(&file).unwrap());
+    let begun = |sha256: &str| {
+        let sha256 = sha256.to_owned();
+        p.after(move |m| m["stages"][1]["start_model"] = json!({"adapter_sha256": sha256}))
+    };
+    assert_eq!(begun(&right), []);
+    assert_eq!(begun(&"0".repeat(64)), [K::EvidenceDiffers]);
+    // Weights that were left out are not compared, and that is said.
+    fs::remove_file(&file).unwrap();
+    assert_eq!(begun(&right), []);
+    let notes = p.verify().notes;
+    assert!(notes.iter().any(|note| note.contains("not compared")), "{notes:?}");
+}
+
 /// What counts is what is there: neither a flag without files nor a pass without an end.
 #[test]
 fn fault_090_a_stage_that_is_recorded_without_files_or_passed_without_an_end_is_told() {

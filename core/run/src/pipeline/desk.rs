@@ -1,8 +1,9 @@
 //! The pipeline's own papers while it runs: state, log, manifest, signatures, notices.
 //!
-//! The order of writes: a stage's row in the state, the manifest of it, then the line in the log. Where
-//! a pipeline is killed between them, whoever continues it adds the lines that are missing
-//! ([`Desk::adopt`]), and a verifier never finds a line in the log that the manifest contradicts.
+//! The order of writes: that a stage has passed stands in the state and the manifest before it stands in
+//! the log, and what takes that back (it begins again, it failed) the other way round. So a pipeline that
+//! is killed between them has no log that its manifest contradicts; whoever continues it adds the line
+//! that is missing ([`Desk::adopt`]).
 
 use super::Request;
 use super::begin::Begun;

@@ -257,6 +257,17 @@ impl Desk<'_> {
         let row = &mut self.state.stages[stage.index];
         *row = StageRow { started_at, ..StageRow::new(stage.index, &stage.name, &trainer) };
         row.status = StageStatus::Running;
+        // What was made from what this stage made before is taken as done only once it is compared.
+        let following = self.plan.stages[stage.index + 1..].iter();
+        for follower in following.take_while(|other| other.source() == InputSource::Chain) {
+            let row = &mut self.state.stages[follower.index];
+            if row.status == StageStatus::Completed {
+                *row = StageRow::new(row.index, &row.name, &row.trainer_type);
+                if self.begun.only.is_some() {
+                    row.status = StageStatus::SkippedByFilter;
+                }
+            }
+        }
         if let Some(input) = input {
             self.begin_at(stage.index, input);
         }
@@ -277,7 +288,6 @@ impl Desk<'_> {
     ) -> Result<Exit, RunError> {
         let start = self.env.clock.monotonic();
         self.attempt(stage, Some(input));
-        self.save()?;
         self.record(&AuditEvent::PipelineStageStarted {
             pipeline_run_id: self.state.pipeline_run_id.clone(),
             stage_name: stage.name.clone(),
@@ -285,6 +295,7 @@ impl Desk<'_> {
             input_model: input.shown.clone(),
             input_source: input.source.as_str().to_owned(),
         })?;
+        self.save()?;
         let (n, trainer) = (self.plan.stages.len(), &stage.run.training.trainer_type);
         let text = format!("stage {} of {n}: {} ({trainer})", stage.index + 1, stage.name);
         self.notice(text);
@@ -442,13 +453,13 @@ impl Desk<'_> {
         row.output_model = Some(staging_path.clone());
         row.exit_code = Some(Exit::AwaitingApproval.code());
         self.state.stopped_at = Some(stage.name.clone());
-        self.save()?;
         self.record(&AuditEvent::PipelineStageGated {
             pipeline_run_id: self.state.pipeline_run_id.clone(),
             stage_name: stage.name.clone(),
             gate_decision: "approval_pending".to_owned(),
             staging_path,
         })?;
+        self.save()?;
         Ok(Exit::AwaitingApproval)
     }
 
@@ -479,7 +490,6 @@ impl Desk<'_> {
                 row.skipped_reason = Some(reason.clone());
             }
         }
-        self.save()?;
         let (pipeline_run_id, stage_name) =
             (self.state.pipeline_run_id.clone(), stage.name.clone());
         let gate_decision = "failed".to_owned();
@@ -499,6 +509,7 @@ impl Desk<'_> {
             },
         };
         self.record(&event)?;
+        self.save()?;
         if failure.is_reverted {
             let (stage_name, reason) = (stage.name.clone(), failure.error);
             self.tell(&Notice::StageReverted { stage_name, reason });
