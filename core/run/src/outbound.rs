@@ -36,7 +36,7 @@ use std::time::Duration;
 /// How long the end of a run waits for what is still on its way.
 pub(crate) const END_WAIT: Duration = Duration::from_secs(30);
 /// And where it was asked to stop: whoever asked waits too.
-const STOP_WAIT: Duration = Duration::from_secs(3);
+pub(crate) const STOP_WAIT: Duration = Duration::from_secs(3);
 
 /// A run's observer, and whoever else is told.
 pub(crate) struct Told<'a> {

@@ -12,7 +12,7 @@ use crate::dossier;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
-use crate::outbound::{self, END_WAIT, Hook, TimeStamps};
+use crate::outbound::{self, END_WAIT, Hook, STOP_WAIT, TimeStamps};
 use forgelm_config::resolved_json;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
@@ -221,7 +221,8 @@ impl<'a> Desk<'a> {
             let is_completed = self.state.final_status == FinalStatus::Completed;
             self.tell(&Notice::PipelineEnded { is_completed, stopped_at });
         }
-        let failures = self.parts.hook.take().map(|hook| hook.finish(END_WAIT)).unwrap_or_default();
+        let at_most = if self.env.stop_requested() { STOP_WAIT } else { END_WAIT };
+        let failures = self.parts.hook.take().map(|hook| hook.finish(at_most)).unwrap_or_default();
         for failure in &failures {
             self.warn(outbound::undelivered(failure));
             self.record(&outbound::undelivered_event(failure))?;
