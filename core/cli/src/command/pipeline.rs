@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::args::{LogLevel, RunFlags};
-use crate::world;
+use crate::terminal;
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use forgelm_run::pipeline::error::PipelineError;
@@ -46,7 +46,7 @@ pub fn run(root: Plan, bytes: &[u8], flags: &RunFlags, context: &mut Context) ->
         strict_compliance: flags.strict_compliance,
     };
     let env = context.environment();
-    if let Err(error) = world::stop_on_signals(&env.stop) {
+    if let Err(error) = terminal::stop_on_signals(&env.stop) {
         let text = format!("warning: signals will end the run without a checkpoint: {error}");
         context.progress.line(LogLevel::Warning, &text);
     }
