@@ -7,7 +7,7 @@ use crate::support::{Ran, Workplace};
 use serde_json::{Value, json};
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 fn resume(workplace: &Workplace, more: &[&str]) -> Ran {
     workplace.forgelm(&[&RUN[..], &["--resume"], more].concat())
@@ -399,4 +399,42 @@ fn resume_without_a_pipeline_starts_afresh_with_a_warning() {
     let workplace = two_stages();
     resume(&workplace, &[]).expect_code(0).expect_stderr("no pipeline in `pipe`: starting afresh");
     assert_eq!(verifies(&workplace)["evidence_verified"], 2);
+}
+
+/// What lies too long in any of the folders stops the pipeline before a stage trains, and is recorded once
+/// in its log.
+#[test]
+fn what_lies_too_long_in_the_folder_of_any_stage_stops_the_pipeline_before_the_first() {
+    let workplace = two_stages();
+    let config = workplace.read("run.yaml") + "retention: {enforce: block_on_excess}\n";
+    workplace.write("run.yaml", &config);
+    workplace.forgelm(&RUN).expect_code(0);
+    fs::remove_dir_all(workplace.path("pipe/one")).unwrap();
+    let documents = [("pipe/two/raw_documents", 91), ("pipe/raw_documents", 100)];
+    for (folder, days) in documents.into_iter().chain([("pipe/ingestion_output", 1)]) {
+        let document = format!("{folder}/a.txt");
+        workplace.write(&document, "x");
+        let file = fs::File::options().append(true).open(workplace.path(&document)).unwrap();
+        file.set_modified(SystemTime::now() - days * Duration::from_secs(86_400)).unwrap();
+    }
+    let dry = [&RUN[..], &JSON, &["--dry-run"]].concat();
+    assert_eq!(workplace.forgelm(&dry).expect_code(0).json()["retention_violations"], 2);
+    let check = ["purge", "--check-policy", "--config", "run.yaml", "--output-format", "json"];
+    assert_eq!(workplace.forgelm(&check).expect_code(0).json()["count"], 2);
+
+    let found = resume(&workplace, &JSON).expect_code(3).json();
+    let paths = found["violations"].as_array().unwrap().iter().map(|v| v["path"].clone());
+    let expected = ["pipe/raw_documents", "pipe/two/raw_documents"].map(Value::from);
+    assert_eq!(paths.collect::<Vec<_>>(), expected);
+    let told = events(&workplace).iter().filter(|e| *e == "retention.policy_violation").count();
+    assert_eq!(told, 2);
+    assert!(!workplace.path("pipe/one/metrics.jsonl").exists(), "nothing was trained");
+    let head = ["verify-audit", "pipe/audit_log.jsonl"];
+    workplace.forgelm(&head).expect_code(0);
+
+    for (folder, _) in documents {
+        fs::remove_dir_all(workplace.path(folder)).unwrap();
+    }
+    resume(&workplace, &[]).expect_code(0);
+    verifies(&workplace);
 }

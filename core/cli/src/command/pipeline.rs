@@ -8,6 +8,7 @@ use forgelm_run::exit::Exit;
 use forgelm_run::pipeline::error::PipelineError;
 use forgelm_run::pipeline::{self, Ended, PipelinePlan, Request, What};
 use forgelm_run::plan::Plan;
+use forgelm_run::retention::enforce;
 use serde_json::json;
 use std::path::Path;
 
@@ -36,8 +37,7 @@ pub fn run(root: Plan, bytes: &[u8], flags: &RunFlags, context: &mut Context) ->
         Err(error) => return refused(&error, context),
     };
     if flags.dry_run {
-        context.result(&plan.to_text(), &plan.to_json());
-        return Exit::Success;
+        return dry_run(&plan, context);
     }
     let request = Request {
         what,
@@ -54,6 +54,26 @@ pub fn run(root: Plan, bytes: &[u8], flags: &RunFlags, context: &mut Context) ->
         Ok(ended) => finished(&ended, context),
         Err(error) => refused(&error, context),
     }
+}
+
+fn dry_run(plan: &PipelinePlan, context: &mut Context) -> Exit {
+    let excess = match enforce::violations(&plan.root, &context.environment()) {
+        Ok(excess) => excess,
+        Err(error) => return context.failed(&error),
+    };
+    let warnings = plan.root.warnings.iter().map(|warning| format!("{warning}\n"));
+    let old = excess.iter().map(|violation| format!("warning: {violation}\n"));
+    let mut text = warnings.chain(old).collect::<String>() + &plan.to_text();
+    let mut document = plan.to_json();
+    if plan.root.run.retention.is_some() {
+        let n = excess.len();
+        text.push_str(&format!(
+            "but the ages of what lies in the folders of the pipeline: {n} too old for `retention`\n"
+        ));
+        document["retention_violations"] = json!(n);
+    }
+    context.result(&text, &document);
+    Exit::Success
 }
 
 /// A plan that cannot be run says every reason; with JSON, each in a list.

@@ -13,6 +13,7 @@ use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::outbound::{self, END_WAIT, Hook, STOP_WAIT, TimeStamps};
+use crate::retention::enforce;
 use forgelm_config::resolved_json;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
@@ -169,7 +170,13 @@ impl<'a> Desk<'a> {
         let key = self.parts.key.as_ref();
         dossier::begin_audit(&self.plan.root.run, (&mut audit, last_keyid), key)?;
         let is_told = !self.begun.is_new && has_started(dir, &self.state.pipeline_run_id);
+        let root = &self.plan.root.run;
+        let kept = enforce::before_pipeline(root, dir, &mut audit, self.env, self.observer);
         self.audit = Some(audit);
+        if let Err(error) = kept {
+            self.seal()?;
+            return Err(error);
+        }
         let pipeline_run_id = self.state.pipeline_run_id.clone();
         if !is_told {
             self.record(&AuditEvent::PipelineStarted {
