@@ -476,22 +476,51 @@ fn a_stage_that_is_reverted_ends_the_pipeline_and_whoever_listens_is_told() {
     verifies(&workplace);
 }
 
-/// Data that cannot be used ends a stage as it ends a run: 1, with file and line.
+/// What every stage needs is looked at before the first one trains.
+#[test]
+fn what_a_later_stage_lacks_is_told_before_the_first_one_trains() {
+    let workplace = workplace();
+    workplace.write("data/preferences.jsonl", "{\"prompt\": 1}\n");
+    fs::remove_file(workplace.path("data/math_prompts.jsonl")).unwrap();
+    let refused = workplace.forgelm(&[&RUN[..], &JSON[..]].concat()).expect_code(1).json();
+    let errors: Vec<&str> =
+        refused["errors"].as_array().unwrap().iter().map(|e| e.as_str().unwrap()).collect();
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    assert!(errors[0].starts_with("stage `dpo`: ") && errors[0].contains("preferences.jsonl:1"));
+    assert!(errors[1].starts_with("stage `grpo`: ") && errors[1].contains("math_prompts.jsonl"));
+    assert!(!workplace.path("pipe").exists(), "nothing is written");
+    // A stage that is done needs nothing more.
+    data(&workplace);
+    workplace.forgelm(&RUN).expect_code(0);
+    fs::remove_file(workplace.path("data/sft.jsonl")).unwrap();
+    workplace.forgelm(&[&RUN[..], &["--resume"]].concat()).expect_code(0);
+    verifies(&workplace);
+}
+
+/// A model that is not there ends a stage as it ends a run.
 #[test]
 fn a_stage_that_fails_ends_the_pipeline_with_its_own_code() {
     let workplace = workplace();
-    workplace.write("data/preferences.jsonl", "{\"prompt\": 1}\n");
+    let own =
+        "  - name: dpo\n    model: {name_or_path: ./other, max_length: 128, load_in_4bit: false}\n";
+    workplace.edit_config("  - name: dpo\n", own);
     let ran = workplace.forgelm(&RUN).expect_code(1);
-    let ran = ran.expect_stderr("stage `dpo`").expect_stderr("data/preferences.jsonl:1");
+    let ran = ran.expect_stderr("stage `dpo`").expect_stderr("other");
     assert!(ran.stdout.contains("skipped_due_to_prior_revert"), "{}", ran.stdout);
-    assert_eq!(statuses(&workplace)[1], "failed");
+    assert_eq!(statuses(&workplace), ["completed", "failed", "skipped_due_to_prior_revert"]);
     verifies(&workplace);
     // Mended, it goes on; what is done is kept.
-    data(&workplace);
+    fs::create_dir(workplace.path("other")).unwrap();
+    for entry in fs::read_dir(workplace.path("model")).unwrap() {
+        let file = entry.unwrap().path();
+        fs::copy(&file, workplace.path("other").join(file.file_name().unwrap())).unwrap();
+    }
     let before = workplace.adapter("pipe/one");
     workplace.forgelm(&[&RUN[..], &["--resume"]].concat()).expect_code(0);
     assert!(workplace.adapter("pipe/one") == before);
     assert_eq!(statuses(&workplace), ["completed", "completed", "completed"]);
+    let sources = ["root", "stage_explicit", "chain"].map(Value::from);
+    assert_eq!(of_stages(&state(&workplace), "input_source"), sources);
     verifies(&workplace);
 }
 

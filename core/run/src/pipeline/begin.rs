@@ -47,11 +47,19 @@ pub(super) fn check(
         }
         What::From(name) => {
             plan.stage(name, RESUME_FROM)?;
-            read(plan, RESUME_FROM)?;
-            Ok(())
+            check_same(plan, request, &read(plan, RESUME_FROM)?)
         }
-        What::Only { stage, .. } => Ok(plan.stage(stage, STAGE).map(|_| ())?),
-        What::Rest => Ok(()),
+        What::Only { stage, .. } => {
+            plan.stage(stage, STAGE)?;
+            match PipelineState::read(&plan.dir) {
+                Err(StateError::Missing) => Ok(()),
+                _ => Ok(check_topology(plan, &read(plan, STAGE)?)?),
+            }
+        }
+        What::Rest => match PipelineState::read(&plan.dir) {
+            Err(StateError::Missing) => check_empty(plan),
+            _ => check_same(plan, request, &read(plan, RESUME)?),
+        },
     }
 }
 
@@ -83,7 +91,6 @@ pub(super) fn begin(
             Err(StateError::Missing) => {
                 let text = format!("no pipeline in `{}`: starting afresh", plan.dir.display());
                 observer.observe(&Event::Warning(text));
-                check_empty(plan)?;
                 Ok(Begun::fresh(plan, env))
             }
             Ok(_) | Err(_) => resumed(plan, request, (env, operator), (RESUME, 0)),
@@ -134,6 +141,20 @@ fn check_topology(plan: &PipelinePlan, state: &PipelineState) -> Result<(), Pipe
     Err(PipelineError::Topology { dir: plan.dir.clone(), then, now })
 }
 
+/// The same pipeline, and its config as it was or with leave.
+fn check_same(
+    plan: &PipelinePlan,
+    request: &Request,
+    state: &PipelineState,
+) -> Result<(), RunError> {
+    check_topology(plan, state)?;
+    if state.pipeline_config_hash == plan.config_hash || request.force_resume {
+        return Ok(());
+    }
+    let changes = changes(&state.config, &published_json(&plan.root.run));
+    Err(PipelineError::ConfigChanged { changes }.into())
+}
+
 fn resumed(
     plan: &PipelinePlan,
     request: &Request,
@@ -141,14 +162,9 @@ fn resumed(
     (flag, from): (&'static str, usize),
 ) -> Result<Begun, RunError> {
     let mut state = read(plan, flag)?;
-    check_topology(plan, &state)?;
-    let config = published_json(&plan.root.run);
+    check_same(plan, request, &state)?;
     let mut forced = None;
     if state.pipeline_config_hash != plan.config_hash {
-        if !request.force_resume {
-            let changes = changes(&state.config, &config);
-            return Err(PipelineError::ConfigChanged { changes }.into());
-        }
         let forced_resume = ForcedResume {
             at: env.clock.utc().to_text_seconds(),
             operator: operator.to_owned(),
@@ -157,7 +173,7 @@ fn resumed(
         };
         state.pipeline_config_hash.clone_from(&plan.config_hash);
         state.forced_resumes.push(forced_resume.clone());
-        state.config = config;
+        state.config = published_json(&plan.root.run);
         forced = Some(forced_resume);
     }
     for (row, stage) in state.stages.iter_mut().zip(&plan.stages) {
@@ -174,16 +190,8 @@ fn resumed(
 /// The state for one stage: a new pipeline by its id, with what the one before knows of the others.
 fn only(plan: &PipelinePlan, stage: &StagePlan, env: &Environment) -> Result<Begun, RunError> {
     let mut begun = Begun::fresh(plan, env);
-    let known = match PipelineState::read(&plan.dir) {
-        Err(StateError::Missing) => None,
-        Ok(state) => {
-            check_topology(plan, &state)?;
-            Some(state)
-        }
-        Err(source) => {
-            return Err(PipelineError::State { dir: plan.dir.clone(), flag: STAGE, source }.into());
-        }
-    };
+    // Another state than these two was refused by the check.
+    let known = PipelineState::read(&plan.dir).ok();
     for row in &mut begun.state.stages {
         if let Some(before) = known.as_ref().map(|state| &state.stages[row.index]) {
             row.clone_from(before);

@@ -12,6 +12,7 @@ mod begin;
 mod desk;
 pub mod error;
 pub mod plan;
+mod preflight;
 mod report;
 mod stage;
 mod standing;
@@ -76,6 +77,7 @@ pub fn run(
         observer.observe(&Event::Warning(warning.to_string()));
     }
     begin::check(plan, request, env)?;
+    preflight::check(plan, request, env, observer)?;
     let parts = desk::Parts::open(plan, request, env, observer)?;
     write::create_dir_all_durable(&plan.dir)?;
     let lock = RunLock::acquire(&plan.dir, "pipeline", env.clock.utc())?;
