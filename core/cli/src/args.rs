@@ -115,7 +115,8 @@ pub struct RunFlags {
     /// Write the documents that the config alone gives, marked as not of a run; nothing is trained.
     #[arg(long, group = "mode", value_name = "DIR")]
     pub compliance_export: Option<PathBuf>,
-    /// Continue from a checkpoint: the newest good one, or this folder.
+    /// Continue from a checkpoint: the newest good one, or this folder. With a pipeline, go on where it
+    /// stopped.
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "auto")]
     pub resume: Option<PathBuf>,
     /// Continue although the config changed since the checkpoint; the change is recorded.
@@ -130,15 +131,15 @@ pub struct RunFlags {
     /// Build a config by questions (not available yet).
     #[arg(long)]
     pub wizard: bool,
-    /// Run one stage of a pipeline (not available yet).
+    /// Run one stage of a pipeline, at the model of the one before.
     #[arg(long, value_name = "NAME")]
     pub stage: Option<String>,
-    /// Continue a pipeline from a stage (not available yet).
+    /// Continue a pipeline from a stage: those before it are kept.
     #[arg(long, value_name = "NAME")]
     pub resume_from: Option<String>,
-    /// Input model of a single stage (not available yet).
-    #[arg(long, value_name = "PATH")]
-    pub input_model: Option<PathBuf>,
+    /// Begin the stage of --stage at this model or adapter instead.
+    #[arg(long, value_name = "MODEL")]
+    pub input_model: Option<String>,
 }
 
 impl Output {
@@ -157,9 +158,6 @@ impl RunFlags {
             (self.benchmark_only.is_some(), "--benchmark-only"),
             (self.generate_data, "--generate-data"),
             (self.wizard, "--wizard"),
-            (self.stage.is_some(), "--stage"),
-            (self.resume_from.is_some(), "--resume-from"),
-            (self.input_model.is_some(), "--input-model"),
         ];
         given.into_iter().find(|(is_given, _)| *is_given).map(|(_, flag)| flag)
     }

@@ -147,6 +147,9 @@ impl Progress {
 
     fn started(&mut self, started: &Started) {
         self.n_steps = started.n_steps;
+        // Of the run before, in a pipeline.
+        self.first_loss = None;
+        self.recent.clear();
         let from = match started.n_steps_done {
             0 => String::new(),
             done => format!(", {done} of them done"),

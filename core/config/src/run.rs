@@ -42,7 +42,7 @@ section! {
         /// Data written by a teacher model.
         synthetic: Option<Synthetic> = None;
         /// Several trainings, one after another; its presence makes the run a pipeline.
-        pipeline: Option<Pipeline> = None, later("pipelines");
+        pipeline: Option<Pipeline> = None;
         /// The signatures over the evidence.
         signing: Option<Signing> = None, ours();
         /// Shared libraries with more methods.

@@ -15,7 +15,7 @@
 //! - [`gguf`]: the verifier of GGUF files;
 //! - [`manifest_hash`]: the digest of a manifest within itself;
 //! - [`annex_iv`]: the verifier of `annex_iv_metadata.json`;
-//! - [`pipeline`]: the verifier of a pipeline's manifest;
+//! - [`pipeline`]: the state of a pipeline, its manifest, and the verifier of that;
 //! - [`gate`]: what gates measured, and the verdict that follows from it;
 //! - [`documents`]: one plain [`documents::Evidence`] and the documents made from it;
 //! - [`bundle`]: writing and signing all of that in order, and verifying it again.

@@ -34,6 +34,25 @@ pub enum Notice {
         /// Where it is.
         model_path: String,
     },
+    /// A pipeline begins.
+    PipelineStarted {
+        /// How many stages it has.
+        stage_count: usize,
+    },
+    /// A pipeline ended.
+    PipelineEnded {
+        /// Whether every stage has a model.
+        is_completed: bool,
+        /// The stage that stopped it.
+        stopped_at: Option<String>,
+    },
+    /// The gates of a stage took its model back.
+    StageReverted {
+        /// The stage.
+        stage_name: String,
+        /// Why.
+        reason: String,
+    },
     /// Fresh rows are scored otherwise than the held-out ones were.
     Drifted {
         /// The numbers, in a sentence.
@@ -88,6 +107,9 @@ impl Notice {
             Self::Failed { .. } => "training.failure",
             Self::Reverted { .. } => "training.reverted",
             Self::ApprovalRequired { .. } => "approval.required",
+            Self::PipelineStarted { .. } => "pipeline.started",
+            Self::PipelineEnded { .. } => "pipeline.completed",
+            Self::StageReverted { .. } => "pipeline.stage_reverted",
             Self::Drifted { .. } => "monitoring.drift",
         }
     }
@@ -96,19 +118,26 @@ impl Notice {
     #[must_use]
     pub const fn gate(&self) -> Gate {
         match self {
-            Self::Started => Gate::Start,
-            Self::Succeeded { .. } | Self::ApprovalRequired { .. } => Gate::Success,
-            Self::Failed { .. } | Self::Reverted { .. } => Gate::Failure,
+            Self::Started | Self::PipelineStarted { .. } => Gate::Start,
+            Self::Succeeded { .. }
+            | Self::ApprovalRequired { .. }
+            | Self::PipelineEnded { is_completed: true, .. } => Gate::Success,
+            Self::Failed { .. }
+            | Self::Reverted { .. }
+            | Self::PipelineEnded { is_completed: false, .. }
+            | Self::StageReverted { .. } => Gate::Failure,
             Self::Drifted { .. } => Gate::Drift,
         }
     }
 
     const fn status(&self) -> &'static str {
         match self {
-            Self::Started => "started",
+            Self::Started | Self::PipelineStarted { .. } => "started",
             Self::Succeeded { .. } => "succeeded",
             Self::Failed { .. } => "failed",
-            Self::Reverted { .. } => "reverted",
+            Self::Reverted { .. } | Self::StageReverted { .. } => "reverted",
+            Self::PipelineEnded { is_completed: true, .. } => "completed",
+            Self::PipelineEnded { is_completed: false, .. } => "stopped_at_stage",
             Self::ApprovalRequired { .. } => "awaiting_approval",
             Self::Drifted { .. } => "drifted",
         }
@@ -116,10 +145,11 @@ impl Notice {
 
     const fn color(&self) -> &'static str {
         match self {
-            Self::Started => "#0052cc",
-            Self::Succeeded { .. } => "#36a64f",
+            Self::Started | Self::PipelineStarted { .. } => "#0052cc",
+            Self::Succeeded { .. } | Self::PipelineEnded { is_completed: true, .. } => "#36a64f",
             Self::Failed { .. } => "#ff0000",
-            Self::Reverted { .. } | Self::Drifted { .. } => "#ff9900",
+            Self::PipelineEnded { is_completed: false, .. } => "#cc0000",
+            Self::Reverted { .. } | Self::StageReverted { .. } | Self::Drifted { .. } => "#ff9900",
             Self::ApprovalRequired { .. } => "#f2c744",
         }
     }
@@ -127,12 +157,13 @@ impl Notice {
     /// The same in the words of an adaptive card.
     const fn card_color(&self) -> &'static str {
         match self {
-            Self::Started => "accent",
-            Self::Succeeded { .. } => "good",
-            Self::Failed { .. } => "attention",
-            Self::Reverted { .. } | Self::ApprovalRequired { .. } | Self::Drifted { .. } => {
-                "warning"
-            }
+            Self::Started | Self::PipelineStarted { .. } => "accent",
+            Self::Succeeded { .. } | Self::PipelineEnded { is_completed: true, .. } => "good",
+            Self::Failed { .. } | Self::PipelineEnded { is_completed: false, .. } => "attention",
+            Self::Reverted { .. }
+            | Self::StageReverted { .. }
+            | Self::ApprovalRequired { .. }
+            | Self::Drifted { .. } => "warning",
         }
     }
 
@@ -143,16 +174,25 @@ impl Notice {
             Self::Failed { .. } => "Training failed",
             Self::Reverted { .. } => "Training reverted",
             Self::ApprovalRequired { .. } => "Approval required",
+            Self::PipelineStarted { .. } => "Pipeline started",
+            Self::PipelineEnded { is_completed: true, .. } => "Pipeline completed",
+            Self::PipelineEnded { is_completed: false, .. } => "Pipeline stopped",
+            Self::StageReverted { .. } => "Stage reverted",
             Self::Drifted { .. } => "Drift detected",
         }
     }
 
     fn reason(&self) -> Option<String> {
         match self {
-            Self::Failed { reason } | Self::Reverted { reason } | Self::Drifted { reason, .. } => {
-                Some(redact::reason(reason))
-            }
-            Self::Started | Self::Succeeded { .. } | Self::ApprovalRequired { .. } => None,
+            Self::Failed { reason }
+            | Self::Reverted { reason }
+            | Self::StageReverted { reason, .. }
+            | Self::Drifted { reason, .. } => Some(redact::reason(reason)),
+            Self::Started
+            | Self::Succeeded { .. }
+            | Self::ApprovalRequired { .. }
+            | Self::PipelineStarted { .. }
+            | Self::PipelineEnded { .. } => None,
         }
     }
 
@@ -183,6 +223,12 @@ impl Notice {
             }
             Self::ApprovalRequired { model_path } => {
                 format!("The model in {model_path} waits for a decision.")
+            }
+            Self::PipelineStarted { stage_count } => format!("The first of {stage_count} stages."),
+            Self::PipelineEnded { stopped_at: None, .. } => "Every stage has a model.".to_owned(),
+            Self::PipelineEnded { stopped_at: Some(stage), .. } => format!("At {stage}."),
+            Self::StageReverted { stage_name, .. } => {
+                format!("{stage_name}: {}", self.reason().unwrap_or_default())
             }
         }
     }
@@ -224,8 +270,28 @@ impl Notice {
             "sent_at": sender.sent_at,
             "schema_version": SCHEMA_VERSION,
         });
+        for (key, value) in self.extras() {
+            body[key] = value;
+        }
         redact::payload(&mut body);
         body
+    }
+
+    /// What only notices of a pipeline say.
+    fn extras(&self) -> Vec<(&'static str, Value)> {
+        match self {
+            Self::PipelineStarted { stage_count } => vec![("stage_count", json!(stage_count))],
+            Self::PipelineEnded { stopped_at, .. } => {
+                vec![("final_status", json!(self.status())), ("stopped_at", json!(stopped_at))]
+            }
+            Self::StageReverted { stage_name, .. } => vec![("stage_name", json!(stage_name))],
+            Self::Started
+            | Self::Succeeded { .. }
+            | Self::Failed { .. }
+            | Self::Reverted { .. }
+            | Self::ApprovalRequired { .. }
+            | Self::Drifted { .. } => Vec::new(),
+        }
     }
 
     fn teams(&self, sender: &Sender<'_>, title: &str, text: &str) -> Value {
@@ -295,6 +361,10 @@ mod tests {
             Notice::Reverted { reason: "eval_loss rose".to_owned() },
             Notice::ApprovalRequired { model_path: "out/final_model".to_owned() },
             Notice::Drifted { reason: "mean loss rose".to_owned(), metrics },
+            Notice::PipelineStarted { stage_count: 3 },
+            Notice::PipelineEnded { is_completed: true, stopped_at: None },
+            Notice::PipelineEnded { is_completed: false, stopped_at: Some("dpo".to_owned()) },
+            Notice::StageReverted { stage_name: "dpo".to_owned(), reason: "worse".to_owned() },
         ]
     }
 
@@ -307,13 +377,17 @@ mod tests {
             ("training.reverted", "reverted", "#ff9900"),
             ("approval.required", "awaiting_approval", "#f2c744"),
             ("monitoring.drift", "drifted", "#ff9900"),
+            ("pipeline.started", "started", "#0052cc"),
+            ("pipeline.completed", "completed", "#36a64f"),
+            ("pipeline.completed", "stopped_at_stage", "#cc0000"),
+            ("pipeline.stage_reverted", "reverted", "#ff9900"),
         ];
         assert_eq!(all().len(), rows.len());
         for (notice, (event, status, color)) in all().iter().zip(rows) {
             let body = body(notice, Form::Generic);
             let keys: Vec<&String> = body.as_object().unwrap().keys().collect();
             assert_eq!(
-                keys,
+                keys[..10],
                 [
                     "event",
                     "run_name",
@@ -348,6 +422,23 @@ mod tests {
         assert_eq!(bodies[2]["metrics"], json!({}));
         assert_eq!(bodies[4]["model_path"], "out/final_model");
         assert_eq!(bodies[4]["reason"], Value::Null);
+        // Those of a pipeline say more, and no other notice does.
+        let more = |body: &Value| {
+            body.as_object()
+                .unwrap()
+                .iter()
+                .skip(10)
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect::<Value>()
+        };
+        assert!(bodies[..6].iter().all(|body| more(body) == json!({})));
+        let expected = [
+            json!({"stage_count": 3}),
+            json!({"final_status": "completed", "stopped_at": null}),
+            json!({"final_status": "stopped_at_stage", "stopped_at": "dpo"}),
+            json!({"stage_name": "dpo"}),
+        ];
+        assert_eq!(bodies[6..].iter().map(more).collect::<Vec<_>>(), expected);
     }
 
     #[test]

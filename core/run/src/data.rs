@@ -95,6 +95,19 @@ pub(crate) fn find_local(plan: &Plan) -> Result<Sources, RunError> {
     Ok(sources)
 }
 
+/// Looks at the first rows of the data sets of a plan that lie on this machine. Nothing is fetched.
+///
+/// # Errors
+/// If one cannot be found, or its first rows cannot be used.
+pub(crate) fn check_local(plan: &Plan) -> Result<(), RunError> {
+    let trainer = plan.run.training.trainer_type;
+    let sources = find_local(plan)?;
+    for files in sources.files.iter().filter(|files| !files.train.is_empty()) {
+        forgelm_data::check_first_rows(files, &plan.run.data, trainer)?;
+    }
+    Ok(())
+}
+
 /// How a plan renders rows.
 fn render_settings(plan: &Plan, template_now: i64) -> RenderSettings {
     let run = &plan.run;

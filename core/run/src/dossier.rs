@@ -29,6 +29,7 @@ use forgelm_evidence::approval::GATE;
 use forgelm_evidence::approval::policy::Policy;
 use forgelm_evidence::audit::LOG_FILE;
 use forgelm_evidence::audit::event::AuditEvent;
+use forgelm_evidence::audit::head::HeadSigner;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::audit::operator::{OperatorCandidates, resolve_operator};
 use forgelm_evidence::bundle::ATTESTATION;
@@ -241,6 +242,29 @@ pub(crate) fn open_audit(
     Ok(AuditLog::open(plan.output.root(), identity, env.clock.clone())?)
 }
 
+/// What every log begins with, whoever opens it: the key, the change to it from another one, and the
+/// signatures within the log.
+///
+/// # Errors
+/// If the log cannot be written.
+pub(crate) fn begin_audit(
+    run: &Run,
+    (audit, last_keyid): (&mut AuditLog, Option<String>),
+    key: Option<&FoundKey>,
+) -> Result<(), RunError> {
+    audit.append(&key_event(key))?;
+    let Some(found) = key else { return Ok(()) };
+    let new_keyid = found.signer.key.id().to_string();
+    if let Some(old_keyid) = last_keyid.filter(|old| *old != new_keyid) {
+        audit.append(&AuditEvent::SigningKeyRotated { old_keyid, new_keyid })?;
+    }
+    let every = run.signing().checkpoint_every;
+    if every > 0 {
+        audit.sign_heads(HeadSigner { signer: Arc::clone(&found.signer), every });
+    }
+    Ok(())
+}
+
 /// The first event of every audit log: what signs it.
 #[must_use]
 pub fn key_event(key: Option<&FoundKey>) -> AuditEvent {
@@ -368,6 +392,8 @@ pub(crate) struct Dossier<'a> {
     pub approval: Option<&'a Policy>,
     /// Who is asked for time stamps, if anybody is.
     pub stamps: Option<&'a TimeStamps>,
+    /// The pipeline of which this is a stage.
+    pub pipeline_run_id: Option<&'a str>,
 }
 
 impl Dossier<'_> {
@@ -551,7 +577,7 @@ impl Dossier<'_> {
         let now = self.env.clock.utc();
         Evidence {
             run_id: self.run_id.to_owned(),
-            pipeline_run_id: None,
+            pipeline_run_id: self.pipeline_run_id.map(str::to_owned),
             forgelm_version: VERSION.to_owned(),
             builder: builder(),
             config_hash: self.plan.config_hash.clone(),

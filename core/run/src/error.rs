@@ -5,6 +5,7 @@ use crate::erasure::ErasureError;
 use crate::exit::Exit;
 use crate::monitor::MonitorError;
 use crate::outbound::OutboundError;
+use crate::pipeline::error::PipelineError;
 use crate::quantize::QuantizeError;
 use crate::retention::RetentionError;
 use crate::reverse_pii::ReversePiiError;
@@ -587,6 +588,9 @@ pub enum RunError {
     /// Nobody can be looked for.
     #[error(transparent)]
     ReversePii(#[from] ReversePiiError),
+    /// A pipeline did not begin or go on.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
     /// A feature that is not built yet.
     #[error("not available yet: {0}")]
     NotAvailable(String),
@@ -661,6 +665,7 @@ impl RunError {
             Self::Retention(error) => error.exit(),
             Self::Erasure(error) => error.exit(),
             Self::ReversePii(error) => error.exit(),
+            Self::Pipeline(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.

@@ -33,6 +33,7 @@ pub mod monitor;
 pub mod outbound;
 pub mod output;
 pub mod overrides;
+pub mod pipeline;
 pub mod plan;
 pub mod plugins;
 pub mod quantize;

@@ -14,6 +14,20 @@ const EVALUATOR: &str = "evaluator";
 /// The key by which a line of a gate is known.
 const GATE: &str = "gate";
 
+/// Keys of a step's line that are not of its objective.
+const OF_EVERY_STEP: [&str; 10] = [
+    "step",
+    "epoch",
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens",
+    "trained_tokens",
+    "trained_tokens_total",
+    "tokens_per_second",
+    "step_seconds",
+];
+
 /// The file, open for appending.
 pub struct MetricsFile {
     path: PathBuf,
@@ -39,23 +53,39 @@ impl MetricsFile {
         &self.path
     }
 
+    /// What the objective measured in a step whose line is there: a run that goes on after its last step
+    /// makes none that could tell.
+    #[must_use]
+    pub fn measured_in(&self, step: u64) -> BTreeMap<String, f64> {
+        let text = std::fs::read_to_string(&self.path).unwrap_or_default();
+        let is_it = |line: &Map<String, Value>| {
+            line.get("step").and_then(Value::as_u64) == Some(step) && line.contains_key("loss")
+        };
+        let mut lines = text.lines().rev().filter_map(|line| serde_json::from_str(line).ok());
+        let members = lines.find(is_it).into_iter().flatten();
+        let measured = members.filter(|(name, _)| !OF_EVERY_STEP.contains(&name.as_str()));
+        measured.filter_map(|(name, value)| Some((name, value.as_f64()?))).collect()
+    }
+
     /// Appends a step.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn step(&mut self, step: &Step) -> Result<(), RunError> {
-        let mut object = Map::from_iter([
-            ("step".to_owned(), json!(step.step)),
-            ("epoch".to_owned(), json!(step.epoch)),
-            ("loss".to_owned(), json!(step.loss)),
-            ("learning_rate".to_owned(), json!(step.learning_rate)),
-            ("grad_norm".to_owned(), json!(step.grad_norm)),
-            ("tokens".to_owned(), json!(step.n_tokens)),
-            ("trained_tokens".to_owned(), json!(step.n_trained_tokens)),
-            ("trained_tokens_total".to_owned(), json!(step.n_trained_tokens_total)),
-            ("tokens_per_second".to_owned(), json!(step.tokens_per_second())),
-            ("step_seconds".to_owned(), json!(step.seconds)),
-        ]);
+        let values = [
+            json!(step.step),
+            json!(step.epoch),
+            json!(step.loss),
+            json!(step.learning_rate),
+            json!(step.grad_norm),
+            json!(step.n_tokens),
+            json!(step.n_trained_tokens),
+            json!(step.n_trained_tokens_total),
+            json!(step.tokens_per_second()),
+            json!(step.seconds),
+        ];
+        let keys = OF_EVERY_STEP.map(str::to_owned).into_iter();
+        let mut object: Map<String, Value> = keys.zip(values).collect();
         object.extend(step.metrics.iter().map(|(name, value)| (name.clone(), json!(value))));
         self.append(&Value::Object(object))
     }
@@ -169,5 +199,31 @@ mod tests {
         assert_eq!(lines[2]["eval_loss"], 1.25);
         assert_eq!(lines[2]["eval_trained_tokens"], 7);
         assert_eq!(lines[2]["eval_rewards/margins"], 0.5);
+    }
+
+    #[test]
+    fn what_a_step_measured_is_read_back() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut file = MetricsFile::open(&dir.path().join("metrics.jsonl"), 0).expect("opened");
+        let step = |step: u64, margin: f64| Step {
+            step,
+            epoch: 0.5,
+            loss: 0.7,
+            learning_rate: 1e-3,
+            grad_norm: 1.0,
+            n_tokens: 9,
+            n_trained_tokens: 5,
+            n_trained_tokens_total: 5,
+            seconds: 0.1,
+            log: true,
+            metrics: BTreeMap::from([("rewards/margins".to_owned(), margin)]),
+        };
+        for (n, margin) in [(1, 0.1), (2, 0.123_456_789_012_345_67)] {
+            file.step(&step(n, margin)).expect("appended");
+        }
+        for (n, margin) in [(1, 0.1), (2, 0.123_456_789_012_345_67)] {
+            assert_eq!(file.measured_in(n), step(n, margin).metrics, "to the last bit");
+        }
+        assert!(file.measured_in(3).is_empty());
     }
 }

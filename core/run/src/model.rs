@@ -327,7 +327,7 @@ pub fn stop_ids(tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Vec<u
 }
 
 /// SHA-256 of a GGUF file; of a folder, over the digests of its safetensors files in order of name.
-fn weights_sha256(files: &ModelFiles) -> Result<String, RunError> {
+pub(crate) fn weights_sha256(files: &ModelFiles) -> Result<String, RunError> {
     let dir = match files {
         ModelFiles::Gguf(path) => return Ok(sha256_file(path)?.as_str().to_owned()),
         ModelFiles::Folder(dir) => dir,

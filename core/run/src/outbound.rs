@@ -36,7 +36,7 @@ use std::time::Duration;
 /// How long the end of a run waits for what is still on its way.
 pub(crate) const END_WAIT: Duration = Duration::from_secs(30);
 /// And where it was asked to stop: whoever asked waits too.
-const STOP_WAIT: Duration = Duration::from_secs(3);
+pub(crate) const STOP_WAIT: Duration = Duration::from_secs(3);
 
 /// A run's observer, and whoever else is told.
 pub(crate) struct Told<'a> {
@@ -113,17 +113,7 @@ impl<'a> Told<'a> {
     }
 
     fn failed(&mut self, failures: Vec<Undelivered>) {
-        for failure in &failures {
-            let Undelivered { label, destination, n_tries, reason } = failure;
-            let tries = match n_tries {
-                0 => String::new(),
-                1 => " after 1 try".to_owned(),
-                n => format!(" after {n} tries"),
-            };
-            let text =
-                format!("webhook {destination}: `{label}` was not delivered{tries}: {reason}");
-            self.observer.observe(&Event::Warning(text));
-        }
+        self.warn(failures.iter().map(undelivered));
         self.failures.extend(failures);
     }
 
@@ -137,14 +127,30 @@ impl<'a> Told<'a> {
         };
         let mut audit = AuditLog::open(self.plan.output.root(), identity, self.env.clock.clone())?;
         for failure in &self.failures {
-            audit.append(&AuditEvent::WebhookDeliveryFailed {
-                notice: failure.label.clone(),
-                destination: failure.destination.clone(),
-                tries: u64::from(failure.n_tries),
-                reason: failure.reason.clone(),
-            })?;
+            audit.append(&undelivered_event(failure))?;
         }
         Ok(())
+    }
+}
+
+/// What a person reads of a notice that did not arrive.
+pub(crate) fn undelivered(failure: &Undelivered) -> String {
+    let Undelivered { label, destination, n_tries, reason } = failure;
+    let tries = match n_tries {
+        0 => String::new(),
+        1 => " after 1 try".to_owned(),
+        n => format!(" after {n} tries"),
+    };
+    format!("webhook {destination}: `{label}` was not delivered{tries}: {reason}")
+}
+
+/// The same in the audit log.
+pub(crate) fn undelivered_event(failure: &Undelivered) -> AuditEvent {
+    AuditEvent::WebhookDeliveryFailed {
+        notice: failure.label.clone(),
+        destination: failure.destination.clone(),
+        tries: u64::from(failure.n_tries),
+        reason: failure.reason.clone(),
     }
 }
 

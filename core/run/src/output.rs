@@ -3,7 +3,7 @@
 use crate::error::RunError;
 use forgelm_artifact::write;
 use forgelm_evidence::approval::staging_name;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Names in a run's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,14 +141,23 @@ pub fn lies_in(path: &Path, folder: &Path) -> bool {
     resolved(path).starts_with(resolved(folder))
 }
 
-/// The path with every link and `..` resolved, as far as it exists.
-fn resolved(path: &Path) -> PathBuf {
-    if let Ok(real) = path.canonicalize() {
-        return real;
+/// The path with every link and `..` resolved, as far as it exists: what does not exist is no link.
+pub(crate) fn resolved(path: &Path) -> PathBuf {
+    let start = if path.is_absolute() { Path::new("/") } else { Path::new(".") };
+    let mut real = start.canonicalize().unwrap_or_else(|_| start.to_owned());
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => {
+                let next = real.join(name);
+                real = next.canonicalize().unwrap_or(next);
+            }
+            Component::ParentDir => {
+                real.pop();
+            }
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = resolved(parent.unwrap_or_else(|| Path::new(".")));
-    path.file_name().map_or(parent.clone(), |name| parent.join(name))
+    real
 }
 
 #[cfg(test)]
@@ -170,6 +179,24 @@ mod tests {
         }
         let beside = dir.path().join("model2").display().to_string();
         assert!(OutputDir::new(&beside, "final_model").check(&[&model], Start::Fresh).is_ok());
+    }
+
+    #[test]
+    fn a_path_that_does_not_exist_is_resolved_part_by_part() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let root = dir.path().canonicalize().expect("it exists");
+        std::fs::create_dir_all(root.join("deep/er")).expect("created");
+        std::os::unix::fs::symlink(root.join("deep/er"), root.join("link")).expect("linked");
+        for (path, expected) in [
+            ("new/../other", "other"),
+            ("new/./a/../b", "new/b"),
+            // Up from where the link leads, as the system goes.
+            ("link/../sibling", "deep/sibling"),
+            ("link/new", "deep/er/new"),
+        ] {
+            assert_eq!(resolved(&root.join(path)), root.join(expected), "{path}");
+        }
+        assert_eq!(resolved(Path::new("/../x-y-z")), Path::new("/x-y-z"));
     }
 
     #[test]

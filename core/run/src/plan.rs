@@ -54,6 +54,14 @@ impl Plan {
         Self::of_loaded(read_config(file)?, &file.display().to_string())
     }
 
+    /// From the bytes of a config; `name` is only repeated in messages.
+    ///
+    /// # Errors
+    /// As [`Plan::read`].
+    pub fn of_bytes(bytes: &[u8], name: &str) -> Result<Self, RunError> {
+        Self::of_loaded(load_bytes(bytes, name).map_err(RunError::Config)?, name)
+    }
+
     /// From a config that was read; `name` is only repeated in messages.
     ///
     /// # Errors
@@ -364,6 +372,14 @@ impl Plan {
 /// # Errors
 /// If the file cannot be read, or all problems of the config at once.
 pub fn read_config(file: &Path) -> Result<Loaded, RunError> {
+    load_bytes(&config_bytes(file)?, &file.display().to_string()).map_err(RunError::Config)
+}
+
+/// The bytes of a config, as far as one may go.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn config_bytes(file: &Path) -> Result<Vec<u8>, RunError> {
     use std::io::Read as _;
     let (mut handle, _) = forgelm_artifact::open::regular(file)?;
     let mut bytes = Vec::new();
@@ -372,5 +388,5 @@ pub fn read_config(file: &Path) -> Result<Loaded, RunError> {
     handle.by_ref().take(cap).read_to_end(&mut bytes).map_err(|source| {
         forgelm_artifact::open::OpenError::Io { path: file.to_owned(), source }
     })?;
-    load_bytes(&bytes, &file.display().to_string()).map_err(RunError::Config)
+    Ok(bytes)
 }

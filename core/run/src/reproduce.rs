@@ -138,6 +138,7 @@ impl Reproduction {
                 force_resume: true,
                 offline: request.offline,
                 strict_compliance: false,
+                pipeline_run_id: None,
                 expected: Some(expected),
             },
         })

@@ -93,14 +93,14 @@ impl RetentionError {
 pub struct PolicyRequest {
     /// The config with the horizons.
     pub config: Option<PathBuf>,
-    /// The run's folder; the config's when not given.
+    /// The run's folder; those of the config when not given.
     pub output_dir: Option<PathBuf>,
 }
 
 /// What `purge --check-policy` found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyReport {
-    /// The folder that was looked into.
+    /// The folder that was looked into; of a pipeline its own, the first of several.
     pub dir: PathBuf,
     /// What is older than its horizon.
     pub violations: Vec<Violation>,
@@ -116,8 +116,9 @@ pub struct PolicyReport {
 /// If the config cannot be used, or the folder cannot be read.
 pub fn check_policy(request: &PolicyRequest, env: &Environment) -> Result<PolicyReport, RunError> {
     let run = request.config.as_deref().map(read_config).transpose()?.map(|loaded| loaded.run);
-    let of_config = run.as_ref().map(|run| PathBuf::from(&run.training.output_dir));
-    let dir = request.output_dir.clone().or(of_config).unwrap_or_else(|| PathBuf::from("."));
+    let of_config = run.as_ref().map(places).unwrap_or_default();
+    let first = of_config.first().map(|(_, dir)| dir.clone());
+    let dir = request.output_dir.clone().or(first).unwrap_or_else(|| PathBuf::from("."));
     let held = hold::reason(&dir, run.as_ref())?;
     let nothing = |note| PolicyReport {
         dir: dir.clone(),
@@ -129,8 +130,31 @@ pub fn check_policy(request: &PolicyRequest, env: &Environment) -> Result<Policy
     let Some(retention) = &run.retention else {
         return Ok(nothing("the config has no `retention` section: there are no horizons"));
     };
-    let violations = look(&run, retention, &dir, env)?;
+    let mut violations = match &request.output_dir {
+        Some(dir) => look(&run, retention, dir, env)?,
+        None => Vec::new(),
+    };
+    for (run, dir) in of_config.iter().filter(|_| request.output_dir.is_none()) {
+        violations.extend(look(run, run.retention.as_ref().unwrap_or(retention), dir, env)?);
+    }
     Ok(PolicyReport { dir, violations, held, note: None })
+}
+
+/// The folders that a config is for, each with the run whose horizons hold there: of a pipeline its
+/// own and those of its stages.
+fn places(run: &Run) -> Vec<(Run, PathBuf)> {
+    let place = |run: Run| {
+        let dir = PathBuf::from(&run.training.output_dir);
+        (run, dir)
+    };
+    match &run.pipeline {
+        None => vec![place(run.clone())],
+        Some(section) => {
+            let own = (run.clone(), PathBuf::from(&section.output_dir));
+            let stages = section.stages.iter().map(|stage| place(stage.run(run)));
+            std::iter::once(own).chain(stages).collect()
+        }
+    }
 }
 
 /// What in `dir` is older than the horizons of `retention`.

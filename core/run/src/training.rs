@@ -32,6 +32,7 @@ use crate::gates;
 use crate::model::{self, FoundModel, LoadedModel};
 use crate::outbound::{TimeStamps, Told};
 use crate::output::Start;
+use crate::pipeline::error::PipelineError;
 use crate::plan::Plan;
 use crate::plugins::{self, Plugins};
 use crate::resume::{self, Resume};
@@ -146,6 +147,8 @@ pub struct Request {
     pub expected: Option<Expected>,
     /// No point of the technical documentation may stay open.
     pub strict_compliance: bool,
+    /// The pipeline of which this is a stage.
+    pub pipeline_run_id: Option<String>,
 }
 
 /// Runs a plan.
@@ -159,6 +162,11 @@ pub fn train(
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
+    if plan.run.pipeline.is_some() {
+        let text = "a config with a `pipeline` section is no single training\n  hint: `forgelm --config` runs it";
+        let text = text.to_owned();
+        return Err(PipelineError::Flags(text).into());
+    }
     let mut told = Told::open(plan, request.offline, env, observer)?;
     let result = run(plan, request, plugins, env, &mut told);
     told.end(&result);
@@ -324,6 +332,7 @@ fn run(
         named,
         objective: format!("{} ({})", plugin.summary, plugin.source),
         strictness,
+        pipeline_run_id: request.pipeline_run_id.as_deref(),
     };
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
     if let Some(event) = compliance::acknowledged(plan, job.observer) {
@@ -339,7 +348,7 @@ fn run(
 }
 
 /// Every variable that the config names must be there before anything starts.
-fn check_variables(plan: &Plan, env: &Environment) -> Result<(), RunError> {
+pub(crate) fn check_variables(plan: &Plan, env: &Environment) -> Result<(), RunError> {
     for EnvironmentKey { key, name } in environment_keys(&plan.run) {
         if (env.variable)(&name).is_none() {
             return Err(RunError::Variable { key, name });
@@ -461,6 +470,12 @@ fn already_complete(plan: &Plan, from: Option<&resume::From>, now: UtcTime) -> O
     if !state.is_finished() || state.identity.config != plan.identity() {
         return None;
     }
+    how_it_ended(plan, now)
+}
+
+/// What became of the last run in the folder of a plan, if it left all its evidence, whatever config
+/// it had.
+pub(crate) fn how_it_ended(plan: &Plan, now: UtcTime) -> Option<Outcome> {
     let is_signed = dossier::attestation(plan).is_file() || !plan.run.signing().enabled;
     let ended = ended::last(&plan.output).filter(|_| is_signed)?;
     let final_model = plan.output.final_model();

@@ -208,6 +208,7 @@ fn request(options: Option<&str>, is_offline: bool) -> Result<Request, Failure> 
         offline: options.flag("offline")? || is_offline,
         expected: None,
         strict_compliance: options.flag("strict_compliance")?,
+        pipeline_run_id: None,
     };
     options.finish()?;
     Ok(request)

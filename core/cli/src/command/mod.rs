@@ -13,6 +13,7 @@ pub mod keygen;
 pub mod keys;
 pub mod merge;
 pub mod monitor;
+pub mod pipeline;
 pub mod plugin;
 pub mod purge;
 pub mod quantize;

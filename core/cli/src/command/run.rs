@@ -1,7 +1,7 @@
 //! `forgelm --config FILE`: the main job, and its dry run.
 
 use super::compliance::{export_documents, failed};
-use super::{Context, gates, merge};
+use super::{Context, gates, merge, pipeline};
 use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
 use crate::terminal;
@@ -11,7 +11,7 @@ use forgelm_run::error::RunError;
 use forgelm_run::event::{Event, Observer};
 use forgelm_run::exit::Exit;
 use forgelm_run::fit_check::fit_check;
-use forgelm_run::plan::Plan;
+use forgelm_run::plan::{Plan, config_bytes};
 use forgelm_run::plugins;
 use forgelm_run::resume::Resume;
 use forgelm_run::retention::enforce;
@@ -33,10 +33,21 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
         }
         return context.refused(Exit::Config, "--config is required");
     };
-    let plan = match Plan::read(config) {
-        Ok(plan) => plan,
+    let read = config_bytes(config).and_then(|bytes| {
+        let plan = Plan::of_bytes(&bytes, &config.display().to_string())?;
+        Ok((plan, bytes))
+    });
+    let (plan, bytes) = match read {
+        Ok(read) => read,
         Err(error) => return context.failed(&error),
     };
+    if plan.run.pipeline.is_some() {
+        return pipeline::run(plan, &bytes, flags, context);
+    }
+    if let Some(flag) = pipeline::flag_given(flags) {
+        let text = format!("{flag}: the config has no `pipeline` section");
+        return context.refused(Exit::Config, &text);
+    }
     if flags.dry_run {
         if let Err(error) = compliance::check(&plan, flags.strict_compliance) {
             return failed(&error, context);
@@ -105,6 +116,7 @@ fn request(flags: &RunFlags) -> Request {
         offline: flags.offline,
         expected: None,
         strict_compliance: flags.strict_compliance,
+        pipeline_run_id: None,
     }
 }
 

@@ -32,7 +32,10 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
             "synthetic: {enabled: true, teacher_model: t, seed_file: f}\n",
             "`synthetic.enabled: true`",
         ),
-        ("pipeline: {stages: [{name: a}]}\n", "`pipeline`"),
+        (
+            "pipeline: {stages: [{name: a, evaluation: {safety: {enabled: true}}}]}\n",
+            "`pipeline.stages[0].evaluation.safety.enabled: true`",
+        ),
     ];
     assert_eq!(cases.len(), 9);
     for (more, what) in cases {
@@ -50,6 +53,7 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
 fn what_is_there_and_what_is_off_is_not_refused() {
     for more in [
         "",
+        "pipeline: {stages: [{name: a}, {name: b, training: {trainer_type: dpo, output_dir: x}}]}\n",
         "model: {name_or_path: m, load_in_4bit: false, backend: unsloth, offline: true}\ndata: {dataset_name_or_path: d, validation_split: 0.1, on_bad_row: skip}\n",
         "lora: {method: rslora, target_modules: all-linear, bias: none}\n",
         "training: {packing: true, report_to: none, lr_scheduler_type: cosine, threads: 2}\n",

@@ -361,6 +361,39 @@ fn a_stage_is_checked_as_the_training_that_it_will_be() {
 }
 
 #[test]
+fn a_stage_is_the_run_of_its_own_sections_and_the_roots() {
+    let run = loads(
+        "model: {name_or_path: m, revision: main}
+data: {dataset_name_or_path: d}
+lora: {r: 4}
+evaluation: {max_acceptable_loss: 2, baseline_loss: 1}
+pipeline:
+  stages:
+  - {name: a}
+  - name: b
+    lora: {alpha: 3}
+    training: {trainer_type: dpo, output_dir: y, galore_enabled: true}
+    data: {dataset_name_or_path: e}
+    evaluation: {max_acceptable_loss: 5, staging_ttl_days: 9}
+",
+    )
+    .run;
+    let stages = &run.pipeline.as_ref().unwrap().stages;
+    let (a, b) = (stages[0].run(&run), stages[1].run(&run));
+    assert_eq!(a, forgelm_config::Run { pipeline: None, ..run.clone() });
+    // A section replaces the root's as a whole: keys that it does not write have their defaults.
+    assert_eq!((b.lora.r, b.lora.alpha), (8, 3));
+    assert_eq!(b.training.output_dir, "y");
+    assert_eq!(b.data.dataset_name_or_path, "e");
+    assert_eq!((&b.model, &b.webhook, b.pipeline.is_none()), (&run.model, &run.webhook, true));
+    let evaluation = b.evaluation.unwrap();
+    assert_eq!((evaluation.max_acceptable_loss, evaluation.baseline_loss), (Some(5.0), None));
+    // What other keys of a run settle is settled for a stage too.
+    assert!(!b.lora.enabled, "GaLore trains matrices of the base");
+    assert_eq!(b.retention.unwrap().staging_ttl_days, 9);
+}
+
+#[test]
 fn rules_are_silent_about_keys_that_already_have_a_problem() {
     let message = only(&with("training: {packing: true, trainer_type: dpoo}\n"));
     assert!(message.contains("did you mean `dpo`?"), "{message}");

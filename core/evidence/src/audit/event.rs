@@ -224,6 +224,108 @@ events! {
         /// Final metrics.
         metrics_summary: BTreeMap<String, f64>,
     }
+    /// `pipeline.completed` of a pipeline, which a run id that begins with `pl_` tells from that of a
+    /// run.
+    PipelineEnded = "pipeline.completed" {
+        /// The pipeline.
+        pipeline_run_id: String,
+        /// `completed` or `stopped_at_stage`.
+        final_status: String,
+        /// The stage that stopped it.
+        stopped_at: Option<String>,
+    }
+    /// `pipeline.started`: the first stage of a pipeline is next.
+    PipelineStarted = "pipeline.started" {
+        /// The pipeline.
+        pipeline_run_id: String,
+        /// SHA-256 of the bytes of its config.
+        config_hash: String,
+        /// How many stages it has.
+        stage_count: u64,
+        /// Their names, in order.
+        stage_names: Vec<String>,
+    }
+    /// `pipeline.stage_started`.
+    PipelineStageStarted = "pipeline.stage_started" {
+        /// The pipeline.
+        pipeline_run_id: String,
+        /// The stage.
+        stage_name: String,
+        /// Its place, from 0.
+        stage_index: u64,
+        /// What it begins at.
+        input_model: String,
+        /// `root`, `chain`, `stage_explicit` or `cli_override`.
+        input_source: String,
+    }
+    /// `pipeline.stage_completed`: a stage ended, with a model or without one.
+    PipelineStageCompleted = "pipeline.stage_completed" {
+        /// The pipeline.
+        pipeline_run_id: String,
+        /// The stage.
+        stage_name: String,
+        /// `passed` or `failed`.
+        gate_decision: String,
+        /// Its final numbers, where it passed.
+        metrics: Option<BTreeMap<String, f64>>,
+        /// Where it failed: false.
+        auto_revert_triggered: Option<bool>,
+    }
+    /// `pipeline.stage_gated`: the model of a stage waits for people, and the pipeline with it.
+    PipelineStageGated = "pipeline.stage_gated" {
+        /// The pipeline.
+        pipeline_run_id: String,
+        /// The stage.
+        stage_name: String,
+        /// `approval_pending`.
+        gate_decision: String,
+        /// Where the model is, below the pipeline's folder.
+        staging_path: String,
+    }
+    /// `pipeline.stage_reverted`: a gate rejected the model of a stage.
+    PipelineStageReverted = "pipeline.stage_reverted" {
+        /// The pipeline.
+        pipeline_run_id: String,
+        /// The stage.
+        stage_name: String,
+        /// `failed`.
+        gate_decision: String,
+        /// True.
+        auto_revert_triggered: bool,
+    }
+    /// `pipeline.stage_superseded`: what a stage left is kept under another name, and the stage runs
+    /// again.
+    PipelineStageSuperseded = "pipeline.stage_superseded" {
+        /// The pipeline.
+        pipeline_run_id: String,
+        /// The stage.
+        stage_name: String,
+        /// Its folder's new name, below the pipeline's folder.
+        moved_to: String,
+        /// Why it runs again.
+        reason: String,
+    }
+    /// `pipeline.force_resume`: the pipeline goes on although its config changed.
+    PipelineForceResume = "pipeline.force_resume" {
+        /// The pipeline.
+        pipeline_run_id: String,
+        /// SHA-256 of the config's bytes so far.
+        old_config_hash: String,
+        /// And from here on.
+        new_config_hash: String,
+    }
+    /// `pipeline.resume_refused`: a stage before the one that was asked for has no model that may be
+    /// used.
+    PipelineResumeRefused = "pipeline.resume_refused" {
+        /// The pipeline.
+        pipeline_run_id: String,
+        /// The stage that was asked for.
+        requested_stage: String,
+        /// The one that is in the way.
+        blocking_stage: String,
+        /// What it is.
+        blocking_status: String,
+    }
     /// `pipeline.failed`.
     PipelineFailed = "pipeline.failed" {
         /// The message.
@@ -601,7 +703,8 @@ mod tests {
         let mut names: Vec<&str> = EVENTS.iter().map(|(name, _)| *name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), EVENTS.len());
+        // `pipeline.completed` is said of a run and of a pipeline.
+        assert_eq!(names.len() + 1, EVENTS.len());
         for name in names {
             assert!(name.contains('.'), "{name}");
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'.' || b == b'_'));

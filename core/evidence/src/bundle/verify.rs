@@ -31,6 +31,7 @@ use crate::keys::PublicKey;
 use crate::keys::file::load_public_key;
 use crate::keys::trust::TrustedKeys;
 use crate::model::{MODEL_SIGNATURE, verify_model};
+use crate::pipeline::PIPELINE_MANIFEST;
 use crate::secret::Secret;
 use crate::signature::{check_envelope_file, signature_lines};
 use crate::text::shown;
@@ -168,6 +169,13 @@ pub fn verify_bundle(dir: &Path, options: &BundleOptions<'_>) -> BundleReport {
     }
     let documents_verified = check.documents();
     check.model_folders(statement.as_ref());
+    if signature.state == SignatureState::Absent && dir.join(PIPELINE_MANIFEST).is_file() {
+        check.notes.push(format!(
+            "this is the folder of a pipeline: `forgelm verify-annex-iv --pipeline {}` verifies it, and \
+             `verify-bundle` the folder of each stage",
+            dir.display()
+        ));
+    }
     let signature_class = match signature.state {
         SignatureState::Absent if options.allow_unsigned => {
             check.notes.push("unsigned, which was allowed".to_owned());

@@ -19,7 +19,7 @@ pub(crate) mod predicate;
 pub mod quantization;
 pub mod record;
 mod redact;
-mod report;
+pub(crate) mod report;
 mod spdx;
 
 pub use instructions::{INSTRUCTIONS_FILE, deployer_instructions};

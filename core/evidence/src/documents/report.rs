@@ -56,7 +56,7 @@ fn standalone_mark(evidence: &Evidence) -> Map<String, Value> {
 }
 
 /// The members of the `compliance` section that say who provides what.
-pub(super) fn identification(section: &Map<String, Value>) -> Map<String, Value> {
+pub(crate) fn identification(section: &Map<String, Value>) -> Map<String, Value> {
     let keys = [
         "provider_name",
         "provider_contact",

@@ -195,6 +195,69 @@ fn checkpoint(
     Ok(statement.and_then(|s| Checkpoint::head_of(&s.predicate, "the checkpoint").ok()))
 }
 
+/// What the events of a log say of a pipeline, one after another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replay {
+    /// Events of this pipeline.
+    pub n_events: usize,
+    /// Those of its stages.
+    pub n_stage_events: usize,
+    /// Whether it says that the pipeline ended.
+    pub has_ended: bool,
+    /// The stages that have passed and did not begin again, nor one before them, with their places.
+    pub live: BTreeMap<String, Option<u64>>,
+}
+
+impl Replay {
+    /// Of the events of the pipeline `run_id`.
+    #[must_use]
+    pub fn of(events: &[Map<String, Value>], run_id: &str) -> Self {
+        let text = |event: &Map<String, Value>, key: &str| {
+            event.get(key).and_then(Value::as_str).map(str::to_owned)
+        };
+        let is_of_run = |event: &&Map<String, Value>| {
+            let is = |key: &str| event.get(key).and_then(Value::as_str) == Some(run_id);
+            is("run_id") || is("pipeline_run_id")
+        };
+        let (mut found, mut places) = (Self::default(), BTreeMap::new());
+        for event in events.iter().filter(is_of_run) {
+            found.n_events += 1;
+            let name = text(event, "event").unwrap_or_default();
+            found.has_ended |= name == "pipeline.completed";
+            if !name.starts_with("pipeline.stage_") {
+                continue;
+            }
+            found.n_stage_events += 1;
+            let stage = text(event, "stage_name").unwrap_or_default();
+            let place = event.get("stage_index").and_then(Value::as_u64);
+            if name == "pipeline.stage_started" {
+                if let Some(place) = place {
+                    found.live.retain(|_, other| other.is_none_or(|other| other < place));
+                    places.insert(stage.clone(), place);
+                }
+                found.live.remove(&stage);
+            } else if name == "pipeline.stage_completed"
+                && text(event, "gate_decision").as_deref() == Some("passed")
+            {
+                let place = places.get(&stage).copied();
+                found.live.insert(stage, place);
+            } else {
+                found.live.remove(&stage);
+            }
+        }
+        found
+    }
+
+    /// Of the log in a pipeline's folder, as far as it can be read: nothing is verified.
+    #[must_use]
+    pub fn of_log(dir: &Path, run_id: &str) -> Self {
+        let text = std::fs::read_to_string(dir.join(LOG_FILE)).unwrap_or_default();
+        let events: Vec<Map<String, Value>> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        Self::of(&events, run_id)
+    }
+}
+
 /// Replays what the log says of the stages, and looks for each that passed in the manifest.
 fn census(
     run_id: &str,
@@ -202,41 +265,9 @@ fn census(
     events: &[Map<String, Value>],
     detail: &mut String,
 ) -> Corroboration {
-    let text = |event: &Map<String, Value>, key: &str| {
-        event.get(key).and_then(Value::as_str).map(str::to_owned)
-    };
-    let is_of_run = |event: &&Map<String, Value>| {
-        let is = |key: &str| event.get(key).and_then(Value::as_str) == Some(run_id);
-        is("run_id") || is("pipeline_run_id")
-    };
     let mut found = Corroboration::new(Outcome::Corroborated, "stage_census_agrees");
-    let (mut live, mut places) = (BTreeMap::new(), BTreeMap::new());
-    let (mut n_stage_events, mut has_ended) = (0_usize, false);
-    for event in events.iter().filter(is_of_run) {
-        found.events_examined += 1;
-        let name = text(event, "event").unwrap_or_default();
-        has_ended |= name == "pipeline.completed";
-        if !name.starts_with("pipeline.stage_") {
-            continue;
-        }
-        n_stage_events += 1;
-        let stage = text(event, "stage_name").unwrap_or_default();
-        let place = event.get("stage_index").and_then(Value::as_u64);
-        if name == "pipeline.stage_started" {
-            if let Some(place) = place {
-                live.retain(|_, other: &mut Option<u64>| other.is_none_or(|other| other < place));
-                places.insert(stage.clone(), place);
-            }
-            live.remove(&stage);
-        } else if name == "pipeline.stage_completed"
-            && text(event, "gate_decision").as_deref() == Some("passed")
-        {
-            let place = places.get(&stage).copied();
-            live.insert(stage, place);
-        } else {
-            live.remove(&stage);
-        }
-    }
+    let Replay { n_events, n_stage_events, has_ended, live } = Replay::of(events, run_id);
+    found.events_examined = n_events;
     found.stages_asserted = live.len();
     let unattested = |found: Corroboration, reason| Corroboration {
         outcome: Outcome::Unattested,

@@ -4,23 +4,25 @@
 //! Four layers, each over the whole manifest, so that one run of the verifier names everything:
 //! [`structure`] (what must be there, the chain from stage to stage, the manifest's own hash and
 //! signature), [`stages`] (the documents of each completed stage) and [`corroboration`] (what the log
-//! says happened). A folder is read and nothing else: evidence that lies elsewhere is no evidence of it.
+//! says happened). What is verified is written by [`state`] and [`write`]. A folder is read and nothing else: evidence that lies elsewhere is no evidence of it.
 //!
 //! Exit classes, after the seed: 1 for a rule that the manifest breaks and for what could not be
 //! compared, 2 for what could not be read, 6 for a digest, a signature or a log that differs.
 
 mod corroboration;
 mod stages;
+pub mod state;
 mod structure;
 #[cfg(test)]
 mod tests;
+pub mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-pub use corroboration::{Corroboration, Outcome};
+pub use corroboration::{Corroboration, Outcome, Replay};
 
 use crate::class::Class;
 use crate::dsse::statement::PredicateType;

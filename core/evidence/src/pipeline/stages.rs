@@ -80,6 +80,7 @@ pub(super) fn check(
             EXAMINED => {
                 let check = Stage { dir, name: &name, is_documented, options };
                 check.evidence(stage, &mut seen, report);
+                check.start_model(stage, report);
             }
             "violation:unrecognised_status" => {
                 let status = of("status").to_string();
@@ -146,12 +147,43 @@ impl Stage<'_> {
             "" => name.to_owned(),
             folder => format!("{folder}/{name}"),
         };
-        // Each stage has both; a pointer may name either.
-        if !self.summary(&beside(TRAINING_MANIFEST), report) {
+        // A pointer may name either. Only runs with a `compliance` section have the second.
+        let expected = stage.get("training_manifest_sha256").and_then(Value::as_str);
+        let Some(is_compared) = self.summary(&beside(TRAINING_MANIFEST), expected, report) else {
             return;
-        }
+        };
         let annex = if file == TRAINING_MANIFEST { beside(ANNEX_IV) } else { below.clone() };
-        self.annex_iv(&annex, report);
+        self.annex_iv(&annex, is_compared, report);
+    }
+
+    /// Where a stage says which adapter it was begun with, that must be the one that the stage before it
+    /// left: a chain of bytes, and not of names alone. Weights that are not there are not compared.
+    fn start_model(&self, stage: &Map<String, Value>, report: &mut PipelineReport) {
+        let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+        let is_chained = text(stage.get("input_source")).as_deref() == Some("chain");
+        let start = stage.get("start_model").and_then(Value::as_object);
+        let expected = text(start.and_then(|start| start.get("adapter_sha256")));
+        let input = text(stage.get("input_model")).and_then(|input| self.below(&input));
+        let (true, Some(expected), Some(input)) = (is_chained, expected, input) else { return };
+        let file = format!("{input}/adapter_model.safetensors");
+        let place = format!("{}: {}", self.name, shown(&file));
+        match files::digest(self.dir, &file) {
+            Ok(found) if found.sha256 == expected => {}
+            Ok(found) => {
+                let (found, expected) = (found.sha256, shown(&expected));
+                let reason = format!("{place}: began at {expected}; the stage before left {found}");
+                report.breaks(ViolationKind::EvidenceDiffers, reason);
+            }
+            Err(FileProblem::Unreadable(detail)) => {
+                report.breaks(
+                    ViolationKind::Unreadable,
+                    format!("{place}: cannot be read: {detail}"),
+                );
+            }
+            Err(problem) => {
+                report.notes.push(format!("{place}: {}: not compared", problem.reason()))
+            }
+        }
     }
 
     /// A pointer as a path below the folder, with `/`.
@@ -210,16 +242,31 @@ impl Stage<'_> {
         }
     }
 
-    /// The summary must be there; where it is signed, by its own signature.
-    fn summary(&self, file: &str, report: &mut PipelineReport) -> bool {
+    /// The summary must be there, the one of which the manifest has the digest, where it has one; where
+    /// it is signed, by its own signature. Whether it was compared with one of the two.
+    fn summary(
+        &self,
+        file: &str,
+        expected: Option<&str>,
+        report: &mut PipelineReport,
+    ) -> Option<bool> {
         match self.read(file, report) {
             Read::Document => {}
-            Read::Refused => return false,
+            Read::Refused => return None,
             Read::Missing => {
                 let reason = format!("{}: {}: missing", self.name, shown(file));
                 report.breaks(ViolationKind::EvidenceMissing, reason);
-                return false;
+                return None;
             }
+        }
+        let actual = files::digest(self.dir, file).ok().map(|found| found.sha256);
+        if let (Some(expected), Some(actual)) = (expected, &actual)
+            && expected != actual
+        {
+            let (file, expected) = (shown(file), shown(expected));
+            let reason = format!("{}: {file}: SHA-256 is {actual}; expected {expected}", self.name);
+            report.breaks(ViolationKind::EvidenceDiffers, reason);
+            return None;
         }
         let kind = PredicateType::ComplianceManifest;
         let path = self.dir.join(file);
@@ -227,7 +274,7 @@ impl Stage<'_> {
         let reason = found.reason.as_deref().unwrap_or_default();
         let reason = format!("{}: {}: {}: {reason}", self.name, shown(file), found.state.as_str());
         match found.class {
-            Class::Accepted => return true,
+            Class::Accepted => return Some(true),
             Class::Different => report.breaks(ViolationKind::EvidenceDiffers, reason),
             Class::Unreadable => report.breaks(ViolationKind::Unreadable, reason),
             Class::NotCompared if self.options.require_signature => {
@@ -235,13 +282,13 @@ impl Stage<'_> {
             }
             Class::NotCompared => {
                 report.notes.push(reason);
-                return true;
+                return Some(expected.is_some());
             }
         }
-        false
+        None
     }
 
-    fn annex_iv(&self, file: &str, report: &mut PipelineReport) {
+    fn annex_iv(&self, file: &str, is_compared: bool, report: &mut PipelineReport) {
         let place = format!("{}: {}", self.name, shown(file));
         match self.read(file, report) {
             Read::Document => {}
@@ -249,6 +296,11 @@ impl Stage<'_> {
             Read::Missing if self.is_documented => {
                 let reason = format!("{place}: missing, and the manifest says there is one");
                 return report.breaks(ViolationKind::EvidenceMissing, reason);
+            }
+            // The summary is all there is of a run without a `compliance` section.
+            Read::Missing if is_compared => {
+                report.evidence_verified += 1;
+                return;
             }
             Read::Missing => {
                 report.evidence_unverified += 1;

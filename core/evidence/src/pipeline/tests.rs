@@ -361,7 +361,25 @@ fn the_evidence_of_each_completed_stage_is_there_whole_its_own_and_in_the_folder
     put(&summary, &short).unwrap();
     fs::remove_file(&annex).unwrap();
     assert_eq!(found(), (vec![K::EvidenceMissing], Class::NotCompared));
-    assert_eq!(p.after(|m| m["annex_iv"] = Value::Null), [K::EvidenceUnverified]);
+    // Runs without a `compliance` section have the summary alone: it counts where it is compared with
+    // something, its signature or the digest in the manifest.
+    let undocumented = |digest: &Value| {
+        let digest = digest.clone();
+        p.after(move |m| {
+            m["annex_iv"] = Value::Null;
+            m["stages"][0]["training_manifest_sha256"] = digest;
+        })
+    };
+    let (right, wrong) = (json!(sha256_hex(&short)), json!("0".repeat(64)));
+    assert_eq!(undocumented(&Value::Null), []);
+    assert_eq!(undocumented(&wrong), [K::EvidenceDiffers]);
+    let signature = summary.with_file_name("training_manifest.json.dsse.json");
+    let signed = fs::read(&signature).unwrap();
+    fs::remove_file(&signature).unwrap();
+    assert_eq!(undocumented(&Value::Null), [K::EvidenceUnverified]);
+    assert_eq!(undocumented(&right), []);
+    assert_eq!(undocumented(&wrong), [K::EvidenceDiffers]);
+    put(&signature, &signed).unwrap();
     p.put(&p.manifest);
     // A link to a genuine file elsewhere, and a folder that is one.
     std::os::unix::fs::symlink(&outside, &annex).unwrap();
@@ -389,6 +407,25 @@ fn the_evidence_of_each_completed_stage_is_there_whole_its_own_and_in_the_folder
         put(&annex, bad.as_bytes()).unwrap();
         assert_eq!(found().0, [K::EvidenceIncomplete], "{bad:.20}");
     }
+}
+
+#[test]
+fn a_stage_begins_at_the_bytes_that_the_one_before_left() {
+    use ViolationKind as K;
+    let p = Pipeline::new();
+    let file = p.path().join("stage1/final_model/adapter_model.safetensors");
+    let right = sha256_hex(&fs::read(&file).unwrap());
+    let begun = |sha256: &str| {
+        let sha256 = sha256.to_owned();
+        p.after(move |m| m["stages"][1]["start_model"] = json!({"adapter_sha256": sha256}))
+    };
+    assert_eq!(begun(&right), []);
+    assert_eq!(begun(&"0".repeat(64)), [K::EvidenceDiffers]);
+    // Weights that were left out are not compared, and that is said.
+    fs::remove_file(&file).unwrap();
+    assert_eq!(begun(&right), []);
+    let notes = p.verify().notes;
+    assert!(notes.iter().any(|note| note.contains("not compared")), "{notes:?}");
 }
 
 /// What counts is what is there: neither a flag without files nor a pass without an end.

@@ -106,6 +106,12 @@ impl Hook {
         self.run_id = Some(run_id.to_owned());
     }
 
+    /// Notices are of this pipeline, by its id.
+    pub(crate) fn of_pipeline(&mut self, id: &str) {
+        id.clone_into(&mut self.run_name);
+        self.run_id = Some(id.to_owned());
+    }
+
     /// Tells what is worth telling.
     pub(super) fn see(&mut self, event: &Event) {
         if let Event::Started(started) = event {
@@ -169,7 +175,7 @@ impl Hook {
     }
 
     /// What did not arrive since this was last asked.
-    pub(super) fn failures(&self) -> Vec<Undelivered> {
+    pub(crate) fn failures(&self) -> Vec<Undelivered> {
         self.courier.failures()
     }
 

@@ -28,7 +28,6 @@ use forgelm_artifact::lock::RunLock;
 use forgelm_artifact::write::{self, CreatedDir};
 use forgelm_evidence::approval::policy::Policy;
 use forgelm_evidence::audit::event::AuditEvent;
-use forgelm_evidence::audit::head::HeadSigner;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_evidence::documents::evidence;
 use forgelm_evidence::keys::lookup::FoundKey;
@@ -41,7 +40,6 @@ use forgelm_train::session::{Cut, Parts, Session};
 use forgelm_train::state::{Identity, State};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 /// A run whose inputs are all in memory.
 pub(super) struct Job<'a> {
@@ -95,6 +93,8 @@ pub(super) struct Job<'a> {
     pub(super) objective: String,
     /// Whether points of the documentation may stay open.
     pub(super) strictness: Strictness,
+    /// The pipeline of which this is a stage.
+    pub(super) pipeline_run_id: Option<&'a str>,
 }
 
 impl Job<'_> {
@@ -106,17 +106,7 @@ impl Job<'_> {
     ) -> Result<AuditLog, RunError> {
         let last_keyid = dossier::last_keyid(self.plan.output.root());
         let mut audit = dossier::open_audit(self.plan, self.env, run_id, operator)?;
-        audit.append(&dossier::key_event(key.as_ref()))?;
-        if let Some(found) = key {
-            let new_keyid = found.signer.key.id().to_string();
-            if let Some(old_keyid) = last_keyid.filter(|old| *old != new_keyid) {
-                audit.append(&AuditEvent::SigningKeyRotated { old_keyid, new_keyid })?;
-            }
-            let every = self.plan.run.signing().checkpoint_every;
-            if every > 0 {
-                audit.sign_heads(HeadSigner { signer: Arc::clone(&found.signer), every });
-            }
-        }
+        dossier::begin_audit(&self.plan.run, (&mut audit, last_keyid), key.as_ref())?;
         audit.append(&AuditEvent::PipelineInitialized {
             model: self.plan.run.model.name_or_path.clone(),
             trainer_type: self.plan.trainer_name(),
@@ -147,6 +137,7 @@ impl Job<'_> {
         };
         let n_steps_done = state.global_step;
         let mut metrics = MetricsFile::open(&self.plan.output.metrics(), n_steps_done)?;
+        self.measured = metrics.measured_in(n_steps_done);
         let mut session = Session::without_buffers(Parts {
             decoder: &self.loaded.decoder,
             trainer: self.trainer,
@@ -248,6 +239,7 @@ impl Job<'_> {
             model_dir: &self.model_dir,
             approval: self.approval.as_ref(),
             stamps: self.stamps.as_ref(),
+            pipeline_run_id: self.pipeline_run_id,
         };
         let completed = match dossier.write(key.as_ref(), audit, self.observer) {
             Ok(completed) => completed,
