@@ -197,7 +197,7 @@ void forgelm_cancel_trigger(const forgelm_cancel *cancel);
 void forgelm_cancel_free(forgelm_cancel *cancel);
 
 /* What forgelm_train would do with a config: as `forgelm --config FILE --dry-run` and --fit-check
- * print it, the latter under "fit". Model files may be fetched.
+ * print it, the latter under "fit" and not for pipelines. Model files may be fetched.
  * Thread:    any.
  * Ownership: *out_plan goes to the caller, who calls forgelm_string_free.
  * Errors:    FORGELM_CONFIG_ERROR with every problem in the details.
@@ -208,7 +208,8 @@ forgelm_status forgelm_plan(const forgelm_engine *engine, const char *text, size
 /* Trains as the config says, to a tuned model with its evidence. Blocks until it ends.
  *
  *   options    {"resume": true for the newest checkpoint, or one's folder, "force_resume": bool,
- *              "offline": bool, "strict_compliance": bool}; may be NULL
+ *              "offline": bool, "strict_compliance": bool}, and where the config has a `pipeline`
+ *              section {"stage", "resume_from": names of stages, "input_model"}; may be NULL
  *   on_event   told what happens; may be NULL. It may not free what was passed to this call.
  *   cancel     stops the run after its step; may be NULL
  *   out_result what `forgelm --config FILE --output-format json` prints, with "exit_code"; may be NULL

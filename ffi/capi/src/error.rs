@@ -4,6 +4,7 @@ use std::ffi::{CString, c_char};
 
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
+use forgelm_run::pipeline::error::PipelineError;
 use serde_json::{Value, json};
 
 use crate::config::problem;
@@ -121,6 +122,9 @@ impl From<RunError> for Failure {
         let mut details = error.details();
         if let RunError::Config(problems) = &error {
             details["problems"] = problems.iter().map(problem).collect();
+        }
+        if let RunError::Pipeline(PipelineError::Plan(problems)) = &error {
+            details["errors"] = json!(problems);
         }
         Self { status: error.exit().into(), message: error.chain(), details }
     }

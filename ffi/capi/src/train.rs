@@ -7,18 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use forgelm_config::load_bytes;
 use forgelm_run::error::RunError;
 use forgelm_run::event::{Event, Observer};
+use forgelm_run::pipeline::{self, Ended, PipelinePlan, What};
 use forgelm_run::plan::Plan;
 use forgelm_run::resume::Resume;
 use forgelm_run::training::{Request, train};
 use forgelm_run::{fit_check, plugins};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::border::{bytes, call, optional_text, owned, put, text};
 use crate::cancel::forgelm_cancel;
 use crate::engine::{forgelm_engine, stop_of};
 use crate::error::{Failure, Status, forgelm_error};
 use crate::handle::{Handle, User};
-use crate::options::Options;
+use crate::options::{Options, wrong};
 
 /// An event, as the header has it.
 #[derive(Debug)]
@@ -126,10 +127,15 @@ pub unsafe extern "C" fn forgelm_plan(
         let yaml = unsafe { bytes(yaml, yaml_len, "text") }?;
         // SAFETY: by this function's contract.
         let plan = plan_of(yaml, unsafe { text(file_name, "file_name") }?)?;
-        let env = engine.environment(Arc::default());
-        let mut document = plan.to_json();
-        let plugins = plugins::load(&plan, &env)?;
-        document["fit"] = fit_check::fit_check(&plan, &plugins, &env, &mut Quiet)?.to_json();
+        let document = if plan.run.pipeline.is_some() {
+            PipelinePlan::of(plan, yaml, false)?.to_json()
+        } else {
+            let env = engine.environment(Arc::default());
+            let plugins = plugins::load(&plan, &env)?;
+            let mut document = plan.to_json();
+            document["fit"] = fit_check::fit_check(&plan, &plugins, &env, &mut Quiet)?.to_json();
+            document
+        };
         // SAFETY: NULL or writable by this function's contract.
         unsafe { put(out_plan, || owned(&document.to_string())) };
         Ok(Status::Ok)
@@ -171,16 +177,23 @@ pub unsafe extern "C" fn forgelm_train(
         // SAFETY: by this function's contract.
         let file_name = unsafe { text(file_name, "file_name") }?;
         // SAFETY: by this function's contract.
-        let request = request(unsafe { optional_text(options, "options") }?, engine.is_offline())?;
+        let asked =
+            Asked::read(unsafe { optional_text(options, "options") }?, engine.is_offline())?;
         // SAFETY: by this function's contract.
         let stop = unsafe { stop_of(cancel) }?;
         let plan = plan_of(yaml, file_name)?;
         let env = engine.environment(Arc::clone(&stop));
         let mut ear = Ear::new(on_event, user, stop);
-        let mut plugins = plugins::load(&plan, &env)?;
-        let outcome = train(&plan, &request, &mut plugins, &env, &mut ear)?;
-        let mut result = outcome.to_json();
-        let status = Status::from(outcome.exit());
+        let (status, mut result) = if plan.run.pipeline.is_some() {
+            let plan = PipelinePlan::of(plan, yaml, asked.strict_compliance)?;
+            let ended = pipeline::run(&plan, &asked.of_pipeline()?, &env, &mut ear)?;
+            (ended_as(&ended)?, ended.to_json())
+        } else {
+            let request = asked.of_run()?;
+            let mut plugins = plugins::load(&plan, &env)?;
+            let outcome = train(&plan, &request, &mut plugins, &env, &mut ear)?;
+            (Status::from(outcome.exit()), outcome.to_json())
+        };
         result["exit_code"] = json!(status as i32);
         // SAFETY: NULL or writable by this function's contract.
         unsafe { put(out_result, || owned(&result.to_string())) };
@@ -190,26 +203,103 @@ pub unsafe extern "C" fn forgelm_train(
     unsafe { call(out_error, body) }
 }
 
-/// `{"resume": true | "DIR", "force_resume", "offline", "strict_compliance"}`.
-fn request(options: Option<&str>, is_offline: bool) -> Result<Request, Failure> {
-    let mut options = Options::parse("options", options)?;
-    let resume = match options.json("resume") {
-        None | Some(serde_json::Value::Null | serde_json::Value::Bool(false)) => Resume::No,
-        Some(serde_json::Value::Bool(true)) => Resume::Newest,
-        Some(serde_json::Value::String(dir)) => Resume::From(dir.into()),
-        Some(_) => {
-            let text = "`options.resume` is neither true, false nor a checkpoint's folder";
-            return Err(crate::options::wrong(text));
+/// The ends of a pipeline that have a result; a stage that failed otherwise is a failure.
+fn ended_as(ended: &Ended) -> Result<Status, Failure> {
+    let status = Status::from(ended.exit);
+    match status {
+        Status::Ok | Status::GateRejected | Status::AwaitingApproval | Status::Interrupted => {
+            Ok(status)
         }
-    };
-    let request = Request {
-        resume,
-        force_resume: options.flag("force_resume")?,
-        offline: options.flag("offline")? || is_offline,
-        expected: None,
-        strict_compliance: options.flag("strict_compliance")?,
-        pipeline_run_id: None,
-    };
-    options.finish()?;
-    Ok(request)
+        _ => {
+            let message = ended.error().unwrap_or_else(|| "a stage failed".to_owned());
+            Err(Failure { status, message, details: ended.to_json() })
+        }
+    }
+}
+
+/// `{"resume": true | "DIR", "force_resume", "offline", "strict_compliance"}`, and of pipelines
+/// `{"stage", "resume_from", "input_model"}`.
+struct Asked {
+    resume: Resume,
+    force_resume: bool,
+    offline: bool,
+    strict_compliance: bool,
+    stage: Option<String>,
+    resume_from: Option<String>,
+    input_model: Option<String>,
+}
+
+impl Asked {
+    fn read(options: Option<&str>, is_offline: bool) -> Result<Self, Failure> {
+        let mut options = Options::parse("options", options)?;
+        let resume = match options.json("resume") {
+            None | Some(Value::Null | Value::Bool(false)) => Resume::No,
+            Some(Value::Bool(true)) => Resume::Newest,
+            Some(Value::String(dir)) => Resume::From(dir.into()),
+            Some(_) => {
+                let text = "`options.resume` is neither true, false nor a checkpoint's folder";
+                return Err(wrong(text));
+            }
+        };
+        let asked = Self {
+            resume,
+            force_resume: options.flag("force_resume")?,
+            offline: options.flag("offline")? || is_offline,
+            strict_compliance: options.flag("strict_compliance")?,
+            stage: options.text("stage")?,
+            resume_from: options.text("resume_from")?,
+            input_model: options.text("input_model")?,
+        };
+        options.finish()?;
+        Ok(asked)
+    }
+
+    fn of_run(self) -> Result<Request, Failure> {
+        let of_pipelines = [
+            ("stage", self.stage.is_some()),
+            ("resume_from", self.resume_from.is_some()),
+            ("input_model", self.input_model.is_some()),
+        ];
+        if let Some((name, _)) = of_pipelines.iter().find(|(_, is_given)| *is_given) {
+            let text = format!("`options.{name}`: the config has no `pipeline` section");
+            return Err(wrong(&text));
+        }
+        Ok(Request {
+            resume: self.resume,
+            force_resume: self.force_resume,
+            offline: self.offline,
+            expected: None,
+            strict_compliance: self.strict_compliance,
+            pipeline_run_id: None,
+        })
+    }
+
+    fn of_pipeline(self) -> Result<pipeline::Request, Failure> {
+        let what = match (self.stage, self.resume_from, self.resume, self.input_model) {
+            (None, None, Resume::No, None) => What::Whole,
+            (None, None, Resume::Newest, None) => What::Rest,
+            (None, Some(stage), Resume::No, None) => What::From(stage),
+            (Some(stage), None, Resume::No, input_model) => What::Only { stage, input_model },
+            (None, None, Resume::From(_), None) => {
+                let text = "`options.resume`: a pipeline goes on from what its stages left; \
+                            expected true";
+                return Err(wrong(text));
+            }
+            _ => {
+                let text = "`options`: of `resume`, `resume_from` and `stage` one can be given, and \
+                            `input_model` only with `stage`";
+                return Err(wrong(text));
+            }
+        };
+        if self.force_resume && !matches!(what, What::Rest | What::From(_)) {
+            let text = "`options.force_resume`: expected `resume` or `resume_from` with it";
+            return Err(wrong(text));
+        }
+        Ok(pipeline::Request {
+            what,
+            force_resume: self.force_resume,
+            offline: self.offline,
+            strict_compliance: self.strict_compliance,
+        })
+    }
 }

@@ -56,6 +56,17 @@ fn taken(text: *mut c_char) -> Value {
     value
 }
 
+/// What an error knows besides its message; it is freed.
+fn details_of(error: *mut forgelm_error) -> Value {
+    // SAFETY: handed out by a failed call, and freed once.
+    unsafe {
+        let details = CStr::from_ptr(forgelm_error_details(error)).to_bytes();
+        let details = serde_json::from_slice(details).unwrap();
+        forgelm_error_free(error);
+        details
+    }
+}
+
 unsafe extern "C" fn keep(user: *mut c_void, event: *const forgelm_event) -> i32 {
     // SAFETY: `user` is the list that was passed with this function, and nobody else has it now.
     let list = unsafe { &mut *user.cast::<Vec<Value>>() };
@@ -117,11 +128,20 @@ impl Host {
 
     /// Status and result of a run, whose events are checked.
     fn train(&self, evaluation: &Value, is_stopped: bool) -> (i32, Value) {
-        let yaml = self.config(evaluation);
+        let options = if is_stopped { json!({}) } else { json!({"resume": true}) };
+        self.run(&self.config(evaluation), &options, is_stopped).unwrap()
+    }
+
+    /// Status and result; status and details of the error of a failure.
+    fn run(
+        &self,
+        yaml: &str,
+        options: &Value,
+        is_stopped: bool,
+    ) -> Result<(i32, Value), (i32, Value)> {
         let mut events: Vec<Value> = Vec::new();
-        let (mut cancel, mut result) = (null_mut(), null_mut());
-        let resume = if is_stopped { json!({}) } else { json!({"resume": true}) };
-        let options = CString::new(resume.to_string()).unwrap();
+        let (mut cancel, mut result, mut error) = (null_mut(), null_mut(), null_mut());
+        let options = CString::new(options.to_string()).unwrap();
         // SAFETY: everything that is passed lives until the calls return.
         let status = unsafe {
             assert_eq!(forgelm_cancel_new(&mut cancel, null_mut()), 0);
@@ -138,11 +158,14 @@ impl Host {
                 (&raw mut events).cast(),
                 cancel,
                 &mut result,
-                null_mut(),
+                &mut error,
             )
         };
         for event in &events {
             is_valid("event", event);
+        }
+        if result.is_null() {
+            return Err((status, details_of(error)));
         }
         if !is_stopped {
             let seen: BTreeSet<&str> =
@@ -151,7 +174,24 @@ impl Host {
                 assert!(seen.contains(name), "{name} not in {seen:?}");
             }
         }
-        (status, taken(result))
+        Ok((status, taken(result)))
+    }
+
+    /// Status and plan; status and details of the error.
+    fn plan(&self, yaml: &str) -> Result<Value, (i32, Value)> {
+        let (mut plan, mut error) = (null_mut(), null_mut());
+        // SAFETY: everything that is passed lives until the call returns.
+        let status = unsafe {
+            forgelm_plan(
+                self.engine,
+                yaml.as_ptr().cast(),
+                yaml.len(),
+                c"run.yaml".as_ptr(),
+                &mut plan,
+                &mut error,
+            )
+        };
+        if plan.is_null() { Err((status, details_of(error))) } else { Ok(taken(plan)) }
     }
 
     fn verify(&self, what: &CStr, path: &Path) -> Value {
@@ -176,20 +216,7 @@ impl Host {
 fn plans_events_results_and_reports_are_as_published() {
     let host = Host::new();
     let yaml = host.config(&json!({"max_acceptable_loss": 100.0}));
-    let mut plan = null_mut();
-    // SAFETY: everything that is passed lives until the call returns.
-    let status = unsafe {
-        forgelm_plan(
-            host.engine,
-            yaml.as_ptr().cast(),
-            yaml.len(),
-            c"run.yaml".as_ptr(),
-            &mut plan,
-            null_mut(),
-        )
-    };
-    assert_eq!(status, 0);
-    let plan = taken(plan);
+    let plan = host.plan(&yaml).unwrap();
     is_valid("plan", &plan);
     assert!(plan["fit"]["verdict"].is_string());
 
@@ -285,18 +312,52 @@ fn problems_of_a_config_are_as_published_and_a_config_is_valid_by_its_schema() {
     against(schema.clone(), &valid).unwrap();
     against(schema, &json!({"training": {"lerning_rate": 1}})).unwrap_err();
 
-    let mut error: *mut forgelm_error = null_mut();
-    let wrong = "model: 3";
-    // SAFETY: everything that is passed lives until the calls return.
-    let details = unsafe {
-        let yaml = wrong.as_ptr().cast();
-        let file = c"a.yaml".as_ptr();
-        forgelm_plan(host.engine, yaml, wrong.len(), file, null_mut(), &mut error);
-        let details = CStr::from_ptr(forgelm_error_details(error)).to_bytes().to_vec();
-        forgelm_error_free(error);
-        details
+    let (status, details) = host.plan("model: 3").unwrap_err();
+    assert_eq!(status, 1);
+    is_valid("problems", &details);
+}
+
+#[test]
+fn a_pipeline_is_planned_stopped_and_continued_as_published() {
+    let host = Host::new();
+    let mut config: Value = serde_json::from_str(&host.config(&json!({}))).unwrap();
+    let dir = host.dir.path().join("chain");
+    let stage = |name: &str, steps: u32| {
+        json!({"name": name, "training": {
+            "trainer_type": "sft", "output_dir": dir.join(name), "max_steps": steps,
+            "eval_steps": 2, "save_steps": 2, "threads": 1, "report_to": "none",
+        }})
     };
-    is_valid("problems", &serde_json::from_slice(&details).unwrap());
+    let stages = [stage("first", 2), stage("second", 2)];
+    config["pipeline"] = json!({"output_dir": dir, "stages": stages});
+    let yaml = config.to_string();
+    let plan = host.plan(&yaml).unwrap();
+    is_valid("pipeline_plan", &plan);
+    assert_eq!(plan["stages"][1]["input_source"], "chain");
+    let (status, stopped) = host.run(&yaml, &json!({}), true).unwrap();
+    is_valid("pipeline_result", &stopped);
+    assert_eq!((status, &stopped["final_status"]), (7, &json!("in_progress")));
+
+    for (options, word) in [
+        (json!({"stage": "first", "resume": true}), "one can be given"),
+        (json!({"resume": "somewhere"}), "expected true"),
+        (json!({"force_resume": true}), "resume_from"),
+    ] {
+        let (status, _) = host.run(&yaml, &options, false).unwrap_err();
+        assert_eq!(status, 1, "{options}: {word}");
+    }
+    let (status, ended) = host.run(&yaml, &json!({"resume": true}), false).unwrap();
+    is_valid("pipeline_result", &ended);
+    assert_eq!((status, &ended["final_status"]), (0, &json!("completed")), "{ended:#}");
+    let (status, _) =
+        host.run(&host.config(&json!({})), &json!({"stage": "first"}), false).unwrap_err();
+    assert_eq!(status, 1);
+
+    config["pipeline"]["stages"][1]["training"]["output_dir"] =
+        json!(host.dir.path().join("elsewhere"));
+    let (status, details) = host.plan(&config.to_string()).unwrap_err();
+    assert_eq!(status, 1);
+    assert!(!details["errors"].as_array().unwrap().is_empty(), "{details}");
 }
 
 /// A schema that accepts everything would make the tests above say nothing.

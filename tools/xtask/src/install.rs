@@ -34,7 +34,17 @@ const CRATES: [&str; 7] = [
 const HEADERS: [&str; 3] = ["forgelm.h", "forgelm.hpp", "forgelm_plugin.h"];
 
 /// Of the JSON that the library hands out.
-const SCHEMAS: [&str; 7] = ["answers", "event", "plan", "problems", "report", "result", "scores"];
+const SCHEMAS: [&str; 9] = [
+    "answers",
+    "event",
+    "pipeline_plan",
+    "pipeline_result",
+    "plan",
+    "problems",
+    "report",
+    "result",
+    "scores",
+];
 
 const PKG_CONFIG: &str = "\
 prefix=${pcfiledir}/../..
