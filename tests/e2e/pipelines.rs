@@ -154,6 +154,22 @@ fn the_example_of_the_seed_runs_as_it_stands_and_verifies() {
     let (day, hex) = id.strip_prefix("pl_").unwrap().split_at(10);
     assert!(day.split('-').count() == 3 && hex.len() == 7, "{id}");
     assert!(hex[1..].bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
+    // The page of the format has every member.
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/formats/pipeline.md");
+    let page = fs::read_to_string(page).unwrap();
+    let listed: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split(" | ").next())
+        .flat_map(|names| names.split('`').filter(|name| !name.trim_matches([',', ' ']).is_empty()))
+        .collect();
+    for file in ["pipeline_state.json", "compliance/pipeline_manifest.json"] {
+        let text = workplace.read(&format!("pipeline_run/{file}"));
+        let document: Value = serde_json::from_str(&text).unwrap();
+        let members = document.as_object().unwrap().keys();
+        for member in members.chain(document["stages"][0].as_object().unwrap().keys()) {
+            assert!(listed.contains(&member.as_str()), "{file}: `{member}` is not in {listed:?}");
+        }
+    }
     // As a stranger verifies it: with the key alone.
     let key = "pipeline_run/compliance/signing_key.pub";
     let args = ["verify-annex-iv", "--pipeline", "pipeline_run", "--key", key];

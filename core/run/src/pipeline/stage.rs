@@ -94,8 +94,12 @@ impl Desk<'_> {
         let row = &self.state.stages[stage.index];
         let status = match &standing {
             Standing::Done(_) => None,
-            Standing::Ended(Outcome::Waiting { .. }) => Some("waiting for approval"),
-            Standing::Ended(Outcome::AlreadyRejected { .. }) => Some("rejected"),
+            Standing::Ended(how) if matches!(**how, Outcome::Waiting { .. }) => {
+                Some("waiting for approval")
+            }
+            Standing::Ended(how) if matches!(**how, Outcome::AlreadyRejected { .. }) => {
+                Some("rejected")
+            }
             _ if row.status == StageStatus::GatedPendingApproval => Some("not approved"),
             _ => None,
         };

@@ -29,7 +29,7 @@ pub(super) enum Standing {
     /// It has a model, and everything that it signed is as it was.
     Done(Facts),
     /// It has ended otherwise: its model waits, or was rejected or reverted.
-    Ended(Outcome),
+    Ended(Box<Outcome>),
     /// It has ended, and files that it signed are gone.
     Incomplete(String),
 }
@@ -86,7 +86,7 @@ impl Desk<'_> {
         match how_it_ended(plan, self.env.clock.utc()) {
             None => Ok(Standing::Unfinished),
             Some(Outcome::AlreadyComplete { .. }) => self.verified(stage, root.to_owned()),
-            Some(other) => Ok(Standing::Ended(other)),
+            Some(other) => Ok(Standing::Ended(Box::new(other))),
         }
     }
 
