@@ -4,6 +4,7 @@ use crate::error::{TaskError, nearest};
 use crate::filter::Pipeline;
 use crate::metric::{MetricKind, MetricSpec};
 use crate::preprocess::{Preprocessing, Processing};
+use crate::scores::is_score;
 use crate::source::{Entries, kind};
 use serde_yaml::Value;
 use std::collections::BTreeMap;
@@ -281,6 +282,16 @@ impl Task {
             Some(split) => Ok(Some(split)),
             None => self.asked_split().map(Some),
         }
+    }
+
+    pub(crate) fn has_metric(&self, name: &str) -> bool {
+        self.metrics.iter().any(|metric| metric.kind.name() == name)
+    }
+
+    /// Whether one of its metrics is a share of right answers.
+    #[must_use]
+    pub fn has_score(&self) -> bool {
+        self.metrics.iter().any(|metric| is_score(metric.kind.name()))
     }
 
     /// Examples in each prompt: `asked` for, unless the task is defined without any.

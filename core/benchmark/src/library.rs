@@ -3,6 +3,7 @@
 use crate::builtin;
 use crate::definition::Task;
 use crate::error::{TaskError, nearest};
+use crate::scores::is_score;
 use crate::source::{self, Entries, kind};
 use serde_yaml::Value;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,24 @@ impl Chosen {
     }
 }
 
+impl Group {
+    /// Whether it has means of its own; else it is a list of its members.
+    #[must_use]
+    pub fn has_means(&self) -> bool {
+        !self.aggregates.is_empty()
+    }
+
+    /// Whether one of its means is a share of right answers.
+    #[must_use]
+    pub fn has_score(&self) -> bool {
+        let tasks: Vec<&Task> = self.members.iter().flat_map(Chosen::tasks).collect();
+        self.aggregates.iter().any(|aggregate| {
+            is_score(&aggregate.metric)
+                && tasks.iter().any(|task| task.has_metric(&aggregate.metric))
+        })
+    }
+}
+
 /// Where names are looked up.
 #[derive(Clone, Debug, Default)]
 pub struct Library {
@@ -75,6 +94,12 @@ impl Library {
     /// If there is none of that name, or its definition is not understood.
     pub fn find(name: &str) -> Result<Vec<Chosen>, TaskError> {
         Self::default().look_up(name, 0)
+    }
+
+    /// Whether a name is that of a file.
+    #[must_use]
+    pub fn is_file_name(name: &str) -> bool {
+        is_file_name(name)
     }
 
     /// Every built-in task and group.

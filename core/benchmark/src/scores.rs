@@ -65,6 +65,11 @@ pub struct Score {
 /// Which metric is the score: the first of these that there is.
 const SCORES: [&str; 4] = ["acc_norm", "acc", "exact_match", "acc_bytes"];
 
+/// Whether a metric can be the score.
+pub(crate) fn is_score(metric: &str) -> bool {
+    SCORES.contains(&metric)
+}
+
 fn score_of(metrics: &[MetricValue], n_samples: usize) -> Option<Score> {
     let found = SCORES.iter().find_map(|name| metrics.iter().find(|m| m.metric == *name))?;
     Some(Score {
