@@ -347,3 +347,6 @@ struct AtRow {
     row: usize,
     problem: String,
 }
+
+#[cfg(test)]
+mod tests;
