@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 const ONLY: [&str; 6] =
     ["--config", "run.yaml", "--benchmark-only", "model", "--output-format", "json"];
+const ADAPTER_WITHOUT_BASE: &str =
+    r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}"#;
 const JSON: [&str; 4] = ["--config", "run.yaml", "--output-format", "json"];
 
 /// A workplace with golden tasks in `tasks/`, and a config that has this gate.
@@ -133,7 +135,7 @@ fn the_gate_takes_a_model_back_and_the_evidence_has_the_scores() {
     assert_eq!(event("training.started")["gates"]["benchmark_min_score"], 0.9);
 
     let file = results(&workplace, "out/benchmark/benchmark_results.json");
-    assert_eq!(file["results"]["answer"]["n_samples"], 4);
+    assert_eq!(file["results"]["answer"]["n_samples"], 5);
     assert_eq!(file["results"]["choice"]["num_fewshot"], 1);
     assert_eq!((&file["limit"], &file["average_score"]), (&json!(5), &json!(average)));
     // The evidence covers it.
@@ -173,7 +175,7 @@ fn what_cannot_be_asked_is_refused_before_training() {
     };
     refused("[helaswag]", 1, &["`helaswag` is not a known", "did you mean `hellaswag`?"]);
     let placed = ["`allenai/ai2_arc` is not here", "place its files as `DIR/allenai/ai2_arc/`"];
-    refused("[arc_easy]", 1, &placed);
+    refused("[arc_easy]", 2, &placed);
     refused("[tasks/absent.yaml]", 1, &["tasks/absent.yaml"]);
     workplace
         .write("tasks/python.yaml", "task: p\ndataset_path: json\ndoc_to_text: !function u.f\n");
@@ -206,7 +208,7 @@ fn a_built_in_task_reads_a_data_set_from_the_folder_that_is_named() {
 
 /// The data set of `piqa`, as the refusal names it.
 fn forgelm_piqa_path(workplace: &Workplace) -> String {
-    let ran = workplace.forgelm(&[&ONLY[..4], &["--offline"]].concat()).expect_code(1);
+    let ran = workplace.forgelm(&[&ONLY[..4], &["--offline"]].concat()).expect_code(2);
     let (_, after) = ran.stderr.split_once("place its files as `DIR/").unwrap();
     after.split_once("/`").unwrap().0.to_owned()
 }
@@ -219,9 +221,9 @@ fn a_model_that_cannot_be_read_is_no_gate() {
         only[3] = model;
         workplace.forgelm(&[&only[..], &["--offline"]].concat())
     };
-    let absent = of("absent").expect_code(1).json();
+    let absent = of("absent").expect_code(2).json();
     assert_eq!((&absent["success"], &absent["model_path"]), (&json!(false), &json!("absent")));
-    workplace.write("adapter/adapter_config.json", "{\"peft_type\": \"LORA\"}");
+    workplace.write("adapter/adapter_config.json", ADAPTER_WITHOUT_BASE);
     of("adapter").expect_code(1).expect_stderr("base_model_name_or_path");
     workplace.edit_config(", benchmark: {tasks: [tasks/choice.yaml]}", "");
     of("model").expect_code(1).expect_stderr("`evaluation.benchmark.tasks` is empty");
