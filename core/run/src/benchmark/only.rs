@@ -12,6 +12,7 @@ use crate::gates;
 use crate::model::{self, ModelRequest};
 use crate::overrides::Overrides;
 use crate::plan::Plan;
+use crate::settings;
 use crate::subject::{Language, Subject};
 use forgelm_evidence::gate::{Verdict, judge};
 use serde_json::{Map, Value, json};
@@ -96,7 +97,9 @@ pub fn benchmark_only(
     };
     let found = model::find(&request, env, observer)?;
     let start = env.clock.monotonic();
-    let loaded = model::load(&found, &request)?;
+    let (ops, compute) = model::kernels(&request);
+    // As training would hold it: in 4 bits where the config says so.
+    let loaded = model::load_with(&found, ops, settings::load_options(&plan.run, compute))?;
     let decoder = &loaded.decoder;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: request.name.clone(),
