@@ -14,6 +14,7 @@
 mod approval;
 mod approval_time;
 mod audit;
+mod benchmark;
 mod bundle;
 mod chat;
 mod compliance;

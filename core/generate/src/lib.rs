@@ -3,16 +3,18 @@
 //!
 //! It takes token ids and gives token ids; what they spell is the tokenizer's business, and who
 //! sees them is the caller's. The same model, prompt, options and seed give the same tokens.
-//! Start at [`Generator`] or [`Scorer`].
+//! Start at [`Generator`], [`Scorer`] or [`FamilyScorer`].
 #![expect(
     clippy::cast_possible_truncation,
     reason = "probabilities in f64 are stored as f32; token ids are below 2^32"
 )]
 
+mod families;
 mod generator;
 mod sampler;
 mod scorer;
 
+pub use families::{Continuation, FamilyOptions, FamilyScorer, Likelihood};
 pub use generator::{
     GenerateError, GenerateOptions, Generated, Generator, Request, RequestError, StopReason,
 };

@@ -31,7 +31,7 @@ use crate::storage::{LinearStorage, LoadOptions};
 use crate::store::TensorStore;
 use crate::trainable::Trainable;
 use crate::weights::{Weights, WeightsError, freeze_linear};
-pub use cached::{CachedSequence, KvCache};
+pub use cached::{CachedSequence, KvCache, Stem};
 pub use descent::Descent;
 pub use grads::PartialGradient;
 pub use noise::EmbeddingNoise;

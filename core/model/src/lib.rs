@@ -54,7 +54,7 @@ pub use config::{
 };
 pub use decoder::{
     CachedSequence, Decoder, Descent, DropoutStep, EmbeddingNoise, KvCache, PackedInput,
-    PartialGradient, Pass, Scored,
+    PartialGradient, Pass, Scored, Stem,
 };
 pub use four_bit::FourBitWeight;
 pub use gguf_model::{GgufModel, GgufTensor};

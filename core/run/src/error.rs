@@ -1,6 +1,7 @@
 //! Everything that can end a run without a model, and the exit code of each.
 
 use crate::approval::error::ApprovalError;
+use crate::benchmark::BenchmarkError;
 use crate::erasure::ErasureError;
 use crate::exit::Exit;
 use crate::monitor::MonitorError;
@@ -382,6 +383,9 @@ pub enum RunError {
         /// What to do.
         hint: &'static str,
     },
+    /// A benchmark cannot be run.
+    #[error(transparent)]
+    Benchmark(#[from] BenchmarkError),
     /// `--merge` with a config that merges nothing.
     #[error(
         "`merge.enabled` is not true: there is nothing to merge\n  hint: name the models in \
@@ -659,6 +663,7 @@ impl RunError {
             | Self::NoComplianceSection
             | Self::NotAvailable(_) => Exit::Config,
             Self::Diverged { .. } | Self::DivergedFile { .. } => Exit::Integrity,
+            Self::Benchmark(error) => error.exit(),
             Self::Monitor(error) => error.exit(),
             Self::Outbound(error) => error.exit(),
             Self::Approval(error) => error.exit(),

@@ -7,6 +7,7 @@
 pub(crate) mod examination;
 pub mod interval;
 
+use crate::benchmark;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::Observer;
@@ -86,12 +87,14 @@ pub fn policy(evaluation: Option<&Evaluation>) -> Policy {
 /// # Errors
 /// If an input of one cannot be used.
 pub(crate) fn examinations(
-    _plan: &Plan,
-    _offline: bool,
-    _env: &Environment,
-    _observer: &mut dyn Observer,
+    plan: &Plan,
+    offline: bool,
+    env: &Environment,
+    observer: &mut dyn Observer,
 ) -> Result<Vec<Box<dyn Examination>>, RunError> {
-    Ok(Vec::new())
+    let mut examinations = Vec::new();
+    examinations.extend(benchmark::prepare(plan, offline, env, observer)?);
+    Ok(examinations)
 }
 
 /// Whether the config names a loss that the model is compared with.
@@ -125,6 +128,7 @@ pub fn fixed(plan: &Plan) -> (Option<Value>, Option<String>) {
         "require_human_approval": evaluation.require_human_approval,
         "min_samples": evaluation.min_samples,
         "confidence": evaluation.confidence,
+        "benchmark_min_score": benchmark::enabled(plan).and_then(|section| section.min_score),
     });
     let section = resolved_json(&plan.run)["evaluation"].take();
     // Numbers of a config are within what canonical JSON takes.

@@ -7,6 +7,7 @@
 
 pub mod approval;
 pub mod audit;
+pub mod benchmark;
 pub mod chat;
 pub mod compliance;
 pub mod cosign;

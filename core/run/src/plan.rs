@@ -1,5 +1,6 @@
 //! What a config asks for, decided completely before anything is done. Dry run prints it.
 
+use crate::benchmark;
 use crate::error::RunError;
 use crate::outbound;
 use crate::output::OutputDir;
@@ -261,12 +262,13 @@ impl Plan {
         };
         let limit = evaluation.max_acceptable_loss;
         let limit = limit.map(|loss| format!("no validation loss above {loss}"));
+        let benchmark = benchmark::enabled(self).map(benchmark::plan_line);
         let revert = evaluation.auto_revert.then(|| "else the model is deleted".to_owned());
         let approval = evaluation.require_human_approval.then(|| {
             let n = evaluation.approval.as_ref().map_or(1, |rules| rules.quorum);
             format!("{n} must approve")
         });
-        [limit, baseline, revert, approval].into_iter().flatten().collect()
+        [limit, baseline, benchmark, revert, approval].into_iter().flatten().collect()
     }
 
     /// Files and folders that the run reads.
@@ -285,7 +287,7 @@ impl Plan {
         let evaluation = self.run.evaluation.as_ref().filter(|_| self.is_staged());
         let approvers = evaluation.and_then(|e| e.approval.as_ref()?.approvers.clone());
         let files = std::iter::once(model).chain(data).chain(plugins).chain(approvers);
-        files.chain(self.named_files()).collect()
+        files.chain(self.named_files()).chain(benchmark::reads(self)).collect()
     }
 
     /// Files that the config names as answers to Annex IV.
@@ -329,6 +331,7 @@ impl Plan {
         if self.data_sets().any(|name| is_hub_id(name)) {
             contacts.push("the hub, for the data".to_owned());
         }
+        contacts.extend(benchmark::contacts(self));
         contacts.extend(outbound::contacts(&self.run));
         contacts
     }
@@ -357,6 +360,7 @@ impl Plan {
         ["audit_log.jsonl", "checkpoint-N/", "compliance/", "metrics.jsonl"]
             .into_iter()
             .chain(outbound::writes(&self.run))
+            .chain(benchmark::enabled(self).map(|_| "benchmark/"))
             .map(|name| root.join(name).display().to_string())
             .chain([self.output.final_model().display().to_string() + "/"])
             .chain(self.is_staged().then(|| {

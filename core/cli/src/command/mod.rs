@@ -2,6 +2,7 @@
 
 pub mod approval;
 pub mod audit;
+mod benchmark;
 pub mod bundle;
 pub mod chat;
 pub mod compliance;

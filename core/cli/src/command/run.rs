@@ -1,7 +1,7 @@
 //! `forgelm --config FILE`: the main job, and its dry run.
 
 use super::compliance::{export_documents, failed};
-use super::{Context, gates, merge, pipeline};
+use super::{Context, benchmark, gates, merge, pipeline};
 use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
 use crate::terminal;
@@ -70,6 +70,9 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
     }
     if flags.merge {
         return merge::merge(&plan, flags, context);
+    }
+    if let Some(model) = &flags.benchmark_only {
+        return benchmark::benchmark(&plan, model, flags, context);
     }
     if let Some(dir) = &flags.compliance_export {
         return export_documents(&plan, flags, dir, context);

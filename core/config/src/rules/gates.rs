@@ -48,6 +48,9 @@ pub fn check_scope(scope: &Scope<'_>, findings: &mut Findings<'_>) {
         let message = format!("`{enabled}` is true and `{tasks}` is empty");
         findings.error(Code::Conflict, &[&enabled, &tasks], message, "name at least one task");
     }
+    if let Some(benchmark) = &evaluation.benchmark {
+        texts_at_once(&benchmark.batch_size.0, &format!("{path}.benchmark.batch_size"), findings);
+    }
     if evaluation.approval.is_some() && !evaluation.require_human_approval {
         let (key, other) = (format!("{path}.approval"), format!("{path}.require_human_approval"));
         let message = format!("`{key}` has no effect: `{other}` is not true");
@@ -63,6 +66,15 @@ pub fn check_scope(scope: &Scope<'_>, findings: &mut Findings<'_>) {
         );
         findings.warn(Code::Doubtful, &[&key], message);
     }
+}
+
+/// `auto`, or how many.
+fn texts_at_once(written: &str, key: &str, findings: &mut Findings<'_>) {
+    if written == "auto" || written.parse().is_ok_and(|n: usize| (1..=65_536).contains(&n)) {
+        return;
+    }
+    let message = format!("`{key}` is `{written}`; expected `auto` or a number from 1 to 65536");
+    findings.error(Code::OutOfRange, &[key], message, "write `auto`");
 }
 
 fn safety(evaluation: &Evaluation, path: &str, findings: &mut Findings<'_>) {

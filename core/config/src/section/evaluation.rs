@@ -63,8 +63,8 @@ section! {
     /// Scores on public benchmarks.
     Benchmark {
         /// Runs the benchmark after training.
-        enabled: bool = false, later("the benchmark gate");
-        /// Names of the tasks.
+        enabled: bool = false;
+        /// Names of the tasks: built-in ones, or task files with their `.yaml`.
         tasks: Vec<String> = Vec::new(), text(NOT_BLANK);
         /// Examples in each prompt. Null: the task's own number.
         num_fewshot: Option<u64> = None, min(0.0), max(1000.0);
@@ -72,9 +72,12 @@ section! {
         batch_size: TextOrInteger = TextOrInteger("auto".to_owned()), text(NOT_BLANK);
         /// Samples of each task. Null: all.
         limit: Option<u64> = None, min(1.0), max(1e9);
-        /// Where results go. Null: `benchmark` in the run's folder.
+        /// A folder of data sets, each in a folder named like it (`allenai/ai2_arc`). What is not there
+        /// is looked for in the cache and on the hub.
+        data_dir: Option<String> = None, ours(), text(NOT_BLANK);
+        /// A folder for a copy of the results, which lie in `benchmark` in the run's folder.
         output_dir: Option<String> = None, upstream(), text(NOT_BLANK);
-        /// The lowest mean score that is accepted.
+        /// The lowest mean score that is accepted. Null: none is too low.
         min_score: Option<f64> = None, share();
     }
 }

@@ -114,6 +114,15 @@ events! {
         /// The loss that may not be exceeded, as configured or measured before the first step.
         baseline_loss: Option<f64>,
     }
+    /// `benchmark.evaluation_completed`: benchmarks have judged the tuned model.
+    BenchmarkCompleted = "benchmark.evaluation_completed" {
+        /// The verdict.
+        passed: bool,
+        /// The plain mean of the scores; none without any.
+        average: Option<f64>,
+        /// Each score by its task.
+        scores: BTreeMap<String, f64>,
+    }
     /// `model.reverted`: a gate rejected the model, whose folder is deleted next.
     ModelReverted = "model.reverted" {
         /// `nan_inf` or `threshold`.

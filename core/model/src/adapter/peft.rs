@@ -40,6 +40,10 @@ impl PeftInfo {
         let path = folder.join(ADAPTER_CONFIG);
         let place = path.display().to_string();
         let (_, info) = parse_settings(&read_settings(&path, &place)?, &place)?;
+        if info.base_model_name_or_path.is_empty() {
+            let cause = "`base_model_name_or_path` is missing; expected the model below".to_owned();
+            return Err(AdapterError::Settings { place, cause });
+        }
         Ok(info)
     }
 }

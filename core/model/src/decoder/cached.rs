@@ -1,11 +1,14 @@
 //! Generation: new tokens against cached keys and values.
 
+mod stems;
+
 use forgelm_kernels_api::Segment;
 
 use super::{Decoder, PackedInput, Step, check_current};
 use crate::activations::{Activations, LayerBuffers, Stage};
 use crate::config::ModelConfig;
 use crate::trainable::Trainable;
+pub use stems::Stem;
 
 /// Positions by which the memory of a cache grows at least.
 const BLOCK: usize = 256;
