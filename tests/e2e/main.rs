@@ -38,6 +38,7 @@ mod published;
 mod purge;
 mod quantize;
 mod receiver;
+mod reports;
 mod reproduce;
 mod resume;
 mod retention;

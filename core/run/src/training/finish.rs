@@ -51,6 +51,7 @@ impl Job<'_> {
             now: Some(self.template_now),
         };
         let sample = question.ask(when, &self.loaded.decoder, adapter, &voice)?;
+        self.samples.push(sample.clone());
         self.observer.observe(&Event::Sample(sample));
         Ok(())
     }
