@@ -50,6 +50,7 @@ mod score;
 mod signed_plugins;
 mod support;
 mod timestamps;
+mod trackers;
 mod trainers;
 mod verify;
 mod webhook;
