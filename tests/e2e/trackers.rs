@@ -1,6 +1,7 @@
 //! `training.report_to`: the numbers of a run where other tools read them.
 
-use crate::support::Workplace;
+use crate::receiver::{Answers, Receiver};
+use crate::support::{Ran, Workplace};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -182,4 +183,148 @@ fn a_tracker_that_cannot_be_written_is_told_once_and_ends_nothing() {
     let ran = workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
     assert_eq!(ran.stderr.matches("tensorboard: nothing is written").count(), 1, "{}", ran.stderr);
     assert_eq!(workplace.read("out/runs"), "in the way");
+}
+
+/// What an MLflow server answers.
+fn mlflow(first_line: &str) -> &'static str {
+    let of = |part: &str| first_line.contains(part);
+    if of("experiments/get-by-name") {
+        r#"{"experiment": {"experiment_id": "7"}}"#
+    } else if of("runs/create") {
+        r#"{"run": {"info": {"run_id": "abc123"}}}"#
+    } else {
+        "{}"
+    }
+}
+
+const RUN: [&str; 2] = ["--config", "run.yaml"];
+
+#[test]
+fn mlflow_gets_the_run_from_its_first_step_to_its_end() {
+    let receiver = Receiver::start(Answers::Body(mlflow));
+    let workplace = workplace("mlflow");
+    let dry = workplace.forgelm(&["--config", "run.yaml", "--dry-run"]).expect_code(0);
+    assert!(
+        dry.stdout.contains("the address in `MLFLOW_TRACKING_URI`, for metrics"),
+        "{}",
+        dry.stdout
+    );
+    let start = |args: &[&str]| {
+        let mut command = workplace.command(args);
+        command
+            .env("MLFLOW_TRACKING_URI", receiver.url("/hidden-path"))
+            .env("MLFLOW_EXPERIMENT_NAME", "my runs")
+            .env("MLFLOW_TRACKING_USERNAME", "jane")
+            .env("MLFLOW_TRACKING_PASSWORD", "hidden-password");
+        Ran::from(command.output().unwrap())
+    };
+    start(&RUN)
+        .expect_code(0)
+        .expect_stderr("mlflow http://127.0.0.1: experiment `my runs`, run abc123");
+    let received = receiver.received();
+    let paths: Vec<&str> = received
+        .iter()
+        .map(|request| request.head.split(' ').nth(1).unwrap().rsplit("mlflow/").next().unwrap())
+        .collect();
+    assert_eq!(
+        paths[..3],
+        ["experiments/get-by-name?experiment_name=my%20runs", "runs/create", "runs/log-batch"]
+    );
+    assert_eq!(paths.last(), Some(&"runs/update"));
+    for request in &received {
+        assert_eq!(request.header("Authorization"), Some("Basic amFuZTpoaWRkZW4tcGFzc3dvcmQ="));
+    }
+    let created = received[1].json();
+    assert_eq!(
+        (&created["experiment_id"], &created["run_name"]),
+        (&"7".into(), &"model_finetune".into())
+    );
+    let params = received[2].json();
+    let has = |key: &str, value: &str| {
+        let pairs = params["params"].as_array().unwrap();
+        pairs.iter().any(|pair| pair["key"] == key && pair["value"] == value)
+    };
+    assert!(has("lora.r", "4") && has("training.learning_rate", "0.005"), "{params}");
+    // Every loss of every step, as metrics.jsonl has it.
+    let metrics: Vec<serde_json::Value> = received[3..]
+        .iter()
+        .flat_map(|request| request.json()["metrics"].as_array().cloned().unwrap_or_default())
+        .collect();
+    for key in ["loss", "eval_loss"] {
+        let lines = workplace.json_lines("out/metrics.jsonl");
+        let expected: BTreeMap<u64, u64> = lines
+            .iter()
+            .filter_map(|line| Some((line["step"].as_u64()?, line.get(key)?.as_f64()?.to_bits())))
+            .collect();
+        let found: BTreeMap<u64, u64> = metrics
+            .iter()
+            .filter(|metric| metric["key"] == key)
+            .map(|of| (of["step"].as_u64().unwrap(), of["value"].as_f64().unwrap().to_bits()))
+            .collect();
+        assert_eq!(found, expected, "{key}");
+    }
+    let end = received.last().unwrap().json();
+    assert_eq!((&end["run_id"], &end["status"]), (&"abc123".into(), &"FINISHED".into()));
+    // Continued, it is the same run there.
+    fs::remove_dir_all(workplace.path("out/checkpoint-12")).unwrap();
+    fs::remove_dir_all(workplace.path("out/final_model")).unwrap();
+    let ran = start(&["--config", "run.yaml", "--resume"]).expect_code(0);
+    let more = receiver.received().split_off(received.len());
+    let first = more[0].json();
+    assert_eq!((&first["run_id"], &first["status"]), (&"abc123".into(), &"RUNNING".into()));
+    assert!(!more.iter().any(|request| request.head.contains("runs/create")));
+    for text in [&ran.stderr, &ran.stdout, &workplace.read("out/audit_log.jsonl")] {
+        assert!(!text.contains("hidden"), "{text}");
+    }
+    workplace
+        .forgelm(&["verify-bundle", "out", "--key", "out/compliance/signing_key.pub"])
+        .expect_code(0);
+}
+
+#[test]
+fn mlflow_needs_an_address_before_anything_starts() {
+    let workplace = workplace("mlflow");
+    let told =
+        "`training.report_to` is `mlflow`, and the variable `MLFLOW_TRACKING_URI` is not set";
+    workplace.forgelm(&RUN).expect_code(1).expect_stderr(told);
+    for (address, told) in [
+        ("sqlite:///hidden.db", "the variable `MLFLOW_TRACKING_URI`"),
+        ("databricks", "is not an address; expected `https://HOST/PATH`"),
+        ("ftp://h/hidden", "has another scheme"),
+    ] {
+        let mut command = workplace.command(&RUN);
+        command.env("MLFLOW_TRACKING_URI", address);
+        let ran = Ran::from(command.output().unwrap()).expect_code(1).expect_stderr(told);
+        assert!(!ran.stderr.contains("hidden"), "{}", ran.stderr);
+    }
+    assert!(!workplace.path("out").exists());
+}
+
+#[test]
+fn an_mlflow_server_that_is_away_is_told_once_and_ends_nothing() {
+    let workplace = workplace("mlflow");
+    let refused = Receiver::start(Answers::Status(403));
+    let run = |out: &str, address: &str, offline: bool| {
+        workplace.edit_config("output_dir: out", &format!("output_dir: {out}"));
+        let args = if offline { vec!["--config", "run.yaml", "--offline"] } else { RUN.to_vec() };
+        let mut command = workplace.command(&args);
+        command.env("MLFLOW_TRACKING_URI", address);
+        let ran = Ran::from(command.output().unwrap()).expect_code(0);
+        workplace.edit_config(&format!("output_dir: {out}"), "output_dir: out");
+        ran
+    };
+    let ran = run("first", &refused.url(""), false);
+    assert_eq!(ran.stderr.matches("warning: mlflow").count(), 2, "{}", ran.stderr);
+    assert!(ran.stderr.contains("there is no run on the server: status 403"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("numbers did not arrive; metrics.jsonl has them"),
+        "{}",
+        ran.stderr
+    );
+    // Offline nothing outside is asked, and the operator's own network may be.
+    let ran = run("second", "https://198.51.100.7", true);
+    assert!(ran.stderr.contains("198.51.100.7 is an address for documentation"), "{}", ran.stderr);
+    let inside = Receiver::start(Answers::Body(mlflow));
+    let ran = run("third", &inside.url(""), true);
+    assert!(!ran.stderr.contains("warning: mlflow"), "{}", ran.stderr);
 }

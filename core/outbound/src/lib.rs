@@ -12,6 +12,7 @@ pub mod destination;
 pub mod guard;
 pub mod listen;
 pub mod metrics;
+pub mod mlflow;
 pub mod notice;
 mod protobuf;
 pub mod redact;

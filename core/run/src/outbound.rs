@@ -112,7 +112,8 @@ impl<'a> Told<'a> {
             self.warn(told);
         }
         if let Some(tracker) = tracker {
-            let told = tracker.finish(left(self.env.clock.as_ref()));
+            let (notice, told) = tracker.finish(left(self.env.clock.as_ref()));
+            self.notice(notice);
             self.warn(told);
         }
         if let (Some(run_id), false) = (self.run_id.take(), self.failures.is_empty())
@@ -126,6 +127,12 @@ impl<'a> Told<'a> {
     fn warn(&mut self, warnings: impl IntoIterator<Item = String>) {
         for text in warnings {
             self.observer.observe(&Event::Warning(text));
+        }
+    }
+
+    fn notice(&mut self, text: Option<String>) {
+        if let Some(text) = text {
+            self.observer.observe(&Event::Notice(text));
         }
     }
 
@@ -182,7 +189,9 @@ impl Observer for Told<'_> {
         }
         if let Some(tracker) = &mut self.tracker {
             let warning = tracker.see(event);
-            self.warn(warning);
+            let (notice, problem) = tracker.news();
+            self.warn([warning, problem].into_iter().flatten());
+            self.notice(notice);
         }
     }
 }
@@ -233,7 +242,8 @@ pub(crate) fn contacts(run: &Run) -> Vec<String> {
     let authority = signing.timestamp_url.as_deref();
     let authority = authority.filter(|_| signing.enabled && !run.model.offline);
     let authority = route::shown(authority, None).map(|who| format!("{who}, for time stamps"));
-    webhook.into_iter().chain(monitoring).chain(authority).collect()
+    let tracker = tracker::contacts(run);
+    webhook.into_iter().chain(monitoring).chain(authority).chain(tracker).collect()
 }
 
 /// What a run writes for monitors and trackers.

@@ -180,8 +180,8 @@ choice! {
         Tensorboard = "tensorboard",
         /// Weights & Biases.
         Wandb = "wandb" later "reports to wandb",
-        /// MLflow.
-        Mlflow = "mlflow" later "reports to mlflow",
+        /// The MLflow server in `MLFLOW_TRACKING_URI`.
+        Mlflow = "mlflow",
         /// Nowhere else.
         None = "none",
     }

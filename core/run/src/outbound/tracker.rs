@@ -5,6 +5,7 @@
 //!
 //! Start reading at [`Tracker`], then [`Rows`].
 
+mod mlflow;
 mod tensorboard;
 
 use super::route::OutboundError;
@@ -15,6 +16,8 @@ use crate::plan::Plan;
 use crate::training::{Completed, Outcome};
 use forgelm_artifact::{Clock, UtcTime};
 use forgelm_config::{ReportTo, Run};
+use forgelm_outbound::address::Reach;
+use mlflow::Mlflow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +37,7 @@ pub(super) struct Row {
 /// Where they go.
 enum To {
     Board(Board),
+    Mlflow(Box<Mlflow>),
 }
 
 /// A tracker of a run.
@@ -49,13 +53,14 @@ impl Tracker {
     /// The tracker of a config, if it has one.
     pub(super) fn open(
         plan: &Plan,
-        _offline: bool,
+        offline: bool,
         env: &Environment,
-        _observer: &mut dyn Observer,
+        observer: &mut dyn Observer,
     ) -> Result<Option<Self>, OutboundError> {
         let to = match plan.run.training.report_to {
-            ReportTo::None | ReportTo::Mlflow | ReportTo::Wandb => return Ok(None),
+            ReportTo::None | ReportTo::Wandb => return Ok(None),
             ReportTo::Tensorboard => To::Board(Board::new(plan)),
+            ReportTo::Mlflow => To::Mlflow(Box::new(Mlflow::open(plan, offline, env, observer)?)),
         };
         let clock = env.clock.clone();
         Ok(Some(Self { to, rows: Rows::default(), clock, is_told: false }))
@@ -67,6 +72,10 @@ impl Tracker {
         let problem = match event {
             Event::Started(started) => match &mut self.to {
                 To::Board(board) => board.start(started, now),
+                To::Mlflow(run) => {
+                    run.start(started, now);
+                    None
+                }
             },
             Event::Step(step) => {
                 let row = self.rows.step(step, now)?;
@@ -104,20 +113,40 @@ impl Tracker {
         let told = self.once(problem);
         let problem = match &mut self.to {
             To::Board(board) => board.finish(),
+            To::Mlflow(run) => {
+                run.end(result, self.clock.utc());
+                None
+            }
         };
         told.or_else(|| self.once(problem))
     }
 
-    /// Waits for what is on its way, `at_most` so long; warnings.
-    pub(super) fn finish(self, _at_most: Duration) -> Vec<String> {
+    /// Waits for what is on its way, `at_most` so long; something to tell, and warnings.
+    pub(super) fn finish(self, at_most: Duration) -> (Option<String>, Vec<String>) {
         match self.to {
-            To::Board(_) => Vec::new(),
+            To::Board(_) => (None, Vec::new()),
+            To::Mlflow(run) => run.finish(at_most),
+        }
+    }
+
+    /// What has become known meanwhile: something to tell, and a warning.
+    pub(super) fn news(&mut self) -> (Option<String>, Option<String>) {
+        match &mut self.to {
+            To::Board(_) => (None, None),
+            To::Mlflow(run) => {
+                let (notice, problem) = run.news();
+                (notice, self.once(problem))
+            }
         }
     }
 
     fn put(&mut self, row: &Row) -> Option<String> {
         match &mut self.to {
             To::Board(board) => board.put(row),
+            To::Mlflow(run) => {
+                run.put(row);
+                None
+            }
         }
     }
 
@@ -197,8 +226,16 @@ impl Rows {
 pub(crate) fn writes(run: &Run) -> Option<&'static str> {
     match run.training.report_to {
         ReportTo::Tensorboard => Some("runs/"),
-        ReportTo::Mlflow | ReportTo::Wandb | ReportTo::None => None,
+        ReportTo::Mlflow => Some(mlflow::FILE),
+        ReportTo::Wandb | ReportTo::None => None,
     }
+}
+
+/// Whom a run's tracker contacts.
+pub(crate) fn contacts(run: &Run) -> Option<String> {
+    let is_mlflow = run.training.report_to == ReportTo::Mlflow;
+    let reach = if run.model.offline { super::route::limit(Reach::Inside) } else { "" };
+    is_mlflow.then(|| format!("the address in `{}`, for metrics{reach}", mlflow::ADDRESS))
 }
 
 /// A run's name as the name of one folder.
