@@ -99,6 +99,13 @@ fn a_rejected_model_without_auto_revert_is_kept_and_the_verdict_recorded() {
 }
 
 #[test]
+fn a_person_reads_the_verdict_with_its_margin() {
+    let workplace = gated("{max_acceptable_loss: 9}");
+    let ran = workplace.run().expect_stdout("gate      loss passed: eval_loss 6.");
+    ran.expect_stdout(", at most 9.0000 (margin 2.").expect_stdout(", 3 samples)");
+}
+
+#[test]
 fn the_baseline_is_measured_before_the_first_step_unless_it_is_written() {
     let workplace = gated("{auto_revert: true}");
     let result = workplace.forgelm(&JSON).expect_code(0).json();
@@ -110,7 +117,20 @@ fn the_baseline_is_measured_before_the_first_step_unless_it_is_written() {
     assert_eq!(judged["eval_loss"], result["metrics"]["eval_loss"]);
     assert_eq!(
         report(&workplace)["gates"][0],
-        serde_json::json!({"gate": "loss", "passed": true, "reason": null})
+        serde_json::json!({
+            "gate": "loss",
+            "passed": true,
+            "reason": null,
+            "checks": [{
+                "measure": "eval_loss",
+                "value": judged["eval_loss"],
+                "bound": "at_most",
+                "limit": judged["baseline_loss"],
+                "limit_name": "the baseline",
+                "n_samples": 3,
+                "interval": null,
+            }],
+        })
     );
 
     // One that is written counts instead.
@@ -184,4 +204,51 @@ fn a_threshold_with_nothing_held_out_is_refused_before_the_start() {
     workplace.edit_config("data:\n", "data:\n  validation_split: 0\n");
     workplace.run().expect_stderr("the loss gate judges nothing");
     assert!(workplace.path("out/final_model").is_dir());
+}
+
+#[test]
+fn too_few_samples_are_no_evidence_and_the_run_fails_with_its_model() {
+    let workplace = gated("{auto_revert: true, max_acceptable_loss: 0.001, min_samples: 1000}");
+    let ran = workplace.forgelm(&["--config", "run.yaml"]).expect_code(2);
+    ran.expect_stderr("not enough evidence: eval_loss has 3 samples behind it")
+        .expect_stderr("`evaluation.min_samples` is 1000")
+        .expect_stderr("continue with `--resume`");
+    assert!(workplace.path("out/final_model/adapter_model.safetensors").is_file());
+    assert!(!workplace.path("out/compliance/attestation.dsse.json").exists());
+    let log = events(&workplace);
+    assert!(!log.iter().any(|line| line["event"] == "model.reverted"));
+    assert_eq!(log.last().unwrap()["event"], "pipeline.failed");
+    let measured: Value =
+        serde_json::from_str(&workplace.read("out/compliance/gate_measurements.json")).unwrap();
+    assert_eq!(measured["policy"]["min_samples"], 1000);
+    assert_eq!(measured["gates"][0]["checks"][0]["limit"], 0.001);
+
+    // Continued with what it asks for, nothing is trained again, and the same number rejects.
+    workplace.edit_config("min_samples: 1000", "min_samples: 3");
+    resumed(&workplace, &[]).expect_code(1);
+    let metrics = workplace.read("out/metrics.jsonl");
+    resumed(&workplace, &["--force-resume"]).expect_code(3);
+    assert_eq!(workplace.read("out/metrics.jsonl"), metrics);
+    let verified = workplace.forgelm(&["verify-bundle", "out", "--output-format", "json"]);
+    assert_eq!(verified.expect_code(0).json()["outcome"], "reverted");
+}
+
+#[test]
+fn measurements_are_evidence_and_cannot_be_changed_or_removed() {
+    let workplace = gated("{auto_revert: true, max_acceptable_loss: 9}");
+    workplace.forgelm(&["--config", "run.yaml"]).expect_code(0);
+    workplace.forgelm(&["verify-bundle", "out"]).expect_code(0);
+    let file = "out/compliance/gate_measurements.json";
+    let text = workplace.read(file);
+    assert!(text.contains("\"limit\": 9.0"), "{text}");
+    workplace.write(file, &text.replace("\"limit\": 9.0", "\"limit\": 0.1"));
+    workplace
+        .forgelm(&["verify-bundle", "out"])
+        .expect_code(6)
+        .expect_stderr("the gate `loss` does not pass; it is signed as passed");
+    std::fs::remove_file(workplace.path(file)).unwrap();
+    workplace
+        .forgelm(&["verify-bundle", "out"])
+        .expect_code(6)
+        .expect_stderr(file.trim_start_matches("out/"));
 }

@@ -29,7 +29,7 @@ fn the_report_has_the_numbers_of_the_run_and_is_signed_with_it() {
         report["config_hash"].as_str().unwrap(),
         report["data_provenance"]["fingerprint"]["sha256"].as_str().unwrap(),
         report["model_lineage"]["base_model_revision"]["sha256"].as_str().unwrap(),
-        "at most 100 (max_acceptable_loss)",
+        "at most 100 (evaluation.max_acceptable_loss)",
         "out/final_model".split_once('/').unwrap().1,
         "What is item",
     ] {

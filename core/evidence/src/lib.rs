@@ -16,6 +16,7 @@
 //! - [`manifest_hash`]: the digest of a manifest within itself;
 //! - [`annex_iv`]: the verifier of `annex_iv_metadata.json`;
 //! - [`pipeline`]: the verifier of a pipeline's manifest;
+//! - [`gate`]: what gates measured, and the verdict that follows from it;
 //! - [`documents`]: one plain [`documents::Evidence`] and the documents made from it;
 //! - [`bundle`]: writing and signing all of that in order, and verifying it again.
 //!
@@ -41,6 +42,7 @@ pub mod documents;
 pub mod dsse;
 pub mod erasure;
 mod files;
+pub mod gate;
 pub mod gguf;
 pub mod identifier;
 pub mod integrity;

@@ -18,6 +18,7 @@ use crate::rewards::RewardModel;
 use crate::settings;
 use crate::training::Completed;
 use crate::training::ledger::LEDGER_FILE;
+use crate::training::outcome::Gated;
 use forgelm_artifact::UtcTime;
 use forgelm_config::{
     Lora, Model, QuantType, RequireProvisioned, RiskTier, Run, Secret, TargetModules,
@@ -33,11 +34,12 @@ use forgelm_evidence::audit::operator::{OperatorCandidates, resolve_operator};
 use forgelm_evidence::bundle::ATTESTATION;
 use forgelm_evidence::bundle::write::{BundleRequest, ModelPlace, try_write_bundle, write_bundle};
 use forgelm_evidence::documents::evidence::{
-    self, Builder, ComponentRevision, DataProvenance, DatasetFingerprint, Evidence, Gate,
-    ModelLineage, TrainingParameters, adapter_method,
+    self, Builder, ComponentRevision, DataProvenance, DatasetFingerprint, Evidence, ModelLineage,
+    TrainingParameters, adapter_method,
 };
 use forgelm_evidence::documents::facts::{DataField, Governance, TechnicalFacts};
 use forgelm_evidence::documents::record::Record;
+use forgelm_evidence::gate::MEASUREMENTS_FILE;
 use forgelm_evidence::keys::lookup::{FoundKey, KeyCandidates, find_signing_key};
 use forgelm_evidence::keys::p256::P256Key;
 use forgelm_evidence::keys::{KeyError, KeyOrigin, SignElsewhere};
@@ -81,7 +83,7 @@ pub fn signing_key(
         observer.observe(&Event::Warning("signing is off: nothing can be verified".to_owned()));
         return Ok(None);
     }
-    let named = signing.key_env.as_deref().and_then(env.variable).map(Secret::new);
+    let named = signing.key_env.as_deref().and_then(|name| (env.variable)(name)).map(Secret::new);
     let places = key_places(None, env);
     let found = find_signing_key(&KeyCandidates {
         env_key: places.env_key.or_else(|| named.as_ref().and_then(to_evidence)),
@@ -360,10 +362,8 @@ pub(crate) struct Dossier<'a> {
     pub objective: &'a str,
     /// Whether points of the documentation may stay open.
     pub strictness: Strictness,
-    /// What becomes of the model.
-    pub outcome: evidence::Outcome,
-    /// What the gates said.
-    pub gates: &'a [Gate],
+    /// What the gates said, and what becomes of the model.
+    pub(crate) gated: &'a Gated,
     /// Where the model is, or was.
     pub model_dir: &'a Path,
     /// Who may approve it, where somebody must.
@@ -402,7 +402,7 @@ impl Dossier<'_> {
         let staging = below.display().to_string();
         // Documents name the folder as it will be called: these bytes stay when it is renamed.
         let shown = output.final_model().display().to_string();
-        let model = match self.outcome {
+        let model = match self.gated.outcome {
             evidence::Outcome::Reverted => ModelPlace::None,
             evidence::Outcome::Staged => ModelPlace::Folder { name: &staging, shown: &shown },
             evidence::Outcome::Promoted => ModelPlace::Folder { name: final_dir, shown: &shown },
@@ -411,7 +411,7 @@ impl Dossier<'_> {
         let request = BundleRequest {
             out_dir: output.root(),
             model,
-            extra_files: &["metrics.jsonl".to_owned(), LEDGER_FILE.to_owned()],
+            extra_files: &self.extra_files(),
             record: Record::Training(&evidence),
             signer: match key {
                 Some(found) => Ok(&found.signer),
@@ -442,7 +442,8 @@ impl Dossier<'_> {
             run_id: self.run_id.to_owned(),
             config_hash: self.plan.config_hash.clone(),
             final_model: self.model_dir.to_owned(),
-            gates: self.gates.to_vec(),
+            gates: self.gated.gates.to_vec(),
+            evaluations: self.examined(),
             metrics,
             resource_usage: Value::Object(resource_usage),
         })
@@ -471,18 +472,23 @@ impl Dossier<'_> {
 
     /// The last event of the run.
     fn last_word(&self, metrics: &BTreeMap<String, f64>, staging: &str) -> AuditEvent {
-        match self.approval.filter(|_| self.outcome == evidence::Outcome::Staged) {
+        match self.approval.filter(|_| self.gated.outcome == evidence::Outcome::Staged) {
             Some(policy) => AuditEvent::ApprovalRequired {
                 gate: GATE.to_owned(),
                 reason: "require_human_approval=true".to_owned(),
                 metrics: metrics.clone(),
-                gate_failures: self.gates.iter().filter_map(|gate| gate.reason.clone()).collect(),
+                gate_failures: self
+                    .gated
+                    .gates
+                    .iter()
+                    .filter_map(|gate| gate.reason.clone())
+                    .collect(),
                 staging_path: staging.to_owned(),
                 config_hash: self.plan.config_hash.clone(),
                 policy: policy.to_json(),
             },
             None => AuditEvent::PipelineCompleted {
-                success: self.outcome != evidence::Outcome::Reverted,
+                success: self.gated.outcome != evidence::Outcome::Reverted,
                 metrics_summary: metrics.clone(),
             },
         }
@@ -515,6 +521,7 @@ impl Dossier<'_> {
         }
         metrics.extend(self.merge_metrics.clone());
         metrics.extend(self.evaluated.iter().flat_map(Evaluated::metrics));
+        metrics.extend(self.gated.examined.iter().flat_map(|examined| examined.metrics.clone()));
         metrics
     }
 
@@ -565,19 +572,33 @@ impl Dossier<'_> {
             monitoring_baseline: self.baseline.clone(),
             webhook_config: section("webhook").map(outbound::without_address),
             resource_usage: Some(resource_usage.clone()),
-            outcome: self.outcome,
-            gates: self.gates.to_vec(),
+            outcome: self.gated.outcome,
+            gates: self.gated.gates.to_vec(),
             config: published_json(run),
             plugins: self.plugins.iter().map(Used::to_json).collect(),
             technical: TechnicalFacts::default(),
         }
     }
 
-    /// Under the key `evaluators`, where there are any: what each of them found.
+    /// What each gate that asked the model found, by its key.
+    fn examined(&self) -> Map<String, Value> {
+        self.gated.examined.iter().filter_map(|examined| examined.document.clone()).collect()
+    }
+
+    /// That; and under the key `evaluators`, where there are any, what each of them found.
     fn evaluations(&self) -> Map<String, Value> {
         let found: Vec<Value> = self.evaluated.iter().map(Evaluated::to_json).collect();
         let found = (!found.is_empty()).then(|| ("evaluators".to_owned(), Value::Array(found)));
-        found.into_iter().collect()
+        self.examined().into_iter().chain(found).collect()
+    }
+
+    /// Files of the run that the evidence covers beside the documents.
+    fn extra_files(&self) -> Vec<String> {
+        let measured = self.gated.is_measured.then(|| MEASUREMENTS_FILE.to_owned());
+        let results =
+            self.gated.examined.iter().flat_map(|examined| examined.files.iter().cloned());
+        let own = ["metrics.jsonl".to_owned(), LEDGER_FILE.to_owned()];
+        own.into_iter().chain(measured).chain(results).collect()
     }
 
     fn lineage(&self) -> ModelLineage {
@@ -590,6 +611,7 @@ impl Dossier<'_> {
             component_revisions: [ComponentRevision { role: found.role.clone(), revision }]
                 .into_iter()
                 .chain(self.reward_model.map(RewardModel::component))
+                .chain(self.gated.examined.iter().flat_map(|examined| examined.components.clone()))
                 .collect(),
             backend: "native".to_owned(),
             adapter_method: method(&self.plan.run),

@@ -483,6 +483,20 @@ pub enum RunError {
         /// The tuned model.
         final_model: PathBuf,
     },
+    /// What a host asked of a model cannot be answered.
+    #[error("{0}")]
+    Request(String),
+    /// Gates could not say anything about the tuned model.
+    #[error(
+        "{}\n  the tuned model is in `{}`, without evidence\n  hint: mend what the gate needs, and \
+         continue with `--resume`: nothing is trained again", .gates.join("\n"), .final_model.display()
+    )]
+    NotEnoughEvidence {
+        /// Each gate and why.
+        gates: Vec<String>,
+        /// The tuned model.
+        final_model: PathBuf,
+    },
     /// A decision on a staged model was not taken.
     #[error(transparent)]
     Approval(#[from] ApprovalError),
@@ -637,6 +651,7 @@ impl RunError {
             | Self::QuantizeInput { .. }
             | Self::NotReproducible(_)
             | Self::OpenPoints { .. }
+            | Self::Request(_)
             | Self::NoComplianceSection
             | Self::NotAvailable(_) => Exit::Config,
             Self::Diverged { .. } | Self::DivergedFile { .. } => Exit::Integrity,
@@ -718,6 +733,7 @@ impl RunError {
             | Self::NotFinite { .. }
             | Self::Trainer(_)
             | Self::Evaluator { .. }
+            | Self::NotEnoughEvidence { .. }
             | Self::NothingLearned { .. }
             | Self::Score(ScoreError::NotFinite { .. })
             | Self::Generate(_) => Exit::Runtime,

@@ -5,7 +5,7 @@ mod examined;
 use crate::error::RunError;
 use crate::plan::Plan;
 use crate::plugins::{self, Plugins, Used};
-pub(crate) use examined::{Examined, Language, memory_plan};
+pub(crate) use examined::{Examined, memory_plan};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_sdk::evaluator::{Evaluator, Report};
 use serde_json::{Value, json};

@@ -1,14 +1,21 @@
-//! The gates that judge a tuned model: verdicts from numbers, and nothing else.
+//! The gates that judge a tuned model, in their order: loss, benchmark, safety, judge.
 //!
-//! It knows no file and no engine: what was measured comes in, a [`Verdict`] goes out, and whoever
-//! asked decides what follows. The thresholds are fixed when the run starts ([`fixed`] puts them into
-//! its log), and a run that is continued must have the same.
+//! A gate measures and says what its limits are; the verdict is [`forgelm_evidence::gate::judge`]'s,
+//! and what follows is the run's. The thresholds are fixed when the run starts ([`fixed`] puts them
+//! into its log), and a run that is continued must have the same.
 
+pub(crate) mod examination;
+pub mod interval;
+
+use crate::environment::Environment;
+use crate::error::RunError;
+use crate::event::Observer;
 use crate::plan::Plan;
+use examination::Examination;
 use forgelm_artifact::hash::sha256_bytes;
 use forgelm_artifact::json;
 use forgelm_config::{Evaluation, resolved_json};
-use forgelm_evidence::documents::evidence::Gate;
+use forgelm_evidence::gate::{Bound, Check, Measurement, Policy};
 use forgelm_train::state::State;
 use serde_json::{Value, json};
 
@@ -24,66 +31,6 @@ pub struct LossGate {
     pub baseline_loss: Option<f64>,
 }
 
-/// Why a gate rejects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The number is not finite.
-    NanInf,
-    /// It is beyond a threshold.
-    Threshold,
-}
-
-impl Source {
-    /// The word in the audit log.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::NanInf => "nan_inf",
-            Self::Threshold => "threshold",
-        }
-    }
-}
-
-/// What a gate says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The model may go on.
-    Accept,
-    /// It may not.
-    Reject {
-        /// What kind of reason it is.
-        source: Source,
-        /// Each reason, in words.
-        reasons: Vec<String>,
-    },
-}
-
-impl Verdict {
-    /// Whether it accepts.
-    #[must_use]
-    pub const fn is_passed(&self) -> bool {
-        match self {
-            Self::Accept => true,
-            Self::Reject { .. } => false,
-        }
-    }
-
-    /// The reasons in one text; none when it accepts.
-    #[must_use]
-    pub fn reason(&self) -> Option<String> {
-        match self {
-            Self::Accept => None,
-            Self::Reject { reasons, .. } => Some(reasons.join("; ")),
-        }
-    }
-
-    /// As documents have it.
-    #[must_use]
-    pub fn to_gate(&self, name: &str) -> Gate {
-        Gate { gate: name.to_owned(), passed: self.is_passed(), reason: self.reason() }
-    }
-}
-
 impl LossGate {
     /// The gate of a config; none where nothing asks for one. The loss before the first step counts
     /// as baseline with `auto_revert` and without a configured one.
@@ -97,27 +44,54 @@ impl LossGate {
         })
     }
 
-    /// Judges the validation loss of the weights that are kept. A loss equal to a threshold passes.
+    /// The validation loss of the weights that are kept beside its limits. Without any, it is still
+    /// refused when it is no number.
     #[must_use]
-    pub fn judge(&self, eval_loss: f64) -> Verdict {
-        if !eval_loss.is_finite() {
-            let reasons = vec![format!("the validation loss is {eval_loss}")];
-            return Verdict::Reject { source: Source::NanInf, reasons };
-        }
+    pub fn measurement(&self, eval_loss: f64, n_records: u64) -> Measurement {
         let limits = [
             (self.max_acceptable_loss, "`evaluation.max_acceptable_loss`"),
             (self.baseline_loss, "the baseline"),
         ];
-        let beyond = |(limit, name): (Option<f64>, &str)| {
-            let limit = limit.filter(|limit| eval_loss > *limit)?;
-            Some(format!("the validation loss {eval_loss} is above {name} {limit}"))
+        let check = |(limit, name): (Option<f64>, &str)| {
+            Some(Check {
+                measure: "eval_loss".to_owned(),
+                value: eval_loss,
+                bound: Bound::AtMost,
+                limit: limit?,
+                limit_name: name.to_owned(),
+                n_samples: Some(n_records),
+                interval: None,
+            })
         };
-        let reasons: Vec<String> = limits.into_iter().filter_map(beyond).collect();
-        match reasons.is_empty() {
-            true => Verdict::Accept,
-            false => Verdict::Reject { source: Source::Threshold, reasons },
+        let mut checks: Vec<Check> = limits.into_iter().filter_map(check).collect();
+        if checks.is_empty() {
+            checks.extend(check((Some(f64::MAX), "the largest number")));
         }
+        Measurement { gate: LOSS.to_owned(), checks, not_evaluated: None }
     }
+}
+
+/// How much evidence the config wants for a verdict.
+#[must_use]
+pub fn policy(evaluation: Option<&Evaluation>) -> Policy {
+    Policy {
+        min_samples: evaluation.and_then(|evaluation| evaluation.min_samples),
+        confidence: evaluation.and_then(|evaluation| evaluation.confidence),
+    }
+}
+
+/// The gates that ask the tuned model, in their order. Everything that they read is read and checked
+/// here, before anything is trained.
+///
+/// # Errors
+/// If an input of one cannot be used.
+pub(crate) fn examinations(
+    _plan: &Plan,
+    _offline: bool,
+    _env: &Environment,
+    _observer: &mut dyn Observer,
+) -> Result<Vec<Box<dyn Examination>>, RunError> {
+    Ok(Vec::new())
 }
 
 /// Whether the config names a loss that the model is compared with.
@@ -149,6 +123,8 @@ pub fn fixed(plan: &Plan) -> (Option<Value>, Option<String>) {
         "max_acceptable_loss": evaluation.max_acceptable_loss,
         "baseline_loss": evaluation.baseline_loss,
         "require_human_approval": evaluation.require_human_approval,
+        "min_samples": evaluation.min_samples,
+        "confidence": evaluation.confidence,
     });
     let section = resolved_json(&plan.run)["evaluation"].take();
     // Numbers of a config are within what canonical JSON takes.
@@ -159,43 +135,47 @@ pub fn fixed(plan: &Plan) -> (Option<Value>, Option<String>) {
 
 #[cfg(test)]
 mod tests {
-    use super::{LossGate, Source, Verdict};
+    use super::LossGate;
     use forgelm_config::Evaluation;
+    use forgelm_evidence::gate::{Policy, Source, Verdict, judge};
 
     fn gate(max_acceptable_loss: Option<f64>, baseline_loss: Option<f64>) -> LossGate {
         LossGate { max_acceptable_loss, baseline_loss }
     }
 
+    fn verdict(gate: LossGate, eval_loss: f64) -> Verdict {
+        judge(&gate.measurement(eval_loss, 40), Policy::default())
+    }
+
     #[test]
     fn a_loss_above_a_threshold_is_rejected_with_every_reason() {
-        assert_eq!(gate(Some(2.0), Some(1.5)).judge(1.5), Verdict::Accept, "equal passes");
-        assert_eq!(gate(None, None).judge(9.0), Verdict::Accept);
-        let Verdict::Reject { source, reasons } = gate(Some(2.0), Some(1.5)).judge(2.5) else {
+        assert_eq!(verdict(gate(Some(2.0), Some(1.5)), 1.5), Verdict::Accept, "equal passes");
+        assert_eq!(verdict(gate(None, None), 9.0), Verdict::Accept);
+        let Verdict::Reject { source, reasons } = verdict(gate(Some(2.0), Some(1.5)), 2.5) else {
             panic!("2.5 is above both")
         };
         assert_eq!(source, Source::Threshold);
         assert_eq!(
             reasons,
             [
-                "the validation loss 2.5 is above `evaluation.max_acceptable_loss` 2",
-                "the validation loss 2.5 is above the baseline 1.5",
+                "eval_loss 2.5 is above `evaluation.max_acceptable_loss` 2",
+                "eval_loss 2.5 is above the baseline 1.5",
             ]
         );
-        let verdict = gate(Some(2.0), Some(1.5)).judge(1.75);
-        assert_eq!(
-            verdict.reason().as_deref(),
-            Some("the validation loss 1.75 is above the baseline 1.5")
-        );
-        assert!(!verdict.to_gate("loss").passed);
+        let above = verdict(gate(Some(2.0), Some(1.5)), 1.75);
+        assert_eq!(above.reason().as_deref(), Some("eval_loss 1.75 is above the baseline 1.5"));
     }
 
     #[test]
-    fn a_loss_that_is_no_number_is_rejected_for_that_alone() {
+    fn a_loss_that_is_no_number_is_rejected_whatever_the_limits() {
         for loss in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-            let Verdict::Reject { source, reasons } = gate(None, Some(1.0)).judge(loss) else {
-                panic!("{loss} was accepted")
-            };
-            assert_eq!((source.as_str(), reasons.len()), ("nan_inf", 1));
+            for limits in [gate(None, Some(1.0)), gate(None, None)] {
+                let verdict = verdict(limits, loss);
+                assert!(
+                    matches!(&verdict, Verdict::Reject { source: Source::NanInf, .. }),
+                    "{loss}: {verdict:?}"
+                );
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one object a step, evaluation and evaluator, for people who plot.
+//! `metrics.jsonl`: one object a step, evaluation, gate and evaluator, for people who plot.
 
 use crate::error::RunError;
 use crate::evaluators::Evaluated;
@@ -6,10 +6,13 @@ use crate::event::{Evaluation, Step};
 use forgelm_artifact::write::{self, AppendLog};
 use forgelm_train::state::State;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The key by which a line of an evaluator is known.
 const EVALUATOR: &str = "evaluator";
+/// The key by which a line of a gate is known.
+const GATE: &str = "gate";
 
 /// The file, open for appending.
 pub struct MetricsFile {
@@ -19,8 +22,8 @@ pub struct MetricsFile {
 
 impl MetricsFile {
     /// Opens the file of a run that has done `n_steps_done` steps. Lines of later steps, which a
-    /// killed run wrote after its last checkpoint, are dropped, and so are those of evaluators: they
-    /// come again.
+    /// killed run wrote after its last checkpoint, are dropped, and so are those of gates and
+    /// evaluators: they come again.
     ///
     /// # Errors
     /// If the file cannot be read or written.
@@ -79,12 +82,35 @@ impl MetricsFile {
     /// # Errors
     /// If the file cannot be written.
     pub fn evaluator(&mut self, state: &State, found: &Evaluated) -> Result<(), RunError> {
+        self.of_the_tuned_model(state, (EVALUATOR, &found.label), found.metrics())
+    }
+
+    /// Appends the numbers that a gate measured of the tuned model.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn gate(
+        &mut self,
+        state: &State,
+        gate: &str,
+        metrics: &BTreeMap<String, f64>,
+    ) -> Result<(), RunError> {
+        let metrics = metrics.iter().map(|(name, value)| (name.clone(), *value));
+        self.of_the_tuned_model(state, (GATE, gate), metrics)
+    }
+
+    fn of_the_tuned_model(
+        &mut self,
+        state: &State,
+        (key, name): (&str, &str),
+        metrics: impl Iterator<Item = (String, f64)>,
+    ) -> Result<(), RunError> {
         let mut object = Map::from_iter([
             ("step".to_owned(), json!(state.global_step)),
             ("epoch".to_owned(), json!(state.epoch)),
-            (EVALUATOR.to_owned(), json!(found.label)),
+            (key.to_owned(), json!(name)),
         ]);
-        object.extend(found.metrics().map(|(name, value)| (name, json!(value))));
+        object.extend(metrics.map(|(name, value)| (name, json!(value))));
         self.append(&Value::Object(object))
     }
 
@@ -104,7 +130,8 @@ fn kept_lines(path: &Path, n_steps_done: u64) -> String {
         let object: Option<Value> = serde_json::from_str(line).ok();
         object.is_some_and(|object| {
             let step = object["step"].as_u64();
-            object.get(EVALUATOR).is_none() && step.is_some_and(|step| step <= n_steps_done)
+            let is_of_a_step = object.get(EVALUATOR).is_none() && object.get(GATE).is_none();
+            is_of_a_step && step.is_some_and(|step| step <= n_steps_done)
         })
     };
     text.lines().filter(is_kept).fold(String::new(), |kept, line| kept + line + "\n")
@@ -114,13 +141,12 @@ fn kept_lines(path: &Path, n_steps_done: u64) -> String {
 #[expect(clippy::disallowed_methods, reason = "a test makes files")]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     #[test]
     fn lines_of_steps_that_come_again_are_dropped() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("metrics.jsonl");
-        let text = "{\"step\":0,\"eval_loss\":2.0}\n{\"step\":1,\"loss\":1.5}\n{\"step\":1,\"evaluator\":\"x\"}\n{\"step\":2,\"loss\":1.0}\n{\"st";
+        let text = "{\"step\":0,\"eval_loss\":2.0}\n{\"step\":1,\"loss\":1.5}\n{\"step\":1,\"evaluator\":\"x\"}\n{\"step\":1,\"gate\":\"y\"}\n{\"step\":2,\"loss\":1.0}\n{\"st";
         std::fs::write(&path, text).expect("written");
         let mut file = MetricsFile::open(&path, 1).expect("opened");
         let evaluation = Evaluation {

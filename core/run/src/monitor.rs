@@ -16,7 +16,6 @@ use crate::data;
 use crate::dossier;
 use crate::environment::Environment;
 use crate::error::RunError;
-use crate::evaluators::Language;
 use crate::event::{Event, Observer};
 use crate::exit::Exit;
 use crate::model::{self, FoundModel, LoadedModel, ModelRequest};
@@ -24,6 +23,7 @@ use crate::outbound::{END_WAIT, Hook};
 use crate::output::OutputDir;
 use crate::plan::Plan;
 use crate::settings;
+use crate::subject::{Language, Subject};
 use baseline::Baseline;
 use forgelm_config::Run;
 use forgelm_data::fingerprint;
@@ -202,11 +202,15 @@ impl<'a> Watch<'a> {
             template_now: now,
             stop_ids: &[],
         };
-        let model = (&self.loaded.decoder, self.loaded.adapter.as_ref());
-        let is_stopped = || env.stop_requested();
+        let subject = Subject {
+            decoder: &self.loaded.decoder,
+            adapter: self.loaded.adapter.as_ref(),
+            language,
+            is_stopped: &|| env.stop_requested(),
+        };
         let mut losses = Vec::new();
         for rows in [&prepared.train, &prepared.validation] {
-            losses.extend(row_losses(model, language, rows, &is_stopped)?);
+            losses.extend(row_losses(subject, rows)?);
         }
         let checked = Checked {
             run_id: self.baseline.run_id.clone(),

@@ -8,8 +8,9 @@ mod final_model;
 mod finish;
 mod job;
 pub mod ledger;
-mod outcome;
+pub(crate) mod outcome;
 mod reference;
+mod report;
 pub(crate) mod room;
 mod squeeze;
 mod steps;
@@ -54,7 +55,7 @@ use forgelm_train::state::Identity;
 use job::Job;
 use ledger::{Expected, Ledger};
 use room::{Inputs, check_room, configured_cut};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenized::TokenizedData;
@@ -122,6 +123,8 @@ pub struct Completed {
     pub final_model: PathBuf,
     /// What the gates said.
     pub gates: Vec<Gate>,
+    /// What each gate that asked the model found, as the documents have it.
+    pub evaluations: Map<String, Value>,
     /// Final numbers.
     pub metrics: BTreeMap<String, f64>,
     /// Time, memory and devices.
@@ -187,6 +190,7 @@ fn run(
     let (trainer, used) = plugins::build_trainer(plan, plugin)?;
     let evaluators = evaluators::build(plan, plugins)?;
     check_variables(plan, env)?;
+    let examinations = gates::examinations(plan, request.offline, env, observer)?;
     let approval = approval::policy(plan)?;
     let operator = dossier::operator(env)?;
     let stamps = TimeStamps::open(&plan.run, request.offline, env, observer)?;
@@ -286,6 +290,7 @@ fn run(
     // Another run may have filled the folder while this one was reading.
     plan.output.check(&local_inputs(plan), start)?;
     write::remove_leftovers(plan.output.root())?;
+    let stop_ids = model::stop_ids(&found.tokenizer, found.template.as_ref());
     let mut job = Job {
         plan,
         model_dir: plan.output.model_of(&identity.run_id, approval.is_some()),
@@ -298,11 +303,12 @@ fn run(
         trainer: trainer.as_ref(),
         plugins,
         used: std::iter::once(used).chain(data.rewards().iter().cloned()).collect(),
+        examinations,
         evaluators,
         sources: &sources,
         data: &data,
         peft: peft_info(plan, &found),
-        stop_ids: model::stop_ids(&found.tokenizer, found.template.as_ref()),
+        stop_ids: &stop_ids,
         template_now,
         started_at,
         memory_planned: fit.bytes_planned,

@@ -21,6 +21,12 @@ section! {
         /// The validation loss that the tuned model may not exceed. Null: with `auto_revert` it is measured
         /// before the first step.
         baseline_loss: Option<f64> = None, max(1e9);
+        /// Samples that a measure must have behind it; with fewer the gate says "not enough evidence",
+        /// and the run fails. Null: any number will do.
+        min_samples: Option<u64> = None, ours(), min(1.0), max(1e9);
+        /// With it a measure counts by its interval at this level: rejected when all of it is beyond
+        /// the limit, accepted when none is, else not enough evidence. Null: the value alone decides.
+        confidence: Option<f64> = None, ours(), min(0.5), max(0.9999);
         /// Stages the model until a person approves it.
         require_human_approval: bool = false;
         /// Who may approve.

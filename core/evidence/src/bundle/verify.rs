@@ -5,6 +5,7 @@
 //! that the report names each file.
 
 mod decided;
+mod judged;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -73,6 +74,8 @@ pub enum FindingKind {
     Signature,
     /// The audit chain is not good.
     Chain,
+    /// What was measured says otherwise than the verdict.
+    Verdict,
 }
 
 impl FindingKind {
@@ -88,6 +91,7 @@ impl FindingKind {
             Self::Unreadable => "unreadable",
             Self::Signature => "signature",
             Self::Chain => "chain",
+            Self::Verdict => "verdict",
         }
     }
 }
@@ -159,6 +163,9 @@ pub fn verify_bundle(dir: &Path, options: &BundleOptions<'_>) -> BundleReport {
     let audit = check.audit(statement.as_ref(), signature.class);
     let outcome = statement.as_ref().and_then(|s| check.decided(s, audit.is_some()));
     let subjects_verified = statement.as_ref().map_or(0, |s| check.subjects(s));
+    if let Some(statement) = &statement {
+        check.judged(statement);
+    }
     let documents_verified = check.documents();
     check.model_folders(statement.as_ref());
     let signature_class = match signature.state {

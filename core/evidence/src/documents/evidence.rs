@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::facts::TechnicalFacts;
 use crate::BUILDER_NAME;
+use crate::gate::Check;
 
 /// Everything the documents of one run are made from.
 #[derive(Clone, Debug)]
@@ -228,7 +229,7 @@ impl Outcome {
 }
 
 /// A gate's verdict.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Gate {
     /// Its name.
     pub gate: String,
@@ -236,6 +237,8 @@ pub struct Gate {
     pub passed: bool,
     /// Why, for people.
     pub reason: Option<String>,
+    /// What it was decided by.
+    pub checks: Vec<Check>,
 }
 
 /// The text of `adapter_method`: method, then ` + DoRA`, ` + GaLore (<optimizer>)`, ` + r=<r>`.
@@ -339,7 +342,12 @@ pub(crate) mod tests {
             resource_usage: Some(map(json!({"training_duration_seconds": 3600.0}))),
             outcome: Outcome::Promoted,
             config: json!({"model": {"name_or_path": "org/base-7b"}}),
-            gates: vec![Gate { gate: "loss".to_owned(), passed: true, reason: None }],
+            gates: vec![Gate {
+                gate: "loss".to_owned(),
+                passed: true,
+                reason: None,
+                checks: vec![],
+            }],
             plugins: vec![],
             technical: TechnicalFacts::default(),
         }

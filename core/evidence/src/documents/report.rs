@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::SCHEMA_VERSION;
 use super::evidence::{DataProvenance, DatasetFingerprint, Evidence, RevisionRecord};
 use crate::audit::event::{number, numbers};
+use crate::gate::Check;
 
 /// The full manifest of a run.
 #[must_use]
@@ -77,7 +78,10 @@ pub(super) fn object(value: Value) -> Map<String, Value> {
 }
 
 pub(super) fn gates(evidence: &Evidence) -> Value {
-    let row = |gate: &super::evidence::Gate| json!({"gate": gate.gate, "passed": gate.passed, "reason": gate.reason});
+    let row = |gate: &super::evidence::Gate| {
+        let checks: Vec<Value> = gate.checks.iter().map(Check::to_json).collect();
+        json!({"gate": gate.gate, "passed": gate.passed, "reason": gate.reason, "checks": checks})
+    };
     evidence.gates.iter().map(row).collect()
 }
 

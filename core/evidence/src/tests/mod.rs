@@ -3,6 +3,7 @@
 mod audit_log;
 mod erased;
 mod foreign;
+mod judged;
 mod library;
 mod mutations;
 mod openssl;
@@ -23,6 +24,7 @@ use crate::documents::evidence::Evidence;
 use crate::documents::evidence::tests::evidence;
 use crate::documents::facts::Governance;
 use crate::documents::record::Record;
+use crate::gate::MEASUREMENTS_FILE;
 use crate::keys::{KeyOrigin, RunSigner, SigningKey};
 use crate::secret::Secret;
 use crate::timestamp::Authority;
@@ -110,11 +112,13 @@ fn write_run_with(
     }
     let completed =
         AuditEvent::PipelineCompleted { success: true, metrics_summary: evidence.metrics.clone() };
+    let measured = out_dir.join(MEASUREMENTS_FILE).is_file().then_some(MEASUREMENTS_FILE);
+    let extra_files = ["metrics.jsonl"].into_iter().chain(measured).map(str::to_owned);
     let request = BundleRequest {
         out_dir,
         model: ModelPlace::Folder { name: "final_model", shown: "out/final_model" },
         model_key: None,
-        extra_files: &["metrics.jsonl".to_owned()],
+        extra_files: &extra_files.collect::<Vec<_>>(),
         record: Record::Training(evidence),
         signer,
         stamping,

@@ -1,24 +1,21 @@
 //! A model as evaluators see it: scores, answers and held-out records.
 
 use crate::error::RunError;
-use crate::memory;
+use crate::subject::{AnswerError, Subject, check_room};
 use forgelm_data::{Sequence, Sequences};
 use forgelm_generate::{
-    GenerateError, GenerateOptions, Generator, Request, Sampling, ScoreError, ScoreRequest, Scorer,
+    GenerateError, GenerateOptions, Generator, Sampling, ScoreError, ScoreRequest, Scorer,
 };
-use forgelm_model::{Adapter, Decoder, MemoryPlan, ModelConfig};
+use forgelm_model::{Adapter, MemoryPlan, ModelConfig};
 use forgelm_sdk::evaluator::{Generate, HeldOut, RecordText, Score, Services, TextPair, TextScore};
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::trainer::Role;
 use forgelm_sdk::{Failed, OptionValue};
-use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use forgelm_tokenize::Message;
 use std::cell::RefCell;
-use std::ops::ControlFlow;
 
 /// Answers that grow at once.
 const LANES: usize = 8;
-/// Prompts that are asked together: between these it is seen that work should stop.
-const PROMPTS_TOGETHER: usize = 4 * LANES;
 /// Held-out records that are in memory at once.
 const RECORDS_TOGETHER: usize = 256;
 /// Tokens of an answer, at most, where an evaluator does not say how many.
@@ -38,66 +35,31 @@ pub(crate) fn memory_plan(
     plan
 }
 
-/// Refuses what the system has no memory for: a process that takes more than that is killed.
-fn check_room(what: &str, n_bytes: usize) -> Result<(), Failed> {
-    match memory::refused(n_bytes as u64, 0) {
-        None => Ok(()),
-        Some(room) => Err(Failed::new(format!(
-            "{what} need {n_bytes} bytes of memory, and {} leaves {}",
-            room.ceiling.name(),
-            room.bytes
-        ))),
-    }
-}
-
-/// How a model reads and speaks.
-#[derive(Clone, Copy)]
-pub(crate) struct Language<'a> {
-    pub(crate) tokenizer: &'a Tokenizer,
-    pub(crate) template: Option<&'a ChatTemplate>,
-    /// What the template takes for the present, in seconds since 1970.
-    pub(crate) template_now: i64,
-    /// Tokens that end an answer.
-    pub(crate) stop_ids: &'a [u32],
-}
-
 /// A model, its language, and the records that the run holds out.
 pub(crate) struct Examined<'a> {
-    decoder: &'a Decoder,
-    adapter: Option<&'a Adapter>,
-    language: Language<'a>,
+    subject: Subject<'a>,
     held_out: &'a Sequences,
     /// Units of `held_out` that have an answer that is wanted.
     records: Vec<usize>,
-    is_stopped: &'a dyn Fn() -> bool,
     scorer: RefCell<Scorer<'a>>,
 }
 
 impl<'a> Examined<'a> {
     /// # Errors
     /// If the held-out records cannot be read.
-    pub(crate) fn new(
-        (decoder, adapter): (&'a Decoder, Option<&'a Adapter>),
-        language: Language<'a>,
-        held_out: &'a Sequences,
-        is_stopped: &'a dyn Fn() -> bool,
-    ) -> Result<Self, RunError> {
+    pub(crate) fn new(subject: Subject<'a>, held_out: &'a Sequences) -> Result<Self, RunError> {
         let mut records = Vec::new();
         for unit in 0..held_out.len() {
             if held_out.read(&[unit])?.iter().any(is_wanted) {
                 records.push(unit);
             }
         }
-        let scorer = RefCell::new(Scorer::new(decoder, adapter));
-        Ok(Self { decoder, adapter, language, held_out, records, is_stopped, scorer })
+        let scorer = RefCell::new(Scorer::new(subject.decoder, subject.adapter));
+        Ok(Self { subject, held_out, records, scorer })
     }
 
     pub(crate) fn services(&self) -> Services<'_> {
         Services { score: Some(self), generate: Some(self), held_out: Some(self) }
-    }
-
-    fn positions(&self) -> usize {
-        self.decoder.config().max_position_embeddings
     }
 
     /// Scores texts, each with its scored rows; `what` names them in messages.
@@ -111,9 +73,10 @@ impl<'a> Examined<'a> {
         let longest = texts.iter().map(|(tokens, _)| tokens.len()).max().unwrap_or(0);
         let n_bytes = self.scorer.borrow().still_needed(longest);
         if n_bytes > 0 {
-            check_room(&format!("scores of {longest} tokens at once"), n_bytes)?;
+            let what = format!("scores of {longest} tokens at once");
+            check_room(&what, n_bytes).map_err(Failed::new)?;
         }
-        let logps = self.scorer.borrow_mut().score(&requests, &mut || !(self.is_stopped)());
+        let logps = self.scorer.borrow_mut().score(&requests, &mut || !(self.subject.is_stopped)());
         let logps = logps.map_err(|error| match error {
             ScoreError::Stopped => Failed::cancelled(),
             ScoreError::OutOfMemory(error) => Failed::new(error.to_string()),
@@ -131,13 +94,13 @@ impl<'a> Examined<'a> {
 
     /// Tokens of a pair, and the rows that predict those which reach into the completion.
     fn cut(&self, pair: &TextPair<'_>) -> Result<(Vec<u32>, Vec<u32>), String> {
-        let tokenizer = self.language.tokenizer;
+        let tokenizer = self.subject.language.tokenizer;
         let text = [pair.prompt, pair.completion].concat();
         let encoding = tokenizer.encode_with_specials(&text).map_err(|error| error.to_string())?;
         let prefix = tokenizer.prefix_ids();
         let tokens = [prefix, &encoding.ids].concat();
-        if tokens.len() > self.positions() {
-            let (found, positions) = (tokens.len(), self.positions());
+        if tokens.len() > self.subject.positions() {
+            let (found, positions) = (tokens.len(), self.subject.positions());
             return Err(format!("{found} tokens; the model takes {positions}"));
         }
         let is_scored = encoding.offsets.iter().map(|&(_, end)| end > pair.prompt.len());
@@ -153,52 +116,13 @@ impl<'a> Examined<'a> {
 
     /// Tokens of a prompt.
     fn prompt(&self, prompt: &str, is_chat: bool) -> Result<Vec<u32>, String> {
-        let Language { tokenizer, template, template_now, .. } = self.language;
-        if !is_chat {
-            let encoding = tokenizer.encode_with_specials(prompt);
-            let encoding = encoding.map_err(|error| error.to_string())?;
-            return Ok([tokenizer.prefix_ids(), &encoding.ids].concat());
+        match is_chat {
+            false => self.subject.text(prompt),
+            true => self
+                .subject
+                .conversation(&[Message::new("user", prompt)])
+                .map_err(|problem| format!("`chat`: {problem}")),
         }
-        let template = template.ok_or("`chat`: the model has no chat template")?;
-        let options = RenderOptions {
-            add_generation_prompt: true,
-            now: Some(template_now),
-            ..RenderOptions::default()
-        };
-        let chat = tokenizer.encode_chat(template, &[Message::new("user", prompt)], &options);
-        chat.map(|chat| chat.ids).map_err(|error| error.to_string())
-    }
-
-    /// The answers to prompts that are asked together, of which `first` is the first.
-    fn answers(
-        &self,
-        generator: &mut Generator<'_>,
-        (first, prompts): (usize, &[Vec<u32>]),
-        options: &GenerateOptions,
-    ) -> Result<Vec<String>, Failed> {
-        let requests: Vec<Request<'_>> =
-            prompts.iter().map(|prompt| Request { prompt, options }).collect();
-        let mut goes_on = |_, _| match (self.is_stopped)() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        };
-        let generated = generator.generate_all(&requests, &mut goes_on);
-        if (self.is_stopped)() {
-            return Err(Failed::cancelled());
-        }
-        let generated = generated.map_err(|error| {
-            let message = format!("prompt {}: {}", first + error.request, error.source);
-            match error.source {
-                GenerateError::NotANumber(_) => Failed::new(message),
-                GenerateError::Sampling(_)
-                | GenerateError::EmptyPrompt
-                | GenerateError::PromptTooLong { .. }
-                | GenerateError::UnknownToken { .. } => Failed::argument(message),
-            }
-        })?;
-        let text = |tokens: &[u32]| self.language.tokenizer.decode_without_specials(tokens);
-        let texts = generated.iter().map(|generated| text(&generated.tokens));
-        texts.collect::<Result<_, _>>().map_err(|error| Failed::new(error.to_string()))
     }
 
     /// The wanted sequence of each of these records.
@@ -243,26 +167,23 @@ impl Generate for Examined<'_> {
         prompts: &[&str],
         options: &[(&str, OptionValue)],
     ) -> Result<Vec<String>, Failed> {
-        let (options, is_chat) = generate_options(options, self.language.stop_ids)?;
+        let (options, is_chat) = generate_options(options, self.subject.language.stop_ids)?;
         let tokens = |(i, prompt): (usize, &&str)| {
             self.prompt(prompt, is_chat)
                 .map_err(|problem| Failed::argument(format!("prompt {i}: {problem}")))
         };
         let prompts = prompts.iter().enumerate().map(tokens).collect::<Result<Vec<_>, _>>()?;
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let context = longest.saturating_add(options.max_new_tokens).min(self.positions());
-        let n_lanes = prompts.len().min(LANES);
-        let plan = Generator::memory_plan(self.decoder.config(), self.adapter, context, n_lanes);
-        let what = format!("{n_lanes} answers at once, each of {context} tokens with its prompt,");
-        check_room(&what, plan.total_bytes())?;
-        let generator = Generator::with_lanes(self.decoder, self.adapter, context, n_lanes);
-        let mut generator = generator.map_err(|error| Failed::new(error.to_string()))?;
-        let mut answers = Vec::with_capacity(prompts.len());
-        for together in prompts.chunks(PROMPTS_TOGETHER) {
-            let first = answers.len();
-            answers.extend(self.answers(&mut generator, (first, together), &options)?);
-        }
-        Ok(answers)
+        self.subject.answers(&prompts, &options, LANES).map_err(|error| match &error {
+            AnswerError::Stopped => Failed::cancelled(),
+            AnswerError::NoRoom(_) | AnswerError::NoText(_) => Failed::new(error.to_string()),
+            AnswerError::Prompt { source, .. } => match source {
+                GenerateError::NotANumber(_) => Failed::new(error.to_string()),
+                GenerateError::Sampling(_)
+                | GenerateError::EmptyPrompt
+                | GenerateError::PromptTooLong { .. }
+                | GenerateError::UnknownToken { .. } => Failed::argument(error.to_string()),
+            },
+        })
     }
 }
 
@@ -292,7 +213,7 @@ impl HeldOut for Examined<'_> {
         let Some(Sequence { tokens, trained, .. }) = sequences.first() else {
             return Ok(RecordText::default());
         };
-        let tokenizer = self.language.tokenizer;
+        let tokenizer = self.subject.language.tokenizer;
         let n_prefix = if tokens.starts_with(tokenizer.prefix_ids()) {
             tokenizer.prefix_ids().len()
         } else {

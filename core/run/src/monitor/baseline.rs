@@ -3,11 +3,11 @@
 
 use super::drift::Sample;
 use crate::error::RunError;
-use crate::evaluators::{Examined, Language};
+use crate::evaluators::Examined;
 use crate::plan::Plan;
+use crate::subject::Subject;
 use forgelm_config::{Run, load, resolved_json};
 use forgelm_data::Sequences;
-use forgelm_model::{Adapter, Decoder};
 use forgelm_sdk::evaluator::HeldOut as _;
 use serde_json::{Map, Value, json};
 
@@ -37,13 +37,8 @@ pub(super) struct Baseline {
 ///
 /// # Errors
 /// If a row cannot be read or scored.
-pub(crate) fn row_losses(
-    model: (&Decoder, Option<&Adapter>),
-    language: Language<'_>,
-    rows: &Sequences,
-    is_stopped: &dyn Fn() -> bool,
-) -> Result<Vec<f64>, RunError> {
-    let examined = Examined::new(model, language, rows, is_stopped)?;
+pub(crate) fn row_losses(subject: Subject<'_>, rows: &Sequences) -> Result<Vec<f64>, RunError> {
+    let examined = Examined::new(subject, rows)?;
     let n = usize::try_from(examined.n_records()).unwrap_or(usize::MAX);
     let scores = examined.score(0, n).map_err(super::MonitorError::Score)?;
     let scored = scores.iter().filter(|score| score.n_tokens > 0);

@@ -3,7 +3,6 @@
 use super::Outcome;
 use super::job::Job;
 use crate::error::RunError;
-use crate::evaluators::Language;
 use crate::event::Event;
 use crate::monitor::{self, Sample};
 use forgelm_evidence::audit::log::AuditLog;
@@ -15,7 +14,7 @@ pub(super) enum Measured {
     /// The document, if there is one.
     Document(Option<Value>),
     /// The run was asked to stop meanwhile.
-    Interrupted(Outcome),
+    Interrupted(Box<Outcome>),
 }
 
 impl Job<'_> {
@@ -43,15 +42,10 @@ impl Job<'_> {
         }
         // No step follows, and scoring takes memory of its own.
         session.give_back_buffers()?;
-        let language = Language {
-            tokenizer: &self.found.tokenizer,
-            template: self.found.template.as_ref(),
-            template_now: self.template_now,
-            stop_ids: &self.stop_ids,
-        };
-        let model = (&self.loaded.decoder, Some(session.adapter()));
         let env = self.env;
-        let losses = match monitor::row_losses(model, language, rows, &|| env.stop_requested()) {
+        let is_stopped = || env.stop_requested();
+        let subject = self.subject(session.adapter(), &is_stopped);
+        let losses = match monitor::row_losses(subject, rows) {
             Ok(losses) => losses,
             Err(_) if env.stop_requested() => {
                 return self.interrupt_after_steps(session, audit).map(Measured::Interrupted);

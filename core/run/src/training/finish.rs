@@ -3,25 +3,26 @@
 use super::Outcome;
 use super::job::Job;
 use crate::error::RunError;
-use crate::evaluators::{Evaluated, Examined, Language};
+use crate::evaluators::{Evaluated, Examined};
 use crate::event::{Event, When};
 use crate::metrics::MetricsFile;
 use crate::sample::Voice;
+use crate::subject::{Language, Subject};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_model::Trainable;
 use forgelm_train::checkpoint;
 use forgelm_train::session::Session;
 
-/// What came of the evaluators.
-pub(super) enum Judged {
-    /// What each of them found.
-    Completely(Vec<Evaluated>),
+/// What came of asking the tuned model.
+pub(super) enum Judged<T> {
+    /// What was found.
+    Completely(T),
     /// The run was asked to stop meanwhile.
-    Interrupted(Outcome),
+    Interrupted(Box<Outcome>),
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
     /// The weights with the lowest validation loss, where there is one.
     pub(super) fn restore_best(&mut self, session: &mut Session<'_>) -> Result<(), RunError> {
         let state = session.state();
@@ -47,13 +48,35 @@ impl Job<'_> {
         let voice = Voice {
             tokenizer: &self.found.tokenizer,
             template,
-            stop_ids: &self.stop_ids,
+            stop_ids: self.stop_ids,
             now: Some(self.template_now),
         };
         let sample = question.ask(when, &self.loaded.decoder, adapter, &voice)?;
         self.samples.push(sample.clone());
         self.observer.observe(&Event::Sample(sample));
         Ok(())
+    }
+
+    /// The model with what was trained.
+    pub(super) fn subject<'s>(
+        &self,
+        adapter: &'s Trainable,
+        is_stopped: &'s dyn Fn() -> bool,
+    ) -> Subject<'s>
+    where
+        'a: 's,
+    {
+        Subject {
+            decoder: &self.loaded.decoder,
+            adapter: Some(adapter),
+            language: Language {
+                tokenizer: &self.found.tokenizer,
+                template: self.found.template.as_ref(),
+                template_now: self.template_now,
+                stop_ids: self.stop_ids,
+            },
+            is_stopped,
+        }
     }
 
     /// Asks every evaluator about what was trained, once its folder is there: whatever becomes of
@@ -63,24 +86,17 @@ impl Job<'_> {
         session: &mut Session<'_>,
         metrics: &mut MetricsFile,
         audit: &mut AuditLog,
-    ) -> Result<Judged, RunError> {
+    ) -> Result<Judged<Vec<Evaluated>>, RunError> {
         let chosen = std::mem::take(&mut self.evaluators);
         if chosen.is_empty() {
             return Ok(Judged::Completely(Vec::new()));
         }
         // No step follows, and scoring takes memory of its own.
         session.give_back_buffers()?;
-        let language = Language {
-            tokenizer: &self.found.tokenizer,
-            template: self.found.template.as_ref(),
-            template_now: self.template_now,
-            stop_ids: &self.stop_ids,
-        };
         let (env, plugins) = (self.env, self.plugins);
         let is_stopped = || env.stop_requested();
-        let model = (&self.loaded.decoder, Some(session.adapter()));
-        let held_out = &self.data.prepared.validation;
-        let examined = Examined::new(model, language, held_out, &is_stopped)?;
+        let subject = self.subject(session.adapter(), &is_stopped);
+        let examined = Examined::new(subject, &self.data.prepared.validation)?;
         let mut evaluated = Vec::new();
         for chosen in chosen {
             let report = chosen.evaluator.evaluate(&examined.services());
@@ -110,14 +126,14 @@ impl Job<'_> {
         &self,
         session: &Session<'_>,
         audit: &mut AuditLog,
-    ) -> Result<Outcome, RunError> {
+    ) -> Result<Box<Outcome>, RunError> {
         let step = session.state().global_step;
         let checkpoint = checkpoint::path(self.plan.output.root(), step);
         audit.append(&AuditEvent::TrainingInterrupted {
             step,
             checkpoint: Some(checkpoint.display().to_string()),
         })?;
-        Ok(Outcome::Interrupted { checkpoint, step })
+        Ok(Box::new(Outcome::Interrupted { checkpoint, step }))
     }
 
     /// The data must still be what was read: evidence about other bytes would be false.

@@ -15,6 +15,7 @@ use crate::environment::Environment;
 use crate::error::RunError;
 use crate::evaluators::Chosen;
 use crate::event::{Event, Observer, Sample, Started, When};
+use crate::gates::examination::Examination;
 use crate::metrics::MetricsFile;
 use crate::model::{FoundModel, LoadedModel};
 use crate::outbound::TimeStamps;
@@ -59,12 +60,14 @@ pub(super) struct Job<'a> {
     pub(super) plugins: &'a Plugins,
     /// Plugins that take part.
     pub(super) used: Vec<Used>,
+    /// The gates that ask the tuned model.
+    pub(super) examinations: Vec<Box<dyn Examination>>,
     /// Who judges the tuned model.
     pub(super) evaluators: Vec<Chosen>,
     pub(super) sources: &'a Sources,
     pub(super) data: &'a TokenizedData,
     pub(super) peft: PeftInfo,
-    pub(super) stop_ids: Vec<u32>,
+    pub(super) stop_ids: &'a [u32],
     pub(super) template_now: i64,
     pub(super) started_at: UtcTime,
     pub(super) memory_planned: u64,
@@ -199,20 +202,27 @@ impl Job<'_> {
         self.remove_unfinished(&run_id)?;
         let merge_metrics = self.save_final_model(&session)?;
         let saved = CreatedDir::remember(&self.model_dir)?;
-        let gated = self.gate(session.state(), &saved, audit)?;
+        let gated = match self.gate(&mut session, &mut metrics, &saved, audit) {
+            Ok(Judged::Completely(gated)) => gated,
+            Ok(Judged::Interrupted(outcome)) => return Ok(*outcome),
+            Err(error) => {
+                self.withhold(evidence::Outcome::Promoted, &run_id);
+                return Err(error);
+            }
+        };
         let evaluated = match gated.outcome {
             // There is nothing left to judge.
             evidence::Outcome::Reverted => Vec::new(),
             evidence::Outcome::Promoted | evidence::Outcome::Staged => {
                 match self.judge(&mut session, &mut metrics, audit)? {
                     Judged::Completely(evaluated) => evaluated,
-                    Judged::Interrupted(outcome) => return Ok(outcome),
+                    Judged::Interrupted(outcome) => return Ok(*outcome),
                 }
             }
         };
         let baseline = match self.baseline(&mut session, audit)? {
             Measured::Document(baseline) => baseline,
-            Measured::Interrupted(outcome) => return Ok(outcome),
+            Measured::Interrupted(outcome) => return Ok(*outcome),
         };
         let dossier = Dossier {
             plan: self.plan,
@@ -237,8 +247,7 @@ impl Job<'_> {
             named: &self.named,
             objective: &self.objective,
             strictness: self.strictness,
-            outcome: gated.outcome,
-            gates: &gated.gates,
+            gated: &gated,
             model_dir: &self.model_dir,
             approval: self.approval.as_ref(),
             stamps: self.stamps.as_ref(),

@@ -20,7 +20,7 @@ pub(super) struct Chart {
     pub(super) unit: &'static str,
     pub(super) series: Vec<Series>,
     /// Values that may not be exceeded, with their names.
-    pub(super) limits: Vec<(&'static str, f64)>,
+    pub(super) limits: Vec<(String, f64)>,
 }
 
 /// A line.
@@ -246,14 +246,17 @@ mod tests {
         assert_eq!(shown(0.0, 2e-5, 6, false), "0 5.0e-6 1.0e-5 1.5e-5 2.0e-5");
     }
 
-    fn chart(points: Vec<(u64, f64)>, limits: Vec<(&'static str, f64)>) -> Chart {
+    fn chart(points: Vec<(u64, f64)>, limits: Vec<(String, f64)>) -> Chart {
         let series = vec![Series { name: "loss", class: "one", is_marked: false, points }];
         Chart { id: "x", title: "Loss", unit: "loss", series, limits }
     }
 
     #[test]
     fn values_lie_in_the_frame_and_a_far_limit_does_not_press_them_flat() {
-        let drawn = chart(vec![(1, 4.0), (2, 2.0), (3, 3.0)], vec![("near", 4.5), ("far", 100.0)]);
+        let drawn = chart(
+            vec![(1, 4.0), (2, 2.0), (3, 3.0)],
+            vec![("near".to_owned(), 4.5), ("far".to_owned(), 100.0)],
+        );
         let svg = drawn.draw().unwrap().into_string();
         let points = svg.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
         let places: Vec<(f64, f64)> = points

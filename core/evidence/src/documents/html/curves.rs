@@ -18,11 +18,6 @@ pub(super) fn part(evidence: &Evidence) -> Markup {
     if course.steps.is_empty() && course.evaluations.is_empty() {
         return html! { p { "No step is recorded." } };
     }
-    let limits = if evidence.gates.iter().any(|gate| gate.gate == "loss") {
-        loss_limits(evidence)
-    } else {
-        Vec::new()
-    };
     let loss = Chart {
         id: "loss",
         title: "Loss over the steps",
@@ -36,7 +31,7 @@ pub(super) fn part(evidence: &Evidence) -> Markup {
                 points: finite(course.evaluations.iter().map(|point| (point.step, point.loss))),
             },
         ],
-        limits,
+        limits: loss_limits(evidence),
     };
     let rate = Chart {
         id: "rate",

@@ -1,90 +1,95 @@
 //! What the gates measured, against what, and how much was left.
 
 use maud::{Markup, html};
-use serde_json::Value;
 
 use super::super::evidence::{Evidence, Gate};
-use super::number::real;
+use super::number::{count, real};
 use super::page::table;
+use crate::gate::{Bound, Check};
 
-/// A number that a gate compared with a limit.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Check {
-    /// What was measured.
-    pub(super) measure: String,
-    /// The number.
-    pub(super) value: f64,
-    /// What it was compared with.
-    pub(super) limit_name: &'static str,
-    /// The limit.
-    pub(super) limit: f64,
-    /// Which side is good.
-    pub(super) side: Side,
+/// The limits of the loss gate as they stood in this run, for the curve of the loss.
+pub(super) fn loss_limits(evidence: &Evidence) -> Vec<(String, f64)> {
+    let of_loss = evidence.gates.iter().filter(|gate| gate.gate == "loss");
+    let checks = of_loss.flat_map(|gate| &gate.checks).filter(|check| is_limit(check));
+    checks.map(|check| (limit_name(check), check.limit)).collect()
 }
 
-/// Which side of a limit is good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    /// The value may not be above it.
-    AtMost,
+/// Whether there is a limit: a gate without one still refuses what is no number, by the largest one.
+fn is_limit(check: &Check) -> bool {
+    check.limit.abs() < f64::MAX
 }
 
-impl Check {
-    /// How far the value is on the good side; negative on the other.
-    fn margin(&self) -> f64 {
-        match self.side {
-            Side::AtMost => self.limit - self.value,
-        }
+/// Where the limit is from, without the marks of code.
+fn limit_name(check: &Check) -> String {
+    check.limit_name.replace('`', "")
+}
+
+fn limit(check: &Check) -> String {
+    if !is_limit(check) {
+        return "any number".to_owned();
     }
-
-    fn limit_text(&self) -> String {
-        let word = match self.side {
-            Side::AtMost => "at most",
-        };
-        format!("{word} {} ({})", real(self.limit), self.limit_name)
-    }
-
-    fn margin_text(&self) -> String {
-        let margin = self.margin();
-        if !margin.is_finite() {
-            return "not known".to_owned();
-        }
-        let sign = if margin >= 0.0 { "+" } else { "" };
-        let share = (self.limit.abs() > 0.0).then(|| 100.0 * margin / self.limit.abs());
-        let share = share.map_or_else(String::new, |share| format!(" ({sign}{share:.1} %)"));
-        format!("{sign}{}{share}", real(margin))
-    }
-}
-
-/// The limits of the loss gate as they stood in this run.
-pub(super) fn loss_limits(evidence: &Evidence) -> Vec<(&'static str, f64)> {
-    let config = evidence.technical.config.as_ref().unwrap_or(&evidence.config);
-    let section = config.get("evaluation");
-    let of = |key: &str| section.and_then(|s| s.get(key)).and_then(Value::as_f64);
-    let reverts = section.and_then(|s| s.get("auto_revert")).and_then(Value::as_bool);
-    let before = evidence.metrics.get("baseline_eval_loss").copied();
-    let measured = before.filter(|loss| reverts == Some(true) && loss.is_finite());
-    let baseline = of("baseline_loss")
-        .map(|loss| ("baseline, as configured", loss))
-        .or_else(|| Some(("baseline, before training", measured?)));
-    let configured = of("max_acceptable_loss").map(|loss| ("max_acceptable_loss", loss));
-    configured.into_iter().chain(baseline).collect()
-}
-
-/// What a gate compared.
-pub(super) fn checks(evidence: &Evidence, gate: &Gate) -> Vec<Check> {
-    let Some(value) = evidence.metrics.get("eval_loss").copied().filter(|_| gate.gate == "loss")
-    else {
-        return Vec::new();
+    let side = match check.bound {
+        Bound::AtMost => "at most",
+        Bound::AtLeast => "at least",
     };
-    let check = |(limit_name, limit)| Check {
-        measure: "validation loss".to_owned(),
-        value,
-        limit_name,
-        limit,
-        side: Side::AtMost,
+    format!("{side} {} ({})", real(check.limit), limit_name(check))
+}
+
+fn margin(check: &Check) -> String {
+    let margin = check.margin();
+    if !margin.is_finite() || !is_limit(check) {
+        return "–".to_owned();
+    }
+    let sign = if margin >= 0.0 { "+" } else { "" };
+    let share = (check.limit.abs() > 0.0).then(|| 100.0 * margin / check.limit.abs());
+    let share = share.map_or_else(String::new, |share| format!(" ({sign}{share:.1} %)"));
+    format!("{sign}{}{share}", real(margin))
+}
+
+/// How many samples stand behind the value, and the interval that holds the true one.
+fn behind(check: &Check) -> String {
+    let n = check.n_samples.map(|n| format!("{} samples", count(n)));
+    let interval = check.interval.map(|[low, high]| format!("{} to {}", real(low), real(high)));
+    let words: Vec<String> = n.into_iter().chain(interval).collect();
+    if words.is_empty() { "–".to_owned() } else { words.join("; ") }
+}
+
+/// The side of the limit. A gate that wants intervals may decide otherwise; its verdict stands below.
+fn result(check: &Check) -> &'static str {
+    match check.margin() {
+        margin if margin.is_nan() => "no number",
+        margin if margin >= 0.0 => "within the limit",
+        _ => "beyond the limit",
+    }
+}
+
+/// The rows of a gate: one a comparison.
+fn rows(gate: &Gate) -> Vec<Vec<String>> {
+    let none = || "–".to_owned();
+    if gate.checks.is_empty() {
+        let verdict = if gate.passed { "passed" } else { "failed" };
+        return vec![vec![
+            gate.gate.clone(),
+            none(),
+            none(),
+            none(),
+            none(),
+            none(),
+            verdict.to_owned(),
+        ]];
+    }
+    let row = |check: &Check| {
+        vec![
+            gate.gate.clone(),
+            check.measure.clone(),
+            real(check.value),
+            limit(check),
+            margin(check),
+            behind(check),
+            result(check).to_owned(),
+        ]
     };
-    loss_limits(evidence).into_iter().map(check).collect()
+    gate.checks.iter().map(row).collect()
 }
 
 /// The verdicts, one row a comparison.
@@ -92,31 +97,12 @@ pub(super) fn part(evidence: &Evidence) -> Markup {
     if evidence.gates.is_empty() {
         return html! { p { "No gate was asked: the config sets no limit for this model." } };
     }
-    let mut rows = Vec::new();
-    for gate in &evidence.gates {
-        let verdict = if gate.passed { "passed" } else { "failed" };
-        let checks = checks(evidence, gate);
-        if checks.is_empty() {
-            let none = || "–".to_owned();
-            rows.push(vec![gate.gate.clone(), none(), none(), none(), none(), verdict.to_owned()]);
-        }
-        for check in checks {
-            let is_within = check.margin() >= 0.0;
-            rows.push(vec![
-                gate.gate.clone(),
-                check.measure.clone(),
-                real(check.value),
-                check.limit_text(),
-                check.margin_text(),
-                if is_within { "within the limit" } else { "beyond the limit" }.to_owned(),
-            ]);
-        }
-    }
+    let rows: Vec<Vec<String>> = evidence.gates.iter().flat_map(rows).collect();
     let failed = || evidence.gates.iter().filter(|gate| !gate.passed);
     html! {
         (table(
             "Verdicts and margins; a margin with + is on the good side",
-            &["gate", "measure", "value", "limit", "margin", "result"],
+            &["gate", "measure", "value", "limit", "margin", "behind the value", "result"],
             &[false, false, true, false, true],
             &rows,
         ))
@@ -125,5 +111,81 @@ pub(super) fn part(evidence: &Evidence) -> Markup {
                 @if let Some(reason) = &gate.reason { ": " (reason) } }
         }
         @if failed().next().is_none() { p { b.good { "Every gate passed." } } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rows;
+    use crate::documents::evidence::Gate;
+    use crate::gate::{Bound, Check};
+
+    fn check(value: f64, bound: Bound, limit: f64) -> Check {
+        Check {
+            measure: "x".to_owned(),
+            value,
+            bound,
+            limit,
+            limit_name: "`evaluation.limit`".to_owned(),
+            n_samples: None,
+            interval: None,
+        }
+    }
+
+    #[test]
+    fn a_row_says_how_far_a_value_is_from_its_limit() {
+        let behind = Check {
+            n_samples: Some(1200),
+            interval: Some([0.5, 0.75]),
+            ..check(0.625, Bound::AtLeast, 0.5)
+        };
+        let cases = [
+            (
+                check(0.5, Bound::AtMost, 2.0),
+                "at most 2 (evaluation.limit)",
+                "+1.5000 (+75.0 %)",
+                "–",
+                "within",
+            ),
+            (
+                check(3.0, Bound::AtMost, 2.0),
+                "at most 2 (evaluation.limit)",
+                "-1 (-50.0 %)",
+                "–",
+                "beyond",
+            ),
+            (
+                check(2.0, Bound::AtMost, 2.0),
+                "at most 2 (evaluation.limit)",
+                "+0 (+0.0 %)",
+                "–",
+                "within",
+            ),
+            (
+                behind,
+                "at least 0.5000 (evaluation.limit)",
+                "+0.1250 (+25.0 %)",
+                "1,200 samples; 0.5000 to 0.7500",
+                "within",
+            ),
+            (check(0.0, Bound::AtMost, 0.0), "at most 0 (evaluation.limit)", "+0", "–", "within"),
+            (
+                check(f64::NAN, Bound::AtMost, 2.0),
+                "at most 2 (evaluation.limit)",
+                "–",
+                "–",
+                "no number",
+            ),
+            (check(1.0, Bound::AtMost, f64::MAX), "any number", "–", "–", "within"),
+        ];
+        for (check, limit, margin, behind, result) in cases {
+            let gate =
+                Gate { gate: "g".to_owned(), passed: true, reason: None, checks: vec![check] };
+            let row = rows(&gate).remove(0);
+            assert_eq!([&row[3], &row[4], &row[5]], [limit, margin, behind]);
+            assert!(row[6].starts_with(result), "{row:?}");
+        }
+        let bare = Gate { gate: "g".to_owned(), passed: false, reason: None, checks: vec![] };
+        assert_eq!(rows(&bare), [["g", "–", "–", "–", "–", "–", "failed"]]);
     }
 }

@@ -1,6 +1,6 @@
 //! The pages of a complete run, of a bare one, of a hostile one, and of a pipeline.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::super::annex_iv::Surroundings;
 use super::super::course::{Course, EvaluationPoint, Samples, Split, StepPoint};
@@ -9,6 +9,7 @@ use super::super::record::FileRecord;
 use super::run::run_report;
 use super::{gates, pipeline_report};
 use crate::documents::evidence::tests::evidence;
+use crate::gate::{Bound, Check};
 
 /// Text that means to be more than text.
 const HOSTILE: &str =
@@ -40,13 +41,24 @@ fn course() -> Course {
     }
 }
 
+fn loss_check(limit_name: &str, limit: f64) -> Check {
+    Check {
+        measure: "eval_loss".to_owned(),
+        value: 0.42,
+        bound: Bound::AtMost,
+        limit,
+        limit_name: limit_name.to_owned(),
+        n_samples: Some(60),
+        interval: None,
+    }
+}
+
 fn full() -> (Evidence, Surroundings) {
     let mut evidence = evidence();
     evidence.technical.course = course();
     evidence.metrics.insert("baseline_eval_loss".to_owned(), 3.25);
-    evidence.technical.config = Some(
-        json!({"evaluation": {"auto_revert": true, "max_acceptable_loss": 0.5, "baseline_loss": null}}),
-    );
+    evidence.gates[0].checks =
+        vec![loss_check("`evaluation.max_acceptable_loss`", 0.5), loss_check("the baseline", 3.25)];
     let around = Surroundings {
         model_files: vec![FileRecord {
             name: "final_model/adapter_model.safetensors".to_owned(),
@@ -122,9 +134,9 @@ fn a_complete_run_shows_every_part_and_its_margins() {
     for text in [
         "Accepted.",
         "Validation loss 3.2500 before training, 0.4200 after (-87.1 %).",
-        "at most 0.5000 (max_acceptable_loss)",
+        "at most 0.5000 (evaluation.max_acceptable_loss)",
         "+0.0800 (+16.0 %)",
-        "at most 3.2500 (baseline, before training)",
+        "at most 3.2500 (the baseline)",
         "+2.8300 (+87.1 %)",
         "training loss: 3 at step 1, 1.5000 at step 3; lowest 1.5000 at step 3, highest 3 at step 1.",
         "validation loss: 3.2500 at step 0, 0.4200 at step 3",
@@ -174,7 +186,12 @@ fn text_of_others_stays_text() {
     evidence.run_id = hostile();
     evidence.technical.objective = Some(hostile());
     evidence.metrics.insert(hostile(), 1.0);
-    evidence.gates = vec![Gate { gate: "loss".to_owned(), passed: false, reason: Some(hostile()) }];
+    evidence.gates = vec![Gate {
+        gate: "loss".to_owned(),
+        passed: false,
+        reason: Some(hostile()),
+        checks: vec![loss_check(HOSTILE, 0.5)],
+    }];
     evidence.technical.data_filters.insert(hostile(), json!({HOSTILE: [HOSTILE]}));
     evidence.training_parameters.target_modules = vec![hostile()];
     evidence.plugins =
@@ -249,21 +266,16 @@ fn what_became_of_the_model_is_said_first() {
 }
 
 #[test]
-fn a_gate_has_the_limits_that_stood_and_no_others() {
+fn the_curve_of_the_loss_has_the_limits_of_its_gate_and_no_others() {
     let (mut evidence, _) = full();
     let limits = |evidence: &Evidence| {
         gates::loss_limits(evidence).into_iter().map(|(_, limit)| limit).collect::<Vec<_>>()
     };
     assert_eq!(limits(&evidence), [0.5, 3.25]);
-    let of = |value: Value| Some(json!({"evaluation": value}));
-    evidence.technical.config = of(json!({"auto_revert": false, "max_acceptable_loss": 0.5}));
-    assert_eq!(limits(&evidence), [0.5], "what was measured counts with `auto_revert` alone");
-    evidence.technical.config = of(json!({"auto_revert": true, "baseline_loss": 9.0}));
-    assert_eq!(limits(&evidence), [9.0], "as configured");
-    evidence.technical.config = Some(json!({"evaluation": null}));
-    assert_eq!(limits(&evidence), [] as [f64; 0]);
-    let other = Gate { gate: "safety".to_owned(), passed: true, reason: None };
-    assert_eq!(gates::checks(&evidence, &other), []);
+    evidence.gates[0].checks = vec![loss_check("the largest number", f64::MAX)];
+    assert_eq!(limits(&evidence), [] as [f64; 0], "no limit is no line");
+    evidence.gates[0] = Gate { gate: "safety".to_owned(), ..full().0.gates[0].clone() };
+    assert_eq!(limits(&evidence), [] as [f64; 0], "limits of other gates are no losses");
 }
 
 #[test]

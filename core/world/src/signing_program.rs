@@ -42,14 +42,18 @@ fn run_for(words: &[String], message: &[u8], deadline: Duration) -> Result<Vec<u
     let mut child = started.map_err(|error| format!("`{program}` cannot be started: {error}"))?;
     let told = tell(&mut child, message.to_vec());
     let answer = read_some(child.stdout.take(), ANSWER_MAX);
-    let complaint = read_some(child.stderr.take(), COMPLAINT_MAX);
+    let complaint = read_parts(child.stderr.take(), COMPLAINT_MAX);
     let received = answer.recv_timeout(deadline);
     if received == Err(RecvTimeoutError::Timeout) {
         // It may be gone by now, which is as good.
         let _ = child.kill();
     }
     let status = child.wait().map_err(|error| format!("`{program}`: {error}"))?;
-    let said = complaint.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
+    // What it started may live on and keep the pipe open: what came so far is enough.
+    let mut said = Vec::new();
+    while let Ok(part) = complaint.recv_timeout(Duration::from_secs(1)) {
+        said.extend(part);
+    }
     let said = String::from_utf8_lossy(&said).trim().to_owned();
     let said = if said.is_empty() { said } else { format!(": {said}") };
     match received {
@@ -93,6 +97,21 @@ fn read_some(pipe: Option<impl Read + Send + 'static>, bytes_max: u64) -> Receiv
     read
 }
 
+/// What comes out of a pipe, at most so much, as it comes.
+fn read_parts(pipe: Option<impl Read + Send + 'static>, bytes_max: u64) -> Receiver<Vec<u8>> {
+    let (sender, read) = channel();
+    std::thread::spawn(move || {
+        let Some(pipe) = pipe else { return };
+        let (mut pipe, mut part) = (pipe.take(bytes_max), [0; 256]);
+        while let Ok(n @ 1..) = pipe.read(&mut part) {
+            if sender.send(part[..n].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    read
+}
+
 #[cfg(test)]
 mod tests {
     use super::run_for;
@@ -107,7 +126,7 @@ mod tests {
     fn what_the_program_prints_is_the_answer() {
         assert_eq!(shell("cat").as_deref(), Ok(&b"message"[..]));
         assert_eq!(shell("exec <&-; printf x").as_deref(), Ok(&b"x"[..]), "it need not read");
-        let endless = shell("cat /dev/zero").unwrap_err();
+        let endless = shell("exec cat /dev/zero").unwrap_err();
         assert!(endless.contains("ended with signal"), "no more is read than fits: {endless}");
     }
 
@@ -115,8 +134,11 @@ mod tests {
     fn a_program_that_fails_hangs_or_is_not_there_is_told_of() {
         let error = shell("echo the token is locked >&2; exit 3").unwrap_err();
         assert!(error.contains("exit status: 3: the token is locked"), "{error}");
-        let error = shell("echo waiting >&2; sleep 100").unwrap_err();
-        assert!(error.contains("did not answer in 2 seconds: waiting"), "{error}");
+        // What the second one starts goes on when it is killed, and holds the pipes.
+        for script in ["echo waiting >&2; exec sleep 20", "echo waiting >&2; sleep 20; :"] {
+            let error = shell(script).unwrap_err();
+            assert!(error.contains("did not answer in 2 seconds: waiting"), "{script}: {error}");
+        }
         let error = run_for(&["/nowhere/sign".to_owned()], b"", Duration::from_secs(1));
         assert!(error.unwrap_err().contains("cannot be started"));
         assert!(run_for(&[], b"", Duration::from_secs(1)).is_err());
