@@ -50,6 +50,7 @@ mod score;
 mod signed_plugins;
 mod support;
 mod timestamps;
+mod tracker_files;
 mod trackers;
 mod trainers;
 mod verify;

@@ -1,9 +1,30 @@
 //! The page of a run.
 
+use crate::compliance::Facts;
+use crate::published::between;
 use crate::support::{Ran, Workplace};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const REPORT: &str = "out/compliance/report.html";
+
+/// What the page says of facts that other documents have too.
+pub(crate) fn add_facts(facts: &mut Facts, workplace: &Workplace) {
+    let page = workplace.read(REPORT);
+    for (fact, name) in [
+        ("run id", "run"),
+        ("config hash", "config"),
+        ("base model", "base model"),
+        ("method", "method"),
+        ("trainer", "trainer"),
+        ("data set", "data set"),
+        ("purpose", "intended purpose"),
+    ] {
+        let row = format!("<th scope=\"row\">{name}</th><td>");
+        facts.put(fact, "report.html", &json!(between(&page, &row, "</td>")));
+    }
+    let row = "<th scope=\"row\">eval_loss</th><td class=\"number\">";
+    facts.put("loss", "report.html", &json!(between(&page, row, "</td>")));
+}
 
 /// A number as the page writes it.
 fn shown(value: &Value) -> String {

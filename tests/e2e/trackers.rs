@@ -2,6 +2,7 @@
 
 use crate::receiver::{Answers, Receiver};
 use crate::support::{Ran, Workplace};
+use crate::tracker_files::{fields, number, wandb_items, wandb_records};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -12,43 +13,6 @@ fn workplace(tracker: &str) -> Workplace {
     let to = format!("report_to: {tracker}\n  logging_steps: 1");
     workplace.edit_config("report_to: none", &to);
     workplace
-}
-
-/// A field of a message: number, and the bytes of a text or message, or the eight or four of a number.
-fn fields(mut bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
-    fn varint(bytes: &mut &[u8]) -> u64 {
-        let (mut value, mut shift) = (0, 0);
-        loop {
-            let byte = bytes[0];
-            *bytes = &bytes[1..];
-            value |= u64::from(byte & 0x7f) << shift;
-            shift += 7;
-            if byte & 0x80 == 0 {
-                return value;
-            }
-        }
-    }
-    let mut found = Vec::new();
-    while !bytes.is_empty() {
-        let tag = varint(&mut bytes);
-        let n = match tag & 7 {
-            0 => {
-                let value = varint(&mut bytes);
-                found.push((tag >> 3, value.to_le_bytes().to_vec()));
-                continue;
-            }
-            1 => 8,
-            5 => 4,
-            _ => varint(&mut bytes) as usize,
-        };
-        found.push((tag >> 3, bytes[..n].to_vec()));
-        bytes = &bytes[n..];
-    }
-    found
-}
-
-fn number(bytes: &[u8]) -> u64 {
-    u64::from_le_bytes(bytes.try_into().unwrap())
 }
 
 /// The event files below a folder, in the order in which TensorBoard reads them.
@@ -265,6 +229,10 @@ fn mlflow_gets_the_run_from_its_first_step_to_its_end() {
     }
     let end = received.last().unwrap().json();
     assert_eq!((&end["run_id"], &end["status"]), (&"abc123".into(), &"FINISHED".into()));
+    // Made again it tells nobody: there is no address.
+    let key = ["--key", "out/compliance/signing_key.pub"];
+    workplace.forgelm(&["reproduce", "out", "--output", "again", key[0], key[1]]).expect_code(0);
+    assert!(!workplace.path("again/runs").exists());
     // Continued, it is the same run there.
     fs::remove_dir_all(workplace.path("out/checkpoint-12")).unwrap();
     fs::remove_dir_all(workplace.path("out/final_model")).unwrap();
@@ -327,4 +295,96 @@ fn an_mlflow_server_that_is_away_is_told_once_and_ends_nothing() {
     let inside = Receiver::start(Answers::Body(mlflow));
     let ran = run("third", &inside.url(""), true);
     assert!(!ran.stderr.contains("warning: mlflow"), "{}", ran.stderr);
+}
+
+/// The offline runs of a run's folder, in the order in which they were made.
+fn offline_runs(workplace: &Workplace) -> Vec<(String, Vec<u8>)> {
+    let dirs = event_files(workplace.path("out/wandb"));
+    let of = |dir: &PathBuf| {
+        let name = dir.file_name().unwrap().to_str().unwrap();
+        let id = name.strip_prefix("offline-run-").unwrap().splitn(2, "-").nth(1).unwrap();
+        (id.to_owned(), fs::read(dir.join(format!("run-{id}.wandb"))).unwrap())
+    };
+    dirs.iter().map(of).collect()
+}
+
+#[test]
+fn wandb_gets_an_offline_run_with_the_numbers_of_metrics_jsonl_and_nobody_is_contacted() {
+    let workplace = workplace("wandb");
+    let dry = workplace.forgelm(&["--config", "run.yaml", "--dry-run"]).expect_code(0);
+    assert!(dry.stdout.contains("out/wandb/"), "{}", dry.stdout);
+    let mut command = workplace.command(&RUN);
+    command
+        .env("WANDB_PROJECT", "my project")
+        .env("WANDB_RUN_GROUP", "all of them")
+        .env("WANDB_API_KEY", "hidden");
+    Ran::from(command.output().unwrap())
+        .expect_code(0)
+        .expect_stderr("wandb: an offline run; `wandb sync out/wandb/offline-run-2");
+    let runs = offline_runs(&workplace);
+    assert_eq!(runs.len(), 1);
+    let (id, file) = &runs[0];
+    assert!(id.starts_with("fg-"), "{id}");
+    let records = wandb_records(file);
+    // Header, run, and at the end the exit code, which is 0.
+    assert_eq!((records[0].0, records[1].0), (21, 17));
+    assert_eq!(records.last(), Some(&(18, Vec::new())));
+    let run: BTreeMap<u64, Vec<u8>> = fields(&records[1].1).into_iter().collect();
+    let text = |field: u64| String::from_utf8(run[&field].clone()).unwrap();
+    assert_eq!((&text(1), text(3)), (id, "my project".to_owned()));
+    assert_eq!((text(8), text(6)), ("model_finetune".to_owned(), "all of them".to_owned()));
+    assert_eq!(run.get(&2), None);
+    let config: BTreeMap<_, _> = wandb_items(&run[&4], 1).into_iter().collect();
+    assert_eq!(config["lora"]["r"], 4);
+    // A step has one row, and steps rise; every number is that of metrics.jsonl.
+    let rows: Vec<BTreeMap<String, serde_json::Value>> = records
+        .iter()
+        .filter(|(field, _)| *field == 2)
+        .map(|(_, row)| wandb_items(row, 2).into_iter().collect())
+        .collect();
+    let steps: Vec<u64> = rows.iter().map(|row| row["_step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (steps[0]..=12).collect::<Vec<_>>());
+    for (key, tag) in [("loss", "train/loss"), ("eval_loss", "eval/loss")] {
+        let lines = workplace.json_lines("out/metrics.jsonl");
+        let bits = |value: &serde_json::Value| Some(value.as_f64()?.to_bits());
+        let expected: BTreeMap<u64, u64> = lines
+            .iter()
+            .filter_map(|line| Some((line["step"].as_u64()?, bits(line.get(key)?)?)))
+            .collect();
+        let found: BTreeMap<u64, u64> = rows
+            .iter()
+            .filter_map(|row| Some((row["_step"].as_u64()?, bits(row.get(tag)?)?)))
+            .collect();
+        assert_eq!(found, expected, "{tag}");
+    }
+    assert!(rows.last().unwrap().contains_key("train/train_runtime"));
+    assert!(!file.windows(6).any(|bytes| bytes == b"hidden"));
+    // A copy is no evidence: it may go, and the run verifies.
+    fs::remove_dir_all(workplace.path("out/wandb")).unwrap();
+    workplace
+        .forgelm(&["verify-bundle", "out", "--key", "out/compliance/signing_key.pub"])
+        .expect_code(0);
+}
+
+#[test]
+fn a_run_that_goes_on_is_an_offline_run_of_its_own() {
+    let workplace = workplace("wandb");
+    workplace.edit_config("max_steps: 12", "max_steps: 60");
+    let mut child = workplace.start(&RUN);
+    while !workplace.path("out/checkpoint-20").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
+    let runs = offline_runs(&workplace);
+    assert_eq!(runs.len(), 2);
+    let about = |file: &[u8]| -> BTreeMap<u64, Vec<u8>> {
+        fields(&wandb_records(file)[1].1).into_iter().collect()
+    };
+    let (first, second) = (about(&runs[0].1), about(&runs[1].1));
+    assert_eq!(first[&8], second[&8], "the name");
+    assert_ne!(first[&1], second[&1], "what was sent of the first one stays");
+    assert!(wandb_records(&runs[0].1).iter().all(|(field, _)| *field != 18), "it has no end");
+    assert_eq!(wandb_records(&runs[1].1).last().unwrap().0, 18);
 }

@@ -21,3 +21,4 @@ pub mod signed;
 pub mod tensorboard;
 #[cfg(test)]
 mod tests;
+pub mod wandb;

@@ -34,6 +34,11 @@ impl Message {
         self.bytes(field, value.as_bytes())
     }
 
+    /// A text, if there is one: as `proto3` writes texts.
+    pub(crate) fn present(self, field: u32, value: &str) -> Self {
+        if value.is_empty() { self } else { self.text(field, value) }
+    }
+
     pub(crate) fn message(self, field: u32, value: &Self) -> Self {
         self.bytes(field, &value.0)
     }

@@ -178,8 +178,8 @@ choice! {
     ReportTo {
         /// Event files under `output_dir/runs`.
         Tensorboard = "tensorboard",
-        /// Weights & Biases.
-        Wandb = "wandb" later "reports to wandb",
+        /// Weights & Biases: offline runs under `output_dir/wandb`, for `wandb sync`.
+        Wandb = "wandb",
         /// The MLflow server in `MLFLOW_TRACKING_URI`.
         Mlflow = "mlflow",
         /// Nowhere else.

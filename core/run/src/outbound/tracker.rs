@@ -7,6 +7,7 @@
 
 mod mlflow;
 mod tensorboard;
+mod wandb;
 
 use super::route::OutboundError;
 use crate::environment::Environment;
@@ -22,6 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tensorboard::Board;
+use wandb::Wandb;
 
 /// Numbers of one moment.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +40,7 @@ pub(super) struct Row {
 enum To {
     Board(Board),
     Mlflow(Box<Mlflow>),
+    Wandb(Box<Wandb>),
 }
 
 /// A tracker of a run.
@@ -58,9 +61,10 @@ impl Tracker {
         observer: &mut dyn Observer,
     ) -> Result<Option<Self>, OutboundError> {
         let to = match plan.run.training.report_to {
-            ReportTo::None | ReportTo::Wandb => return Ok(None),
+            ReportTo::None => return Ok(None),
             ReportTo::Tensorboard => To::Board(Board::new(plan)),
             ReportTo::Mlflow => To::Mlflow(Box::new(Mlflow::open(plan, offline, env, observer)?)),
+            ReportTo::Wandb => To::Wandb(Box::new(Wandb::new(plan, env))),
         };
         let clock = env.clock.clone();
         Ok(Some(Self { to, rows: Rows::default(), clock, is_told: false }))
@@ -76,6 +80,7 @@ impl Tracker {
                     run.start(started, now);
                     None
                 }
+                To::Wandb(run) => run.start(started, now),
             },
             Event::Step(step) => {
                 let row = self.rows.step(step, now)?;
@@ -117,6 +122,7 @@ impl Tracker {
                 run.end(result, self.clock.utc());
                 None
             }
+            To::Wandb(run) => run.finish(result),
         };
         told.or_else(|| self.once(problem))
     }
@@ -125,6 +131,7 @@ impl Tracker {
     pub(super) fn finish(self, at_most: Duration) -> (Option<String>, Vec<String>) {
         match self.to {
             To::Board(_) => (None, Vec::new()),
+            To::Wandb(run) => (run.notice(), Vec::new()),
             To::Mlflow(run) => run.finish(at_most),
         }
     }
@@ -132,7 +139,7 @@ impl Tracker {
     /// What has become known meanwhile: something to tell, and a warning.
     pub(super) fn news(&mut self) -> (Option<String>, Option<String>) {
         match &mut self.to {
-            To::Board(_) => (None, None),
+            To::Board(_) | To::Wandb(_) => (None, None),
             To::Mlflow(run) => {
                 let (notice, problem) = run.news();
                 (notice, self.once(problem))
@@ -147,6 +154,7 @@ impl Tracker {
                 run.put(row);
                 None
             }
+            To::Wandb(run) => run.put(row),
         }
     }
 
@@ -227,7 +235,8 @@ pub(crate) fn writes(run: &Run) -> Option<&'static str> {
     match run.training.report_to {
         ReportTo::Tensorboard => Some("runs/"),
         ReportTo::Mlflow => Some(mlflow::FILE),
-        ReportTo::Wandb | ReportTo::None => None,
+        ReportTo::Wandb => Some("wandb/"),
+        ReportTo::None => None,
     }
 }
 
