@@ -225,7 +225,10 @@ fn what_was_changed_after_signing_is_not_promoted() {
         let path = workplace.path(&file);
         let good = fs::read(&path).unwrap();
         let mut bad = good.clone();
-        let at = bad.len() / 3;
+        // Of the log a byte of a value: a line that is no record any more is refused for that alone.
+        let operator = |log: &[u8]| log.windows(6).position(|bytes| bytes == b"tester");
+        let at = operator(&bad).filter(|_| file.ends_with("audit_log.jsonl"));
+        let at = at.unwrap_or(bad.len() / 3);
         bad[at] = if bad[at] == b'7' { b'8' } else { b'7' };
         fs::write(&path, &bad).unwrap();
         let ran = approve(&workplace, "boss@example", &run_id, &[]).expect_code(6);

@@ -2,6 +2,7 @@
 //! what the other documents say, are signed, and stay what they are whatever people write.
 
 use crate::compliance::{Facts, complete, document};
+use crate::reports;
 use crate::support::Workplace;
 use serde_json::{Map, Value, json};
 
@@ -9,7 +10,7 @@ const DRAFTS: [&str; 3] = ["annex_xi.md", "downstream.md", "gpai_summary.md"];
 const LISTS: [&str; 3] = ["mlbom.cdx.json", "ai.spdx.json", "croissant.json"];
 
 /// Changes that the check of all documents must see: file, from, to, the fact that differs then.
-pub(crate) const CHANGES: [(&str, &str, &str, &str); 6] = [
+pub(crate) const CHANGES: [(&str, &str, &str, &str); 7] = [
     ("compliance/mlbom.cdx.json", "\"version\": \"0.1.0\"", "\"version\": \"0.2.0\"", "version"),
     ("compliance/mlbom.cdx.json", "final_model/README.md", "final_model/other.md", "model files"),
     (
@@ -21,6 +22,7 @@ pub(crate) const CHANGES: [(&str, &str, &str, &str); 6] = [
     ("compliance/croissant.json", "\"name\": \"messages\"", "\"name\": \"text\"", "columns"),
     ("compliance/annex_xi.md", "outcome promoted", "outcome staged", "outcome"),
     ("compliance/gpai_summary.md", "Support Assistant", "Sales Assistant", "system"),
+    ("compliance/report.html", "<td>sft</td>", "<td>dpo</td>", "trainer"),
 ];
 
 /// Adds every place in these documents at which a fact stands.
@@ -29,6 +31,7 @@ pub(crate) fn add_facts(facts: &mut Facts, workplace: &Workplace) {
     let (bom, spdx, croissant) = (read(LISTS[0]), read(LISTS[1]), read(LISTS[2]));
     add_bom(facts, &bom);
     add_spdx(facts, &spdx);
+    reports::add_facts(facts, workplace);
     let c = LISTS[2];
     let file = &croissant["distribution"][0];
     facts.put("data digest", c, &file["sha256"]);

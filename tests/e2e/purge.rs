@@ -68,11 +68,18 @@ fn a_row_goes_and_every_other_byte_mode_and_owner_stay() {
     // Everything that is known to have been made from it, and what cannot be done.
     let copies = result["copies"].as_array().unwrap();
     let kinds: Vec<&str> = copies.iter().map(|copy| copy["kind"].as_str().unwrap()).collect();
-    let expected = ["token_cache", "checkpoint", "checkpoint", "checkpoint", "final_model"];
+    let expected = [
+        "token_cache",
+        "evaluation_samples",
+        "checkpoint",
+        "checkpoint",
+        "checkpoint",
+        "final_model",
+    ];
     assert_eq!(kinds, expected, "{copies:?}");
     assert!(copies[1..].iter().all(|copy| copy["run_id"] == run_id(&workplace).as_str()));
     assert!(
-        copies[4]["remedy"]
+        copies[5]["remedy"]
             .as_str()
             .unwrap()
             .starts_with("cannot be erased: weights that trained on")
@@ -86,7 +93,7 @@ fn a_row_goes_and_every_other_byte_mode_and_owner_stay() {
         ["data.erasure_requested", "data.erasure_completed", "data.erasure_warning_memorisation"];
     assert_eq!(names, expected);
     assert_eq!(events[1]["pre_erasure_line_number"], 8);
-    assert_eq!(events[1]["copies"].as_array().unwrap().len(), 5);
+    assert_eq!(events[1]["copies"].as_array().unwrap().len(), 6);
     assert_eq!(events[2]["affected_run_ids"], json!([run_id(&workplace)]));
     assert_eq!(
         (&events[0]["target_id"], &events[0]["hash_scheme"]),
@@ -105,7 +112,7 @@ fn a_row_goes_and_every_other_byte_mode_and_owner_stay() {
         ["--row-id", "person-8", "--corpus", "data.jsonl", "--output-dir", "out", "--erase-caches"];
     assert_eq!(n_tokens(&workplace), 1);
     let result = purge(&workplace, &[&args[..], &JSON].concat()).expect_code(0).json();
-    assert_eq!(result["copies"].as_array().unwrap().len(), 5);
+    assert_eq!(result["copies"].as_array().unwrap().len(), 6);
     assert_eq!(result["removed_caches"].as_array().unwrap().len(), 1);
     assert_eq!(n_tokens(&workplace), 0);
 }
@@ -281,7 +288,7 @@ fn the_documents_of_a_run_go_with_a_signed_statement_and_are_erased_not_missing(
     let args = ["--run-id", &run_id, "--kind", "artefacts", "--output-dir", "out"];
     let dry = purge(&workplace, &[&args[..], &["--dry-run"], &JSON].concat()).expect_code(0).json();
     let would = dry["would_delete"].as_array().unwrap().len();
-    assert_eq!(would, 18, "nine documents and their signatures: {dry}");
+    assert_eq!(would, 20, "ten documents and their signatures: {dry}");
     assert!(workplace.path("out/compliance/config.json").exists());
     let justification = ["--justification", "asked for by eve@example.org"];
     let result =

@@ -40,6 +40,8 @@ pub enum Answers {
     Endlessly,
     /// Never.
     Never,
+    /// With 200 and the body that belongs to the first line of the request.
+    Body(fn(&str) -> &'static str),
 }
 
 pub struct Receiver {
@@ -123,10 +125,16 @@ fn serve(mut stream: impl Read + Write, answers: Answers, kept: &Mutex<Vec<Recei
         return;
     }
     received.body = String::from_utf8_lossy(&body).into_owned();
+    let first_line = received.head.lines().next().unwrap_or_default().to_owned();
     kept.lock().unwrap().push(received);
     match answers {
         Answers::Status(status) => {
             let text = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n");
+            let _ = stream.write_all(text.as_bytes());
+        }
+        Answers::Body(of) => {
+            let body = of(&first_line);
+            let text = format!("HTTP/1.1 200 X\r\nContent-Length: {}\r\n\r\n{body}", body.len());
             let _ = stream.write_all(text.as_bytes());
         }
         Answers::Endlessly => {

@@ -8,12 +8,14 @@
 mod append;
 mod created;
 mod kept;
+mod records;
 mod staged;
 
 use crate::{Class, Disk};
 pub use append::AppendLog;
 pub use created::CreatedDir;
 pub use kept::{create_private, replace_keeping, replace_keeping_on};
+pub use records::RecordFile;
 pub use staged::StagedDir;
 use std::ffi::OsString;
 use std::fmt;

@@ -75,11 +75,7 @@ fn missing_feature(field: &Field, value: &Json) -> Option<&'static str> {
         }
     }
     let feature = field.rules.later?;
-    // Where the default itself needs the feature, its opposite is what is there.
-    let off = match field.rules.for_now {
-        Some(for_now) => crate::explain::json_text(value) == for_now,
-        None => *value == (field.default)(),
-    };
+    let off = *value == (field.default)();
     let empty = value.as_array().is_some_and(Vec::is_empty) || value.as_str() == Some("");
     if off || empty { None } else { Some(feature) }
 }

@@ -166,9 +166,6 @@ pub fn status_lines(field: &Field) -> Vec<String> {
     if let Some(path) = rules.replaced_by {
         lines.push(format!("deprecated: write {path}"));
     }
-    if let Some(value) = rules.for_now {
-        lines.push(format!("not written, it means {value} in this version"));
-    }
     if let Some(feature) = rules.later {
         lines.push(format!("not available yet: {feature}"));
     }

@@ -82,7 +82,6 @@ fn is_live(field: &Field) -> bool {
     let rules = &field.rules;
     let inert = ["bnb_4bit_", "galore_", "dpo_", "simpo_", "kto_", "orpo_", "grpo_", "oom_"];
     rules.later.is_none()
-        && rules.for_now.is_none()
         && rules.replaced_by.is_none()
         && !inert.iter().any(|prefix| field.key.starts_with(prefix))
 }

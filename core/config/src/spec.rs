@@ -112,8 +112,6 @@ pub struct Rules {
     pub later: Option<&'static str>,
     /// A value for reference.yaml, where there is no default.
     pub example: Option<&'static str>,
-    /// What the value is when the key is not written, while the default's feature is missing.
-    pub for_now: Option<&'static str>,
 }
 
 impl Rules {
@@ -130,7 +128,6 @@ impl Rules {
         replaced_by: None,
         later: None,
         example: None,
-        for_now: None,
     };
     /// The key must be written; the example is what reference.yaml shows.
     #[must_use]
@@ -204,12 +201,6 @@ impl Rules {
     #[must_use]
     pub const fn later(mut self, feature: &'static str) -> Self {
         self.later = Some(feature);
-        self
-    }
-    /// The default needs a feature that is not there yet; unwritten means this, for now.
-    #[must_use]
-    pub const fn for_now(mut self, value: &'static str) -> Self {
-        self.for_now = Some(value);
         self
     }
 

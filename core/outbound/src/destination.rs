@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::fmt;
+use std::net::IpAddr;
 use ureq::http::Uri;
 
 /// An `http://` or `https://` address. Its text holds tokens often enough: Debug and Display show
@@ -59,6 +60,39 @@ impl Destination {
         self.uri.scheme_str() == Some("http")
     }
 
+    /// Whether it names this very machine.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        let host = self.uri.host().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        host == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+
+    /// The same with user and password, in the place of those in the address.
+    #[must_use]
+    pub fn with_password(self, user: &str, password: &str) -> Self {
+        let pair = STANDARD.encode(format!("{user}:{password}"));
+        Self { authorization: Some(format!("Basic {pair}")), ..self }
+    }
+
+    /// The same with a token, in the place of user and password.
+    #[must_use]
+    pub fn with_token(self, token: &str) -> Self {
+        Self { authorization: Some(format!("Bearer {token}")), ..self }
+    }
+
+    /// What lies below this address; a query of its own is left out.
+    pub(crate) fn below(&self, path: &str, query: &[(&str, &str)]) -> Self {
+        let query: Vec<String> =
+            query.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+        let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
+        let base = self.uri.path().trim_end_matches('/');
+        let mut parts = self.uri.clone().into_parts();
+        parts.path_and_query = format!("{base}/{path}{query}").parse().ok();
+        let uri = Uri::from_parts(parts).unwrap_or_else(|_| self.uri.clone());
+        Self { uri, authorization: self.authorization.clone() }
+    }
+
     pub(crate) fn uri(&self) -> &Uri {
         &self.uri
     }
@@ -66,6 +100,15 @@ impl Destination {
     pub(crate) fn authorization(&self) -> Option<&str> {
         self.authorization.as_deref()
     }
+}
+
+/// A value as a part of a query.
+fn encoded(value: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    value
+        .bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }
 
 /// User and password with `%40` as `@`.
@@ -117,6 +160,29 @@ mod tests {
         assert_eq!(destination.uri().authority().unwrap(), "hooks.example.com:8443");
         assert_eq!(destination.uri().path(), "/services/T0/B0/secret");
         assert!(!destination.is_plain());
+    }
+
+    #[test]
+    fn what_lies_below_keeps_host_path_and_who_asks() {
+        let base = Destination::parse("https://a:b@h.example:8443/team/?x=1").unwrap();
+        let below = base.below("api/runs", &[("name", "a b&c=d/ü")]);
+        assert_eq!(
+            below.uri().to_string(),
+            "https://h.example:8443/team/api/runs?name=a%20b%26c%3Dd%2F%C3%BC"
+        );
+        assert_eq!(below.authorization(), Some("Basic YTpi"));
+        assert_eq!(base.clone().with_token("t").below("x", &[]).authorization(), Some("Bearer t"));
+        assert_eq!(base.clone().with_password("a", "c").authorization(), Some("Basic YTpj"));
+        assert_eq!(base.with_token("t").to_string(), "https://h.example");
+        for (text, expected) in [
+            ("http://localhost:5000", true),
+            ("http://127.0.0.1", true),
+            ("http://[::1]:5000", true),
+            ("http://10.0.0.1", false),
+            ("http://localhost.example.org", false),
+        ] {
+            assert_eq!(Destination::parse(text).unwrap().is_loopback(), expected, "{text}");
+        }
     }
 
     #[test]

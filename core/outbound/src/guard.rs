@@ -13,9 +13,10 @@ use std::fmt;
 use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
-use ureq::Agent;
+use ureq::http::Response;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::transport::{Connector as _, RustlsConnector, TcpConnector};
+use ureq::{Agent, Body};
 
 /// The shortest deadline of a request.
 pub const SECONDS_MIN: u64 = 1;
@@ -134,6 +135,15 @@ pub struct Post<'a> {
     pub answer_bytes_max: u64,
 }
 
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Get<'a> {
+    /// Names and values, beside those that HTTP needs.
+    pub headers: &'a [(&'a str, &'a str)],
+    /// Bytes of the answer that are read; more is an error.
+    pub answer_bytes_max: u64,
+}
+
 impl Guard {
     /// A client whose requests take `seconds` at most, from 1 to 300.
     #[must_use]
@@ -178,7 +188,31 @@ impl Guard {
         if let Some(value) = to.authorization() {
             request = request.header("Authorization", value);
         }
-        let mut response = request.send(post.body).map_err(|error| self.error(error))?;
+        let response = request.send(post.body).map_err(|error| self.error(error))?;
+        self.answer(response, post.answer_bytes_max)
+    }
+
+    /// Asks for something and waits for the answer.
+    ///
+    /// # Errors
+    /// As [`Guard::post`].
+    pub fn get(&self, to: &Destination, get: Get<'_>) -> Result<Answer, GuardError> {
+        let mut request = self.agent.get(to.uri());
+        for (name, value) in get.headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(value) = to.authorization() {
+            request = request.header("Authorization", value);
+        }
+        let response = request.call().map_err(|error| self.error(error))?;
+        self.answer(response, get.answer_bytes_max)
+    }
+
+    fn answer(
+        &self,
+        mut response: Response<Body>,
+        answer_bytes_max: u64,
+    ) -> Result<Answer, GuardError> {
         let status = response.status().as_u16();
         match status {
             200..=299 => {}
@@ -186,12 +220,12 @@ impl Guard {
             _ => return Err(GuardError::Status(status)),
         }
         let mut body = Vec::new();
-        if post.answer_bytes_max > 0 {
+        if answer_bytes_max > 0 {
             // One byte more than allowed is enough to be refused.
-            let mut reader = response.body_mut().as_reader().take(post.answer_bytes_max + 1);
+            let mut reader = response.body_mut().as_reader().take(answer_bytes_max + 1);
             reader.read_to_end(&mut body).map_err(|error| self.error(error.into()))?;
-            if body.len() as u64 > post.answer_bytes_max {
-                return Err(GuardError::TooLarge(post.answer_bytes_max));
+            if body.len() as u64 > answer_bytes_max {
+                return Err(GuardError::TooLarge(answer_bytes_max));
             }
         }
         Ok(Answer { status, body })

@@ -1,4 +1,4 @@
-//! What a run says to the world outside: notices to a webhook, metrics to a monitor. Everything
+//! What a run says to the world outside: notices to a webhook, metrics to a monitor, numbers to a tracker. Everything
 //! that a config can make the program connect to goes through [`guard::Guard`].
 //!
 //! It refuses to know runs, models and signing keys: payloads are made from plain values, and what
@@ -12,9 +12,13 @@ pub mod destination;
 pub mod guard;
 pub mod listen;
 pub mod metrics;
+pub mod mlflow;
 pub mod notice;
+mod protobuf;
 pub mod redact;
 mod resolve;
 pub mod signed;
+pub mod tensorboard;
 #[cfg(test)]
 mod tests;
+pub mod wandb;

@@ -7,7 +7,7 @@ use crate::data::Sources;
 use crate::environment::{Environment, SigningProgram};
 use crate::error::RunError;
 use crate::evaluators::Evaluated;
-use crate::event::{Event, Observer};
+use crate::event::{Event, Observer, Sample};
 use crate::memory::MemoryUse;
 use crate::model::{FoundModel, LoadedModel, compute_name};
 use crate::outbound::{self, TimeStamps};
@@ -376,6 +376,8 @@ pub(crate) struct Dossier<'a> {
     pub plugins: &'a [Used],
     /// What evaluators found.
     pub evaluated: &'a [Evaluated],
+    /// Answers before and after, as far as this process asked.
+    pub samples: &'a [Sample],
     /// What later scores are compared with, if it was measured.
     pub baseline: Option<Value>,
     /// The files that the config names as answers.

@@ -12,6 +12,7 @@ pub mod chat;
 pub mod compliance;
 pub mod cosign;
 pub mod cost;
+mod course;
 pub mod data;
 mod derived;
 pub mod dossier;

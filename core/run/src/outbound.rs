@@ -1,4 +1,4 @@
-//! Who else is told what happens in a run: a webhook and a monitor. Observers more beside the
+//! Who else is told what happens in a run: a webhook, a monitor and a tracker. Observers more beside the
 //! caller's.
 //!
 //! **Invariants:** whoever is told here ends no run and holds up no step (messages wait in a queue of
@@ -12,6 +12,7 @@ mod hook;
 mod monitor;
 mod route;
 mod timestamp;
+mod tracker;
 
 pub use decided::tell_decision;
 pub use route::OutboundError;
@@ -23,7 +24,8 @@ use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::plan::Plan;
 use crate::training::Outcome;
-use forgelm_config::{MetricsExport, Run};
+use forgelm_artifact::Clock;
+use forgelm_config::{MetricsExport, Monitoring, Run};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::{AuditIdentity, AuditLog};
 use forgelm_evidence::keys::lookup::FoundKey;
@@ -32,6 +34,7 @@ pub(crate) use hook::Hook;
 use monitor::Monitor;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
+use tracker::Tracker;
 
 /// How long the end of a run waits for what is still on its way.
 pub(crate) const END_WAIT: Duration = Duration::from_secs(30);
@@ -45,6 +48,7 @@ pub(crate) struct Told<'a> {
     observer: &'a mut dyn Observer,
     hook: Option<Hook>,
     monitor: Option<Monitor>,
+    tracker: Option<Tracker>,
     /// The run, once its audit log is there.
     run_id: Option<String>,
     /// Notices that did not arrive.
@@ -65,7 +69,9 @@ impl<'a> Told<'a> {
         let offline = offline || plan.run.model.offline || env.offline;
         let hook = Hook::open(plan, offline, env, observer)?;
         let monitor = Monitor::open(plan, offline, env, observer)?;
-        Ok(Self { plan, env, observer, hook, monitor, run_id: None, failures: Vec::new() })
+        let tracker = Tracker::open(plan, offline, env, observer)?;
+        let (run_id, failures) = (None, Vec::new());
+        Ok(Self { plan, env, observer, hook, monitor, tracker, run_id, failures })
     }
 
     /// Lets the run's key sign what is to be signed.
@@ -88,14 +94,26 @@ impl<'a> Told<'a> {
             let warning = monitor.ended(result);
             self.warn(warning);
         }
+        let mut tracker = self.tracker.take();
+        if let Some(tracker) = &mut tracker {
+            let warning = tracker.ended(result);
+            self.warn(warning);
+        }
         let at_most = if self.env.stop_requested() { STOP_WAIT } else { END_WAIT };
         let failures = hook.map(|hook| hook.finish(at_most)).unwrap_or_default();
         self.failed(failures);
+        // All had the time until now; a further wait is no longer than a second.
+        let left = |clock: &dyn Clock| {
+            let waited = clock.monotonic().saturating_sub(start);
+            at_most.saturating_sub(waited).max(Duration::from_secs(1))
+        };
         if let Some(monitor) = monitor {
-            // Both had the time until now; a second wait is no longer than a second.
-            let waited = self.env.clock.monotonic().saturating_sub(start);
-            let left = at_most.saturating_sub(waited).max(Duration::from_secs(1));
-            let told = monitor.finish(left);
+            let told = monitor.finish(left(self.env.clock.as_ref()));
+            self.warn(told);
+        }
+        if let Some(tracker) = tracker {
+            let (notice, told) = tracker.finish(left(self.env.clock.as_ref()));
+            self.notice(notice);
             self.warn(told);
         }
         if let (Some(run_id), false) = (self.run_id.take(), self.failures.is_empty())
@@ -109,6 +127,12 @@ impl<'a> Told<'a> {
     fn warn(&mut self, warnings: impl IntoIterator<Item = String>) {
         for text in warnings {
             self.observer.observe(&Event::Warning(text));
+        }
+    }
+
+    fn notice(&mut self, text: Option<String>) {
+        if let Some(text) = text {
+            self.observer.observe(&Event::Notice(text));
         }
     }
 
@@ -169,6 +193,12 @@ impl Observer for Told<'_> {
             let warnings = [monitor.see(event), monitor.failures()];
             self.warn(warnings.into_iter().flatten());
         }
+        if let Some(tracker) = &mut self.tracker {
+            let warning = tracker.see(event);
+            let (notice, problem) = tracker.news();
+            self.warn([warning, problem].into_iter().flatten());
+            self.notice(notice);
+        }
     }
 }
 
@@ -218,11 +248,14 @@ pub(crate) fn contacts(run: &Run) -> Vec<String> {
     let authority = signing.timestamp_url.as_deref();
     let authority = authority.filter(|_| signing.enabled && !run.model.offline);
     let authority = route::shown(authority, None).map(|who| format!("{who}, for time stamps"));
-    webhook.into_iter().chain(monitoring).chain(authority).collect()
+    let tracker = tracker::contacts(run);
+    webhook.into_iter().chain(monitoring).chain(authority).chain(tracker).collect()
 }
 
-/// What a run writes for monitors.
-pub(crate) fn writes(run: &Run) -> Option<&'static str> {
-    let monitoring = run.monitoring.as_ref().filter(|monitoring| monitoring.enabled)?;
-    (monitoring.metrics_export == MetricsExport::Prometheus).then_some(monitor::TEXT_FILE)
+/// What a run writes for monitors and trackers.
+pub(crate) fn writes(run: &Run) -> impl Iterator<Item = &'static str> {
+    let monitoring = run.monitoring.as_ref().filter(|monitoring| monitoring.enabled);
+    let is_text = |m: &Monitoring| m.metrics_export == MetricsExport::Prometheus;
+    let text = monitoring.filter(|m| is_text(m)).map(|_| monitor::TEXT_FILE);
+    text.into_iter().chain(tracker::writes(run))
 }

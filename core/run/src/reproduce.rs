@@ -274,8 +274,10 @@ fn plan_of(request: &ReproduceRequest) -> Result<Plan, RunError> {
             sections.shift_remove(section);
         }
     }
+    let nobody = "none".to_owned();
     for (section, key, value) in [
         ("training", "output_dir", Some(&output)),
+        ("training", "report_to", Some(&nobody)),
         ("model", "name_or_path", request.model.as_ref()),
         ("data", "dataset_name_or_path", request.data.as_ref()),
     ] {

@@ -327,6 +327,7 @@ fn run(
         energy: EnergyMeter::default(),
         watch: Watch::of(needs),
         measured: BTreeMap::new(),
+        samples: Vec::new(),
         ledger: Ledger::new(request.expected.clone()),
         lock: &lock,
         named,

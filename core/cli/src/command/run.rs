@@ -6,6 +6,8 @@ use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
 use crate::terminal;
 use clap::CommandFactory;
+use forgelm_evidence::bundle::COMPLIANCE_DIR;
+use forgelm_evidence::documents::REPORT;
 use forgelm_run::compliance;
 use forgelm_run::error::RunError;
 use forgelm_run::event::{Event, Observer};
@@ -18,6 +20,7 @@ use forgelm_run::retention::enforce;
 use forgelm_run::training::{Completed, Outcome, Request, train};
 use serde_json::json;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Runs a config, or prints its plan or its memory.
@@ -185,6 +188,11 @@ fn reverted(completed: &Completed) -> String {
     )
 }
 
+/// The page for people.
+fn report(plan: &Plan) -> PathBuf {
+    plan.output.root().join(COMPLIANCE_DIR).join(REPORT)
+}
+
 /// What a person reads at the end.
 fn summary(plan: &Plan, completed: &Completed, is_staged: bool) -> String {
     let metric = |name: &str| completed.metrics.get(name).copied();
@@ -220,6 +228,7 @@ fn summary(plan: &Plan, completed: &Completed, is_staged: bool) -> String {
     if completed.export_error.is_some() {
         let _ = writeln!(text, "evidence  not complete; {root}/audit_log.jsonl says why");
     } else {
+        let _ = writeln!(text, "report    {}", report(plan).display());
         let _ = writeln!(text, "evidence  {root}/compliance (signed), {root}/audit_log.jsonl");
         let _ = writeln!(text, "verify    forgelm verify-bundle {root}");
     }

@@ -11,7 +11,7 @@ mod retention;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::read::Written;
 use crate::run::Run;
-use crate::section::{Data, Evaluation, Lora, Model, ReportTo, Training};
+use crate::section::{Data, Evaluation, Lora, Model, Training};
 
 /// Checks a run and settles what follows from its keys. `problems` are those already known.
 pub fn check(run: &mut Run, written: &Written, problems: &[Diagnostic]) -> Vec<Diagnostic> {
@@ -137,16 +137,13 @@ fn settle(run: &mut Run, findings: &mut Findings<'_>) {
     }
 }
 
-/// Two defaults are off where they are not written, and the record says so: 4-bit weights change the
-/// result, and reports are not there yet.
+/// A default that is off where it is not written, and the record says so: 4-bit weights change the
+/// result.
 fn settle_unwritten(run: &mut Run, findings: &mut Findings<'_>) {
     let stages = run.pipeline.iter_mut().flat_map(|p| p.stages.iter_mut().enumerate());
     let mut models = vec![("model".to_owned(), &mut run.model)];
-    let mut trainings = vec![("training".to_owned(), &mut run.training)];
     for (i, stage) in stages {
         models.extend(stage.model.as_mut().map(|m| (format!("pipeline.stages[{i}].model"), m)));
-        trainings
-            .extend(stage.training.as_mut().map(|t| (format!("pipeline.stages[{i}].training"), t)));
     }
     for (path, model) in models {
         let key = format!("{path}.load_in_4bit");
@@ -155,16 +152,6 @@ fn settle_unwritten(run: &mut Run, findings: &mut Findings<'_>) {
             findings.note(
                 &[&key],
                 format!("`{key}` is not written and is off; `true` keeps frozen weights in 4 bits"),
-            );
-        }
-    }
-    for (path, training) in trainings {
-        let key = format!("{path}.report_to");
-        if !findings.written.contains(&key) {
-            training.report_to = ReportTo::None;
-            findings.note(
-                &[&key],
-                format!("`{key}` is not written and is `none`: reports are not available yet"),
             );
         }
     }

@@ -56,7 +56,7 @@ section! {
         /// Evaluations without a lower loss after which training stops.
         early_stopping_patience: u64 = 3, upstream(), min(1.0), max(1e9);
         /// Where metrics go besides `metrics.jsonl`.
-        report_to: ReportTo = ReportTo::Tensorboard, for_now("none");
+        report_to: ReportTo = ReportTo::Tensorboard;
         /// The run's name. Null: the last part of the model's name with `_finetune`.
         run_name: Option<String> = None, text(NOT_BLANK);
         /// Computes activations again in the backward pass: a third more time for much less memory,
@@ -177,11 +177,11 @@ choice! {
     /// Where metrics go besides `metrics.jsonl`.
     ReportTo {
         /// Event files under `output_dir/runs`.
-        Tensorboard = "tensorboard" later "reports to tensorboard",
-        /// Weights & Biases.
-        Wandb = "wandb" later "reports to wandb",
-        /// MLflow.
-        Mlflow = "mlflow" later "reports to mlflow",
+        Tensorboard = "tensorboard",
+        /// Weights & Biases: offline runs under `output_dir/wandb`, for `wandb sync`.
+        Wandb = "wandb",
+        /// The MLflow server in `MLFLOW_TRACKING_URI`.
+        Mlflow = "mlflow",
         /// Nowhere else.
         None = "none",
     }

@@ -19,8 +19,6 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
             "model: {name_or_path: m, multimodal: {enabled: true}}\ndata: {dataset_name_or_path: d}\n",
             "`model.multimodal.enabled: true`",
         ),
-        ("training: {report_to: tensorboard}\n", "`training.report_to: tensorboard`"),
-        ("training: {report_to: wandb}\n", "`training.report_to: wandb`"),
         (
             "evaluation: {benchmark: {enabled: true, tasks: [a]}}\n",
             "`evaluation.benchmark.enabled: true`",
@@ -37,7 +35,7 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
             "`pipeline.stages[0].evaluation.safety.enabled: true`",
         ),
     ];
-    assert_eq!(cases.len(), 9);
+    assert_eq!(cases.len(), 7);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");
@@ -56,7 +54,7 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "pipeline: {stages: [{name: a}, {name: b, training: {trainer_type: dpo, output_dir: x}}]}\n",
         "model: {name_or_path: m, load_in_4bit: false, backend: unsloth, offline: true}\ndata: {dataset_name_or_path: d, validation_split: 0.1, on_bad_row: skip}\n",
         "lora: {method: rslora, target_modules: all-linear, bias: none}\n",
-        "training: {packing: true, report_to: none, lr_scheduler_type: cosine, threads: 2}\n",
+        "training: {packing: true, report_to: wandb, lr_scheduler_type: cosine, threads: 2}\n",
         "training: {rope_scaling: {type: linear, factor: 2}, sliding_window_attention: 512, merge_adapters: true}\n",
         "lora: {method: dora}\n",
         "training: {trainer_type: dpo, dpo_beta: 0.2}\n",
@@ -79,10 +77,10 @@ fn what_is_there_and_what_is_off_is_not_refused() {
 }
 
 #[test]
-fn unwritten_defaults_that_need_a_missing_feature_are_off_and_noted() {
+fn a_default_that_changes_results_is_off_until_it_is_written_and_noted() {
     let loaded = loads(&with(""));
     assert!(!loaded.run.model.load_in_4bit);
-    assert_eq!(loaded.run.training.report_to, forgelm_config::ReportTo::None);
+    assert_eq!(loaded.run.training.report_to, forgelm_config::ReportTo::Tensorboard);
     let notes: Vec<&str> = loaded.warnings.iter().map(|d| d.key.as_str()).collect();
-    assert_eq!(notes, ["model.load_in_4bit", "training.report_to"]);
+    assert_eq!(notes, ["model.load_in_4bit"]);
 }

@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Value};
 
+use super::course::Course;
+
 /// Facts for the technical documentation. Empty where nothing is known.
 #[derive(Clone, Debug, Default)]
 pub struct TechnicalFacts {
@@ -34,6 +36,8 @@ pub struct TechnicalFacts {
     pub config: Option<Value>,
     /// `data_governance_report.json`.
     pub governance: Governance,
+    /// What happened from step to step.
+    pub course: Course,
 }
 
 /// What became of the governance report.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 /// Characters that turn the direction of what follows them, or are not seen: what a reader sees would
 /// not be what is written.
-fn is_hidden(c: char) -> bool {
+pub(super) fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }

@@ -5,6 +5,7 @@
 
 pub mod annex_iv;
 mod card;
+pub mod course;
 mod croissant;
 mod cyclonedx;
 pub mod derived;
@@ -12,6 +13,7 @@ pub mod evidence;
 pub mod facts;
 pub mod governance;
 mod gpai;
+mod html;
 mod instructions;
 mod inventory;
 mod markdown;
@@ -22,6 +24,7 @@ mod redact;
 pub(crate) mod report;
 mod spdx;
 
+pub use html::{PIPELINE_REPORT, REPORT, pipeline_report};
 pub use instructions::{INSTRUCTIONS_FILE, deployer_instructions};
 pub use redact::shown_config;
 

@@ -13,6 +13,7 @@ use super::evidence::{Builder, Evidence, RevisionRecord};
 use super::facts::Governance;
 use super::governance::GOVERNANCE_REPORT;
 use super::gpai::{self, ANNEX_XI_FILE, DOWNSTREAM_FILE, SUMMARY_FILE};
+use super::html::{REPORT, run_report};
 use super::instructions::deployer_instructions;
 use super::quantization::{QuantizationEvidence, quantize_manifest};
 use super::report::{
@@ -142,6 +143,7 @@ pub(crate) fn training_documents(evidence: &Evidence, around: &Surroundings) -> 
         (ANNEX_XI_FILE, gpai::annex_xi(evidence).map(String::into_bytes)),
         (DOWNSTREAM_FILE, gpai::downstream(evidence).map(String::into_bytes)),
         (SUMMARY_FILE, gpai::summary(evidence).map(String::into_bytes)),
+        (REPORT, run_report(evidence, around).map(String::into_bytes)),
     ];
     let mut around = around.clone();
     for (name, bytes) in &documents {

@@ -32,15 +32,15 @@ fn kinds(report: &BundleReport) -> Vec<(String, FindingKind)> {
 fn a_fresh_run_verifies_with_every_verifier() {
     let dir = tempfile::tempdir().unwrap();
     let bundle = write_run(dir.path(), Ok(&signer(1)), RUN);
-    assert_eq!(bundle.documents.len(), 9);
+    assert_eq!(bundle.documents.len(), 10);
     let report = verify(dir.path(), trusted(1));
     assert_eq!((report.class, kinds(&report)), (Class::Accepted, vec![]));
     assert_eq!(report.signature.state, SignatureState::Valid);
     assert_eq!(report.subjects_verified, bundle.subject_count);
-    // 9 documents with 9 signatures, the public key, 7 files of the model, the metrics, the
+    // 10 documents with 10 signatures, the public key, 7 files of the model, the metrics, the
     // genesis manifest.
-    assert_eq!(bundle.subject_count, 28);
-    assert_eq!(report.documents_verified, 9);
+    assert_eq!(bundle.subject_count, 30);
+    assert_eq!(report.documents_verified, 10);
     assert_eq!(report.audit.as_ref().unwrap().entries, bundle.audit_entries);
     assert_eq!(report.outcome.as_deref(), Some("promoted"));
     let json = report.to_json();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// Real time since a start; the date stands still.
 #[derive(Debug)]
-struct TestClock(Instant);
+pub(super) struct TestClock(pub(super) Instant);
 
 impl Clock for TestClock {
     fn utc(&self) -> UtcTime {

@@ -4,4 +4,5 @@
 
 mod courier;
 mod guard;
+mod mlflow;
 pub(crate) mod server;

@@ -1,5 +1,6 @@
 //! What a run knows for its technical documentation.
 
+use crate::course;
 use crate::dossier::Dossier;
 use crate::plan::Plan;
 use forgelm_config::{PluginIsolation, resolved_json};
@@ -39,6 +40,7 @@ pub(crate) fn technical(dossier: &Dossier<'_>, key: Option<&FoundKey>) -> Techni
         previous: dossier.named.previous.clone(),
         attachments: dossier.named.attachments.clone(),
         governance: Governance::NotDue,
+        course: course::course(dossier),
         ..of_config(plan)
     }
 }

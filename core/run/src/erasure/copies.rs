@@ -11,6 +11,8 @@ use forgelm_artifact::hash::{Hasher, Sha256Hex};
 use forgelm_artifact::jsonl;
 use forgelm_artifact::open::OpenError;
 use forgelm_data::{CachedTokens, cached_tokens};
+use forgelm_evidence::bundle::COMPLIANCE_DIR;
+use forgelm_evidence::documents::REPORT;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -32,7 +34,7 @@ pub enum CopyKind {
     GitHistory,
     /// A record of a step that failed, with its rows.
     Replay,
-    /// What an evaluation kept of prompts and answers.
+    /// What an evaluation, or the report of the run, kept of prompts and answers.
     Samples,
     /// The state of a run.
     Checkpoint,
@@ -254,7 +256,12 @@ fn named(dir: &Path) -> Vec<(CopyKind, PathBuf)> {
             name.starts_with("replay-step-").then_some(CopyKind::Replay)
         }
     };
-    entries.filter_map(|entry| Some((kind(entry.file_name().to_str()?)?, entry.path()))).collect()
+    let found =
+        entries.filter_map(|entry| Some((kind(entry.file_name().to_str()?)?, entry.path())));
+    // It quotes one question of the data.
+    let report = dir.join(COMPLIANCE_DIR).join(REPORT);
+    let report = report.is_file().then_some((CopyKind::Samples, report));
+    found.chain(report).collect()
 }
 
 /// Copies under temporary names that were never given the file's own: this program holds its lock, so

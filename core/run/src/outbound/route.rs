@@ -61,6 +61,15 @@ pub enum OutboundError {
          or without `require_timestamp`"
     )]
     StampsOffline,
+    /// A tracker whose address nobody named.
+    #[error(
+        "`training.report_to` is `mlflow`, and the variable `{variable}` is not set\n  hint: the address \
+         of the server, as in `http://127.0.0.1:5000`; or another `report_to`"
+    )]
+    NoTracker {
+        /// The variable.
+        variable: &'static str,
+    },
     /// No address of this machine.
     #[error(
         "`monitoring.listen` is `{address}`; expected `ADDRESS:PORT` in numbers, such as \
@@ -95,6 +104,7 @@ impl OutboundError {
             | Self::NotHttps { .. }
             | Self::StampsOffline
             | Self::NoCertificate { .. }
+            | Self::NoTracker { .. }
             | Self::Listen { .. } => Exit::Config,
         }
     }

@@ -52,6 +52,7 @@ impl<'a> Job<'a> {
             now: Some(self.template_now),
         };
         let sample = question.ask(when, &self.loaded.decoder, adapter, &voice)?;
+        self.samples.push(sample.clone());
         self.observer.observe(&Event::Sample(sample));
         Ok(())
     }

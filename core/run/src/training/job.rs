@@ -14,7 +14,7 @@ use crate::dossier::{self, Dossier};
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::evaluators::Chosen;
-use crate::event::{Event, Observer, Started, When};
+use crate::event::{Event, Observer, Sample, Started, When};
 use crate::gates::examination::Examination;
 use crate::metrics::MetricsFile;
 use crate::model::{FoundModel, LoadedModel};
@@ -83,6 +83,8 @@ pub(super) struct Job<'a> {
     pub(super) watch: Watch,
     /// What the objective measured in the last step.
     pub(super) measured: BTreeMap<String, f64>,
+    /// Answers before and after.
+    pub(super) samples: Vec<Sample>,
     /// What each step read and made.
     pub(super) ledger: Ledger,
     /// Of the run's folder.
@@ -231,6 +233,7 @@ impl Job<'_> {
             template_now: self.template_now,
             plugins: &self.used,
             evaluated: &evaluated,
+            samples: &self.samples,
             baseline,
             named: &self.named,
             objective: &self.objective,
