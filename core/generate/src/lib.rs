@@ -14,7 +14,7 @@ mod sampler;
 mod scorer;
 
 pub use generator::{
-    GenerateError, GenerateOptions, Generated, Generator, Request, RequestError, StopReason,
+    GenerateError, GenerateOptions, Generated, Generator, Request, RequestError, StopReason, Watch,
 };
 pub use sampler::{
     ADAPTIVE_ENTROPY_MAX, LogitStats, NotANumber, Sampler, Sampling, SamplingError, logit_stats,
