@@ -8,6 +8,7 @@ mod monitor;
 pub mod purge;
 pub mod reproduce;
 pub mod reverse_pii;
+pub mod safety_eval;
 pub mod stamps;
 
 pub use annex_iv::VerifyAnnexIvArgs;
@@ -20,6 +21,7 @@ pub use monitor::MonitorArgs;
 use purge::PurgeArgs;
 use reproduce::ReproduceArgs;
 use reverse_pii::ReversePiiArgs;
+use safety_eval::SafetyEvalArgs;
 use stamps::{CosignArgs, StampArgs};
 use std::path::PathBuf;
 
@@ -181,6 +183,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Log-probability of each token of given rows
     Score(ScoreArgs),
+    /// Have a classifier judge a model's answers to prompts; exit 3 when too many are unsafe
+    SafetyEval(SafetyEvalArgs),
     /// Compare a finished model's scores of fresh rows with those of its held-out rows
     Monitor(MonitorArgs),
     /// Write a model in fewer bytes: a GGUF file, or a folder

@@ -11,6 +11,7 @@ use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::Observer;
 use crate::plan::Plan;
+use crate::safety;
 use examination::Examination;
 use forgelm_artifact::hash::sha256_bytes;
 use forgelm_artifact::json;
@@ -86,12 +87,14 @@ pub fn policy(evaluation: Option<&Evaluation>) -> Policy {
 /// # Errors
 /// If an input of one cannot be used.
 pub(crate) fn examinations(
-    _plan: &Plan,
-    _offline: bool,
-    _env: &Environment,
-    _observer: &mut dyn Observer,
+    plan: &Plan,
+    offline: bool,
+    env: &Environment,
+    observer: &mut dyn Observer,
 ) -> Result<Vec<Box<dyn Examination>>, RunError> {
-    Ok(Vec::new())
+    let mut examinations = Vec::new();
+    examinations.extend(safety::prepare(plan, offline, env, observer)?);
+    Ok(examinations)
 }
 
 /// Whether the config names a loss that the model is compared with.

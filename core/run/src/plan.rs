@@ -4,6 +4,7 @@ use crate::error::RunError;
 use crate::outbound;
 use crate::output::OutputDir;
 use crate::plugins::Named;
+use crate::safety;
 use forgelm_config::{
     ComputeDtype, Diagnostic, Loaded, NamedPlugin, Run, Severity, TrainOn, config_hash, load_bytes,
     not_available, resolved_json,
@@ -152,7 +153,9 @@ impl Plan {
             "galore_rank": null,
             "auto_revert": evaluation.is_some_and(|evaluation| evaluation.auto_revert),
             "safety_enabled": safety.is_some_and(|safety| safety.enabled),
-            "safety_scoring": null,
+            "safety_scoring": safety.filter(|safety| safety.enabled).map(|safety| {
+                safety.scoring.as_str()
+            }),
             "compliance_configured": run.compliance.as_ref().is_some_and(|compliance| {
                 !compliance.provider_name.is_empty()
             }),
@@ -258,7 +261,8 @@ impl Plan {
             let n = evaluation.approval.as_ref().map_or(1, |rules| rules.quorum);
             format!("{n} must approve")
         });
-        [limit, baseline, revert, approval].into_iter().flatten().collect()
+        let gates = [limit, baseline, safety::limit_in_words(evaluation)];
+        gates.into_iter().chain([revert, approval]).flatten().collect()
     }
 
     /// Files and folders that the run reads.
@@ -277,7 +281,7 @@ impl Plan {
         let evaluation = self.run.evaluation.as_ref().filter(|_| self.is_staged());
         let approvers = evaluation.and_then(|e| e.approval.as_ref()?.approvers.clone());
         let files = std::iter::once(model).chain(data).chain(plugins).chain(approvers);
-        files.chain(self.named_files()).collect()
+        files.chain(safety::reads(&self.run)).chain(self.named_files()).collect()
     }
 
     /// Files that the config names as answers to Annex IV.
@@ -321,6 +325,7 @@ impl Plan {
         if self.data_sets().any(|name| is_hub_id(name)) {
             contacts.push("the hub, for the data".to_owned());
         }
+        contacts.extend(safety::contacts(&self.run));
         contacts.extend(outbound::contacts(&self.run));
         contacts
     }
@@ -349,6 +354,7 @@ impl Plan {
         ["audit_log.jsonl", "checkpoint-N/", "compliance/", "metrics.jsonl"]
             .into_iter()
             .chain(outbound::writes(&self.run))
+            .chain(safety::writes(&self.run))
             .map(|name| root.join(name).display().to_string())
             .chain([self.output.final_model().display().to_string() + "/"])
             .chain(self.is_staged().then(|| {
