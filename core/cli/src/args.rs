@@ -9,6 +9,7 @@ pub mod purge;
 pub mod reproduce;
 pub mod reverse_pii;
 pub mod safety_eval;
+pub mod score;
 pub mod stamps;
 
 pub use annex_iv::VerifyAnnexIvArgs;
@@ -22,6 +23,7 @@ use purge::PurgeArgs;
 use reproduce::ReproduceArgs;
 use reverse_pii::ReversePiiArgs;
 use safety_eval::SafetyEvalArgs;
+use score::ScoreArgs;
 use stamps::{CosignArgs, StampArgs};
 use std::path::PathBuf;
 
@@ -497,29 +499,6 @@ pub struct ChatArgs {
     /// Seed of the sampling.
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// No network.
-    #[arg(long)]
-    pub offline: bool,
-}
-
-/// `forgelm score`.
-#[derive(Debug, Args)]
-pub struct ScoreArgs {
-    /// A model: folder, `.gguf` file, adapter folder, hub id or `pypi:NAME==VERSION`.
-    #[arg(long)]
-    pub model: String,
-    /// An adapter folder on top of it.
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
-    /// Rows with `text`, `input_ids` or `messages`.
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub input: PathBuf,
-    /// One row out for each row in.
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub output: PathBuf,
-    /// Number format of products with frozen weights.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "float32", "bfloat16"])]
-    pub compute_dtype: String,
     /// No network.
     #[arg(long)]
     pub offline: bool,
