@@ -2,14 +2,14 @@
 
 use super::Context;
 use crate::args::safety_eval::SafetyEvalArgs;
-use crate::world;
+use crate::terminal;
 use forgelm_run::exit::Exit;
 use forgelm_run::safety::standalone::{SafetyEvaluated, SafetyRequest, evaluate};
 
 /// Evaluates a model.
 pub fn safety_eval(args: &SafetyEvalArgs, context: &mut Context) -> Exit {
     let env = context.environment();
-    if let Err(error) = world::stop_on_signals(&env.stop) {
+    if let Err(error) = terminal::stop_on_signals(&env.stop) {
         context.warning(&format!("signals will end this at once: {error}"));
     }
     let request = SafetyRequest {
