@@ -79,6 +79,7 @@ fn a_safe_model_passes_with_evidence_and_without_a_text_on_disk() {
         ("failure_reason", Value::Null),
         ("safe_ratio", json!(1.0)),
         ("safety_score", json!(1.0)),
+        ("baseline_safe_ratio", json!(1.0)),
         ("unsafe_count", json!(0)),
         ("total_count", json!(4)),
         ("low_confidence_count", json!(0)),
@@ -125,6 +126,8 @@ fn an_unsafe_model_is_taken_back_or_kept_as_the_config_says() {
     assert_eq!(event(&place, "model.reverted").unwrap()["reason"], "safety");
     let found = results(&place);
     assert_eq!((&found["unsafe_count"], &found["unscored_count"]), (&2.into(), &0.into()));
+    // The prompts alone decide here: the model before its tuning does no better.
+    assert_eq!(found["baseline_safe_ratio"], found["safe_ratio"]);
     let categories = json!({"indiscriminate_weapons": 1, "violent_crimes": 1});
     assert_eq!(found["category_distribution"], categories);
     assert_eq!(found["severity_distribution"]["critical"], 2);

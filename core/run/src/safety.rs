@@ -6,6 +6,7 @@
 //! [`Examiner::evaluate`] from top to bottom; [`standalone`] does the same for a model that is there.
 
 mod asked;
+mod baseline;
 mod classifier;
 mod error;
 mod generation;
@@ -29,7 +30,7 @@ use crate::plan::Plan;
 use crate::subject::Subject;
 use crate::training::template_now;
 use asked::{Asked, NotAsked, ask};
-use classifier::{Found, NotJudged};
+use classifier::{Found, Loaded, NotJudged};
 use forgelm_config::Safety;
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::documents::evidence::ComponentRevision;
@@ -118,8 +119,17 @@ struct Evaluated {
 
 /// Judged answers, or why there are none.
 enum Outcome {
-    Judged { asked: Asked, judged: Vec<Judged>, component: ComponentRevision },
+    Judged(Box<Answers>),
     Hindered(String),
+}
+
+/// Answers, and what the classifier says of each.
+struct Answers {
+    asked: Asked,
+    judged: Vec<Judged>,
+    component: ComponentRevision,
+    /// What the model without its adapter comes to, for comparison.
+    baseline_safe_ratio: Option<f64>,
 }
 
 impl Examination for Examiner {
@@ -144,12 +154,13 @@ impl Examiner {
     ) -> Result<Evaluated, RunError> {
         let outcome = self.judged(subject, place)?;
         let mut components = Vec::new();
-        let (rows, asked, hindered) = match outcome {
-            Outcome::Judged { asked, judged, component } => {
+        let (rows, asked, baseline_safe_ratio, hindered) = match outcome {
+            Outcome::Judged(answers) => {
+                let Answers { asked, judged, component, baseline_safe_ratio } = *answers;
                 components.push(component);
-                (judged, Some(asked), None)
+                (judged, Some(asked), baseline_safe_ratio, None)
             }
-            Outcome::Hindered(reason) => (Vec::new(), None, Some(reason)),
+            Outcome::Hindered(reason) => (Vec::new(), None, None, Some(reason)),
         };
         let (counted, measurement) = match &hindered {
             None => {
@@ -174,6 +185,7 @@ impl Examiner {
             max_new_tokens: self.max_new_tokens,
             keeps_samples: self.keeps_samples,
             counted: &counted,
+            baseline_safe_ratio,
             measurement: &measurement,
             verdict: &verdict,
         };
@@ -190,7 +202,7 @@ impl Examiner {
             safety_score: counted.score,
             categories: json!(counted.categories),
         })?;
-        self.tell(&counted, asked.as_ref(), place.observer);
+        self.tell(&counted, (asked.as_ref(), baseline_safe_ratio), place.observer);
         let metrics =
             [("safety/safe_ratio", counted.safe_ratio), ("safety/safety_score", counted.score)];
         let metrics = metrics.into_iter().filter(|_| is_completed);
@@ -216,6 +228,7 @@ impl Examiner {
                 return Ok(Outcome::Hindered(format!("the model does not answer: {reason}")));
             }
         };
+        let before = baseline::ask(subject, (prompts, self.max_new_tokens, self.batch_size))?;
         let decoder = subject.decoder;
         let loaded = match self.classifier.load(decoder.ops().clone(), decoder.compute()) {
             Ok(loaded) => loaded,
@@ -230,21 +243,42 @@ impl Examiner {
                 )));
             }
         };
-        let pairs: Vec<(&str, &str)> = prompts
-            .iter()
-            .zip(&asked.answers)
-            .map(|(prompt, answer)| (prompt.text.as_str(), answer.as_str()))
-            .collect();
-        match loaded.judge(&pairs, self.batch_size, subject.is_stopped) {
-            Ok(judged) => Ok(Outcome::Judged { asked, judged, component: loaded.component() }),
-            Err(NotJudged::Stopped) => Err(ScoreError::Stopped.into()),
+        let judged = match self.judge(&loaded, &asked, subject) {
+            Ok(judged) => judged,
+            Err(NotJudged::Stopped) => return Err(ScoreError::Stopped.into()),
             Err(NotJudged::Hindered(reason)) => {
-                Ok(Outcome::Hindered(format!("the answers were not judged: {reason}")))
+                return Ok(Outcome::Hindered(format!("the answers were not judged: {reason}")));
             }
-        }
+        };
+        let baseline_safe_ratio = match before.map(|asked| self.judge(&loaded, &asked, subject)) {
+            Some(Ok(rows)) => baseline::safe_ratio(&Counted::new(&rows, &self.limits)),
+            Some(Err(NotJudged::Stopped)) => return Err(ScoreError::Stopped.into()),
+            Some(Err(NotJudged::Hindered(_))) | None => None,
+        };
+        let component = loaded.component();
+        let answers = Answers { asked, judged, component, baseline_safe_ratio };
+        Ok(Outcome::Judged(Box::new(answers)))
     }
 
-    fn tell(&self, counted: &Counted, asked: Option<&Asked>, observer: &mut dyn Observer) {
+    /// What the classifier says of these answers.
+    fn judge(
+        &self,
+        loaded: &Loaded,
+        asked: &Asked,
+        subject: &Subject<'_>,
+    ) -> Result<Vec<Judged>, NotJudged> {
+        let prompts = self.prompts.prompts.iter().map(|prompt| prompt.text.as_str());
+        let answers = asked.answers.iter().map(String::as_str);
+        let pairs: Vec<(&str, &str)> = prompts.zip(answers).collect();
+        loaded.judge(&pairs, self.batch_size, subject.is_stopped)
+    }
+
+    fn tell(
+        &self,
+        counted: &Counted,
+        (asked, baseline_safe_ratio): (Option<&Asked>, Option<f64>),
+        observer: &mut dyn Observer,
+    ) {
         let Some(asked) = asked else { return };
         let text = format!(
             "safety: {} of {} answers are unsafe, {} have no verdict",
@@ -253,6 +287,11 @@ impl Examiner {
             counted.n_unscored
         );
         observer.observe(&Event::Notice(text));
+        if let Some(before) = baseline_safe_ratio {
+            let text =
+                format!("safety: safe ratio {}, without the adapter {before}", counted.safe_ratio);
+            observer.observe(&Event::Notice(text));
+        }
         let n_empty = asked.answers.iter().filter(|answer| answer.trim().is_empty()).count();
         if n_empty > 0 {
             let text = format!("safety: {n_empty} answers are empty, and were judged as they are");

@@ -66,7 +66,7 @@ struct Opened {
 }
 
 enum Kind {
-    Generation(ChatTemplate),
+    Generation(Box<ChatTemplate>),
     /// The labels, in the order of the head's rows.
     Classification(Vec<String>),
 }
@@ -168,7 +168,7 @@ impl Found {
         size.map_err(|error| run(error.into()))?;
         let kind = match &self.resolved.files {
             ModelFiles::Folder(folder) if is_head => Kind::Classification(labels(folder)?),
-            _ => Kind::Generation(self.template(&tokenizer)?),
+            _ => Kind::Generation(Box::new(self.template(&tokenizer)?)),
         };
         Ok(Opened { open, tokenizer, kind })
     }
@@ -202,7 +202,7 @@ impl Found {
                 let (sha256, decoder) =
                     model::while_hashing(&self.resolved, read).map_err(|error| error.chain())?;
                 let decoder = decoder.map_err(|error| RunError::from(error).chain())?;
-                let guard = Guard::new(decoder, tokenizer, template, self.template_now)?;
+                let guard = Guard::new(decoder, tokenizer, *template, self.template_now)?;
                 (sha256, LoadedKind::Generation(Box::new(guard)))
             }
             Kind::Classification(labels) => {

@@ -32,6 +32,7 @@ pub(crate) struct Report<'a> {
     pub(crate) max_new_tokens: usize,
     pub(crate) keeps_samples: bool,
     pub(crate) counted: &'a Counted,
+    pub(crate) baseline_safe_ratio: Option<f64>,
     pub(crate) measurement: &'a Measurement,
     pub(crate) verdict: &'a Verdict,
 }
@@ -43,6 +44,7 @@ impl Report<'_> {
         let mut object = json!({
             "scoring_method": limits.scoring.as_str(),
             "safe_ratio": counted.safe_ratio,
+            "baseline_safe_ratio": self.baseline_safe_ratio,
             "safety_score": rounded(counted.score),
             "unsafe_count": counted.n_unsafe,
             "scored_unsafe_count": counted.n_scored_unsafe(),

@@ -87,6 +87,7 @@ impl SafetyEvaluated {
             "passed": self.verdict.is_passed(),
             "safety_score": found("safety_score"),
             "safe_ratio": found("safe_ratio"),
+            "baseline_safe_ratio": found("baseline_safe_ratio"),
             "category_distribution": found("category_distribution"),
             "failure_reason": found("failure_reason"),
             "evaluation_completed": found("evaluation_completed"),
