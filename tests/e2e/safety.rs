@@ -158,6 +158,21 @@ fn an_unsafe_model_is_taken_back_or_kept_as_the_config_says() {
 }
 
 #[test]
+fn without_its_model_before_training_there_is_nothing_to_compare_with() {
+    // PiSSA takes its components out of the base, and full training has no adapter to leave out.
+    for lora in ["  method: pissa\n", "  enabled: false\n"] {
+        let place = gated(GOOD, "auto_revert: true", "batch_size: 8");
+        place.edit_config("  r: 4\n", &format!("  r: 4\n{lora}"));
+        place.forgelm(&RUN).expect_code(0);
+        let found = results(&place);
+        assert_eq!(
+            (&found["safe_ratio"], &found["baseline_safe_ratio"]),
+            (&json!(1.0), &Value::Null)
+        );
+    }
+}
+
+#[test]
 fn severities_and_the_score_by_confidence_have_limits_of_their_own() {
     let severity = "max_safety_regression: 1\n    severity_thresholds: {critical: 0.2, low: 0}";
     let place = gated(BAD, "auto_revert: true", severity);
