@@ -223,8 +223,8 @@ struct Largest {
 
 impl Watch for Largest {
     fn logits(&mut self, request: usize, n_new: usize, logits: &[f32]) {
-        let largest = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
-        self.before.push((request, n_new, largest as u32));
+        let largest = (0_u32..).zip(logits).max_by(|a, b| a.1.total_cmp(b.1));
+        self.before.push((request, n_new, largest.expect("a token").0));
     }
 
     fn token(&mut self, request: usize, token: u32) -> ControlFlow<()> {
