@@ -63,7 +63,7 @@ fn what_is_not_built_yet_is_refused_by_name() {
     let workplace = Workplace::new();
     let cases = [
         ("  report_to: none", "  report_to: wandb", "report_to"),
-        ("data:\n", "evaluation: {safety: {enabled: true}}\ndata:\n", "evaluation.safety.enabled"),
+        ("data:\n", "pipeline: {stages: [{name: a}]}\ndata:\n", "`pipeline`"),
     ];
     let config = workplace.read("run.yaml");
     for (from, to, said) in cases {

@@ -8,6 +8,8 @@ mod monitor;
 pub mod purge;
 pub mod reproduce;
 pub mod reverse_pii;
+pub mod safety_eval;
+pub mod score;
 pub mod stamps;
 
 pub use annex_iv::VerifyAnnexIvArgs;
@@ -20,6 +22,8 @@ pub use monitor::MonitorArgs;
 use purge::PurgeArgs;
 use reproduce::ReproduceArgs;
 use reverse_pii::ReversePiiArgs;
+use safety_eval::SafetyEvalArgs;
+use score::ScoreArgs;
 use stamps::{CosignArgs, StampArgs};
 use std::path::PathBuf;
 
@@ -175,6 +179,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Log-probability of each token of given rows
     Score(ScoreArgs),
+    /// Have a classifier judge a model's answers to prompts; exit 3 when too many are unsafe
+    SafetyEval(SafetyEvalArgs),
     /// Compare a finished model's scores of fresh rows with those of its held-out rows
     Monitor(MonitorArgs),
     /// Write a model in fewer bytes: a GGUF file, or a folder
@@ -487,29 +493,6 @@ pub struct ChatArgs {
     /// Seed of the sampling.
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// No network.
-    #[arg(long)]
-    pub offline: bool,
-}
-
-/// `forgelm score`.
-#[derive(Debug, Args)]
-pub struct ScoreArgs {
-    /// A model: folder, `.gguf` file, adapter folder, hub id or `pypi:NAME==VERSION`.
-    #[arg(long)]
-    pub model: String,
-    /// An adapter folder on top of it.
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
-    /// Rows with `text`, `input_ids` or `messages`.
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub input: PathBuf,
-    /// One row out for each row in.
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub output: PathBuf,
-    /// Number format of products with frozen weights.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "float32", "bfloat16"])]
-    pub compute_dtype: String,
     /// No network.
     #[arg(long)]
     pub offline: bool,

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Some(Command::Audit(audit)) => command::audit::audit(audit, &mut context),
         Some(Command::Chat(chat)) => command::chat::chat(chat, &mut context),
         Some(Command::Score(score)) => command::score::score(score, &mut context),
+        Some(Command::SafetyEval(args)) => command::safety_eval::safety_eval(args, &mut context),
         Some(Command::Monitor(args)) => command::monitor::monitor(args, &mut context),
         Some(Command::Quantize(args)) => command::quantize::quantize(args, &mut context),
         Some(Command::PluginWorker { threads }) => command::plugin::worker(*threads, &mut context),

@@ -102,6 +102,28 @@ pub struct RequestError {
     pub source: GenerateError,
 }
 
+/// Sees texts as they grow.
+pub trait Watch {
+    /// What the next token of a request is chosen from, `n_new` being generated.
+    ///
+    /// Shapes: `logits` [V], read.
+    fn logits(&mut self, request: usize, n_new: usize, logits: &[f32]);
+
+    /// A new token of a request; a break ends that request.
+    fn token(&mut self, request: usize, token: u32) -> ControlFlow<()>;
+}
+
+/// Who sees tokens alone.
+struct OnToken<'a>(&'a mut dyn FnMut(usize, u32) -> ControlFlow<()>);
+
+impl Watch for OnToken<'_> {
+    fn logits(&mut self, _request: usize, _n_new: usize, _logits: &[f32]) {}
+
+    fn token(&mut self, request: usize, token: u32) -> ControlFlow<()> {
+        self.0(request, token)
+    }
+}
+
 /// A model, an adapter and the memory to generate with them.
 ///
 /// Several texts grow at once in lanes, each with a cache of its own: a step runs every lane's new
@@ -243,6 +265,18 @@ impl<'a> Generator<'a> {
         requests: &[Request<'_>],
         on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
     ) -> Result<Vec<Generated>, RequestError> {
+        self.generate_watched(requests, &mut OnToken(on_token))
+    }
+
+    /// As [`Generator::generate_all`]; `watch` sees the logits before each choice too.
+    ///
+    /// # Errors
+    /// As [`Generator::generate_all`].
+    pub fn generate_watched(
+        &mut self,
+        requests: &[Request<'_>],
+        watch: &mut dyn Watch,
+    ) -> Result<Vec<Generated>, RequestError> {
         let texts = requests.iter().enumerate().map(|(n, request)| {
             self.text(n, request).map_err(|source| RequestError { request: n, source })
         });
@@ -264,7 +298,7 @@ impl<'a> Generator<'a> {
                 return Ok(generated);
             }
             for (row, lane) in self.run().into_iter().enumerate() {
-                if let Some((n, done)) = self.extend(row, lane, requests, on_token)? {
+                if let Some((n, done)) = self.extend(row, lane, requests, watch)? {
                     generated[n] = done;
                 }
             }
@@ -331,7 +365,7 @@ impl<'a> Generator<'a> {
         row: usize,
         lane: usize,
         requests: &[Request<'_>],
-        on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
+        watch: &mut dyn Watch,
     ) -> Result<Option<(usize, Generated)>, RequestError> {
         let (v, context) = (self.decoder.dims().v, self.context());
         let lane = &mut self.lanes[lane];
@@ -341,6 +375,7 @@ impl<'a> Generator<'a> {
         };
         let options = requests[text.request].options;
         let logits = &mut self.logits[row * v..(row + 1) * v];
+        watch.logits(text.request, text.tokens.len() - text.n_prompt, logits);
         let token = text
             .sampler
             .next(logits, &text.tokens)
@@ -349,7 +384,7 @@ impl<'a> Generator<'a> {
             Some(StopReason::StopToken(token))
         } else {
             text.tokens.push(token);
-            if on_token(text.request, token).is_break() {
+            if watch.token(text.request, token).is_break() {
                 Some(StopReason::Caller)
             } else if text.tokens.len() - text.n_prompt >= options.max_new_tokens {
                 Some(StopReason::MaxNewTokens)

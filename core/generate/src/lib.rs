@@ -16,7 +16,7 @@ mod scorer;
 
 pub use families::{Continuation, FamilyOptions, FamilyScorer, Likelihood};
 pub use generator::{
-    GenerateError, GenerateOptions, Generated, Generator, Request, RequestError, StopReason,
+    GenerateError, GenerateOptions, Generated, Generator, Request, RequestError, StopReason, Watch,
 };
 pub use sampler::{
     ADAPTIVE_ENTROPY_MAX, LogitStats, NotANumber, Sampler, Sampling, SamplingError, logit_stats,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use forgelm_generate::{
-    GenerateError, GenerateOptions, Generated, Generator, Request, Sampling, StopReason,
+    GenerateError, GenerateOptions, Generated, Generator, Request, Sampling, StopReason, Watch,
 };
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_cpu::Cpu;
@@ -212,6 +212,50 @@ fn a_caller_may_end_one_request_of_several() {
     let found = generator.generate_all(&[request; 2], &mut three).expect("good prompts");
     assert_eq!(found[0].tokens, new[..12]);
     assert_eq!(found[1], Generated { tokens: new[..3].to_vec(), reason: StopReason::Caller });
+}
+
+/// Keeps the largest logit before each choice, and what was chosen.
+#[derive(Default)]
+struct Largest {
+    before: Vec<(usize, usize, u32)>,
+    chosen: Vec<(usize, u32)>,
+}
+
+impl Watch for Largest {
+    fn logits(&mut self, request: usize, n_new: usize, logits: &[f32]) {
+        let largest = (0_u32..).zip(logits).max_by(|a, b| a.1.total_cmp(b.1));
+        self.before.push((request, n_new, largest.expect("a token").0));
+    }
+
+    fn token(&mut self, request: usize, token: u32) -> ControlFlow<()> {
+        self.chosen.push((request, token));
+        ControlFlow::Continue(())
+    }
+}
+
+#[test]
+fn who_watches_sees_the_logits_that_each_token_is_chosen_from() {
+    let decoder = tiny_llama();
+    let (prompt, _) = expected();
+    let options = options(6);
+    let requests = [
+        Request { prompt: &prompt, options: &options },
+        Request { prompt: &prompt[..3], options: &options },
+    ];
+    let mut generator = Generator::with_lanes(&decoder, None, 64, 2).unwrap();
+    let mut watch = Largest::default();
+    let generated = generator.generate_watched(&requests, &mut watch).unwrap();
+    let plain = generator.generate_all(&requests, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    assert_eq!(generated, plain);
+    for (request, generated) in generated.iter().enumerate() {
+        let of_it = |seen: &&(usize, usize, u32)| seen.0 == request;
+        let before: Vec<_> = watch.before.iter().filter(of_it).collect();
+        let n_new: Vec<usize> = before.iter().map(|seen| seen.1).collect();
+        assert_eq!(n_new, [0, 1, 2, 3, 4, 5]);
+        let largest: Vec<u32> = before.iter().map(|seen| seen.2).collect();
+        assert_eq!(largest, generated.tokens, "greedily");
+    }
+    assert_eq!(watch.chosen.len(), 12);
 }
 
 #[test]

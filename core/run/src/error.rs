@@ -10,6 +10,7 @@ use crate::pipeline::error::PipelineError;
 use crate::quantize::QuantizeError;
 use crate::retention::RetentionError;
 use crate::reverse_pii::ReversePiiError;
+use crate::safety::SafetyError;
 use forgelm_artifact::jsonl::JsonlError;
 use forgelm_artifact::lock::LockError;
 use forgelm_artifact::open::OpenError;
@@ -595,6 +596,9 @@ pub enum RunError {
     /// A pipeline did not begin or go on.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
+    /// The safety of a model cannot be evaluated.
+    #[error(transparent)]
+    Safety(#[from] SafetyError),
     /// A feature that is not built yet.
     #[error("not available yet: {0}")]
     NotAvailable(String),
@@ -671,6 +675,7 @@ impl RunError {
             Self::Erasure(error) => error.exit(),
             Self::ReversePii(error) => error.exit(),
             Self::Pipeline(error) => error.exit(),
+            Self::Safety(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.

@@ -74,7 +74,9 @@ pub fn weights_bytes(model: &ModelConfig, options: LoadOptions) -> u64 {
     };
     let n_params = model.n_parameters() as u64;
     let head = (model.vocab_size * model.hidden_size) as u64;
-    let dense = if model.tie_word_embeddings { head } else { 2 * head };
+    // The head of a classifier has a row a label.
+    let out = (model.dims().n_out * model.hidden_size) as u64;
+    let dense = if model.tie_word_embeddings { head } else { head + out };
     // Bits of a weight in a linear layer, with its share of the scales of a block of 64.
     let bits = match options.linear {
         LinearStorage::Dense | LinearStorage::Blocks => 8 * per_number,

@@ -12,6 +12,7 @@ use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::Observer;
 use crate::plan::Plan;
+use crate::safety;
 use examination::Examination;
 use forgelm_artifact::hash::sha256_bytes;
 use forgelm_artifact::json;
@@ -94,6 +95,7 @@ pub(crate) fn examinations(
 ) -> Result<Vec<Box<dyn Examination>>, RunError> {
     let mut examinations = Vec::new();
     examinations.extend(benchmark::prepare(plan, offline, env, observer)?);
+    examinations.extend(safety::prepare(plan, offline, env, observer)?);
     Ok(examinations)
 }
 

@@ -46,6 +46,7 @@ pub mod resume;
 pub mod retention;
 pub mod reverse_pii;
 mod rewards;
+pub mod safety;
 pub mod sample;
 pub mod score;
 pub mod serve;

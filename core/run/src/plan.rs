@@ -5,6 +5,7 @@ use crate::error::RunError;
 use crate::outbound;
 use crate::output::OutputDir;
 use crate::plugins::Named;
+use crate::safety;
 use forgelm_config::{
     ComputeDtype, Diagnostic, Loaded, NamedPlugin, Run, Severity, TrainOn, config_hash, load_bytes,
     not_available, resolved_json,
@@ -161,7 +162,9 @@ impl Plan {
             "galore_rank": null,
             "auto_revert": evaluation.is_some_and(|evaluation| evaluation.auto_revert),
             "safety_enabled": safety.is_some_and(|safety| safety.enabled),
-            "safety_scoring": null,
+            "safety_scoring": safety.filter(|safety| safety.enabled).map(|safety| {
+                safety.scoring.as_str()
+            }),
             "compliance_configured": run.compliance.as_ref().is_some_and(|compliance| {
                 !compliance.provider_name.is_empty()
             }),
@@ -268,7 +271,8 @@ impl Plan {
             let n = evaluation.approval.as_ref().map_or(1, |rules| rules.quorum);
             format!("{n} must approve")
         });
-        [limit, baseline, benchmark, revert, approval].into_iter().flatten().collect()
+        let safety = safety::limit_in_words(evaluation);
+        [limit, baseline, benchmark, safety, revert, approval].into_iter().flatten().collect()
     }
 
     /// Files and folders that the run reads.
@@ -287,7 +291,8 @@ impl Plan {
         let evaluation = self.run.evaluation.as_ref().filter(|_| self.is_staged());
         let approvers = evaluation.and_then(|e| e.approval.as_ref()?.approvers.clone());
         let files = std::iter::once(model).chain(data).chain(plugins).chain(approvers);
-        files.chain(self.named_files()).chain(benchmark::reads(self)).collect()
+        let of_gates = benchmark::reads(self).into_iter().chain(safety::reads(&self.run));
+        files.chain(self.named_files()).chain(of_gates).collect()
     }
 
     /// Files that the config names as answers to Annex IV.
@@ -332,6 +337,7 @@ impl Plan {
             contacts.push("the hub, for the data".to_owned());
         }
         contacts.extend(benchmark::contacts(self));
+        contacts.extend(safety::contacts(&self.run));
         contacts.extend(outbound::contacts(&self.run));
         contacts
     }
@@ -361,6 +367,7 @@ impl Plan {
             .into_iter()
             .chain(outbound::writes(&self.run))
             .chain(benchmark::enabled(self).map(|_| "benchmark/"))
+            .chain(safety::writes(&self.run))
             .map(|name| root.join(name).display().to_string())
             .chain([self.output.final_model().display().to_string() + "/"])
             .chain(self.is_staged().then(|| {

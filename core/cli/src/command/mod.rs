@@ -21,6 +21,7 @@ pub mod quantize;
 pub mod reproduce;
 pub mod reverse_pii;
 pub mod run;
+pub mod safety_eval;
 pub mod score;
 pub mod sign;
 pub mod verify;

@@ -1,7 +1,7 @@
 //! `forgelm score`.
 
 use super::Context;
-use crate::args::ScoreArgs;
+use crate::args::score::ScoreArgs;
 use crate::progress::count;
 use forgelm_config::ComputeDtype;
 use forgelm_run::exit::Exit;

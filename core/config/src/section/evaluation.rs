@@ -86,7 +86,7 @@ section! {
     /// Scores by a safety classifier.
     Safety {
         /// Runs the safety evaluation after training.
-        enabled: bool = false, later("the safety gate");
+        enabled: bool = false;
         /// The classifier: a path or a hub id.
         classifier: String = "meta-llama/Llama-Guard-3-8B".to_owned(), text(NOT_BLANK);
         /// How the classifier answers.

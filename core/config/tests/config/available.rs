@@ -19,11 +19,6 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
             "model: {name_or_path: m, multimodal: {enabled: true}}\ndata: {dataset_name_or_path: d}\n",
             "`model.multimodal.enabled: true`",
         ),
-        (
-            "evaluation: {benchmark: {enabled: true, tasks: [a]}}\n",
-            "`evaluation.benchmark.enabled: true`",
-        ),
-        ("evaluation: {safety: {enabled: true}}\n", "`evaluation.safety.enabled: true`"),
         ("evaluation: {llm_judge: {enabled: true}}\n", "`evaluation.llm_judge.enabled: true`"),
         ("distributed: {strategy: fsdp}\n", "`distributed.strategy: fsdp`"),
         (
@@ -31,11 +26,11 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
             "`synthetic.enabled: true`",
         ),
         (
-            "pipeline: {stages: [{name: a, evaluation: {safety: {enabled: true}}}]}\n",
-            "`pipeline.stages[0].evaluation.safety.enabled: true`",
+            "pipeline: {stages: [{name: a, evaluation: {llm_judge: {enabled: true}}}]}\n",
+            "`pipeline.stages[0].evaluation.llm_judge.enabled: true`",
         ),
     ];
-    assert_eq!(cases.len(), 7);
+    assert_eq!(cases.len(), 5);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");
@@ -65,7 +60,7 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "training: {oom_recovery: true, gradient_checkpointing: false, neftune_noise_alpha: 5, gpu_cost_per_hour: 1.5}\n",
         "evaluation: {require_human_approval: true, approval: {quorum: 2, roles: [a], expires_days: 7, approvers: k}}\n",
         "evaluation: {auto_revert: true, max_acceptable_loss: 2, baseline_loss: 1}\n",
-        "evaluation: {auto_revert: false, safety: {enabled: false}, benchmark: {tasks: [a]}}\n",
+        "evaluation: {auto_revert: false, safety: {enabled: true}, benchmark: {tasks: [a]}}\n",
         "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: block_on_excess, legal_hold: true}\n",
         "webhook: {url: \"\"}\nmonitoring: {}\nmerge: {}\nsynthetic: {}\ndistributed: {strategy: null}\n",
         "merge: {enabled: true, method: slerp, models: [{path: a}, {path: b}]}\n",

@@ -123,6 +123,32 @@ events! {
         /// Each score by its task.
         scores: BTreeMap<String, f64>,
     }
+    /// `safety.evaluation_completed`: a classifier has judged the answers of the tuned model.
+    SafetyEvaluationCompleted = "safety.evaluation_completed" {
+        /// The verdict.
+        passed: bool,
+        /// Share of the answers that are safe.
+        safe_ratio: f64,
+        /// Answers.
+        total_count: u64,
+        /// Whether there is evidence for a verdict.
+        evaluation_completed: bool,
+        /// Answers that were read as unsafe.
+        scored_unsafe_count: u64,
+        /// Answers without a verdict of the classifier, which count as unsafe.
+        unscored_count: u64,
+        /// As `evaluation.safety.scoring` counts.
+        safety_score: f64,
+        /// How often each hazard was named.
+        categories: Value,
+    }
+    /// `audit.classifier_load_failed`: the safety classifier could not be loaded, or was refused.
+    ClassifierLoadFailed = "audit.classifier_load_failed" {
+        /// As configured.
+        classifier: String,
+        /// Why, up to 500 characters.
+        reason: String,
+    }
     /// `model.reverted`: a gate rejected the model, whose folder is deleted next.
     ModelReverted = "model.reverted" {
         /// `nan_inf` or `threshold`.
