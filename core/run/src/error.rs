@@ -1,4 +1,5 @@
 //! Everything that can end a run without a model, and the exit code of each.
+// long because: one list of all ends with their exit codes, and each variant has its message
 
 use crate::approval::error::ApprovalError;
 use crate::benchmark::BenchmarkError;

@@ -256,20 +256,20 @@ fn rendering_is_clear_without_color_and_counts_errors_only() {
 fn loading_is_fast() {
     // the limits of an optimised build; the dev profile does not optimise this crate
     let slower = if cfg!(debug_assertions) { 4 } else { 1 };
-    let text = reference_yaml();
-    let start = Instant::now();
-    for _ in 0..10 {
-        let loaded = loads(&text);
-        assert!(not_available(&loaded.run, &loaded.written, "x").is_empty());
-    }
-    let each = start.elapsed() / 10;
-    println!("load and check of reference.yaml ({} bytes): {each:?}", text.len());
+    // the fastest of some: other programs may be at work
+    let fastest = |text: &str| {
+        let once = || {
+            let start = Instant::now();
+            let loaded = loads(text);
+            assert!(not_available(&loaded.run, &loaded.written, "x").is_empty());
+            start.elapsed()
+        };
+        (0..10).map(|_| once()).min()
+    };
+    let each = fastest(&reference_yaml()).unwrap();
+    println!("load and check of reference.yaml: {each:?}");
     assert!(each < slower * Duration::from_millis(20), "{each:?}");
-    let text = configs().remove("quickstart.yaml").unwrap();
-    let start = Instant::now();
-    let loaded = loads(&text);
-    assert!(not_available(&loaded.run, &loaded.written, "x").is_empty());
-    let once = start.elapsed();
+    let once = fastest(&configs().remove("quickstart.yaml").unwrap()).unwrap();
     println!("load and check of quickstart.yaml: {once:?}");
     assert!(once < slower * Duration::from_millis(5), "{once:?}");
 }
