@@ -302,7 +302,7 @@ fn offline_runs(workplace: &Workplace) -> Vec<(String, Vec<u8>)> {
     let dirs = event_files(workplace.path("out/wandb"));
     let of = |dir: &PathBuf| {
         let name = dir.file_name().unwrap().to_str().unwrap();
-        let id = name.strip_prefix("offline-run-").unwrap().splitn(2, "-").nth(1).unwrap();
+        let id = name.strip_prefix("offline-run-").unwrap().split_once('-').unwrap().1;
         (id.to_owned(), fs::read(dir.join(format!("run-{id}.wandb"))).unwrap())
     };
     dirs.iter().map(of).collect()

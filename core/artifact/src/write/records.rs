@@ -63,7 +63,6 @@ impl RecordFile {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "a test reads files")]
 mod tests {
     use super::RecordFile;
 
