@@ -170,6 +170,15 @@ fn the_example_of_the_seed_runs_as_it_stands_and_verifies() {
             assert!(listed.contains(&member.as_str()), "{file}: `{member}` is not in {listed:?}");
         }
     }
+    // The page for people links to that of each stage.
+    let page = workplace.read("pipeline_run/compliance/pipeline_report.html");
+    let links = page.split("href=\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let pages: Vec<&str> = links.filter(|link| link.ends_with("report.html")).collect();
+    assert_eq!(pages.len(), 3, "{pages:?}");
+    for link in pages {
+        let path = workplace.path("pipeline_run/compliance").join(link);
+        assert!(path.is_file(), "{}", path.display());
+    }
     // As a stranger verifies it: with the key alone.
     let key = "pipeline_run/compliance/signing_key.pub";
     let args = ["verify-annex-iv", "--pipeline", "pipeline_run", "--key", key];

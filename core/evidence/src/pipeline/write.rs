@@ -1,4 +1,4 @@
-//! Writing the manifest of a pipeline, and signing it and the head of its log.
+//! Writing the manifest of a pipeline, its page for people, and signing it and the head of its log.
 //!
 //! The envelope of the manifest before goes first: from then until the new one is there the manifest
 //! is unsigned, never signed as something it is not. The head of the log is signed where the pipeline
@@ -17,7 +17,7 @@ use crate::bundle::write::BundleError;
 use crate::bundle::{COMPLIANCE_DIR, PUBLIC_KEY};
 use crate::checkpoint::{CHECKPOINT_FILE, write_checkpoint_of};
 use crate::digest::sha256_hex;
-use crate::documents::SCHEMA_VERSION;
+use crate::documents::{PIPELINE_REPORT, SCHEMA_VERSION, pipeline_report};
 use crate::documents::evidence::Builder;
 use crate::documents::predicate::common_predicate;
 use crate::documents::record::Identity;
@@ -84,7 +84,7 @@ impl ManifestFacts<'_> {
         manifest
     }
 
-    /// Writes the manifest of a state into the pipeline's folder, and its signature.
+    /// Writes the manifest of a state into the pipeline's folder, its page, and its signature.
     ///
     /// # Errors
     /// If the system refuses, or the key gives no signature.
@@ -97,9 +97,12 @@ impl ManifestFacts<'_> {
         write::create_dir_all_durable(&dir.join(COMPLIANCE_DIR))?;
         let (path, envelope) =
             (dir.join(PIPELINE_MANIFEST), dir.join(format!("{PIPELINE_MANIFEST}{SUFFIX}")));
-        let text = json::pretty(&self.manifest(state, now));
+        let manifest = self.manifest(state, now);
+        let text = json::pretty(&manifest);
         write::remove_file(&envelope)?;
         write::atomic(&path, text.as_bytes())?;
+        let page = dir.join(COMPLIANCE_DIR).join(PIPELINE_REPORT);
+        write::atomic(&page, pipeline_report(&manifest).as_bytes())?;
         let Some(signer) = self.signer else {
             return Ok(write::remove_file(&dir.join(PUBLIC_KEY))?);
         };
