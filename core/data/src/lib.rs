@@ -71,7 +71,7 @@ pub use preview::{Piece, PreviewRow, PreviewSequence, preview};
 pub use problem::{Code, DataError, DataProblem, Problems};
 pub use record::{Content, Layout, Record, RecordKind};
 pub use render::{RenderError, RenderSettings, Rendered, Renderer, Sequence, TokenStatistics};
-pub use rows::{list_data_files, read_rows};
+pub use rows::{Row, list_data_files, read_rows};
 pub use sequences::Sequences;
 pub use shape::Shape;
 pub use split::{SPLIT_SEED, Split, split};

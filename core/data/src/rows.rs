@@ -9,11 +9,14 @@ use crate::find::listed;
 use crate::problem::{Code, DataError, DataProblem};
 use crate::source::open_rows;
 
+/// A row: its columns by name.
+pub type Row = Map<String, Value>;
+
 /// Every row of some files, in order, each with the columns of all: what a row does not have is null.
 ///
 /// # Errors
 /// If a file cannot be read, a row is no object, or there is none.
-pub fn read_rows(files: &[PathBuf]) -> Result<(Vec<Map<String, Value>>, Vec<DataFile>), DataError> {
+pub fn read_rows(files: &[PathBuf]) -> Result<(Vec<Row>, Vec<DataFile>), DataError> {
     let mut rows: Vec<Map<String, Value>> = Vec::new();
     let mut read = Vec::new();
     for path in files {

@@ -47,6 +47,12 @@ struct Tokens {
     n_context: usize,
 }
 
+/// A context and its tokens.
+struct Encoded {
+    text: Arc<str>,
+    tokens: Arc<[u32]>,
+}
+
 /// Texts to tokens for one model.
 struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
@@ -57,7 +63,7 @@ struct Encoder<'a> {
     /// Tokens that the model takes.
     n_max: usize,
     /// The context that was encoded last.
-    last: RefCell<Option<(Arc<str>, Arc<[u32]>)>>,
+    last: RefCell<Option<Encoded>>,
 }
 
 impl<'a> Encoder<'a> {
@@ -87,13 +93,14 @@ impl<'a> Encoder<'a> {
     }
 
     fn context(&self, context: &Arc<str>, text: &str) -> Result<Arc<[u32]>, String> {
-        if let Some((last, tokens)) = &*self.last.borrow()
-            && Arc::ptr_eq(last, context)
+        if let Some(last) = &*self.last.borrow()
+            && Arc::ptr_eq(&last.text, context)
         {
-            return Ok(Arc::clone(tokens));
+            return Ok(Arc::clone(&last.tokens));
         }
         let tokens: Arc<[u32]> = self.whole(text)?.into();
-        *self.last.borrow_mut() = Some((Arc::clone(context), Arc::clone(&tokens)));
+        *self.last.borrow_mut() =
+            Some(Encoded { text: Arc::clone(context), tokens: Arc::clone(&tokens) });
         Ok(tokens)
     }
 
