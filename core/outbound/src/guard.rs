@@ -13,9 +13,10 @@ use std::fmt;
 use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
-use ureq::Agent;
+use ureq::http::Response;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::transport::{Connector as _, RustlsConnector, TcpConnector};
+use ureq::{Agent, Body};
 
 /// The shortest deadline of a request.
 pub const SECONDS_MIN: u64 = 1;
@@ -74,6 +75,17 @@ pub struct Answer {
     /// From 200 to 299.
     pub status: u16,
     /// As much as was asked for.
+    pub body: Vec<u8>,
+}
+
+/// What a server said, whatever it thought of the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// Any but 300 to 399.
+    pub status: u16,
+    /// The seconds of its `Retry-After`, where it has one in seconds.
+    pub retry_after: Option<Duration>,
+    /// As much as was asked for; of an error, no more than that.
     pub body: Vec<u8>,
 }
 
@@ -171,6 +183,35 @@ impl Guard {
     /// # Errors
     /// [`GuardError`]; an answer with another status than 200 to 299 is one.
     pub fn post(&self, to: &Destination, post: Post<'_>) -> Result<Answer, GuardError> {
+        let mut response = self.send(to, post)?;
+        let status = response.status().as_u16();
+        if !(200..=299).contains(&status) {
+            return Err(GuardError::Status(status));
+        }
+        Ok(Answer { status, body: self.read(&mut response, post.answer_bytes_max)? })
+    }
+
+    /// As [`Guard::post`], for a server that explains its errors: a status is no error but a redirect.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub fn exchange(&self, to: &Destination, post: Post<'_>) -> Result<Reply, GuardError> {
+        let mut response = self.send(to, post)?;
+        let status = response.status().as_u16();
+        let seconds = response.headers().get("Retry-After").and_then(|value| value.to_str().ok());
+        let retry_after =
+            seconds.and_then(|text| text.trim().parse().ok().map(Duration::from_secs));
+        let body = match self.read(&mut response, post.answer_bytes_max) {
+            Ok(body) => body,
+            Err(error) if (200..=299).contains(&status) => return Err(error),
+            // The status says enough.
+            Err(_) => Vec::new(),
+        };
+        Ok(Reply { status, retry_after, body })
+    }
+
+    /// Sends a request; what comes back is not sent elsewhere.
+    fn send(&self, to: &Destination, post: Post<'_>) -> Result<Response<Body>, GuardError> {
         let mut request = self.agent.post(to.uri());
         for (name, value) in post.headers {
             request = request.header(*name, *value);
@@ -178,23 +219,25 @@ impl Guard {
         if let Some(value) = to.authorization() {
             request = request.header("Authorization", value);
         }
-        let mut response = request.send(post.body).map_err(|error| self.error(error))?;
-        let status = response.status().as_u16();
-        match status {
-            200..=299 => {}
-            300..=399 => return Err(GuardError::Redirect(status)),
-            _ => return Err(GuardError::Status(status)),
+        let response = request.send(post.body).map_err(|error| self.error(error))?;
+        match response.status().as_u16() {
+            status @ 300..=399 => Err(GuardError::Redirect(status)),
+            _ => Ok(response),
         }
+    }
+
+    /// The body, which may have `bytes_max` bytes; with 0 it is not read.
+    fn read(&self, response: &mut Response<Body>, bytes_max: u64) -> Result<Vec<u8>, GuardError> {
         let mut body = Vec::new();
-        if post.answer_bytes_max > 0 {
+        if bytes_max > 0 {
             // One byte more than allowed is enough to be refused.
-            let mut reader = response.body_mut().as_reader().take(post.answer_bytes_max + 1);
+            let mut reader = response.body_mut().as_reader().take(bytes_max + 1);
             reader.read_to_end(&mut body).map_err(|error| self.error(error.into()))?;
-            if body.len() as u64 > post.answer_bytes_max {
-                return Err(GuardError::TooLarge(post.answer_bytes_max));
+            if body.len() as u64 > bytes_max {
+                return Err(GuardError::TooLarge(bytes_max));
             }
         }
-        Ok(Answer { status, body })
+        Ok(body)
     }
 
     fn error(&self, error: ureq::Error) -> GuardError {
