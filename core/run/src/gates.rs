@@ -10,6 +10,7 @@ pub mod interval;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::Observer;
+use crate::judge;
 use crate::plan::Plan;
 use examination::Examination;
 use forgelm_artifact::hash::sha256_bytes;
@@ -86,12 +87,14 @@ pub fn policy(evaluation: Option<&Evaluation>) -> Policy {
 /// # Errors
 /// If an input of one cannot be used.
 pub(crate) fn examinations(
-    _plan: &Plan,
-    _offline: bool,
-    _env: &Environment,
-    _observer: &mut dyn Observer,
+    plan: &Plan,
+    offline: bool,
+    env: &Environment,
+    observer: &mut dyn Observer,
 ) -> Result<Vec<Box<dyn Examination>>, RunError> {
-    Ok(Vec::new())
+    let mut examinations = Vec::new();
+    examinations.extend(judge::prepare(plan, offline, env, observer)?);
+    Ok(examinations)
 }
 
 /// Whether the config names a loss that the model is compared with.
@@ -125,6 +128,7 @@ pub fn fixed(plan: &Plan) -> (Option<Value>, Option<String>) {
         "require_human_approval": evaluation.require_human_approval,
         "min_samples": evaluation.min_samples,
         "confidence": evaluation.confidence,
+        "judge_min_score": judge::min_score(&plan.run),
     });
     let section = resolved_json(&plan.run)["evaluation"].take();
     // Numbers of a config are within what canonical JSON takes.

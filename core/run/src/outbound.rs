@@ -7,12 +7,14 @@
 //!
 //! Start reading at [`Told`].
 
+mod api;
 mod decided;
 mod hook;
 mod monitor;
 mod route;
 mod timestamp;
 
+pub(crate) use api::{ApiSettings, api_contact, open_api};
 pub use decided::tell_decision;
 pub use route::OutboundError;
 pub(crate) use timestamp::{TimeStamps, tell_unstamped};

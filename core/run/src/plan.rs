@@ -1,6 +1,7 @@
 //! What a config asks for, decided completely before anything is done. Dry run prints it.
 
 use crate::error::RunError;
+use crate::judge;
 use crate::outbound;
 use crate::output::OutputDir;
 use crate::plugins::Named;
@@ -258,7 +259,8 @@ impl Plan {
             let n = evaluation.approval.as_ref().map_or(1, |rules| rules.quorum);
             format!("{n} must approve")
         });
-        [limit, baseline, revert, approval].into_iter().flatten().collect()
+        let judge = judge::gate_line(&self.run);
+        [limit, baseline, judge, revert, approval].into_iter().flatten().collect()
     }
 
     /// Files and folders that the run reads.
@@ -277,7 +279,7 @@ impl Plan {
         let evaluation = self.run.evaluation.as_ref().filter(|_| self.is_staged());
         let approvers = evaluation.and_then(|e| e.approval.as_ref()?.approvers.clone());
         let files = std::iter::once(model).chain(data).chain(plugins).chain(approvers);
-        files.chain(self.named_files()).collect()
+        files.chain(judge::reads(&self.run)).chain(self.named_files()).collect()
     }
 
     /// Files that the config names as answers to Annex IV.
@@ -314,14 +316,16 @@ impl Plan {
 
     /// Whom the run may contact.
     fn contacts(&self) -> Vec<String> {
+        let judge = judge::contact(&self.run, self.run.model.offline);
         if self.run.model.offline {
-            return outbound::contacts(&self.run);
+            return outbound::contacts(&self.run).into_iter().chain(judge).collect();
         }
         let mut contacts = self.model_contacts();
         if self.data_sets().any(|name| is_hub_id(name)) {
             contacts.push("the hub, for the data".to_owned());
         }
         contacts.extend(outbound::contacts(&self.run));
+        contacts.extend(judge);
         contacts
     }
 
@@ -349,6 +353,7 @@ impl Plan {
         ["audit_log.jsonl", "checkpoint-N/", "compliance/", "metrics.jsonl"]
             .into_iter()
             .chain(outbound::writes(&self.run))
+            .chain(judge::writes(&self.run))
             .map(|name| root.join(name).display().to_string())
             .chain([self.output.final_model().display().to_string() + "/"])
             .chain(self.is_staged().then(|| {

@@ -98,8 +98,12 @@ fn judge(evaluation: &Evaluation, path: &str, findings: &mut Findings<'_>) {
     };
     let pin = format!("{path}.llm_judge.judge_model_revision");
     if let Some(revision) = &judge.judge_model_revision {
-        if judge.judge_api_key_env.is_some() {
-            let env = format!("{path}.llm_judge.judge_api_key_env");
+        let remote = [
+            (judge.judge_api_key_env.is_some(), "judge_api_key_env"),
+            (judge.judge_api_base.is_some(), "judge_api_base"),
+        ];
+        if let Some((_, key)) = remote.into_iter().find(|(is_set, _)| *is_set) {
+            let env = format!("{path}.llm_judge.{key}");
             let message = format!(
                 "`{pin}` pins a local judge and `{env}`{} makes it a remote one",
                 findings.at(&env)

@@ -85,6 +85,10 @@ fn combinations_that_are_refused() {
             "monitoring: {enabled: true, metrics_export: custom_webhook}\n",
             "`monitoring.metrics_export` is `custom_webhook`, and there is no `monitoring.endpoint`",
         ),
+        (
+            "evaluation: {llm_judge: {judge_api_base: 'https://h/v1', judge_model_revision: main}}\n",
+            "and `evaluation.llm_judge.judge_api_base` (line 5) makes it a remote one",
+        ),
         ("synthetic: {enabled: true, teacher_model: t}\n", "there are no prompts"),
         ("synthetic: {enabled: true, seed_file: f}\n", "`synthetic.teacher_model` is empty"),
         (
@@ -138,7 +142,7 @@ fn combinations_that_are_refused() {
         ),
         ("training: {final_model_dir: ../x}\n", "expected text (a relative path without `..`)"),
     ];
-    assert_eq!(cases.len(), 41);
+    assert_eq!(cases.len(), 42);
     for (more, words) in cases {
         let message = only(&file(more));
         assert!(message.contains(words), "{more}\n{message}");

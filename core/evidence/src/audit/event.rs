@@ -114,6 +114,13 @@ events! {
         /// The loss that may not be exceeded, as configured or measured before the first step.
         baseline_loss: Option<f64>,
     }
+    /// `judge.evaluation_completed`: the judge has scored answers of the tuned model, or could not.
+    JudgeEvaluationCompleted = "judge.evaluation_completed" {
+        /// The verdict.
+        passed: bool,
+        /// Over the answers that were scored; none where nothing follows from them.
+        average_score: Option<f64>,
+    }
     /// `model.reverted`: a gate rejected the model, whose folder is deleted next.
     ModelReverted = "model.reverted" {
         /// `nan_inf` or `threshold`.
