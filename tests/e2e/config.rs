@@ -79,7 +79,7 @@ fn what_is_not_built_yet_is_refused_by_name() {
         }
         workplace.write("run.yaml", &config);
     }
-    for flag in ["--benchmark-only=x", "--generate-data", "--wizard"] {
+    for flag in ["--benchmark-only=x", "--wizard"] {
         workplace
             .forgelm(&["--config", "run.yaml", flag])
             .expect_code(1)

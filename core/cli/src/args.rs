@@ -109,7 +109,8 @@ pub struct RunFlags {
     /// Merge the models of the `merge` section; nothing is trained.
     #[arg(long, group = "mode")]
     pub merge: bool,
-    /// Run the `synthetic` section (not available yet).
+    /// Let the teacher of the `synthetic` section answer its prompts; nothing is trained. Started again it
+    /// goes on where it ended.
     #[arg(long, group = "mode")]
     pub generate_data: bool,
     /// Write the documents that the config alone gives, marked as not of a run; nothing is trained.
@@ -125,7 +126,7 @@ pub struct RunFlags {
     #[arg(long)]
     pub offline: bool,
     /// Refuse to start while a point of the technical documentation would say `not provided`.
-    #[arg(long, conflicts_with_all = ["fit_check", "merge"])]
+    #[arg(long, conflicts_with_all = ["fit_check", "merge", "generate_data"])]
     pub strict_compliance: bool,
     /// Build a config by questions (not available yet).
     #[arg(long)]
@@ -155,7 +156,6 @@ impl RunFlags {
     pub fn not_available(&self) -> Option<&'static str> {
         let given = [
             (self.benchmark_only.is_some(), "--benchmark-only"),
-            (self.generate_data, "--generate-data"),
             (self.wizard, "--wizard"),
             (self.stage.is_some(), "--stage"),
             (self.resume_from.is_some(), "--resume-from"),

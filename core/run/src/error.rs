@@ -8,6 +8,7 @@ use crate::outbound::OutboundError;
 use crate::quantize::QuantizeError;
 use crate::retention::RetentionError;
 use crate::reverse_pii::ReversePiiError;
+use crate::synthetic::SyntheticError;
 use forgelm_artifact::jsonl::JsonlError;
 use forgelm_artifact::lock::LockError;
 use forgelm_artifact::open::OpenError;
@@ -584,6 +585,9 @@ pub enum RunError {
     /// Nobody can be looked for.
     #[error(transparent)]
     ReversePii(#[from] ReversePiiError),
+    /// No rows are generated, or no more.
+    #[error(transparent)]
+    Synthetic(#[from] SyntheticError),
     /// A feature that is not built yet.
     #[error("not available yet: {0}")]
     NotAvailable(String),
@@ -657,6 +661,7 @@ impl RunError {
             Self::Retention(error) => error.exit(),
             Self::Erasure(error) => error.exit(),
             Self::ReversePii(error) => error.exit(),
+            Self::Synthetic(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.

@@ -48,6 +48,7 @@ pub mod sample;
 pub mod score;
 pub mod settings;
 mod subject;
+pub mod synthetic;
 mod traces;
 pub mod training;
 pub mod trust;

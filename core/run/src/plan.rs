@@ -5,6 +5,7 @@ use crate::judge;
 use crate::outbound;
 use crate::output::OutputDir;
 use crate::plugins::Named;
+use crate::synthetic;
 use forgelm_config::{
     ComputeDtype, Diagnostic, Loaded, NamedPlugin, Run, Severity, TrainOn, config_hash, load_bytes,
     not_available, resolved_json,
@@ -160,6 +161,7 @@ impl Plan {
             "risk_classification": run.compliance.as_ref().map(|compliance| {
                 compliance.risk_classification.to_string()
             }),
+            "synthetic": synthetic::plan_line(run),
             "config_hash": self.config_hash,
             "contacts": self.contacts(),
             "reads": self.reads(),
@@ -229,6 +231,9 @@ impl Plan {
         {
             let (n, dir) = (merge.models.len(), &merge.output_dir);
             line("merge", format!("of {n} models by {method} into {dir}, with --merge"));
+        }
+        if let Some(synthetic) = synthetic::plan_line(run) {
+            line("generate", synthetic);
         }
         let gates = self.gates();
         if !gates.is_empty() {

@@ -21,6 +21,7 @@ pub mod reverse_pii;
 pub mod run;
 pub mod score;
 pub mod sign;
+pub mod synthetic;
 pub mod verify;
 
 use crate::args::{Format, LogLevel, Output};

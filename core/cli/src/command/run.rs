@@ -1,7 +1,7 @@
 //! `forgelm --config FILE`: the main job, and its dry run.
 
 use super::compliance::{export_documents, failed};
-use super::{Context, gates, merge};
+use super::{Context, gates, merge, synthetic};
 use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
 use crate::world;
@@ -59,6 +59,9 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
     }
     if flags.merge {
         return merge::merge(&plan, flags, context);
+    }
+    if flags.generate_data {
+        return synthetic::generate(&plan, flags, context);
     }
     if let Some(dir) = &flags.compliance_export {
         return export_documents(&plan, flags, dir, context);

@@ -283,6 +283,28 @@ fn synthetic(run: &Run, findings: &mut Findings<'_>) {
             "name the teacher, or write `teacher_backend: file`",
         );
     }
+    let (backend, base) = ("synthetic.teacher_backend", "synthetic.api_base");
+    if synthetic.teacher_backend == TeacherBackend::Api && synthetic.api_base.is_empty() {
+        let message = format!("`{enabled}` is true, `{backend}` is `api`, and `{base}` is empty");
+        findings.error(
+            Code::Conflict,
+            &[enabled, backend, base],
+            message,
+            "write the address of the API, such as `https://api.openai.com/v1`",
+        );
+    }
+    if synthetic.teacher_backend == TeacherBackend::File
+        && synthetic.seed_file.is_empty()
+        && !synthetic.seed_prompts.is_empty()
+    {
+        let message = format!("`{backend}` is `file` and `synthetic.seed_file` is empty");
+        findings.error(
+            Code::Conflict,
+            &[backend, "synthetic.seed_file"],
+            message,
+            "name the file of prompts with their answers",
+        );
+    }
     if synthetic.seed_file.is_empty() && synthetic.seed_prompts.is_empty() {
         let message = format!("`{enabled}` is true and there are no prompts");
         findings.error(
