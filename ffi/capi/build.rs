@@ -1,6 +1,6 @@
-//! Names the shared library: without a SONAME, a host that was linked by path records the path.
+//! Names the shared library after its ABI: hosts that were linked to it ask for this name.
 
 fn main() {
-    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libforgelm.so");
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libforgelm.so.1");
     println!("cargo:rerun-if-changed=build.rs");
 }

@@ -66,7 +66,7 @@ fn environment(workplace: &Workplace, clock: Arc<TestClock>) -> Environment {
         signing_program: |_, _| Err("none".to_owned()),
         alarm: |_| {},
         process_id: 1,
-        variable: |_| None,
+        variable: Arc::new(|_: &str| None),
         random_bits: 1,
         stop: Arc::new(AtomicBool::new(false)),
     }

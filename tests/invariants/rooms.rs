@@ -19,14 +19,14 @@ const ROOMS: [Room; 7] = [
     Room {
         what: "reads the clock",
         words: &["SystemTime::now", "Instant::now", "Timestamp::now"],
-        may: &["core/cli/", "ffi/capi/", "tools/"],
+        may: &["core/world/", "tools/"],
         instead: "take a `forgelm_artifact::time::Clock` as an argument",
     },
     Room {
         what: "reads the environment",
         words: &["env::var", "env::var_os", "env::vars", "env::vars_os"],
-        may: &["core/cli/", "kernels/cpu/build.rs", "tools/"],
-        instead: "take the value as an argument; core/cli reads it",
+        may: &["core/world/", "kernels/cpu/build.rs", "tools/"],
+        instead: "take the value as an argument; core/world reads it",
     },
     Room {
         what: "ends the process",
@@ -82,7 +82,7 @@ const ROOMS: [Room; 7] = [
             "Command::new",
         ],
         // the process of a plugin is this program again
-        may: &["core/hub/", "core/outbound/", "core/cli/", "ffi/loader/src/worker/", "tools/"],
+        may: &["core/hub/", "core/outbound/", "core/world/", "ffi/loader/src/worker/", "tools/"],
         instead: "ask core/hub for what is fetched, core/outbound for what is sent",
     },
     Room {

@@ -218,10 +218,13 @@ def _c_host_test_impl(ctx):
         use_default_shell_env = True,
     )
     script = _launcher(ctx, """
-LD_LIBRARY_PATH="$ws/%s${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+# the host asks for the library by the name of its ABI
+mkdir -p "$TEST_TMPDIR/lib"
+ln -sf "$ws/%s" "$TEST_TMPDIR/lib/%s"
+LD_LIBRARY_PATH="$TEST_TMPDIR/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export LD_LIBRARY_PATH
 exec "$ws/%s" "$@"
-""" % (_dirname(lib.shared.short_path), host.short_path))
+""" % (lib.shared.short_path, lib.shared.basename + ".1", host.short_path))
     return [DefaultInfo(
         executable = script,
         runfiles = ctx.runfiles(files = [host] + ([] if ctx.attr.static else [lib.shared])),

@@ -1,14 +1,12 @@
-//! The program: arguments in, exit code out. The only crate that reads the clock, the environment
-//! and the terminal, and the only one that prints.
+//! The program: arguments in, exit code out. The only crate that prints.
 //!
-//! It decides nothing about a run: [`args`] is the command line as data, [`world`] what the
-//! machine says, [`progress`] what a person watches, and `command/` has a file for each command.
+//! It decides nothing about a run: [`args`] is the command line as data, [`terminal`] what only a
+//! program asks of the system, [`progress`] what a person watches, and `command/` has a file for each command.
 
 mod args;
 mod command;
 mod progress;
-mod signing_program;
-mod world;
+mod terminal;
 
 use args::{Cli, Command};
 use clap::Parser;

@@ -83,7 +83,7 @@ pub fn signing_key(
         observer.observe(&Event::Warning("signing is off: nothing can be verified".to_owned()));
         return Ok(None);
     }
-    let named = signing.key_env.as_deref().and_then(env.variable).map(Secret::new);
+    let named = signing.key_env.as_deref().and_then(|name| (env.variable)(name)).map(Secret::new);
     let places = key_places(None, env);
     let found = find_signing_key(&KeyCandidates {
         env_key: places.env_key.or_else(|| named.as_ref().and_then(to_evidence)),

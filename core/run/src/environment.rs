@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Looks up a variable of the environment that is set and not empty.
-pub type Lookup = fn(&str) -> Option<String>;
+pub type Lookup = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// Starts a program that signs: its words, and the message on its input; what it printed.
 pub type SigningProgram = fn(&[String], &[u8]) -> Result<Vec<u8>, String>;

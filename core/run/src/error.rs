@@ -484,6 +484,9 @@ pub enum RunError {
         /// The tuned model.
         final_model: PathBuf,
     },
+    /// What a host asked of a model cannot be answered.
+    #[error("{0}")]
+    Request(String),
     /// Gates could not say anything about the tuned model.
     #[error(
         "{}\n  the tuned model is in `{}`, without evidence\n  hint: mend what the gate needs, and \
@@ -652,6 +655,7 @@ impl RunError {
             | Self::QuantizeInput { .. }
             | Self::NotReproducible(_)
             | Self::OpenPoints { .. }
+            | Self::Request(_)
             | Self::NoComplianceSection
             | Self::NotAvailable(_) => Exit::Config,
             Self::Diverged { .. } | Self::DivergedFile { .. } => Exit::Integrity,

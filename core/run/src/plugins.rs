@@ -83,6 +83,28 @@ pub struct LibraryRecord {
     pub plugins: Vec<(&'static str, &'static str, &'static str)>,
 }
 
+impl LibraryRecord {
+    /// As lists of plugins have it.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let plugins = self
+            .plugins
+            .iter()
+            .map(|(kind, name, summary)| json!({"kind": kind, "name": name, "summary": summary}));
+        json!({
+            "name": self.origin.library,
+            "version": self.origin.version,
+            "path": self.origin.path,
+            "sha256": self.origin.sha256,
+            "abi": self.abi,
+            "bundled": self.is_bundled,
+            "isolation": isolation(&self.origin),
+            "signature": self.origin.signature.as_ref().map(signature),
+            "plugins": plugins.collect::<Vec<_>>(),
+        })
+    }
+}
+
 /// A plugin that took part in a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Used {

@@ -359,7 +359,7 @@ mod tests {
             signing_program: |_, _| Err("none".to_owned()),
             alarm: |_| {},
             process_id: 1,
-            variable: |_| None,
+            variable: Arc::new(|_: &str| None),
             random_bits: 7,
             stop: Arc::new(AtomicBool::new(false)),
         }

@@ -10,6 +10,7 @@ mod job;
 pub mod ledger;
 pub(crate) mod outcome;
 mod reference;
+mod report;
 pub(crate) mod room;
 mod squeeze;
 mod steps;

@@ -6,13 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::error::{Failure, Status, forgelm_error};
 
 /// Runs a call with the net: a failure or a panic becomes a status, and the error object if the
-/// caller wants it.
+/// caller wants it. What the body gives is the status of a call that came to an end of its own.
 ///
 /// # Safety
 /// `out_error` is NULL or points to a writable pointer.
 pub unsafe fn call(
     out_error: *mut *mut forgelm_error,
-    body: impl FnOnce() -> Result<(), Failure>,
+    body: impl FnOnce() -> Result<Status, Failure>,
 ) -> i32 {
     // AssertUnwindSafe: after a panic nothing that the body touched is used again.
     let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
@@ -20,7 +20,10 @@ pub unsafe fn call(
         std::mem::forget(payload);
         Err(Failure::new(Status::Panic, "a bug in ForgeLM: please report it"))
     });
-    let Err(failure) = result else { return Status::Ok as i32 };
+    let failure = match result {
+        Ok(status) => return status as i32,
+        Err(failure) => failure,
+    };
     let status = failure.status as i32;
     if !out_error.is_null() {
         let handed_out = Box::into_raw(Box::new(forgelm_error::from(failure)));
@@ -66,6 +69,24 @@ pub unsafe fn text<'a>(text: *const c_char, name: &str) -> Result<&'a str, Failu
     // SAFETY: not NULL by the test above, ended by NUL by this function's contract.
     let text = unsafe { CStr::from_ptr(text) };
     text.to_str().map_err(|_| Failure::argument(name, "is not UTF-8"))
+}
+
+/// As [`text`], where NULL is none.
+///
+/// # Safety
+/// As [`text`].
+///
+/// # Errors
+/// Not UTF-8.
+pub unsafe fn optional_text<'a>(
+    text_or_null: *const c_char,
+    name: &str,
+) -> Result<Option<&'a str>, Failure> {
+    if text_or_null.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: by this function's contract.
+    unsafe { text(text_or_null, name) }.map(Some)
 }
 
 /// Hands a text out, to be freed with `forgelm_string_free`. A NUL inside ends it early.

@@ -2,14 +2,15 @@
 
 use std::ffi::c_char;
 
-use forgelm_config::{Diagnostic, Severity, load_bytes};
+use forgelm_config::{Diagnostic, Severity, json_schema, load_bytes, resolved_json};
+use forgelm_run::error::RunError;
 use serde_json::{Value, json};
 
 use crate::border::{bytes, call, owned, put, text};
-use crate::error::forgelm_error;
+use crate::error::{Status, forgelm_error};
 
 /// One finding, with null for its absent parts.
-fn problem(diagnostic: &Diagnostic) -> Value {
+pub fn problem(diagnostic: &Diagnostic) -> Value {
     let severity = match diagnostic.severity {
         Severity::Note => "note",
         Severity::Warning => "warning",
@@ -68,7 +69,52 @@ pub unsafe extern "C" fn forgelm_config_check(
         unsafe { put(out_n_errors, || n_errors) };
         // SAFETY: NULL or writable by this function's contract.
         unsafe { put(out_report, || owned(&report)) };
-        Ok(())
+        Ok(Status::Ok)
+    };
+    // SAFETY: NULL or writable by this function's contract.
+    unsafe { call(out_error, body) }
+}
+
+/// A config with every default; `forgelm.h` has the contract.
+///
+/// # Safety
+/// As [`forgelm_config_check`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn forgelm_config_resolve(
+    yaml: *const c_char,
+    yaml_len: usize,
+    file_name: *const c_char,
+    out_config: *mut *mut c_char,
+    out_error: *mut *mut forgelm_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: by this function's contract.
+        let yaml = unsafe { bytes(yaml, yaml_len, "text") }?;
+        // SAFETY: by this function's contract.
+        let file = unsafe { text(file_name, "file_name") }?;
+        let loaded = load_bytes(yaml, file).map_err(RunError::Config)?;
+        let resolved = resolved_json(&loaded.run).to_string();
+        // SAFETY: NULL or writable by this function's contract.
+        unsafe { put(out_config, || owned(&resolved)) };
+        Ok(Status::Ok)
+    };
+    // SAFETY: NULL or writable by this function's contract.
+    unsafe { call(out_error, body) }
+}
+
+/// The JSON schema of configs; `forgelm.h` has the contract.
+///
+/// # Safety
+/// Each out-pointer is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn forgelm_config_schema(
+    out_schema: *mut *mut c_char,
+    out_error: *mut *mut forgelm_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: NULL or writable by this function's contract.
+        unsafe { put(out_schema, || owned(&json_schema().to_string())) };
+        Ok(Status::Ok)
     };
     // SAFETY: NULL or writable by this function's contract.
     unsafe { call(out_error, body) }

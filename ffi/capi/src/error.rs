@@ -2,6 +2,12 @@
 
 use std::ffi::{CString, c_char};
 
+use forgelm_run::error::RunError;
+use forgelm_run::exit::Exit;
+use serde_json::{Value, json};
+
+use crate::config::problem;
+
 /// How a call ended: the numbers of the header, which never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
@@ -28,11 +34,13 @@ pub enum Status {
     Panic = 64,
     /// An argument that no caller may pass.
     InvalidArgument = 65,
+    /// The object is at work.
+    Busy = 66,
 }
 
 impl Status {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Ok,
         Self::ConfigError,
         Self::RuntimeError,
@@ -44,6 +52,7 @@ impl Status {
         Self::NoResources,
         Self::Panic,
         Self::InvalidArgument,
+        Self::Busy,
     ];
 
     /// Its name for people.
@@ -61,6 +70,7 @@ impl Status {
             Self::NoResources => c"no resources",
             Self::Panic => c"panic",
             Self::InvalidArgument => c"invalid argument",
+            Self::Busy => c"busy",
         }
     }
 }
@@ -72,13 +82,15 @@ pub struct Failure {
     pub status: Status,
     /// What went wrong.
     pub message: String,
+    /// What else is known of it, as a JSON object.
+    pub details: Value,
 }
 
 impl Failure {
     /// A failure with its message.
     #[must_use]
     pub fn new(status: Status, message: &str) -> Self {
-        Self { status, message: message.to_owned() }
+        Self { status, message: message.to_owned(), details: json!({}) }
     }
 
     /// An argument, by its name in the header, that is not what it must be.
@@ -88,17 +100,45 @@ impl Failure {
     }
 }
 
+impl From<Exit> for Status {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Success => Self::Ok,
+            Exit::Config => Self::ConfigError,
+            Exit::Runtime => Self::RuntimeError,
+            Exit::Gate => Self::GateRejected,
+            Exit::AwaitingApproval => Self::AwaitingApproval,
+            Exit::WizardCancelled => Self::Cancelled,
+            Exit::Integrity => Self::IntegrityError,
+            Exit::Interrupted => Self::Interrupted,
+            Exit::Resources => Self::NoResources,
+        }
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        let mut details = error.details();
+        if let RunError::Config(problems) = &error {
+            details["problems"] = problems.iter().map(problem).collect();
+        }
+        Self { status: error.exit().into(), message: error.chain(), details }
+    }
+}
+
 /// The error object of the header.
 #[expect(non_camel_case_types, reason = "its name in C")]
 pub struct forgelm_error {
     status: Status,
     message: CString,
+    details: CString,
 }
 
 impl From<Failure> for forgelm_error {
     fn from(failure: Failure) -> Self {
-        let message = failure.message.replace('\0', "\u{fffd}");
-        Self { status: failure.status, message: CString::new(message).unwrap_or_default() }
+        let c = |text: String| CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default();
+        let details = c(failure.details.to_string());
+        Self { status: failure.status, message: c(failure.message), details }
     }
 }
 
@@ -129,6 +169,17 @@ pub unsafe extern "C" fn forgelm_error_message(error: *const forgelm_error) -> *
     // SAFETY: NULL or valid by this function's contract.
     let error = unsafe { error.as_ref() };
     error.map_or(c"".as_ptr(), |error| error.message.as_ptr())
+}
+
+/// What else is known, as JSON; `{}` for NULL.
+///
+/// # Safety
+/// `error` is NULL or an error of this library that was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn forgelm_error_details(error: *const forgelm_error) -> *const c_char {
+    // SAFETY: NULL or valid by this function's contract.
+    let error = unsafe { error.as_ref() };
+    error.map_or(c"{}".as_ptr(), |error| error.details.as_ptr())
 }
 
 /// Frees an error; NULL is fine.

@@ -9,6 +9,18 @@
 #![expect(unsafe_code, reason = "a C border works on raw pointers")]
 
 pub mod border;
+pub mod cancel;
 pub mod config;
+pub mod engine;
 pub mod error;
+pub mod handle;
+pub mod model;
+pub mod options;
+pub mod place;
+pub mod plugin;
+pub mod sign;
+pub mod tensor;
+pub mod train;
+pub mod verify;
 pub mod version;
+pub mod work;

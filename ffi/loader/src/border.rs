@@ -3,6 +3,7 @@
 use crate::error::Problem;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
+use crate::trainer::kept_name;
 use crate::watch::{Callers, Calls, Inside};
 use forgelm_abi::{
     DEVICE_CPU, dtype_code, forgelm_device, forgelm_dtype, forgelm_plugin_error, forgelm_status,
@@ -69,7 +70,7 @@ pub(crate) unsafe fn kept_text(
     }
     // SAFETY: not null; the caller's promise.
     match unsafe { CStr::from_ptr(pointer) }.to_str() {
-        Ok(text) if !text.is_empty() => Ok(Box::leak(text.to_owned().into_boxed_str())),
+        Ok(text) if !text.is_empty() => Ok(kept_name(text)),
         Ok(_) | Err(_) => Err(Problem::Text { what: what() }),
     }
 }

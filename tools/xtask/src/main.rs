@@ -4,15 +4,20 @@
 //! [`CHORES`].
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
+mod abi;
 mod bench;
+mod install;
 
 use std::process::ExitCode;
 
 /// Name, summary, and what runs with the arguments that follow the name.
 type Chore = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
-const CHORES: [Chore; 1] =
-    [("bench", "every benchmark, and one table of shares of this machine's limits", bench::run)];
+const CHORES: [Chore; 3] = [
+    ("abi", "the headers against the record of the last release", abi::run),
+    ("bench", "every benchmark, and one table of shares of this machine's limits", bench::run),
+    ("install", "program, library, plugins and headers below a prefix", install::run),
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -3,7 +3,7 @@
 use super::Context;
 use crate::args::{DataArgs, DataCommand};
 use crate::progress::count;
-use crate::world;
+use crate::terminal;
 use forgelm_run::data::{
     self, ControlFilter, LintReport, Piece, PreviewRow, PreviewSequence, Role,
 };
@@ -31,7 +31,7 @@ fn preview(args: &DataArgs, n: usize, context: &mut Context) -> Exit {
         Ok(rows) => rows,
         Err(error) => return context.failed(&error),
     };
-    let mark = if world::stdout_has_color() { Mark::Color } else { Mark::Brackets };
+    let mark = if terminal::stdout_has_color() { Mark::Color } else { Mark::Brackets };
     let mut text = String::new();
     let mut documents = Vec::new();
     for row in &rows {

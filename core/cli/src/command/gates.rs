@@ -1,8 +1,7 @@
-//! What gates said, for a person and for a program.
+//! What gates said, for a person.
 
 use forgelm_evidence::documents::evidence::Gate;
 use forgelm_evidence::gate::{Bound, Check};
-use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 
 /// A line for each gate, and one for each of its checks with how far it is from its limit.
@@ -41,27 +40,11 @@ fn check(check: &Check) -> String {
     text
 }
 
-/// `gate_failures`, and what each gate found under its own key: `benchmark`, `safety`, `judge`.
-pub fn members(gates: &[Gate], evaluations: &Map<String, Value>) -> Map<String, Value> {
-    let failures = gates.iter().filter(|gate| !gate.passed);
-    let failures: Vec<Value> =
-        failures.map(|gate| json!({"gate": gate.gate, "reason": gate.reason})).collect();
-    let found = evaluations.iter().filter_map(|(key, value)| {
-        let key = if key == "llm_judge" { "judge" } else { key.as_str() };
-        let gate = gates.iter().find(|gate| gate.gate == key)?;
-        let mut value = value.clone();
-        value.as_object_mut()?.insert("passed".to_owned(), json!(gate.passed));
-        Some((key.to_owned(), value))
-    });
-    std::iter::once(("gate_failures".to_owned(), Value::Array(failures))).chain(found).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{lines, members};
+    use super::lines;
     use forgelm_evidence::documents::evidence::Gate;
     use forgelm_evidence::gate::{Bound, Check};
-    use serde_json::json;
 
     fn gate(name: &str, passed: bool, checks: Vec<Check>) -> Gate {
         let reason = (!passed).then(|| "too low".to_owned());
@@ -85,11 +68,5 @@ mod tests {
             "gate      benchmark passed: benchmark/average 0.5000, at least 0.2500 (margin 0.2500, \
              40 samples, 0.3750 to 0.6250)\ngate      safety rejected: no limit\n"
         );
-        let found = json!({"benchmark": {"average": 0.5}, "llm_judge": {"average_score": 4.0}});
-        let gates = [gate("benchmark", true, vec![]), gate("judge", false, vec![])];
-        let members = members(&gates, found.as_object().unwrap());
-        assert_eq!(members["benchmark"], json!({"average": 0.5, "passed": true}));
-        assert_eq!(members["judge"], json!({"average_score": 4.0, "passed": false}));
-        assert_eq!(members["gate_failures"], json!([{"gate": "judge", "reason": "too low"}]));
     }
 }

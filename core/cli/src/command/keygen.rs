@@ -2,7 +2,6 @@
 
 use super::Context;
 use crate::args::KeygenArgs;
-use crate::world;
 use forgelm_evidence::Secret;
 use forgelm_evidence::keys::file::{NewKey, generate_key_file, public_key_path};
 use forgelm_run::error::RunError;
@@ -13,7 +12,7 @@ use serde_json::json;
 pub fn keygen(args: &KeygenArgs, context: &mut Context) -> Exit {
     let passphrase = match &args.passphrase_env {
         None => None,
-        Some(name) => match world::variable(name).and_then(Secret::new) {
+        Some(name) => match forgelm_world::variable(name).and_then(Secret::new) {
             Some(passphrase) => Some(passphrase),
             None => {
                 let text = format!(

@@ -2,7 +2,6 @@
 
 use super::Context;
 use crate::args::{KeysCommand, RevokeKeyArgs, RotateKeysArgs, StoreArgs, TrustKeyArgs};
-use crate::world;
 use forgelm_artifact::UtcTime;
 use forgelm_evidence::Secret;
 use forgelm_evidence::keys::file::{load_key_file, load_named_public_key};
@@ -205,10 +204,13 @@ fn rotate(args: &RotateKeysArgs, env: &Environment) -> Result<Done, Refusal> {
     let passphrase = env.signing_key_passphrase.as_ref().and_then(to_evidence);
     let of_new = match &args.new_passphrase_env {
         None => passphrase.clone(),
-        Some(name) => Some(world::variable(name).and_then(Secret::new).ok_or_else(|| {
-            let text = format!("--new-passphrase-env: the variable `{name}` is not set, or empty");
-            Refusal::Said(text)
-        })?),
+        Some(name) => {
+            Some(forgelm_world::variable(name).and_then(Secret::new).ok_or_else(|| {
+                let text =
+                    format!("--new-passphrase-env: the variable `{name}` is not set, or empty");
+                Refusal::Said(text)
+            })?)
+        }
     };
     let old = load_key_file(&args.old_key, passphrase.as_ref())?;
     let new = load_key_file(&args.new_key, of_new.as_ref())?;

@@ -3,7 +3,7 @@
 use super::Context;
 use crate::args::{LogLevel, RunFlags};
 use crate::progress::{bytes, duration};
-use crate::world;
+use crate::terminal;
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use forgelm_run::merge::{self, Merged};
@@ -32,7 +32,7 @@ pub fn merge(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Exit {
 fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Result<Merged, RunError> {
     let env = context.environment();
     let mut plugins = plugins::load(plan, &env)?;
-    if let Err(error) = world::stop_on_signals(&env.stop) {
+    if let Err(error) = terminal::stop_on_signals(&env.stop) {
         let text = format!("warning: a signal will leave a temporary folder behind: {error}");
         context.progress.line(LogLevel::Warning, &text);
     }

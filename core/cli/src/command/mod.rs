@@ -25,13 +25,14 @@ pub mod synthetic;
 pub mod verify;
 
 use crate::args::{Format, LogLevel, Output};
-use crate::progress::Progress;
-use crate::world::{self, SystemClock};
+use crate::progress::{self, Progress};
 use forgelm_run::environment::Environment;
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
+use forgelm_world::{SystemClock, View};
 use serde_json::{Value, json};
 use std::io::Write;
+use std::sync::Arc;
 
 /// Where a command's words go.
 pub struct Context {
@@ -54,7 +55,12 @@ impl Context {
     /// The world, read now.
     #[must_use]
     pub fn environment(&self) -> Environment {
-        world::environment(SystemClock::start())
+        let view = View {
+            variable: Arc::new(forgelm_world::variable),
+            program: std::env::current_exe().ok(),
+            alarm: progress::alarm,
+        };
+        forgelm_world::environment(SystemClock::start(), &view)
     }
 
     /// Whether results are JSON.

@@ -3,7 +3,7 @@
 use super::Context;
 use super::verify::keys_for;
 use crate::args::MonitorArgs;
-use crate::world;
+use crate::terminal;
 use forgelm_evidence::keys::trust::Usage;
 use forgelm_run::environment::Environment;
 use forgelm_run::exit::Exit;
@@ -16,7 +16,7 @@ pub fn monitor(args: &MonitorArgs, context: &mut Context) -> Exit {
         Ok(keys) => keys,
         Err(error) => return context.failed(&error),
     };
-    if let Err(error) = world::stop_on_signals(&env.stop) {
+    if let Err(error) = terminal::stop_on_signals(&env.stop) {
         context.warning(&format!("signals will end this at once: {error}"));
     }
     let request = MonitorRequest {

@@ -9,7 +9,7 @@ use crate::args::{LogLevel, PluginCommand};
 use forgelm_run::exit::Exit;
 use forgelm_run::plan::Plan;
 use forgelm_run::plugins::{self, Finding, LibraryRecord, Outcome};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -50,7 +50,7 @@ fn list(config: Option<&Path>, libraries: &[PathBuf], context: &mut Context) -> 
     let broken: Vec<String> = broken.iter().map(ToString::to_string).collect();
     let shown = json!({
         "success": broken.is_empty(),
-        "libraries": plugins.libraries().iter().map(document).collect::<Vec<_>>(),
+        "libraries": plugins.libraries().iter().map(LibraryRecord::to_json).collect::<Vec<_>>(),
         "broken": broken,
     });
     context.result(&text(plugins.libraries()), &shown);
@@ -84,7 +84,7 @@ fn check(library: &Path, context: &mut Context) -> Exit {
     };
     let shown = json!({
         "success": n_failed == 0,
-        "libraries": plugins.libraries().iter().map(document).collect::<Vec<_>>(),
+        "libraries": plugins.libraries().iter().map(LibraryRecord::to_json).collect::<Vec<_>>(),
         "findings": findings.iter().map(tried).collect::<Vec<_>>(),
     });
     let lines = findings.iter().map(|finding| format!("{finding}\n")).collect::<String>();
@@ -132,24 +132,6 @@ fn sign(library: &Path, key: Option<&Path>, context: &mut Context) -> Exit {
     });
     context.result(&text, &shown);
     Exit::Success
-}
-
-fn document(library: &LibraryRecord) -> Value {
-    let plugins = library
-        .plugins
-        .iter()
-        .map(|(kind, name, summary)| json!({"kind": kind, "name": name, "summary": summary}));
-    json!({
-        "name": library.origin.library,
-        "version": library.origin.version,
-        "path": library.origin.path,
-        "sha256": library.origin.sha256,
-        "abi": library.abi,
-        "bundled": library.is_bundled,
-        "isolation": plugins::isolation(&library.origin),
-        "signature": library.origin.signature.as_ref().map(plugins::signature),
-        "plugins": plugins.collect::<Vec<_>>(),
-    })
 }
 
 fn text(libraries: &[LibraryRecord]) -> String {

@@ -3,7 +3,7 @@
 use super::Context;
 use crate::args::{LogLevel, QuantizeArgs};
 use crate::progress::{bytes, duration};
-use crate::world;
+use crate::terminal;
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use forgelm_run::plugins;
@@ -37,7 +37,7 @@ fn execute(args: &QuantizeArgs, context: &mut Context) -> Result<Quantized, RunE
     let env = context.environment();
     let threads = args.threads.map(|n| n as usize);
     let mut plugins = plugins::load_default(threads, &env)?;
-    if let Err(error) = world::stop_on_signals(&env.stop) {
+    if let Err(error) = terminal::stop_on_signals(&env.stop) {
         let text = format!("warning: a signal will leave a temporary folder behind: {error}");
         context.progress.line(LogLevel::Warning, &text);
     }

@@ -3,7 +3,7 @@
 use super::{Context, verify};
 use crate::args::reproduce::ReproduceArgs;
 use crate::args::{LogLevel, VerifyBundleArgs};
-use crate::world;
+use crate::terminal;
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use forgelm_run::plugins;
@@ -38,7 +38,7 @@ fn run(args: &ReproduceArgs, context: &mut Context) -> Result<Same, RunError> {
     let env = context.environment();
     let mut plugins = plugins::load(&reproduction.plan, &env)?;
     plugins.choose_kernels(reproduction.kernels())?;
-    if let Err(error) = world::stop_on_signals(&env.stop) {
+    if let Err(error) = terminal::stop_on_signals(&env.stop) {
         context.warning(&format!("signals will end the run without a word: {error}"));
     }
     let (plan, request) = (&reproduction.plan, &reproduction.request);

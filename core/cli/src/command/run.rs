@@ -4,7 +4,7 @@ use super::compliance::{export_documents, failed};
 use super::{Context, gates, merge, synthetic};
 use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
-use crate::world;
+use crate::terminal;
 use clap::CommandFactory;
 use forgelm_run::compliance;
 use forgelm_run::error::RunError;
@@ -16,7 +16,7 @@ use forgelm_run::plugins;
 use forgelm_run::resume::Resume;
 use forgelm_run::retention::enforce;
 use forgelm_run::training::{Completed, Outcome, Request, train};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ fn dry_run(plan: &Plan, context: &mut Context) -> Exit {
 fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Result<Outcome, RunError> {
     let env = context.environment();
     let mut plugins = plugins::load(plan, &env)?;
-    if let Err(error) = world::stop_on_signals(&env.stop) {
+    if let Err(error) = terminal::stop_on_signals(&env.stop) {
         let text = format!("warning: signals will end the run without a checkpoint: {error}");
         context.progress.line(LogLevel::Warning, &text);
     }
@@ -119,106 +119,47 @@ impl Observer for Silent {
 }
 
 fn finished(plan: &Plan, flags: &RunFlags, outcome: &Outcome, context: &mut Context) -> Exit {
-    match outcome {
-        Outcome::Completed(completed) => {
-            context.result(&summary(plan, completed, End::Kept), &envelope(completed, End::Kept));
-            Exit::Success
-        }
-        Outcome::Compared { step } => {
-            let text = format!("compared up to step {step}");
-            context.result(&text, &json!({"success": true, "step": step}));
-            Exit::Success
-        }
-        Outcome::Staged(completed) => {
-            context
-                .result(&summary(plan, completed, End::Staged), &envelope(completed, End::Staged));
-            Exit::AwaitingApproval
-        }
+    let root = plan.output.root().display();
+    let text = match outcome {
+        Outcome::Completed(completed) => summary(plan, completed, false),
+        Outcome::Staged(completed) => summary(plan, completed, true),
+        Outcome::Reverted(completed) => reverted(completed),
+        Outcome::Compared { step } => format!("compared up to step {step}"),
         Outcome::Waiting { run_id, staging, is_approved } => {
-            let root = plan.output.root().display();
             let text = match is_approved {
                 false => format!("run {run_id} waits for approval: `{}`\n", staging.display()),
                 true => format!("run {run_id} is approved, and its promotion was cut off\n"),
             };
-            let text = format!("{text}approve   forgelm approve {run_id} --output-dir {root}\n");
-            let json = json!({
-                "success": true,
-                "metrics": {},
-                "final_model_path": staging,
-                "reverted": false,
-                "awaiting_approval": true,
-                "run_id": run_id,
-                "staging_path": staging,
-            });
-            context.result(&text, &json);
-            Exit::AwaitingApproval
+            format!("{text}approve   forgelm approve {run_id} --output-dir {root}\n")
         }
         Outcome::AlreadyRejected { run_id, reason } => {
-            let text = format!("run {run_id} was rejected {reason}\n  nothing was done");
-            let more = json!({
-                "metrics": {},
-                "final_model_path": null,
-                "reverted": false,
-                "awaiting_approval": false,
-                "run_id": run_id,
-            });
-            context.refused_with(Exit::Gate, &text, &more)
+            format!("run {run_id} was rejected {reason}\n  nothing was done")
         }
-        Outcome::Reverted(completed) => {
-            let mut more = envelope(completed, End::Reverted);
-            // The text of the error stands in its place already.
-            more.as_object_mut().map(|members| members.remove("error"));
-            context.refused_with(Exit::Gate, &reverted(completed), &more)
-        }
-        Outcome::AlreadyReverted { run_id, reasons } => {
-            let text = format!(
-                "run {run_id} was reverted: {}\n  nothing was done\n  hint: another config in \
-                 another `training.output_dir`; the gates of a run are fixed when it starts",
-                reasons.join("; ")
-            );
-            let more = json!({
-                "metrics": {},
-                "final_model_path": null,
-                "reverted": true,
-                "awaiting_approval": false,
-                "run_id": run_id,
-            });
-            context.refused_with(Exit::Gate, &text, &more)
-        }
+        Outcome::AlreadyReverted { run_id, reasons } => format!(
+            "run {run_id} was reverted: {}\n  nothing was done\n  hint: another config in \
+             another `training.output_dir`; the gates of a run are fixed when it starts",
+            reasons.join("; ")
+        ),
         Outcome::AlreadyComplete { final_model } => {
-            let text = format!("nothing left to do: `{}` is complete", final_model.display());
-            context.result(
-                &text,
-                &json!({
-                    "success": true,
-                    "metrics": {},
-                    "final_model_path": final_model,
-                    "reverted": false,
-                    "awaiting_approval": false,
-                    "already_complete": true,
-                }),
-            );
-            Exit::Success
+            format!("nothing left to do: `{}` is complete", final_model.display())
         }
         Outcome::Interrupted { checkpoint, step } => {
             let config = flags.config.as_ref().map(|path| path.display().to_string());
-            let text = format!(
+            format!(
                 "interrupted after step {step}: the checkpoint `{}` is good\n  continue with: \
                  forgelm --config {} --resume",
                 checkpoint.display(),
                 config.unwrap_or_default(),
-            );
-            context.refused(Exit::Interrupted, &text)
+            )
         }
+    };
+    match outcome.exit() {
+        exit @ (Exit::Success | Exit::AwaitingApproval) => {
+            context.result(&text, &outcome.to_json());
+            exit
+        }
+        exit => context.refused_with(exit, &text, &outcome.to_json()),
     }
-}
-
-/// What became of the model.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    Kept,
-    Staged,
-    Reverted,
 }
 
 /// What is said when a gate rejected the model.
@@ -232,37 +173,8 @@ fn reverted(completed: &Completed) -> String {
     )
 }
 
-/// The JSON result of a run.
-fn envelope(completed: &Completed, end: End) -> Value {
-    let mut result = json!({
-        "success": end != End::Reverted,
-        "metrics": completed.metrics,
-        "final_model_path": (end != End::Reverted).then_some(&completed.final_model),
-        "reverted": end == End::Reverted,
-        "awaiting_approval": end == End::Staged,
-        "run_id": completed.run_id,
-        "config_hash": completed.config_hash,
-        "resource_usage": completed.resource_usage,
-        "compliance_exported": completed.export_error.is_none(),
-        "error": null,
-    });
-    if let Some(members) = result.as_object_mut() {
-        members.extend(gates::members(&completed.gates, &completed.evaluations));
-    }
-    if let Some(error) = &completed.export_error {
-        result["export_error"] = json!(error);
-    }
-    if end == End::Staged {
-        result["staging_path"] = json!(completed.final_model);
-    }
-    if let Some(cost) = completed.resource_usage.get("estimated_cost_usd") {
-        result["estimated_cost_usd"] = cost.clone();
-    }
-    result
-}
-
 /// What a person reads at the end.
-fn summary(plan: &Plan, completed: &Completed, end: End) -> String {
+fn summary(plan: &Plan, completed: &Completed, is_staged: bool) -> String {
     let metric = |name: &str| completed.metrics.get(name).copied();
     let root = plan.output.root().display();
     let mut text = String::new();
@@ -299,13 +211,13 @@ fn summary(plan: &Plan, completed: &Completed, end: End) -> String {
         let _ = writeln!(text, "evidence  {root}/compliance (signed), {root}/audit_log.jsonl");
         let _ = writeln!(text, "verify    forgelm verify-bundle {root}");
     }
-    let _ = match end {
-        End::Staged => writeln!(
+    let _ = match is_staged {
+        true => writeln!(
             text,
             "waits     for approval: forgelm approve {} --output-dir {root}",
             completed.run_id
         ),
-        End::Kept | End::Reverted => {
+        false => {
             writeln!(text, "next      forgelm chat {}", completed.final_model.display())
         }
     };

@@ -3,7 +3,7 @@
 use super::Context;
 use crate::args::{LogLevel, RunFlags};
 use crate::progress::duration;
-use crate::world;
+use crate::terminal;
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use forgelm_run::plan::Plan;
@@ -39,7 +39,7 @@ pub fn generate(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Exit {
 
 fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Result<Generated, RunError> {
     let env = context.environment();
-    if let Err(error) = world::stop_on_signals(&env.stop) {
+    if let Err(error) = terminal::stop_on_signals(&env.stop) {
         let text = format!("warning: signals will end this at once: {error}");
         context.progress.line(LogLevel::Warning, &text);
     }

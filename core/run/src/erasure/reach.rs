@@ -126,7 +126,10 @@ fn synthetic(dir: &Path) -> Vec<String> {
 fn webhook_targets(run: &Run, env: &Environment) -> Vec<String> {
     let Some(webhook) = &run.webhook else { return Vec::new() };
     let by_name = webhook.url_env.as_deref().filter(|name| !name.is_empty());
-    let urls = [webhook.url.clone().filter(|url| !url.is_empty()), by_name.and_then(env.variable)];
+    let urls = [
+        webhook.url.clone().filter(|url| !url.is_empty()),
+        by_name.and_then(|name| (env.variable)(name)),
+    ];
     let mut found: Vec<String> = urls.into_iter().flatten().map(|url| host(&url)).collect();
     found.sort();
     found.dedup();

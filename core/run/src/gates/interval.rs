@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn a_mean_has_students_bounds() {
         let (centre, error) = mean_of(&[1.0, 2.0, 3.0, 4.0, 5.0]);
-        is_near([centre, error.unwrap()], [3.0, 0.707_107]);
+        is_near([centre, error.unwrap()], [3.0, 0.5_f64.sqrt()]);
         is_near(mean(centre, error.unwrap(), 5, 0.95).unwrap(), [1.036_757, 4.963_243]);
         assert_eq!(mean(1.0, 0.1, 1, 0.95), None);
         assert_eq!(mean_of(&[2.0]), (2.0, None));

@@ -316,7 +316,7 @@ fn courier(
     let Some(reach) = route::reach_or_warn(private, &destination, offline, observer) else {
         return Ok(None);
     };
-    let key = monitoring.api_key_env.as_deref().and_then(env.variable);
+    let key = monitoring.api_key_env.as_deref().and_then(|name| (env.variable)(name));
     let key = key.filter(|_| monitoring.metrics_export == MetricsExport::Datadog);
     let route = Route {
         guard: Guard::new(reach, &trust, monitoring.timeout),

@@ -14,7 +14,7 @@ pub(super) enum Measured {
     /// The document, if there is one.
     Document(Option<Value>),
     /// The run was asked to stop meanwhile.
-    Interrupted(Outcome),
+    Interrupted(Box<Outcome>),
 }
 
 impl Job<'_> {

@@ -19,7 +19,7 @@ pub(super) enum Judged<T> {
     /// What was found.
     Completely(T),
     /// The run was asked to stop meanwhile.
-    Interrupted(Outcome),
+    Interrupted(Box<Outcome>),
 }
 
 impl<'a> Job<'a> {
@@ -125,14 +125,14 @@ impl<'a> Job<'a> {
         &self,
         session: &Session<'_>,
         audit: &mut AuditLog,
-    ) -> Result<Outcome, RunError> {
+    ) -> Result<Box<Outcome>, RunError> {
         let step = session.state().global_step;
         let checkpoint = checkpoint::path(self.plan.output.root(), step);
         audit.append(&AuditEvent::TrainingInterrupted {
             step,
             checkpoint: Some(checkpoint.display().to_string()),
         })?;
-        Ok(Outcome::Interrupted { checkpoint, step })
+        Ok(Box::new(Outcome::Interrupted { checkpoint, step }))
     }
 
     /// The data must still be what was read: evidence about other bytes would be false.

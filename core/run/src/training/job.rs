@@ -202,7 +202,7 @@ impl Job<'_> {
         let saved = CreatedDir::remember(&self.model_dir)?;
         let gated = match self.gate(&mut session, &mut metrics, &saved, audit) {
             Ok(Judged::Completely(gated)) => gated,
-            Ok(Judged::Interrupted(outcome)) => return Ok(outcome),
+            Ok(Judged::Interrupted(outcome)) => return Ok(*outcome),
             Err(error) => {
                 self.withhold(evidence::Outcome::Promoted, &run_id);
                 return Err(error);
@@ -214,13 +214,13 @@ impl Job<'_> {
             evidence::Outcome::Promoted | evidence::Outcome::Staged => {
                 match self.judge(&mut session, &mut metrics, audit)? {
                     Judged::Completely(evaluated) => evaluated,
-                    Judged::Interrupted(outcome) => return Ok(outcome),
+                    Judged::Interrupted(outcome) => return Ok(*outcome),
                 }
             }
         };
         let baseline = match self.baseline(&mut session, audit)? {
             Measured::Document(baseline) => baseline,
-            Measured::Interrupted(outcome) => return Ok(outcome),
+            Measured::Interrupted(outcome) => return Ok(*outcome),
         };
         let dossier = Dossier {
             plan: self.plan,

@@ -1,13 +1,14 @@
-//! The world, read once: environment variables, user, host, clocks. The only file of the program
-//! that asks for them.
+//! The world, read once: environment variables, user, host, clocks, and the program that signs. The
+//! only crate that asks for them, so that the program and the library for C see the same.
+//!
+//! It refuses to know what is done with any of it.
 
-use crate::progress;
-use crate::signing_program;
+mod signing_program;
+
 use forgelm_artifact::time::{Clock, UtcTime};
 use forgelm_config::Secret;
-use forgelm_run::environment::{Environment, PluginWorker};
-use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use forgelm_run::environment::{Environment, Lookup, PluginWorker};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -46,15 +47,22 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Whether results may be colored: standard output is a terminal, and `NO_COLOR` is not set.
-#[must_use]
-pub fn stdout_has_color() -> bool {
-    std::io::stdout().is_terminal() && variable("NO_COLOR").is_none()
+/// How the world is looked at.
+#[derive(Clone)]
+pub struct View {
+    /// Variables of the environment: [`variable`], or those that a host passes.
+    pub variable: Lookup,
+    /// The program that serves as a worker for plugins, and beside which plugins are; none in a process
+    /// that is no such program.
+    pub program: Option<PathBuf>,
+    /// Shows a warning at once, from any thread.
+    pub alarm: fn(&str),
 }
 
 /// Everything that a run may know of its environment.
 #[must_use]
-pub fn environment(clock: Arc<dyn Clock>) -> Environment {
+pub fn environment(clock: Arc<dyn Clock>, view: &View) -> Environment {
+    let variable = |name: &str| (view.variable)(name);
     let home = variable("HOME").map(PathBuf::from);
     let under_home = |name: &str, rest: &str| {
         variable(name).map(PathBuf::from).or_else(|| home.as_ref().map(|home| home.join(rest)))
@@ -64,16 +72,16 @@ pub fn environment(clock: Arc<dyn Clock>) -> Environment {
     Environment {
         clock,
         cpu_time,
-        user: user(),
+        user: variable("USER").or_else(|| variable("LOGNAME")).or_else(account),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         operator: variable("FORGELM_OPERATOR"),
-        allow_anonymous_operator: is_one("FORGELM_ALLOW_ANONYMOUS_OPERATOR"),
-        allow_audit_reroot: is_one("FORGELM_ALLOW_AUDIT_REROOT"),
+        allow_anonymous_operator: is_one(variable("FORGELM_ALLOW_ANONYMOUS_OPERATOR")),
+        allow_audit_reroot: is_one(variable("FORGELM_ALLOW_AUDIT_REROOT")),
         audit_secret: variable("FORGELM_AUDIT_SECRET").map(Secret::new),
         hub_token: variable("HUGGINGFACE_TOKEN").or_else(|| variable("HF_TOKEN")).map(Secret::new),
         offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"]
             .into_iter()
-            .any(is_truthy),
+            .any(|name| is_truthy(variable(name))),
         cache_dir: under_home("XDG_CACHE_HOME", ".cache").unwrap_or_else(fallback).join("forgelm"),
         hub_cache_dir: variable("HF_HUB_CACHE").map_or_else(|| hub_home.join("hub"), PathBuf::from),
         config_dir: under_home("XDG_CONFIG_HOME", ".config").unwrap_or_else(fallback),
@@ -81,42 +89,37 @@ pub fn environment(clock: Arc<dyn Clock>) -> Environment {
         signing_key_passphrase: variable("FORGELM_SIGNING_KEY_PASSPHRASE").map(Secret::new),
         signing_key_file: variable("FORGELM_SIGNING_KEY_FILE").map(PathBuf::from),
         trusted_keys: variable("FORGELM_TRUSTED_KEYS").map(PathBuf::from),
-        program_dir: program_dir(),
-        plugin_path: plugin_path(),
-        plugin_worker: plugin_worker(),
+        program_dir: view.program.as_deref().and_then(folder_of),
+        plugin_path: plugin_path(variable("FORGELM_PLUGIN_PATH")),
+        plugin_worker: view.program.clone().map(|program| worker(program, &variable)),
         signing_program: signing_program::run,
-        alarm: progress::alarm,
+        alarm: view.alarm,
         process_id: std::process::id(),
-        variable,
+        variable: Arc::clone(&view.variable),
         random_bits: random_bits(),
         stop: Arc::new(AtomicBool::new(false)),
     }
 }
 
-/// This program again, with what a library needs to find others and to print, and no secret.
-fn plugin_worker() -> Option<PluginWorker> {
+/// A program as a worker, with what a library needs to find others and to print, and no secret.
+fn worker(program: PathBuf, variable: &dyn Fn(&str) -> Option<String>) -> PluginWorker {
     let kept = ["PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR"];
     let environment = kept.iter().filter_map(|name| Some((name.into(), variable(name)?.into())));
-    Some(PluginWorker {
-        program: std::env::current_exe().ok()?,
-        args: vec!["plugin-worker".into()],
-        environment: environment.collect(),
-    })
+    PluginWorker { program, args: vec!["plugin-worker".into()], environment: environment.collect() }
 }
 
-/// The folder of the program itself, links followed.
-fn program_dir() -> Option<PathBuf> {
-    let program = std::env::current_exe().ok()?;
-    program.canonicalize().unwrap_or(program).parent().map(PathBuf::from)
+/// The folder of a program, links followed.
+fn folder_of(program: &Path) -> Option<PathBuf> {
+    program.canonicalize().unwrap_or_else(|_| program.to_owned()).parent().map(PathBuf::from)
 }
 
 /// The places that the user adds. A program with more rights than its user takes no code from there.
-fn plugin_path() -> Vec<PathBuf> {
+fn plugin_path(places: Option<String>) -> Vec<PathBuf> {
     use rustix::process::{getegid, geteuid, getgid, getuid};
     if getuid() != geteuid() || getgid() != getegid() {
         return Vec::new();
     }
-    let places = variable("FORGELM_PLUGIN_PATH").unwrap_or_default();
+    let places = places.unwrap_or_default();
     std::env::split_paths(&places).filter(|place| !place.as_os_str().is_empty()).collect()
 }
 
@@ -127,42 +130,26 @@ fn cpu_time() -> Option<Duration> {
     Some(Duration::new(seconds, u32::try_from(time.tv_nsec).ok()?))
 }
 
-/// Turns the first SIGINT, SIGTERM or SIGHUP into a request to stop after the step; the second
-/// ends the program at once (checkpoints on disk stay valid).
-///
-/// # Errors
-/// If the operating system refuses a handler.
-pub fn stop_on_signals(stop: &Arc<AtomicBool>) -> std::io::Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // In this order: the first signal finds the flag down and raises it.
-        signal_hook::flag::register_conditional_shutdown(signal, 2, Arc::clone(stop))?;
-        signal_hook::flag::register(signal, Arc::clone(stop))?;
-    }
-    Ok(())
+fn is_one(value: Option<String>) -> bool {
+    value.as_deref() == Some("1")
 }
 
-fn is_one(name: &str) -> bool {
-    variable(name).as_deref() == Some("1")
-}
-
-fn is_truthy(name: &str) -> bool {
-    variable(name).is_some_and(|value| {
+fn is_truthy(value: Option<String>) -> bool {
+    value.is_some_and(|value| {
         !["0", "false", "no", "off"].contains(&value.to_ascii_lowercase().as_str())
     })
 }
 
-fn user() -> Option<String> {
-    variable("USER").or_else(|| variable("LOGNAME")).or_else(|| {
-        let uid = rustix::process::getuid().as_raw().to_string();
-        let accounts = std::fs::read_to_string("/etc/passwd").ok()?;
-        let named = |line: &str| {
-            let mut fields = line.split(':');
-            let name = fields.next()?.to_owned();
-            (fields.nth(1)? == uid).then_some(name)
-        };
-        accounts.lines().find_map(named)
-    })
+/// The name of the user among the system's accounts.
+fn account() -> Option<String> {
+    let uid = rustix::process::getuid().as_raw().to_string();
+    let accounts = std::fs::read_to_string("/etc/passwd").ok()?;
+    let named = |line: &str| {
+        let mut fields = line.split(':');
+        let name = fields.next()?.to_owned();
+        (fields.nth(1)? == uid).then_some(name)
+    };
+    accounts.lines().find_map(named)
 }
 
 /// Bits that name a run: from the operating system.
