@@ -97,6 +97,14 @@ pub(crate) fn examinations(
     Ok(examinations)
 }
 
+/// Reads what gates are asked with, and checks it, for a run that is only planned.
+///
+/// # Errors
+/// If an input of one cannot be used.
+pub fn check_inputs(plan: &Plan, observer: &mut dyn Observer) -> Result<(), RunError> {
+    judge::check_inputs(plan, observer)
+}
+
 /// Whether the config names a loss that the model is compared with.
 #[must_use]
 pub fn has_threshold(evaluation: &Evaluation) -> bool {

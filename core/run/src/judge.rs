@@ -95,6 +95,21 @@ pub(crate) fn writes(run: &Run) -> Option<&'static str> {
     section(run).map(|_| "judge/")
 }
 
+fn prompts(section: &LlmJudge, observer: &mut dyn Observer) -> Result<PromptRows, RunError> {
+    PromptRows::read((DATASET, Path::new(&section.eval_dataset)), OtherJson::Skip, observer)
+}
+
+/// Reads the prompts and checks them, for a run that is only planned.
+///
+/// # Errors
+/// If they cannot be used.
+pub(crate) fn check_inputs(plan: &Plan, observer: &mut dyn Observer) -> Result<(), RunError> {
+    match section(&plan.run) {
+        Some(section) => prompts(section, observer).map(drop),
+        None => Ok(()),
+    }
+}
+
 /// The gate of a plan, with everything that it reads read and checked; nothing is asked.
 ///
 /// # Errors
@@ -106,8 +121,7 @@ pub(crate) fn prepare(
     observer: &mut dyn Observer,
 ) -> Result<Option<Box<dyn Examination>>, RunError> {
     let Some(section) = section(&plan.run) else { return Ok(None) };
-    let dataset = (DATASET, Path::new(&section.eval_dataset));
-    let prompts = PromptRows::read(dataset, OtherJson::Skip, observer)?;
+    let prompts = prompts(section, observer)?;
     let judge = Judge::find((plan, section), offline, env, observer)?;
     let n_each = if section.order_swap { 2 } else { 1 };
     let text = format!(

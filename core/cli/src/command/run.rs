@@ -11,6 +11,7 @@ use forgelm_run::error::RunError;
 use forgelm_run::event::{Event, Observer};
 use forgelm_run::exit::Exit;
 use forgelm_run::fit_check::fit_check;
+use forgelm_run::gates::check_inputs;
 use forgelm_run::plan::Plan;
 use forgelm_run::plugins;
 use forgelm_run::resume::Resume;
@@ -40,6 +41,9 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
     if flags.dry_run {
         if let Err(error) = compliance::check(&plan, flags.strict_compliance) {
             return failed(&error, context);
+        }
+        if let Err(error) = check_inputs(&plan, &mut context.progress) {
+            return context.failed(&error);
         }
         return dry_run(&plan, context);
     }

@@ -137,6 +137,8 @@ section! {
         /// Asks about each answer once more with the order of criteria and texts turned round; the score
         /// is the mean of both. Twice as many questions.
         order_swap: bool = false, ours();
+        /// Seconds between requests to an API.
+        api_delay: f64 = 0.0, ours(), min(0.0), max(86_400.0);
         /// Sequences at a time.
         batch_size: usize = 8, min(1.0), max(65_536.0);
         /// Keeps prompts and answers on disk.

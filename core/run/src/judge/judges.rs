@@ -24,11 +24,8 @@ const ROLE: &str = "llm_judge";
 const REPLY_TOKENS: usize = 200;
 /// Seconds that a request may take.
 const SECONDS: u64 = 30;
-const PACE: Pace = Pace {
-    delay: Duration::ZERO,
-    first_pause: Duration::from_secs(1),
-    patience: Duration::from_secs(120),
-};
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the judge said to one question, or why nothing.
 pub(super) type Reply = Result<String, String>;
@@ -83,7 +80,11 @@ impl Judge {
                 model: &model,
                 key: key.transpose()?,
                 seconds: SECONDS,
-                pace: PACE,
+                pace: Pace {
+                    delay: Duration::from_secs_f64(section.api_delay),
+                    first_pause: FIRST_PAUSE,
+                    patience: PATIENCE,
+                },
                 allow_private: section.allow_private_destinations,
             };
             let offline = offline || plan.run.model.offline || env.offline;
