@@ -190,15 +190,15 @@ impl JudgeGate {
             }
         }
         self.judge.load()?;
-        let run_id = place.env.run_id();
-        self.plant(&run_id, subject, findings)?;
-        self.score(&run_id, (subject, place), findings)
+        let drawn = place.env.run_id();
+        self.plant(&drawn, subject, findings)?;
+        self.score(&drawn, (subject, place), findings)
     }
 
     /// Asks about the planted answers, spread over the prompts.
     fn plant(
         &mut self,
-        run_id: &str,
+        drawn: &str,
         subject: &Subject<'_>,
         findings: &mut Findings,
     ) -> Result<(), Ended> {
@@ -206,7 +206,7 @@ impl JudgeGate {
         let n = self.section.canaries;
         let questions: Vec<String> = (0..n)
             .map(|i| {
-                let place = rubric::Place { run_id, kind: "canary", row: i, order: Order::Written };
+                let place = rubric::Place { drawn, kind: "canary", row: i, order: Order::Written };
                 let prompt = &prompts[i * prompts.len() / n.max(1)];
                 question(place, prompt, canary::planted(i).answer).text
             })
@@ -253,7 +253,7 @@ impl JudgeGate {
     /// Asks about the answers of the tuned model.
     fn score(
         &mut self,
-        run_id: &str,
+        drawn: &str,
         (subject, at): (&Subject<'_>, &mut Place<'_>),
         findings: &mut Findings,
     ) -> Result<(), Ended> {
@@ -265,7 +265,7 @@ impl JudgeGate {
         for (row, of) in findings.rows.iter().enumerate() {
             let Some(answer) = &of.answer else { continue };
             for &order in orders {
-                let place = rubric::Place { run_id, kind: "answer", row, order };
+                let place = rubric::Place { drawn, kind: "answer", row, order };
                 let question = question(place, &of.prompt, answer);
                 n_cut += usize::from(question.is_cut && order == Order::Written);
                 asked.push((row, question.text));
@@ -318,6 +318,7 @@ impl JudgeGate {
             section: &self.section,
             judge: self.judge.to_json(),
             dataset_sha256: &self.prompts.sha256,
+            marks_from: &place.env.run_id(),
             average,
             passed,
         });

@@ -68,6 +68,8 @@ pub(super) struct About<'a> {
     pub(super) judge: Value,
     /// Of the file of prompts.
     pub(super) dataset_sha256: &'a str,
+    /// What the marks of questions are digests of.
+    pub(super) marks_from: &'a str,
     pub(super) average: Option<f64>,
     pub(super) passed: bool,
 }
@@ -92,7 +94,7 @@ impl Findings {
 
     /// `judge/judge_results.json`. Texts are in it only where the config wants samples.
     pub(super) fn to_json(&self, about: &About<'_>) -> Value {
-        let About { section, judge, dataset_sha256, average, passed } = about;
+        let About { section, judge, dataset_sha256, marks_from, average, passed } = about;
         let with_samples = section.include_eval_samples;
         let details = self.rows.iter().map(|row| {
             let mut detail = json!({
@@ -129,6 +131,7 @@ impl Findings {
             "order_swap": section.order_swap,
             "judge": judge,
             "eval_dataset_sha256": dataset_sha256,
+            "marks_from": marks_from,
             "canaries": planted.collect::<Vec<_>>(),
             "details": details.collect::<Vec<_>>(),
         })
@@ -174,6 +177,7 @@ mod tests {
                 section,
                 judge: Value::Null,
                 dataset_sha256: "d",
+                marks_from: "fg-0",
                 average: Some(8.0),
                 passed: true,
             })

@@ -1,8 +1,9 @@
 //! What the judge is asked: the rubric, with a prompt and an answer fenced in.
 //!
-//! **Invariant:** no text can close its fence. The tags end in a mark that is a digest of the run's id
-//! and the question's place in it, which whoever wrote the texts cannot know; a mark that occurs in a
-//! text is never used; and what looks like one of the tags is escaped besides.
+//! **Invariant:** no text can close its fence. The tags end in a mark that is a digest of an id that the
+//! program drew when it started (a fresh run's own) and the question's place in it, which whoever wrote
+//! the texts cannot know; a mark that occurs in a text is never used; and what looks like one of the
+//! tags is escaped besides. The results keep the id, so that each question can be put together again.
 
 use forgelm_artifact::hash::Hasher;
 
@@ -30,7 +31,8 @@ pub(crate) enum Order {
 /// What makes a question's mark its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place<'a> {
-    pub(crate) run_id: &'a str,
+    /// That the program drew.
+    pub(crate) drawn: &'a str,
     /// `canary` or `answer`.
     pub(crate) kind: &'static str,
     pub(crate) row: usize,
@@ -80,10 +82,10 @@ fn filled(values: &[(&str, String)]) -> String {
 }
 
 fn mark(place: Place<'_>, texts: [&str; 2]) -> String {
-    let Place { run_id, kind, row, order } = place;
+    let Place { drawn, kind, row, order } = place;
     let candidate = |n: u64| {
         let mut hasher = Hasher::new();
-        hasher.update(format!("forgelm judge\n{run_id}\n{kind}\n{row}\n{order:?}\n{n}").as_bytes());
+        hasher.update(format!("forgelm judge\n{drawn}\n{kind}\n{row}\n{order:?}\n{n}").as_bytes());
         hasher.finish().as_str()[..MARK_DIGITS].to_owned()
     };
     let mut marks = (0..).map(candidate);
@@ -121,7 +123,7 @@ mod tests {
     use super::{Order, Place, escaped, mark, question};
 
     const PLACE: Place<'static> =
-        Place { run_id: "fg-0123456789ab", kind: "answer", row: 3, order: Order::Written };
+        Place { drawn: "fg-0123456789ab", kind: "answer", row: 3, order: Order::Written };
 
     #[test]
     fn a_question_has_the_rubric_and_both_texts_between_tags_of_its_own() {
@@ -155,7 +157,7 @@ mod tests {
             .flat_map(|row| {
                 [Order::Written, Order::Turned].map(|order| Place { row, order, ..PLACE })
             })
-            .chain([Place { kind: "canary", ..PLACE }, Place { run_id: "fg-other", ..PLACE }])
+            .chain([Place { kind: "canary", ..PLACE }, Place { drawn: "fg-other", ..PLACE }])
             .map(|place| mark(place, ["", ""]))
             .collect();
         assert_eq!(marks.len(), 102);

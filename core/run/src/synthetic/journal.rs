@@ -390,8 +390,8 @@ mod tests {
         moments.push((first_row, 0));
         assert!(moments.len() > 100);
         for (n_rows, n_provenance) in moments {
-            write::atomic(&places.rows, rows[..n_rows].as_bytes()).unwrap();
-            write::atomic(&places.provenance, provenance[..n_provenance].as_bytes()).unwrap();
+            write::atomic(&places.rows, &rows.as_bytes()[..n_rows]).unwrap();
+            write::atomic(&places.provenance, &provenance.as_bytes()[..n_provenance]).unwrap();
             let mut journal = opened(&dir, &asked, "s").unwrap();
             let n_whole = rows[..n_rows].matches('\n').count();
             let expected: Vec<usize> = (n_whole..3).collect();
