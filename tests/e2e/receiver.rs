@@ -109,22 +109,26 @@ impl Receiver {
     }
 }
 
-fn serve(mut stream: impl Read + Write, answers: Answers, kept: &Mutex<Vec<Received>>) {
+/// A request as it comes in; none where the other side went away.
+pub fn received(stream: &mut impl Read) -> Option<Received> {
     let mut bytes = Vec::new();
     let mut byte = [0];
     while !bytes.ends_with(b"\r\n\r\n") {
         if stream.read(&mut byte).unwrap_or(0) == 0 {
-            return;
+            return None;
         }
         bytes.push(byte[0]);
     }
     let mut received = Received { head: String::from_utf8(bytes).unwrap(), body: String::new() };
     let length = received.header("Content-Length").and_then(|n| n.parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
-    if stream.read_exact(&mut body).is_err() {
-        return;
-    }
+    stream.read_exact(&mut body).ok()?;
     received.body = String::from_utf8_lossy(&body).into_owned();
+    Some(received)
+}
+
+fn serve(mut stream: impl Read + Write, answers: Answers, kept: &Mutex<Vec<Received>>) {
+    let Some(received) = received(&mut stream) else { return };
     let first_line = received.head.lines().next().unwrap_or_default().to_owned();
     kept.lock().unwrap().push(received);
     match answers {

@@ -113,7 +113,8 @@ pub struct RunFlags {
     /// Merge the models of the `merge` section; nothing is trained.
     #[arg(long, group = "mode")]
     pub merge: bool,
-    /// Run the `synthetic` section (not available yet).
+    /// Let the teacher of the `synthetic` section answer its prompts; nothing is trained. Started again it
+    /// goes on where it ended.
     #[arg(long, group = "mode")]
     pub generate_data: bool,
     /// Write the documents that the config alone gives, marked as not of a run; nothing is trained.
@@ -130,7 +131,7 @@ pub struct RunFlags {
     #[arg(long)]
     pub offline: bool,
     /// Refuse to start while a point of the technical documentation would say `not provided`.
-    #[arg(long, conflicts_with_all = ["fit_check", "merge", "benchmark_only"])]
+    #[arg(long, conflicts_with_all = ["fit_check", "merge", "benchmark_only", "generate_data"])]
     pub strict_compliance: bool,
     /// Build a config by questions (not available yet).
     #[arg(long)]
@@ -158,7 +159,7 @@ impl RunFlags {
     /// The first flag given whose feature is not built yet.
     #[must_use]
     pub fn not_available(&self) -> Option<&'static str> {
-        let given = [(self.generate_data, "--generate-data"), (self.wizard, "--wizard")];
+        let given = [(self.wizard, "--wizard")];
         given.into_iter().find(|(is_given, _)| *is_given).map(|(_, flag)| flag)
     }
 }

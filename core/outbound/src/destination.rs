@@ -93,6 +93,24 @@ impl Destination {
         Self { uri, authorization: self.authorization.clone() }
     }
 
+    /// Whether the address has a user in it.
+    #[must_use]
+    pub fn has_user(&self) -> bool {
+        self.authorization.is_some()
+    }
+
+    /// The same host with another path, query included.
+    pub(crate) fn with_path(&self, path: &str) -> Result<Self, DestinationError> {
+        let mut parts = self.uri.clone().into_parts();
+        parts.path_and_query = path.parse().ok();
+        let uri = match parts.path_and_query {
+            None => None,
+            Some(_) => Uri::from_parts(parts).ok(),
+        };
+        let uri = uri.ok_or(DestinationError::NotAnAddress)?;
+        Ok(Self { uri, authorization: self.authorization.clone() })
+    }
+
     pub(crate) fn uri(&self) -> &Uri {
         &self.uri
     }

@@ -78,6 +78,17 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
+/// What a server said, whatever it thought of the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// Any but 300 to 399.
+    pub status: u16,
+    /// The seconds of its `Retry-After`, where it has one in seconds.
+    pub retry_after: Option<Duration>,
+    /// As much as was asked for; of an error, no more than that.
+    pub body: Vec<u8>,
+}
+
 /// Why a request came to nothing. No text has a path, a query, a header or an answer in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GuardError {
@@ -181,6 +192,31 @@ impl Guard {
     /// # Errors
     /// [`GuardError`]; an answer with another status than 200 to 299 is one.
     pub fn post(&self, to: &Destination, post: Post<'_>) -> Result<Answer, GuardError> {
+        let response = self.send(to, post)?;
+        self.answer(response, post.answer_bytes_max)
+    }
+
+    /// As [`Guard::post`], for a server that explains its errors: a status is no error but a redirect.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub fn exchange(&self, to: &Destination, post: Post<'_>) -> Result<Reply, GuardError> {
+        let mut response = self.send(to, post)?;
+        let status = response.status().as_u16();
+        let seconds = response.headers().get("Retry-After").and_then(|value| value.to_str().ok());
+        let retry_after =
+            seconds.and_then(|text| text.trim().parse().ok().map(Duration::from_secs));
+        let body = match self.read(&mut response, post.answer_bytes_max) {
+            Ok(body) => body,
+            Err(error) if (200..=299).contains(&status) => return Err(error),
+            // The status says enough.
+            Err(_) => Vec::new(),
+        };
+        Ok(Reply { status, retry_after, body })
+    }
+
+    /// Sends a request; what comes back is not sent elsewhere.
+    fn send(&self, to: &Destination, post: Post<'_>) -> Result<Response<Body>, GuardError> {
         let mut request = self.agent.post(to.uri());
         for (name, value) in post.headers {
             request = request.header(*name, *value);
@@ -189,7 +225,7 @@ impl Guard {
             request = request.header("Authorization", value);
         }
         let response = request.send(post.body).map_err(|error| self.error(error))?;
-        self.answer(response, post.answer_bytes_max)
+        stays(response)
     }
 
     /// Asks for something and waits for the answer.
@@ -205,30 +241,30 @@ impl Guard {
             request = request.header("Authorization", value);
         }
         let response = request.call().map_err(|error| self.error(error))?;
-        self.answer(response, get.answer_bytes_max)
+        self.answer(stays(response)?, get.answer_bytes_max)
     }
 
-    fn answer(
-        &self,
-        mut response: Response<Body>,
-        answer_bytes_max: u64,
-    ) -> Result<Answer, GuardError> {
+    /// An answer of which only the good kind is wanted.
+    fn answer(&self, mut response: Response<Body>, bytes_max: u64) -> Result<Answer, GuardError> {
         let status = response.status().as_u16();
-        match status {
-            200..=299 => {}
-            300..=399 => return Err(GuardError::Redirect(status)),
-            _ => return Err(GuardError::Status(status)),
+        if !(200..=299).contains(&status) {
+            return Err(GuardError::Status(status));
         }
+        Ok(Answer { status, body: self.read(&mut response, bytes_max)? })
+    }
+
+    /// The body, which may have `bytes_max` bytes; with 0 it is not read.
+    fn read(&self, response: &mut Response<Body>, bytes_max: u64) -> Result<Vec<u8>, GuardError> {
         let mut body = Vec::new();
-        if answer_bytes_max > 0 {
+        if bytes_max > 0 {
             // One byte more than allowed is enough to be refused.
-            let mut reader = response.body_mut().as_reader().take(answer_bytes_max + 1);
+            let mut reader = response.body_mut().as_reader().take(bytes_max + 1);
             reader.read_to_end(&mut body).map_err(|error| self.error(error.into()))?;
-            if body.len() as u64 > answer_bytes_max {
-                return Err(GuardError::TooLarge(answer_bytes_max));
+            if body.len() as u64 > bytes_max {
+                return Err(GuardError::TooLarge(bytes_max));
             }
         }
-        Ok(Answer { status, body })
+        Ok(body)
     }
 
     fn error(&self, error: ureq::Error) -> GuardError {
@@ -260,6 +296,14 @@ impl Guard {
             // Texts of the others may repeat the address.
             _ => GuardError::Connection("the request could not be sent".to_owned()),
         }
+    }
+}
+
+/// Nothing is sent elsewhere because an answer says so.
+fn stays(response: Response<Body>) -> Result<Response<Body>, GuardError> {
+    match response.status().as_u16() {
+        status @ 300..=399 => Err(GuardError::Redirect(status)),
+        _ => Ok(response),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::quantize::QuantizeError;
 use crate::retention::RetentionError;
 use crate::reverse_pii::ReversePiiError;
 use crate::safety::SafetyError;
+use crate::synthetic::SyntheticError;
 use forgelm_artifact::jsonl::JsonlError;
 use forgelm_artifact::lock::LockError;
 use forgelm_artifact::open::OpenError;
@@ -600,6 +601,9 @@ pub enum RunError {
     /// The safety of a model cannot be evaluated.
     #[error(transparent)]
     Safety(#[from] SafetyError),
+    /// No rows are generated, or no more.
+    #[error(transparent)]
+    Synthetic(#[from] SyntheticError),
     /// A feature that is not built yet.
     #[error("not available yet: {0}")]
     NotAvailable(String),
@@ -677,6 +681,7 @@ impl RunError {
             Self::ReversePii(error) => error.exit(),
             Self::Pipeline(error) => error.exit(),
             Self::Safety(error) => error.exit(),
+            Self::Synthetic(error) => error.exit(),
             Self::Options(error) => of_options(error),
             Self::NamedOptions { source, .. } => of_options(source),
             // As for a model that is loaded: its files are damaged.

@@ -11,6 +11,7 @@ use crate::benchmark;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::Observer;
+use crate::judge;
 use crate::plan::Plan;
 use crate::safety;
 use examination::Examination;
@@ -96,7 +97,16 @@ pub(crate) fn examinations(
     let mut examinations = Vec::new();
     examinations.extend(benchmark::prepare(plan, offline, env, observer)?);
     examinations.extend(safety::prepare(plan, offline, env, observer)?);
+    examinations.extend(judge::prepare(plan, offline, env, observer)?);
     Ok(examinations)
+}
+
+/// Reads what gates are asked with, and checks it, for a run that is only planned.
+///
+/// # Errors
+/// If an input of one cannot be used.
+pub fn check_inputs(plan: &Plan, observer: &mut dyn Observer) -> Result<(), RunError> {
+    judge::check_inputs(plan, observer)
 }
 
 /// Whether the config names a loss that the model is compared with.
@@ -131,6 +141,7 @@ pub fn fixed(plan: &Plan) -> (Option<Value>, Option<String>) {
         "min_samples": evaluation.min_samples,
         "confidence": evaluation.confidence,
         "benchmark_min_score": benchmark::enabled(plan).and_then(|section| section.min_score),
+        "judge_min_score": judge::min_score(&plan.run),
     });
     let section = resolved_json(&plan.run)["evaluation"].take();
     // Numbers of a config are within what canonical JSON takes.

@@ -7,6 +7,7 @@
 //!
 //! Start reading at [`Told`].
 
+mod api;
 mod decided;
 mod hook;
 mod monitor;
@@ -14,6 +15,7 @@ mod route;
 mod timestamp;
 mod tracker;
 
+pub(crate) use api::{ApiSettings, api_contact, open_api};
 pub use decided::tell_decision;
 pub use route::OutboundError;
 pub(crate) use timestamp::{TimeStamps, tell_unstamped};

@@ -2,10 +2,12 @@
 
 use crate::benchmark;
 use crate::error::RunError;
+use crate::judge;
 use crate::outbound;
 use crate::output::OutputDir;
 use crate::plugins::Named;
 use crate::safety;
+use crate::synthetic;
 use forgelm_config::{
     ComputeDtype, Diagnostic, Loaded, NamedPlugin, Run, Severity, TrainOn, config_hash, load_bytes,
     not_available, resolved_json,
@@ -171,6 +173,7 @@ impl Plan {
             "risk_classification": run.compliance.as_ref().map(|compliance| {
                 compliance.risk_classification.to_string()
             }),
+            "synthetic": synthetic::plan_line(run),
             "config_hash": self.config_hash,
             "contacts": self.contacts(),
             "reads": self.reads(),
@@ -241,6 +244,9 @@ impl Plan {
             let (n, dir) = (merge.models.len(), &merge.output_dir);
             line("merge", format!("of {n} models by {method} into {dir}, with --merge"));
         }
+        if let Some(synthetic) = synthetic::plan_line(run) {
+            line("generate", synthetic);
+        }
         let gates = self.gates();
         if !gates.is_empty() {
             line("gates", gates.join("; "));
@@ -272,7 +278,9 @@ impl Plan {
             format!("{n} must approve")
         });
         let safety = safety::limit_in_words(evaluation);
-        [limit, baseline, benchmark, safety, revert, approval].into_iter().flatten().collect()
+        let judge = judge::gate_line(&self.run);
+        let gates = [limit, baseline, benchmark, safety, judge, revert, approval];
+        gates.into_iter().flatten().collect()
     }
 
     /// Files and folders that the run reads.
@@ -292,6 +300,7 @@ impl Plan {
         let approvers = evaluation.and_then(|e| e.approval.as_ref()?.approvers.clone());
         let files = std::iter::once(model).chain(data).chain(plugins).chain(approvers);
         let of_gates = benchmark::reads(self).into_iter().chain(safety::reads(&self.run));
+        let of_gates = of_gates.chain(judge::reads(&self.run));
         files.chain(self.named_files()).chain(of_gates).collect()
     }
 
@@ -329,8 +338,9 @@ impl Plan {
 
     /// Whom the run may contact.
     fn contacts(&self) -> Vec<String> {
+        let judge = judge::contact(&self.run, self.run.model.offline);
         if self.run.model.offline {
-            return outbound::contacts(&self.run);
+            return outbound::contacts(&self.run).into_iter().chain(judge).collect();
         }
         let mut contacts = self.model_contacts();
         if self.data_sets().any(|name| is_hub_id(name)) {
@@ -339,6 +349,7 @@ impl Plan {
         contacts.extend(benchmark::contacts(self));
         contacts.extend(safety::contacts(&self.run));
         contacts.extend(outbound::contacts(&self.run));
+        contacts.extend(judge);
         contacts
     }
 
@@ -368,6 +379,7 @@ impl Plan {
             .chain(outbound::writes(&self.run))
             .chain(benchmark::enabled(self).map(|_| "benchmark/"))
             .chain(safety::writes(&self.run))
+            .chain(judge::writes(&self.run))
             .map(|name| root.join(name).display().to_string())
             .chain([self.output.final_model().display().to_string() + "/"])
             .chain(self.is_staged().then(|| {

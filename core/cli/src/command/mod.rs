@@ -24,6 +24,7 @@ pub mod run;
 pub mod safety_eval;
 pub mod score;
 pub mod sign;
+pub mod synthetic;
 pub mod verify;
 
 use crate::args::{Format, LogLevel, Output};

@@ -1,7 +1,7 @@
 //! `forgelm --config FILE`: the main job, and its dry run.
 
 use super::compliance::{export_documents, failed};
-use super::{Context, benchmark, gates, merge, pipeline};
+use super::{Context, benchmark, gates, merge, pipeline, synthetic};
 use crate::args::{Cli, LogLevel, RunFlags};
 use crate::progress::{bytes, count, duration};
 use crate::terminal;
@@ -13,6 +13,7 @@ use forgelm_run::error::RunError;
 use forgelm_run::event::{Event, Observer};
 use forgelm_run::exit::Exit;
 use forgelm_run::fit_check::fit_check;
+use forgelm_run::gates::check_inputs;
 use forgelm_run::plan::{Plan, config_bytes};
 use forgelm_run::plugins;
 use forgelm_run::resume::Resume;
@@ -55,6 +56,9 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
         if let Err(error) = compliance::check(&plan, flags.strict_compliance) {
             return failed(&error, context);
         }
+        if let Err(error) = check_inputs(&plan, &mut context.progress) {
+            return context.failed(&error);
+        }
         return dry_run(&plan, context);
     }
     if flags.fit_check {
@@ -76,6 +80,9 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
     }
     if let Some(model) = &flags.benchmark_only {
         return benchmark::benchmark(&plan, model, flags, context);
+    }
+    if flags.generate_data {
+        return synthetic::generate(&plan, flags, context);
     }
     if let Some(dir) = &flags.compliance_export {
         return export_documents(&plan, flags, dir, context);

@@ -110,8 +110,12 @@ fn judge(evaluation: &Evaluation, path: &str, findings: &mut Findings<'_>) {
     };
     let pin = format!("{path}.llm_judge.judge_model_revision");
     if let Some(revision) = &judge.judge_model_revision {
-        if judge.judge_api_key_env.is_some() {
-            let env = format!("{path}.llm_judge.judge_api_key_env");
+        let remote = [
+            (judge.judge_api_key_env.is_some(), "judge_api_key_env"),
+            (judge.judge_api_base.is_some(), "judge_api_base"),
+        ];
+        if let Some((_, key)) = remote.into_iter().find(|(is_set, _)| *is_set) {
+            let env = format!("{path}.llm_judge.{key}");
             let message = format!(
                 "`{pin}` pins a local judge and `{env}`{} makes it a remote one",
                 findings.at(&env)
@@ -289,6 +293,28 @@ fn synthetic(run: &Run, findings: &mut Findings<'_>) {
             &[enabled, "synthetic.teacher_model"],
             message,
             "name the teacher, or write `teacher_backend: file`",
+        );
+    }
+    let (backend, base) = ("synthetic.teacher_backend", "synthetic.api_base");
+    if synthetic.teacher_backend == TeacherBackend::Api && synthetic.api_base.is_empty() {
+        let message = format!("`{enabled}` is true, `{backend}` is `api`, and `{base}` is empty");
+        findings.error(
+            Code::Conflict,
+            &[enabled, backend, base],
+            message,
+            "write the address of the API, such as `https://api.openai.com/v1`",
+        );
+    }
+    if synthetic.teacher_backend == TeacherBackend::File
+        && synthetic.seed_file.is_empty()
+        && !synthetic.seed_prompts.is_empty()
+    {
+        let message = format!("`{backend}` is `file` and `synthetic.seed_file` is empty");
+        findings.error(
+            Code::Conflict,
+            &[backend, "synthetic.seed_file"],
+            message,
+            "name the file of prompts with their answers",
         );
     }
     if synthetic.seed_file.is_empty() && synthetic.seed_prompts.is_empty() {

@@ -118,12 +118,14 @@ section! {
     /// Scores by a judge model.
     LlmJudge {
         /// Runs the judge after training.
-        enabled: bool = false, later("the judge gate");
-        /// The judge: a name of the API, or a path when no key is configured.
+        enabled: bool = false;
+        /// The judge: a name of the API; a path or a hub id for a local one.
         judge_model: String = "gpt-4o".to_owned(), text(NOT_BLANK);
-        /// The environment variable that holds the key of the API. Null: the judge is local.
+        /// The environment variable that holds the key of the API. Null: there is no key, and without
+        /// `judge_api_base` the judge is local.
         judge_api_key_env: Option<String> = None, text(NOT_BLANK);
-        /// The address of the API.
+        /// The address of the API, `/chat/completions` or not: as OpenAI speaks, Azure, or Anthropic.
+        /// Null, with a key: OpenAI's.
         judge_api_base: Option<String> = None, text(NOT_BLANK);
         /// Pins a local judge.
         judge_model_revision: Option<String> = None, upstream(), text(REVISION);
@@ -131,10 +133,21 @@ section! {
         eval_dataset: String = "eval_prompts.jsonl".to_owned(), text(NOT_BLANK);
         /// The lowest mean score that is accepted.
         min_score: f64 = 5.0, min(1.0), max(10.0);
+        /// The lowest share of answers that the judge must have scored; below it there is no evidence.
+        min_valid_share: f64 = 0.5, ours(), share();
+        /// Bad answers that are planted before the others: a judge that likes one is not believed.
+        canaries: usize = 3, ours(), min(0.0), max(16.0);
+        /// Asks about each answer once more with the order of criteria and texts turned round; the score
+        /// is the mean of both. Twice as many questions.
+        order_swap: bool = false, ours();
+        /// Seconds between requests to an API.
+        api_delay: f64 = 0.0, ours(), min(0.0), max(86_400.0);
         /// Sequences at a time.
         batch_size: usize = 8, min(1.0), max(65_536.0);
         /// Keeps prompts and answers on disk.
         include_eval_samples: bool = false, upstream();
+        /// Allows an API at a loopback, private or shared address, also by `http://`.
+        allow_private_destinations: bool = false, ours();
     }
 }
 

@@ -19,18 +19,13 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
             "model: {name_or_path: m, multimodal: {enabled: true}}\ndata: {dataset_name_or_path: d}\n",
             "`model.multimodal.enabled: true`",
         ),
-        ("evaluation: {llm_judge: {enabled: true}}\n", "`evaluation.llm_judge.enabled: true`"),
         ("distributed: {strategy: fsdp}\n", "`distributed.strategy: fsdp`"),
         (
-            "synthetic: {enabled: true, teacher_model: t, seed_file: f}\n",
-            "`synthetic.enabled: true`",
-        ),
-        (
-            "pipeline: {stages: [{name: a, evaluation: {llm_judge: {enabled: true}}}]}\n",
-            "`pipeline.stages[0].evaluation.llm_judge.enabled: true`",
+            "pipeline: {stages: [{name: a, distributed: {strategy: fsdp}}]}\n",
+            "`pipeline.stages[0].distributed.strategy: fsdp`",
         ),
     ];
-    assert_eq!(cases.len(), 5);
+    assert_eq!(cases.len(), 3);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");
@@ -61,6 +56,8 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "evaluation: {require_human_approval: true, approval: {quorum: 2, roles: [a], expires_days: 7, approvers: k}}\n",
         "evaluation: {auto_revert: true, max_acceptable_loss: 2, baseline_loss: 1}\n",
         "evaluation: {auto_revert: false, safety: {enabled: true}, benchmark: {tasks: [a]}}\n",
+        "evaluation: {llm_judge: {enabled: true, order_swap: true, canaries: 0}}\n",
+        "synthetic: {enabled: true, teacher_model: t, seed_file: f, api_base: \"https://h\"}\n",
         "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: block_on_excess, legal_hold: true}\n",
         "webhook: {url: \"\"}\nmonitoring: {}\nmerge: {}\nsynthetic: {}\ndistributed: {strategy: null}\n",
         "merge: {enabled: true, method: slerp, models: [{path: a}, {path: b}]}\n",

@@ -85,8 +85,26 @@ fn combinations_that_are_refused() {
             "monitoring: {enabled: true, metrics_export: custom_webhook}\n",
             "`monitoring.metrics_export` is `custom_webhook`, and there is no `monitoring.endpoint`",
         ),
-        ("synthetic: {enabled: true, teacher_model: t}\n", "there are no prompts"),
-        ("synthetic: {enabled: true, seed_file: f}\n", "`synthetic.teacher_model` is empty"),
+        (
+            "evaluation: {llm_judge: {judge_api_base: 'https://h/v1', judge_model_revision: main}}\n",
+            "and `evaluation.llm_judge.judge_api_base` (line 5) makes it a remote one",
+        ),
+        (
+            "synthetic: {enabled: true, teacher_model: t, api_base: 'https://h'}\n",
+            "there are no prompts",
+        ),
+        (
+            "synthetic: {enabled: true, seed_file: f, api_base: 'https://h'}\n",
+            "`synthetic.teacher_model` is empty",
+        ),
+        (
+            "synthetic: {enabled: true, seed_file: f, teacher_model: t}\n",
+            "`synthetic.teacher_backend` is `api`, and `synthetic.api_base` is empty",
+        ),
+        (
+            "synthetic: {enabled: true, teacher_backend: file, seed_prompts: [a]}\n",
+            "`synthetic.teacher_backend` is `file` and `synthetic.seed_file` is empty",
+        ),
         (
             "merge: {enabled: true, models: [{path: a}]}\n",
             "`merge.models` has 1; expected at least 2",
@@ -138,7 +156,7 @@ fn combinations_that_are_refused() {
         ),
         ("training: {final_model_dir: ../x}\n", "expected text (a relative path without `..`)"),
     ];
-    assert_eq!(cases.len(), 41);
+    assert_eq!(cases.len(), 44);
     for (more, words) in cases {
         let message = only(&file(more));
         assert!(message.contains(words), "{more}\n{message}");

@@ -149,6 +149,13 @@ events! {
         /// Why, up to 500 characters.
         reason: String,
     }
+    /// `judge.evaluation_completed`: the judge has scored answers of the tuned model, or could not.
+    JudgeEvaluationCompleted = "judge.evaluation_completed" {
+        /// The verdict.
+        passed: bool,
+        /// Over the answers that were scored; none where nothing follows from them.
+        average_score: Option<f64>,
+    }
     /// `model.reverted`: a gate rejected the model, whose folder is deleted next.
     ModelReverted = "model.reverted" {
         /// `nan_inf` or `threshold`.

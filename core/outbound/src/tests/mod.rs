@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test measures time")]
 
+mod chat_api;
 mod courier;
 mod guard;
 mod mlflow;

@@ -117,6 +117,7 @@ fn synthetic(dir: &Path) -> Vec<String> {
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let mut found: Vec<String> = names
         .filter(|name| name.starts_with("synthetic_data") && name.ends_with(".jsonl"))
+        .filter(|name| !name.ends_with(".provenance.jsonl"))
         .collect();
     found.sort();
     found

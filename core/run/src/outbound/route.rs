@@ -3,8 +3,9 @@
 use crate::environment::Environment;
 use crate::event::{Event, Observer};
 use crate::exit::Exit;
-use forgelm_artifact::open::{self, OpenError};
+use forgelm_artifact::open;
 use forgelm_outbound::address::Reach;
+use forgelm_outbound::chat_api::OpenError;
 use forgelm_outbound::destination::{Destination, DestinationError};
 use forgelm_outbound::guard::{NoCertificate, Trust};
 use std::io::Read as _;
@@ -43,7 +44,7 @@ pub enum OutboundError {
         place: &'static str,
         /// The cause.
         #[source]
-        source: OpenError,
+        source: open::OpenError,
     },
     /// The file has none.
     #[error("`{place}`: {}: {source}", .path.display())]
@@ -54,6 +55,37 @@ pub enum OutboundError {
         path: PathBuf,
         /// What was expected.
         source: NoCertificate,
+    },
+    /// A model behind an API that cannot be asked.
+    #[error("`{place}` {source}")]
+    Api {
+        /// The key.
+        place: &'static str,
+        /// What is wrong.
+        source: OpenError,
+    },
+    /// `http://`, and the section does not allow addresses inside the network.
+    #[error(
+        "`{place}` is an `http://` address: what is asked, and the key, can be read on the way\n  hint: \
+         `https://`; or `{section}.allow_private_destinations: true`, and then `http://` only reaches \
+         addresses inside the network"
+    )]
+    PlainApi {
+        /// The key.
+        place: &'static str,
+        /// Where `allow_private_destinations` is.
+        section: &'static str,
+    },
+    /// A model behind an API, offline.
+    #[error(
+        "`{place}`: nothing is asked offline\n  hint: without `--offline`; or \
+         `{section}.allow_private_destinations: true` for an API inside the network"
+    )]
+    ApiOffline {
+        /// The key.
+        place: &'static str,
+        /// Where `allow_private_destinations` is.
+        section: &'static str,
     },
     /// Time stamps are required where nothing may be sent.
     #[error(
@@ -102,6 +134,9 @@ impl OutboundError {
             Self::NotFree { .. } | Self::Thread(_) => Exit::Runtime,
             Self::Address { .. }
             | Self::NotHttps { .. }
+            | Self::Api { .. }
+            | Self::PlainApi { .. }
+            | Self::ApiOffline { .. }
             | Self::StampsOffline
             | Self::NoCertificate { .. }
             | Self::NoTracker { .. }
@@ -134,7 +169,7 @@ pub(super) fn destination(
 }
 
 /// An address as a plan shows it; the environment is not asked.
-pub(super) fn shown(written: Option<&str>, variable: Option<&str>) -> Option<String> {
+pub(crate) fn shown(written: Option<&str>, variable: Option<&str>) -> Option<String> {
     let written =
         written.filter(|text| !text.is_empty()).map(|text| match Destination::parse(text) {
             Ok(destination) => destination.to_string(),
@@ -148,7 +183,7 @@ pub(super) fn shown(written: Option<&str>, variable: Option<&str>) -> Option<Str
 }
 
 /// What a plan says of how far requests may go.
-pub(super) fn limit(reach: Reach) -> &'static str {
+pub(crate) fn limit(reach: Reach) -> &'static str {
     match reach {
         Reach::Public | Reach::PublicAndInside => "",
         Reach::Inside => " (if it is inside the network)",
@@ -156,7 +191,7 @@ pub(super) fn limit(reach: Reach) -> &'static str {
 }
 
 /// How far requests may go; none where nothing may be sent at all.
-pub(super) fn reach(offline: bool, allow_private: bool) -> Option<Reach> {
+pub(crate) fn reach(offline: bool, allow_private: bool) -> Option<Reach> {
     match (offline, allow_private) {
         (false, false) => Some(Reach::Public),
         (false, true) => Some(Reach::PublicAndInside),
@@ -194,7 +229,7 @@ pub(super) fn trust(place: &'static str, path: Option<&str>) -> Result<Trust, Ou
     let (file, _) = open::regular(path).map_err(refused)?;
     let mut bytes = Vec::new();
     let read = file.take(CERTIFICATES_BYTES_MAX).read_to_end(&mut bytes);
-    read.map_err(|source| refused(OpenError::Io { path: path.to_owned(), source }))?;
+    read.map_err(|source| refused(open::OpenError::Io { path: path.to_owned(), source }))?;
     Trust::only(&bytes).map_err(|source| OutboundError::NoCertificate {
         place,
         path: path.to_owned(),
