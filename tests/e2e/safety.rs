@@ -286,6 +286,8 @@ fn fault_109_a_classifier_that_cannot_judge_is_refused_before_anything_starts() 
 fn a_row_that_is_no_prompt_is_refused_before_anything_starts() {
     let place = gated("Say 1\n{\"prompt\": 4}\n", "auto_revert: true", "batch_size: 8");
     refused(&place, "prompts.jsonl:2: `prompt`: expected a text");
+    let planned = place.forgelm(&["--config", "run.yaml", "--dry-run"]).expect_code(1);
+    planned.expect_stderr("prompts.jsonl:2: `prompt`: expected a text");
     place.write("prompts.jsonl", "[1, 2]\n");
     refused(&place, "prompts.jsonl:1: JSON that is no prompt");
     place.write("prompts.jsonl", "\n\n");

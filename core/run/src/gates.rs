@@ -106,6 +106,7 @@ pub(crate) fn examinations(
 /// # Errors
 /// If an input of one cannot be used.
 pub fn check_inputs(plan: &Plan, observer: &mut dyn Observer) -> Result<(), RunError> {
+    safety::check_inputs(plan)?;
     judge::check_inputs(plan, observer)
 }
 

@@ -57,8 +57,7 @@ pub(crate) fn prepare(
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Option<Box<dyn Examination>>, RunError> {
-    let safety = plan.run.evaluation.as_ref().and_then(|evaluation| evaluation.safety.as_ref());
-    let Some(safety) = safety.filter(|safety| safety.enabled) else { return Ok(None) };
+    let Some(safety) = planned::section(&plan.run) else { return Ok(None) };
     let prompts = PromptSet::read(Path::new(&safety.test_prompts))?;
     let request = ModelRequest {
         name: safety.classifier.clone(),
@@ -84,6 +83,16 @@ pub(crate) fn prepare(
         max_new_tokens: ANSWER_TOKENS,
         keeps_samples: safety.include_eval_samples,
     })))
+}
+
+/// Reads the prompts and checks them, for a run that is only planned.
+///
+/// # Errors
+/// If a row is no prompt.
+pub(crate) fn check_inputs(plan: &Plan) -> Result<(), RunError> {
+    let Some(safety) = planned::section(&plan.run) else { return Ok(()) };
+    PromptSet::read(Path::new(&safety.test_prompts))?;
+    Ok(())
 }
 
 fn limits(safety: &Safety) -> Limits {

@@ -4,7 +4,8 @@ use super::results::RESULTS_FILE;
 use forgelm_config::{Evaluation, Run, Safety};
 use forgelm_hub::Source;
 
-fn section(run: &Run) -> Option<&Safety> {
+/// The section of a gate that is on.
+pub(super) fn section(run: &Run) -> Option<&Safety> {
     of_evaluation(run.evaluation.as_ref()?)
 }
 
