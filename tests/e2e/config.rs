@@ -62,7 +62,7 @@ fn schema_explain_show_and_reference_answer() {
 fn what_is_not_built_yet_is_refused_by_name() {
     let workplace = Workplace::new();
     let cases = [
-        ("  report_to: none", "  report_to: wandb", "report_to"),
+        ("data:\n", "distributed: {strategy: fsdp}\ndata:\n", "distributed.strategy"),
         ("data:\n", "evaluation: {safety: {enabled: true}}\ndata:\n", "evaluation.safety.enabled"),
     ];
     let config = workplace.read("run.yaml");
