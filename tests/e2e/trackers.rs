@@ -385,6 +385,7 @@ fn a_run_that_goes_on_is_an_offline_run_of_its_own() {
     let (first, second) = (about(&runs[0].1), about(&runs[1].1));
     assert_eq!(first[&8], second[&8], "the name");
     assert_ne!(first[&1], second[&1], "what was sent of the first one stays");
-    assert!(wandb_records(&runs[0].1).iter().all(|(field, _)| *field != 18), "it has no end");
-    assert_eq!(wandb_records(&runs[1].1).last().unwrap().0, 18);
+    // Folders made in the same second have no order. What was killed has no end.
+    let has_end = |file: &[u8]| wandb_records(file).iter().any(|(field, _)| *field == 18);
+    assert_eq!(runs.iter().filter(|(_, file)| has_end(file)).count(), 1);
 }
