@@ -13,7 +13,7 @@ use crate::error::RunError;
 use crate::event::{Event, Observer};
 use forgelm_artifact::hash::sha256_bytes;
 use forgelm_artifact::jsonl::Reader;
-use forgelm_artifact::write::AppendLog;
+use forgelm_artifact::write::{self, AppendLog};
 use forgelm_artifact::{Clock, Disk, json as canonical};
 use forgelm_config::SyntheticFormat;
 use serde_json::{Value, json};
@@ -132,6 +132,12 @@ impl<'a> Journal<'a> {
         if has_rows && !places.provenance.is_file() {
             let problem = format!("there is no `{}`", places.provenance.display());
             return Err(SyntheticError::NotOurs { path: places.rows, problem }.into());
+        }
+        // Their names are on the disk before anything is paid for.
+        for path in [&places.provenance, &places.rows] {
+            if path.symlink_metadata().is_err() {
+                write::atomic(path, b"")?;
+            }
         }
         let disk = Disk::real();
         let (provenance, torn) = AppendLog::recover(&disk, &places.provenance)?;
