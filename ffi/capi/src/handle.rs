@@ -42,6 +42,7 @@ impl<T: Kind> Handle<T> {
     ///
     /// # Errors
     /// NULL, another kind, freed, or no handle at all.
+    #[expect(clippy::not_unsafe_ptr_arg_deref, reason = "only what is on the list is looked at")]
     pub fn borrow<'h>(handle: *const Self, name: &str) -> Result<Borrowed<'h, T>, Failure> {
         let living = living();
         if living.get(&handle.addr()) != Some(&T::TAG) {
@@ -67,6 +68,7 @@ impl<T: Kind> Handle<T> {
 
     /// Frees a handle. NULL, another kind, one that is freed and one that a call works with are left
     /// alone.
+    #[expect(clippy::not_unsafe_ptr_arg_deref, reason = "only what is on the list is looked at")]
     pub fn free(handle: *mut Self) {
         let mut living = living();
         if living.get(&handle.addr()) != Some(&T::TAG) {

@@ -15,7 +15,7 @@ pub mod engine;
 pub mod error;
 pub mod handle;
 pub mod model;
-pub mod options;
+mod options;
 pub mod place;
 pub mod plugin;
 pub mod sign;

@@ -1,6 +1,12 @@
 //! Programs in C and C++ that use the library: compiled by every compiler that is here, and run on the
 //! tiny model.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests make files, and end where something is wrong"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
