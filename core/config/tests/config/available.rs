@@ -21,10 +21,6 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ),
         ("training: {report_to: tensorboard}\n", "`training.report_to: tensorboard`"),
         ("training: {report_to: wandb}\n", "`training.report_to: wandb`"),
-        (
-            "evaluation: {benchmark: {enabled: true, tasks: [a]}}\n",
-            "`evaluation.benchmark.enabled: true`",
-        ),
         ("evaluation: {safety: {enabled: true}}\n", "`evaluation.safety.enabled: true`"),
         ("evaluation: {llm_judge: {enabled: true}}\n", "`evaluation.llm_judge.enabled: true`"),
         ("distributed: {strategy: fsdp}\n", "`distributed.strategy: fsdp`"),
@@ -34,7 +30,7 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ),
         ("pipeline: {stages: [{name: a}]}\n", "`pipeline`"),
     ];
-    assert_eq!(cases.len(), 9);
+    assert_eq!(cases.len(), 8);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");
@@ -63,7 +59,7 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "training: {oom_recovery: true, gradient_checkpointing: false, neftune_noise_alpha: 5, gpu_cost_per_hour: 1.5}\n",
         "evaluation: {require_human_approval: true, approval: {quorum: 2, roles: [a], expires_days: 7, approvers: k}}\n",
         "evaluation: {auto_revert: true, max_acceptable_loss: 2, baseline_loss: 1}\n",
-        "evaluation: {auto_revert: false, safety: {enabled: false}, benchmark: {tasks: [a]}}\n",
+        "evaluation: {auto_revert: false, safety: {enabled: false}, benchmark: {enabled: true, tasks: [a]}}\n",
         "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: block_on_excess, legal_hold: true}\n",
         "webhook: {url: \"\"}\nmonitoring: {}\nmerge: {}\nsynthetic: {}\ndistributed: {strategy: null}\n",
         "merge: {enabled: true, method: slerp, models: [{path: a}, {path: b}]}\n",
