@@ -1,5 +1,7 @@
 //! Families of continuations against the same texts scored whole, one by one.
 
+#![expect(clippy::cast_possible_truncation, reason = "sizes of tests are small")]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 

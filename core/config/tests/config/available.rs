@@ -21,8 +21,8 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
         ),
         ("distributed: {strategy: fsdp}\n", "`distributed.strategy: fsdp`"),
         (
-            "pipeline: {stages: [{name: a, distributed: {strategy: fsdp}}]}\n",
-            "`pipeline.stages[0].distributed.strategy: fsdp`",
+            "pipeline: {stages: [{name: a, model: {name_or_path: m, multimodal: {enabled: true}}}]}\n",
+            "`pipeline.stages[0].model.multimodal.enabled: true`",
         ),
     ];
     assert_eq!(cases.len(), 3);

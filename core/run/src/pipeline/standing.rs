@@ -47,10 +47,9 @@ pub(super) struct Facts {
 impl Facts {
     /// From the documents in the folder of a run.
     pub(super) fn of(dir: &std::path::Path) -> Self {
-        let document = |name: &str| reproduce::document(dir, name).unwrap_or_default();
-        let (manifest, report) =
-            (document("training_manifest.json"), document("compliance_report.json"));
-        let metrics = manifest["final_metrics"].as_object().into_iter().flatten();
+        let report = reproduce::document(dir, "compliance_report.json").unwrap_or_default();
+        // Those of the training manifest are rounded.
+        let metrics = report["evaluation_results"]["metrics"].as_object().into_iter().flatten();
         let metrics = metrics.filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)));
         let gates = report["gates"].as_array().cloned().unwrap_or_default();
         let failed = gates.iter().filter(|gate| gate["passed"] == Value::Bool(false));
