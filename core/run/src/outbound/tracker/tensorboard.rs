@@ -8,6 +8,9 @@ use forgelm_artifact::write::{self, RecordFile};
 use forgelm_outbound::tensorboard::{restart, scalars, tag, version};
 use std::path::PathBuf;
 
+/// How the names of event files begin, before the second in which they were begun.
+const PREFIX: &str = "events.out.tfevents.";
+
 /// Where the event files of a run are.
 pub(super) struct Board {
     dir: PathBuf,
@@ -25,8 +28,8 @@ impl Board {
     pub(super) fn start(&mut self, started: &Started, now: UtcTime) -> Option<String> {
         let seconds = seconds(now);
         #[expect(clippy::cast_possible_truncation, reason = "whole seconds")]
-        let whole = seconds as i64;
-        let name = format!("events.out.tfevents.{whole:010}.{}", started.run_id);
+        let whole = (seconds as i64).max(self.latest().map_or(0, |latest| latest + 1));
+        let name = format!("{PREFIX}{whole:010}.{}", started.run_id);
         let mut head = version(seconds);
         if started.n_steps_done > 0 {
             head.extend(restart(seconds, started.n_steps_done + 1));
@@ -41,6 +44,17 @@ impl Board {
             }
             Err(error) => Some(format!("tensorboard: nothing is written: {error}")),
         }
+    }
+
+    /// The second in the name of the last file that is there. Readers take files in the order of their
+    /// names, so that one that goes on has a later one, also within the same second.
+    fn latest(&self) -> Option<i64> {
+        let names =
+            std::fs::read_dir(&self.dir).ok()?.filter_map(|entry| Some(entry.ok()?.file_name()));
+        let second = |name: std::ffi::OsString| {
+            name.to_str()?.strip_prefix(PREFIX)?.split('.').next()?.parse().ok()
+        };
+        names.filter_map(second).max()
     }
 
     pub(super) fn put(&mut self, row: &Row) -> Option<String> {
