@@ -142,7 +142,8 @@ fn run(
     keep: Keep,
     trainer: &dyn Trainer,
 ) -> Ran {
-    let ops = Arc::new(Cpu::new(2));
+    // A second one takes memory of its own only if it comes to do something.
+    let ops = Arc::new(Cpu::new(1));
     let store = store(config);
     let mut decoder = Decoder::from_store(config.clone(), &store, ops, Compute::F32).unwrap();
     let mut adapter = Trainable::zeroed(selection.clone(), config).unwrap();
