@@ -1,4 +1,4 @@
-//! A tiny safety classifier whose verdict follows from the text, its weights made by hand.
+//! Tiny models that judge texts, their weights made by hand: a safety classifier, and a judge.
 //!
 //! One layer of Llama, 32 wide. Its only head looks for a word: every token asks for the same key, which
 //! the words below alone have, so that what stands for the word is in the residual stream from there on.
@@ -82,13 +82,14 @@ fn vocabulary() -> BTreeMap<String, usize> {
     tokens.iter().map(|(text, id)| (text.clone(), id.as_u64().unwrap() as usize)).collect()
 }
 
-fn body(ids: &BTreeMap<String, usize>) -> Vec<(&'static str, Matrix)> {
-    let mut embedding = Matrix::new(VOCAB, WIDTH);
+fn body(n_vocab: usize) -> Vec<(&'static str, Matrix)> {
+    let ids = vocabulary();
+    let mut embedding = Matrix::new(n_vocab, WIDTH);
     let place = |id: usize| {
         let of = |list: &[&str]| list.iter().position(|text| ids[*text] == id);
         of(&READ).map(|i| FIRST_READ + i).or(of(&SEEN).map(|i| FIRST_WORD + i)).unwrap_or(OTHER)
     };
-    for id in 0..VOCAB {
+    for id in 0..n_vocab {
         embedding.add(id, ALWAYS, 1.0);
         embedding.add(id, place(id), 1.0);
     }
@@ -145,7 +146,7 @@ fn write(place: &Workplace, dir: &str, config: &Value, head: (&str, Matrix)) {
     }
     place.write(&format!("{dir}/config.json"), &config.to_string());
     place.write(&format!("{dir}/chat_template.jinja"), TEMPLATE);
-    let mut matrices = body(&vocabulary());
+    let mut matrices = body(config["vocab_size"].as_u64().unwrap() as usize);
     matrices.push(head);
     let ones = [1.0; WIDTH];
     let norms = [
@@ -173,6 +174,31 @@ pub fn write_guard(place: &Workplace, dir: &str) {
         added.iter().for_each(|(token, weight)| head.add(ids[*token], column, weight * UNIT));
     }
     write(place, dir, &config("LlamaForCausalLM"), ("lm_head.weight", head));
+}
+
+/// A judge that gives 8 where ` spider` was seen, else 5. Each reply is one token of its own.
+pub fn write_judge(place: &Workplace, dir: &str) {
+    let replies = [5, 8].map(|score| json!({"score": score, "reason": "as told"}).to_string());
+    let ids = vocabulary();
+    let mut head = Matrix::new(VOCAB + replies.len(), WIDTH);
+    head.add(VOCAB, FIRST_READ, 10.0 * UNIT);
+    head.add(VOCAB + 1, FIRST_SEEN, 20.0 * UNIT);
+    // After a reply, which is no token that is told apart.
+    head.add(ids[END], OTHER, 40.0 * UNIT);
+    let mut config = config("LlamaForCausalLM");
+    config["vocab_size"] = json!(VOCAB + replies.len());
+    config["max_position_embeddings"] = json!(8192);
+    write(place, dir, &config, ("lm_head.weight", head));
+    let file = format!("{dir}/tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_str(&place.read(&file)).unwrap();
+    let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+    for (i, reply) in replies.iter().enumerate() {
+        added.push(json!({
+            "id": VOCAB + i, "content": reply, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": false,
+        }));
+    }
+    place.write(&file, &tokenizer.to_string());
 }
 
 /// A classifier with these labels: the second where ` spider` was seen, else the first.

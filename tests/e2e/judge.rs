@@ -1,5 +1,6 @@
 //! The judge gate, against servers that judge well, badly, or not at all.
 
+use crate::guard::{hush, write_judge};
 use crate::model_api::{ModelApi, Question, Reply};
 use crate::support::{Ran, Workplace};
 use serde_json::{Value, json};
@@ -314,6 +315,35 @@ fn what_the_judge_needs_is_checked_before_anything_is_trained() {
         };
     }
     assert_eq!(api.n_asked(), 0);
+}
+
+#[test]
+fn a_local_judge_scores_the_answers() {
+    let workplace = workplace("judge_model: ./judge, canaries: 0", "auto_revert: true");
+    write_judge(&workplace, "judge");
+    let rows = ["a spider?", "a stone?", "a spider.", "a lamp?"];
+    let rows: String = rows.iter().map(|what| format!("What is {what}\n")).collect();
+    workplace.write("prompts.jsonl", &rows);
+    workplace.edit_config("canaries: 0", "canaries: 0, min_score: 6");
+    hush(&workplace, "model");
+    train(&workplace, &["--offline"]).expect_code(0);
+    let found = results(&workplace);
+    assert_eq!(found["judge"]["backend"], "local");
+    let scores: Vec<&Value> =
+        found["details"].as_array().unwrap().iter().map(|of| &of["score"]).collect();
+    assert_eq!(scores, [8.0, 5.0, 8.0, 5.0]);
+    assert_eq!(event(&workplace, "judge.evaluation_completed")["average_score"], 6.5);
+    // The same answers are not enough for a higher limit.
+    let workplace = {
+        let other =
+            self::workplace("judge_model: ./judge, canaries: 0, min_score: 7", "auto_revert: true");
+        write_judge(&other, "judge");
+        other.write("prompts.jsonl", &rows);
+        hush(&other, "model");
+        other
+    };
+    train(&workplace, &["--offline"]).expect_code(3);
+    assert!(!has_model(&workplace));
 }
 
 /// A tiny model with random weights is no judge, and is found out.

@@ -291,10 +291,6 @@ struct Shared<'r> {
 impl<'r> Shared<'r> {
     /// The beginning that most families share, up to the first row that is scored of any of them.
     fn of(families: &[Vec<Continuation<'r>>]) -> Self {
-        let none = Self { base: &[], has_base: vec![false; families.len()] };
-        if families.len() < 2 {
-            return none;
-        }
         // The last token of the context is scored from: it cannot be in the base.
         let beginning = |family: &Vec<Continuation<'r>>| -> &'r [u32] {
             let first = &family[0];
@@ -305,19 +301,27 @@ impl<'r> Shared<'r> {
             &first.tokens[..n]
         };
         let beginnings: Vec<&'r [u32]> = families.iter().map(beginning).collect();
-        let mut sorted = beginnings.clone();
-        sorted.sort_unstable();
-        // If more than half begin alike, the one in the middle is among them.
-        let middle = sorted[sorted.len() / 2];
-        let has_base: Vec<bool> =
-            beginnings.iter().map(|of| n_common(of, middle) >= BASE_MIN).collect();
-        if has_base.iter().filter(|&&has| has).count() * 2 <= families.len() {
-            return none;
-        }
-        let sharing = beginnings.iter().zip(&has_base).filter(|(_, has)| **has);
-        let n = sharing.fold(middle.len(), |n, (of, _)| n.min(n_common(of, middle)));
-        Self { base: &middle[..n], has_base }
+        let base = shared_beginning(&beginnings);
+        let has_base = |of: &&[u32]| !base.is_empty() && of.starts_with(base);
+        let has_base = beginnings.iter().map(has_base).collect();
+        Self { base, has_base }
     }
+}
+
+/// What more than half of some texts begin with, if it is worth a pass of its own; else nothing.
+#[must_use]
+pub fn shared_beginning<'r>(texts: &[&'r [u32]]) -> &'r [u32] {
+    if texts.len() < 2 {
+        return &[];
+    }
+    let mut sorted = texts.to_vec();
+    sorted.sort_unstable();
+    // If more than half begin alike, the one in the middle is among them.
+    let middle = sorted[sorted.len() / 2];
+    let common = sorted.iter().map(|of| n_common(of, middle)).filter(|&n| n >= BASE_MIN);
+    let (n_texts, n) =
+        common.fold((0, middle.len()), |(texts, least), n| (texts + 1, least.min(n)));
+    if n_texts * 2 > texts.len() { &middle[..n] } else { &[] }
 }
 
 /// A family as stem and branches, after a base of so many tokens.

@@ -138,9 +138,16 @@ pub struct Generator<'a> {
     adapter: Option<&'a Adapter>,
     acts: Activations,
     lanes: Vec<Lane>,
+    beginning: Option<Beginning>,
     logits: Vec<f32>,
     /// Rows of a prompt that run at once.
     chunk: usize,
+}
+
+/// A beginning that prompts share.
+struct Beginning {
+    tokens: Vec<u32>,
+    cache: KvCache,
 }
 
 /// Room for one text.
@@ -196,6 +203,7 @@ impl<'a> Generator<'a> {
             adapter,
             acts: Activations::new(decoder.config(), adapter, size, Keep::Nothing)?,
             lanes: (0..n_lanes).map(|_| lane()).collect(),
+            beginning: None,
             logits: vec![0.0; n_lanes * decoder.dims().v],
             chunk: context.min(PROMPT_ROWS_MAX),
         })
@@ -236,6 +244,28 @@ impl<'a> Generator<'a> {
     #[must_use]
     pub fn cache_bytes(&self) -> usize {
         self.lanes.iter().map(|lane| lane.cache.n_bytes()).sum()
+    }
+
+    /// Runs a beginning once for all prompts that have it and more: they go on from there. An empty one
+    /// is none. The bits of an answer depend on the beginning that is shared, which is where its prompt
+    /// is cut; still on no other prompt. Its keys and values take the memory of another lane.
+    ///
+    /// # Errors
+    /// As for a prompt.
+    pub fn share(&mut self, beginning: &[u32]) -> Result<(), GenerateError> {
+        self.beginning = None;
+        if beginning.is_empty() {
+            return Ok(());
+        }
+        self.check_prompt(beginning)?;
+        let mut cache = KvCache::new(self.decoder.config(), beginning.len());
+        let logits = &mut self.logits[..self.decoder.dims().v];
+        for tokens in beginning.chunks(self.chunk) {
+            let mut sequences = [CachedSequence { tokens, cache: &mut cache }];
+            self.decoder.forward_cached(self.adapter, &mut sequences, &mut self.acts, logits);
+        }
+        self.beginning = Some(Beginning { tokens: beginning.to_vec(), cache });
+        Ok(())
     }
 
     /// Continues `prompt`. `on_token` sees each new token at once and may end it.
@@ -292,7 +322,7 @@ impl<'a> Generator<'a> {
                 let asked = |text: &Text| requests[text.request].options.max_new_tokens > 0;
                 let Some(text) = waiting.find(asked) else { break };
                 let reuse = requests[text.request].options.reuse_cache;
-                lane.begin(text, reuse);
+                lane.begin(text, reuse, self.beginning.as_ref());
             }
             if self.lanes.iter().all(|lane| lane.text.is_none()) {
                 return Ok(generated);
@@ -418,12 +448,60 @@ impl Lane {
     }
 
     /// Takes a text. Keeps what the cache shares with its prompt, less one token: the last must
-    /// run to give logits.
-    fn begin(&mut self, text: Text, reuse: bool) {
+    /// run to give logits. Or goes on from a beginning, if that is more.
+    fn begin(&mut self, text: Text, reuse: bool, beginning: Option<&Beginning>) {
         let same = self.cached.iter().zip(&text.tokens).take_while(|(a, b)| a == b).count();
         let kept = if reuse { same.min(text.tokens.len() - 1) } else { 0 };
         self.cached.truncate(kept);
         self.cache.truncate(kept);
+        if let Some(Beginning { tokens, cache }) = beginning
+            && (kept + 1..text.tokens.len()).contains(&tokens.len())
+            && text.tokens.starts_with(tokens)
+        {
+            self.cache.begin_as(cache, tokens.len());
+            self.cached.clone_from(tokens);
+        }
         self.text = Some(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Beginning, GenerateOptions, Generator, Sampling};
+    use forgelm_kernels_api::Compute;
+    use forgelm_kernels_reference::Reference;
+    use forgelm_model::{ModelFiles, OpenModel};
+    use std::ops::ControlFlow;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    /// With keys and values of something else the answer is another: they are not computed again.
+    #[test]
+    fn a_shared_beginning_is_not_run_again() {
+        let folder =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/golden/models/tiny-llama");
+        let open = OpenModel::open(&ModelFiles::Folder(Path::new(folder).to_owned())).unwrap();
+        let decoder = open.load(Arc::new(Reference), Compute::F32).unwrap();
+        let options = GenerateOptions {
+            max_new_tokens: 12,
+            sampling: Sampling::GREEDY,
+            seed: 0,
+            stop_ids: Vec::new(),
+            reuse_cache: false,
+        };
+        let (shared, others): (Vec<u32>, Vec<u32>) = ((40..60).collect(), (300..320).collect());
+        let prompt = [&shared[..], &[7]].concat();
+        let mut generator = Generator::new(&decoder, None, 64).unwrap();
+        let mut answer = |generator: &mut Generator<'_>| {
+            generator.generate(&prompt, &options, &mut |_| ControlFlow::Continue(())).unwrap()
+        };
+        let right = answer(&mut generator);
+        generator.share(&shared).unwrap();
+        assert_eq!(answer(&mut generator), right);
+        generator.share(&others).unwrap();
+        assert_eq!(answer(&mut generator), right, "the prompt does not begin so");
+        let cache = generator.beginning.take().unwrap().cache;
+        generator.beginning = Some(Beginning { tokens: shared, cache });
+        assert_ne!(answer(&mut generator), right);
     }
 }

@@ -14,7 +14,7 @@ mod generator;
 mod sampler;
 mod scorer;
 
-pub use families::{Continuation, FamilyOptions, FamilyScorer, Likelihood};
+pub use families::{Continuation, FamilyOptions, FamilyScorer, Likelihood, shared_beginning};
 pub use generator::{
     GenerateError, GenerateOptions, Generated, Generator, Request, RequestError, StopReason, Watch,
 };

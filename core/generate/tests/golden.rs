@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use forgelm_generate::{
     GenerateError, GenerateOptions, Generated, Generator, Request, Sampling, StopReason, Watch,
+    shared_beginning,
 };
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_cpu::Cpu;
@@ -182,6 +183,34 @@ fn a_request_does_not_depend_on_its_batch() {
                 assert_eq!(run_all(&three, adapter, lanes, &requests), alone, "{lanes} lanes");
             }
         }
+    }
+}
+
+#[test]
+fn a_beginning_that_prompts_share_changes_no_token() {
+    let decoder = tiny_llama();
+    let (prompt, _) = expected();
+    let examples: Vec<u32> = prompt.iter().copied().cycle().take(24).collect();
+    let requests: Vec<(Vec<u32>, GenerateOptions)> = (0..6)
+        .map(|i| match i {
+            // One that begins otherwise, and one that ends where the beginning does.
+            4 => (prompt.clone(), options(12)),
+            5 => (examples.clone(), options(12)),
+            _ => ([&examples[..], &[3 + i, 7], &prompt[..2]].concat(), options(12)),
+        })
+        .collect();
+    let before_last: Vec<&[u32]> =
+        requests.iter().map(|(prompt, _)| &prompt[..prompt.len() - 1]).collect();
+    assert_eq!(shared_beginning(&before_last), &examples[..23]);
+    assert!(shared_beginning(&before_last[3..5]).is_empty(), "half of them is not most");
+    let alone = run_all(&decoder, None, 1, &requests);
+    for (n_shared, lanes) in [(23, 1), (23, 3), (20, 8), (24, 2)] {
+        let mut generator = Generator::with_lanes(&decoder, None, 64, lanes).expect("memory");
+        generator.share(&examples[..n_shared]).expect("a beginning");
+        let asked: Vec<Request<'_>> =
+            requests.iter().map(|(prompt, options)| Request { prompt, options }).collect();
+        let found = generator.generate_all(&asked, &mut |_, _| ControlFlow::Continue(()));
+        assert_eq!(found.expect("answers"), alone, "{n_shared} tokens, {lanes} lanes");
     }
 }
 

@@ -11,6 +11,7 @@ use crate::benchmark;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::Observer;
+use crate::exit::Exit;
 use crate::judge;
 use crate::plan::Plan;
 use crate::safety;
@@ -18,7 +19,7 @@ use examination::Examination;
 use forgelm_artifact::hash::sha256_bytes;
 use forgelm_artifact::json;
 use forgelm_config::{Evaluation, resolved_json};
-use forgelm_evidence::gate::{Bound, Check, Measurement, Policy};
+use forgelm_evidence::gate::{Bound, Check, Measurement, Policy, Verdict};
 use forgelm_train::state::State;
 use serde_json::{Value, json};
 
@@ -108,6 +109,15 @@ pub(crate) fn examinations(
 pub fn check_inputs(plan: &Plan, observer: &mut dyn Observer) -> Result<(), RunError> {
     safety::check_inputs(plan)?;
     judge::check_inputs(plan, observer)
+}
+
+/// How a command ends that measures a model that is there.
+pub(crate) const fn exit_of(verdict: &Verdict) -> Exit {
+    match verdict {
+        Verdict::Accept => Exit::Success,
+        Verdict::Reject { .. } => Exit::Gate,
+        Verdict::NotEnoughEvidence { .. } => Exit::Runtime,
+    }
 }
 
 /// Whether the config names a loss that the model is compared with.

@@ -61,6 +61,22 @@ impl KvCache {
         self.len = self.len.min(len);
     }
 
+    /// Holds what the first `len` tokens left in another cache of this model, and nothing else.
+    ///
+    /// # Panics
+    /// If the other holds fewer, or they do not fit: bugs of the caller.
+    pub fn begin_as(&mut self, other: &Self, len: usize) {
+        assert!(len <= other.len, "the other cache holds fewer tokens");
+        self.len = 0;
+        self.reach(len);
+        let n = len * self.width;
+        let mine = self.keys.iter_mut().chain(&mut self.values);
+        for (mine, theirs) in mine.zip(other.keys.iter().chain(&other.values)) {
+            mine[..n].copy_from_slice(&theirs[..n]);
+        }
+        self.len = len;
+    }
+
     /// Memory held, in bytes.
     #[must_use]
     pub fn n_bytes(&self) -> usize {

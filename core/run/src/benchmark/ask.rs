@@ -8,7 +8,7 @@ use crate::subject::{Subject, check_room};
 use forgelm_benchmark::{Answer, Generation, Prepared, Request, python_trim_end};
 use forgelm_generate::{
     Continuation, FamilyOptions, FamilyScorer, GenerateOptions, Generator, Request as Prompt,
-    RequestError, Sampling, ScoreError,
+    RequestError, Sampling, ScoreError, shared_beginning,
 };
 use forgelm_tokenize::Tokenizer;
 use std::cell::RefCell;
@@ -283,15 +283,22 @@ impl Asker<'_> {
             stop_ids: tokenizer.eos_ids(),
             reuse_cache: false,
         };
+        // The examples, where they are the same for all. The last token of a prompt has to run.
+        let before_last: Vec<&[u32]> =
+            prompts.iter().map(|prompt| &prompt[..prompt.len() - 1]).collect();
+        let beginning = shared_beginning(&before_last);
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let context = (longest + n_new).min(n_max);
         let n_lanes = self.n_together.unwrap_or(LANES).min(prompts.len()).max(1);
         let (decoder, adapter) = (self.subject.decoder, self.subject.adapter);
-        let plan = Generator::memory_plan(decoder.config(), adapter, context, n_lanes);
+        // A beginning takes no more than one lane more.
+        let n_caches = n_lanes + usize::from(!beginning.is_empty());
+        let plan = Generator::memory_plan(decoder.config(), adapter, context, n_caches);
         let what = format!("{n_lanes} answers at once, each of {context} tokens with its prompt,");
         check_room(&what, plan.total_bytes()).map_err(AskError::NoRoom)?;
         let generator = Generator::with_lanes(decoder, adapter, context, n_lanes);
         let mut generator = generator.map_err(|error| AskError::NoRoom(error.to_string()))?;
+        generator.share(beginning).map_err(|error| self.wrong(0, error.to_string()))?;
         let mut answers = Vec::with_capacity(prompts.len());
         for together in prompts.chunks(TOGETHER.max(n_lanes)) {
             let first = answers.len();

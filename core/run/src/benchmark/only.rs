@@ -39,11 +39,7 @@ impl Benchmarked {
     /// The exit code: 3 below the limit, 2 where the evidence does not suffice.
     #[must_use]
     pub fn exit(&self) -> Exit {
-        match self.verdict {
-            Verdict::Accept => Exit::Success,
-            Verdict::Reject { .. } => Exit::Gate,
-            Verdict::NotEnoughEvidence { .. } => Exit::Runtime,
-        }
+        gates::exit_of(&self.verdict)
     }
 
     /// The result. Where it is not passed, whoever prints it adds `error`.

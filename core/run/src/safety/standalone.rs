@@ -11,6 +11,7 @@ use crate::error::RunError;
 use crate::event::Observer;
 use crate::exit::Exit;
 use crate::gates::examination::Place;
+use crate::gates::exit_of;
 use crate::model::{self, FoundModel, LoadedModel, ModelRequest};
 use crate::subject::{Language, Subject};
 use forgelm_config::{ClassifierMode, SafetyScoring};
@@ -65,11 +66,7 @@ impl SafetyEvaluated {
     /// 0 when it passed, 3 when it did not, 2 when nobody can say.
     #[must_use]
     pub fn exit(&self) -> Exit {
-        match self.verdict {
-            Verdict::Accept => Exit::Success,
-            Verdict::Reject { .. } => Exit::Gate,
-            Verdict::NotEnoughEvidence { .. } => Exit::Runtime,
-        }
+        exit_of(&self.verdict)
     }
 
     /// What a program is told.
