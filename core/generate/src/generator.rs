@@ -492,7 +492,7 @@ mod tests {
         let (shared, others): (Vec<u32>, Vec<u32>) = ((40..60).collect(), (300..320).collect());
         let prompt = [&shared[..], &[7]].concat();
         let mut generator = Generator::new(&decoder, None, 64).unwrap();
-        let mut answer = |generator: &mut Generator<'_>| {
+        let answer = |generator: &mut Generator<'_>| {
             generator.generate(&prompt, &options, &mut |_| ControlFlow::Continue(())).unwrap()
         };
         let right = answer(&mut generator);
