@@ -1,9 +1,12 @@
 /* A C program that trains, stops, continues, verifies, and asks the tuned model. In its working
  * directory are model/ and data.jsonl; what it prints is only for a failed run. */
+#define _XOPEN_SOURCE 700
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 
 #include "forgelm.h"
 
@@ -109,6 +112,43 @@ static void a_flag_stops_a_run_before_its_first_step(const forgelm_engine *engin
     CHECK(status == FORGELM_INTERRUPTED && seen.steps == 0);
     forgelm_string_free(result);
     forgelm_error_free(error);
+    forgelm_cancel_free(cancel);
+}
+
+static const forgelm_cancel *of_signal;
+static volatile sig_atomic_t n_signals;
+
+static void on_signal(int number) {
+    (void)number;
+    n_signals = n_signals + 1;
+    if (n_signals == 20) forgelm_cancel_trigger(of_signal);
+}
+
+/* Each signal interrupts what the system is asked for just then. */
+static void a_signal_stops_a_run_and_handlers_stay_the_hosts(const forgelm_engine *engine) {
+    static const char yaml[] =
+        "model: {name_or_path: model, max_length: 128, load_in_4bit: false}\n"
+        "lora: {r: 4, target_modules: [q_proj]}\n"
+        "training: {output_dir: three, max_steps: 100000, save_steps: 20, threads: 1,\n"
+        "           report_to: none}\n"
+        "data: {dataset_name_or_path: data.jsonl}\n";
+    const struct itimerval every = {{0, 500}, {0, 500}}, never = {{0, 0}, {0, 0}};
+    struct sigaction mine, found;
+    forgelm_cancel *cancel = NULL;
+    char *result = NULL;
+    CHECK(forgelm_cancel_new(&cancel, NULL) == FORGELM_OK);
+    of_signal = cancel;
+    memset(&mine, 0, sizeof mine);
+    mine.sa_handler = on_signal;
+    CHECK(sigaction(SIGALRM, &mine, NULL) == 0 && setitimer(ITIMER_REAL, &every, NULL) == 0);
+    CHECK(forgelm_train(engine, yaml, strlen(yaml), "three.yaml", NULL, NULL, NULL, cancel, &result,
+                        NULL) == FORGELM_INTERRUPTED);
+    CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0 && n_signals >= 20);
+    CHECK(strstr(result, "\"exit_code\":7") != NULL);
+    CHECK(sigaction(SIGALRM, NULL, &found) == 0 && found.sa_handler == on_signal);
+    CHECK(sigaction(SIGINT, NULL, &found) == 0 && found.sa_handler == SIG_DFL);
+    CHECK(sigaction(SIGTERM, NULL, &found) == 0 && found.sa_handler == SIG_DFL);
+    forgelm_string_free(result);
     forgelm_cancel_free(cancel);
 }
 
@@ -318,6 +358,7 @@ int main(void) {
     forgelm_string_free(plan);
     it_trains_stops_and_goes_on(engine);
     a_flag_stops_a_run_before_its_first_step(engine);
+    a_signal_stops_a_run_and_handlers_stay_the_hosts(engine);
     a_tuned_model_answers_and_its_adapter_can_be_changed(engine);
     a_model_is_quantized(engine);
     keys_signatures_and_lists(engine);

@@ -164,7 +164,7 @@ fn a_c_program_trains_resumes_verifies_and_asks() {
 /// Memory that is used after it was freed, beyond its end or never freed. Libraries of plugins stay
 /// open for as long as the process, with what they keep.
 #[test]
-fn a_c_program_has_no_error_and_no_leak_under_sanitizers() {
+fn fault_111_a_c_program_has_no_error_and_no_leak_under_sanitizers() {
     let suppressions = tempfile::NamedTempFile::new().unwrap();
     fs::write(
         suppressions.path(),
