@@ -142,28 +142,41 @@ impl Decoder {
             segments: &segments,
             row_keys: &[],
         };
-        step.begin(&batch, acts);
-        for layer in 0..self.dims.l {
-            let (input, slot) = (acts.input(layer), acts.slot(layer));
-            let buffers = &mut acts.layers[slot];
-            let x = acts.inputs[input].get(step.t);
-            step.project(layer, x, buffers, &mut acts.ws);
+        step.forward(&batch, acts, &mut |layer, buffers| {
             step.attend_to_caches(layer, sequences, buffers);
-            step.project_output(layer, x, buffers, &mut acts.ws);
-            let output = acts.input(layer + 1);
-            let buffers = &mut acts.layers[slot];
-            let out = acts.inputs[output].get_mut(step.t);
-            step.mlp_forward(layer, buffers, &mut acts.ws, Some(out));
-        }
+        });
         for sequence in sequences {
             sequence.cache.len += sequence.tokens.len();
         }
-        acts.stage = Stage::Forwarded;
         self.logits(adapter, acts, &last_rows, logits);
     }
 }
 
 impl Step<'_> {
+    /// Runs a batch through every layer, where `attend` is what differs: it fills the attention of a
+    /// layer from where the keys and values are.
+    fn forward(
+        &self,
+        batch: &PackedInput<'_>,
+        acts: &mut Activations,
+        attend: &mut dyn FnMut(usize, &mut LayerBuffers),
+    ) {
+        self.begin(batch, acts);
+        for layer in 0..self.decoder.dims.l {
+            let (input, slot) = (acts.input(layer), acts.slot(layer));
+            let buffers = &mut acts.layers[slot];
+            let x = acts.inputs[input].get(self.t);
+            self.project(layer, x, buffers, &mut acts.ws);
+            attend(layer, buffers);
+            self.project_output(layer, x, buffers, &mut acts.ws);
+            let output = acts.input(layer + 1);
+            let buffers = &mut acts.layers[slot];
+            let out = acts.inputs[output].get_mut(self.t);
+            self.mlp_forward(layer, buffers, &mut acts.ws, Some(out));
+        }
+        acts.stage = Stage::Forwarded;
+    }
+
     /// Moves the new keys and values to the caches and attends to all of them.
     fn attend_to_caches(
         &self,

@@ -4,7 +4,7 @@
 use forgelm_kernels_api::{AttentionShape, Segment};
 
 use super::KvCache;
-use crate::activations::{Activations, LayerBuffers, Stage};
+use crate::activations::{Activations, LayerBuffers};
 use crate::decoder::{Decoder, PackedInput, Step, check_current};
 use crate::trainable::Trainable;
 
@@ -80,20 +80,9 @@ impl Decoder {
             segments: &segments,
             row_keys: &[],
         };
-        step.begin(&batch, acts);
-        for layer in 0..self.dims.l {
-            let (input, slot) = (acts.input(layer), acts.slot(layer));
-            let buffers = &mut acts.layers[slot];
-            let x = acts.inputs[input].get(step.t);
-            step.project(layer, x, buffers, &mut acts.ws);
+        step.forward(&batch, acts, &mut |layer, buffers| {
             step.attend_to_base(layer, base, &spans, buffers);
-            step.project_output(layer, x, buffers, &mut acts.ws);
-            let output = acts.input(layer + 1);
-            let buffers = &mut acts.layers[slot];
-            let out = acts.inputs[output].get_mut(step.t);
-            step.mlp_forward(layer, buffers, &mut acts.ws, Some(out));
-        }
-        acts.stage = Stage::Forwarded;
+        });
     }
 }
 
