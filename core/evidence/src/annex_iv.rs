@@ -183,12 +183,7 @@ impl AnnexIvReport {
             let asked = asked.map_or("", |asked| asked.requirement);
             lines.push(format!("  {point:<5} {:<9}  {asked}", verdict.as_str()));
         }
-        if let Some(signature) = &self.signature {
-            lines.push(match (&signature.keyid, signature.state) {
-                (Some(keyid), SignatureState::Valid) => format!("  signature: valid, by {keyid}"),
-                (_, state) => format!("  signature: {}", state.as_str()),
-            });
-        }
+        lines.extend(self.signature.iter().map(SignatureReport::to_line));
         lines.extend(self.notes.iter().map(|note| format!("  note: {note}")));
         lines
     }

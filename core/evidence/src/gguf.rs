@@ -158,10 +158,7 @@ impl GgufReport {
             lines.push(format!("  sha256: {actual}; expected {expected}"));
         }
         if let Some(signature) = &self.signature {
-            lines.push(match (&signature.keyid, signature.state) {
-                (Some(keyid), SignatureState::Valid) => format!("  signature: valid, by {keyid}"),
-                (_, state) => format!("  signature: {}", state.as_str()),
-            });
+            lines.push(signature.to_line());
             if signature.state == SignatureState::UntrustedKey {
                 lines.push("  hint: name the signer's public key with --key PUB".to_owned());
             }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::annex_iv::{Answers, INSTRUCTIONS, answers};
 use super::evidence::{Evidence, Outcome};
-use super::markdown::{escaped, table_of};
+use super::markdown::{escaped, shown, table_of};
 
 /// File name in the model folder.
 pub const INSTRUCTIONS_FILE: &str = "deployer_instructions.md";
@@ -65,20 +65,6 @@ fn system_name(evidence: &Evidence, given: &Answers) -> String {
 fn said(given: &Answers, key: &str) -> String {
     let value = given.get(key);
     value.as_ref().map_or_else(|| "Not specified".to_owned(), shown)
-}
-
-/// A value of the config as one line.
-fn shown(value: &Value) -> String {
-    match value {
-        Value::String(text) => escaped(text),
-        Value::Array(items) => items.iter().map(shown).collect::<Vec<_>>().join("; "),
-        Value::Object(members) => {
-            let parts =
-                members.iter().map(|(key, value)| format!("{}: {}", escaped(key), shown(value)));
-            parts.collect::<Vec<_>>().join(", ")
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) => escaped(&value.to_string()),
-    }
 }
 
 fn line(given: &Answers, what: &str, key: &str) -> String {

@@ -1,5 +1,6 @@
 //! Markdown in which text of others stays text: no link, no heading, no HTML, no line of its own.
 
+use serde_json::Value;
 use std::fmt::Write as _;
 
 /// Characters that turn the direction of what follows them, or are not seen: what a reader sees would
@@ -29,6 +30,20 @@ pub(super) fn escaped(text: &str) -> String {
         out.push(c);
     }
     out
+}
+
+/// A value of the config as one line.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => escaped(text),
+        Value::Array(items) => items.iter().map(shown).collect::<Vec<_>>().join("; "),
+        Value::Object(members) => {
+            let parts =
+                members.iter().map(|(key, value)| format!("{}: {}", escaped(key), shown(value)));
+            parts.collect::<Vec<_>>().join(", ")
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => escaped(&value.to_string()),
+    }
 }
 
 /// A table of two columns whose cells are ready.

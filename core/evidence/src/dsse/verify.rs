@@ -101,6 +101,15 @@ pub struct SignatureReport {
 }
 
 impl SignatureReport {
+    /// The line for people of a verifier that says more than this.
+    #[must_use]
+    pub(crate) fn to_line(&self) -> String {
+        match (&self.keyid, self.state) {
+            (Some(keyid), SignatureState::Valid) => format!("  signature: valid, by {keyid}"),
+            (_, state) => format!("  signature: {}", state.as_str()),
+        }
+    }
+
     /// A report of nothing but a state.
     #[must_use]
     pub fn new(state: SignatureState, place: &str, reason: impl Into<String>) -> Self {

@@ -26,7 +26,7 @@ pub use corroboration::{Corroboration, Outcome, Replay};
 
 use crate::class::Class;
 use crate::dsse::statement::PredicateType;
-use crate::dsse::verify::{SignatureReport, SignatureState};
+use crate::dsse::verify::SignatureReport;
 use crate::files::{self, FileProblem};
 use crate::keys::trust::TrustedKeys;
 use crate::secret::Secret;
@@ -290,12 +290,7 @@ impl PipelineReport {
             let (outcome, reason) = (corroboration.outcome.as_str(), corroboration.reason);
             lines.push(format!("  audit log: {outcome} ({reason})"));
         }
-        if let Some(signature) = &self.signature {
-            lines.push(match (&signature.keyid, signature.state) {
-                (Some(keyid), SignatureState::Valid) => format!("  signature: valid, by {keyid}"),
-                (_, state) => format!("  signature: {}", state.as_str()),
-            });
-        }
+        lines.extend(self.signature.iter().map(SignatureReport::to_line));
         lines.extend(self.notes.iter().map(|note| format!("  note: {note}")));
         lines
     }

@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::annex_iv::{Answers, answers};
 use super::evidence::Evidence;
 use super::inventory::model_name;
-use super::markdown::escaped;
+use super::markdown::{escaped, shown};
 use items::{ANNEX_XI, ANNEX_XII, Item, SUMMARY};
 
 /// File names below the folder of documents.
@@ -113,20 +113,6 @@ fn write_item(text: &mut String, item: &Item, evidence: &Evidence, given: &Answe
         is_open = true;
     }
     is_open
-}
-
-/// A value of the config on one line.
-fn shown(value: &Value) -> String {
-    match value {
-        Value::String(text) => escaped(text),
-        Value::Array(items) => items.iter().map(shown).collect::<Vec<_>>().join("; "),
-        Value::Object(members) => {
-            let parts =
-                members.iter().map(|(key, value)| format!("{}: {}", escaped(key), shown(value)));
-            parts.collect::<Vec<_>>().join(", ")
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) => escaped(&value.to_string()),
-    }
 }
 
 #[cfg(test)]
