@@ -87,10 +87,7 @@ impl Destination {
             query.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
         let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
         let base = self.uri.path().trim_end_matches('/');
-        let mut parts = self.uri.clone().into_parts();
-        parts.path_and_query = format!("{base}/{path}{query}").parse().ok();
-        let uri = Uri::from_parts(parts).unwrap_or_else(|_| self.uri.clone());
-        Self { uri, authorization: self.authorization.clone() }
+        self.with_path(&format!("{base}/{path}{query}")).unwrap_or_else(|_| self.clone())
     }
 
     /// Whether the address has a user in it.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use ureq::http::Response;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::transport::{Connector as _, RustlsConnector, TcpConnector};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, RequestBuilder};
 
 /// The shortest deadline of a request.
 pub const SECONDS_MIN: u64 = 1;
@@ -217,13 +217,7 @@ impl Guard {
 
     /// Sends a request; what comes back is not sent elsewhere.
     fn send(&self, to: &Destination, post: Post<'_>) -> Result<Response<Body>, GuardError> {
-        let mut request = self.agent.post(to.uri());
-        for (name, value) in post.headers {
-            request = request.header(*name, *value);
-        }
-        if let Some(value) = to.authorization() {
-            request = request.header("Authorization", value);
-        }
+        let request = with_headers(self.agent.post(to.uri()), post.headers, to);
         let response = request.send(post.body).map_err(|error| self.error(error))?;
         stays(response)
     }
@@ -233,13 +227,7 @@ impl Guard {
     /// # Errors
     /// As [`Guard::post`].
     pub fn get(&self, to: &Destination, get: Get<'_>) -> Result<Answer, GuardError> {
-        let mut request = self.agent.get(to.uri());
-        for (name, value) in get.headers {
-            request = request.header(*name, *value);
-        }
-        if let Some(value) = to.authorization() {
-            request = request.header("Authorization", value);
-        }
+        let request = with_headers(self.agent.get(to.uri()), get.headers, to);
         let response = request.call().map_err(|error| self.error(error))?;
         self.answer(stays(response)?, get.answer_bytes_max)
     }
@@ -297,6 +285,20 @@ impl Guard {
             _ => GuardError::Connection("the request could not be sent".to_owned()),
         }
     }
+}
+
+/// A request with its headers, and who asks.
+fn with_headers<B>(
+    request: RequestBuilder<B>,
+    headers: &[(&str, &str)],
+    to: &Destination,
+) -> RequestBuilder<B> {
+    let who = to.authorization().map(|value| ("Authorization", value));
+    headers
+        .iter()
+        .copied()
+        .chain(who)
+        .fold(request, |request, (name, value)| request.header(name, value))
 }
 
 /// Nothing is sent elsewhere because an answer says so.
