@@ -33,18 +33,8 @@ const CRATES: [&str; 7] = [
 
 const HEADERS: [&str; 3] = ["forgelm.h", "forgelm.hpp", "forgelm_plugin.h"];
 
-/// Of the JSON that the library hands out.
-const SCHEMAS: [&str; 9] = [
-    "answers",
-    "event",
-    "pipeline_plan",
-    "pipeline_result",
-    "plan",
-    "problems",
-    "report",
-    "result",
-    "scores",
-];
+/// Schemas of the JSON that the library hands out: every file of the folder.
+const SCHEMAS: &str = "ffi/schemas";
 
 const PKG_CONFIG: &str = "\
 prefix=${pcfiledir}/../..
@@ -150,10 +140,10 @@ fn install(root: &Path, built: &Path, prefix: &Path) -> Result<(), String> {
         let from = root.join("ffi/include").join(header);
         copy(&from, &prefix.join("include").join(header))?;
     }
-    for schema in SCHEMAS {
-        let name = format!("{schema}.schema.json");
-        let to = prefix.join("share/forgelm/schemas").join(&name);
-        copy(&root.join("ffi/schemas").join(&name), &to)?;
+    let listed = fs::read_dir(root.join(SCHEMAS)).map_err(|error| format!("{SCHEMAS}: {error}"))?;
+    for entry in listed {
+        let entry = entry.map_err(|error| format!("{SCHEMAS}: {error}"))?;
+        copy(&entry.path(), &prefix.join("share/forgelm/schemas").join(entry.file_name()))?;
     }
     copy(&root.join("LICENSE"), &prefix.join("share/doc/forgelm/LICENSE"))?;
     let written = [
