@@ -118,7 +118,7 @@ fn assert_close(what: &str, found: f64, expected: f64, tolerance: f64) {
 
 fn activations(decoder: &Decoder, adapter: Option<&Adapter>, keep: Keep) -> Activations {
     let size = StepSize { tokens_max: 64, scored_rows_max: 64 };
-    Activations::new(decoder.config(), adapter, size, keep).expect("there is memory")
+    Activations::new(decoder, adapter, size, keep).expect("there is memory")
 }
 
 fn all_logits(decoder: &Decoder, batch: &Batch, acts: &mut Activations) -> Vec<f32> {
@@ -171,7 +171,7 @@ fn greedy_tokens_with_a_cache_are_those_of_transformers() {
             assert!(expected.len() > 12, "{case}");
             let v = golden.decoder.dims().v;
             let mut acts = activations(&golden.decoder, None, Keep::Nothing);
-            let mut cache = KvCache::new(golden.decoder.config(), 64);
+            let mut cache = KvCache::new(&golden.decoder, 64);
             let mut logits = vec![0.0; v];
             while found.len() < expected.len() {
                 let sequence = CachedSequence { tokens: &tokens, cache: &mut cache };
@@ -350,10 +350,11 @@ fn steps(case: &str, ops: &Arc<dyn Ops>) {
         let pass = Pass { adapter: Some(&adapter), batch: batch.input(), dropout: None };
         let dlogp = vec![-1.0; batch.labels.len()];
         golden.decoder.backward(&pass, &mut acts, batch.scored(), &dlogp, &mut grads);
-        let found = ops.sum_of_squares(&grads).sqrt() / f64::from(n_terms);
+        let found = ops.sum_of_squares((&grads).into()).sqrt() / f64::from(n_terms);
         assert_close(&what, found, norm, 5e-4 * norm);
         for slice in adapter.slices().iter().filter(|_| step == 0) {
-            let l2 = ops.sum_of_squares(&grads[slice.range.clone()]).sqrt() / f64::from(n_terms);
+            let l2 = ops.sum_of_squares((&grads[slice.range.clone()]).into()).sqrt()
+                / f64::from(n_terms);
             let expected = number(&first[&short(&slice.name)]);
             assert_close(&slice.name, l2, expected, 1e-4 * expected + 1e-6 * norm);
         }
@@ -366,7 +367,8 @@ fn steps(case: &str, ops: &Arc<dyn Ops>) {
             grad_scale: 1.0 / n_terms,
             step: step as u64 + 1,
         };
-        ops.adamw_step(adapter.params_mut(), &mut m, &mut v, &grads, &constants);
+        let (m, v) = ((&mut m).into(), (&mut v).into());
+        ops.adamw_step(adapter.params_mut().into(), m, v, (&grads).into(), &constants);
     }
     let expected = number(&about["loss_after"]);
     assert_close(case, loss(&golden, Some(&adapter), &mut acts), expected, 1e-3 * expected);

@@ -66,7 +66,7 @@ fn tiny(model: &str, ops: Arc<dyn Ops>) -> Decoder {
 
 fn activations(decoder: &Decoder, adapter: Option<&Adapter>, keep: Keep) -> Activations {
     let size = StepSize { tokens_max: 128, scored_rows_max: 128 };
-    Activations::new(decoder.config(), adapter, size, keep).expect("there is memory")
+    Activations::new(decoder, adapter, size, keep).expect("there is memory")
 }
 
 /// Mean loss over the scored rows.
@@ -133,7 +133,7 @@ fn greedy_tokens(model: &str) {
     for ops in libraries() {
         let decoder = tiny(model, ops);
         let mut acts = activations(&decoder, None, Keep::Nothing);
-        let mut cache = KvCache::new(decoder.config(), 64);
+        let mut cache = KvCache::new(&decoder, 64);
         let (mut tokens, mut found) = (prompt.clone(), Vec::new());
         let mut logits = vec![0.0; 512];
         while found.len() < expected.len() {
@@ -251,7 +251,7 @@ fn trajectory((model, case): (&str, &str), ops: Arc<dyn Ops>, keep: Keep) {
         let dlogp = vec![-1.0; batch.labels.len()];
         let pass = Pass { adapter: Some(&adapter), batch: batch.input(), dropout: None };
         decoder.backward(&pass, &mut acts, batch.scored(), &dlogp, &mut grads);
-        let norm = ops.sum_of_squares(&grads).sqrt() / f64::from(n_terms);
+        let norm = ops.sum_of_squares((&grads).into()).sqrt() / f64::from(n_terms);
         let expected_norm = numbers(&about["grad_norm"])[step];
         assert_close(&format!("{case}: norm {step}"), norm, expected_norm, 1e-4 * expected_norm);
         if step == 0 {
@@ -270,7 +270,8 @@ fn trajectory((model, case): (&str, &str), ops: Arc<dyn Ops>, keep: Keep) {
         for slice in adapter.slices() {
             let at = slice.range;
             let param = &mut adapter.params_mut()[at.clone()];
-            ops.adamw_step(param, &mut m[at.clone()], &mut v[at.clone()], &grads[at], &constants);
+            let (m, v) = (&mut m[at.clone()], &mut v[at.clone()]);
+            ops.adamw_step(param.into(), m.into(), v.into(), (&grads[at]).into(), &constants);
         }
         decoder.refresh(&mut adapter);
     }

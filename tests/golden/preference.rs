@@ -206,7 +206,7 @@ fn measure(
 
 fn activations(decoder: &Decoder, adapter: Option<&Adapter>) -> Activations {
     let size = StepSize { tokens_max: 512, scored_rows_max: 512 };
-    Activations::new(decoder.config(), adapter, size, Keep::Everything).expect("there is memory")
+    Activations::new(decoder, adapter, size, Keep::Everything).expect("there is memory")
 }
 
 fn log_probabilities(decoder: &Decoder, adapter: Option<&Adapter>, batch: &Batch) -> Vec<f32> {

@@ -78,8 +78,8 @@ impl Training {
             Trainable::new(selection, decoder.config(), &stream).expect("the names are good");
         decoder.begin(&mut trainable, open.store()).expect("the weights are there");
         let size = StepSize { tokens_max: 128, scored_rows_max: 128 };
-        let acts = Activations::new(decoder.config(), Some(&trainable), size, keep)
-            .expect("there is memory");
+        let acts =
+            Activations::new(&decoder, Some(&trainable), size, keep).expect("there is memory");
         let grads = vec![0.0; trainable.params().len()];
         Self { decoder, trainable, acts, grads }
     }
@@ -151,7 +151,7 @@ fn trajectory(model: &str, ops: Arc<dyn Ops>) {
         let loss = training.loss_and_gradient(&batch);
         let what = format!("{model}: loss of step {step}");
         assert_close(&what, loss, numbers(&about["losses"])[step], 1e-4);
-        let norm = ops.sum_of_squares(&training.grads).sqrt() / n_terms;
+        let norm = ops.sum_of_squares((&training.grads).into()).sqrt() / n_terms;
         let expected = numbers(&about["grad_norm"])[step];
         assert_close(&format!("{model}: norm of step {step}"), norm, expected, 1e-4 * expected);
         if step == 0 {
@@ -172,13 +172,15 @@ fn trajectory(model: &str, ops: Arc<dyn Ops>) {
             step: step as u64 + 1,
         };
         let params = training.trainable.params_mut();
-        ops.adamw_step(params, &mut m, &mut v, &training.grads, &constants);
+        let (m, v) = ((&mut m).into(), (&mut v).into());
+        ops.adamw_step(params.into(), m, v, (&training.grads).into(), &constants);
         training.decoder.refresh(&mut training.trainable);
     }
     // A gradient near zero moves a value by the learning rate in a direction that rounding
     // decides; all else ends where it ended there.
     for slice in &slices {
-        let params = training.trainable.params()[slice.range.clone()].iter();
+        let params = training.trainable.params();
+        let params = params[slice.range.clone()].iter();
         let found: Vec<f64> = params.map(|&p| f64::from(p)).collect();
         assert_summary(&slice.name, &found, &about["final"][&slice.name], 1e-4);
     }
@@ -216,7 +218,7 @@ fn whole(
 fn loss(decoder: &Decoder, adapter: Option<&Trainable>, batch: &Batch) -> f64 {
     let size = StepSize { tokens_max: 128, scored_rows_max: 128 };
     let mut acts =
-        Activations::new(decoder.config(), adapter, size, Keep::Nothing).expect("there is memory");
+        Activations::new(decoder, adapter, size, Keep::Nothing).expect("there is memory");
     let mut logp = vec![0.0; batch.labels.len()];
     let pass = Pass { adapter, batch: batch.input(), dropout: None };
     decoder.forward(&pass, &mut acts);
@@ -326,8 +328,8 @@ fn peft_logits(folder: &str, model: &str, adapter: Option<Trainable>) -> (Vec<f3
     let mut adapter = adapter.unwrap_or_else(loaded);
     decoder.refresh(&mut adapter);
     let size = StepSize { tokens_max: tokens.len(), scored_rows_max: tokens.len() };
-    let mut acts = Activations::new(decoder.config(), Some(&adapter), size, Keep::Nothing)
-        .expect("there is memory");
+    let mut acts =
+        Activations::new(&decoder, Some(&adapter), size, Keep::Nothing).expect("there is memory");
     let batch = PackedInput {
         tokens: &tokens,
         positions: &positions,

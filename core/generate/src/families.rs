@@ -5,7 +5,7 @@
 //! a beginning too, as examples: that is the base, computed once for all of them.
 
 use forgelm_model::{
-    Activations, Adapter, CachedSequence, Decoder, Keep, KvCache, MemoryPlan, ModelConfig,
+    Activations, Adapter, CachedSequence, Decoder, Engine, Keep, KvCache, MemoryPlan, ModelConfig,
     OutOfMemory, PackedInput, Pass, Scored, Stem, StepSize,
 };
 
@@ -106,7 +106,7 @@ impl<'a> FamilyScorer<'a> {
                 continue;
             }
             let longest = trees.iter().map(|tree| base.len() + tree.n_rows()).max().unwrap_or(0);
-            let mut cache = KvCache::new(self.decoder.config(), longest);
+            let mut cache = KvCache::new(self.decoder, longest);
             self.run_base(base, &mut cache, goes_on)?;
             let mut left = trees.as_slice();
             while !left.is_empty() {
@@ -205,12 +205,14 @@ impl<'a> FamilyScorer<'a> {
         config: &ModelConfig,
         adapter: Option<&Adapter>,
         n_rows: usize,
+        engine: Engine<'_>,
     ) -> MemoryPlan {
-        let acts = Activations::memory_plan(config, adapter, size_for(n_rows), Keep::Nothing);
+        let size = size_for(n_rows);
+        let acts = Activations::memory_plan(config, adapter, size, Keep::Nothing, engine);
         let dims = config.dims();
         let mut plan = MemoryPlan::default();
         plan.add("activations of the likelihoods", acts.total_bytes());
-        let cache = n_rows * 2 * dims.l * dims.kv_width() * size_of::<f32>();
+        let cache = KvCache::planned_bytes(config, n_rows, engine);
         plan.add("keys and values of the likelihoods", cache);
         plan.add("logits of the likelihoods", LOGIT_ROWS * dims.v * size_of::<f32>());
         plan
@@ -223,7 +225,7 @@ impl<'a> FamilyScorer<'a> {
             Some(acts) => acts,
             None => {
                 let size = size_for(n_rows);
-                Activations::new(self.decoder.config(), self.adapter, size, Keep::Nothing)?
+                Activations::new(self.decoder, self.adapter, size, Keep::Nothing)?
             }
         };
         Ok(self.acts.insert(acts))

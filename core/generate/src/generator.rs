@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 
 use forgelm_model::{
-    Activations, Adapter, CachedSequence, Decoder, Keep, KvCache, MemoryPlan, ModelConfig,
+    Activations, Adapter, CachedSequence, Decoder, Engine, Keep, KvCache, MemoryPlan, ModelConfig,
     OutOfMemory, StepSize,
 };
 use thiserror::Error;
@@ -193,15 +193,12 @@ impl<'a> Generator<'a> {
         n_lanes: usize,
     ) -> Result<Self, OutOfMemory> {
         let (context, n_lanes, size) = sizes(decoder.config(), context, n_lanes);
-        let lane = || Lane {
-            cache: KvCache::new(decoder.config(), context),
-            cached: Vec::new(),
-            text: None,
-        };
+        let lane =
+            || Lane { cache: KvCache::new(decoder, context), cached: Vec::new(), text: None };
         Ok(Self {
             decoder,
             adapter,
-            acts: Activations::new(decoder.config(), adapter, size, Keep::Nothing)?,
+            acts: Activations::new(decoder, adapter, size, Keep::Nothing)?,
             lanes: (0..n_lanes).map(|_| lane()).collect(),
             beginning: None,
             logits: vec![0.0; n_lanes * decoder.dims().v],
@@ -216,13 +213,14 @@ impl<'a> Generator<'a> {
         adapter: Option<&Adapter>,
         context: usize,
         n_lanes: usize,
+        engine: Engine<'_>,
     ) -> MemoryPlan {
         let (context, n_lanes, size) = sizes(config, context, n_lanes);
         let dims = config.dims();
         let mut plan = MemoryPlan::default();
-        let acts = Activations::memory_plan(config, adapter, size, Keep::Nothing);
+        let acts = Activations::memory_plan(config, adapter, size, Keep::Nothing, engine);
         plan.add("activations of the generation", acts.total_bytes());
-        let cache = context * 2 * dims.l * dims.kv_width() * size_of::<f32>();
+        let cache = KvCache::planned_bytes(config, context, engine);
         plan.add("keys and values of the generation", n_lanes * cache);
         plan.add("logits of the generation", n_lanes * dims.v * size_of::<f32>());
         plan
@@ -258,7 +256,7 @@ impl<'a> Generator<'a> {
             return Ok(());
         }
         self.check_prompt(beginning)?;
-        let mut cache = KvCache::new(self.decoder.config(), beginning.len());
+        let mut cache = KvCache::new(self.decoder, beginning.len());
         let logits = &mut self.logits[..self.decoder.dims().v];
         for tokens in beginning.chunks(self.chunk) {
             let mut sequences = [CachedSequence { tokens, cache: &mut cache }];

@@ -2,8 +2,8 @@
 
 use forgelm_kernels_api::Segment;
 use forgelm_model::{
-    Activations, Adapter, Decoder, Keep, MemoryPlan, ModelConfig, OutOfMemory, PackedInput, Pass,
-    Scored, StepSize,
+    Activations, Adapter, Decoder, Engine, Keep, MemoryPlan, ModelConfig, OutOfMemory, PackedInput,
+    Pass, Scored, StepSize,
 };
 use thiserror::Error;
 
@@ -130,8 +130,10 @@ impl<'a> Scorer<'a> {
         config: &ModelConfig,
         adapter: Option<&Adapter>,
         n_tokens: usize,
+        engine: Engine<'_>,
     ) -> MemoryPlan {
-        let acts = Activations::memory_plan(config, adapter, size_for(n_tokens), Keep::Nothing);
+        let size = size_for(n_tokens);
+        let acts = Activations::memory_plan(config, adapter, size, Keep::Nothing, engine);
         let mut plan = MemoryPlan::default();
         plan.add("activations of the scores", acts.total_bytes());
         plan
@@ -144,7 +146,8 @@ impl<'a> Scorer<'a> {
         if self.acts.as_ref().is_some_and(has_room) {
             return 0;
         }
-        Self::memory_plan(self.decoder.config(), self.adapter, n_tokens).total_bytes()
+        let (config, engine) = (self.decoder.config(), self.decoder.engine());
+        Self::memory_plan(config, self.adapter, n_tokens, engine).total_bytes()
     }
 
     /// Buffers that hold at least this.
@@ -157,7 +160,7 @@ impl<'a> Scorer<'a> {
             Some(acts) => acts,
             None => {
                 let size = size_for(size.tokens_max);
-                Activations::new(self.decoder.config(), self.adapter, size, Keep::Nothing)?
+                Activations::new(self.decoder, self.adapter, size, Keep::Nothing)?
             }
         };
         Ok(self.acts.insert(acts))

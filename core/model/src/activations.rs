@@ -10,10 +10,14 @@
 
 mod not_finite;
 
+use std::fmt;
+
+use forgelm_kernels_api::{Buffer, Compute, Ops, Precision, Slice, SliceMut};
 use thiserror::Error;
 
 use crate::adapter::AdaptedModule;
 use crate::config::{Dims, ModelConfig};
+use crate::decoder::Decoder;
 use crate::decoder::routing::{Balance, Routing};
 use crate::names::{ExpertPart, Linear};
 use crate::trainable::Adapter;
@@ -85,33 +89,61 @@ pub struct OutOfMemory {
 pub(crate) struct Rows {
     width: usize,
     rows_max: usize,
-    data: Vec<f32>,
+    /// Whether it lives within a layer only, and may be stored as products read it.
+    is_inner: bool,
+    data: Buffer,
+}
+
+/// What buffers are made for: the kernel library, and the format of products.
+#[derive(Clone, Copy)]
+pub struct Engine<'a> {
+    /// The kernel library.
+    pub ops: &'a dyn Ops,
+    /// The format.
+    pub compute: Compute,
+}
+
+impl fmt::Debug for Engine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.ops.name(), self.compute)
+    }
 }
 
 impl Rows {
-    fn planned(rows_max: usize, width: usize) -> Self {
-        Self { width, rows_max, data: Vec::new() }
+    /// Rows that are stored exactly.
+    fn exact(rows_max: usize, width: usize) -> Self {
+        Self { width, rows_max, is_inner: false, data: Buffer::default() }
     }
 
-    fn n_bytes(&self) -> usize {
-        self.width * self.rows_max * size_of::<f32>()
+    /// Rows that may be stored as products read them.
+    fn inner(rows_max: usize, width: usize) -> Self {
+        Self { is_inner: true, ..Self::exact(rows_max, width) }
     }
 
-    fn allocate(&mut self) -> Result<(), usize> {
+    fn precision(&self, compute: Compute) -> Precision {
+        if self.is_inner { Precision::Like(compute) } else { Precision::Exact }
+    }
+
+    fn n_bytes(&self, engine: Engine<'_>) -> usize {
+        let of_one = engine.ops.bytes_per_number(self.precision(engine.compute));
+        self.width * self.rows_max * of_one
+    }
+
+    fn allocate(&mut self, engine: Engine<'_>) -> Result<(), usize> {
         let n = self.width * self.rows_max;
-        self.data.try_reserve_exact(n).map_err(|_| self.n_bytes())?;
-        self.data.resize(n, 0.0);
+        let precision = self.precision(engine.compute);
+        self.data = engine.ops.allocate(n, precision).map_err(|refused| refused.bytes)?;
         Ok(())
     }
 
     /// The first `n` rows.
-    pub(crate) fn get(&self, n: usize) -> &[f32] {
-        &self.data[..n * self.width]
+    pub(crate) fn get(&self, n: usize) -> Slice<'_> {
+        self.data.part(0..n * self.width)
     }
 
     /// The first `n` rows.
-    pub(crate) fn get_mut(&mut self, n: usize) -> &mut [f32] {
-        &mut self.data[..n * self.width]
+    pub(crate) fn get_mut(&mut self, n: usize) -> SliceMut<'_> {
+        self.data.part_mut(0..n * self.width)
     }
 }
 
@@ -126,8 +158,8 @@ pub(crate) struct AdapterRows {
 
 impl AdapterRows {
     /// The first `t` rows of `z`, `n_out` numbers each.
-    pub(crate) fn z(&self, t: usize, n_out: usize) -> &[f32] {
-        &self.z.data[..t * n_out]
+    pub(crate) fn z(&self, t: usize, n_out: usize) -> Slice<'_> {
+        self.z.data.part(0..t * n_out)
     }
 }
 
@@ -320,38 +352,40 @@ impl Activations {
     /// # Errors
     /// If the system refuses the memory.
     pub fn new(
-        model: &ModelConfig,
+        decoder: &Decoder,
         adapter: Option<&Adapter>,
         size: StepSize,
         keep: Keep,
     ) -> Result<Self, OutOfMemory> {
-        let mut acts = Self::planned(model, adapter, size, keep);
-        let total = acts.plan().total_bytes();
+        let mut acts = Self::planned(decoder.config(), adapter, size, keep);
+        let engine = decoder.engine();
+        let total = acts.plan(engine).total_bytes();
         let mut refused = None;
         acts.each(&mut |name, rows| {
-            if let (None, Err(bytes)) = (&refused, rows.allocate()) {
+            if let (None, Err(bytes)) = (&refused, rows.allocate(engine)) {
                 refused = Some(OutOfMemory { buffer: name.to_owned(), bytes, total });
             }
         });
         refused.map_or(Ok(acts), Err)
     }
 
-    /// What [`Activations::new`] would allocate.
+    /// What [`Activations::new`] would allocate with a kernel library and format of products.
     #[must_use]
     pub fn memory_plan(
         model: &ModelConfig,
         adapter: Option<&Adapter>,
         size: StepSize,
         keep: Keep,
+        engine: Engine<'_>,
     ) -> MemoryPlan {
-        Self::planned(model, adapter, size, keep).plan()
+        Self::planned(model, adapter, size, keep).plan(engine)
     }
 
     /// Bytes allocated.
     #[must_use]
     pub fn n_bytes(&mut self) -> usize {
         let mut sum = 0;
-        self.each(&mut |_, rows| sum += rows.data.capacity() * size_of::<f32>());
+        self.each(&mut |_, rows| sum += rows.data.n_bytes());
         sum
     }
 
@@ -395,7 +429,7 @@ impl Activations {
             keep,
             size,
             first_layer,
-            inputs: (first_layer..=dims.l).map(|_| Rows::planned(t, dims.c)).collect(),
+            inputs: (first_layer..=dims.l).map(|_| Rows::exact(t, dims.c)).collect(),
             layers,
             ws: workspace(model, t, adapter, keep),
             head: head_buffers(dims, size.scored_rows_max, keep),
@@ -415,10 +449,10 @@ impl Activations {
         self.input(layer).min(self.layers.len() - 1)
     }
 
-    fn plan(&mut self) -> MemoryPlan {
+    fn plan(&mut self, engine: Engine<'_>) -> MemoryPlan {
         let mut plan = MemoryPlan::default();
         self.each(&mut |name, rows| {
-            let bytes = rows.n_bytes();
+            let bytes = rows.n_bytes(engine);
             // One line for the same buffer of every layer.
             match plan.buffers.iter_mut().find(|b| b.name == name) {
                 Some(line) => line.bytes += bytes,
@@ -554,34 +588,35 @@ fn layer_buffers(
     let has_experts = is(&|layer| model.layer_experts(layer).is_some());
     let has_mlp = is(&|layer| model.layer_experts(layer).is_none());
     let k = model.experts.as_ref().map_or(0, |experts| experts.num_experts_per_tok);
-    let rows = |width| Rows::planned(t, width);
+    let (rows, exact) = (|width| Rows::inner(t, width), |width| Rows::exact(t, width));
     let rows_if = |is_needed, width| if is_needed { rows(width) } else { Rows::default() };
+    let exact_if = |is_needed, width| if is_needed { exact(width) } else { Rows::default() };
     let (qk_norm, post_norms) = (model.attention.qk_norm, model.norms.post_norms);
     LayerBuffers {
-        x_mid: rows(dims.c),
-        input_inv_rms: rows(1),
-        post_inv_rms: rows(1),
+        x_mid: exact(dims.c),
+        input_inv_rms: exact(1),
+        post_inv_rms: exact(1),
         q: rows(dims.q_width()),
         k: rows(dims.kv_width()),
         v: rows(dims.kv_width()),
         attn: rows(dims.q_width()),
-        lse: rows(dims.h),
+        lse: exact(dims.h),
         gate: rows_if(has_mlp, dims.f),
         up: rows_if(has_mlp, dims.f),
-        probs: rows_if(has_experts, dims.e),
+        probs: exact_if(has_experts, dims.e),
         expert_gate: rows_if(has_experts, k * dims.f_expert),
         expert_up: rows_if(has_experts, k * dims.f_expert),
         shared_gate: rows_if(has_experts, dims.f_shared),
         shared_up: rows_if(has_experts, dims.f_shared),
-        shared_score: rows_if(has_experts && dims.f_shared > 0, 1),
+        shared_score: exact_if(has_experts && dims.f_shared > 0, 1),
         raw_q: rows_if(qk_norm, dims.q_width()),
         raw_k: rows_if(qk_norm, dims.kv_width()),
-        q_inv_rms: rows_if(qk_norm, dims.h),
-        k_inv_rms: rows_if(qk_norm, dims.h_kv),
+        q_inv_rms: exact_if(qk_norm, dims.h),
+        k_inv_rms: exact_if(qk_norm, dims.h_kv),
         attn_out: rows_if(post_norms, dims.c),
-        attn_out_inv_rms: rows_if(post_norms, 1),
+        attn_out_inv_rms: exact_if(post_norms, 1),
         mlp_out: rows_if(post_norms, dims.c),
-        mlp_out_inv_rms: rows_if(post_norms, 1),
+        mlp_out_inv_rms: exact_if(post_norms, 1),
         u: widths.map(|(r, n_out)| AdapterRows { u: rows(r), z: rows(n_out) }).into(),
     }
 }
@@ -608,18 +643,18 @@ fn du_place(linear: Linear) -> usize {
 
 fn workspace(model: &ModelConfig, t: usize, adapter: Option<&Adapter>, keep: Keep) -> Workspace {
     let dims = &model.dims();
-    let rows = |width| Rows::planned(t, width);
+    let (rows, exact) = (|width| Rows::inner(t, width), |width| Rows::exact(t, width));
     let half = model.rotary_dim() / 2;
     let mut ws = Workspace {
-        cos: rows(half),
-        sin: rows(half),
+        cos: exact(half),
+        sin: exact(half),
         xn: rows(dims.c),
         h: rows(if (0..dims.l).any(|l| model.layer_experts(l).is_none()) { dims.f } else { 0 }),
         experts: expert_space(model, t, adapter, keep),
         ..Workspace::default()
     };
     if model.attention.local_rope.is_some() {
-        (ws.local_cos, ws.local_sin) = (rows(half), rows(half));
+        (ws.local_cos, ws.local_sin) = (exact(half), exact(half));
     }
     if model.attention.is_fused {
         ws.qkv = rows(dims.q_width() + 2 * dims.kv_width());
@@ -631,8 +666,8 @@ fn workspace(model: &ModelConfig, t: usize, adapter: Option<&Adapter>, keep: Kee
         ws.dropped.dropped = rows(adapter.modules().iter().map(|m| m.n_in).max().unwrap_or(0));
     }
     if keep != Keep::Nothing {
-        ws.inv_rms = rows(1);
-        ws.dx = rows(dims.c);
+        ws.inv_rms = exact(1);
+        ws.dx = exact(dims.c);
         if model.norms.post_norms {
             ws.dbranch = rows(dims.c);
         }
@@ -661,7 +696,7 @@ fn expert_space(
     if model.experts.is_none() {
         return ExpertSpace::default();
     }
-    let (dims, rows) = (&model.dims(), |width| Rows::planned(t, width));
+    let (dims, rows) = (&model.dims(), |width| Rows::inner(t, width));
     let modules = adapter.iter().flat_map(|a| a.modules());
     let of_experts: Vec<_> = modules.filter(|m| matches!(m.linear, Linear::Expert(..))).collect();
     let rank = of_experts.iter().map(|m| m.r).max().unwrap_or(0);
@@ -678,24 +713,24 @@ fn expert_space(
         space.scaled_h = rows(dims.f_expert);
         space.dh = rows(dims.f_expert);
         space.shared_dh = rows(dims.f_shared);
-        space.dxn = rows(dims.c);
-        space.dscores = rows(dims.e);
+        space.dxn = Rows::exact(t, dims.c);
+        space.dscores = Rows::exact(t, dims.e);
     }
     space
 }
 
 fn head_buffers(dims: &Dims, r: usize, keep: Keep) -> HeadBuffers {
-    let rows = |width| Rows::planned(r, width);
+    let (rows, exact) = (|width| Rows::inner(r, width), |width| Rows::exact(r, width));
     let mut head = HeadBuffers {
-        x: rows(dims.c),
+        x: exact(dims.c),
         xn: rows(dims.c),
-        inv_rms: rows(1),
-        lse: rows(1),
+        inv_rms: exact(1),
+        lse: exact(1),
         ..HeadBuffers::default()
     };
     if keep != Keep::Nothing {
         head.dxn = rows(dims.c);
-        head.dx = rows(dims.c);
+        head.dx = exact(dims.c);
     }
     head
 }

@@ -44,8 +44,9 @@ impl Classifier {
 
     /// Every buffer that scoring a sequence of this length takes, by name and size.
     #[must_use]
-    pub fn memory_plan(model: &ModelConfig, n_tokens: usize) -> MemoryPlan {
-        Activations::memory_plan(model, None, step_size(n_tokens), Keep::Nothing)
+    pub fn memory_plan(&self, n_tokens: usize) -> MemoryPlan {
+        let (config, engine) = (self.config(), self.decoder.engine());
+        Activations::memory_plan(config, None, step_size(n_tokens), Keep::Nothing, engine)
     }
 
     /// Buffers for sequences up to this length.
@@ -53,7 +54,7 @@ impl Classifier {
     /// # Errors
     /// If there is no memory for them.
     pub fn activations(&self, n_tokens: usize) -> Result<Activations, OutOfMemory> {
-        Activations::new(self.config(), None, step_size(n_tokens), Keep::Nothing)
+        Activations::new(&self.decoder, None, step_size(n_tokens), Keep::Nothing)
     }
 
     /// The logits of one sequence. Sequences are scored one by one, so that no score depends on

@@ -21,9 +21,12 @@ pub(crate) mod routing;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use forgelm_kernels_api::{AttentionShape, Compute, FrozenMatrix, Ops, RowSource, Segment};
+use forgelm_kernels_api::{
+    AttentionShape, Columns, Compute, FrozenMatrix, Ops, RowSource, Segment, Slice, SliceMut,
+};
 use forgelm_tensor::random::Stream;
 
+use crate::activations::Engine;
 use crate::config::{Dims, ModelConfig};
 use crate::names::{Linear, Role};
 use crate::rope::{Rope, Rotary};
@@ -166,6 +169,12 @@ impl Decoder {
         self.compute
     }
 
+    /// What buffers of its passes are made for.
+    #[must_use]
+    pub fn engine(&self) -> Engine<'_> {
+        Engine { ops: self.ops.as_ref(), compute: self.compute }
+    }
+
     /// Memory of the packed weights, in bytes.
     #[must_use]
     pub fn weights_bytes(&self) -> usize {
@@ -258,14 +267,17 @@ fn check_current(trainable: Option<&Trainable>) {
 /// Takes the columns of `from` apart, from left to right.
 ///
 /// Shapes: `parts` [T, their width] written, `from` [T, sum of the widths] read.
-fn split_columns<const N: usize>(parts: [&mut [f32]; N], from: &[f32], t: usize) {
+fn split_columns<const N: usize>(
+    ops: &dyn Ops,
+    parts: [SliceMut<'_>; N],
+    from: Slice<'_>,
+    t: usize,
+) {
     let width = from.len() / t;
     let mut first = 0;
     for part in parts {
         let n = part.len() / t;
-        for (to, from) in part.chunks_exact_mut(n).zip(from.chunks_exact(width)) {
-            to.copy_from_slice(&from[first..first + n]);
-        }
+        ops.copy_columns(part, Columns { width: n, first: 0 }, from, Columns { width, first }, n);
         first += n;
     }
     assert_eq!(first, width, "the parts are not the whole");
@@ -274,37 +286,19 @@ fn split_columns<const N: usize>(parts: [&mut [f32]; N], from: &[f32], t: usize)
 /// Lays matrices side by side: the inverse of [`split_columns`].
 ///
 /// Shapes: `to` [T, sum of the widths] written, `parts` [T, their width] read.
-fn join_columns<const N: usize>(to: &mut [f32], parts: [&[f32]; N], t: usize) {
+fn join_columns<const N: usize>(
+    ops: &dyn Ops,
+    mut to: SliceMut<'_>,
+    parts: [Slice<'_>; N],
+    t: usize,
+) {
     let width = to.len() / t;
     let mut first = 0;
     for part in parts {
         let n = part.len() / t;
-        for (to, from) in to.chunks_exact_mut(width).zip(part.chunks_exact(n)) {
-            to[first..first + n].copy_from_slice(from);
-        }
+        let (left, whole) = (Columns { width: n, first: 0 }, Columns { width, first });
+        ops.copy_columns(to.reborrow(), whole, part, left, n);
         first += n;
     }
     assert_eq!(first, width, "the parts are not the whole");
-}
-
-/// Copies some rows of `from` to `to`, in the order of `rows`.
-///
-/// Shapes: `to` [R, C] written, `from` [T, C] read.
-fn gather_rows(to: &mut [f32], from: &[f32], rows: &[u32], c: usize) {
-    for (to, &row) in to.chunks_exact_mut(c).zip(rows) {
-        let at = row as usize * c;
-        to.copy_from_slice(&from[at..at + c]);
-    }
-}
-
-/// Adds each row of `from` to the row of `to` that it came from.
-///
-/// Shapes: `to` [T, C] added to, `from` [R, C] read.
-fn scatter_rows(to: &mut [f32], from: &[f32], rows: &[u32], c: usize) {
-    for (from, &row) in from.chunks_exact(c).zip(rows) {
-        let at = row as usize * c;
-        for (to, from) in to[at..at + c].iter_mut().zip(from) {
-            *to += from;
-        }
-    }
 }

@@ -40,7 +40,7 @@ mod weights;
 mod whole;
 
 pub use activations::{
-    Activations, Keep, MemoryPlan, NotFiniteAt, OutOfMemory, PlannedBuffer, StepSize,
+    Activations, Engine, Keep, MemoryPlan, NotFiniteAt, OutOfMemory, PlannedBuffer, StepSize,
 };
 pub use adapter::{
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, ALL_LINEAR, AdaptedModule, AdapterError, LoadedAdapter,

@@ -12,11 +12,12 @@ mod derived;
 mod merge;
 mod pissa;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use forgelm_kernels_api::FrozenMatrix;
+use forgelm_kernels_api::{Buffer, FrozenMatrix, Slice, SliceMut};
 use forgelm_tensor::random::Stream;
 
 use crate::adapter::{
@@ -75,7 +76,7 @@ pub(crate) struct BaseTensor {
     /// A matrix as the kernels read it; derived.
     packed: Option<Arc<dyn FrozenMatrix>>,
     /// `1 + w` of a norm whose weight is stored as w; derived. What trains (and decays) is w.
-    whole: Option<Vec<f32>>,
+    whole: Option<Arc<Buffer>>,
 }
 
 impl std::fmt::Debug for BaseTensor {
@@ -92,7 +93,7 @@ impl std::fmt::Debug for BaseTensor {
 #[derive(Clone, Debug)]
 pub struct Trainable {
     selection: Selection,
-    params: Vec<f32>,
+    params: Buffer,
     modules: Vec<AdaptedModule>,
     /// Index into `modules` by layer and linear.
     places: Vec<Vec<Option<usize>>>,
@@ -113,7 +114,7 @@ impl PartialEq for Trainable {
     /// Derived forms follow from the rest.
     fn eq(&self, other: &Self) -> bool {
         self.selection == other.selection
-            && self.params == other.params
+            && self.params() == other.params()
             && self.initial == other.initial
     }
 }
@@ -133,9 +134,9 @@ impl Trainable {
         stream: &Stream,
     ) -> Result<Self, AdapterError> {
         let mut adapter = Self::zeroed(selection.into(), model)?;
-        for module in &adapter.modules {
+        for module in adapter.modules.clone() {
             let bound = 1.0 / (module.n_in as f32).sqrt();
-            for (i, value) in adapter.params[module.a.clone()].iter_mut().enumerate() {
+            for (i, value) in adapter.params_mut()[module.a.clone()].iter_mut().enumerate() {
                 *value = (2.0 * stream.uniform(module.index(), i as u64) - 1.0) * bound;
             }
         }
@@ -165,7 +166,7 @@ impl Trainable {
         Ok(Self {
             derived: derived::Derived::new(&modules, &base),
             selection,
-            params: vec![0.0; end],
+            params: vec![0.0; end].into(),
             modules,
             places,
             base,
@@ -196,17 +197,33 @@ impl Trainable {
         self.lora().map_or(0.0, |config| config.dropout)
     }
 
-    /// Every trainable number.
+    /// How many numbers train.
     #[must_use]
-    pub fn params(&self) -> &[f32] {
-        &self.params
+    pub fn n_params(&self) -> usize {
+        self.params.len()
     }
 
-    /// Every trainable number, for the optimizer. Call [`Decoder::refresh`](crate::Decoder::refresh)
-    /// when they have changed.
+    /// Every trainable number; a copy where they lie on a device.
+    #[must_use]
+    pub fn params(&self) -> Cow<'_, [f32]> {
+        self.params.all().to_host()
+    }
+
+    /// Every trainable number, brought to the host. Call
+    /// [`Decoder::refresh`](crate::Decoder::refresh) when they have changed.
     pub fn params_mut(&mut self) -> &mut [f32] {
         self.derived.outdate();
-        &mut self.params
+        if let Buffer::Device(_) = self.params {
+            self.params = self.params.clone();
+        }
+        self.params.all_mut().on_host()
+    }
+
+    /// Every trainable number where it lies, for the optimizer. Call
+    /// [`Decoder::refresh`](crate::Decoder::refresh) when they have changed.
+    pub fn numbers_mut(&mut self) -> SliceMut<'_> {
+        self.derived.outdate();
+        self.params.all_mut()
     }
 
     /// Adapted modules, in the order of the buffer.
@@ -304,13 +321,13 @@ impl Trainable {
     }
 
     /// A [r, n_in] of a module.
-    pub(crate) fn a(&self, module: &AdaptedModule) -> &[f32] {
-        &self.params[module.a.clone()]
+    pub(crate) fn a(&self, module: &AdaptedModule) -> Slice<'_> {
+        self.params.part(module.a.clone())
     }
 
     /// B [n_out, r] of a module.
-    pub(crate) fn b(&self, module: &AdaptedModule) -> &[f32] {
-        &self.params[module.b.clone()]
+    pub(crate) fn b(&self, module: &AdaptedModule) -> Slice<'_> {
+        self.params.part(module.b.clone())
     }
 
     /// A weight of the base that trains.
@@ -326,14 +343,15 @@ impl Trainable {
     }
 
     /// A trained vector as the kernels read it.
-    pub(crate) fn vector(&self, role: Role) -> Option<&[f32]> {
+    pub(crate) fn vector(&self, role: Role) -> Option<Slice<'_>> {
         let tensor = self.base_tensor(role)?;
-        Some(tensor.whole.as_deref().unwrap_or(&self.params[tensor.range.clone()]))
+        let own = || self.params.part(tensor.range.clone());
+        Some(tensor.whole.as_deref().map_or_else(own, Buffer::all))
     }
 
     /// A trained weight as a Hugging Face folder stores it.
-    pub(crate) fn stored(&self, role: Role) -> Option<&[f32]> {
-        self.base_tensor(role).map(|tensor| &self.params[tensor.range.clone()])
+    pub(crate) fn stored(&self, role: Role) -> Option<Cow<'_, [f32]>> {
+        self.base_tensor(role).map(|tensor| self.params.part(tensor.range.clone()).to_host())
     }
 
     /// Where the gradient of a role goes.
@@ -373,7 +391,7 @@ fn base_tensors(
         let start = end;
         end += shape.iter().product::<usize>();
         let name = base_name(role, modules, model);
-        let whole = model.is_norm_offset(role).then(Vec::new);
+        let whole = model.is_norm_offset(role).then(Arc::default);
         (role, BaseTensor { name, shape, range: start..end, packed: None, whole })
     };
     Ok(roles.into_iter().map(tensor).collect())

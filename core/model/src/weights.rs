@@ -5,7 +5,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use forgelm_kernels_api::{Compute, FrozenMatrix, Ops, RowSource};
+use forgelm_kernels_api::{Buffer, Compute, FrozenMatrix, Ops, RowSource, Slice};
 use forgelm_tensor::{Dtype, Int8Matrix};
 use thiserror::Error;
 
@@ -101,18 +101,18 @@ pub enum WeightsError {
 /// The weights of one decoder layer.
 pub(crate) struct LayerWeights {
     /// By [`Norm::index`]; empty where the layer has none.
-    norm: Vec<Vec<f32>>,
+    norm: Vec<Buffer>,
     /// By [`Linear::index`]. Query, key and value stay three matrices unless the file has one: a
     /// fused product would leave them interleaved by row, and taking them apart costs more traffic
     /// than reading the input three times.
     linear: Vec<Option<Box<dyn FrozenMatrix>>>,
     /// By [`Linear::index`].
-    bias: Vec<Option<Vec<f32>>>,
+    bias: Vec<Option<Buffer>>,
 }
 
 impl LayerWeights {
-    pub(crate) fn norm(&self, norm: Norm) -> &[f32] {
-        &self.norm[norm.index()]
+    pub(crate) fn norm(&self, norm: Norm) -> Slice<'_> {
+        self.norm[norm.index()].all()
     }
 
     pub(crate) fn linear(&self, linear: Linear) -> &dyn FrozenMatrix {
@@ -123,14 +123,14 @@ impl LayerWeights {
         self.linear[linear.index()] = Some(weight);
     }
 
-    pub(crate) fn bias(&self, linear: Linear) -> Option<&[f32]> {
-        self.bias[linear.index()].as_deref()
+    pub(crate) fn bias(&self, linear: Linear) -> Option<Slice<'_>> {
+        self.bias[linear.index()].as_ref().map(Buffer::all)
     }
 
     fn n_bytes(&self) -> usize {
         let vectors = self.norm.iter().chain(self.bias.iter().flatten());
-        let vectors: usize = vectors.map(Vec::len).sum();
-        4 * vectors + self.linear.iter().flatten().map(|w| w.n_bytes()).sum::<usize>()
+        let vectors: usize = vectors.map(Buffer::n_bytes).sum();
+        vectors + self.linear.iter().flatten().map(|w| w.n_bytes()).sum::<usize>()
     }
 }
 
@@ -167,7 +167,7 @@ pub(crate) struct Weights {
     pub(crate) embedding: Box<dyn FrozenMatrix>,
     /// `None` when the embedding is the head.
     head: Option<Box<dyn FrozenMatrix>>,
-    pub(crate) final_norm: Vec<f32>,
+    pub(crate) final_norm: Buffer,
     pub(crate) layers: Vec<LayerWeights>,
     /// How the linear layers are kept, and how many of them.
     pub(crate) formats: BTreeMap<String, usize>,
@@ -183,7 +183,7 @@ impl Weights {
     pub(crate) fn n_bytes(&self) -> usize {
         let layers: usize = self.layers.iter().map(LayerWeights::n_bytes).sum();
         let head = self.head.as_ref().map_or(0, |w| w.n_bytes());
-        layers + self.embedding.n_bytes() + head + 4 * self.final_norm.len()
+        layers + self.embedding.n_bytes() + head + self.final_norm.n_bytes()
     }
 
     /// Gives back the memory of a matrix that nothing reads any more. Vectors stay: they are small.
@@ -561,17 +561,18 @@ impl<'a> Reader<'a> {
         packed
     }
 
-    fn vector(&self, role: Role) -> Result<Vec<f32>, WeightsError> {
+    fn vector(&self, role: Role) -> Result<Buffer, WeightsError> {
         let offset = norm_offset(self.store, self.config, role);
-        values(self.store, self.config, role, &self.rows(role)?.plus(offset))
+        let values = values(self.store, self.config, role, &self.rows(role)?.plus(offset))?;
+        Ok(self.ops.place(values).expect("there is memory for a vector"))
     }
 
     fn layer(&self, n: usize) -> Result<LayerWeights, WeightsError> {
         let n_places = Linear::n_places(&self.dims);
         let mut layer = LayerWeights {
-            norm: vec![Vec::new(); Norm::ALL.len()],
+            norm: Norm::ALL.map(|_| Buffer::default()).into(),
             linear: (0..n_places).map(|_| None).collect(),
-            bias: vec![None; n_places],
+            bias: (0..n_places).map(|_| None).collect(),
         };
         for norm in self.config.norms() {
             layer.norm[norm.index()] = self.vector(Role::Norm(n, norm))?;

@@ -3,6 +3,7 @@
 //! Tensors keep the number format that the base stores them in; those of block formats (GGUF)
 //! become bfloat16. An adapter is folded in with sums in f64 and rounded once.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -64,7 +65,7 @@ pub struct WholeTensor<'a> {
 enum Change<'a> {
     Nothing,
     Adapter(&'a Trainable, &'a AdaptedModule),
-    Trained(&'a [f32]),
+    Trained(Cow<'a, [f32]>),
 }
 
 impl OpenModel {
@@ -164,7 +165,7 @@ impl RowSource for WholeTensor<'_> {
     }
 
     fn read_rows(&self, first: usize, out: &mut [f32]) {
-        match self.change {
+        match &self.change {
             Change::Trained(values) => {
                 out.copy_from_slice(&values[first * self.n_cols()..][..out.len()]);
             }

@@ -53,8 +53,7 @@ impl Case {
 
     fn activations(&self, keep: Keep) -> Activations {
         let size = StepSize { tokens_max: 16, scored_rows_max: 16 };
-        Activations::new(self.decoder.config(), Some(&self.adapter), size, keep)
-            .expect("there is memory")
+        Activations::new(&self.decoder, Some(&self.adapter), size, keep).expect("there is memory")
     }
 
     fn pass<'a>(&'a self, adapter: &'a Adapter) -> Pass<'a> {
@@ -331,7 +330,7 @@ fn nothing_below_the_lowest_adapted_module_goes_backward() {
         let mut adapter = make(&config);
         decoder.begin(&mut adapter, &tiny_store(&config)).expect("the tiny model is complete");
         let size = StepSize { tokens_max: 16, scored_rows_max: 16 };
-        let mut acts = Activations::new(&config, Some(&adapter), size, Keep::Everything)
+        let mut acts = Activations::new(&decoder, Some(&adapter), size, Keep::Everything)
             .expect("there is memory");
         let batch = Batch::random(1, &LENGTHS, config.vocab_size);
         let (rows, labels) = batch.scored();
@@ -401,7 +400,8 @@ fn a_pass_down_part_by_part_gives_the_gradient_of_everything() {
                 let (rows, labels) = case.batch.scored();
                 let scored = Scored { rows: &rows, labels: &labels };
                 let pass = case.pass(&case.adapter);
-                let mut part = PartialGradient::new(&case.adapter).expect("there is memory");
+                let mut part =
+                    PartialGradient::new(&case.adapter, &Reference).expect("there is memory");
                 let mut grads = vec![f32::NAN; case.adapter.params().len()];
                 let mut descent = Descent::begin();
                 let given = (scored, &case.dlogp[..]);
@@ -410,7 +410,7 @@ fn a_pass_down_part_by_part_gives_the_gradient_of_everything() {
                 {
                     for range in slices {
                         assert!(grads[range.clone()].iter().all(|g| g.is_nan()), "twice");
-                        grads[range.clone()].copy_from_slice(part.of(range));
+                        grads[range.clone()].copy_from_slice(part.of(range).on_host());
                     }
                 }
                 let whole = case.gradient(keep);

@@ -256,8 +256,7 @@ fn interleaved(bytes: &[u8], row_bytes: usize, head_dim: usize) -> Vec<u8> {
 fn logits(decoder: &Decoder) -> Vec<f32> {
     let batch = Batch::random(8, &[6, 3], decoder.dims().v);
     let size = StepSize { tokens_max: 9, scored_rows_max: 9 };
-    let mut acts =
-        Activations::new(decoder.config(), None, size, Keep::Nothing).expect("there is memory");
+    let mut acts = Activations::new(decoder, None, size, Keep::Nothing).expect("there is memory");
     let mut logits = vec![0.0; 9 * decoder.dims().v];
     decoder.forward(&Pass { adapter: None, batch: batch.input(), dropout: None }, &mut acts);
     decoder.logits(None, &mut acts, &[0, 1, 2, 3, 4, 5, 6, 7, 8], &mut logits);

@@ -5,18 +5,20 @@ mod support;
 
 use std::sync::Arc;
 
+use forgelm_kernels_api::Compute;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Adapter, CachedSequence, Decoder, Keep, KvCache, LoraConfig, ModelConfig, Pass,
-    StepSize,
+    Activations, Adapter, CachedSequence, Decoder, Engine, Keep, KvCache, LoraConfig, ModelConfig,
+    Pass, StepSize,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 use support::{Batch, noise, tiny_config, tiny_decoder};
 
+const ENGINE: Engine<'_> = Engine { ops: &Reference, compute: Compute::F32 };
 const SIZE: StepSize = StepSize { tokens_max: 32, scored_rows_max: 32 };
 
-fn activations(config: &ModelConfig, adapter: Option<&Adapter>, keep: Keep) -> Activations {
-    Activations::new(config, adapter, SIZE, keep).expect("there is memory")
+fn activations(decoder: &Decoder, adapter: Option<&Adapter>, keep: Keep) -> Activations {
+    Activations::new(decoder, adapter, SIZE, keep).expect("there is memory")
 }
 
 fn trained_adapter(config: &ModelConfig) -> Adapter {
@@ -30,7 +32,7 @@ fn trained_adapter(config: &ModelConfig) -> Adapter {
 
 /// Logits of every row.
 fn logits(decoder: &Decoder, adapter: Option<&Adapter>, batch: &Batch) -> Vec<f32> {
-    let mut acts = activations(decoder.config(), adapter, Keep::Nothing);
+    let mut acts = activations(decoder, adapter, Keep::Nothing);
     decoder.forward(&Pass { adapter, batch: batch.input(), dropout: None }, &mut acts);
     let rows: Vec<u32> = (0..batch.tokens.len() as u32).collect();
     let mut logits = vec![0.0; rows.len() * decoder.dims().v];
@@ -76,8 +78,8 @@ fn assert_cached_is_whole(config: &ModelConfig) {
     let batch = Batch::random(4, &[13, 9], config.vocab_size);
     let v = config.vocab_size;
     let whole = logits(&decoder, Some(&adapter), &batch);
-    let mut acts = activations(config, Some(&adapter), Keep::Nothing);
-    let mut caches = [KvCache::new(config, 13), KvCache::new(config, 9)];
+    let mut acts = activations(&decoder, Some(&adapter), Keep::Nothing);
+    let mut caches = [KvCache::new(&decoder, 13), KvCache::new(&decoder, 9)];
     // Prompts of 5 and 2 tokens, then steps of one or three tokens for both at once.
     let mut done = [0, 0];
     for steps in [[5, 2], [1, 3], [3, 1], [1, 1], [3, 2]] {
@@ -137,8 +139,8 @@ fn a_cache_that_is_cut_goes_on_from_there() {
     let config = tiny_config();
     let decoder = tiny_decoder(&config, Arc::new(Reference));
     let batch = Batch::random(4, &[8], config.vocab_size);
-    let mut acts = activations(&config, None, Keep::Nothing);
-    let mut cache = KvCache::new(&config, 8);
+    let mut acts = activations(&decoder, None, Keep::Nothing);
+    let mut cache = KvCache::new(&decoder, 8);
     let mut run = |tokens: &[u32], cache: &mut KvCache| {
         let mut logits = vec![0.0; config.vocab_size];
         let sequence = CachedSequence { tokens, cache };
@@ -160,9 +162,10 @@ fn the_memory_plan_is_what_is_allocated() {
     lora.dropout = 0.1;
     let stream = Stream::new(1, Purpose::LoraInit);
     let adapter = Adapter::new(lora, &config, &stream).expect("good settings");
+    let decoder = tiny_decoder(&config, Arc::new(Reference));
     let total = |adapter: Option<&Adapter>, keep| {
-        let plan = Activations::memory_plan(&config, adapter, SIZE, keep);
-        let mut acts = activations(&config, adapter, keep);
+        let plan = Activations::memory_plan(&config, adapter, SIZE, keep, decoder.engine());
+        let mut acts = activations(&decoder, adapter, keep);
         assert_eq!(plan.total_bytes(), acts.n_bytes(), "{keep:?}");
         plan.total_bytes()
     };
@@ -180,7 +183,7 @@ fn a_layer_keeps_what_the_plan_says() {
     let stream = Stream::new(1, Purpose::LoraInit);
     let adapter = Adapter::new(LoraConfig::new(4, 8.0, &["q_proj"]), &config, &stream);
     let adapter = adapter.expect("good settings");
-    let plan = Activations::memory_plan(&config, Some(&adapter), SIZE, Keep::Everything);
+    let plan = Activations::memory_plan(&config, Some(&adapter), SIZE, Keep::Everything, ENGINE);
     let bytes =
         |name: &str| plan.buffers.iter().find(|b| b.name == name).map_or(0, |b| b.bytes) / (32 * 4);
     assert_eq!(bytes("residual stream"), 4 * 16);
@@ -199,13 +202,13 @@ fn layers_below_the_first_adapted_one_share_their_buffers() {
     let target = ["model.layers.2.self_attn.q_proj"];
     let upper = Adapter::new(LoraConfig::new(4, 8.0, &target), &config, &stream);
     let upper = upper.expect("good settings");
-    let plan = Activations::memory_plan(&config, Some(&upper), SIZE, Keep::Everything);
+    let plan = Activations::memory_plan(&config, Some(&upper), SIZE, Keep::Everything, ENGINE);
     let gate = plan.buffers.iter().find(|b| b.name == "gate").expect("a gate");
     assert_eq!(gate.bytes, 32 * 24 * 4);
     // And the shared buffers do not change what is computed.
     let decoder = tiny_decoder(&config, Arc::new(Reference));
     let batch = Batch::random(4, &[7, 5], config.vocab_size);
-    let mut acts = activations(&config, Some(&upper), Keep::Everything);
+    let mut acts = activations(&decoder, Some(&upper), Keep::Everything);
     let pass = Pass { adapter: None, batch: batch.input(), dropout: None };
     decoder.forward(&pass, &mut acts);
     let mut found = vec![0.0; 12 * config.vocab_size];

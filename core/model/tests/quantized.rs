@@ -83,7 +83,7 @@ fn pass_bits(decoder: &Decoder) -> [Vec<u32>; 2] {
     let (rows, labels) = batch.scored();
     let size = StepSize { tokens_max: 161, scored_rows_max: 161 };
     let mut acts =
-        Activations::new(config, Some(&adapter), size, Keep::Everything).expect("there is memory");
+        Activations::new(decoder, Some(&adapter), size, Keep::Everything).expect("there is memory");
     let pass = Pass { adapter: Some(&adapter), batch: batch.input(), dropout: None };
     let scored = Scored { rows: &rows, labels: &labels };
     let mut logp = vec![0.0; rows.len()];
@@ -274,9 +274,9 @@ fn products_with_nf4_are_those_of_bitsandbytes() {
     for ops in [Arc::new(Cpu::new(2)) as Arc<dyn Ops>, Arc::new(Reference)] {
         let w = ops.freeze_packed(&w, Compute::F32).expect("rows are whole blocks");
         let (mut y, mut dx) = (vec![0.0; 5 * 96], vec![0.0; 5 * 128]);
-        ops.linear_forward(&mut y, &x, &*w, Write::Replace);
+        ops.linear_forward((&mut y).into(), (&x).into(), &*w, Write::Replace);
         let dy: Vec<f32> = y.iter().map(|y| 2.0 * y).collect();
-        ops.linear_backward(&mut dx, &dy, &*w, Write::Replace);
+        ops.linear_backward((&mut dx).into(), (&dy).into(), &*w, Write::Replace);
         for (what, found, expected) in
             [("y", &y, floats(&expected, "y")), ("dx", &dx, floats(&expected, "dx_of_sum_y2"))]
         {

@@ -58,8 +58,8 @@ fn step(n_threads: usize, compute: Compute, kind: Kind) -> [Vec<f32>; 3] {
     decoder.refresh(&mut adapter);
     let batch = Batch::random(1, &[70, 3, 129], config.vocab_size);
     let size = StepSize { tokens_max: 202, scored_rows_max: 202 };
-    let mut acts =
-        Activations::new(&config, Some(&adapter), size, Keep::Everything).expect("there is memory");
+    let mut acts = Activations::new(&decoder, Some(&adapter), size, Keep::Everything)
+        .expect("there is memory");
     let stream = Stream::new(5, Purpose::Dropout);
     let dropout = Some(DropoutStep { stream: &stream, step: 2 });
     let pass = Pass { adapter: Some(&adapter), batch: batch.input(), dropout };
@@ -71,7 +71,7 @@ fn step(n_threads: usize, compute: Compute, kind: Kind) -> [Vec<f32>; 3] {
     decoder.logprobs_with_gradient(&pass, &mut acts, scored, &mut logp);
     decoder.backward(&pass, &mut acts, scored, &noise(6, rows.len(), 1.0), &mut grads);
     let mut logits = vec![0.0; config.vocab_size];
-    let mut cache = KvCache::new(&config, 70);
+    let mut cache = KvCache::new(&decoder, 70);
     for tokens in [&batch.tokens[..60], &batch.tokens[60..61], &batch.tokens[61..70]] {
         let sequence = CachedSequence { tokens, cache: &mut cache };
         decoder.forward_cached(Some(&adapter), &mut [sequence], &mut acts, &mut logits);

@@ -68,7 +68,7 @@ impl Each {
         let head = (dims.v * dims.c) as f64;
         let outside = if model.tie_word_embeddings { head } else { 2.0 * head };
         let layers = model.n_parameters() as f64 - outside;
-        let trained = adapter.params().len() as f64;
+        let trained = adapter.n_params() as f64;
         Self {
             token: [2.0 * layers, 2.0 * trained],
             pair: 4.0 * (dims.q_width() * dims.l) as f64,

@@ -17,7 +17,7 @@ pub use file::StateError;
 pub use galore::{GaloreSettings, ProjectionType};
 pub use names::is_decayed;
 
-use forgelm_kernels_api::Ops;
+use forgelm_kernels_api::{Buffer, MemoryRefused, Ops, Slice, SliceMut};
 use forgelm_model::NamedSlice;
 use galore::Projection;
 use moments::{Moments, Rule};
@@ -179,7 +179,7 @@ fn units(settings: &OptimizerSettings, slices: &[NamedSlice]) -> Result<Vec<Unit
                     .as_ref()
                     .filter(|_| is_target)
                     .map(|galore| Projection::new(galore, slice.matrix_shape())),
-                moments: Moments::Whole(Vec::new()),
+                moments: Moments::Whole(Buffer::default()),
             }),
         }
     }
@@ -241,15 +241,36 @@ impl Optimizer {
         self.units.iter().map(Unit::n_bytes).sum()
     }
 
+    /// Moves the state to where a kernel library works.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn place(&mut self, ops: &dyn Ops) -> Result<(), MemoryRefused> {
+        for unit in &mut self.units {
+            unit.moments.place(ops)?;
+            if let Some(projection) = &mut unit.projection {
+                projection.place(ops)?;
+            }
+        }
+        Ok(())
+    }
+
     /// One step over everything.
     ///
     /// Shapes: `params`, `grad` [P] as the slices cover it.
     ///
     /// Numerics: the same bits on any number of threads; projections are computed one matrix a
     /// thread, each in one order.
-    pub fn step(&mut self, ops: &dyn Ops, params: &mut [f32], grad: &[f32], at: At) {
+    pub fn step<'p, 'g>(
+        &mut self,
+        ops: &dyn Ops,
+        params: impl Into<SliceMut<'p>>,
+        grad: impl Into<Slice<'g>>,
+        at: At,
+    ) {
+        let grad = grad.into();
         let units = self.units.iter_mut().collect();
-        step(units, ops, &self.settings, params, |range| &grad[range], at);
+        step(units, ops, &self.settings, params.into(), |range| grad.part(range), at);
     }
 
     /// One step over the parameters whose slices these are, as soon as their gradients are final:
@@ -264,8 +285,8 @@ impl Optimizer {
         &mut self,
         ops: &dyn Ops,
         slices: &[Range<usize>],
-        params: &mut [f32],
-        grad: impl Fn(Range<usize>) -> &'g [f32] + Sync,
+        params: SliceMut<'_>,
+        grad: impl Fn(Range<usize>) -> Slice<'g> + Sync,
         at: At,
     ) {
         let is_among = |unit: &&mut Unit| slices.contains(&unit.range);
@@ -280,21 +301,21 @@ fn step<'g>(
     mut units: Vec<&mut Unit>,
     ops: &dyn Ops,
     settings: &OptimizerSettings,
-    params: &mut [f32],
-    grad: impl Fn(Range<usize>) -> &'g [f32] + Sync,
+    mut params: SliceMut<'_>,
+    grad: impl Fn(Range<usize>) -> Slice<'g> + Sync,
     at: At,
 ) {
-    refresh_projections(&mut units, ops.n_threads(), &grad, at.step);
+    refresh_projections(&mut units, ops, &grad, at.step);
     for unit in units {
         let range = unit.range.clone();
-        unit.step(ops, settings, &mut params[range.clone()], grad(range), at);
+        unit.step(ops, settings, params.reborrow().part(range.clone()), grad(range), at);
     }
 }
 
 fn refresh_projections<'g>(
     units: &mut [&mut Unit],
-    n_threads: usize,
-    grad: &(impl Fn(Range<usize>) -> &'g [f32] + Sync),
+    ops: &dyn Ops,
+    grad: &(impl Fn(Range<usize>) -> Slice<'g> + Sync),
     step: u64,
 ) {
     let due: Vec<&mut Unit> =
@@ -302,14 +323,14 @@ fn refresh_projections<'g>(
     if due.is_empty() {
         return;
     }
-    let n_threads = n_threads.min(due.len());
+    let n_threads = ops.n_threads().min(due.len());
     let due = Mutex::new(due.into_iter());
     let next = || due.lock().expect("no thread panics while it takes one").next();
     std::thread::scope(|scope| {
         for _ in 0..n_threads {
             scope.spawn(|| {
                 while let Some(unit) = next() {
-                    unit.refresh(grad(unit.range.clone()));
+                    unit.refresh(ops, grad(unit.range.clone()));
                 }
             });
         }
@@ -329,9 +350,9 @@ impl Unit {
         self.projection.as_ref().is_some_and(|projection| projection.is_due(step))
     }
 
-    fn refresh(&mut self, grad: &[f32]) {
+    fn refresh(&mut self, ops: &dyn Ops, grad: Slice<'_>) {
         if let Some(projection) = &mut self.projection {
-            projection.refresh(grad);
+            projection.refresh(ops, &grad.to_host());
         }
     }
 
@@ -339,35 +360,34 @@ impl Unit {
         &mut self,
         ops: &dyn Ops,
         settings: &OptimizerSettings,
-        param: &mut [f32],
-        grad: &[f32],
+        mut param: SliceMut<'_>,
+        grad: Slice<'_>,
         at: At,
     ) {
         let Some(projection) = &self.projection else {
             return self.moments.step(ops, settings.rule(self.decays), param, grad, at);
         };
         let low = projection.project(ops, grad, at.grad_scale);
-        let mut delta = vec![0.0; low.len()];
+        let mut delta = galore::zeros(ops, low.len());
         let rule = Rule { weight_decay: 0.0, eps: galore::EPS, ..settings.rule(false) };
-        self.moments.step(ops, rule, &mut delta, &low, At { grad_scale: 1.0, ..at });
+        self.moments.step(ops, rule, delta.all_mut(), low.all(), At { grad_scale: 1.0, ..at });
         let decay = at.learning_rate * f64::from(settings.rule(self.decays).weight_decay);
         // Adafactor decays what was there, AdamW what the step left, as galore-torch does.
         let decays_first = settings.kind == Kind::Adafactor;
         if decays_first {
-            shrink(param, decay);
+            shrink(ops, param.reborrow(), decay);
         }
-        projection.add_back(ops, param, &delta);
+        projection.add_back(ops, param.reborrow(), delta.all());
         if !decays_first {
-            shrink(param, decay);
+            shrink(ops, param, decay);
         }
     }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "parameters are f32")]
-fn shrink(param: &mut [f32], decay: f64) {
+fn shrink(ops: &dyn Ops, param: SliceMut<'_>, decay: f64) {
     if decay > 0.0 {
-        let keep = (1.0 - decay) as f32;
-        param.iter_mut().for_each(|p| *p *= keep);
+        ops.scale(param, (1.0 - decay) as f32);
     }
 }
 
@@ -390,7 +410,7 @@ impl ScaledGradient {
     /// Shapes: `grad` [P] read.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "term counts stay far below 2^53")]
-    pub fn new(ops: &dyn Ops, grad: &[f32], n_terms: u64, max_norm: f64) -> Self {
+    pub fn new(ops: &dyn Ops, grad: Slice<'_>, n_terms: u64, max_norm: f64) -> Self {
         let mean = 1.0 / n_terms.max(1) as f64;
         let norm = ops.sum_of_squares(grad).sqrt() * mean;
         let clip = (max_norm / (norm + 1e-6)).min(1.0);

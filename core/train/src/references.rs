@@ -223,7 +223,7 @@ impl Request<'_> {
     ) -> Result<u64, ComputeError> {
         let size = self.feed.largest_unit();
         let acts = Activations::new(
-            self.decoder.config(),
+            self.decoder,
             self.policy(),
             StepSize { scored_rows_max: size.tokens_max, ..size },
             Keep::Nothing,

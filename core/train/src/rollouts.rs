@@ -12,7 +12,7 @@ use forgelm_data::Sequence;
 use forgelm_generate::{
     GenerateOptions, Generated, Generator, Request, RequestError, Sampling, StopReason,
 };
-use forgelm_model::{Decoder, MemoryPlan, ModelConfig, OutOfMemory, StepSize, Trainable};
+use forgelm_model::{Decoder, Engine, MemoryPlan, ModelConfig, OutOfMemory, StepSize, Trainable};
 use forgelm_sdk::trainer::Role;
 use forgelm_tensor::random::{Purpose, Stream};
 use judge::{Group, Judged};
@@ -112,8 +112,10 @@ impl Rollouts<'_> {
         model: &ModelConfig,
         policy: &Trainable,
         n_answers: usize,
+        engine: Engine<'_>,
     ) -> MemoryPlan {
-        Generator::memory_plan(model, Some(policy), self.context, Self::n_lanes(n_answers))
+        let n_lanes = Self::n_lanes(n_answers);
+        Generator::memory_plan(model, Some(policy), self.context, n_lanes, engine)
     }
 
     /// The answers to the prompts of a step under the policy as it stands.

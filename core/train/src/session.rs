@@ -12,9 +12,10 @@ use crate::references::packed_input;
 use crate::schedule::Schedule;
 use crate::state::State;
 use forgelm_data::{PackedBatch, Plan};
+use forgelm_kernels_api::{Buffer, Precision};
 use forgelm_model::{
-    Activations, Decoder, DropoutStep, EmbeddingNoise, Keep, MemoryPlan, ModelConfig, OutOfMemory,
-    PartialGradient, Pass, Scored, StepSize, Trainable,
+    Activations, Decoder, DropoutStep, EmbeddingNoise, Engine, Keep, MemoryPlan, ModelConfig,
+    OutOfMemory, PartialGradient, Pass, Scored, StepSize, Trainable,
 };
 use forgelm_sdk::Failed;
 use forgelm_sdk::trainer::{self, Loss, StepTotals, Trainer};
@@ -91,7 +92,7 @@ pub struct Session<'a> {
     adapter: Trainable,
     optimizer: Optimizer,
     state: State,
-    grad: Vec<f32>,
+    grad: Buffer,
     /// In the place of `grad` where layers are updated one by one.
     grad_by_layer: Option<PartialGradient>,
     activations: Activations,
@@ -125,9 +126,9 @@ pub struct Parts<'a> {
     pub state: State,
 }
 
-fn no_activations(model: &ModelConfig) -> Result<Activations, OutOfMemory> {
+fn no_activations(decoder: &Decoder) -> Result<Activations, OutOfMemory> {
     let nothing = StepSize { tokens_max: 0, scored_rows_max: 0 };
-    Activations::new(model, None, nothing, Keep::Nothing)
+    Activations::new(decoder, None, nothing, Keep::Nothing)
 }
 
 /// Every buffer of a session, by name and size; the weights, which it borrows, are not among them.
@@ -138,9 +139,10 @@ pub fn memory_plan(
     optimizer: OptimizerMemory,
     size: StepSize,
     keep: Keep,
+    engine: Engine<'_>,
 ) -> MemoryPlan {
-    let mut plan = Activations::memory_plan(model, Some(adapter), size, keep);
-    let n_params = size_of_val(adapter.params());
+    let mut plan = Activations::memory_plan(model, Some(adapter), size, keep, engine);
+    let n_params = adapter.n_params() * size_of::<f32>();
     plan.add("trained numbers", n_params);
     plan.add("trained numbers as the kernels read them", adapter.derived_bytes());
     if optimizer.is_layerwise {
@@ -171,17 +173,23 @@ impl<'a> Session<'a> {
     /// If there is no memory for the gradient.
     pub fn without_buffers(parts: Parts<'a>) -> Result<Self, OutOfMemory> {
         let is_layerwise = parts.optimizer.settings().is_layerwise();
-        let n_params = if is_layerwise { 0 } else { parts.adapter.params().len() };
+        let n_params = if is_layerwise { 0 } else { parts.adapter.n_params() };
         let n_bytes = n_params * size_of::<f32>();
-        let mut grad = Vec::new();
-        grad.try_reserve_exact(n_params).map_err(|_| OutOfMemory {
+        let ops = parts.decoder.ops().as_ref();
+        let grad = ops.allocate(n_params, Precision::Exact).map_err(|_| OutOfMemory {
             buffer: "gradient of the trained numbers".to_owned(),
             bytes: n_bytes,
             total: n_bytes,
         })?;
-        grad.resize(n_params, 0.0);
         let grad_by_layer =
-            is_layerwise.then(|| PartialGradient::new(&parts.adapter)).transpose()?;
+            is_layerwise.then(|| PartialGradient::new(&parts.adapter, ops)).transpose()?;
+        let mut optimizer = parts.optimizer;
+        let state_bytes = optimizer.n_bytes();
+        optimizer.place(ops).map_err(|refused| OutOfMemory {
+            buffer: "optimizer state".to_owned(),
+            bytes: refused.bytes,
+            total: state_bytes,
+        })?;
         let mut adapter = parts.adapter;
         parts.decoder.refresh(&mut adapter);
         Ok(Self {
@@ -197,9 +205,9 @@ impl<'a> Session<'a> {
             grad,
             grad_by_layer,
             adapter,
-            optimizer: parts.optimizer,
+            optimizer,
             state: parts.state,
-            activations: no_activations(parts.decoder.config())?,
+            activations: no_activations(parts.decoder)?,
             buffers: RowBuffers::default(),
         })
     }
@@ -211,13 +219,12 @@ impl<'a> Session<'a> {
     /// If there is no memory for one. The session then has no buffers and cannot step before this
     /// function succeeds, with a smaller cut.
     pub fn allocate(&mut self, cut: Cut, keep: Keep) -> Result<(u64, u64), OutOfMemory> {
-        let model = self.decoder.config();
         let size = self.feed.largest_step(cut);
         let tokens_max = self.feed.largest_training_step(cut).tokens_max;
         let before = self.activations.n_bytes() as u64;
         self.buffers = RowBuffers::default();
-        self.activations = no_activations(model)?;
-        self.activations = Activations::new(model, Some(&self.adapter), size, keep)?;
+        self.activations = no_activations(self.decoder)?;
+        self.activations = Activations::new(self.decoder, Some(&self.adapter), size, keep)?;
         self.validation_groups = self.feed.validation_groups(tokens_max);
         self.plan = Cow::Owned(self.feed.plan_as(cut));
         self.cut = cut;
@@ -231,7 +238,7 @@ impl<'a> Session<'a> {
     /// If there is no memory for buffers of no rows.
     pub fn give_back_buffers(&mut self) -> Result<(), OutOfMemory> {
         self.buffers = RowBuffers::default();
-        self.activations = no_activations(self.decoder.config())?;
+        self.activations = no_activations(self.decoder)?;
         Ok(())
     }
 
@@ -245,6 +252,12 @@ impl<'a> Session<'a> {
     #[must_use]
     pub fn size(&self) -> StepSize {
         self.activations.size()
+    }
+
+    /// What its buffers are made for.
+    #[must_use]
+    pub fn engine(&self) -> Engine<'_> {
+        self.decoder.engine()
     }
 
     /// What trains, as it stands.
@@ -298,7 +311,7 @@ impl<'a> Session<'a> {
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn step(&mut self) -> Result<StepReport, StepError> {
         let step = self.state.global_step;
-        self.grad.fill(0.0);
+        self.decoder.ops().fill(self.grad.all_mut(), 0.0);
         let mut total = Loss::default();
         let mut n_tokens = 0;
         let mut norm_by_layer = None;
@@ -361,13 +374,13 @@ impl<'a> Session<'a> {
     ) -> Result<f64, StepError> {
         let ops = self.decoder.ops().as_ref();
         let max_norm = self.optimizer.settings().max_grad_norm(self.settings.max_grad_norm);
-        let gradient = ScaledGradient::new(ops, &self.grad, n_terms, max_norm);
+        let gradient = ScaledGradient::new(ops, self.grad.all(), n_terms, max_norm);
         if !gradient.norm.is_finite() {
             return Err(self.bad_gradient(step, gradient.norm, input, estimate));
         }
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
-        self.optimizer.step(ops, self.adapter.params_mut(), &self.grad, at);
+        self.optimizer.step(ops, self.adapter.numbers_mut(), self.grad.all(), at);
         self.decoder.refresh(&mut self.adapter);
         Ok(gradient.norm)
     }
@@ -471,7 +484,7 @@ impl<'a> Session<'a> {
         let pass = pass(&self.adapter, batch, dropout);
         let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
         let dlogp = &self.buffers.dlogp[..batch.labels.len()];
-        self.decoder.backward(&pass, &mut self.activations, scored, dlogp, &mut self.grad);
+        self.decoder.backward(&pass, &mut self.activations, scored, dlogp, self.grad.all_mut());
     }
 }
 

@@ -163,7 +163,8 @@ fn run(
     let planned = Optimizer::planned_memory(&optimizer, &slices, 2).unwrap();
     let feed = Feed::new(SFT.needs, (&train, &validation), &plan);
     let size = feed.largest_step(Cut { batch_size: 2, accumulation: 1 });
-    let planned = memory_plan(config, &adapter, planned, size, keep).total_bytes();
+    let planned =
+        memory_plan(config, &adapter, planned, size, keep, decoder.engine()).total_bytes();
     let optimizer = Optimizer::new(optimizer, &slices).unwrap();
     let before = ALLOCATOR.current_usage();
     ALLOCATOR.reset_peak_usage();

@@ -2,7 +2,8 @@
 //! and their state through a file after every step.
 
 use forgelm_artifact::safetensors::SafetensorsFile;
-use forgelm_kernels_api::{Ops, dynamic_map};
+
+use forgelm_kernels_api::{Ops, Slice, dynamic_map};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_model::NamedSlice;
 use forgelm_train::optimizer::{
@@ -98,7 +99,7 @@ impl Case {
             let t = usize::try_from(step - 1).expect("small");
             let grad = &self.grads[t % 3];
             let at = At { step, learning_rate: self.learning_rate, grad_scale: self.scale[t] };
-            optimizer.step(ops, params, grad, at);
+            optimizer.step(ops, &mut *params, grad, at);
         }
     }
 }
@@ -357,8 +358,8 @@ fn layer_by_layer_is_the_same_as_all_at_once() {
             // The last layer's gradient is final first.
             for slices in case.slices.rchunks(2) {
                 let slices: Vec<_> = slices.iter().map(|slice| slice.range.clone()).collect();
-                let grad = |range| &case.grads[t % 3][range];
-                optimizer.step_slices(&ops, &slices, &mut params, grad, at);
+                let grad = |range| Slice::from(&case.grads[t % 3][range]);
+                optimizer.step_slices(&ops, &slices, (&mut params).into(), grad, at);
             }
         }
         assert!(params == expected, "{}", settings.name());

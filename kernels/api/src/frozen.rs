@@ -38,6 +38,29 @@ pub trait RowSource: Sync {
     }
 }
 
+/// Rows in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Dense<'a> {
+    /// K.
+    pub n_cols: usize,
+    /// [N, K].
+    pub values: &'a [f32],
+}
+
+impl RowSource for Dense<'_> {
+    fn n_rows(&self) -> usize {
+        self.values.len() / self.n_cols
+    }
+
+    fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    fn read_rows(&self, first_row: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.values[first_row * self.n_cols..][..out.len()]);
+    }
+}
+
 /// A weight packed by [`Ops::freeze`](crate::Ops::freeze). Only the library that packed it can
 /// look inside.
 pub trait FrozenMatrix: Send + Sync {

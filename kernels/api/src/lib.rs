@@ -10,6 +10,7 @@
 mod blocks;
 pub mod dynamic_map;
 mod frozen;
+mod memory;
 mod ops;
 mod optimizer;
 pub mod philox;
@@ -17,9 +18,13 @@ pub mod philox;
 pub use blocks::{
     BlockFormat, BlockRows, BlockSource, Codes, Factor, FactorRows, Factors, Rounding,
 };
-pub use frozen::{Compute, FrozenMatrix, RowSource};
+pub use frozen::{Compute, Dense, FrozenMatrix, RowSource};
+pub use memory::{
+    Buffer, DeviceMemory, DeviceSlice, DeviceSliceMut, Format, Host, HostMut, MemoryRefused,
+    Number, Precision, Slice, SliceMut,
+};
 pub use ops::{
-    Activation, AttentionShape, Dropout, GemmDims, GemmLayout, LowRank, Ops, Rotation, Segment,
-    Write,
+    Activation, AttentionShape, Columns, Dropout, GemmDims, GemmLayout, LowRank, Ops, Rotation,
+    Segment, Write,
 };
 pub use optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};

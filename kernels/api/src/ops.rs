@@ -1,5 +1,5 @@
 //! The operations. One method an op; its file has the same name in `kernels/reference`,
-//! `kernels/cpu`, `kernels/check` (and `kernels/cuda` when there is one).
+//! `kernels/cpu`, `kernels/check` and `kernels/cuda`.
 //!
 //! **Numerics**, for every op: the order of additions is a function of the sizes alone, never of
 //! the number of threads, so that the same inputs give the same bits on any number of threads.
@@ -7,7 +7,8 @@
 //! **Panics**, for every op: if a length does not fit the shapes. That is a bug in the caller,
 //! never bad input.
 
-use crate::frozen::{Compute, FrozenMatrix, RowSource};
+use crate::frozen::{Compute, Dense, FrozenMatrix, RowSource};
+use crate::memory::{Buffer, MemoryRefused, Precision, Slice, SliceMut};
 use crate::optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};
 
 /// Whether a result replaces what was there or is added to it.
@@ -47,11 +48,20 @@ pub struct GemmDims {
 #[derive(Clone, Copy, Debug)]
 pub struct LowRank<'a> {
     /// [T, r].
-    pub u: &'a [f32],
+    pub u: Slice<'a>,
     /// Forward [N, r], read transposed; backward [r, K].
-    pub v: &'a [f32],
+    pub v: Slice<'a>,
     /// Factor on the product.
     pub scale: f32,
+}
+
+/// Where some columns of a matrix are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// Columns of the matrix.
+    pub width: usize,
+    /// The first of them.
+    pub first: usize,
 }
 
 /// One sequence of a packed batch: rows `start..start + len`. Segments lie end to end.
@@ -156,15 +166,58 @@ pub trait Ops: Send + Sync {
         None
     }
 
+    /// As [`Ops::freeze`], of numbers that this library has: a weight that trains.
+    ///
+    /// Shapes: `w` [N, K] read, with K = `n_cols`.
+    fn pack(&self, w: Slice<'_>, n_cols: usize, compute: Compute) -> Box<dyn FrozenMatrix> {
+        self.freeze(&Dense { n_cols, values: &w.to_host() }, compute)
+    }
+
+    /// Memory that this library works in, for `n` numbers.
+    ///
+    /// # Errors
+    /// If there is not enough.
+    fn allocate(&self, n: usize, precision: Precision) -> Result<Buffer, MemoryRefused> {
+        let _ = precision;
+        Buffer::zeros_on_host(n)
+    }
+
+    /// Moves numbers to the memory that this library works in, exactly.
+    ///
+    /// # Errors
+    /// If there is not enough.
+    fn place(&self, values: Vec<f32>) -> Result<Buffer, MemoryRefused> {
+        Ok(Buffer::Host(values))
+    }
+
+    /// As [`Ops::place`], for bytes.
+    ///
+    /// # Errors
+    /// If there is not enough.
+    fn place_bytes(&self, values: Vec<u8>) -> Result<Buffer<u8>, MemoryRefused> {
+        Ok(Buffer::Host(values))
+    }
+
+    /// Bytes that its memory still has, where that is not the host's.
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
+
+    /// Bytes that [`Ops::allocate`] takes for a number.
+    fn bytes_per_number(&self, precision: Precision) -> usize {
+        let _ = precision;
+        size_of::<f32>()
+    }
+
     /// `y = x w^T`.
     ///
     /// Shapes: `y` [T, N] written or added to, `x` [T, K] read, `w` [N, K] read.
-    fn linear_forward(&self, y: &mut [f32], x: &[f32], w: &dyn FrozenMatrix, write: Write);
+    fn linear_forward(&self, y: SliceMut<'_>, x: Slice<'_>, w: &dyn FrozenMatrix, write: Write);
 
     /// `dx = dy w`.
     ///
     /// Shapes: `dx` [T, K] written or added to, `dy` [T, N] read, `w` [N, K] read.
-    fn linear_backward(&self, dx: &mut [f32], dy: &[f32], w: &dyn FrozenMatrix, write: Write);
+    fn linear_backward(&self, dx: SliceMut<'_>, dy: Slice<'_>, w: &dyn FrozenMatrix, write: Write);
 
     /// `y = x w^T + scale * u v^T`: a layer with an adapter, in one pass over the result.
     ///
@@ -172,13 +225,14 @@ pub trait Ops: Send + Sync {
     /// read.
     fn linear_forward_low_rank(
         &self,
-        y: &mut [f32],
-        x: &[f32],
+        y: SliceMut<'_>,
+        x: Slice<'_>,
         w: &dyn FrozenMatrix,
         low_rank: LowRank<'_>,
         write: Write,
     ) {
-        self.linear_forward(y, x, w, write);
+        let mut y = y;
+        self.linear_forward(y.reborrow(), x, w, write);
         let LowRank { u, v, scale } = low_rank;
         let (n, t) = (w.n_rows(), x.len() / w.n_cols());
         self.gemm(y, u, v, GemmLayout::Nt, GemmDims { m: t, n, k: v.len() / n }, scale, Write::Add);
@@ -190,13 +244,14 @@ pub trait Ops: Send + Sync {
     /// read.
     fn linear_backward_low_rank(
         &self,
-        dx: &mut [f32],
-        dy: &[f32],
+        dx: SliceMut<'_>,
+        dy: Slice<'_>,
         w: &dyn FrozenMatrix,
         low_rank: LowRank<'_>,
         write: Write,
     ) {
-        self.linear_backward(dx, dy, w, write);
+        let mut dx = dx;
+        self.linear_backward(dx.reborrow(), dy, w, write);
         let LowRank { u, v, scale } = low_rank;
         let (k, t) = (w.n_cols(), dy.len() / w.n_rows());
         let dims = GemmDims { m: t, n: k, k: v.len() / k };
@@ -210,9 +265,9 @@ pub trait Ops: Send + Sync {
     #[expect(clippy::too_many_arguments, reason = "the standard arguments of a GEMM")]
     fn gemm(
         &self,
-        c: &mut [f32],
-        a: &[f32],
-        b: &[f32],
+        c: SliceMut<'_>,
+        a: Slice<'_>,
+        b: Slice<'_>,
         layout: GemmLayout,
         dims: GemmDims,
         alpha: f32,
@@ -222,7 +277,7 @@ pub trait Ops: Send + Sync {
     /// `y[t] = table[tokens[t]]`.
     ///
     /// Shapes: `y` [T, C] written, `tokens` [T] read, each below V, `table` [V, C] read.
-    fn embedding_forward(&self, y: &mut [f32], tokens: &[u32], table: &dyn FrozenMatrix);
+    fn embedding_forward(&self, y: SliceMut<'_>, tokens: &[u32], table: &dyn FrozenMatrix);
 
     /// Gradient of [`Ops::embedding_forward`] with respect to the table:
     /// `dtable[tokens[t]] += dy[t]`.
@@ -230,7 +285,7 @@ pub trait Ops: Send + Sync {
     /// Shapes: `dtable` [V, C] added to, `dy` [T, C] read, `tokens` [T] read, each below V.
     ///
     /// Numerics: rows of the same token are added in the order of the tokens.
-    fn embedding_backward(&self, dtable: &mut [f32], dy: &[f32], tokens: &[u32]);
+    fn embedding_backward(&self, dtable: SliceMut<'_>, dy: Slice<'_>, tokens: &[u32]);
 
     /// RMSNorm over the last axis: `y[r, c] = x[r, c] * inv_rms[r] * weight[c]`,
     /// `inv_rms = 1 / sqrt(mean(x^2) + eps)`.
@@ -240,10 +295,10 @@ pub trait Ops: Send + Sync {
     /// Shapes: `y` [T, C] written, `inv_rms` [T] written, `x` [T, C] read, `weight` [C] read.
     fn rms_norm_forward(
         &self,
-        y: &mut [f32],
-        inv_rms: &mut [f32],
-        x: &[f32],
-        weight: &[f32],
+        y: SliceMut<'_>,
+        inv_rms: SliceMut<'_>,
+        x: Slice<'_>,
+        weight: Slice<'_>,
         eps: f32,
     );
 
@@ -253,11 +308,11 @@ pub trait Ops: Send + Sync {
     /// `weight` [C] read.
     fn rms_norm_backward(
         &self,
-        dx: &mut [f32],
-        dy: &[f32],
-        x: &[f32],
-        inv_rms: &[f32],
-        weight: &[f32],
+        dx: SliceMut<'_>,
+        dy: Slice<'_>,
+        x: Slice<'_>,
+        inv_rms: Slice<'_>,
+        weight: Slice<'_>,
         write: Write,
     );
 
@@ -265,28 +320,34 @@ pub trait Ops: Send + Sync {
     /// `dweight[c] += sum_t dy[t, c] * x[t, c] * inv_rms[t]`.
     ///
     /// Shapes: `dweight` [C] added to; `dy` [T, C], `x` [T, C], `inv_rms` [T] read.
-    fn rms_norm_weight_backward(&self, dweight: &mut [f32], dy: &[f32], x: &[f32], inv_rms: &[f32]);
+    fn rms_norm_weight_backward(
+        &self,
+        dweight: SliceMut<'_>,
+        dy: Slice<'_>,
+        x: Slice<'_>,
+        inv_rms: Slice<'_>,
+    );
 
     /// `y[t] += bias`.
     ///
     /// Shapes: `y` [T, N] added to, `bias` [N] read.
-    fn add_bias(&self, y: &mut [f32], bias: &[f32]);
+    fn add_bias(&self, y: SliceMut<'_>, bias: Slice<'_>);
 
     /// Gradient of [`Ops::add_bias`] with respect to the bias: `sums[n] += sum_t x[t, n]`.
     ///
     /// Shapes: `sums` [N] added to, `x` [T, N] read.
-    fn column_sums(&self, sums: &mut [f32], x: &[f32]);
+    fn column_sums(&self, sums: SliceMut<'_>, x: Slice<'_>);
 
     /// `y[t, n] = x[t, n] * factors[n]`: a magnitude for each output of a layer.
     ///
     /// Shapes: `y` [T, N] written or added to, `x` [T, N] read, `factors` [N] read.
-    fn scale_columns(&self, y: &mut [f32], x: &[f32], factors: &[f32], write: Write);
+    fn scale_columns(&self, y: SliceMut<'_>, x: Slice<'_>, factors: Slice<'_>, write: Write);
 
     /// Gradient of [`Ops::scale_columns`] with respect to the factors:
     /// `sums[n] += sum_t a[t, n] * b[t, n]`.
     ///
     /// Shapes: `sums` [N] added to, `a` and `b` [T, N] read.
-    fn column_dots(&self, sums: &mut [f32], a: &[f32], b: &[f32]);
+    fn column_dots(&self, sums: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>);
 
     /// Rotary embedding in place, half-split (NeoX) layout: element j of a head pairs with
     /// element j + R/2. R is the rotated part of a head, at most D; what follows stays as it is.
@@ -297,9 +358,9 @@ pub trait Ops: Send + Sync {
     /// Shapes: `x` [T, n_heads * D] changed, `cos` and `sin` [T, R/2] read; `head_dim` is D.
     fn rope(
         &self,
-        x: &mut [f32],
-        cos: &[f32],
-        sin: &[f32],
+        x: SliceMut<'_>,
+        cos: Slice<'_>,
+        sin: Slice<'_>,
         n_heads: usize,
         head_dim: usize,
         direction: Rotation,
@@ -315,11 +376,11 @@ pub trait Ops: Send + Sync {
     #[expect(clippy::too_many_arguments, reason = "inputs and outputs of one op")]
     fn attention_forward(
         &self,
-        out: &mut [f32],
-        lse: &mut [f32],
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
+        out: SliceMut<'_>,
+        lse: SliceMut<'_>,
+        q: Slice<'_>,
+        k: Slice<'_>,
+        v: Slice<'_>,
         shape: &AttentionShape,
         segments: &[Segment],
     );
@@ -330,15 +391,15 @@ pub trait Ops: Send + Sync {
     #[expect(clippy::too_many_arguments, reason = "inputs and outputs of one op")]
     fn attention_backward(
         &self,
-        dq: &mut [f32],
-        dk: &mut [f32],
-        dv: &mut [f32],
-        dout: &[f32],
-        out: &[f32],
-        lse: &[f32],
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
+        dq: SliceMut<'_>,
+        dk: SliceMut<'_>,
+        dv: SliceMut<'_>,
+        dout: Slice<'_>,
+        out: Slice<'_>,
+        lse: Slice<'_>,
+        q: Slice<'_>,
+        k: Slice<'_>,
+        v: Slice<'_>,
         shape: &AttentionShape,
         segments: &[Segment],
     );
@@ -349,22 +410,22 @@ pub trait Ops: Send + Sync {
     /// position `P - n + i`.
     fn attention_cached(
         &self,
-        out: &mut [f32],
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
+        out: SliceMut<'_>,
+        q: Slice<'_>,
+        k: Slice<'_>,
+        v: Slice<'_>,
         shape: &AttentionShape,
     );
 
     /// `y = act(gate) * up`.
     ///
     /// Paper: Shazeer 2020, arXiv:2002.05202, eq. 6. Shapes: all [T, F]; `y` written.
-    fn glu_forward(&self, y: &mut [f32], gate: &[f32], up: &[f32], act: Activation);
+    fn glu_forward(&self, y: SliceMut<'_>, gate: Slice<'_>, up: Slice<'_>, act: Activation);
 
     /// Gradient of [`Ops::glu_forward`], in place: on return `gate` holds `dgate` and `up` `dup`.
     ///
     /// Shapes: all [T, F]; `gate` and `up` read and written, `dy` read.
-    fn glu_backward(&self, gate: &mut [f32], up: &mut [f32], dy: &[f32], act: Activation);
+    fn glu_backward(&self, gate: SliceMut<'_>, up: SliceMut<'_>, dy: Slice<'_>, act: Activation);
 
     /// The wide end, fused and in chunks: log-probability of each label under the softmax of
     /// `x head^T`. Nothing [R, V] is ever stored.
@@ -375,9 +436,9 @@ pub trait Ops: Send + Sync {
     /// Numerics: sums over V in f32 within a block of columns, blocks added in order.
     fn token_logprobs_forward(
         &self,
-        logp: &mut [f32],
-        lse: &mut [f32],
-        x: &[f32],
+        logp: SliceMut<'_>,
+        lse: SliceMut<'_>,
+        x: Slice<'_>,
         head: &dyn FrozenMatrix,
         labels: &[u32],
         soft_cap: Option<f32>,
@@ -390,10 +451,10 @@ pub trait Ops: Send + Sync {
     #[expect(clippy::too_many_arguments, reason = "inputs and outputs of one op")]
     fn token_logprobs_backward(
         &self,
-        dx: &mut [f32],
-        dlogp: &[f32],
-        lse: &[f32],
-        x: &[f32],
+        dx: SliceMut<'_>,
+        dlogp: Slice<'_>,
+        lse: Slice<'_>,
+        x: Slice<'_>,
         head: &dyn FrozenMatrix,
         labels: &[u32],
         soft_cap: Option<f32>,
@@ -410,10 +471,10 @@ pub trait Ops: Send + Sync {
     #[expect(clippy::too_many_arguments, reason = "inputs and outputs of one op")]
     fn token_logprobs_head_backward(
         &self,
-        dhead: &mut [f32],
-        dlogp: &[f32],
-        lse: &[f32],
-        x: &[f32],
+        dhead: SliceMut<'_>,
+        dlogp: Slice<'_>,
+        lse: Slice<'_>,
+        x: Slice<'_>,
         head: &dyn FrozenMatrix,
         labels: &[u32],
         soft_cap: Option<f32>,
@@ -427,40 +488,101 @@ pub trait Ops: Send + Sync {
     #[expect(clippy::too_many_arguments, reason = "inputs and outputs of one op")]
     fn token_logprobs_with_gradient(
         &self,
-        logp: &mut [f32],
-        lse: &mut [f32],
-        dx: &mut [f32],
-        x: &[f32],
+        logp: SliceMut<'_>,
+        lse: SliceMut<'_>,
+        dx: SliceMut<'_>,
+        x: Slice<'_>,
         head: &dyn FrozenMatrix,
         labels: &[u32],
         soft_cap: Option<f32>,
     ) {
-        self.token_logprobs_forward(logp, lse, x, head, labels, soft_cap);
+        let mut lse = lse;
+        self.token_logprobs_forward(logp, lse.reborrow(), x, head, labels, soft_cap);
         let ones = vec![1.0; labels.len()];
-        self.token_logprobs_backward(dx, &ones, lse, x, head, labels, soft_cap);
+        let (ones, lse) = (Slice::from(&ones), lse.as_slice());
+        self.token_logprobs_backward(dx, ones, lse, x, head, labels, soft_cap);
     }
 
     /// `y = dropout(x)` (forward), or the gradient through it: the same product.
     ///
     /// Shapes: `y` [T, C] written or added to, `x` [T, C] read, `row_keys` [T] read: a number
     /// that names the token wherever it lies in a batch.
-    fn dropout(&self, y: &mut [f32], x: &[f32], row_keys: &[u64], dropout: &Dropout, write: Write);
+    fn dropout(
+        &self,
+        y: SliceMut<'_>,
+        x: Slice<'_>,
+        row_keys: &[u64],
+        dropout: &Dropout,
+        write: Write,
+    );
+
+    /// `y = x`. Shapes: equal lengths.
+    fn copy(&self, y: SliceMut<'_>, x: Slice<'_>);
+
+    /// Puts one value everywhere.
+    fn fill(&self, y: SliceMut<'_>, value: f32);
+
+    /// `y *= factor`.
+    fn scale(&self, y: SliceMut<'_>, factor: f32);
+
+    /// Copies some columns of one matrix to some of another.
+    ///
+    /// Shapes: `y` [T, `to.width`] written from column `to.first` on, `x` [T, `from.width`] read from
+    /// column `from.first` on; `n` columns.
+    fn copy_columns(&self, y: SliceMut<'_>, to: Columns, x: Slice<'_>, from: Columns, n: usize);
+
+    /// `y[r] = x[rows[r]]`.
+    ///
+    /// Shapes: `y` [R, C] written, `x` [T, C] and `rows` [R] read.
+    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]);
+
+    /// `y[rows[r]] += x[r]`, of rows that differ: the transpose of [`Ops::gather_rows`].
+    ///
+    /// Shapes: `y` [T, C] added to, `x` [R, C] and `rows` [R] read.
+    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]);
+
+    /// `x[r] *= factors[r]`.
+    ///
+    /// Shapes: `x` [R, C] changed, `factors` [R] read.
+    fn scale_rows(&self, x: SliceMut<'_>, factors: Slice<'_>);
+
+    /// `dots[r] = sum_c a[r, c] b[r, c]`: the gradient of [`Ops::scale_rows`] with respect to the
+    /// factors.
+    ///
+    /// Shapes: `dots` [R] written, `a` and `b` [R, C] read.
+    fn row_dots(&self, dots: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>);
+
+    /// The softmax of each row, in place.
+    ///
+    /// Shapes: `x` [R, C] changed, with C = `n_cols`.
+    fn softmax_rows(&self, x: SliceMut<'_>, n_cols: usize);
+
+    /// `h[r] *= sigmoid(scores[r])`: an expert that every row goes through.
+    ///
+    /// Shapes: `h` [R, C] changed, `scores` [R] read.
+    fn sigmoid_gate_forward(&self, h: SliceMut<'_>, scores: Slice<'_>);
+
+    /// Gradient of [`Ops::sigmoid_gate_forward`], in place: on return `dh` holds the gradient of what
+    /// went in and `scores` that of the scores.
+    ///
+    /// Shapes: `dh` [R, C] and `scores` [R] changed, `h` [R, C] read: what went in.
+    fn sigmoid_gate_backward(&self, dh: SliceMut<'_>, scores: SliceMut<'_>, h: Slice<'_>);
 
     /// `y += x`. Shapes: equal lengths.
-    fn add(&self, y: &mut [f32], x: &[f32]);
+    fn add(&self, y: SliceMut<'_>, x: Slice<'_>);
 
     /// Sum of squares, added in f64 over fixed blocks.
-    fn sum_of_squares(&self, x: &[f32]) -> f64;
+    fn sum_of_squares(&self, x: Slice<'_>) -> f64;
 
     /// One AdamW step over one parameter.
     ///
     /// Shapes: equal lengths; `param`, `m`, `v` changed, `grad` read.
     fn adamw_step(
         &self,
-        param: &mut [f32],
-        m: &mut [f32],
-        v: &mut [f32],
-        grad: &[f32],
+        param: SliceMut<'_>,
+        m: SliceMut<'_>,
+        v: SliceMut<'_>,
+        grad: Slice<'_>,
         constants: &AdamW,
     );
 
@@ -475,10 +597,10 @@ pub trait Ops: Send + Sync {
     /// Shapes: `param` [P], `m`, `v` of P elements changed, `grad` [P] read.
     fn adamw_8bit_step(
         &self,
-        param: &mut [f32],
+        param: SliceMut<'_>,
         m: Blocks8bit<'_>,
         v: Blocks8bit<'_>,
-        grad: &[f32],
+        grad: Slice<'_>,
         constants: &AdamW,
     );
 
@@ -492,9 +614,9 @@ pub trait Ops: Send + Sync {
     /// Shapes: `param` [N, K] (or [P]) and `moments` changed, `grad` as `param` read.
     fn adafactor_step(
         &self,
-        param: &mut [f32],
+        param: SliceMut<'_>,
         moments: AdafactorMoments<'_>,
-        grad: &[f32],
+        grad: Slice<'_>,
         constants: &Adafactor,
     );
 }

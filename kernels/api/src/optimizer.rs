@@ -1,5 +1,7 @@
 //! What the optimizer ops are told: constants of a step, and moments that are not plain f32.
 
+use crate::memory::SliceMut;
+
 /// The constants of one AdamW step.
 ///
 /// Paper: Loshchilov and Hutter 2017, arXiv:1711.05101, algorithm 2 (decoupled decay, as
@@ -31,14 +33,23 @@ pub struct AdamW {
 #[derive(Debug)]
 pub struct Blocks8bit<'a> {
     /// Places in the map.
-    pub codes: &'a mut [u8],
+    pub codes: SliceMut<'a, u8>,
     /// Largest size in each block.
-    pub absmax: &'a mut [f32],
+    pub absmax: SliceMut<'a>,
 }
 
-impl Blocks8bit<'_> {
+impl<'a> Blocks8bit<'a> {
     /// Elements that share an `absmax`.
     pub const BLOCK: usize = 256;
+
+    /// Codes and factors, for a library of the host.
+    ///
+    /// # Panics
+    /// If they lie on a device.
+    #[must_use]
+    pub fn on_host(self) -> (&'a mut [u8], &'a mut [f32]) {
+        (self.codes.on_host(), self.absmax.on_host())
+    }
 
     /// # Panics
     /// If the shapes are not those of `n` elements.
@@ -85,10 +96,10 @@ pub enum AdafactorMoments<'a> {
     /// Shapes: `rows` [N], `columns` [K] of a parameter [N, K].
     Factored {
         /// One a row.
-        rows: &'a mut [f32],
+        rows: SliceMut<'a>,
         /// One a column.
-        columns: &'a mut [f32],
+        columns: SliceMut<'a>,
     },
     /// Of a vector, as long as it.
-    Whole(&'a mut [f32]),
+    Whole(SliceMut<'a>),
 }

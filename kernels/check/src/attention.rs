@@ -150,8 +150,8 @@ fn cached(
     let q = inputs(seed, n * h * d, compute);
     let [k, v] = [50, 60].map(|i| inputs(seed + i, p * h_kv * d, compute));
     let (mut out, mut want) = (vec![0.0; q.len()], vec![0.0; q.len()]);
-    library.attention_cached(&mut out, &q, &k, &v, &shape);
-    Reference.attention_cached(&mut want, &q, &k, &v, &shape);
+    library.attention_cached((&mut out).into(), (&q).into(), (&k).into(), (&v).into(), &shape);
+    Reference.attention_cached((&mut want).into(), (&q).into(), (&k).into(), (&v).into(), &shape);
     let bound = 2.0 * relative_error(&shape, p) + 1.01 * rounding(compute);
     assert_within(&name, &out, &want, |_| bound);
     Outcome { name, bits: bits_of(&[&out]) }
@@ -167,8 +167,24 @@ fn packed(library: &dyn Ops, case: &Case, seed: u32, compute: Compute) -> Outcom
     let [k, v] = [2, 3].map(|i| inputs(seed + i * 100, t * h_kv * d, compute));
     let (mut out, mut lse) = (vec![0.0; t * h * d], vec![0.0; t * h]);
     let (mut want_out, mut want_lse) = (out.clone(), lse.clone());
-    library.attention_forward(&mut out, &mut lse, &q, &k, &v, &shape, &segments);
-    Reference.attention_forward(&mut want_out, &mut want_lse, &q, &k, &v, &shape, &segments);
+    library.attention_forward(
+        (&mut out).into(),
+        (&mut lse).into(),
+        (&q).into(),
+        (&k).into(),
+        (&v).into(),
+        &shape,
+        &segments,
+    );
+    Reference.attention_forward(
+        (&mut want_out).into(),
+        (&mut want_lse).into(),
+        (&q).into(),
+        (&k).into(),
+        (&v).into(),
+        &shape,
+        &segments,
+    );
     let (relative, rounding) = (relative_error(&shape, n_keys), rounding(compute));
     // A mean of values below 1 under weights that are off, their sum too.
     let bound = 2.0 * relative + 1.01 * rounding;
@@ -181,7 +197,17 @@ fn packed(library: &dyn Ops, case: &Case, seed: u32, compute: Compute) -> Outcom
     let run = |ops: &dyn Ops, dout: &[f32], out: &[f32]| {
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
         ops.attention_backward(
-            &mut dq, &mut dk, &mut dv, dout, out, &lse, &q, &k, &v, &shape, &segments,
+            (&mut dq).into(),
+            (&mut dk).into(),
+            (&mut dv).into(),
+            dout.into(),
+            out.into(),
+            (&lse).into(),
+            (&q).into(),
+            (&k).into(),
+            (&v).into(),
+            &shape,
+            &segments,
         );
         [dq, dk, dv]
     };

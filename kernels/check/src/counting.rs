@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use forgelm_kernels_api::{
-    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Compute, Dropout,
-    FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, RowSource, Segment, Write,
+    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Columns,
+    Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, MemoryRefused, Ops, Precision,
+    Rotation, RowSource, Segment, Slice, SliceMut, Write,
 };
 
 /// Calls and time of one op.
@@ -84,18 +85,18 @@ impl Ops for Counting {
         self.inner.freeze_packed(source, compute)
     }
 
-    fn linear_forward(&self, y: &mut [f32], x: &[f32], w: &dyn FrozenMatrix, write: Write) {
+    fn linear_forward(&self, y: SliceMut<'_>, x: Slice<'_>, w: &dyn FrozenMatrix, write: Write) {
         self.timed("linear_forward", || self.inner.linear_forward(y, x, w, write))
     }
 
-    fn linear_backward(&self, dx: &mut [f32], dy: &[f32], w: &dyn FrozenMatrix, write: Write) {
+    fn linear_backward(&self, dx: SliceMut<'_>, dy: Slice<'_>, w: &dyn FrozenMatrix, write: Write) {
         self.timed("linear_backward", || self.inner.linear_backward(dx, dy, w, write))
     }
 
     fn linear_forward_low_rank(
         &self,
-        y: &mut [f32],
-        x: &[f32],
+        y: SliceMut<'_>,
+        x: Slice<'_>,
         w: &dyn FrozenMatrix,
         low_rank: LowRank<'_>,
         write: Write,
@@ -107,8 +108,8 @@ impl Ops for Counting {
 
     fn linear_backward_low_rank(
         &self,
-        dx: &mut [f32],
-        dy: &[f32],
+        dx: SliceMut<'_>,
+        dy: Slice<'_>,
         w: &dyn FrozenMatrix,
         low_rank: LowRank<'_>,
         write: Write,
@@ -120,9 +121,9 @@ impl Ops for Counting {
 
     fn gemm(
         &self,
-        c: &mut [f32],
-        a: &[f32],
-        b: &[f32],
+        c: SliceMut<'_>,
+        a: Slice<'_>,
+        b: Slice<'_>,
         layout: GemmLayout,
         dims: GemmDims,
         alpha: f32,
@@ -131,20 +132,20 @@ impl Ops for Counting {
         self.timed("gemm", || self.inner.gemm(c, a, b, layout, dims, alpha, write))
     }
 
-    fn embedding_forward(&self, y: &mut [f32], tokens: &[u32], table: &dyn FrozenMatrix) {
+    fn embedding_forward(&self, y: SliceMut<'_>, tokens: &[u32], table: &dyn FrozenMatrix) {
         self.timed("embedding_forward", || self.inner.embedding_forward(y, tokens, table))
     }
 
-    fn embedding_backward(&self, dtable: &mut [f32], dy: &[f32], tokens: &[u32]) {
+    fn embedding_backward(&self, dtable: SliceMut<'_>, dy: Slice<'_>, tokens: &[u32]) {
         self.timed("embedding_backward", || self.inner.embedding_backward(dtable, dy, tokens))
     }
 
     fn rms_norm_forward(
         &self,
-        y: &mut [f32],
-        inv_rms: &mut [f32],
-        x: &[f32],
-        weight: &[f32],
+        y: SliceMut<'_>,
+        inv_rms: SliceMut<'_>,
+        x: Slice<'_>,
+        weight: Slice<'_>,
         eps: f32,
     ) {
         self.timed("rms_norm_forward", || self.inner.rms_norm_forward(y, inv_rms, x, weight, eps))
@@ -152,11 +153,11 @@ impl Ops for Counting {
 
     fn rms_norm_backward(
         &self,
-        dx: &mut [f32],
-        dy: &[f32],
-        x: &[f32],
-        inv_rms: &[f32],
-        weight: &[f32],
+        dx: SliceMut<'_>,
+        dy: Slice<'_>,
+        x: Slice<'_>,
+        inv_rms: Slice<'_>,
+        weight: Slice<'_>,
         write: Write,
     ) {
         self.timed("rms_norm_backward", || {
@@ -166,37 +167,37 @@ impl Ops for Counting {
 
     fn rms_norm_weight_backward(
         &self,
-        dweight: &mut [f32],
-        dy: &[f32],
-        x: &[f32],
-        inv_rms: &[f32],
+        dweight: SliceMut<'_>,
+        dy: Slice<'_>,
+        x: Slice<'_>,
+        inv_rms: Slice<'_>,
     ) {
         self.timed("rms_norm_weight_backward", || {
             self.inner.rms_norm_weight_backward(dweight, dy, x, inv_rms)
         })
     }
 
-    fn add_bias(&self, y: &mut [f32], bias: &[f32]) {
+    fn add_bias(&self, y: SliceMut<'_>, bias: Slice<'_>) {
         self.timed("add_bias", || self.inner.add_bias(y, bias))
     }
 
-    fn column_sums(&self, sums: &mut [f32], x: &[f32]) {
+    fn column_sums(&self, sums: SliceMut<'_>, x: Slice<'_>) {
         self.timed("column_sums", || self.inner.column_sums(sums, x))
     }
 
-    fn scale_columns(&self, y: &mut [f32], x: &[f32], factors: &[f32], write: Write) {
+    fn scale_columns(&self, y: SliceMut<'_>, x: Slice<'_>, factors: Slice<'_>, write: Write) {
         self.timed("scale_columns", || self.inner.scale_columns(y, x, factors, write))
     }
 
-    fn column_dots(&self, sums: &mut [f32], a: &[f32], b: &[f32]) {
+    fn column_dots(&self, sums: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) {
         self.timed("column_dots", || self.inner.column_dots(sums, a, b))
     }
 
     fn rope(
         &self,
-        x: &mut [f32],
-        cos: &[f32],
-        sin: &[f32],
+        x: SliceMut<'_>,
+        cos: Slice<'_>,
+        sin: Slice<'_>,
         n_heads: usize,
         head_dim: usize,
         direction: Rotation,
@@ -206,11 +207,11 @@ impl Ops for Counting {
 
     fn attention_forward(
         &self,
-        out: &mut [f32],
-        lse: &mut [f32],
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
+        out: SliceMut<'_>,
+        lse: SliceMut<'_>,
+        q: Slice<'_>,
+        k: Slice<'_>,
+        v: Slice<'_>,
         shape: &AttentionShape,
         segments: &[Segment],
     ) {
@@ -221,15 +222,15 @@ impl Ops for Counting {
 
     fn attention_backward(
         &self,
-        dq: &mut [f32],
-        dk: &mut [f32],
-        dv: &mut [f32],
-        dout: &[f32],
-        out: &[f32],
-        lse: &[f32],
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
+        dq: SliceMut<'_>,
+        dk: SliceMut<'_>,
+        dv: SliceMut<'_>,
+        dout: Slice<'_>,
+        out: Slice<'_>,
+        lse: Slice<'_>,
+        q: Slice<'_>,
+        k: Slice<'_>,
+        v: Slice<'_>,
         shape: &AttentionShape,
         segments: &[Segment],
     ) {
@@ -240,28 +241,28 @@ impl Ops for Counting {
 
     fn attention_cached(
         &self,
-        out: &mut [f32],
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
+        out: SliceMut<'_>,
+        q: Slice<'_>,
+        k: Slice<'_>,
+        v: Slice<'_>,
         shape: &AttentionShape,
     ) {
         self.timed("attention_cached", || self.inner.attention_cached(out, q, k, v, shape))
     }
 
-    fn glu_forward(&self, y: &mut [f32], gate: &[f32], up: &[f32], act: Activation) {
+    fn glu_forward(&self, y: SliceMut<'_>, gate: Slice<'_>, up: Slice<'_>, act: Activation) {
         self.timed("glu_forward", || self.inner.glu_forward(y, gate, up, act))
     }
 
-    fn glu_backward(&self, gate: &mut [f32], up: &mut [f32], dy: &[f32], act: Activation) {
+    fn glu_backward(&self, gate: SliceMut<'_>, up: SliceMut<'_>, dy: Slice<'_>, act: Activation) {
         self.timed("glu_backward", || self.inner.glu_backward(gate, up, dy, act))
     }
 
     fn token_logprobs_forward(
         &self,
-        logp: &mut [f32],
-        lse: &mut [f32],
-        x: &[f32],
+        logp: SliceMut<'_>,
+        lse: SliceMut<'_>,
+        x: Slice<'_>,
         head: &dyn FrozenMatrix,
         labels: &[u32],
         soft_cap: Option<f32>,
@@ -273,10 +274,10 @@ impl Ops for Counting {
 
     fn token_logprobs_backward(
         &self,
-        dx: &mut [f32],
-        dlogp: &[f32],
-        lse: &[f32],
-        x: &[f32],
+        dx: SliceMut<'_>,
+        dlogp: Slice<'_>,
+        lse: Slice<'_>,
+        x: Slice<'_>,
         head: &dyn FrozenMatrix,
         labels: &[u32],
         soft_cap: Option<f32>,
@@ -288,10 +289,10 @@ impl Ops for Counting {
 
     fn token_logprobs_head_backward(
         &self,
-        dhead: &mut [f32],
-        dlogp: &[f32],
-        lse: &[f32],
-        x: &[f32],
+        dhead: SliceMut<'_>,
+        dlogp: Slice<'_>,
+        lse: Slice<'_>,
+        x: Slice<'_>,
         head: &dyn FrozenMatrix,
         labels: &[u32],
         soft_cap: Option<f32>,
@@ -301,24 +302,99 @@ impl Ops for Counting {
         })
     }
 
-    fn dropout(&self, y: &mut [f32], x: &[f32], row_keys: &[u64], dropout: &Dropout, write: Write) {
+    fn dropout(
+        &self,
+        y: SliceMut<'_>,
+        x: Slice<'_>,
+        row_keys: &[u64],
+        dropout: &Dropout,
+        write: Write,
+    ) {
         self.timed("dropout", || self.inner.dropout(y, x, row_keys, dropout, write))
     }
 
-    fn add(&self, y: &mut [f32], x: &[f32]) {
+    fn pack(&self, w: Slice<'_>, n_cols: usize, compute: Compute) -> Box<dyn FrozenMatrix> {
+        self.inner.pack(w, n_cols, compute)
+    }
+
+    fn allocate(&self, n: usize, precision: Precision) -> Result<Buffer, MemoryRefused> {
+        self.inner.allocate(n, precision)
+    }
+
+    fn place_bytes(&self, values: Vec<u8>) -> Result<Buffer<u8>, MemoryRefused> {
+        self.inner.place_bytes(values)
+    }
+
+    fn place(&self, values: Vec<f32>) -> Result<Buffer, MemoryRefused> {
+        self.inner.place(values)
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        self.inner.free_memory()
+    }
+
+    fn bytes_per_number(&self, precision: Precision) -> usize {
+        self.inner.bytes_per_number(precision)
+    }
+
+    fn copy(&self, y: SliceMut<'_>, x: Slice<'_>) {
+        self.timed("copy", || self.inner.copy(y, x))
+    }
+
+    fn fill(&self, y: SliceMut<'_>, value: f32) {
+        self.timed("fill", || self.inner.fill(y, value))
+    }
+
+    fn scale(&self, y: SliceMut<'_>, factor: f32) {
+        self.timed("scale", || self.inner.scale(y, factor))
+    }
+
+    fn copy_columns(&self, y: SliceMut<'_>, to: Columns, x: Slice<'_>, from: Columns, n: usize) {
+        self.timed("copy_columns", || self.inner.copy_columns(y, to, x, from, n))
+    }
+
+    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]) {
+        self.timed("gather_rows", || self.inner.gather_rows(y, x, rows))
+    }
+
+    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]) {
+        self.timed("scatter_rows", || self.inner.scatter_rows(y, x, rows))
+    }
+
+    fn scale_rows(&self, x: SliceMut<'_>, factors: Slice<'_>) {
+        self.timed("scale_rows", || self.inner.scale_rows(x, factors))
+    }
+
+    fn row_dots(&self, dots: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) {
+        self.timed("row_dots", || self.inner.row_dots(dots, a, b))
+    }
+
+    fn softmax_rows(&self, x: SliceMut<'_>, n_cols: usize) {
+        self.timed("softmax_rows", || self.inner.softmax_rows(x, n_cols))
+    }
+
+    fn sigmoid_gate_forward(&self, h: SliceMut<'_>, scores: Slice<'_>) {
+        self.timed("sigmoid_gate_forward", || self.inner.sigmoid_gate_forward(h, scores))
+    }
+
+    fn sigmoid_gate_backward(&self, dh: SliceMut<'_>, scores: SliceMut<'_>, h: Slice<'_>) {
+        self.timed("sigmoid_gate_backward", || self.inner.sigmoid_gate_backward(dh, scores, h))
+    }
+
+    fn add(&self, y: SliceMut<'_>, x: Slice<'_>) {
         self.timed("add", || self.inner.add(y, x))
     }
 
-    fn sum_of_squares(&self, x: &[f32]) -> f64 {
+    fn sum_of_squares(&self, x: Slice<'_>) -> f64 {
         self.timed("sum_of_squares", || self.inner.sum_of_squares(x))
     }
 
     fn adamw_step(
         &self,
-        param: &mut [f32],
-        m: &mut [f32],
-        v: &mut [f32],
-        grad: &[f32],
+        param: SliceMut<'_>,
+        m: SliceMut<'_>,
+        v: SliceMut<'_>,
+        grad: Slice<'_>,
         constants: &AdamW,
     ) {
         self.timed("adamw_step", || self.inner.adamw_step(param, m, v, grad, constants))
@@ -326,10 +402,10 @@ impl Ops for Counting {
 
     fn adamw_8bit_step(
         &self,
-        param: &mut [f32],
+        param: SliceMut<'_>,
         m: Blocks8bit<'_>,
         v: Blocks8bit<'_>,
-        grad: &[f32],
+        grad: Slice<'_>,
         constants: &AdamW,
     ) {
         self.timed("adamw_8bit_step", || self.inner.adamw_8bit_step(param, m, v, grad, constants))
@@ -337,9 +413,9 @@ impl Ops for Counting {
 
     fn adafactor_step(
         &self,
-        param: &mut [f32],
+        param: SliceMut<'_>,
         moments: AdafactorMoments<'_>,
-        grad: &[f32],
+        grad: Slice<'_>,
         constants: &Adafactor,
     ) {
         self.timed("adafactor_step", || self.inner.adafactor_step(param, moments, grad, constants))

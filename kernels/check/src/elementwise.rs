@@ -20,12 +20,13 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
         let seed = i as u32;
         let (x, start) = (numbers(seed, n), numbers(seed + 100, n));
         let (mut y, mut want) = (start.clone(), start.clone());
-        library.add(&mut y, &x);
-        Reference.add(&mut want, &x);
+        library.add((&mut y).into(), (&x).into());
+        Reference.add((&mut want).into(), (&x).into());
         assert_eq!(bits_of(&[&y]), bits_of(&[&want]), "add n={n}");
         outcomes.push(Outcome { name: format!("add n={n}"), bits: bits_of(&[&y]) });
 
-        let (got, want) = (library.sum_of_squares(&x), Reference.sum_of_squares(&x));
+        let (got, want) =
+            (library.sum_of_squares((&x).into()), Reference.sum_of_squares((&x).into()));
         let bound = n as f64 * f64::EPSILON * want;
         assert!((got - want).abs() <= bound, "sum_of_squares n={n}: {got}, expected {want}");
         let bits = got.to_bits();
@@ -46,8 +47,8 @@ fn dropout(library: &dyn Ops) -> Vec<Outcome> {
         let row_keys: Vec<u64> = (0..t as u64).map(|t| t * 0x1_0000_0001 + 5).collect();
         let dropout = Dropout { p, key: [seed, 77] };
         let (mut y, mut want) = (start.clone(), start.clone());
-        library.dropout(&mut y, &x, &row_keys, &dropout, write);
-        Reference.dropout(&mut want, &x, &row_keys, &dropout, write);
+        library.dropout((&mut y).into(), (&x).into(), &row_keys, &dropout, write);
+        Reference.dropout((&mut want).into(), (&x).into(), &row_keys, &dropout, write);
         let size = |i: usize| f64::from(x[i].abs()) / (1.0 - f64::from(p));
         let bound = |i: usize| 4.0 * U * (size(i) + f64::from(start[i].abs()));
         assert_within(&name, &y, &want, bound);
@@ -76,9 +77,9 @@ fn adamw(library: &dyn Ops, seed: u32, n: usize) -> Outcome {
     for _ in 0..2 {
         got.clone_from(&want);
         let [p, m, v] = &mut got;
-        library.adamw_step(p, m, v, &grad, &constants);
+        library.adamw_step(p.into(), m.into(), v.into(), (&grad).into(), &constants);
         let [p, m, v] = &mut want;
-        Reference.adamw_step(p, m, v, &grad, &constants);
+        Reference.adamw_step(p.into(), m.into(), v.into(), (&grad).into(), &constants);
     }
     let size = |x: &[f32], i: usize| f64::from(x[i].abs());
     // Each moment: a few roundings of terms that cannot cancel here (the gradient repeats).

@@ -19,14 +19,18 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             let table = Matrix::random(i as u32, v, c);
             let tokens = indices(i as u32, t, v);
             let (mut y, mut want) = (vec![0.0; t * c], vec![0.0; t * c]);
-            library.embedding_forward(&mut y, &tokens, &*library.freeze(&table, compute));
-            Reference.embedding_forward(&mut want, &tokens, &*Reference.freeze(&table, compute));
+            library.embedding_forward((&mut y).into(), &tokens, &*library.freeze(&table, compute));
+            Reference.embedding_forward(
+                (&mut want).into(),
+                &tokens,
+                &*Reference.freeze(&table, compute),
+            );
             assert_eq!(bits_of(&[&y]), bits_of(&[&want]), "{name}");
             let dy = numbers(i as u32 + 100, t * c);
             let start = numbers(i as u32 + 200, v * c);
             let (mut dtable, mut want) = (start.clone(), start);
-            library.embedding_backward(&mut dtable, &dy, &tokens);
-            Reference.embedding_backward(&mut want, &dy, &tokens);
+            library.embedding_backward((&mut dtable).into(), (&dy).into(), &tokens);
+            Reference.embedding_backward((&mut want).into(), (&dy).into(), &tokens);
             assert_eq!(bits_of(&[&dtable]), bits_of(&[&want]), "{name}: dtable");
             outcomes.push(Outcome { name, bits: bits_of(&[&y, &dtable]) });
         }

@@ -38,9 +38,25 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             let (a, b) = (numbers(i as u32, m * k), numbers(i as u32 + 1000, k * n));
             let start = numbers(i as u32 + 2000, m * n);
             let (mut c, mut want, mut size) = (start.clone(), start.clone(), sizes(&start));
-            library.gemm(&mut c, &a, &b, layout, dims, alpha, write);
-            Reference.gemm(&mut want, &a, &b, layout, dims, alpha, write);
-            Reference.gemm(&mut size, &sizes(&a), &sizes(&b), layout, dims, alpha.abs(), write);
+            library.gemm((&mut c).into(), (&a).into(), (&b).into(), layout, dims, alpha, write);
+            Reference.gemm(
+                (&mut want).into(),
+                (&a).into(),
+                (&b).into(),
+                layout,
+                dims,
+                alpha,
+                write,
+            );
+            Reference.gemm(
+                (&mut size).into(),
+                (&sizes(&a)).into(),
+                (&sizes(&b)).into(),
+                layout,
+                dims,
+                alpha.abs(),
+                write,
+            );
             let bound = |i: usize| (k + 8) as f64 * U * f64::from(size[i]);
             assert_within(&name, &c, &want, bound);
             outcomes.push(Outcome { name, bits: bits_of(&[&c]) });

@@ -19,15 +19,20 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             let gate: Vec<f32> = numbers(seed, n).iter().map(|v| 12.0 * v).collect();
             let (up, dy) = (numbers(seed + 100, n), numbers(seed + 200, n));
             let (mut y, mut want) = (vec![0.0; n], vec![0.0; n]);
-            library.glu_forward(&mut y, &gate, &up, act);
-            Reference.glu_forward(&mut want, &gate, &up, act);
+            library.glu_forward((&mut y).into(), (&gate).into(), (&up).into(), act);
+            Reference.glu_forward((&mut want).into(), (&gate).into(), (&up).into(), act);
             let bound = |i: usize| value_bound(gate[i], act) * f64::from(up[i].abs());
             assert_within(&format!("{name}: y"), &y, &want, bound);
 
             let (mut dgate, mut dup) = (gate.clone(), up.clone());
-            library.glu_backward(&mut dgate, &mut dup, &dy, act);
+            library.glu_backward((&mut dgate).into(), (&mut dup).into(), (&dy).into(), act);
             let (mut want_dgate, mut want_dup) = (gate.clone(), up.clone());
-            Reference.glu_backward(&mut want_dgate, &mut want_dup, &dy, act);
+            Reference.glu_backward(
+                (&mut want_dgate).into(),
+                (&mut want_dup).into(),
+                (&dy).into(),
+                act,
+            );
             let bound = |i: usize| value_bound(gate[i], act) * f64::from(dy[i].abs());
             assert_within(&format!("{name}: dup"), &dup, &want_dup, bound);
             let bound = |i: usize| slope_bound(gate[i], act) * f64::from(dy[i].abs() * up[i].abs());

@@ -27,6 +27,7 @@ pub mod optimizers;
 pub mod packed;
 pub mod rms_norm;
 pub mod rope;
+pub mod rows;
 pub mod token_logprobs;
 
 use forgelm_kernels_api::philox::philox4x32;
@@ -55,6 +56,7 @@ pub fn compare_all(library: &dyn Ops) -> Vec<Outcome> {
         rms_norm::compare(library),
         columns::compare(library),
         rope::compare(library),
+        rows::compare(library),
         attention::compare(library),
         glu::compare(library),
         token_logprobs::compare(library),

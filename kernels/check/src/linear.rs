@@ -65,18 +65,23 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             let x = numbers(seed + 1000, t * k);
             let start = numbers(seed + 2000, t * n);
             let (mut y, mut want, mut size) = (start.clone(), start.clone(), sizes(&start));
-            library.linear_forward(&mut y, &x, &*frozen, write);
-            Reference.linear_forward(&mut want, &x, &*plain, write);
-            Reference.linear_forward(&mut size, &sizes(&x), &*plain_sizes, write);
+            library.linear_forward((&mut y).into(), (&x).into(), &*frozen, write);
+            Reference.linear_forward((&mut want).into(), (&x).into(), &*plain, write);
+            Reference.linear_forward((&mut size).into(), (&sizes(&x)).into(), &*plain_sizes, write);
             let bound = |i: usize| (k + 8) as f64 * U * f64::from(size[i]);
             assert_within(&format!("{name}: y"), &y, &want, bound);
 
             let dy = numbers(seed + 3000, t * n);
             let start = numbers(seed + 4000, t * k);
             let (mut dx, mut want, mut size) = (start.clone(), start.clone(), sizes(&start));
-            library.linear_backward(&mut dx, &dy, &*frozen, write);
-            Reference.linear_backward(&mut want, &dy, &*plain, write);
-            Reference.linear_backward(&mut size, &sizes(&dy), &*plain_sizes, write);
+            library.linear_backward((&mut dx).into(), (&dy).into(), &*frozen, write);
+            Reference.linear_backward((&mut want).into(), (&dy).into(), &*plain, write);
+            Reference.linear_backward(
+                (&mut size).into(),
+                (&sizes(&dy)).into(),
+                &*plain_sizes,
+                write,
+            );
             let bound = |i: usize| (n + 8) as f64 * U * f64::from(size[i]);
             assert_within(&format!("{name}: dx"), &dx, &want, bound);
             outcomes.push(Outcome { name, bits: bits_of(&[&y, &dx]) });
@@ -101,27 +106,63 @@ fn compare_low_rank(library: &dyn Ops) -> Vec<Outcome> {
             let plain = Reference.freeze(&w, compute);
             let plain_sizes = Reference.freeze(&w.sizes(), compute);
             let [u_size, v_n_size, v_k_size] = [&u, &v_n, &v_k].map(|x| sizes(x));
-            let size_of = |v| LowRank { u: &u_size, v, scale };
+            let size_of = |v| LowRank { u: (&u_size).into(), v, scale };
 
             let x = numbers(seed + 1000, t * k);
             let start = numbers(seed + 2000, t * n);
             let (mut y, mut want, mut size) = (start.clone(), start.clone(), sizes(&start));
-            let low_rank = LowRank { u: &u, v: &v_n, scale };
-            library.linear_forward_low_rank(&mut y, &x, &*frozen, low_rank, write);
-            Reference.linear_forward_low_rank(&mut want, &x, &*plain, low_rank, write);
-            let (x, low_rank) = (sizes(&x), size_of(&v_n_size));
-            Reference.linear_forward_low_rank(&mut size, &x, &*plain_sizes, low_rank, write);
+            let low_rank = LowRank { u: (&u).into(), v: (&v_n).into(), scale };
+            library.linear_forward_low_rank(
+                (&mut y).into(),
+                (&x).into(),
+                &*frozen,
+                low_rank,
+                write,
+            );
+            Reference.linear_forward_low_rank(
+                (&mut want).into(),
+                (&x).into(),
+                &*plain,
+                low_rank,
+                write,
+            );
+            let (x, low_rank) = (sizes(&x), size_of((&v_n_size).into()));
+            Reference.linear_forward_low_rank(
+                (&mut size).into(),
+                (&x).into(),
+                &*plain_sizes,
+                low_rank,
+                write,
+            );
             let bound = |i: usize| (k + r + 9) as f64 * U * f64::from(size[i]);
             assert_within(&format!("{name}: y"), &y, &want, bound);
 
             let dy = numbers(seed + 3000, t * n);
             let start = numbers(seed + 4000, t * k);
             let (mut dx, mut want, mut size) = (start.clone(), start.clone(), sizes(&start));
-            let low_rank = LowRank { u: &u, v: &v_k, scale };
-            library.linear_backward_low_rank(&mut dx, &dy, &*frozen, low_rank, write);
-            Reference.linear_backward_low_rank(&mut want, &dy, &*plain, low_rank, write);
-            let (dy, low_rank) = (sizes(&dy), size_of(&v_k_size));
-            Reference.linear_backward_low_rank(&mut size, &dy, &*plain_sizes, low_rank, write);
+            let low_rank = LowRank { u: (&u).into(), v: (&v_k).into(), scale };
+            library.linear_backward_low_rank(
+                (&mut dx).into(),
+                (&dy).into(),
+                &*frozen,
+                low_rank,
+                write,
+            );
+            Reference.linear_backward_low_rank(
+                (&mut want).into(),
+                (&dy).into(),
+                &*plain,
+                low_rank,
+                write,
+            );
+            let (dy, low_rank) = (sizes(&dy), size_of((&v_k_size).into()));
+            Reference.linear_backward_low_rank(
+                (&mut size).into(),
+                (&dy).into(),
+                &*plain_sizes,
+                low_rank,
+                write,
+            );
             let bound = |i: usize| (n + r + 9) as f64 * U * f64::from(size[i]);
             assert_within(&format!("{name}: dx"), &dx, &want, bound);
             outcomes.push(Outcome { name, bits: bits_of(&[&y, &dx]) });

@@ -31,9 +31,9 @@ struct EightBit {
 impl EightBit {
     fn step(&mut self, ops: &dyn Ops, grad: &[f32], constants: &AdamW) {
         let ([m, v], [m_max, v_max]) = (&mut self.codes, &mut self.absmax);
-        let m = Blocks8bit { codes: m, absmax: m_max };
-        let v = Blocks8bit { codes: v, absmax: v_max };
-        ops.adamw_8bit_step(&mut self.param, m, v, grad, constants);
+        let m = Blocks8bit { codes: m.into(), absmax: m_max.into() };
+        let v = Blocks8bit { codes: v.into(), absmax: v_max.into() };
+        ops.adamw_8bit_step((&mut self.param).into(), m, v, grad.into(), constants);
     }
 }
 
@@ -110,11 +110,11 @@ fn adafactor(library: &dyn Ops, seed: u32, (n, k): (usize, usize)) -> Outcome {
     let step = |ops: &dyn Ops, state: &mut [Vec<f32>; 3], constants: &Adafactor| {
         let [param, rows, columns] = state;
         let moments = if is_whole {
-            AdafactorMoments::Whole(rows)
+            AdafactorMoments::Whole(rows.into())
         } else {
-            AdafactorMoments::Factored { rows, columns }
+            AdafactorMoments::Factored { rows: rows.into(), columns: columns.into() }
         };
-        ops.adafactor_step(param, moments, &grad, constants);
+        ops.adafactor_step(param.into(), moments, (&grad).into(), constants);
     };
     for i in 1..=3 {
         constants.step = i;

@@ -189,12 +189,12 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
                     let mut all = vec![0.0; n * k];
                     w.read_rows(0, &mut all);
                     let (mut y, x) = (numbers(40, t * n), numbers(41, t * k));
-                    library.linear_forward(&mut y, &x, w, write);
+                    library.linear_forward((&mut y).into(), (&x).into(), w, write);
                     let (mut dx, dy) = (numbers(42, t * k), numbers(43, t * n));
-                    library.linear_backward(&mut dx, &dy, w, write);
+                    library.linear_backward((&mut dx).into(), (&dy).into(), w, write);
                     let tokens = indices(44, t, n);
                     let mut table = vec![0.0; t * k];
-                    library.embedding_forward(&mut table, &tokens, w);
+                    library.embedding_forward((&mut table).into(), &tokens, w);
                     bits.push(bits_of(&[&all]));
                     bits.push(bits_of(&[&y]));
                     bits.push(bits_of(&[&dx]));
@@ -218,9 +218,24 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
 
 fn wide_end(library: &dyn Ops, head: &dyn FrozenMatrix, x: &[f32], labels: &[u32]) -> Vec<u32> {
     let (mut logp, mut lse) = (vec![0.0; labels.len()], vec![0.0; labels.len()]);
-    library.token_logprobs_forward(&mut logp, &mut lse, x, head, labels, None);
+    library.token_logprobs_forward(
+        (&mut logp).into(),
+        (&mut lse).into(),
+        x.into(),
+        head,
+        labels,
+        None,
+    );
     let mut dx = vec![0.0; x.len()];
     let dlogp = numbers(45, labels.len());
-    library.token_logprobs_backward(&mut dx, &dlogp, &lse, x, head, labels, None);
+    library.token_logprobs_backward(
+        (&mut dx).into(),
+        (&dlogp).into(),
+        (&lse).into(),
+        x.into(),
+        head,
+        labels,
+        None,
+    );
     bits_of(&[&logp, &lse, &dx])
 }

@@ -19,8 +19,20 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
         let (x, weight) = (numbers(seed, t * c), numbers(seed + 100, c));
         let (mut y, mut inv) = (vec![0.0; t * c], vec![0.0; t]);
         let (mut want_y, mut want_inv) = (y.clone(), inv.clone());
-        library.rms_norm_forward(&mut y, &mut inv, &x, &weight, 1e-5);
-        Reference.rms_norm_forward(&mut want_y, &mut want_inv, &x, &weight, 1e-5);
+        library.rms_norm_forward(
+            (&mut y).into(),
+            (&mut inv).into(),
+            (&x).into(),
+            (&weight).into(),
+            1e-5,
+        );
+        Reference.rms_norm_forward(
+            (&mut want_y).into(),
+            (&mut want_inv).into(),
+            (&x).into(),
+            (&weight).into(),
+            1e-5,
+        );
         // The mean has C roundings, of which the root leaves half.
         let relative = (c as f64 / 2.0 + 8.0) * U;
         let bound = |i: usize| relative * f64::from(want_inv[i]);
@@ -31,8 +43,22 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
         let dy = numbers(seed + 200, t * c);
         let start = numbers(seed + 300, t * c);
         let (mut dx, mut want) = (start.clone(), start.clone());
-        library.rms_norm_backward(&mut dx, &dy, &x, &want_inv, &weight, write);
-        Reference.rms_norm_backward(&mut want, &dy, &x, &want_inv, &weight, write);
+        library.rms_norm_backward(
+            (&mut dx).into(),
+            (&dy).into(),
+            (&x).into(),
+            (&want_inv).into(),
+            (&weight).into(),
+            write,
+        );
+        Reference.rms_norm_backward(
+            (&mut want).into(),
+            (&dy).into(),
+            (&x).into(),
+            (&want_inv).into(),
+            (&weight).into(),
+            write,
+        );
         // Sizes of the two terms g and x inv^2 mean(g x), with everything made positive.
         let (gs, xs) = (sizes(&dy), sizes(&x));
         let bound = |i: usize| {
@@ -48,8 +74,18 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
 
         let start = numbers(seed + 400, c);
         let (mut dweight, mut want) = (start.clone(), start.clone());
-        library.rms_norm_weight_backward(&mut dweight, &dy, &x, &want_inv);
-        Reference.rms_norm_weight_backward(&mut want, &dy, &x, &want_inv);
+        library.rms_norm_weight_backward(
+            (&mut dweight).into(),
+            (&dy).into(),
+            (&x).into(),
+            (&want_inv).into(),
+        );
+        Reference.rms_norm_weight_backward(
+            (&mut want).into(),
+            (&dy).into(),
+            (&x).into(),
+            (&want_inv).into(),
+        );
         let bound = |i: usize| {
             let term = |r: usize| {
                 f64::from(gs[r * c + i]) * f64::from(xs[r * c + i]) * f64::from(want_inv[r])

@@ -30,8 +30,8 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             let cos: Vec<f32> = angles.iter().map(|a| (3.0 * a).cos()).collect();
             let sin: Vec<f32> = angles.iter().map(|a| (3.0 * a).sin()).collect();
             let (mut x, mut want) = (start.clone(), start.clone());
-            library.rope(&mut x, &cos, &sin, h, d, direction);
-            Reference.rope(&mut want, &cos, &sin, h, d, direction);
+            library.rope((&mut x).into(), (&cos).into(), (&sin).into(), h, d, direction);
+            Reference.rope((&mut want).into(), (&cos).into(), (&sin).into(), h, d, direction);
             let is_kept = |i: usize| i % d >= r;
             assert!((0..x.len()).all(|i| !is_kept(i) || x[i].to_bits() == start[i].to_bits()));
             // Two products of numbers below 1 and one addition.

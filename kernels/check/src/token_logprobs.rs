@@ -35,11 +35,18 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             let labels = indices(seed, r, v);
             let (mut logp, mut lse) = (vec![0.0; r], vec![0.0; r]);
             let (mut want_logp, mut want_lse) = (vec![0.0; r], vec![0.0; r]);
-            library.token_logprobs_forward(&mut logp, &mut lse, &x, &*head, &labels, soft_cap);
+            library.token_logprobs_forward(
+                (&mut logp).into(),
+                (&mut lse).into(),
+                (&x).into(),
+                &*head,
+                &labels,
+                soft_cap,
+            );
             Reference.token_logprobs_forward(
-                &mut want_logp,
-                &mut want_lse,
-                &x,
+                (&mut want_logp).into(),
+                (&mut want_lse).into(),
+                (&x).into(),
                 &*plain,
                 &labels,
                 soft_cap,
@@ -59,10 +66,23 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
 
             let dlogp = numbers(seed + 200, r);
             let (mut dx, mut want) = (vec![0.0; r * c], vec![0.0; r * c]);
-            library
-                .token_logprobs_backward(&mut dx, &dlogp, &want_lse, &x, &*head, &labels, soft_cap);
+            library.token_logprobs_backward(
+                (&mut dx).into(),
+                (&dlogp).into(),
+                (&want_lse).into(),
+                (&x).into(),
+                &*head,
+                &labels,
+                soft_cap,
+            );
             Reference.token_logprobs_backward(
-                &mut want, &dlogp, &want_lse, &x, &*plain, &labels, soft_cap,
+                (&mut want).into(),
+                (&dlogp).into(),
+                (&want_lse).into(),
+                (&x).into(),
+                &*plain,
+                &labels,
+                soft_cap,
             );
             // The factors' sizes add up to at most 2. Each is off as its logit is; in bfloat16 two
             // numbers that differ a little may be rounded to neighbors, 2^-7 of their size apart.
@@ -78,10 +98,10 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             let (mut same_logp, mut same_lse) = (vec![0.0; r], vec![0.0; r]);
             let mut unit = vec![0.0; r * c];
             library.token_logprobs_with_gradient(
-                &mut same_logp,
-                &mut same_lse,
-                &mut unit,
-                &x,
+                (&mut same_logp).into(),
+                (&mut same_lse).into(),
+                (&mut unit).into(),
+                (&x).into(),
                 &*head,
                 &labels,
                 soft_cap,
@@ -89,17 +109,35 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             assert_eq!(bits_of(&[&same_logp, &same_lse]), bits_of(&[&logp, &lse]), "{name}");
             let ones = vec![1.0; r];
             Reference.token_logprobs_backward(
-                &mut want, &ones, &want_lse, &x, &*plain, &labels, soft_cap,
+                (&mut want).into(),
+                (&ones).into(),
+                (&want_lse).into(),
+                (&x).into(),
+                &*plain,
+                &labels,
+                soft_cap,
             );
             assert_within(&format!("{name}: unit dx"), &unit, &want, |_| relative);
 
             let start = numbers(seed + 300, v * c);
             let (mut dhead, mut want) = (start.clone(), start.clone());
             library.token_logprobs_head_backward(
-                &mut dhead, &dlogp, &want_lse, &x, &*head, &labels, soft_cap,
+                (&mut dhead).into(),
+                (&dlogp).into(),
+                (&want_lse).into(),
+                (&x).into(),
+                &*head,
+                &labels,
+                soft_cap,
             );
             Reference.token_logprobs_head_backward(
-                &mut want, &dlogp, &want_lse, &x, &*plain, &labels, soft_cap,
+                (&mut want).into(),
+                (&dlogp).into(),
+                (&want_lse).into(),
+                (&x).into(),
+                &*plain,
+                &labels,
+                soft_cap,
             );
             // A factor is at most 1 and off as its logit is (the products of this sum are f32 in
             // both formats); R terms are added, and the cap's slope is off by a few roundings.

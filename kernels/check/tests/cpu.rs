@@ -12,7 +12,7 @@ use std::ops::Range;
 use forgelm_kernels_api::{Compute, LowRank, Ops, RowSource, Write};
 use forgelm_kernels_check::{
     attention, columns, compare_all, elementwise, embedding, gemm, glu, linear, optimizers, packed,
-    rms_norm, rope, token_logprobs,
+    rms_norm, rope, rows, token_logprobs,
 };
 use forgelm_kernels_cpu::{Cpu, InstructionSet};
 
@@ -26,6 +26,7 @@ fn n_outcomes() -> usize {
         + rms_norm::CASES.len()
         + columns::CASES.len()
         + 2 * rope::CASES.len()
+        + 2 * rows::CASES.len()
         + 2 * attention::CASES.len()
         + 2 * attention::CACHED.len()
         + 2 * glu::CASES.len()
@@ -46,7 +47,7 @@ fn check(set: InstructionSet) {
     assert_eq!(cpu.prefers(Compute::Bf16), set == InstructionSet::Avx512Bf16);
     let one = compare_all(&cpu);
     assert_eq!(one.len(), n_outcomes());
-    assert_eq!(one.len(), 232 + 112 + 18);
+    assert_eq!(one.len(), 232 + 112 + 18 + 12);
     for n_threads in [2, 3] {
         let cpu = Cpu::with_instruction_set(n_threads, set).unwrap();
         assert_eq!(cpu.n_threads(), n_threads);
@@ -130,11 +131,16 @@ fn a_row_does_not_depend_on_its_batch() {
             for write in [Write::Replace, Write::Add] {
                 let whole: Vec<f32> = (0..T * n).map(|i| number(i + 3)).collect();
                 let (mut whole, mut apart) = (whole.clone(), whole);
-                cpu.linear_forward(&mut whole, &x, &*w, write);
+                cpu.linear_forward((&mut whole).into(), (&x).into(), &*w, write);
                 let mut row = 0;
                 for rows in BATCHES {
                     let y = &mut apart[row * n..(row + rows) * n];
-                    cpu.linear_forward(y, &x[row * k..(row + rows) * k], &*w, write);
+                    cpu.linear_forward(
+                        y.into(),
+                        (&x[row * k..(row + rows) * k]).into(),
+                        &*w,
+                        write,
+                    );
                     row += rows;
                 }
                 assert_eq!(row, T);
@@ -143,16 +149,22 @@ fn a_row_does_not_depend_on_its_batch() {
 
                 let (u, v) = (&x[..T * R], (0..n * R).map(|i| number(i + 11)).collect::<Vec<_>>());
                 let low_rank = |rows: Range<usize>| LowRank {
-                    u: &u[rows.start * R..rows.end * R],
-                    v: &v,
+                    u: (&u[rows.start * R..rows.end * R]).into(),
+                    v: (&v).into(),
                     scale: 0.5,
                 };
-                cpu.linear_forward_low_rank(&mut whole, &x, &*w, low_rank(0..T), write);
+                cpu.linear_forward_low_rank(
+                    (&mut whole).into(),
+                    (&x).into(),
+                    &*w,
+                    low_rank(0..T),
+                    write,
+                );
                 let mut row = 0;
                 for rows in BATCHES {
                     let y = &mut apart[row * n..(row + rows) * n];
                     let (x, term) = (&x[row * k..(row + rows) * k], low_rank(row..row + rows));
-                    cpu.linear_forward_low_rank(y, x, &*w, term, write);
+                    cpu.linear_forward_low_rank(y.into(), x.into(), &*w, term, write);
                     row += rows;
                 }
                 let same = whole.iter().zip(&apart).all(|(a, b)| a.to_bits() == b.to_bits());

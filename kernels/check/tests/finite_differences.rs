@@ -56,10 +56,10 @@ fn linear_backward_is_the_gradient_of_linear_forward() {
     let w = Reference.freeze(&Matrix::random(1, n, k), Compute::F32);
     let (x, r) = (numbers(2, t * k), numbers(3, t * n));
     let mut dx = vec![0.0; t * k];
-    Reference.linear_backward(&mut dx, &r, &*w, Write::Replace);
+    Reference.linear_backward((&mut dx).into(), (&r).into(), &*w, Write::Replace);
     check("linear", &x, &dx, &r, |x| {
         let mut y = vec![0.0; t * n];
-        Reference.linear_forward(&mut y, x, &*w, Write::Replace);
+        Reference.linear_forward((&mut y).into(), x.into(), &*w, Write::Replace);
         y
     });
 }
@@ -73,18 +73,24 @@ fn low_rank_backward_is_the_gradient_of_low_rank_forward() {
     let (a, b) = (numbers(4, rank * k), numbers(5, n * rank));
     let gemm = |c: &mut [f32], x: &[f32], y: &[f32], layout, k| {
         let dims = GemmDims { m: t, n: rank, k };
-        Reference.gemm(c, x, y, layout, dims, 1.0, Write::Replace);
+        Reference.gemm(c.into(), x.into(), y.into(), layout, dims, 1.0, Write::Replace);
     };
     let mut du = vec![0.0; t * rank];
     gemm(&mut du, &r, &b, GemmLayout::Nn, n);
     let mut dx = vec![0.0; t * k];
-    let low_rank = LowRank { u: &du, v: &a, scale };
-    Reference.linear_backward_low_rank(&mut dx, &r, &*w, low_rank, Write::Replace);
+    let low_rank = LowRank { u: (&du).into(), v: (&a).into(), scale };
+    Reference.linear_backward_low_rank(
+        (&mut dx).into(),
+        (&r).into(),
+        &*w,
+        low_rank,
+        Write::Replace,
+    );
     check("low rank", &x, &dx, &r, |x| {
         let (mut u, mut y) = (vec![0.0; t * rank], vec![0.0; t * n]);
         gemm(&mut u, x, &a, GemmLayout::Nt, k);
-        let low_rank = LowRank { u: &u, v: &b, scale };
-        Reference.linear_forward_low_rank(&mut y, x, &*w, low_rank, Write::Replace);
+        let low_rank = LowRank { u: (&u).into(), v: (&b).into(), scale };
+        Reference.linear_forward_low_rank((&mut y).into(), x.into(), &*w, low_rank, Write::Replace);
         y
     });
 }
@@ -95,18 +101,42 @@ fn rms_norm_backward_is_the_gradient_of_rms_norm_forward() {
     let (x, weight, r) = (numbers(1, t * c), numbers(2, c), numbers(3, t * c));
     let forward = |x: &[f32]| {
         let (mut y, mut inv) = (vec![0.0; t * c], vec![0.0; t]);
-        Reference.rms_norm_forward(&mut y, &mut inv, x, &weight, 1e-3);
+        Reference.rms_norm_forward(
+            (&mut y).into(),
+            (&mut inv).into(),
+            x.into(),
+            (&weight).into(),
+            1e-3,
+        );
         (y, inv)
     };
     let mut dx = vec![0.0; t * c];
-    Reference.rms_norm_backward(&mut dx, &r, &x, &forward(&x).1, &weight, Write::Replace);
+    Reference.rms_norm_backward(
+        (&mut dx).into(),
+        (&r).into(),
+        (&x).into(),
+        (&forward(&x).1).into(),
+        (&weight).into(),
+        Write::Replace,
+    );
     check("rms_norm", &x, &dx, &r, |x| forward(x).0);
 
     let mut dweight = vec![0.0; c];
-    Reference.rms_norm_weight_backward(&mut dweight, &r, &x, &forward(&x).1);
+    Reference.rms_norm_weight_backward(
+        (&mut dweight).into(),
+        (&r).into(),
+        (&x).into(),
+        (&forward(&x).1).into(),
+    );
     check("rms_norm weight", &weight, &dweight, &r, |weight| {
         let (mut y, mut inv) = (vec![0.0; t * c], vec![0.0; t]);
-        Reference.rms_norm_forward(&mut y, &mut inv, &x, weight, 1e-3);
+        Reference.rms_norm_forward(
+            (&mut y).into(),
+            (&mut inv).into(),
+            (&x).into(),
+            weight.into(),
+            1e-3,
+        );
         y
     });
 }
@@ -118,11 +148,15 @@ fn embedding_backward_is_the_gradient_of_embedding_forward() {
     let tokens = [2, 0, 2, 1, 2];
     let (table, r) = (numbers(1, v * c), numbers(2, tokens.len() * c));
     let mut dtable = vec![0.0; v * c];
-    Reference.embedding_backward(&mut dtable, &r, &tokens);
+    Reference.embedding_backward((&mut dtable).into(), (&r).into(), &tokens);
     check("embedding", &table, &dtable, &r, |table| {
         let table = Matrix { n: v, k: c, data: table.to_vec() };
         let mut y = vec![0.0; tokens.len() * c];
-        Reference.embedding_forward(&mut y, &tokens, &*Reference.freeze(&table, Compute::F32));
+        Reference.embedding_forward(
+            (&mut y).into(),
+            &tokens,
+            &*Reference.freeze(&table, Compute::F32),
+        );
         y
     });
 }
@@ -132,17 +166,17 @@ fn sums_over_rows_are_the_gradients_of_biases_and_magnitudes() {
     let (t, n) = (4, 5);
     let (x, bias, r) = (numbers(1, t * n), numbers(2, n), numbers(3, t * n));
     let mut dbias = vec![0.0; n];
-    Reference.column_sums(&mut dbias, &r);
+    Reference.column_sums((&mut dbias).into(), (&r).into());
     check("bias", &bias, &dbias, &r, |bias| {
         let mut y = x.clone();
-        Reference.add_bias(&mut y, bias);
+        Reference.add_bias((&mut y).into(), bias.into());
         y
     });
     let mut dfactors = vec![0.0; n];
-    Reference.column_dots(&mut dfactors, &r, &x);
+    Reference.column_dots((&mut dfactors).into(), (&r).into(), (&x).into());
     check("magnitude", &bias, &dfactors, &r, |factors| {
         let mut y = vec![0.0; t * n];
-        Reference.scale_columns(&mut y, &x, factors, Write::Replace);
+        Reference.scale_columns((&mut y).into(), (&x).into(), factors.into(), Write::Replace);
         y
     });
 }
@@ -155,7 +189,7 @@ fn rope_backward_is_the_gradient_of_rope_forward() {
     let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
     let rotated = |x: &[f32], direction| {
         let mut x = x.to_vec();
-        Reference.rope(&mut x, &cos, &sin, h, d, direction);
+        Reference.rope((&mut x).into(), (&cos).into(), (&sin).into(), h, d, direction);
         x
     };
     check("rope", &x, &rotated(&r, Rotation::Backward), &r, |x| rotated(x, Rotation::Forward));
@@ -169,11 +203,11 @@ fn glu_backward_is_the_gradient_of_glu_forward() {
     for act in [Activation::Silu, Activation::GeluTanh] {
         let forward = |gate: &[f32], up: &[f32]| {
             let mut y = vec![0.0; n];
-            Reference.glu_forward(&mut y, gate, up, act);
+            Reference.glu_forward((&mut y).into(), gate.into(), up.into(), act);
             y
         };
         let (mut dgate, mut dup) = (gate.clone(), up.clone());
-        Reference.glu_backward(&mut dgate, &mut dup, &r, act);
+        Reference.glu_backward((&mut dgate).into(), (&mut dup).into(), (&r).into(), act);
         check(&format!("glu {act:?} gate"), &gate, &dgate, &r, |gate| forward(gate, &up));
         check(&format!("glu {act:?} up"), &up, &dup, &r, |up| forward(&gate, up));
     }
@@ -196,13 +230,32 @@ fn attention_case(shape: &AttentionShape, segments: &[Segment]) {
     let (k, v) = (numbers(3, t * h_kv * d), numbers(4, t * h_kv * d));
     let forward = |q: &[f32], k: &[f32], v: &[f32]| {
         let (mut out, mut lse) = (vec![0.0; t * h * d], vec![0.0; t * h]);
-        Reference.attention_forward(&mut out, &mut lse, q, k, v, shape, segments);
+        Reference.attention_forward(
+            (&mut out).into(),
+            (&mut lse).into(),
+            q.into(),
+            k.into(),
+            v.into(),
+            shape,
+            segments,
+        );
         (out, lse)
     };
     let (out, lse) = forward(&q, &k, &v);
     let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
-    Reference
-        .attention_backward(&mut dq, &mut dk, &mut dv, &r, &out, &lse, &q, &k, &v, shape, segments);
+    Reference.attention_backward(
+        (&mut dq).into(),
+        (&mut dk).into(),
+        (&mut dv).into(),
+        (&r).into(),
+        (&out).into(),
+        (&lse).into(),
+        (&q).into(),
+        (&k).into(),
+        (&v).into(),
+        shape,
+        segments,
+    );
     let what = |x| format!("attention {x} of {shape:?}");
     check(&what("q"), &q, &dq, &r, |q| forward(q, &k, &v).0);
     check(&what("k"), &k, &dk, &r, |k| forward(&q, k, &v).0);
@@ -217,22 +270,52 @@ fn token_logprobs_backward_is_the_gradient_of_token_logprobs_forward() {
     for soft_cap in [None, Some(1.0)] {
         let forward = |x: &[f32]| {
             let (mut logp, mut lse) = (vec![0.0; rows], vec![0.0; rows]);
-            Reference.token_logprobs_forward(&mut logp, &mut lse, x, &*head, &labels, soft_cap);
+            Reference.token_logprobs_forward(
+                (&mut logp).into(),
+                (&mut lse).into(),
+                x.into(),
+                &*head,
+                &labels,
+                soft_cap,
+            );
             (logp, lse)
         };
         let mut dx = vec![0.0; rows * c];
         let lse = forward(&x).1;
-        Reference.token_logprobs_backward(&mut dx, &r, &lse, &x, &*head, &labels, soft_cap);
+        Reference.token_logprobs_backward(
+            (&mut dx).into(),
+            (&r).into(),
+            (&lse).into(),
+            (&x).into(),
+            &*head,
+            &labels,
+            soft_cap,
+        );
         check(&format!("token_logprobs cap {soft_cap:?}"), &x, &dx, &r, |x| forward(x).0);
 
         let mut dhead = vec![0.0; v * c];
-        Reference.token_logprobs_head_backward(&mut dhead, &r, &lse, &x, &*head, &labels, soft_cap);
+        Reference.token_logprobs_head_backward(
+            (&mut dhead).into(),
+            (&r).into(),
+            (&lse).into(),
+            (&x).into(),
+            &*head,
+            &labels,
+            soft_cap,
+        );
         let what = format!("token_logprobs head cap {soft_cap:?}");
         check(&what, &Matrix::random(1, v, c).data, &dhead, &r, |head| {
             let head = Matrix { n: v, k: c, data: head.to_vec() };
             let head = Reference.freeze(&head, Compute::F32);
             let (mut logp, mut lse) = (vec![0.0; rows], vec![0.0; rows]);
-            Reference.token_logprobs_forward(&mut logp, &mut lse, &x, &*head, &labels, soft_cap);
+            Reference.token_logprobs_forward(
+                (&mut logp).into(),
+                (&mut lse).into(),
+                (&x).into(),
+                &*head,
+                &labels,
+                soft_cap,
+            );
             logp
         });
     }

@@ -53,10 +53,19 @@ fn linear(c: &mut Criterion) {
             let (x, dy) = (numbers(rows * HIDDEN), numbers(rows * MLP));
             let (mut y, mut dx) = (vec![0.0; rows * MLP], vec![0.0; rows * HIDDEN]);
             group.bench_function(format!("forward, {rows} rows"), |b| {
-                b.iter(|| cpu.linear_forward(black_box(&mut y), &x, &*w, Write::Replace));
+                b.iter(|| {
+                    cpu.linear_forward((black_box(&mut y)).into(), (&x).into(), &*w, Write::Replace)
+                });
             });
             group.bench_function(format!("backward, {rows} rows"), |b| {
-                b.iter(|| cpu.linear_backward(black_box(&mut dx), &dy, &*w, Write::Replace));
+                b.iter(|| {
+                    cpu.linear_backward(
+                        (black_box(&mut dx)).into(),
+                        (&dy).into(),
+                        &*w,
+                        Write::Replace,
+                    )
+                });
             });
         }
     }
@@ -80,12 +89,28 @@ fn attention(c: &mut Criterion) {
     c.bench_function("attention forward, 256", |b| {
         let segments = [Segment { start: 0, len: t }];
         b.iter(|| {
-            cpu.attention_forward(black_box(&mut out), &mut lse, &q, &k, &v, &shape, &segments)
+            cpu.attention_forward(
+                (black_box(&mut out)).into(),
+                (&mut lse).into(),
+                (&q).into(),
+                (&k).into(),
+                (&v).into(),
+                &shape,
+                &segments,
+            )
         });
     });
     c.bench_function("attention cached, 1 of 256", |b| {
         let out = &mut out[..h * d];
-        b.iter(|| cpu.attention_cached(black_box(&mut *out), &q[..h * d], &k, &v, &shape));
+        b.iter(|| {
+            cpu.attention_cached(
+                (black_box(&mut *out)).into(),
+                (&q[..h * d]).into(),
+                (&k).into(),
+                (&v).into(),
+                &shape,
+            )
+        });
     });
 }
 
@@ -95,12 +120,27 @@ fn rows(c: &mut Criterion) {
     let (x, weight) = (numbers(t * HIDDEN), numbers(HIDDEN));
     let (mut y, mut inv_rms) = (vec![0.0; t * HIDDEN], vec![0.0; t]);
     c.bench_function("rms_norm forward, 256 x 576", |b| {
-        b.iter(|| cpu.rms_norm_forward(black_box(&mut y), &mut inv_rms, &x, &weight, 1e-5));
+        b.iter(|| {
+            cpu.rms_norm_forward(
+                (black_box(&mut y)).into(),
+                (&mut inv_rms).into(),
+                (&x).into(),
+                (&weight).into(),
+                1e-5,
+            )
+        });
     });
     let (gate, up) = (numbers(t * MLP), numbers(t * MLP));
     let mut product = vec![0.0; t * MLP];
     c.bench_function("glu forward, 256 x 1536", |b| {
-        b.iter(|| cpu.glu_forward(black_box(&mut product), &gate, &up, Activation::Silu));
+        b.iter(|| {
+            cpu.glu_forward(
+                (black_box(&mut product)).into(),
+                (&gate).into(),
+                (&up).into(),
+                Activation::Silu,
+            )
+        });
     });
 }
 
@@ -112,7 +152,14 @@ fn head(c: &mut Criterion) {
     let (mut logp, mut lse) = (vec![0.0; t], vec![0.0; t]);
     c.bench_function("token_logprobs forward, 64 x 8192 Bf16", |b| {
         b.iter(|| {
-            cpu.token_logprobs_forward(black_box(&mut logp), &mut lse, &x, &*w, &labels, None)
+            cpu.token_logprobs_forward(
+                (black_box(&mut logp)).into(),
+                (&mut lse).into(),
+                (&x).into(),
+                &*w,
+                &labels,
+                None,
+            )
         });
     });
 }

@@ -32,8 +32,9 @@ pub(crate) fn step(
         return;
     }
     match moments {
-        AdafactorMoments::Whole(v) => whole(pool, isa, param, v, grad, constants),
+        AdafactorMoments::Whole(v) => whole(pool, isa, param, v.on_host(), grad, constants),
         AdafactorMoments::Factored { rows, columns } => {
+            let (rows, columns) = (rows.on_host(), columns.on_host());
             assert_eq!(param.len(), rows.len() * columns.len(), "param is not [rows, columns]");
             factored(pool, isa, param, (rows, columns), grad, constants);
         }

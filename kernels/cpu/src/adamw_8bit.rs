@@ -35,8 +35,9 @@ pub(crate) fn step(
     let factors = Factors::new(constants);
     let mut tasks: Vec<Task<'_>> = Vec::with_capacity(param.len().div_ceil(CHUNK));
     let parts = param.chunks_mut(CHUNK).zip(grad.chunks(CHUNK));
-    let m = m.codes.chunks_mut(CHUNK).zip(m.absmax.chunks_mut(BLOCKS));
-    let v = v.codes.chunks_mut(CHUNK).zip(v.absmax.chunks_mut(BLOCKS));
+    let ((m, m_max), (v, v_max)) = (m.on_host(), v.on_host());
+    let m = m.chunks_mut(CHUNK).zip(m_max.chunks_mut(BLOCKS));
+    let v = v.chunks_mut(CHUNK).zip(v_max.chunks_mut(BLOCKS));
     for (((param, grad), m), v) in parts.zip(m).zip(v) {
         tasks.push(Task { param, grad, m, v });
     }

@@ -30,8 +30,8 @@ impl<'a> Term<'a> {
     pub(crate) fn forward(given: LowRank<'a>, t: usize, n: usize) -> Option<Self> {
         let r = rank(given, t, n);
         (r > 0).then_some(Self {
-            u: given.u,
-            v: Strided { data: given.v, along: r, step: 1 },
+            u: given.u.on_host(),
+            v: Strided { data: given.v.on_host(), along: r, step: 1 },
             r,
             scale: given.scale,
         })
@@ -41,8 +41,8 @@ impl<'a> Term<'a> {
     pub(crate) fn backward(given: LowRank<'a>, t: usize, k: usize) -> Option<Self> {
         let r = rank(given, t, k);
         (r > 0).then_some(Self {
-            u: given.u,
-            v: Strided { data: given.v, along: 1, step: k },
+            u: given.u.on_host(),
+            v: Strided { data: given.v.on_host(), along: 1, step: k },
             r,
             scale: given.scale,
         })

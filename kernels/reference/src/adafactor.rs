@@ -19,6 +19,7 @@ pub(crate) fn step(
     let follow = |old: f32, new: f64| (beta2 * f64::from(old) + (1.0 - beta2) * new) as f32;
     let update: Vec<f64> = match moments {
         AdafactorMoments::Whole(v) => {
+            let v = v.on_host();
             assert_eq!(v.len(), param.len(), "v and param differ in length");
             for (v, s) in v.iter_mut().zip(&squares) {
                 *v = follow(*v, *s);
@@ -26,6 +27,7 @@ pub(crate) fn step(
             g.iter().zip(&*v).map(|(g, v)| g / f64::from(*v).sqrt()).collect()
         }
         AdafactorMoments::Factored { rows, columns } => {
+            let (rows, columns) = (rows.on_host(), columns.on_host());
             let (n, k) = (rows.len(), columns.len());
             assert_eq!(param.len(), n * k, "param is not [rows, columns]");
             for (r, row) in rows.iter_mut().enumerate() {

@@ -23,12 +23,14 @@ mod glu;
 mod linear;
 mod rms_norm;
 mod rope;
+mod rows;
 mod sum_of_squares;
 mod token_logprobs;
 
 use forgelm_kernels_api::{
-    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Compute, Dropout,
-    FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, RowSource, Segment, Write,
+    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Columns, Compute,
+    Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, RowSource, Segment, Slice,
+    SliceMut, Write,
 };
 
 /// The plain kernel library.
@@ -66,250 +68,333 @@ impl Ops for Reference {
         Some(Box::new(frozen::PlainMatrix::unpack(source, compute)?))
     }
 
-    fn linear_forward(&self, y: &mut [f32], x: &[f32], w: &dyn FrozenMatrix, write: Write) {
-        linear::forward(y, x, w, None, write);
+    fn linear_forward(&self, y: SliceMut<'_>, x: Slice<'_>, w: &dyn FrozenMatrix, write: Write) {
+        linear::forward(y.on_host(), x.on_host(), w, None, write);
     }
 
     fn linear_forward_low_rank(
         &self,
-        y: &mut [f32],
-        x: &[f32],
+        y: SliceMut<'_>,
+        x: Slice<'_>,
         w: &dyn FrozenMatrix,
         low_rank: LowRank<'_>,
         write: Write,
     ) {
-        linear::forward(y, x, w, Some(low_rank), write);
+        linear::forward(y.on_host(), x.on_host(), w, Some(low_rank), write);
     }
 
-    fn linear_backward(&self, dx: &mut [f32], dy: &[f32], w: &dyn FrozenMatrix, write: Write) {
-        linear::backward(dx, dy, w, None, write);
+    fn linear_backward(&self, dx: SliceMut<'_>, dy: Slice<'_>, w: &dyn FrozenMatrix, write: Write) {
+        linear::backward(dx.on_host(), dy.on_host(), w, None, write);
     }
 
     fn linear_backward_low_rank(
         &self,
-        dx: &mut [f32],
-        dy: &[f32],
+        dx: SliceMut<'_>,
+        dy: Slice<'_>,
         w: &dyn FrozenMatrix,
         low_rank: LowRank<'_>,
         write: Write,
     ) {
-        linear::backward(dx, dy, w, Some(low_rank), write);
+        linear::backward(dx.on_host(), dy.on_host(), w, Some(low_rank), write);
     }
 
     fn gemm(
         &self,
-        c: &mut [f32],
-        a: &[f32],
-        b: &[f32],
+        c: SliceMut<'_>,
+        a: Slice<'_>,
+        b: Slice<'_>,
         layout: GemmLayout,
         dims: GemmDims,
         alpha: f32,
         write: Write,
     ) {
-        gemm::gemm(c, a, b, layout, dims, alpha, write);
+        gemm::gemm(c.on_host(), a.on_host(), b.on_host(), layout, dims, alpha, write);
     }
 
-    fn embedding_forward(&self, y: &mut [f32], tokens: &[u32], table: &dyn FrozenMatrix) {
-        embedding::forward(y, tokens, table);
+    fn embedding_forward(&self, y: SliceMut<'_>, tokens: &[u32], table: &dyn FrozenMatrix) {
+        embedding::forward(y.on_host(), tokens, table);
     }
 
-    fn embedding_backward(&self, dtable: &mut [f32], dy: &[f32], tokens: &[u32]) {
-        embedding::backward(dtable, dy, tokens);
+    fn embedding_backward(&self, dtable: SliceMut<'_>, dy: Slice<'_>, tokens: &[u32]) {
+        embedding::backward(dtable.on_host(), dy.on_host(), tokens);
     }
 
     fn rms_norm_forward(
         &self,
-        y: &mut [f32],
-        inv_rms: &mut [f32],
-        x: &[f32],
-        weight: &[f32],
+        y: SliceMut<'_>,
+        inv_rms: SliceMut<'_>,
+        x: Slice<'_>,
+        weight: Slice<'_>,
         eps: f32,
     ) {
-        rms_norm::forward(y, inv_rms, x, weight, eps);
+        rms_norm::forward(y.on_host(), inv_rms.on_host(), x.on_host(), weight.on_host(), eps);
     }
 
     fn rms_norm_backward(
         &self,
-        dx: &mut [f32],
-        dy: &[f32],
-        x: &[f32],
-        inv_rms: &[f32],
-        weight: &[f32],
+        dx: SliceMut<'_>,
+        dy: Slice<'_>,
+        x: Slice<'_>,
+        inv_rms: Slice<'_>,
+        weight: Slice<'_>,
         write: Write,
     ) {
-        rms_norm::backward(dx, dy, x, inv_rms, weight, write);
+        rms_norm::backward(
+            dx.on_host(),
+            dy.on_host(),
+            x.on_host(),
+            inv_rms.on_host(),
+            weight.on_host(),
+            write,
+        );
     }
 
     fn rms_norm_weight_backward(
         &self,
-        dweight: &mut [f32],
-        dy: &[f32],
-        x: &[f32],
-        inv_rms: &[f32],
+        dweight: SliceMut<'_>,
+        dy: Slice<'_>,
+        x: Slice<'_>,
+        inv_rms: Slice<'_>,
     ) {
-        rms_norm::weight_backward(dweight, dy, x, inv_rms);
+        rms_norm::weight_backward(dweight.on_host(), dy.on_host(), x.on_host(), inv_rms.on_host());
     }
 
-    fn add_bias(&self, y: &mut [f32], bias: &[f32]) {
-        columns::add_bias(y, bias);
+    fn add_bias(&self, y: SliceMut<'_>, bias: Slice<'_>) {
+        columns::add_bias(y.on_host(), bias.on_host());
     }
 
-    fn column_sums(&self, sums: &mut [f32], x: &[f32]) {
-        columns::sums(sums, x);
+    fn column_sums(&self, sums: SliceMut<'_>, x: Slice<'_>) {
+        columns::sums(sums.on_host(), x.on_host());
     }
 
-    fn scale_columns(&self, y: &mut [f32], x: &[f32], factors: &[f32], write: Write) {
-        columns::scale(y, x, factors, write);
+    fn scale_columns(&self, y: SliceMut<'_>, x: Slice<'_>, factors: Slice<'_>, write: Write) {
+        columns::scale(y.on_host(), x.on_host(), factors.on_host(), write);
     }
 
-    fn column_dots(&self, sums: &mut [f32], a: &[f32], b: &[f32]) {
-        columns::dots(sums, a, b);
+    fn column_dots(&self, sums: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) {
+        columns::dots(sums.on_host(), a.on_host(), b.on_host());
     }
 
     fn rope(
         &self,
-        x: &mut [f32],
-        cos: &[f32],
-        sin: &[f32],
+        x: SliceMut<'_>,
+        cos: Slice<'_>,
+        sin: Slice<'_>,
         n_heads: usize,
         head_dim: usize,
         direction: Rotation,
     ) {
-        rope::rope(x, cos, sin, n_heads, head_dim, direction);
+        rope::rope(x.on_host(), cos.on_host(), sin.on_host(), n_heads, head_dim, direction);
     }
 
     fn attention_forward(
         &self,
-        out: &mut [f32],
-        lse: &mut [f32],
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
+        out: SliceMut<'_>,
+        lse: SliceMut<'_>,
+        q: Slice<'_>,
+        k: Slice<'_>,
+        v: Slice<'_>,
         shape: &AttentionShape,
         segments: &[Segment],
     ) {
-        attention::forward(out, lse, q, k, v, shape, segments);
+        attention::forward(
+            out.on_host(),
+            lse.on_host(),
+            q.on_host(),
+            k.on_host(),
+            v.on_host(),
+            shape,
+            segments,
+        );
     }
 
     fn attention_backward(
         &self,
-        dq: &mut [f32],
-        dk: &mut [f32],
-        dv: &mut [f32],
-        dout: &[f32],
-        out: &[f32],
-        lse: &[f32],
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
+        dq: SliceMut<'_>,
+        dk: SliceMut<'_>,
+        dv: SliceMut<'_>,
+        dout: Slice<'_>,
+        out: Slice<'_>,
+        lse: Slice<'_>,
+        q: Slice<'_>,
+        k: Slice<'_>,
+        v: Slice<'_>,
         shape: &AttentionShape,
         segments: &[Segment],
     ) {
-        let given = attention::Given { dout, out, lse, q, k, v };
-        attention::backward(dq, dk, dv, &given, shape, segments);
+        let given = attention::Given {
+            dout: dout.on_host(),
+            out: out.on_host(),
+            lse: lse.on_host(),
+            q: q.on_host(),
+            k: k.on_host(),
+            v: v.on_host(),
+        };
+        attention::backward(dq.on_host(), dk.on_host(), dv.on_host(), &given, shape, segments);
     }
 
     fn attention_cached(
         &self,
-        out: &mut [f32],
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
+        out: SliceMut<'_>,
+        q: Slice<'_>,
+        k: Slice<'_>,
+        v: Slice<'_>,
         shape: &AttentionShape,
     ) {
-        attention::cached(out, q, k, v, shape);
+        attention::cached(out.on_host(), q.on_host(), k.on_host(), v.on_host(), shape);
     }
 
-    fn glu_forward(&self, y: &mut [f32], gate: &[f32], up: &[f32], act: Activation) {
-        glu::forward(y, gate, up, act);
+    fn glu_forward(&self, y: SliceMut<'_>, gate: Slice<'_>, up: Slice<'_>, act: Activation) {
+        glu::forward(y.on_host(), gate.on_host(), up.on_host(), act);
     }
 
-    fn glu_backward(&self, gate: &mut [f32], up: &mut [f32], dy: &[f32], act: Activation) {
-        glu::backward(gate, up, dy, act);
+    fn glu_backward(&self, gate: SliceMut<'_>, up: SliceMut<'_>, dy: Slice<'_>, act: Activation) {
+        glu::backward(gate.on_host(), up.on_host(), dy.on_host(), act);
     }
 
     fn token_logprobs_forward(
         &self,
-        logp: &mut [f32],
-        lse: &mut [f32],
-        x: &[f32],
+        logp: SliceMut<'_>,
+        lse: SliceMut<'_>,
+        x: Slice<'_>,
         head: &dyn FrozenMatrix,
         labels: &[u32],
         soft_cap: Option<f32>,
     ) {
-        token_logprobs::forward(logp, lse, x, head, labels, soft_cap);
+        token_logprobs::forward(logp.on_host(), lse.on_host(), x.on_host(), head, labels, soft_cap);
     }
 
     fn token_logprobs_backward(
         &self,
-        dx: &mut [f32],
-        dlogp: &[f32],
-        lse: &[f32],
-        x: &[f32],
+        dx: SliceMut<'_>,
+        dlogp: Slice<'_>,
+        lse: Slice<'_>,
+        x: Slice<'_>,
         head: &dyn FrozenMatrix,
         labels: &[u32],
         soft_cap: Option<f32>,
     ) {
-        let given = token_logprobs::Given { dlogp, lse, x, labels };
-        token_logprobs::backward(dx, &given, head, soft_cap);
+        let given = token_logprobs::Given {
+            dlogp: dlogp.on_host(),
+            lse: lse.on_host(),
+            x: x.on_host(),
+            labels,
+        };
+        token_logprobs::backward(dx.on_host(), &given, head, soft_cap);
     }
 
     fn token_logprobs_head_backward(
         &self,
-        dhead: &mut [f32],
-        dlogp: &[f32],
-        lse: &[f32],
-        x: &[f32],
+        dhead: SliceMut<'_>,
+        dlogp: Slice<'_>,
+        lse: Slice<'_>,
+        x: Slice<'_>,
         head: &dyn FrozenMatrix,
         labels: &[u32],
         soft_cap: Option<f32>,
     ) {
-        let given = token_logprobs::Given { dlogp, lse, x, labels };
-        token_logprobs::head_backward(dhead, &given, head, soft_cap);
+        let given = token_logprobs::Given {
+            dlogp: dlogp.on_host(),
+            lse: lse.on_host(),
+            x: x.on_host(),
+            labels,
+        };
+        token_logprobs::head_backward(dhead.on_host(), &given, head, soft_cap);
     }
 
-    fn dropout(&self, y: &mut [f32], x: &[f32], row_keys: &[u64], dropout: &Dropout, write: Write) {
-        dropout::dropout(y, x, row_keys, dropout, write);
+    fn dropout(
+        &self,
+        y: SliceMut<'_>,
+        x: Slice<'_>,
+        row_keys: &[u64],
+        dropout: &Dropout,
+        write: Write,
+    ) {
+        dropout::dropout(y.on_host(), x.on_host(), row_keys, dropout, write);
     }
 
-    fn add(&self, y: &mut [f32], x: &[f32]) {
-        add::add(y, x);
+    fn copy(&self, y: SliceMut<'_>, x: Slice<'_>) {
+        rows::copy(y.on_host(), x.on_host());
     }
 
-    fn sum_of_squares(&self, x: &[f32]) -> f64 {
-        sum_of_squares::sum_of_squares(x)
+    fn fill(&self, y: SliceMut<'_>, value: f32) {
+        y.on_host().fill(value);
+    }
+
+    fn scale(&self, y: SliceMut<'_>, factor: f32) {
+        rows::scale(y.on_host(), factor);
+    }
+
+    fn copy_columns(&self, y: SliceMut<'_>, to: Columns, x: Slice<'_>, from: Columns, n: usize) {
+        rows::copy_columns((y.on_host(), to), (x.on_host(), from), n);
+    }
+
+    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]) {
+        rows::gather(y.on_host(), x.on_host(), rows);
+    }
+
+    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]) {
+        rows::scatter(y.on_host(), x.on_host(), rows);
+    }
+
+    fn scale_rows(&self, x: SliceMut<'_>, factors: Slice<'_>) {
+        rows::scale_each(x.on_host(), factors.on_host());
+    }
+
+    fn row_dots(&self, dots: SliceMut<'_>, a: Slice<'_>, b: Slice<'_>) {
+        rows::dots(dots.on_host(), a.on_host(), b.on_host());
+    }
+
+    fn softmax_rows(&self, x: SliceMut<'_>, n_cols: usize) {
+        rows::softmax(x.on_host(), n_cols);
+    }
+
+    fn sigmoid_gate_forward(&self, h: SliceMut<'_>, scores: Slice<'_>) {
+        rows::sigmoid_gate_forward(h.on_host(), scores.on_host());
+    }
+
+    fn sigmoid_gate_backward(&self, dh: SliceMut<'_>, scores: SliceMut<'_>, h: Slice<'_>) {
+        rows::sigmoid_gate_backward(dh.on_host(), scores.on_host(), h.on_host());
+    }
+
+    fn add(&self, y: SliceMut<'_>, x: Slice<'_>) {
+        add::add(y.on_host(), x.on_host());
+    }
+
+    fn sum_of_squares(&self, x: Slice<'_>) -> f64 {
+        sum_of_squares::sum_of_squares(x.on_host())
     }
 
     fn adamw_step(
         &self,
-        param: &mut [f32],
-        m: &mut [f32],
-        v: &mut [f32],
-        grad: &[f32],
+        param: SliceMut<'_>,
+        m: SliceMut<'_>,
+        v: SliceMut<'_>,
+        grad: Slice<'_>,
         constants: &AdamW,
     ) {
-        adamw::step(param, m, v, grad, constants);
+        adamw::step(param.on_host(), m.on_host(), v.on_host(), grad.on_host(), constants);
     }
 
     fn adamw_8bit_step(
         &self,
-        param: &mut [f32],
+        param: SliceMut<'_>,
         m: Blocks8bit<'_>,
         v: Blocks8bit<'_>,
-        grad: &[f32],
+        grad: Slice<'_>,
         constants: &AdamW,
     ) {
-        adamw_8bit::step(param, m, v, grad, constants);
+        adamw_8bit::step(param.on_host(), m, v, grad.on_host(), constants);
     }
 
     fn adafactor_step(
         &self,
-        param: &mut [f32],
+        param: SliceMut<'_>,
         moments: AdafactorMoments<'_>,
-        grad: &[f32],
+        grad: Slice<'_>,
         constants: &Adafactor,
     ) {
-        adafactor::step(param, moments, grad, constants);
+        adafactor::step(param.on_host(), moments, grad.on_host(), constants);
     }
 }
 

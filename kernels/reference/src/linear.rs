@@ -23,6 +23,7 @@ pub(crate) fn forward(
     for (t, (y_t, x_t)) in y.chunks_exact_mut(n).zip(x.chunks_exact(k)).enumerate() {
         for (j, y_tj) in y_t.iter_mut().enumerate() {
             let beside = low_rank.map_or(0.0, |LowRank { u, v, scale }| {
+                let (u, v) = (u.on_host(), v.on_host());
                 let r = v.len() / n;
                 f64::from(scale) * dot(&u[t * r..(t + 1) * r], &v[j * r..(j + 1) * r])
             });
@@ -50,6 +51,7 @@ pub(crate) fn backward(
     for (t, (dx_t, dy_t)) in dx.chunks_exact_mut(k).zip(dy.chunks_exact(n)).enumerate() {
         sums.fill(0.0);
         if let Some(LowRank { u, v, scale }) = low_rank {
+            let (u, v) = (u.on_host(), v.on_host());
             let r = v.len() / k;
             for (&u_ti, v_i) in u[t * r..(t + 1) * r].iter().zip(v.chunks_exact(k)) {
                 for (sum, &v_ic) in sums.iter_mut().zip(v_i) {

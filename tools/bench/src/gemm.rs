@@ -119,9 +119,10 @@ fn measure(
             best.peak_operations = operations;
             best.peak = best.peak.min(times);
         }
-        let mut forward = || cpu.linear_forward(&mut y, &x, w, Write::Replace);
+        let mut forward = || cpu.linear_forward((&mut y).into(), (&x).into(), w, Write::Replace);
         best.forward = best.forward.min(round(length, &mut forward));
-        let mut backward = || cpu.linear_backward(&mut dx, &dy, w, Write::Replace);
+        let mut backward =
+            || cpu.linear_backward((&mut dx).into(), (&dy).into(), w, Write::Replace);
         best.backward = best.backward.min(round(length, &mut backward));
     }
     best

@@ -114,7 +114,7 @@ fn linear<'a>(cpu: &'a Cpu, weights: &'a Weights) -> Vec<Entry<'a>> {
             bytes,
             operations,
             move || {
-                cpu.linear_forward(&mut y, &x, &**w, Write::Replace);
+                cpu.linear_forward((&mut y).into(), (&x).into(), &**w, Write::Replace);
             },
         ));
         let (dy, mut dx) = (numbers(T * n), vec![0.0; T * k]);
@@ -124,7 +124,7 @@ fn linear<'a>(cpu: &'a Cpu, weights: &'a Weights) -> Vec<Entry<'a>> {
             bytes,
             operations,
             move || {
-                cpu.linear_backward(&mut dx, &dy, &**w, Write::Replace);
+                cpu.linear_backward((&mut dx).into(), (&dy).into(), &**w, Write::Replace);
             },
         ));
     }
@@ -138,14 +138,14 @@ fn with_adapter<'a>(cpu: &'a Cpu, name: &str, w: &'a dyn FrozenMatrix) -> [Entry
     let operations = |width| 2.0 * (T * n * k) as f64 + 2.0 * (T * RANK * width) as f64;
     let (x, u, v, mut y) = (numbers(T * k), numbers(T * RANK), numbers(n * RANK), vec![0.0; T * n]);
     let forward = move || {
-        let low_rank = LowRank { u: &u, v: &v, scale: 2.0 };
-        cpu.linear_forward_low_rank(&mut y, &x, w, low_rank, Write::Replace);
+        let low_rank = LowRank { u: (&u).into(), v: (&v).into(), scale: 2.0 };
+        cpu.linear_forward_low_rank((&mut y).into(), (&x).into(), w, low_rank, Write::Replace);
     };
     let (dy, u, v, mut dx) =
         (numbers(T * n), numbers(T * RANK), numbers(RANK * k), vec![0.0; T * k]);
     let backward = move || {
-        let low_rank = LowRank { u: &u, v: &v, scale: 1.0 };
-        cpu.linear_backward_low_rank(&mut dx, &dy, w, low_rank, Write::Replace);
+        let low_rank = LowRank { u: (&u).into(), v: (&v).into(), scale: 1.0 };
+        cpu.linear_backward_low_rank((&mut dx).into(), (&dy).into(), w, low_rank, Write::Replace);
     };
     [
         entry(format!("... with y += h b^T {name}"), LAYERS, bytes(n), operations(n), forward),
@@ -167,15 +167,37 @@ fn logprobs<'a>(cpu: &'a Cpu, weights: &'a Weights) -> Vec<Entry<'a>> {
     let labels: Vec<u32> = (0..T as u32).map(|i| i * 31 % VOCABULARY as u32).collect();
     let x = numbers(T * HIDDEN);
     let (mut logp, mut lse) = (vec![0.0; T], vec![0.0; T]);
-    cpu.token_logprobs_forward(&mut logp, &mut lse, &x, head, &labels, None);
+    cpu.token_logprobs_forward(
+        (&mut logp).into(),
+        (&mut lse).into(),
+        (&x).into(),
+        head,
+        &labels,
+        None,
+    );
     let product = 2.0 * (T * HIDDEN) as f64 * VOCABULARY as f64;
     let (x2, labels2, lse2) = (x.clone(), labels.clone(), lse.clone());
     let (mut dx, dlogp) = (vec![0.0; T * HIDDEN], numbers(T));
     let forward = move || {
-        cpu.token_logprobs_forward(&mut logp, &mut lse, &x, head, &labels, None);
+        cpu.token_logprobs_forward(
+            (&mut logp).into(),
+            (&mut lse).into(),
+            (&x).into(),
+            head,
+            &labels,
+            None,
+        );
     };
     let backward = move || {
-        cpu.token_logprobs_backward(&mut dx, &dlogp, &lse2, &x2, head, &labels2, None);
+        cpu.token_logprobs_backward(
+            (&mut dx).into(),
+            (&dlogp).into(),
+            (&lse2).into(),
+            (&x2).into(),
+            head,
+            &labels2,
+            None,
+        );
     };
     vec![
         entry("token_logprobs_forward", 1, head.n_bytes(), product, forward),
@@ -198,7 +220,15 @@ fn attention<'a>(cpu: &'a Cpu, name: &str, n_segments: usize, compute: Compute) 
     let (c, c_kv) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
     let (q, k, v) = (numbers(T * c), numbers(T * c_kv), numbers(T * c_kv));
     let (mut out, mut lse) = (vec![0.0; T * c], vec![0.0; T * HEADS]);
-    cpu.attention_forward(&mut out, &mut lse, &q, &k, &v, &shape, &segments);
+    cpu.attention_forward(
+        (&mut out).into(),
+        (&mut lse).into(),
+        (&q).into(),
+        (&k).into(),
+        (&v).into(),
+        &shape,
+        &segments,
+    );
     let product = (T * (len + 1) / 2 * c) as f64 * 2.0;
     let bytes = 4 * T * (2 * c + 2 * c_kv);
     // Only one of the two cases is part of a step.
@@ -206,13 +236,31 @@ fn attention<'a>(cpu: &'a Cpu, name: &str, n_segments: usize, compute: Compute) 
     let (q2, k2, v2, out2, lse2) = (q.clone(), k.clone(), v.clone(), out.clone(), lse.clone());
     let segments2 = segments.clone();
     let forward = move || {
-        cpu.attention_forward(&mut out, &mut lse, &q, &k, &v, &shape, &segments);
+        cpu.attention_forward(
+            (&mut out).into(),
+            (&mut lse).into(),
+            (&q).into(),
+            (&k).into(),
+            (&v).into(),
+            &shape,
+            &segments,
+        );
     };
     let dout = numbers(T * c);
     let (mut dq, mut dk, mut dv) = (vec![0.0; T * c], vec![0.0; T * c_kv], vec![0.0; T * c_kv]);
     let backward = move || {
         cpu.attention_backward(
-            &mut dq, &mut dk, &mut dv, &dout, &out2, &lse2, &q2, &k2, &v2, &shape, &segments2,
+            (&mut dq).into(),
+            (&mut dk).into(),
+            (&mut dv).into(),
+            (&dout).into(),
+            (&out2).into(),
+            (&lse2).into(),
+            (&q2).into(),
+            (&k2).into(),
+            (&v2).into(),
+            &shape,
+            &segments2,
         );
     };
     vec![
@@ -243,7 +291,9 @@ fn lora(cpu: &Cpu) -> Vec<Entry<'_>> {
                 LAYERS,
                 bytes,
                 operations,
-                move || cpu.gemm(&mut c, &a, &b, layout, dims, 1e-3, write),
+                move || {
+                    cpu.gemm((&mut c).into(), (&a).into(), (&b).into(), layout, dims, 1e-3, write)
+                },
             ));
         }
     }
@@ -260,50 +310,72 @@ fn elementwise<'a>(cpu: &'a Cpu, weights: &'a Weights) -> Vec<Entry<'a>> {
         let (x, weight) = (x.clone(), weight.clone());
         let (mut y, mut inv) = (vec![0.0; c], vec![0.0; T]);
         entries.push(entry("rms_norm_forward", 2 * LAYERS + 1, 8 * c, 0.0, move || {
-            cpu.rms_norm_forward(&mut y, &mut inv, &x, &weight, 1e-5);
+            cpu.rms_norm_forward(
+                (&mut y).into(),
+                (&mut inv).into(),
+                (&x).into(),
+                (&weight).into(),
+                1e-5,
+            );
         }));
     }
     {
         let (x, dy, mut dx, inv) = (x.clone(), x.clone(), vec![0.0; c], vec![1.0; T]);
         entries.push(entry("rms_norm_backward", 2 * LAYERS + 1, 16 * c, 0.0, move || {
-            cpu.rms_norm_backward(&mut dx, &dy, &x, &inv, &weight, Write::Replace);
+            cpu.rms_norm_backward(
+                (&mut dx).into(),
+                (&dy).into(),
+                (&x).into(),
+                (&inv).into(),
+                (&weight).into(),
+                Write::Replace,
+            );
         }));
     }
     {
         let mut x = x.clone();
         let (cos, sin) = (vec![0.8; T * HEAD_DIM / 2], vec![0.6; T * HEAD_DIM / 2]);
         entries.push(entry("rope", 2 * LAYERS, 8 * c, 0.0, move || {
-            cpu.rope(&mut x, &cos, &sin, HEADS, HEAD_DIM, Rotation::Forward);
+            cpu.rope(
+                (&mut x).into(),
+                (&cos).into(),
+                (&sin).into(),
+                HEADS,
+                HEAD_DIM,
+                Rotation::Forward,
+            );
         }));
     }
     {
         let (gate, up, mut y) = (numbers(f), numbers(f), vec![0.0; f]);
         entries.push(entry("glu_forward", LAYERS, 12 * f, 0.0, move || {
-            cpu.glu_forward(&mut y, &gate, &up, Activation::Silu);
+            cpu.glu_forward((&mut y).into(), (&gate).into(), (&up).into(), Activation::Silu);
         }));
     }
     {
         let (mut gate, mut up, dy) = (numbers(f), numbers(f), numbers(f));
         entries.push(entry("glu_backward", LAYERS, 20 * f, 0.0, move || {
-            cpu.glu_backward(&mut gate, &mut up, &dy, Activation::Silu);
+            cpu.glu_backward((&mut gate).into(), (&mut up).into(), (&dy).into(), Activation::Silu);
         }));
     }
     {
         let (x, mut y, keys) = (x.clone(), vec![0.0; c], (0..T as u64).collect::<Vec<_>>());
         let dropout = Dropout { p: 0.05, key: [1, 2] };
         entries.push(entry("dropout", 4 * LAYERS, 8 * c, 0.0, move || {
-            cpu.dropout(&mut y, &x, &keys, &dropout, Write::Replace);
+            cpu.dropout((&mut y).into(), (&x).into(), &keys, &dropout, Write::Replace);
         }));
     }
     {
         let (x, mut y) = (x.clone(), vec![0.0; c]);
-        entries.push(entry("add", 2 * LAYERS, 12 * c, 0.0, move || cpu.add(&mut y, &x)));
+        entries.push(entry("add", 2 * LAYERS, 12 * c, 0.0, move || {
+            cpu.add((&mut y).into(), (&x).into())
+        }));
     }
     {
         let tokens: Vec<u32> = (0..T as u32).map(|i| i * 47 % VOCABULARY as u32).collect();
         let (table, mut y) = (&*weights.head, vec![0.0; c]);
         entries.push(entry("embedding_forward", 1, 8 * c, 0.0, move || {
-            cpu.embedding_forward(&mut y, &tokens, table);
+            cpu.embedding_forward((&mut y).into(), &tokens, table);
         }));
     }
     entries.extend(optimizer(cpu));
@@ -328,10 +400,16 @@ fn optimizer(cpu: &Cpu) -> Vec<Entry<'_>> {
     let grad2 = grad.clone();
     vec![
         entry("sum_of_squares", 1, 4 * n, 0.0, move || {
-            std::hint::black_box(cpu.sum_of_squares(&grad2));
+            std::hint::black_box(cpu.sum_of_squares((&grad2).into()));
         }),
         entry("adamw_step", 1, 28 * n, 0.0, move || {
-            cpu.adamw_step(&mut p, &mut m, &mut v, &grad, &constants);
+            cpu.adamw_step(
+                (&mut p).into(),
+                (&mut m).into(),
+                (&mut v).into(),
+                (&grad).into(),
+                &constants,
+            );
         }),
     ]
 }
@@ -363,17 +441,18 @@ fn whole_matrix(cpu: &Cpu) -> Vec<Entry<'_>> {
     let (mut pf, mut rows, mut columns) = (numbers(N), vec![0.0; MLP], vec![0.0; HIDDEN]);
     vec![
         entry("adamw_step, a matrix", 0, 28 * N, 0.0, move || {
-            cpu.adamw_step(&mut p, &mut m, &mut v, grad, &adamw);
+            cpu.adamw_step((&mut p).into(), (&mut m).into(), (&mut v).into(), grad.into(), &adamw);
         }),
         entry("adamw_8bit_step, a matrix", 0, 16 * N, 0.0, move || {
             let ([m, v], [m_max, v_max]) = (&mut codes, &mut absmax);
-            let m = Blocks8bit { codes: m, absmax: m_max };
-            let v = Blocks8bit { codes: v, absmax: v_max };
-            cpu.adamw_8bit_step(&mut p8, m, v, grad, &adamw);
+            let m = Blocks8bit { codes: m.into(), absmax: m_max.into() };
+            let v = Blocks8bit { codes: v.into(), absmax: v_max.into() };
+            cpu.adamw_8bit_step((&mut p8).into(), m, v, grad.into(), &adamw);
         }),
         entry("adafactor_step, a matrix", 0, 20 * N, 0.0, move || {
-            let moments = AdafactorMoments::Factored { rows: &mut rows, columns: &mut columns };
-            cpu.adafactor_step(&mut pf, moments, grad, &adafactor);
+            let (rows, columns) = ((&mut rows).into(), (&mut columns).into());
+            let moments = AdafactorMoments::Factored { rows, columns };
+            cpu.adafactor_step((&mut pf).into(), moments, grad.into(), &adafactor);
         }),
     ]
 }

@@ -56,9 +56,11 @@ fn report(cpu: &Cpu, compute: Compute, rows: &Rows, options: &Options) {
         let mut best = vec![[Times::MAX; 2]; weights.len()];
         for _ in 0..if options.quick { 3 } else { 8 } {
             for (best, &w) in best.iter_mut().zip(&weights) {
-                let mut forward = || cpu.linear_forward(&mut y, &x, w, Write::Replace);
+                let mut forward =
+                    || cpu.linear_forward((&mut y).into(), (&x).into(), w, Write::Replace);
                 best[0] = best[0].min(round(length, &mut forward));
-                let mut backward = || cpu.linear_backward(&mut dx, &dy, w, Write::Replace);
+                let mut backward =
+                    || cpu.linear_backward((&mut dx).into(), (&dy).into(), w, Write::Replace);
                 best[1] = best[1].min(round(length, &mut backward));
             }
         }

@@ -127,9 +127,9 @@ pub(crate) fn steps(
         OptimizerMemory { state_bytes: optimizer.n_bytes(), scratch_bytes: 0, is_layerwise: false };
     let feed = Feed::new(SFT.needs, (&train, &validation), &plan);
     let size = feed.largest_step(Cut { batch_size: n_sequences, accumulation: 1 });
-    let planned = memory_plan(decoder.config(), &adapter, optimizer_memory, size, Keep::Everything)
-        .total_bytes()
-        + decoder.weights_bytes();
+    let (config, engine) = (decoder.config(), decoder.engine());
+    let buffers = memory_plan(config, &adapter, optimizer_memory, size, Keep::Everything, engine);
+    let planned = buffers.total_bytes() + decoder.weights_bytes();
     let trainer = (SFT.build)(&[]).map_err(|error| error.to_string())?;
     let mut session = Session::new(Parts {
         decoder,

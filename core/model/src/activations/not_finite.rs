@@ -70,6 +70,7 @@ fn bad(rows: &Rows, t: usize) -> Option<(usize, f32)> {
     if rows.width == 0 || rows.data.len() < t * rows.width {
         return None;
     }
-    let at = rows.get(t).iter().position(|v| !v.is_finite())?;
-    Some((at / rows.width, rows.data[at]))
+    let values = rows.get(t).to_host();
+    let at = values.iter().position(|v| !v.is_finite())?;
+    Some((at / rows.width, values[at]))
 }

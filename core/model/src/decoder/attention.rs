@@ -2,7 +2,7 @@
 //! `n = norm(x)`. Options: one matrix for Q, K and V; a norm over each query and key head before
 //! the rotation; a norm over the half's result before it is added.
 
-use forgelm_kernels_api::{Rotation, Segment, Write};
+use forgelm_kernels_api::{Rotation, Segment, Slice, Write};
 
 use super::grads::Grads;
 use super::{Step, join_columns, split_columns};
@@ -16,25 +16,26 @@ impl Step<'_> {
     pub(super) fn project(
         &self,
         layer: usize,
-        x: &[f32],
+        x: Slice<'_>,
         buffers: &mut LayerBuffers,
         ws: &mut Workspace,
     ) {
         let (t, decoder, ops) = (self.t, self.decoder, &self.decoder.ops);
         let options = &decoder.config.attention;
-        let xn = ws.xn.get_mut(t);
-        self.norm_forward((layer, Norm::Input), xn, buffers.input_inv_rms.get_mut(t), x);
+        let inv_rms = buffers.input_inv_rms.get_mut(t);
+        self.norm_forward((layer, Norm::Input), ws.xn.get_mut(t), inv_rms, x);
+        let xn = ws.xn.get(t);
         // What is normed before it is rotated goes through buffers of its own.
         let (q, k) = match options.qk_norm {
             true => (&mut buffers.raw_q, &mut buffers.raw_k),
             false => (&mut buffers.q, &mut buffers.k),
         };
         if options.is_fused {
-            let qkv = &mut ws.qkv.get_mut(t);
             let u = &mut buffers.u[Linear::Qkv.index()];
-            let y = (&mut qkv[..], Write::Replace);
+            let y = (ws.qkv.get_mut(t), Write::Replace);
             self.linear_forward((layer, Linear::Qkv), y, xn, u, &mut ws.dropped);
-            split_columns([q.get_mut(t), k.get_mut(t), buffers.v.get_mut(t)], qkv, t);
+            let parts = [q.get_mut(t), k.get_mut(t), buffers.v.get_mut(t)];
+            split_columns(ops.as_ref(), parts, ws.qkv.get(t), t);
         } else {
             for (linear, y) in [(Linear::Q, q), (Linear::K, k), (Linear::V, &mut buffers.v)] {
                 let y = (y.get_mut(t), Write::Replace);
@@ -54,7 +55,7 @@ impl Step<'_> {
     }
 
     /// Cosines and sines of a layer.
-    fn tables<'b>(&self, layer: usize, ws: &'b Workspace) -> (&'b [f32], &'b [f32]) {
+    fn tables<'b>(&self, layer: usize, ws: &'b Workspace) -> (Slice<'b>, Slice<'b>) {
         let decoder = self.decoder;
         if decoder.local_rotary.is_some() && decoder.config.is_windowed(layer) {
             return (ws.local_cos.get(self.t), ws.local_sin.get(self.t));
@@ -68,13 +69,13 @@ impl Step<'_> {
     pub(super) fn project_output(
         &self,
         layer: usize,
-        x: &[f32],
+        x: Slice<'_>,
         buffers: &mut LayerBuffers,
         ws: &mut Workspace,
     ) {
         let (t, place) = (self.t, (layer, Linear::O));
-        let (x_mid, attn) = (buffers.x_mid.get_mut(t), buffers.attn.get(t));
-        x_mid.copy_from_slice(x);
+        let (mut x_mid, attn) = (buffers.x_mid.get_mut(t), buffers.attn.get(t));
+        self.decoder.ops.copy(x_mid.reborrow(), x);
         let u = &mut buffers.u[Linear::O.index()];
         if !self.decoder.config.norms.post_norms {
             self.linear_forward(place, (x_mid, Write::Add), attn, u, &mut ws.dropped);
@@ -84,7 +85,7 @@ impl Step<'_> {
         self.linear_forward(place, y, attn, u, &mut ws.dropped);
         let (y, inv_rms) = (ws.xn.get_mut(t), buffers.attn_out_inv_rms.get_mut(t));
         self.norm_forward((layer, Norm::PostAttention), y, inv_rms, buffers.attn_out.get(t));
-        self.decoder.ops.add(x_mid, y);
+        self.decoder.ops.add(x_mid, ws.xn.get(t));
     }
 
     /// The whole half.
@@ -92,7 +93,7 @@ impl Step<'_> {
         &self,
         layer: usize,
         segments: &[Segment],
-        x: &[f32],
+        x: Slice<'_>,
         buffers: &mut LayerBuffers,
         ws: &mut Workspace,
     ) {
@@ -118,7 +119,7 @@ impl Step<'_> {
         &self,
         (layer, lowest): (usize, Option<Linear>),
         segments: &[Segment],
-        x: &[f32],
+        x: Slice<'_>,
         buffers: &LayerBuffers,
         ws: &mut Workspace,
         grads: &mut Grads<'_>,
@@ -139,15 +140,14 @@ impl Step<'_> {
         if lowest == Some(Linear::O) {
             return;
         }
-        let dattn = ws.dattn.get_mut(t);
-        let du = &ws.du[0];
-        self.linear_input_gradient(place, (&mut *dattn, Write::Replace), dy, du, &mut ws.dropped);
+        let dattn = (ws.dattn.get_mut(t), Write::Replace);
+        self.linear_input_gradient(place, dattn, dy, &ws.du[0], &mut ws.dropped);
 
         ops.attention_backward(
             ws.dq.get_mut(t),
             ws.dk.get_mut(t),
             ws.dv.get_mut(t),
-            dattn,
+            ws.dattn.get(t),
             attn,
             buffers.lse.get(t),
             buffers.q.get(t),
@@ -166,7 +166,7 @@ impl Step<'_> {
         }
         if options.is_fused {
             let parts = [ws.dq.get(t), ws.dk.get(t), ws.dv.get(t)];
-            join_columns(ws.qkv.get_mut(t), parts, t);
+            join_columns(ops.as_ref(), ws.qkv.get_mut(t), parts, t);
         }
 
         let fused = [(Linear::Qkv, &ws.qkv)];
@@ -183,13 +183,11 @@ impl Step<'_> {
         if lowest.is_some() {
             return;
         }
-        let dxn = ws.xn.get_mut(t);
         for (i, ((linear, dy), du)) in parts.iter().zip(&ws.du).enumerate() {
-            let write = if i == 0 { Write::Replace } else { Write::Add };
-            let place = (layer, *linear);
-            self.linear_input_gradient(place, (&mut *dxn, write), dy.get(t), du, &mut ws.dropped);
+            let dxn = (ws.xn.get_mut(t), if i == 0 { Write::Replace } else { Write::Add });
+            self.linear_input_gradient((layer, *linear), dxn, dy.get(t), du, &mut ws.dropped);
         }
-        let dx = (ws.dx.get_mut(t), Write::Add);
+        let (dx, dxn) = ((ws.dx.get_mut(t), Write::Add), ws.xn.get(t));
         self.norm_backward((layer, Norm::Input), grads, dx, dxn, (x, buffers.input_inv_rms.get(t)));
     }
 
@@ -209,10 +207,10 @@ impl Step<'_> {
         for (norm, dy, x, inv_rms) in heads {
             let dy = dy.get_mut(t);
             // The gradient of attention's output was read; its buffer is the larger of the two.
-            let dx = &mut ws.dattn.get_mut(t)[..dy.len()];
-            let given = (x.get(t), inv_rms.get(t));
-            self.norm_backward((layer, norm), grads, (&mut *dx, Write::Replace), dy, given);
-            dy.copy_from_slice(dx);
+            let mut dx = ws.dattn.get_mut(t).part(0..dy.len());
+            let (given, to) = ((x.get(t), inv_rms.get(t)), (dx.reborrow(), Write::Replace));
+            self.norm_backward((layer, norm), grads, to, dy.as_slice(), given);
+            self.decoder.ops.copy(dy, dx.as_slice());
         }
     }
 }

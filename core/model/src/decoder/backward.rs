@@ -4,10 +4,10 @@
 //! as the lowest layer in which something trains; within that layer only as far as its lowest
 //! trained module.
 
-use forgelm_kernels_api::Write;
+use forgelm_kernels_api::{SliceMut, Write};
 
 use super::grads::Grads;
-use super::{Decoder, Pass, Scored, Step, scatter_rows};
+use super::{Decoder, Pass, Scored, Step};
 use crate::activations::{Activations, Keep, Stage};
 use crate::names::Role;
 use crate::trainable::Trainable;
@@ -25,16 +25,17 @@ impl Decoder {
     ///
     /// # Panics
     /// If the passes before it are missing or kept nothing, or nothing trains: bugs of the caller.
-    pub fn backward(
+    pub fn backward<'g>(
         &self,
         pass: &Pass<'_>,
         acts: &mut Activations,
         scored: Scored<'_>,
         dlogp: &[f32],
-        grads: &mut [f32],
+        grads: impl Into<SliceMut<'g>>,
     ) {
+        let grads = grads.into();
         let trainable = pass.adapter.expect("backward needs something that trains");
-        assert_eq!(grads.len(), trainable.params().len(), "grads is not the numbers' shape");
+        assert_eq!(grads.len(), trainable.n_params(), "grads is not the numbers' shape");
         self.check_backward(pass, acts, dlogp.len());
         let (step, mut grads) = (self.step(pass), Grads::Whole(grads));
         self.head_backward(trainable, acts, (scored, dlogp), &mut grads);
@@ -63,11 +64,11 @@ impl Decoder {
     ) {
         let range = pass.adapter.and_then(|trainable| trainable.range(Role::Embedding));
         let Some(range) = range else { return };
-        let dx = acts.ws.dx.get_mut(pass.batch.tokens.len());
+        let mut dx = acts.ws.dx.get_mut(pass.batch.tokens.len());
         if let Some(scale) = self.config.embedding_scale {
-            dx.iter_mut().for_each(|dx| *dx *= scale);
+            self.ops.scale(dx.reborrow(), scale);
         }
-        self.ops.embedding_backward(grads.of(range), dx, pass.batch.tokens);
+        self.ops.embedding_backward(grads.of(range), dx.as_slice(), pass.batch.tokens);
     }
 
     /// Says how much the balance loss of experts counts in the next backward pass: where a router
@@ -95,7 +96,7 @@ impl Decoder {
         if let Some(range) = trainable.range(Role::Head) {
             self.ops.token_logprobs_head_backward(
                 grads.of(range),
-                dlogp,
+                dlogp.into(),
                 head.lse.get(n),
                 head.xn.get(n),
                 head_weight,
@@ -104,14 +105,11 @@ impl Decoder {
             );
         }
         if acts.stage == Stage::Differentiated(n) {
-            let rows = head.dxn.get_mut(n).chunks_exact_mut(self.dims.c);
-            for (row, &dlogp) in rows.zip(dlogp) {
-                row.iter_mut().for_each(|d| *d *= dlogp);
-            }
+            self.ops.scale_rows(head.dxn.get_mut(n), dlogp.into());
         } else {
             self.ops.token_logprobs_backward(
                 head.dxn.get_mut(n),
-                dlogp,
+                dlogp.into(),
                 head.lse.get(n),
                 head.xn.get(n),
                 head_weight,
@@ -131,9 +129,8 @@ impl Decoder {
             self.final_norm(Some(trainable)),
             Write::Replace,
         );
-        let dx = acts.ws.dx.get_mut(t);
-        dx.fill(0.0);
-        scatter_rows(dx, head.dx.get(n), scored.rows, self.dims.c);
+        self.ops.fill(acts.ws.dx.get_mut(t), 0.0);
+        self.ops.scatter_rows(acts.ws.dx.get_mut(t), head.dx.get(n), scored.rows);
     }
 }
 

@@ -2,10 +2,13 @@
 
 mod stems;
 
-use forgelm_kernels_api::Segment;
+use std::fmt;
+use std::sync::Arc;
+
+use forgelm_kernels_api::{Buffer, Ops, Precision, Segment};
 
 use super::{Decoder, PackedInput, Step, check_current};
-use crate::activations::{Activations, LayerBuffers, Stage};
+use crate::activations::{Activations, Engine, LayerBuffers, Stage};
 use crate::config::ModelConfig;
 use crate::trainable::Trainable;
 pub use stems::Stem;
@@ -17,11 +20,12 @@ const BLOCK: usize = 256;
 ///
 /// Memory is taken as the sequence grows, in whole blocks of positions and by half of what there
 /// is at a time, so that a long context costs nothing before it is used.
-#[derive(Clone, Debug)]
 pub struct KvCache {
+    ops: Arc<dyn Ops>,
+    precision: Precision,
     /// By layer; [P, H_kv D] in use, room for `n_rows` rows.
-    keys: Vec<Vec<f32>>,
-    values: Vec<Vec<f32>>,
+    keys: Vec<Buffer>,
+    values: Vec<Buffer>,
     width: usize,
     len: usize,
     n_rows: usize,
@@ -31,11 +35,27 @@ pub struct KvCache {
 impl KvCache {
     /// A cache that may hold up to `capacity` tokens; it holds no memory yet.
     #[must_use]
-    pub fn new(model: &ModelConfig, capacity: usize) -> Self {
+    pub fn new(decoder: &Decoder, capacity: usize) -> Self {
+        let dims = &decoder.dims;
+        let buffers = || (0..dims.l).map(|_| Buffer::default()).collect();
+        Self {
+            ops: Arc::clone(&decoder.ops),
+            precision: Precision::Like(decoder.compute),
+            keys: buffers(),
+            values: buffers(),
+            width: dims.kv_width(),
+            len: 0,
+            n_rows: 0,
+            capacity,
+        }
+    }
+
+    /// Memory of a cache of `n_tokens` tokens, in bytes.
+    #[must_use]
+    pub fn planned_bytes(model: &ModelConfig, n_tokens: usize, engine: Engine<'_>) -> usize {
         let dims = model.dims();
-        let buffers = || vec![Vec::new(); dims.l];
-        let (keys, values) = (buffers(), buffers());
-        Self { keys, values, width: dims.kv_width(), len: 0, n_rows: 0, capacity }
+        let of_one = engine.ops.bytes_per_number(Precision::Like(engine.compute));
+        n_tokens * 2 * dims.l * dims.kv_width() * of_one
     }
 
     /// Tokens held.
@@ -72,7 +92,7 @@ impl KvCache {
         let n = len * self.width;
         let mine = self.keys.iter_mut().chain(&mut self.values);
         for (mine, theirs) in mine.zip(other.keys.iter().chain(&other.values)) {
-            mine[..n].copy_from_slice(&theirs[..n]);
+            self.ops.copy(mine.part_mut(0..n), theirs.part(0..n));
         }
         self.len = len;
     }
@@ -80,10 +100,13 @@ impl KvCache {
     /// Memory held, in bytes.
     #[must_use]
     pub fn n_bytes(&self) -> usize {
-        2 * self.keys.len() * self.n_rows * self.width * size_of::<f32>()
+        self.keys.iter().chain(&self.values).map(Buffer::n_bytes).sum()
     }
 
     /// Takes the memory for `len` tokens.
+    ///
+    /// # Panics
+    /// If there is none: who plans memory plans that of the caches.
     fn reach(&mut self, len: usize) {
         assert!(len <= self.capacity, "the cache is full");
         if len <= self.n_rows {
@@ -92,9 +115,18 @@ impl KvCache {
         let n_rows = len.max(self.n_rows + self.n_rows / 2).next_multiple_of(BLOCK);
         self.n_rows = n_rows.min(self.capacity);
         for rows in self.keys.iter_mut().chain(&mut self.values) {
-            rows.reserve_exact(self.n_rows * self.width - rows.len());
-            rows.resize(self.n_rows * self.width, 0.0);
+            let refused = "the memory of the plan is there";
+            let more = self.ops.allocate(self.n_rows * self.width, self.precision);
+            let old = std::mem::replace(rows, more.expect(refused));
+            let held = self.len * self.width;
+            self.ops.copy(rows.part_mut(0..held), old.part(0..held));
         }
+    }
+}
+
+impl fmt::Debug for KvCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvCache").field("len", &self.len).finish_non_exhaustive()
     }
 }
 
@@ -188,7 +220,7 @@ impl Step<'_> {
         let shape = self.decoder.attention_shape(layer);
         let (q_width, kv_width) = (self.decoder.dims.q_width(), self.decoder.dims.kv_width());
         let (q, k, v) = (buffers.q.get(t), buffers.k.get(t), buffers.v.get(t));
-        let (attn, lse) = (buffers.attn.get_mut(t), buffers.lse.get_mut(t));
+        let (mut attn, mut lse) = (buffers.attn.get_mut(t), buffers.lse.get_mut(t));
         let mut row = 0;
         for sequence in sequences {
             let (old, n) = (sequence.cache.len, sequence.tokens.len());
@@ -196,20 +228,20 @@ impl Step<'_> {
             let place = old * kv_width..(old + n) * kv_width;
             let keys = &mut sequence.cache.keys[layer];
             let values = &mut sequence.cache.values[layer];
-            keys[place.clone()].copy_from_slice(&k[new.clone()]);
-            values[place].copy_from_slice(&v[new.clone()]);
-            let q = &q[row * q_width..(row + n) * q_width];
-            let out = &mut attn[row * q_width..(row + n) * q_width];
+            ops.copy(keys.part_mut(place.clone()), k.part(new.clone()));
+            ops.copy(values.part_mut(place), v.part(new.clone()));
+            let q = q.part(row * q_width..(row + n) * q_width);
+            let out = attn.reborrow().part(row * q_width..(row + n) * q_width);
             if old == 0 {
                 // A whole prompt: the blocked kernel of training is made for this.
                 let heads = shape.n_heads;
-                let lse = &mut lse[row * heads..(row + n) * heads];
+                let lse = lse.reborrow().part(row * heads..(row + n) * heads);
                 let segment = [Segment { start: 0, len: n }];
-                let (k, v) = (&k[new.clone()], &v[new]);
+                let (k, v) = (k.part(new.clone()), v.part(new));
                 ops.attention_forward(out, lse, q, k, v, &shape, &segment);
             } else {
                 let end = (old + n) * kv_width;
-                ops.attention_cached(out, q, &keys[..end], &values[..end], &shape);
+                ops.attention_cached(out, q, keys.part(0..end), values.part(0..end), &shape);
             }
             row += n;
         }

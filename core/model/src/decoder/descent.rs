@@ -70,7 +70,7 @@ impl Decoder {
     ) -> Option<Vec<Range<usize>>> {
         let part = descent.next?;
         let trainable = pass.adapter.expect("backward needs something that trains");
-        grad.open(trainable, part);
+        grad.open(trainable, part, self.ops.as_ref());
         let mut grads = Grads::Part(grad);
         let above = match part {
             Part::Head => {

@@ -1,11 +1,12 @@
 //! The pass up: tokens to the residual stream after the last layer, and from there to
 //! log-probabilities or logits of chosen rows.
 
-use forgelm_kernels_api::{FrozenMatrix, Write};
+use forgelm_kernels_api::{FrozenMatrix, Slice, SliceMut, Write};
 
-use super::{Decoder, EmbeddingNoise, PackedInput, Pass, Scored, Step, gather_rows};
+use super::{Decoder, EmbeddingNoise, PackedInput, Pass, Scored, Step};
 use crate::activations::{Activations, Stage};
 use crate::names::Role;
+use crate::rope::Rotary;
 use crate::trainable::Trainable;
 
 impl Decoder {
@@ -32,7 +33,9 @@ impl Decoder {
         check_batch(&pass.batch, self.dims.v, step.dropout.is_some());
         step.begin(&pass.batch, acts);
         if let Some(noise) = noise {
-            noise.add(acts.inputs[0].get_mut(step.t), &pass.batch, self.dims.c);
+            let mut values = vec![0.0; step.t * self.dims.c];
+            noise.add(&mut values, &pass.batch, self.dims.c);
+            self.ops.add(acts.inputs[0].get_mut(step.t), (&values).into());
         }
         for layer in 0..self.dims.l {
             let (input, slot) = (acts.input(layer), acts.slot(layer));
@@ -65,7 +68,7 @@ impl Decoder {
         let n = self.norm_scored(pass, acts, scored, logp);
         let head = &mut acts.head;
         self.ops.token_logprobs_forward(
-            logp,
+            logp.into(),
             head.lse.get_mut(n),
             head.xn.get(n),
             self.head(pass.adapter),
@@ -92,7 +95,7 @@ impl Decoder {
         let n = self.norm_scored(pass, acts, scored, logp);
         let head = &mut acts.head;
         self.ops.token_logprobs_with_gradient(
-            logp,
+            logp.into(),
             head.lse.get_mut(n),
             head.dxn.get_mut(n),
             head.xn.get(n),
@@ -135,7 +138,7 @@ impl Decoder {
         assert_eq!(logits.len(), rows.len() * self.dims.n_out, "logits is not [R, V]");
         self.norm_rows(adapter, acts, rows);
         let xn = acts.head.xn.get(rows.len());
-        self.ops.linear_forward(logits, xn, self.head(adapter), Write::Replace);
+        self.ops.linear_forward((&mut *logits).into(), xn, self.head(adapter), Write::Replace);
         if let Some(cap) = self.config.final_soft_cap {
             logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
         }
@@ -149,18 +152,18 @@ impl Decoder {
     }
 
     /// The weight of the last norm: the trained one, else the decoder's own.
-    pub(super) fn final_norm<'a>(&'a self, adapter: Option<&'a Trainable>) -> &'a [f32] {
-        adapter.and_then(|t| t.vector(Role::FinalNorm)).unwrap_or(&self.weights.final_norm)
+    pub(super) fn final_norm<'a>(&'a self, adapter: Option<&'a Trainable>) -> Slice<'a> {
+        adapter.and_then(|t| t.vector(Role::FinalNorm)).unwrap_or(self.weights.final_norm.all())
     }
 
     /// Gathers rows of the residual stream and norms them.
     fn norm_rows(&self, adapter: Option<&Trainable>, acts: &mut Activations, rows: &[u32]) {
         assert!(acts.stage != Stage::Empty, "there was no forward pass");
-        let (n, c, last) = (rows.len(), self.dims.c, acts.input(self.dims.l));
+        let (n, last) = (rows.len(), acts.input(self.dims.l));
         assert!(n <= acts.size.scored_rows_max, "more scored rows than planned");
         let stream = acts.inputs[last].get(acts.n_tokens);
         let head = &mut acts.head;
-        gather_rows(head.x.get_mut(n), stream, rows, c);
+        self.ops.gather_rows(head.x.get_mut(n), stream, rows);
         self.ops.rms_norm_forward(
             head.xn.get_mut(n),
             head.inv_rms.get_mut(n),
@@ -185,25 +188,46 @@ impl Step<'_> {
         ];
         for (rotary, cos, sin) in tables {
             let Some(rotary) = rotary else { continue };
-            let (cos, sin, half) =
-                (cos.get_mut(t), sin.get_mut(t), decoder.config.rotary_dim() / 2);
-            for segment in batch.segments {
-                let rows = segment.start..segment.start + segment.len;
-                let at = rows.start * half..rows.end * half;
-                rotary.write(&mut cos[at.clone()], &mut sin[at], &batch.positions[rows]);
-            }
+            rotary_tables(rotary, batch, cos.get_mut(t), sin.get_mut(t));
         }
         let trained = self.adapter.and_then(|t| t.matrix(Role::Embedding));
         let embedding = trained.unwrap_or(decoder.weights.embedding.as_ref());
-        let x = acts.inputs[0].get_mut(t);
-        decoder.ops.embedding_forward(x, batch.tokens, embedding);
+        let mut x = acts.inputs[0].get_mut(t);
+        decoder.ops.embedding_forward(x.reborrow(), batch.tokens, embedding);
         if let Some(scale) = decoder.config.embedding_scale {
-            x.iter_mut().for_each(|x| *x *= scale);
+            decoder.ops.scale(x, scale);
         }
         acts.ws.balance.clear();
         acts.stage = Stage::Empty;
         acts.n_tokens = t;
     }
+}
+
+/// Cosines and sines of each row.
+///
+/// Shapes: `cos` and `sin` [T, R / 2] written.
+fn rotary_tables(
+    rotary: &Rotary,
+    batch: &PackedInput<'_>,
+    mut cos: SliceMut<'_>,
+    mut sin: SliceMut<'_>,
+) {
+    let half = cos.len() / batch.tokens.len();
+    let write = |cos: &mut [f32], sin: &mut [f32]| {
+        for segment in batch.segments {
+            let rows = segment.start..segment.start + segment.len;
+            let at = rows.start * half..rows.end * half;
+            rotary.write(&mut cos[at.clone()], &mut sin[at], &batch.positions[rows]);
+        }
+    };
+    if let (SliceMut::Host(cos), SliceMut::Host(sin)) = (&mut cos, &mut sin) {
+        return write(cos, sin);
+    }
+    let mut tables = [vec![0.0; cos.len()], vec![0.0; sin.len()]];
+    let [on_host, sin_on_host] = &mut tables;
+    write(on_host, sin_on_host);
+    cos.copy_from_host(&tables[0]);
+    sin.copy_from_host(&tables[1]);
 }
 
 fn check_batch(batch: &PackedInput<'_>, vocab_size: usize, has_dropout: bool) {

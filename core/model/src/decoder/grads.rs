@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use forgelm_kernels_api::{Buffer, Ops, Precision, Slice, SliceMut};
+
 use super::descent::Part;
 use crate::activations::OutOfMemory;
 use crate::names::Role;
@@ -10,19 +12,19 @@ use crate::trainable::Trainable;
 /// What backward adds gradients to.
 pub(super) enum Grads<'a> {
     /// Of everything that trains.
-    Whole(&'a mut [f32]),
+    Whole(SliceMut<'a>),
     /// Of one part of the model.
     Part(&'a mut PartialGradient),
 }
 
 impl Grads<'_> {
     /// The gradient of a slice of what trains.
-    pub(super) fn of(&mut self, range: Range<usize>) -> &mut [f32] {
+    pub(super) fn of(&mut self, range: Range<usize>) -> SliceMut<'_> {
         match self {
-            Self::Whole(values) => &mut values[range],
+            Self::Whole(values) => values.reborrow().part(range),
             Self::Part(part) => {
                 let place = part.place(&range);
-                &mut part.values[place]
+                part.values.part_mut(place)
             }
         }
     }
@@ -35,7 +37,7 @@ impl Grads<'_> {
 /// of its own.
 #[derive(Debug)]
 pub struct PartialGradient {
-    values: Vec<f32>,
+    values: Buffer,
     /// Slices of what trains that have a place now, each with its start in `values`.
     open: Vec<(Range<usize>, usize)>,
 }
@@ -48,15 +50,15 @@ impl PartialGradient {
     ///
     /// # Panics
     /// If an adapter trains: it lies across the model's order.
-    pub fn new(trainable: &Trainable) -> Result<Self, OutOfMemory> {
+    pub fn new(trainable: &Trainable, ops: &dyn Ops) -> Result<Self, OutOfMemory> {
         assert!(trainable.modules().is_empty(), "an adapter is not trained part by part");
         let bytes = Self::planned_bytes(trainable);
         let n = bytes / size_of::<f32>();
-        let mut values = Vec::new();
-        let refused =
-            || OutOfMemory { buffer: "gradient of a layer".to_owned(), bytes, total: bytes };
-        values.try_reserve_exact(n).map_err(|_| refused())?;
-        values.resize(n, 0.0);
+        let values = ops.allocate(n, Precision::Exact).map_err(|_| OutOfMemory {
+            buffer: "gradient of a layer".to_owned(),
+            bytes,
+            total: bytes,
+        })?;
         Ok(Self { values, open: Vec::new() })
     }
 
@@ -75,15 +77,15 @@ impl PartialGradient {
     /// # Panics
     /// If it is another slice.
     #[must_use]
-    pub fn of(&self, range: Range<usize>) -> &[f32] {
-        &self.values[self.place(&range)]
+    pub fn of(&self, range: Range<usize>) -> Slice<'_> {
+        self.values.part(self.place(&range))
     }
 
     /// Makes place for a part, at zero.
-    pub(super) fn open(&mut self, trainable: &Trainable, part: Part) {
+    pub(super) fn open(&mut self, trainable: &Trainable, part: Part, ops: &dyn Ops) {
         if part == Part::Head {
             self.open.clear();
-            self.values.fill(0.0);
+            ops.fill(self.values.all_mut(), 0.0);
             self.open.extend(tied(trainable).map(|range| (range, 0)));
         }
         self.open.truncate(usize::from(tied(trainable).is_some()));
@@ -97,7 +99,7 @@ impl PartialGradient {
             self.open.push((range, end));
             end += len;
         }
-        self.values[first..end].fill(0.0);
+        ops.fill(self.values.part_mut(first..end), 0.0);
     }
 
     fn place(&self, range: &Range<usize>) -> Range<usize> {

@@ -4,7 +4,7 @@
 //!
 //! A weight of the base that trains: `dW += dy^T x`, in f32 whatever the format of the products.
 
-use forgelm_kernels_api::{FrozenMatrix, GemmDims, GemmLayout, Write};
+use forgelm_kernels_api::{FrozenMatrix, GemmDims, GemmLayout, Slice, SliceMut, Write};
 
 use super::Step;
 use super::grads::Grads;
@@ -27,21 +27,23 @@ impl<'a> Step<'a> {
     pub(super) fn linear_forward(
         &self,
         place: Place,
-        (y, write): (&mut [f32], Write),
-        x: &[f32],
+        (mut y, write): (SliceMut<'_>, Write),
+        x: Slice<'_>,
         kept: &mut AdapterRows,
         scratch: &mut AdapterScratch,
     ) {
         match self.dora(place) {
             Some(dora) => {
-                self.dora_forward((place, dora), (&mut *y, write), x, kept, scratch);
+                self.dora_forward((place, dora), (y.reborrow(), write), x, kept, scratch);
             }
             None => {
                 self.lora_products(place, x, kept, scratch);
                 let (ops, weight) = (&self.decoder.ops, self.weight(place));
                 match self.lora_forward(place, kept) {
-                    None => ops.linear_forward(y, x, weight, write),
-                    Some(beside) => ops.linear_forward_low_rank(y, x, weight, beside, write),
+                    None => ops.linear_forward(y.reborrow(), x, weight, write),
+                    Some(beside) => {
+                        ops.linear_forward_low_rank(y.reborrow(), x, weight, beside, write);
+                    }
                 }
             }
         }
@@ -51,7 +53,7 @@ impl<'a> Step<'a> {
     }
 
     /// The bias of a linear layer: the trained one, else the decoder's own.
-    fn bias(&self, (layer, linear): Place) -> Option<&'a [f32]> {
+    fn bias(&self, (layer, linear): Place) -> Option<Slice<'a>> {
         let trained = self.adapter.and_then(|t| t.vector(Role::Bias(layer, linear)));
         trained.or_else(|| self.decoder.weights.layers[layer].bias(linear))
     }
@@ -63,7 +65,7 @@ impl<'a> Step<'a> {
     pub(super) fn linear_kept(
         &self,
         place: Place,
-        x: &[f32],
+        x: Slice<'_>,
         kept: &mut AdapterRows,
         scratch: &mut AdapterScratch,
     ) {
@@ -88,7 +90,7 @@ impl<'a> Step<'a> {
         place: Place,
         grads: &mut Grads<'_>,
         du: &mut Rows,
-        (dy, x, kept): (&[f32], &[f32], &AdapterRows),
+        (dy, x, kept): (Slice<'_>, Slice<'_>, &AdapterRows),
         scratch: &mut AdapterScratch,
     ) {
         let Some(trainable) = self.adapter else { return };
@@ -115,8 +117,8 @@ impl<'a> Step<'a> {
     pub(super) fn linear_input_gradient(
         &self,
         place: Place,
-        (dx, write): (&mut [f32], Write),
-        dy: &[f32],
+        (dx, write): (SliceMut<'_>, Write),
+        dy: Slice<'_>,
         du: &Rows,
         scratch: &mut AdapterScratch,
     ) {

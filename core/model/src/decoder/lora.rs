@@ -10,7 +10,7 @@
 //!
 //! Magnitudes for each output are in `dora`.
 
-use forgelm_kernels_api::{Dropout, GemmDims, GemmLayout, LowRank, Write};
+use forgelm_kernels_api::{Dropout, GemmDims, GemmLayout, LowRank, Slice, SliceMut, Write};
 
 use super::Step;
 use super::grads::Grads;
@@ -44,14 +44,14 @@ impl<'a> Step<'a> {
     pub(super) fn lora_products(
         &self,
         (layer, linear): (usize, Linear),
-        x: &[f32],
+        x: Slice<'_>,
         kept: &mut AdapterRows,
         scratch: &mut AdapterScratch,
     ) {
         let Some((adapter, module)) = self.adapted(layer, linear) else { return };
         let x = self.after_dropout(adapter, module, x, &mut scratch.dropped);
         let dims = GemmDims { m: self.t, n: module.r, k: module.n_in };
-        let u = &mut kept.u.get_mut(self.t)[..self.t * module.r];
+        let u = kept.u.get_mut(self.t).part(0..self.t * module.r);
         let ops = &self.decoder.ops;
         ops.gemm(u, x, adapter.a(module), GemmLayout::Nt, dims, 1.0, Write::Replace);
     }
@@ -66,7 +66,7 @@ impl<'a> Step<'a> {
         'a: 'b,
     {
         let (adapter, module) = self.adapted(layer, linear)?;
-        let u = &kept.u.get(self.t)[..self.t * module.r];
+        let u = kept.u.get(self.t).part(0..self.t * module.r);
         Some(LowRank { u, v: adapter.b(module), scale: module.scale })
     }
 
@@ -75,13 +75,14 @@ impl<'a> Step<'a> {
         &self,
         adapter: &Trainable,
         module: &AdaptedModule,
-        x: &'b [f32],
+        x: Slice<'b>,
         dropped: &'b mut Rows,
-    ) -> &'b [f32] {
+    ) -> Slice<'b> {
         let Some(mask) = self.mask(adapter, module) else { return x };
-        let dropped = &mut dropped.get_mut(self.t)[..x.len()];
-        self.decoder.ops.dropout(dropped, x, self.row_keys, &mask, Write::Replace);
-        dropped
+        let len = x.len();
+        let to = dropped.get_mut(self.t).part(0..len);
+        self.decoder.ops.dropout(to, x, self.row_keys, &mask, Write::Replace);
+        dropped.get(self.t).part(0..len)
     }
 
     /// Adds the gradients of A and B, and leaves the gradient of `u` for
@@ -94,22 +95,23 @@ impl<'a> Step<'a> {
         (layer, linear): (usize, Linear),
         grads: &mut Grads<'_>,
         du: &mut Rows,
-        (dy, x, kept): (&[f32], &[f32], &AdapterRows),
+        (dy, x, kept): (Slice<'_>, Slice<'_>, &AdapterRows),
         dropped: &mut Rows,
     ) {
         let Some((adapter, module)) = self.adapted(layer, linear) else { return };
         let (t, ops) = (self.t, &self.decoder.ops);
-        let u = &kept.u.get(t)[..t * module.r];
-        let du = &mut du.get_mut(t)[..t * module.r];
+        let u = kept.u.get(t).part(0..t * module.r);
+        let mut du = du.get_mut(t).part(0..t * module.r);
         let dims = GemmDims { m: module.n_out, n: module.r, k: t };
         let db = grads.of(module.b.clone());
         ops.gemm(db, dy, u, GemmLayout::Tn, dims, module.scale, Write::Add);
         let dims = GemmDims { m: t, n: module.r, k: module.n_out };
-        ops.gemm(du, dy, adapter.b(module), GemmLayout::Nn, dims, module.scale, Write::Replace);
+        let (nn, b) = (GemmLayout::Nn, adapter.b(module));
+        ops.gemm(du.reborrow(), dy, b, nn, dims, module.scale, Write::Replace);
         let x = self.after_dropout(adapter, module, x, dropped);
         let dims = GemmDims { m: module.r, n: module.n_in, k: t };
         let da = grads.of(module.a.clone());
-        ops.gemm(da, du, x, GemmLayout::Tn, dims, 1.0, Write::Add);
+        ops.gemm(da, du.as_slice(), x, GemmLayout::Tn, dims, 1.0, Write::Add);
     }
 
     /// `dx = W^T dy + dropout'(du A)`, or added to `dx`; without the second term when the layer is
@@ -119,8 +121,8 @@ impl<'a> Step<'a> {
     pub(super) fn lora_input_gradient(
         &self,
         place: (usize, Linear),
-        (dx, write): (&mut [f32], Write),
-        dy: &[f32],
+        (mut dx, write): (SliceMut<'_>, Write),
+        dy: Slice<'_>,
         du: &Rows,
         scratch: &mut AdapterScratch,
     ) {
@@ -129,7 +131,7 @@ impl<'a> Step<'a> {
             ops.linear_backward(dx, dy, weight, write);
             return;
         };
-        let du = &du.get(t)[..t * module.r];
+        let du = du.get(t).part(0..t * module.r);
         let a = adapter.a(module);
         match self.mask(adapter, module) {
             None => {
@@ -137,11 +139,11 @@ impl<'a> Step<'a> {
                 ops.linear_backward_low_rank(dx, dy, weight, beside, write);
             }
             Some(mask) => {
-                ops.linear_backward(dx, dy, weight, write);
+                ops.linear_backward(dx.reborrow(), dy, weight, write);
                 let dims = GemmDims { m: t, n: module.n_in, k: module.r };
-                let before = &mut scratch.dropped.get_mut(t)[..dx.len()];
-                ops.gemm(before, du, a, GemmLayout::Nn, dims, 1.0, Write::Replace);
-                ops.dropout(dx, before, self.row_keys, &mask, Write::Add);
+                let mut before = scratch.dropped.get_mut(t).part(0..dx.len());
+                ops.gemm(before.reborrow(), du, a, GemmLayout::Nn, dims, 1.0, Write::Replace);
+                ops.dropout(dx, before.as_slice(), self.row_keys, &mask, Write::Add);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The MLP half of a layer: `x_out = x_mid + Down(act(Gate(n)) * Up(n))` with `n = norm(x_mid)`.
 //! Options: one matrix for gate and up; a norm over the half's result before it is added.
 
-use forgelm_kernels_api::Write;
+use forgelm_kernels_api::{SliceMut, Write};
 
 use super::grads::Grads;
 use super::{Step, join_columns, split_columns};
@@ -18,26 +18,25 @@ impl Step<'_> {
         layer: usize,
         buffers: &mut LayerBuffers,
         ws: &mut Workspace,
-        out: Option<&mut [f32]>,
+        out: Option<SliceMut<'_>>,
     ) {
         let (t, ops, config) = (self.t, &self.decoder.ops, &self.decoder.config);
         let x_mid = buffers.x_mid.get(t);
-        let xn = ws.xn.get_mut(t);
         let inv_rms = buffers.post_inv_rms.get_mut(t);
-        self.norm_forward((layer, config.mlp_norm()), xn, inv_rms, x_mid);
+        self.norm_forward((layer, config.mlp_norm()), ws.xn.get_mut(t), inv_rms, x_mid);
         if let Some(experts) = config.layer_experts(layer) {
             return self.experts_forward((layer, experts), buffers, ws, out);
         }
-        let (gate, up) = (buffers.gate.get_mut(t), buffers.up.get_mut(t));
+        let xn = ws.xn.get(t);
         if config.mlp.is_fused {
-            let both = ws.gate_up.get_mut(t);
             let u = &mut buffers.u[Linear::GateUp.index()];
-            let y = (&mut *both, Write::Replace);
+            let y = (ws.gate_up.get_mut(t), Write::Replace);
             self.linear_forward((layer, Linear::GateUp), y, xn, u, &mut ws.dropped);
-            split_columns([&mut *gate, &mut *up], both, t);
+            let parts = [buffers.gate.get_mut(t), buffers.up.get_mut(t)];
+            split_columns(ops.as_ref(), parts, ws.gate_up.get(t), t);
         } else {
-            for (linear, y) in [(Linear::Gate, &mut *gate), (Linear::Up, &mut *up)] {
-                let y = (y, Write::Replace);
+            for (linear, y) in [(Linear::Gate, &mut buffers.gate), (Linear::Up, &mut buffers.up)] {
+                let y = (y.get_mut(t), Write::Replace);
                 let u = &mut buffers.u[linear.index()];
                 self.linear_forward((layer, linear), y, xn, u, &mut ws.dropped);
             }
@@ -46,12 +45,12 @@ impl Step<'_> {
         if out.is_none() && !post_norm && !self.is_trained((layer, Linear::Down)) {
             return;
         }
-        let h = ws.h.get_mut(t);
-        ops.glu_forward(h, gate, up, config.mlp.act);
+        ops.glu_forward(ws.h.get_mut(t), buffers.gate.get(t), buffers.up.get(t), config.mlp.act);
+        let h = ws.h.get(t);
         let (place, u) = ((layer, Linear::Down), &mut buffers.u[Linear::Down.index()]);
         match out {
-            Some(out) if !post_norm => {
-                out.copy_from_slice(x_mid);
+            Some(mut out) if !post_norm => {
+                ops.copy(out.reborrow(), x_mid);
                 self.linear_forward(place, (out, Write::Add), h, u, &mut ws.dropped);
             }
             None if !post_norm => self.linear_kept(place, h, u, &mut ws.dropped),
@@ -61,9 +60,9 @@ impl Step<'_> {
                 let (y, inv_rms) = (ws.xn.get_mut(t), buffers.mlp_out_inv_rms.get_mut(t));
                 let norm = (layer, Norm::PostFeedforward);
                 self.norm_forward(norm, y, inv_rms, buffers.mlp_out.get(t));
-                if let Some(out) = out {
-                    out.copy_from_slice(x_mid);
-                    ops.add(out, y);
+                if let Some(mut out) = out {
+                    ops.copy(out.reborrow(), x_mid);
+                    ops.add(out, ws.xn.get(t));
                 }
             }
         }
@@ -109,12 +108,12 @@ impl Step<'_> {
         if lowest == Some(Linear::Down) {
             return false;
         }
-        let dh = ws.h.get_mut(t);
-        let du = &ws.du[0];
-        self.linear_input_gradient(place, (&mut *dh, Write::Replace), dy, du, &mut ws.dropped);
-        ops.glu_backward(buffers.gate.get_mut(t), buffers.up.get_mut(t), dh, act);
+        let dh = (ws.h.get_mut(t), Write::Replace);
+        self.linear_input_gradient(place, dh, dy, &ws.du[0], &mut ws.dropped);
+        ops.glu_backward(buffers.gate.get_mut(t), buffers.up.get_mut(t), ws.h.get(t), act);
         if config.mlp.is_fused {
-            join_columns(ws.gate_up.get_mut(t), [buffers.gate.get(t), buffers.up.get(t)], t);
+            let parts = [buffers.gate.get(t), buffers.up.get(t)];
+            join_columns(ops.as_ref(), ws.gate_up.get_mut(t), parts, t);
         }
 
         let fused = [(Linear::GateUp, &ws.gate_up)];
@@ -131,15 +130,13 @@ impl Step<'_> {
         if lowest.is_some_and(Linear::is_mlp) {
             return false;
         }
-        let dxn = ws.xn.get_mut(t);
         for (i, ((linear, dy), du)) in parts.iter().zip(&ws.du).enumerate() {
-            let write = if i == 0 { Write::Replace } else { Write::Add };
-            let place = (layer, *linear);
-            self.linear_input_gradient(place, (&mut *dxn, write), dy.get(t), du, &mut ws.dropped);
+            let dxn = (ws.xn.get_mut(t), if i == 0 { Write::Replace } else { Write::Add });
+            self.linear_input_gradient((layer, *linear), dxn, dy.get(t), du, &mut ws.dropped);
         }
-        let (dx, x) = ((ws.dx.get_mut(t), Write::Add), buffers.x_mid.get(t));
-        let inv_rms = buffers.post_inv_rms.get(t);
-        self.norm_backward((layer, config.mlp_norm()), grads, dx, dxn, (x, inv_rms));
+        let (dx, dxn) = ((ws.dx.get_mut(t), Write::Add), ws.xn.get(t));
+        let given = (buffers.x_mid.get(t), buffers.post_inv_rms.get(t));
+        self.norm_backward((layer, config.mlp_norm()), grads, dx, dxn, given);
         true
     }
 }

@@ -1,6 +1,6 @@
 //! A norm of a decoder layer. Every norm goes through these two functions, forward and backward.
 
-use forgelm_kernels_api::Write;
+use forgelm_kernels_api::{Slice, SliceMut, Write};
 
 use super::Step;
 use super::grads::Grads;
@@ -8,7 +8,7 @@ use crate::names::{Norm, Role};
 
 impl<'a> Step<'a> {
     /// The weight of a norm: the trained one, else the decoder's own.
-    fn norm_weight(&self, (layer, norm): (usize, Norm)) -> &'a [f32] {
+    fn norm_weight(&self, (layer, norm): (usize, Norm)) -> Slice<'a> {
         let trained = self.adapter.and_then(|t| t.vector(Role::Norm(layer, norm)));
         trained.unwrap_or_else(|| self.decoder.weights.layers[layer].norm(norm))
     }
@@ -19,9 +19,9 @@ impl<'a> Step<'a> {
     pub(super) fn norm_forward(
         &self,
         (layer, norm): (usize, Norm),
-        y: &mut [f32],
-        inv_rms: &mut [f32],
-        x: &[f32],
+        y: SliceMut<'_>,
+        inv_rms: SliceMut<'_>,
+        x: Slice<'_>,
     ) {
         let weight = self.norm_weight((layer, norm));
         let eps = self.decoder.config.rms_norm_eps;
@@ -35,9 +35,9 @@ impl<'a> Step<'a> {
         &self,
         (layer, norm): (usize, Norm),
         grads: &mut Grads<'_>,
-        (dx, write): (&mut [f32], Write),
-        dy: &[f32],
-        (x, inv_rms): (&[f32], &[f32]),
+        (dx, write): (SliceMut<'_>, Write),
+        dy: Slice<'_>,
+        (x, inv_rms): (Slice<'_>, Slice<'_>),
     ) {
         if let Some(range) = self.adapter.and_then(|t| t.range(Role::Norm(layer, norm))) {
             self.decoder.ops.rms_norm_weight_backward(grads.of(range), dy, x, inv_rms);

@@ -137,21 +137,6 @@ fn divisor(probs: &[f32], chosen: &[u16], norm_topk_prob: bool) -> f32 {
     }
 }
 
-/// Softmax of each row, in place.
-///
-/// Shapes: `x` [T, E] changed.
-pub(super) fn softmax_rows(x: &mut [f32], e: usize) {
-    for row in x.chunks_exact_mut(e) {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut sum = 0.0;
-        for v in row.iter_mut() {
-            *v = (*v - max).exp();
-            sum += *v;
-        }
-        row.iter_mut().for_each(|v| *v /= sum);
-    }
-}
-
 /// How evenly the experts of a batch are used.
 #[derive(Debug, Default)]
 pub(crate) struct Balance {
@@ -210,9 +195,11 @@ impl Balance {
 
 #[cfg(test)]
 mod tests {
-    use super::{Routing, softmax_rows};
+    use super::Routing;
     use crate::config::Experts;
     use crate::names::ModuleNames;
+    use forgelm_kernels_api::Ops;
+    use forgelm_kernels_reference::Reference;
 
     fn experts(norm_topk_prob: bool) -> Experts {
         Experts {
@@ -250,13 +237,13 @@ mod tests {
         for norm in [false, true] {
             let value = |scores: &[f32]| -> f64 {
                 let mut probs = scores.to_vec();
-                softmax_rows(&mut probs, 3);
+                Reference.softmax_rows((&mut probs).into(), 3);
                 let mut routing = Routing::default();
                 routing.choose(&probs, &experts(norm));
                 routing.weights.iter().zip(c).map(|(w, c)| f64::from(*w) * f64::from(c)).sum()
             };
             let mut probs = scores.to_vec();
-            softmax_rows(&mut probs, 3);
+            Reference.softmax_rows((&mut probs).into(), 3);
             let mut routing = Routing::default();
             routing.choose(&probs, &experts(norm));
             routing.dweights.copy_from_slice(&c);

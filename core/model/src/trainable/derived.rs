@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use forgelm_kernels_api::{Compute, FrozenMatrix, GemmDims, GemmLayout, Ops, RowSource, Write};
+use forgelm_kernels_api::{
+    Buffer, Compute, FrozenMatrix, GemmDims, GemmLayout, Ops, SliceMut, Write,
+};
 
 use super::{AdaptedModule, BaseTensor, Trainable};
 use crate::adapter::LoraInit;
@@ -32,13 +34,13 @@ pub(super) struct Derived {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DoraFactors {
     /// Magnitude over norm, for each output [n_out].
-    pub(crate) factors: Vec<f32>,
+    pub(crate) factors: Buffer,
     /// `factors - 1`, formed in f64 [n_out].
-    pub(crate) factors_less_one: Vec<f32>,
+    pub(crate) factors_less_one: Buffer,
     /// -1 for each output [n_out]: a difference is formed by the op that scales columns.
-    pub(crate) minus_ones: Vec<f32>,
+    pub(crate) minus_ones: Buffer,
     /// One over the norm of each row of `W + s B A` [n_out].
-    pub(crate) inv_norms: Vec<f32>,
+    pub(crate) inv_norms: Buffer,
 }
 
 impl Derived {
@@ -61,35 +63,15 @@ enum Frozen {
     GiveBack,
 }
 
-/// Rows in memory.
-pub(super) struct Dense<'a> {
-    pub(super) n_cols: usize,
-    pub(super) values: &'a [f32],
-}
-
-impl RowSource for Dense<'_> {
-    fn n_rows(&self) -> usize {
-        self.values.len() / self.n_cols
-    }
-
-    fn n_cols(&self) -> usize {
-        self.n_cols
-    }
-
-    fn read_rows(&self, first_row: usize, out: &mut [f32]) {
-        out.copy_from_slice(&self.values[first_row * self.n_cols..][..out.len()]);
-    }
-}
-
 impl Trainable {
     /// Memory of what is derived from the numbers, in bytes: packed weights, factors of DoRA.
     #[must_use]
     pub fn derived_bytes(&self) -> usize {
         let of_base = self.base.values().map(|tensor| {
             let packed = tensor.packed.as_ref().map_or(0, |packed| packed.n_bytes());
-            packed + tensor.whole.as_ref().map_or(0, |whole| size_of_val(whole.as_slice()))
+            packed + tensor.whole.as_ref().map_or(0, |whole| whole.n_bytes())
         });
-        let of_dora = self.derived.dora.iter().map(|d| 4 * size_of_val(d.factors.as_slice()));
+        let of_dora = self.derived.dora.iter().map(|d| 4 * d.factors.n_bytes());
         of_base.chain(of_dora).sum()
     }
 
@@ -156,17 +138,18 @@ impl Decoder {
         if trainable.lora().is_some_and(|c| c.init == LoraInit::PrincipalComponents) {
             self.take_principal_components(trainable, store)?;
         }
-        for (role, tensor) in &trainable.base {
-            let values = stored_values(store, self.config(), *role)?;
-            trainable.params[tensor.range.clone()].copy_from_slice(&values);
+        let of_base: Vec<_> = trainable.base_tensors().collect();
+        for (role, range) in of_base {
+            let values = stored_values(store, self.config(), role)?;
+            trainable.params_mut()[range].copy_from_slice(&values);
             if frozen == Frozen::GiveBack {
-                self.release(*role);
+                self.release(role);
             }
         }
         for module in trainable.modules.clone() {
             let Some(range) = module.magnitude.clone() else { continue };
             let norms = self.row_norms(trainable, &module);
-            for (m, norm) in trainable.params[range].iter_mut().zip(norms) {
+            for (m, norm) in trainable.params_mut()[range].iter_mut().zip(norms) {
                 *m = norm as f32;
             }
         }
@@ -177,8 +160,16 @@ impl Decoder {
 
     /// Forms again what is derived from the trained numbers: packed weights and the factors of
     /// DoRA. To be called after every change of [`Trainable::params_mut`]; does nothing when
-    /// nothing is derived or nothing changed.
+    /// nothing is derived or nothing changed. Numbers that lie elsewhere are moved to where the
+    /// kernel library works.
+    ///
+    /// # Panics
+    /// If there is no memory for them: who plans memory plans that of what trains.
     pub fn refresh(&self, trainable: &mut Trainable) {
+        if let Buffer::Host(values) = &mut trainable.params {
+            let placed = self.ops().place(std::mem::take(values));
+            trainable.params = placed.expect("the memory of the plan is there");
+        }
         if trainable.is_current() {
             return;
         }
@@ -203,9 +194,9 @@ impl Decoder {
         &self,
         trainable: &mut Trainable,
         slices: &[Range<usize>],
-        change: impl FnOnce(&mut [f32]),
+        change: impl FnOnce(SliceMut<'_>),
     ) {
-        change(&mut trainable.params);
+        change(trainable.params.all_mut());
         let mut n_formed = 0;
         for tensor in trainable.base.values_mut().filter(|t| slices.contains(&t.range)) {
             self.form(tensor, &trainable.params);
@@ -215,30 +206,32 @@ impl Decoder {
     }
 
     /// Forms what is derived from one weight.
-    fn form(&self, tensor: &mut BaseTensor, params: &[f32]) {
-        let values = &params[tensor.range.clone()];
+    fn form(&self, tensor: &mut BaseTensor, params: &Buffer) {
+        let (ops, values) = (self.ops(), params.part(tensor.range.clone()));
         if let Some(whole) = &mut tensor.whole {
-            whole.clear();
-            whole.extend(values.iter().map(|w| 1.0 + w));
+            let formed = ops.place(vec![1.0; values.len()]);
+            let mut formed = formed.expect("there is memory for a vector");
+            ops.add(formed.all_mut(), values);
+            *whole = Arc::new(formed);
         }
         if let [_, n_cols] = *tensor.shape {
             // The old one first: two packed copies of a weight need not fit.
             tensor.packed = None;
-            let packed = self.ops().freeze(&Dense { n_cols, values }, self.compute());
-            tensor.packed = Some(Arc::from(packed));
+            tensor.packed = Some(Arc::from(ops.pack(values, n_cols, self.compute())));
         }
     }
 
     fn dora_factors(&self, trainable: &Trainable, module: &AdaptedModule) -> DoraFactors {
         let Some(range) = module.magnitude.clone() else { return DoraFactors::default() };
         let norms = self.row_norms(trainable, module);
-        let magnitudes = &trainable.params[range];
+        let magnitudes = trainable.params.part(range).to_host();
         let ratio = || magnitudes.iter().zip(&norms).map(|(&m, norm)| f64::from(m) / norm);
+        let place = |values| self.ops().place(values).expect("there is memory for a vector");
         DoraFactors {
-            factors: ratio().map(|f| f as f32).collect(),
-            factors_less_one: ratio().map(|f| (f - 1.0) as f32).collect(),
-            minus_ones: vec![-1.0; module.n_out],
-            inv_norms: norms.iter().map(|norm| (1.0 / norm) as f32).collect(),
+            factors: place(ratio().map(|f| f as f32).collect()),
+            factors_less_one: place(ratio().map(|f| (f - 1.0) as f32).collect()),
+            minus_ones: place(vec![-1.0; module.n_out]),
+            inv_norms: place(norms.iter().map(|norm| (1.0 / norm) as f32).collect()),
         }
     }
 
@@ -275,9 +268,9 @@ impl Decoder {
     ) {
         weight.read_rows(first, rows);
         let n = rows.len() / module.n_in;
-        let b = &trainable.b(module)[first * module.r..(first + n) * module.r];
+        let b = trainable.b(module).part(first * module.r..(first + n) * module.r);
         let dims = GemmDims { m: n, n: module.n_in, k: module.r };
         let (ops, a): (&dyn Ops, _) = (self.ops().as_ref(), trainable.a(module));
-        ops.gemm(rows, b, a, GemmLayout::Nn, dims, module.scale, Write::Add);
+        ops.gemm(rows.into(), b, a, GemmLayout::Nn, dims, module.scale, Write::Add);
     }
 }

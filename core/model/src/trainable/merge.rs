@@ -13,7 +13,7 @@ impl Trainable {
     pub fn merge_rows(&self, module: &AdaptedModule, first: usize, rows: &mut [f32]) {
         assert!(rows.len().is_multiple_of(module.n_in), "not whole rows of this module");
         assert!(first + rows.len() / module.n_in <= module.n_out, "rows past the last one");
-        let (a, b) = (self.a(module), self.b(module));
+        let (a, b) = (self.a(module).to_host(), self.b(module).to_host());
         let mut sums = vec![0.0_f64; module.n_in];
         for (i, row) in rows.chunks_exact_mut(module.n_in).enumerate() {
             let b = &b[(first + i) * module.r..][..module.r];
@@ -37,6 +37,6 @@ impl Trainable {
     fn row_factor(&self, module: &AdaptedModule, row: usize, values: &[f64]) -> f64 {
         let Some(range) = &module.magnitude else { return 1.0 };
         let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
-        f64::from(self.params[range.start + row]) / norm
+        f64::from(self.params.part(range.start + row..range.start + row + 1).to_host()[0]) / norm
     }
 }

@@ -13,9 +13,9 @@
 //! **Ours:** the components are those of the stored weight in full precision; where the base is
 //! held in a narrower format, it is the residual that is rounded to it (the paper's section 4).
 
+use forgelm_kernels_api::Dense;
 use forgelm_tensor::linalg::svd_top;
 
-use super::derived::Dense;
 use super::{AdaptedModule, Selection, Trainable};
 use crate::adapter::{AdapterError, LoraConfig, LoraInit};
 use crate::config::ModelConfig;
@@ -42,7 +42,7 @@ impl Decoder {
                 &Dense { n_cols: module.n_in, values: &weight },
             );
         }
-        trainable.initial.clone_from(&trainable.params);
+        trainable.initial = trainable.params().into_owned();
         Ok(())
     }
 }
@@ -54,14 +54,14 @@ fn principal_components(trainable: &mut Trainable, module: &AdaptedModule, weigh
     // A rank above the weight's own leaves rows of A and columns of B at zero.
     let k = svd.s.len();
     let root = |j: usize| (f64::from(svd.s[j]) / f64::from(scale)).sqrt();
-    let a = &mut trainable.params[module.a.clone()];
+    let a = &mut trainable.params_mut()[module.a.clone()];
     a.fill(0.0);
     for (j, (a, vt)) in a.chunks_exact_mut(n_in).zip(svd.vt.chunks_exact(n_in)).enumerate() {
         for (a, &v) in a.iter_mut().zip(vt) {
             *a = (root(j) * f64::from(v)) as f32;
         }
     }
-    let b = &mut trainable.params[module.b.clone()];
+    let b = &mut trainable.params_mut()[module.b.clone()];
     b.fill(0.0);
     for (b, u) in b.chunks_exact_mut(r).zip(svd.u.chunks_exact(k)) {
         for (j, (b, &u)) in b.iter_mut().zip(u).enumerate() {
@@ -74,7 +74,7 @@ fn principal_components(trainable: &mut Trainable, module: &AdaptedModule, weigh
 ///
 /// Shapes: `weight` [n_out, n_in] changed.
 fn subtract_product(trainable: &Trainable, module: &AdaptedModule, weight: &mut [f32]) {
-    let (a, b) = (trainable.a(module), trainable.b(module));
+    let (a, b) = (trainable.a(module).to_host(), trainable.b(module).to_host());
     let scale = f64::from(module.scale);
     let mut sums = vec![0.0_f64; module.n_in];
     for (row, b) in weight.chunks_exact_mut(module.n_in).zip(b.chunks_exact(module.r)) {
@@ -103,27 +103,27 @@ impl Trainable {
         }
         let mut converted = Self::zeroed(Selection::Adapter(doubled(config)), model)?;
         let modules = converted.modules.clone();
+        let of_base = self.base.values().zip(converted.base.values());
+        let ranges: Vec<_> = of_base.map(|(a, b)| (a.range.clone(), b.range.clone())).collect();
+        let (params, numbers) = (self.params(), converted.params_mut());
         for (from, to) in self.modules.iter().zip(&modules) {
-            let a = [&self.params[from.a.clone()], &self.initial[from.a.clone()]].concat();
-            converted.params[to.a.clone()].copy_from_slice(&a);
-            let now = self.params[from.b.clone()].chunks_exact(from.r);
+            let a = [&params[from.a.clone()], &self.initial[from.a.clone()]].concat();
+            numbers[to.a.clone()].copy_from_slice(&a);
+            let now = params[from.b.clone()].chunks_exact(from.r);
             let before = self.initial[from.b.clone()].chunks_exact(from.r);
-            let rows = converted.params[to.b.clone()].chunks_exact_mut(to.r);
+            let rows = numbers[to.b.clone()].chunks_exact_mut(to.r);
             for ((row, now), before) in rows.zip(now).zip(before) {
                 let (left, right) = row.split_at_mut(from.r);
                 left.copy_from_slice(now);
                 right.iter_mut().zip(before).for_each(|(b, &before)| *b = -before);
             }
             if let (Some(from), Some(to)) = (from.magnitude.clone(), to.magnitude.clone()) {
-                converted.params[to].copy_from_slice(&self.params[from]);
+                numbers[to].copy_from_slice(&params[from]);
             }
         }
-        let of_base = self.base.values().zip(converted.base.values());
-        let ranges: Vec<_> = of_base.map(|(a, b)| (a.range.clone(), b.range.clone())).collect();
         for (from, to) in ranges {
-            converted.params[to].copy_from_slice(&self.params[from]);
+            numbers[to].copy_from_slice(&params[from]);
         }
-        converted.derived.outdate();
         Ok(converted)
     }
 }

@@ -8,6 +8,7 @@
 use super::moments::{Moments, Values, ValuesMut};
 use super::{Kind, Optimizer};
 use forgelm_artifact::safetensors::{self, SafetensorsFile, TensorToWrite};
+use forgelm_kernels_api::Buffer;
 use forgelm_tensor::Dtype;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -50,8 +51,8 @@ impl Optimizer {
         let flat = self.is_flat().then(|| self.flat());
         let parts = match &flat {
             Some([m, v]) => vec![
-                Part { name: "m".to_owned(), values: Values::F32(m) },
-                Part { name: "v".to_owned(), values: Values::F32(v) },
+                Part { name: "m".to_owned(), values: Values::F32(Cow::Borrowed(m)) },
+                Part { name: "v".to_owned(), values: Values::F32(Cow::Borrowed(v)) },
             ],
             None => self.parts(),
         };
@@ -65,8 +66,8 @@ impl Optimizer {
         let mut all = [Vec::new(), Vec::new()];
         for unit in &self.units {
             if let Moments::Both { m, v } = &unit.moments {
-                all[0].extend_from_slice(m);
-                all[1].extend_from_slice(v);
+                all[0].extend_from_slice(&m.all().to_host());
+                all[1].extend_from_slice(&v.all().to_host());
             }
         }
         all
@@ -84,7 +85,7 @@ impl Optimizer {
             if let Some(projection) = &unit.projection {
                 for (part, values) in [("left", &projection.left), ("right", &projection.right)] {
                     if !values.is_empty() {
-                        add(part, Values::F32(values));
+                        add(part, Values::F32(values.all().to_host()));
                     }
                 }
             }
@@ -130,7 +131,7 @@ impl Optimizer {
     }
 
     fn read_flat(&mut self, file: &SafetensorsFile) -> Result<(), StateError> {
-        let mut all = self.flat();
+        let mut all = self.flat().map(Buffer::from);
         let [m, v] = &mut all;
         read(file, "m", ValuesMut::F32(m))?;
         read(file, "v", ValuesMut::F32(v))?;
@@ -138,8 +139,8 @@ impl Optimizer {
         for unit in &mut self.units {
             if let Moments::Both { m, v } = &mut unit.moments {
                 let part = start..start + m.len();
-                m.copy_from_slice(&all[0][part.clone()]);
-                v.copy_from_slice(&all[1][part.clone()]);
+                m.all_mut().copy_from_host(all[0].part(part.clone()).on_host());
+                v.all_mut().copy_from_host(all[1].part(part.clone()).on_host());
                 start = part.end;
             }
         }
@@ -148,7 +149,7 @@ impl Optimizer {
 }
 
 fn tensor<'a>(part: &'a Part<'a>, shape: &'a [usize; 1]) -> TensorToWrite<'a> {
-    match part.values {
+    match &part.values {
         Values::F32(values) => TensorToWrite::f32(&part.name, shape, values),
         Values::U8(codes) => {
             TensorToWrite { name: &part.name, dtype: Dtype::U8, shape, bytes: Cow::Borrowed(codes) }
@@ -167,12 +168,15 @@ fn read(file: &SafetensorsFile, name: &str, to: ValuesMut<'_>) -> Result<(), Sta
         )));
     }
     match to {
-        ValuesMut::U8(codes) if tensor.dtype == Dtype::U8 => codes.copy_from_slice(tensor.bytes),
+        ValuesMut::U8(codes) if tensor.dtype == Dtype::U8 => {
+            codes.all_mut().copy_from_host(tensor.bytes);
+        }
         ValuesMut::U8(_) => {
             return Err(no_part(format!("`{name}` is {}; expected U8", tensor.dtype)));
         }
         ValuesMut::F32(values) if tensor.dtype == Dtype::F32 => {
-            *values = tensor.to_f32().map_err(|error| no_part(format!("`{name}`: {error}")))?;
+            let read = tensor.to_f32().map_err(|error| no_part(format!("`{name}`: {error}")))?;
+            values.all_mut().copy_from_host(&read);
         }
         ValuesMut::F32(_) => {
             return Err(no_part(format!("`{name}` is {}; expected F32", tensor.dtype)));

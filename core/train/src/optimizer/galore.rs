@@ -8,7 +8,10 @@
 //! path, all of them linear layers.
 
 use super::OptimizerError;
-use forgelm_kernels_api::{GemmDims, GemmLayout, Ops, Write};
+use super::moments::place;
+use forgelm_kernels_api::{
+    Buffer, GemmDims, GemmLayout, MemoryRefused, Ops, Precision, Slice, SliceMut, Write,
+};
 use forgelm_model::NamedSlice;
 use forgelm_tensor::linalg::svd_top;
 use regex::Regex;
@@ -106,9 +109,9 @@ pub struct Projection {
     gap: u64,
     scale: f64,
     /// [m, rank], or empty when rows are kept.
-    pub left: Vec<f32>,
+    pub left: Buffer,
     /// [rank, n], or empty when columns are kept.
-    pub right: Vec<f32>,
+    pub right: Buffer,
 }
 
 impl Projection {
@@ -122,7 +125,7 @@ impl Projection {
             ProjectionType::Left => (true, false),
             ProjectionType::Full => (true, true),
         };
-        let zeros = |is_there, len| if is_there { vec![0.0; len] } else { Vec::new() };
+        let zeros = |is_there, len| Buffer::from(vec![0.0; if is_there { len } else { 0 }]);
         Self {
             shape,
             rank,
@@ -136,12 +139,12 @@ impl Projection {
     /// Shape of what is projected.
     pub fn low_shape(&self) -> [usize; 2] {
         let [m, n] = self.shape;
-        let side = |vectors: &[f32], len| if vectors.is_empty() { len } else { self.rank };
+        let side = |vectors: &Buffer, len| if vectors.is_empty() { len } else { self.rank };
         [side(&self.left, m), side(&self.right, n)]
     }
 
     pub fn n_bytes(&self) -> usize {
-        size_of_val(&self.left[..]) + size_of_val(&self.right[..])
+        self.left.n_bytes() + self.right.n_bytes()
     }
 
     /// Gradient and step in low rank, and what lies between two products.
@@ -164,41 +167,51 @@ impl Projection {
         (step - 1).is_multiple_of(self.gap)
     }
 
+    /// Moves the vectors to where a kernel library works.
+    pub fn place(&mut self, ops: &dyn Ops) -> Result<(), MemoryRefused> {
+        place(ops, &mut self.left)?;
+        place(ops, &mut self.right)
+    }
+
     /// Takes the singular vectors of a gradient. Its scale does not matter.
-    pub fn refresh(&mut self, grad: &[f32]) {
+    pub fn refresh(&mut self, ops: &dyn Ops, grad: &[f32]) {
         let [m, n] = self.shape;
         let svd = svd_top(m, n, grad, self.rank);
         if !self.left.is_empty() {
-            self.left = svd.u;
+            self.left = svd.u.into();
         }
         if !self.right.is_empty() {
-            self.right = svd.vt;
+            self.right = svd.vt.into();
         }
+        self.place(ops).expect("the memory of the plan is there");
     }
 
     /// `scale * left^T grad right^T`, of the sides that there are.
     #[expect(clippy::cast_possible_truncation, reason = "kernels work in f32")]
-    pub fn project(&self, ops: &dyn Ops, grad: &[f32], scale: f64) -> Vec<f32> {
+    pub fn project(&self, ops: &dyn Ops, grad: Slice<'_>, scale: f64) -> Buffer {
         let ([m, n], k, scale) = (self.shape, self.rank, scale as f32);
         let [low_m, low_n] = self.low_shape();
-        let mut low = vec![0.0; low_m * low_n];
+        let mut low = zeros(ops, low_m * low_n);
         let replace = Write::Replace;
         let rows = (!self.left.is_empty()).then(|| {
-            let mut rows = vec![0.0; k * n];
+            let mut rows = zeros(ops, k * n);
             let dims = GemmDims { m: k, n, k: m };
-            ops.gemm(&mut rows, &self.left, grad, GemmLayout::Tn, dims, scale, replace);
+            let (left, tn) = (self.left.all(), GemmLayout::Tn);
+            ops.gemm(rows.all_mut(), left, grad, tn, dims, scale, replace);
             rows
         });
         match (rows, self.right.is_empty()) {
             (Some(rows), true) => rows,
             (Some(rows), false) => {
                 let dims = GemmDims { m: k, n: k, k: n };
-                ops.gemm(&mut low, &rows, &self.right, GemmLayout::Nt, dims, 1.0, replace);
+                let (right, nt) = (self.right.all(), GemmLayout::Nt);
+                ops.gemm(low.all_mut(), rows.all(), right, nt, dims, 1.0, replace);
                 low
             }
             (None, _) => {
                 let dims = GemmDims { m, n: k, k: n };
-                ops.gemm(&mut low, grad, &self.right, GemmLayout::Nt, dims, scale, replace);
+                let (right, nt) = (self.right.all(), GemmLayout::Nt);
+                ops.gemm(low.all_mut(), grad, right, nt, dims, scale, replace);
                 low
             }
         }
@@ -206,21 +219,29 @@ impl Projection {
 
     /// `param += galore_scale * left delta right`, of the sides that there are.
     #[expect(clippy::cast_possible_truncation, reason = "kernels work in f32")]
-    pub fn add_back(&self, ops: &dyn Ops, param: &mut [f32], delta: &[f32]) {
+    pub fn add_back(&self, ops: &dyn Ops, param: SliceMut<'_>, delta: Slice<'_>) {
         let ([m, n], k, scale) = (self.shape, self.rank, self.scale as f32);
         let whole = GemmDims { m, n, k };
-        let nn = GemmLayout::Nn;
+        let (nn, left, right) = (GemmLayout::Nn, self.left.all(), self.right.all());
         if self.right.is_empty() {
-            ops.gemm(param, &self.left, delta, nn, whole, scale, Write::Add);
+            ops.gemm(param, left, delta, nn, whole, scale, Write::Add);
         } else if self.left.is_empty() {
-            ops.gemm(param, delta, &self.right, nn, whole, scale, Write::Add);
+            ops.gemm(param, delta, right, nn, whole, scale, Write::Add);
         } else {
-            let mut rows = vec![0.0; m * k];
+            let mut rows = zeros(ops, m * k);
             let dims = GemmDims { m, n: k, k };
-            ops.gemm(&mut rows, &self.left, delta, nn, dims, 1.0, Write::Replace);
-            ops.gemm(param, &rows, &self.right, nn, whole, scale, Write::Add);
+            ops.gemm(rows.all_mut(), left, delta, nn, dims, 1.0, Write::Replace);
+            ops.gemm(param, rows.all(), right, nn, whole, scale, Write::Add);
         }
     }
+}
+
+/// Numbers in low rank.
+///
+/// # Panics
+/// If there is no memory for them: who plans memory plans that of a step.
+pub fn zeros(ops: &dyn Ops, n: usize) -> Buffer {
+    ops.allocate(n, Precision::Exact).expect("the memory of the plan is there")
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! What an optimizer remembers of one parameter.
 
 use super::{At, Kind};
-use forgelm_kernels_api::{Adafactor, AdafactorMoments, AdamW, Blocks8bit, Ops};
+use forgelm_kernels_api::{
+    Adafactor, AdafactorMoments, AdamW, Blocks8bit, Buffer, MemoryRefused, Ops, Slice, SliceMut,
+};
+use std::borrow::Cow;
 
 /// Parameters with fewer elements keep moments in f32: bitsandbytes' `min_8bit_size`.
 const MIN_8BIT: usize = 4096;
@@ -18,37 +21,37 @@ pub struct Rule {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Moments {
     /// AdamW in f32. Shapes: as the parameter.
-    Both { m: Vec<f32>, v: Vec<f32> },
+    Both { m: Buffer, v: Buffer },
     /// AdamW in 8 bits.
     EightBit { m: Stored8bit, v: Stored8bit },
     /// Adafactor of a matrix: one a row, one a column.
-    Factored { rows: Vec<f32>, columns: Vec<f32> },
+    Factored { rows: Buffer, columns: Buffer },
     /// Adafactor of a vector.
-    Whole(Vec<f32>),
+    Whole(Buffer),
 }
 
 /// See [`Blocks8bit`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored8bit {
-    pub codes: Vec<u8>,
-    pub absmax: Vec<f32>,
+    pub codes: Buffer<u8>,
+    pub absmax: Buffer,
 }
 
 impl Stored8bit {
     fn zero(n: usize) -> Self {
-        Self { codes: vec![0; n], absmax: vec![0.0; n.div_ceil(Blocks8bit::BLOCK)] }
+        Self { codes: vec![0; n].into(), absmax: zeros(n.div_ceil(Blocks8bit::BLOCK)) }
     }
 
     fn blocks(&mut self) -> Blocks8bit<'_> {
-        Blocks8bit { codes: &mut self.codes, absmax: &mut self.absmax }
+        Blocks8bit { codes: self.codes.all_mut(), absmax: self.absmax.all_mut() }
     }
 }
 
 /// A part of the state, to be written.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub enum Values<'a> {
-    F32(&'a [f32]),
-    U8(&'a [u8]),
+    F32(Cow<'a, [f32]>),
+    U8(Cow<'a, [u8]>),
 }
 
 impl Values<'_> {
@@ -62,8 +65,8 @@ impl Values<'_> {
 
 /// A part of the state, to be read.
 pub enum ValuesMut<'a> {
-    F32(&'a mut Vec<f32>),
-    U8(&'a mut [u8]),
+    F32(&'a mut Buffer),
+    U8(&'a mut Buffer<u8>),
 }
 
 impl ValuesMut<'_> {
@@ -83,12 +86,10 @@ impl Moments {
             Kind::AdamW8bit if n >= MIN_8BIT => {
                 Self::EightBit { m: Stored8bit::zero(n), v: Stored8bit::zero(n) }
             }
-            Kind::AdamW | Kind::AdamW8bit => Self::Both { m: vec![0.0; n], v: vec![0.0; n] },
+            Kind::AdamW | Kind::AdamW8bit => Self::Both { m: zeros(n), v: zeros(n) },
             // Of a matrix of one row or column the factored moments say the same.
-            Kind::Adafactor if shape.contains(&1) => Self::Whole(vec![0.0; n]),
-            Kind::Adafactor => {
-                Self::Factored { rows: vec![0.0; shape[0]], columns: vec![0.0; shape[1]] }
-            }
+            Kind::Adafactor if shape.contains(&1) => Self::Whole(zeros(n)),
+            Kind::Adafactor => Self::Factored { rows: zeros(shape[0]), columns: zeros(shape[1]) },
         }
     }
 
@@ -105,19 +106,40 @@ impl Moments {
 
     pub fn n_bytes(&self) -> usize {
         match self {
-            Self::Both { m, v } => size_of_val(&m[..]) + size_of_val(&v[..]),
-            Self::EightBit { m, v } => [m, v]
-                .iter()
-                .map(|stored| stored.codes.len() + size_of_val(&stored.absmax[..]))
-                .sum(),
-            Self::Factored { rows, columns } => size_of_val(&rows[..]) + size_of_val(&columns[..]),
-            Self::Whole(v) => size_of_val(&v[..]),
+            Self::Both { m, v } => m.n_bytes() + v.n_bytes(),
+            Self::EightBit { m, v } => {
+                [m, v].iter().map(|stored| stored.codes.n_bytes() + stored.absmax.n_bytes()).sum()
+            }
+            Self::Factored { rows, columns } => rows.n_bytes() + columns.n_bytes(),
+            Self::Whole(v) => v.n_bytes(),
         }
+    }
+
+    /// Moves them to where a kernel library works.
+    pub fn place(&mut self, ops: &dyn Ops) -> Result<(), MemoryRefused> {
+        for (_, part) in self.parts_mut() {
+            match part {
+                ValuesMut::F32(part) => place(ops, part)?,
+                ValuesMut::U8(part) => {
+                    if let Buffer::Host(codes) = part {
+                        *part = ops.place_bytes(std::mem::take(codes))?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// One step. Shapes: `param`, `grad` as the moments were made for.
     #[expect(clippy::cast_possible_truncation, reason = "kernels work in f32")]
-    pub fn step(&mut self, ops: &dyn Ops, rule: Rule, param: &mut [f32], grad: &[f32], at: At) {
+    pub fn step(
+        &mut self,
+        ops: &dyn Ops,
+        rule: Rule,
+        param: SliceMut<'_>,
+        grad: Slice<'_>,
+        at: At,
+    ) {
         let (lr, grad_scale) = (at.learning_rate as f32, at.grad_scale as f32);
         let Rule { beta1, beta2, eps, weight_decay } = rule;
         let adamw = AdamW { lr, beta1, beta2, eps, weight_decay, grad_scale, step: at.step };
@@ -131,16 +153,18 @@ impl Moments {
             step: at.step,
         };
         match self {
-            Self::Both { m, v } => ops.adamw_step(param, m, v, grad, &adamw),
+            Self::Both { m, v } => ops.adamw_step(param, m.all_mut(), v.all_mut(), grad, &adamw),
             Self::EightBit { m, v } => {
                 ops.adamw_8bit_step(param, m.blocks(), v.blocks(), grad, &adamw);
             }
             Self::Factored { rows, columns } => {
-                let moments = AdafactorMoments::Factored { rows, columns };
+                let moments =
+                    AdafactorMoments::Factored { rows: rows.all_mut(), columns: columns.all_mut() };
                 ops.adafactor_step(param, moments, grad, &adafactor);
             }
             Self::Whole(v) => {
-                ops.adafactor_step(param, AdafactorMoments::Whole(v), grad, &adafactor);
+                let moments = AdafactorMoments::Whole(v.all_mut());
+                ops.adafactor_step(param, moments, grad, &adafactor);
             }
         }
     }
@@ -148,17 +172,22 @@ impl Moments {
     /// Every part under its name.
     pub fn parts(&self) -> Vec<(&'static str, Values<'_>)> {
         match self {
-            Self::Both { m, v } => vec![("m", Values::F32(m)), ("v", Values::F32(v))],
+            Self::Both { m, v } => {
+                vec![("m", Values::F32(m.all().to_host())), ("v", Values::F32(v.all().to_host()))]
+            }
             Self::EightBit { m, v } => vec![
-                ("m.codes", Values::U8(&m.codes)),
-                ("m.absmax", Values::F32(&m.absmax)),
-                ("v.codes", Values::U8(&v.codes)),
-                ("v.absmax", Values::F32(&v.absmax)),
+                ("m.codes", Values::U8(m.codes.all().to_host())),
+                ("m.absmax", Values::F32(m.absmax.all().to_host())),
+                ("v.codes", Values::U8(v.codes.all().to_host())),
+                ("v.absmax", Values::F32(v.absmax.all().to_host())),
             ],
             Self::Factored { rows, columns } => {
-                vec![("rows", Values::F32(rows)), ("columns", Values::F32(columns))]
+                vec![
+                    ("rows", Values::F32(rows.all().to_host())),
+                    ("columns", Values::F32(columns.all().to_host())),
+                ]
             }
-            Self::Whole(v) => vec![("v", Values::F32(v))],
+            Self::Whole(v) => vec![("v", Values::F32(v.all().to_host()))],
         }
     }
 
@@ -178,4 +207,17 @@ impl Moments {
             Self::Whole(v) => vec![("v", ValuesMut::F32(v))],
         }
     }
+}
+
+/// Zeros in the memory of the host.
+fn zeros(n: usize) -> Buffer {
+    vec![0.0; n].into()
+}
+
+/// Moves numbers of the host to where a kernel library works.
+pub fn place(ops: &dyn Ops, buffer: &mut Buffer) -> Result<(), MemoryRefused> {
+    if let Buffer::Host(values) = buffer {
+        *buffer = ops.place(std::mem::take(values))?;
+    }
+    Ok(())
 }

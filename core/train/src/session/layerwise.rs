@@ -71,8 +71,8 @@ impl Session<'_> {
         let grads = self.grad_by_layer.as_ref().expect("layers are updated one by one");
         let found = self.adapter.slices().into_iter().find_map(|slice| {
             let range = slices.contains(&slice.range).then_some(slice.range)?;
-            let bad = grads.of(range).iter().find(|d| !d.is_finite())?;
-            Some((slice.name, f64::from(*bad)))
+            let bad = grads.of(range).to_host().iter().copied().find(|d| !d.is_finite())?;
+            Some((slice.name, f64::from(bad)))
         });
         let (what, layer, value) = match found {
             Some((name, value)) => (format!("the gradient of `{name}`"), layer_of(&name), value),

@@ -91,7 +91,7 @@ impl Session<'_> {
             self.first_bad_slice().unwrap_or(("the norm of the gradient".to_owned(), None, norm));
         for micro_batch in &input.micro_batches {
             let batch = &micro_batch.batch;
-            self.grad.fill(0.0);
+            self.decoder.ops().fill(self.grad.all_mut(), 0.0);
             if let Err(failed) = self.forward(micro_batch, estimate, &input.totals, Some(step)) {
                 return failed.into();
             }
@@ -113,9 +113,10 @@ impl Session<'_> {
     /// The first slice of the gradient with a number that is not finite: name, layer, number.
     fn first_bad_slice(&self) -> Option<(String, Option<usize>, f64)> {
         self.adapter.slices().into_iter().find_map(|slice| {
-            let bad = self.grad[slice.range.clone()].iter().find(|d| !d.is_finite())?;
+            let grad = self.grad.part(slice.range.clone()).to_host();
+            let bad = grad.iter().copied().find(|d| !d.is_finite())?;
             let layer = layer_of(&slice.name);
-            Some((format!("the gradient of `{}`", slice.name), layer, f64::from(*bad)))
+            Some((format!("the gradient of `{}`", slice.name), layer, f64::from(bad)))
         })
     }
 }

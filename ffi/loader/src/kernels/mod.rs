@@ -196,7 +196,7 @@ unsafe extern "C" fn gemm(
         c.apart_from(&b)?;
         // SAFETY: borrowed for the call; `c` is written by it alone.
         let (a, b, c) = unsafe { (a.read(), b.read(), c.write()) };
-        ops.gemm(c, a, b, layout, GemmDims { m, n, k }, alpha, write);
+        ops.gemm(c.into(), a.into(), b.into(), layout, GemmDims { m, n, k }, alpha, write);
         Ok(())
     })
 }
@@ -358,7 +358,7 @@ unsafe extern "C" fn rms_norm(
         if n_rows > 0 {
             // SAFETY: as above.
             let (x, weight, y) = unsafe { (x.read(), weight.read(), y.write()) };
-            ops.rms_norm_forward(y, inv_rms, x, weight, eps);
+            ops.rms_norm_forward(y.into(), inv_rms.into(), x.into(), weight.into(), eps);
         }
         Ok(())
     })

@@ -122,7 +122,15 @@ fn products_are_those_of_the_reference() {
     for layout in [GemmLayout::Nn, GemmLayout::Nt, GemmLayout::Tn] {
         for write in [Write::Replace, Write::Add] {
             let mut expected = start.clone();
-            Reference.gemm(&mut expected, &a, &b, layout, dims, 0.5, write);
+            Reference.gemm(
+                (&mut expected).into(),
+                (&a).into(),
+                (&b).into(),
+                layout,
+                dims,
+                0.5,
+                write,
+            );
             let mut first: Option<Vec<f32>> = None;
             for n_threads in [1, 2, 3] {
                 let mut c = start.clone();
@@ -198,7 +206,8 @@ fn norms_are_those_of_the_reference() {
     let (n_rows, n_cols) = (70, 33);
     let (x, weight) = (numbers(n_rows * n_cols), numbers(n_cols));
     let (mut expected, mut inv_rms) = (vec![0.0; x.len()], vec![0.0; n_rows]);
-    Reference.rms_norm_forward(&mut expected, &mut inv_rms, &x, &weight, 1e-5);
+    let (y, factors) = ((&mut expected).into(), (&mut inv_rms).into());
+    Reference.rms_norm_forward(y, factors, (&x).into(), (&weight).into(), 1e-5);
     let mut first: Option<Vec<f32>> = None;
     for n_threads in [1, 2, 3] {
         let mut y = vec![0.0; x.len()];

@@ -24,7 +24,7 @@ const SOURCES: &[(&str, &str)] = sources! {
         "reward.rs" "rng.rs" "tensor.rs" "trainer.rs" "witness.rs";
     "kernels_api/src" from "kernels/api/src":
         "blocks.rs" "dynamic_map.rs" "dynamic_map/tables.rs" "frozen.rs" "lib.rs" "ops.rs"
-        "optimizer.rs" "philox.rs";
+        "memory.rs" "optimizer.rs" "philox.rs";
 };
 
 const MANIFESTS: [(&str, &str); 3] = [

@@ -99,22 +99,24 @@ impl Step<'_> {
         let shape: AttentionShape = self.decoder.attention_shape(layer);
         let (q_width, kv_width) = (dims.q_width(), dims.kv_width());
         let (q, k, v) = (buffers.q.get(t), buffers.k.get(t), buffers.v.get(t));
-        let (attn, lse) = (buffers.attn.get_mut(t), buffers.lse.get_mut(t));
+        let (mut attn, mut lse) = (buffers.attn.get_mut(t), buffers.lse.get_mut(t));
         let (keys, values) = (&mut base.keys[layer], &mut base.values[layer]);
         for &Span { n_before, start, len } in spans {
             let rows = start..start + len;
             let new = rows.start * kv_width..rows.end * kv_width;
             let place = n_before * kv_width..(n_before + len) * kv_width;
-            keys[place.clone()].copy_from_slice(&k[new.clone()]);
-            values[place.clone()].copy_from_slice(&v[new.clone()]);
+            ops.copy(keys.part_mut(place.clone()), k.part(new.clone()));
+            ops.copy(values.part_mut(place.clone()), v.part(new.clone()));
             let of_rows = rows.start * q_width..rows.end * q_width;
-            let (q, out) = (&q[of_rows.clone()], &mut attn[of_rows]);
+            let (q, out) = (q.part(of_rows.clone()), attn.reborrow().part(of_rows));
             if n_before == 0 {
-                let lse = &mut lse[rows.start * shape.n_heads..rows.end * shape.n_heads];
-                let (k, v) = (&k[new.clone()], &v[new]);
+                let of_rows = rows.start * shape.n_heads..rows.end * shape.n_heads;
+                let lse = lse.reborrow().part(of_rows);
+                let (k, v) = (k.part(new.clone()), v.part(new));
                 ops.attention_forward(out, lse, q, k, v, &shape, &[Segment { start: 0, len }]);
             } else {
-                ops.attention_cached(out, q, &keys[..place.end], &values[..place.end], &shape);
+                let (keys, values) = (keys.part(0..place.end), values.part(0..place.end));
+                ops.attention_cached(out, q, keys, values, &shape);
             }
         }
     }
