@@ -1,6 +1,6 @@
 //! Chores of this repository that take more than one command: `cargo xtask CHORE`.
 //!
-//! It depends on no other crate, so that it builds at once. A chore is one file and one line in
+//! It depends on no other crate of ours, so that it builds soon. A chore is one file and one line in
 //! [`CHORES`].
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 #![expect(clippy::disallowed_methods, reason = "no crate of ForgeLM is there to ask")]
@@ -8,16 +8,18 @@
 mod abi;
 mod bench;
 mod install;
+mod kernels;
 
 use std::process::ExitCode;
 
 /// Name, summary, and what runs with the arguments that follow the name.
 type Chore = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
-const CHORES: [Chore; 3] = [
+const CHORES: [Chore; 4] = [
     ("abi", "the headers against the record of the last release", abi::run),
     ("bench", "every benchmark, and one table of shares of this machine's limits", bench::run),
     ("install", "program, library, plugins and headers below a prefix", install::run),
+    ("kernels", "machine code of the kernels of CUDA for every architecture", kernels::run),
 ];
 
 fn main() -> ExitCode {
