@@ -54,6 +54,7 @@ fn environment(workplace: &Workplace, clock: Arc<TestClock>) -> Environment {
         hub_token: None,
         offline: true,
         cache_dir: workplace.path("home/.cache"),
+        cuda_folders: Default::default(),
         hub_cache_dir: workplace.path("home/.cache/hub"),
         config_dir: workplace.path("home/.config"),
         signing_key: None,

@@ -19,6 +19,7 @@ mod bundle;
 mod chat;
 mod compliance;
 mod config;
+mod cuda;
 mod data;
 mod evaluators;
 mod faults;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// Longest wait for something that a run should do.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn wait_for(path: &Path, child: &mut Child) {
+pub fn wait_for(path: &Path, child: &mut Child) {
     let start = Instant::now();
     while !path.exists() {
         assert!(start.elapsed() < PATIENCE, "no {}", path.display());

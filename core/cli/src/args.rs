@@ -17,6 +17,7 @@ use approval::{ApprovalsArgs, DecisionArgs};
 use bundle::BundleArgs;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use forgelm_artifact::UtcTime;
+use forgelm_config::Device;
 use gguf::VerifyGgufArgs;
 pub use monitor::MonitorArgs;
 use purge::PurgeArgs;
@@ -476,6 +477,9 @@ pub enum DedupMethod {
 pub struct ChatArgs {
     /// A model: folder, `.gguf` file, adapter folder, hub id or `pypi:NAME==VERSION`.
     pub model: String,
+    /// Where it is computed: `auto` (the first NVIDIA device, where there is one), `cpu`, `cuda:N`.
+    #[arg(long, default_value = "auto", value_parser = device)]
+    pub device: Device,
     /// An adapter folder on top of it.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -765,6 +769,10 @@ fn unit(text: &str) -> Result<f64, String> {
     } else {
         Err(format!("{number} is not in 0 to 1"))
     }
+}
+
+pub(crate) fn device(text: &str) -> Result<Device, String> {
+    text.parse().map_err(|_| "expected `auto`, `cpu` or `cuda:N`".to_owned())
 }
 
 fn temperature(text: &str) -> Result<f32, String> {

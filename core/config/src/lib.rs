@@ -12,6 +12,7 @@
 
 mod available;
 mod declare;
+mod device;
 mod diagnostic;
 mod dump;
 mod environment;
@@ -29,6 +30,7 @@ pub mod spec;
 mod yaml;
 
 pub use available::not_available;
+pub use device::{Device, NoDevice};
 pub use diagnostic::{Code, Color, Diagnostic, Place, Severity, render};
 pub use dump::{published_json, resolved_json, resolved_yaml};
 pub use environment::{EnvironmentKey, environment_keys};

@@ -3,6 +3,7 @@
 
 use forgelm_artifact::time::Clock;
 use forgelm_config::Secret;
+use forgelm_kernels_cuda::Folders;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,6 +43,9 @@ pub struct Environment {
     pub cache_dir: PathBuf,
     /// Where the model hub's own tools keep what they fetched.
     pub hub_cache_dir: PathBuf,
+    /// Where NVIDIA's libraries may lie, besides where the system looks: `FORGELM_CUDA_PATH` first,
+    /// `CUDA_HOME`, `CUDA_PATH` and a Python environment last.
+    pub cuda_folders: Folders,
     /// Where programs keep their settings; the signing key is made in it when none is configured.
     pub config_dir: PathBuf,
     /// `FORGELM_SIGNING_KEY`: PEM text or a base64 seed.

@@ -31,6 +31,7 @@ use forgelm_evidence::library::SignError;
 use forgelm_evidence::sign::SignFileError;
 use forgelm_generate::{GenerateError, ScoreError};
 use forgelm_hub::HubError;
+use forgelm_kernels_cuda::CudaError;
 use forgelm_loader::LibraryError;
 use forgelm_merge::MergeError;
 use forgelm_model::{AdapterError, ConfigError, LoadError, OutOfMemory, WholeModelError};
@@ -61,6 +62,16 @@ pub enum RunError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The device that was asked for cannot be used.
+    #[error(
+        "`{device}` cannot be used: {source}\n  hint: `training.device: cpu` computes on the processor"
+    )]
+    Device {
+        /// As `training.device` names it.
+        device: forgelm_config::Device,
+        /// Why.
+        source: Box<CudaError>,
+    },
     /// The model's description does not fit what belongs to it.
     #[error(transparent)]
     ModelConfig(#[from] ConfigError),
@@ -671,6 +682,17 @@ impl RunError {
             | Self::Request(_)
             | Self::NoComplianceSection
             | Self::NotAvailable(_) => Exit::Config,
+            Self::Device { source, .. } => match **source {
+                CudaError::OutOfMemory { .. } => Exit::Resources,
+                CudaError::NotUsable(_)
+                | CudaError::NoSuchDevice { .. }
+                | CudaError::TooOld { .. }
+                | CudaError::Driver { .. }
+                | CudaError::Launch { .. }
+                | CudaError::Earlier { .. }
+                | CudaError::NoImage { .. }
+                | CudaError::NotCapturable { .. } => Exit::Runtime,
+            },
             Self::Diverged { .. } | Self::DivergedFile { .. } => Exit::Integrity,
             Self::Benchmark(error) => error.exit(),
             Self::Monitor(error) => error.exit(),

@@ -22,7 +22,7 @@ use crate::training;
 use crate::training::room::{Inputs, change};
 use crate::training::tokenized::TokenizedData;
 use forgelm_config::{Run, TargetModules};
-use forgelm_kernels_api::Compute;
+use forgelm_kernels_api::{Compute, Ops};
 use forgelm_model::{LinearStorage, MemoryPlan};
 use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::Cut;
@@ -144,10 +144,10 @@ fn on_this_machine(
     let models = (&found, reward_model);
     let data = TokenizedData::new(method, &sources, models, now, env, observer)?;
     let adapter = training::new_trainable(plan, &found)?;
-    let ops = plugins.kernels();
+    let ops = plugins.kernels()?;
     let compute = model::compute(model_request.compute, ops.as_ref());
     let options = settings::load_options(&plan.run, compute);
-    let held = footprint::held_now();
+    let held = footprint::held_beside(ops.as_ref());
     let n_threads = ops.n_threads();
     let optimizer = settings::optimizer(&plan.run);
     let optimizer = Optimizer::planned_memory(&optimizer, &adapter.slices(), n_threads)?;
@@ -158,7 +158,7 @@ fn on_this_machine(
         adapter: &adapter,
         optimizer,
         options,
-        n_threads,
+        ops: ops.as_ref(),
         held,
     };
     let configured = inputs.configured();
@@ -167,6 +167,7 @@ fn on_this_machine(
         inputs.memory(ladder.first(configured)),
         held,
         found.open.config().n_parameters() as u64,
+        Some(ops.as_ref()),
     );
     check.quant_scheme = match (options.linear, options.compute) {
         (LinearStorage::FourBit(_), _) => "4bit",
@@ -183,9 +184,9 @@ fn on_this_machine(
 }
 
 impl FitCheck {
-    fn of(memory: MemoryPlan, held: u64, n_params: u64) -> Self {
-        let available =
-            memory::room().map(|room| Room { bytes: room.bytes.saturating_add(held), ..room });
+    fn of(memory: MemoryPlan, held: u64, n_params: u64, ops: Option<&dyn Ops>) -> Self {
+        let room = ops.map_or_else(memory::room, memory::room_of);
+        let available = room.map(|room| Room { bytes: room.bytes.saturating_add(held), ..room });
         Self {
             verdict: Verdict::of(memory.total_bytes() as u64, available.map(|room| room.bytes)),
             memory,

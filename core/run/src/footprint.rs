@@ -3,9 +3,9 @@
 
 use crate::evaluators;
 use crate::memory::MemoryUse;
-use forgelm_kernels_api::Compute;
+use forgelm_kernels_api::{Compute, Ops};
 use forgelm_model::{
-    Activations, Keep, LinearStorage, LoadOptions, MemoryPlan, ModelConfig, PlannedBuffer,
+    Activations, Engine, Keep, LinearStorage, LoadOptions, MemoryPlan, ModelConfig, PlannedBuffer,
     StepSize, Trainable,
 };
 use forgelm_tensor::ScaleStorage;
@@ -51,18 +51,30 @@ pub struct Sizes<'a> {
     pub optimizer: OptimizerMemory,
     /// What the forward pass keeps.
     pub keep: Keep,
-    /// Worker threads.
-    pub n_threads: usize,
+    /// The kernel library.
+    pub ops: &'a dyn Ops,
     /// What the process holds before weights and buffers: program, tokenizer, data.
     pub held: u64,
     /// Whether evaluators are asked at the end.
     pub is_judged: bool,
 }
 
+impl Sizes<'_> {
+    fn engine(&self) -> Engine<'_> {
+        Engine { ops: self.ops, compute: self.options.compute }
+    }
+}
+
 /// What this process holds now, in bytes.
 #[must_use]
 pub fn held_now() -> u64 {
     MemoryUse::now().resident.unwrap_or(0)
+}
+
+/// [`held_now`] in the memory that a kernel library works in: nothing, where that is a device's.
+#[must_use]
+pub fn held_beside(ops: &dyn Ops) -> u64 {
+    if ops.free_memory().is_some() { 0 } else { held_now() }
 }
 
 /// The packed weights of a model, in bytes.
@@ -93,7 +105,8 @@ pub fn weights_bytes(model: &ModelConfig, options: LoadOptions) -> u64 {
 #[must_use]
 pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
     let Sizes { model, adapter, step, .. } = *sizes;
-    let mut plan = session::memory_plan(model, adapter, sizes.optimizer, step, sizes.keep);
+    let mut plan =
+        session::memory_plan(model, adapter, sizes.optimizer, step, sizes.keep, sizes.engine());
     let n_bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     plan.add("program, tokenizer and data", n_bytes(sizes.held));
     // The frozen copies of weights that train are given back.
@@ -104,7 +117,7 @@ pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
     plan.add("workspace of the kernels", workspace(sizes));
     let dims = model.dims();
     plan.add("cache of the sample", SAMPLE_TOKENS * 2 * dims.l * dims.kv_width() * 4);
-    plan.add("checkpoint while it is written", 2 * size_of_val(adapter.params()));
+    plan.add("checkpoint while it is written", 8 * adapter.n_params());
     if sizes.is_judged {
         plan.add("evaluators, beyond the buffers of a step", judging(sizes));
     }
@@ -115,8 +128,9 @@ pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
 /// asked. Mostly nothing, since scoring keeps no layer's activations for a backward pass.
 fn judging(sizes: &Sizes<'_>) -> usize {
     let Sizes { model, adapter, .. } = *sizes;
-    let given_back = Activations::memory_plan(model, Some(adapter), sizes.step, sizes.keep);
-    let taken = evaluators::memory_plan(model, Some(adapter), sizes.longest);
+    let (engine, keep) = (sizes.engine(), sizes.keep);
+    let given_back = Activations::memory_plan(model, Some(adapter), sizes.step, keep, engine);
+    let taken = evaluators::memory_plan(model, Some(adapter), sizes.longest, engine);
     taken.total_bytes().saturating_sub(given_back.total_bytes())
 }
 
@@ -130,7 +144,7 @@ fn workspace(sizes: &Sizes<'_>) -> usize {
     let attention = t * dims.kv_width() * 4 * (3 + (n_chunks + 1));
     let n_slices = HEAD_TASKS.div_ceil(r.div_ceil(HEAD_CHUNK).max(1));
     let head = (n_slices - 1) * r * dims.c * 4;
-    sizes.n_threads * THREAD_WORKSPACE + attention + head
+    sizes.ops.n_threads() * THREAD_WORKSPACE + attention + head
 }
 
 /// The bytes of a plan that are not yet in memory when only `held` is.

@@ -28,6 +28,7 @@ pub mod fit_check;
 pub mod footprint;
 pub mod gates;
 mod judge;
+pub mod kernels;
 pub mod memory;
 pub mod merge;
 pub mod metrics;

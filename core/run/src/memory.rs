@@ -1,5 +1,6 @@
 //! How much memory there is and how much is used, as the kernel says it.
 
+use forgelm_kernels_api::Ops;
 use std::path::{Path, PathBuf};
 
 /// Memory of this process and of the machine, in bytes. `None` where the system does not say.
@@ -31,6 +32,8 @@ pub enum Ceiling {
     AddressSpace,
     /// `RLIMIT_DATA`.
     DataSegment,
+    /// The memory of the device that computes.
+    Device,
 }
 
 impl Ceiling {
@@ -42,6 +45,7 @@ impl Ceiling {
             Self::ControlGroup => "the control group",
             Self::AddressSpace => "the limit on address space (RLIMIT_AS)",
             Self::DataSegment => "the limit on data (RLIMIT_DATA)",
+            Self::Device => "the device",
         }
     }
 
@@ -99,6 +103,13 @@ impl Sources {
 #[must_use]
 pub fn room() -> Option<Room> {
     Sources::real().rooms().into_iter().min_by_key(|room| room.bytes)
+}
+
+/// [`room`] where a kernel library works: in the memory of its device, if it has one.
+#[must_use]
+pub fn room_of(ops: &dyn Ops) -> Option<Room> {
+    let on_device = ops.free_memory().map(|bytes| Room { bytes, ceiling: Ceiling::Device });
+    on_device.or_else(room)
 }
 
 /// The least that the ceilings on pages leave: those that count memory which was given back at once.

@@ -3,14 +3,15 @@
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
+use crate::kernels::Kernels;
 use crate::overrides::Overrides;
 use crate::plan::Plan;
 use forgelm_artifact::gguf::GgufFile;
 use forgelm_artifact::hash::{Hasher, sha256_file};
+use forgelm_config::Device;
 use forgelm_config::{ComputeDtype, Secret};
 use forgelm_hub::{HubEvent, HubOptions, ModelFiles, ResolvedModel, Source, resolve};
 use forgelm_kernels_api::{Compute, Ops};
-use forgelm_kernels_cpu::Cpu;
 use forgelm_model::{
     ADAPTER_CONFIG, Adapter, Decoder, LoadOptions, LoadedAdapter, OpenModel, PeftInfo, Trainable,
 };
@@ -34,6 +35,8 @@ pub struct ModelRequest {
     pub token: Option<Secret>,
     /// Number format of products with frozen weights.
     pub compute: ComputeDtype,
+    /// Where it is computed.
+    pub device: Device,
     /// Worker threads; all cores when `None`.
     pub threads: Option<usize>,
     /// Name, path or text of the chat template; the model's own when `None`.
@@ -54,6 +57,7 @@ impl ModelRequest {
             offline: false,
             token: None,
             compute: ComputeDtype::Auto,
+            device: Device::Auto,
             threads: None,
             chat_template: None,
             overrides: Overrides::default(),
@@ -72,6 +76,7 @@ pub fn request_of(plan: &Plan, offline: bool) -> ModelRequest {
         offline: run.model.offline || offline,
         token: run.auth.as_ref().and_then(|auth| auth.hf_token.clone()),
         compute: run.training.compute_dtype,
+        device: device_of(run),
         threads: run.training.threads,
         chat_template: run.model.chat_template.clone(),
         overrides: Overrides::of(run),
@@ -92,6 +97,8 @@ pub struct FoundModel {
     pub template: Option<ChatTemplate>,
     /// The adapter asked for, or named by its folder.
     pub adapter: Option<LoadedAdapter>,
+    /// What can compute it.
+    pub kernels: Kernels,
 }
 
 /// A model in memory.
@@ -143,7 +150,8 @@ pub fn find(
         observer.observe(&Event::Warning(text));
     }
     let adapter = adapter_dir.map(|dir| Adapter::load(&dir, open.config())).transpose()?;
-    Ok(FoundModel { resolved, open, overrides, tokenizer, template, adapter })
+    let kernels = Kernels::new(request.device, request.threads, env);
+    Ok(FoundModel { resolved, open, overrides, tokenizer, template, adapter, kernels })
 }
 
 /// How the files of a request are looked for.
@@ -161,12 +169,25 @@ pub(crate) fn hub_options(
 }
 
 /// The kernel library that a request asks for, and the format of products with frozen weights.
-#[must_use]
-pub fn kernels(request: &ModelRequest) -> (Arc<dyn Ops>, Compute) {
-    let n_threads = request.threads.unwrap_or_else(all_cores);
-    let ops: Arc<dyn Ops> = Arc::new(Cpu::new(n_threads));
+///
+/// # Errors
+/// If the device that was asked for cannot be used.
+pub fn kernels(
+    kernels: &Kernels,
+    request: &ModelRequest,
+) -> Result<(Arc<dyn Ops>, Compute), RunError> {
+    let ops = kernels.get()?.ops;
     let compute = compute(request.compute, ops.as_ref());
-    (ops, compute)
+    Ok((ops, compute))
+}
+
+/// Where a run is computed.
+///
+/// # Panics
+/// If its rules were not checked: a bug of the caller.
+#[must_use]
+pub fn device_of(run: &forgelm_config::Run) -> Device {
+    run.training.device.parse().expect("the config's rules check the device")
 }
 
 /// Reads and packs the weights of a model that was found.
@@ -174,7 +195,7 @@ pub fn kernels(request: &ModelRequest) -> (Arc<dyn Ops>, Compute) {
 /// # Errors
 /// If they are not what the model's description says.
 pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, RunError> {
-    let (ops, compute) = kernels(request);
+    let (ops, compute) = kernels(&found.kernels, request)?;
     load_with(found, ops, LoadOptions::dense(compute))
 }
 

@@ -163,12 +163,13 @@ impl<'a> Watch<'a> {
         let model_request = ModelRequest {
             offline,
             compute: training.compute_dtype,
+            device: model::device_of(&plan.run),
             threads: training.threads,
             chat_template: plan.run.model.chat_template.clone(),
             ..ModelRequest::named(plan.output.final_model().display().to_string())
         };
         let found = model::find(&model_request, env, observer)?;
-        let (ops, compute) = model::kernels(&model_request);
+        let (ops, compute) = model::kernels(&found.kernels, &model_request)?;
         // An adapter was measured over the base as it was held then.
         let options = match &found.adapter {
             Some(_) => settings::load_options(&plan.run, compute),

@@ -6,13 +6,14 @@ mod signed;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
+use crate::kernels::{Chosen, Kernels};
 use crate::model;
 use crate::plan::Plan;
 use crate::settings;
 use crate::trust::trusted_keys;
+use forgelm_config::Device;
 use forgelm_config::{PluginIsolation, TrainerType};
 use forgelm_kernels_api::Ops;
-use forgelm_kernels_cpu::{Cpu, InstructionSet};
 use forgelm_loader::conformance;
 pub use forgelm_loader::conformance::{Finding, Outcome};
 use forgelm_loader::search::{Found, Places, find};
@@ -27,11 +28,11 @@ pub(crate) use named::options;
 use serde_json::{Map, Value, json};
 use signed::Signatures;
 pub use signed::{Signed, sign};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use std::{fmt, io};
 
 /// Lines of plugins that wait to be told; more are counted.
 const LINES_MAX: usize = 1000;
@@ -44,30 +45,6 @@ pub struct Plugins {
     notes: Vec<String>,
     lines: Arc<Lines>,
     kernels: Kernels,
-}
-
-/// The kernel library of a run, made when it is first asked for: the engine and the plugins in the
-/// program share its threads.
-#[derive(Clone)]
-struct Kernels {
-    n_threads: usize,
-    made: Arc<OnceLock<Arc<dyn Ops>>>,
-}
-
-impl Kernels {
-    fn of(n_threads: Option<usize>) -> Self {
-        Self { n_threads: n_threads.unwrap_or_else(model::all_cores), made: Arc::default() }
-    }
-
-    fn get(&self) -> Arc<dyn Ops> {
-        Arc::clone(self.made.get_or_init(|| Arc::new(Cpu::new(self.n_threads))))
-    }
-}
-
-impl fmt::Debug for Kernels {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kernels").field("n_threads", &self.n_threads).finish_non_exhaustive()
-    }
 }
 
 /// A library that was loaded.
@@ -217,7 +194,8 @@ fn places(config: &[String], env: &Environment) -> Places {
 /// them offer one name.
 pub fn load(plan: &Plan, env: &Environment) -> Result<Plugins, RunError> {
     let section = plan.run.plugins.as_ref();
-    load_as(section, trust_store(plan), plan.run.training.threads, env)
+    let kernels = Kernels::new(model::device_of(&plan.run), plan.run.training.threads, env);
+    load_as(section, trust_store(plan), kernels, env)
 }
 
 /// Loads every library that a command without a config may use: those beside the program and those
@@ -226,13 +204,13 @@ pub fn load(plan: &Plan, env: &Environment) -> Result<Plugins, RunError> {
 /// # Errors
 /// As [`load`].
 pub fn load_default(threads: Option<usize>, env: &Environment) -> Result<Plugins, RunError> {
-    load_as(None, None, threads, env)
+    load_as(None, None, Kernels::new(Device::Cpu, threads, env), env)
 }
 
 fn load_as(
     section: Option<&forgelm_config::Plugins>,
     trust_store: Option<&Path>,
-    threads: Option<usize>,
+    kernels: Kernels,
     env: &Environment,
 ) -> Result<Plugins, RunError> {
     let paths = section.map_or(&[][..], |plugins| &plugins.paths);
@@ -240,7 +218,7 @@ fn load_as(
     let deadline = section.map_or(DEADLINE, |plugins| plugins.deadline_seconds);
     let is_required = section.is_some_and(|plugins| plugins.require_signed);
     let signatures = Signatures::new(trusted_keys(trust_store, env)?, is_required);
-    let mut plugins = Plugins::empty(threads);
+    let mut plugins = Plugins::empty(kernels);
     let mut loader = plugins.loader(env, deadline);
     for found in find(&places(paths, env))? {
         let file = signatures.read(&found, &mut plugins.notes)?;
@@ -274,8 +252,8 @@ const DEADLINE: u64 = 300;
 /// # Errors
 /// If it was not started by a program that talks to workers.
 pub fn serve(n_threads: usize) -> io::Result<()> {
-    let kernels = (n_threads > 0).then(|| Kernels::of(Some(n_threads)));
-    worker::serve(kernels.map(|kernels| Box::new(move || kernels.get()) as Box<MakeKernels>))
+    let kernels = (n_threads > 0).then(|| Kernels::on_host(n_threads));
+    worker::serve(kernels.map(|kernels| Box::new(move || kernels.cpu()) as Box<MakeKernels>))
 }
 
 /// Loads every library that is found, those of a config too, for a list of them; those that cannot be
@@ -294,7 +272,7 @@ pub fn list(
     let keys = trusted_keys(plan.and_then(trust_store), env)?;
     let signatures = Signatures::new(keys, is_required);
     let isolation = section.map_or(PluginIsolation::Auto, |plugins| plugins.isolation);
-    let mut plugins = Plugins::empty(None);
+    let mut plugins = Plugins::empty(Kernels::on_host(model::all_cores()));
     let mut loader = plugins.loader(env, DEADLINE);
     let mut broken = Vec::new();
     for found in find(&places(&[of_config, paths].concat(), env))? {
@@ -325,7 +303,7 @@ const CHECK_DEADLINE: u64 = 30;
 /// # Errors
 /// If it cannot be used at all.
 pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), RunError> {
-    let mut plugins = Plugins::empty(None);
+    let mut plugins = Plugins::empty(Kernels::on_host(model::all_cores()));
     let found = Found { path: path.to_owned(), is_bundled: false };
     let signatures = Signatures::new(trusted_keys(None, env)?, false);
     let file = signatures.read(&found, &mut plugins.notes)?;
@@ -344,15 +322,21 @@ pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), 
 }
 
 impl Plugins {
-    fn empty(n_threads: Option<usize>) -> Self {
+    fn empty(kernels: Kernels) -> Self {
         let (registry, lines) = (Registry::default(), Arc::default());
-        let kernels = Kernels::of(n_threads);
         Self { registry, libraries: Vec::new(), notes: Vec::new(), lines, kernels }
     }
 
-    /// The kernel library, which plugins share.
-    #[must_use]
-    pub fn kernels(&self) -> Arc<dyn Ops> {
+    /// The kernel library of the run. Where it is the processor's, plugins share its threads.
+    ///
+    /// # Errors
+    /// If the device that the run asks for cannot be used.
+    pub fn kernels(&self) -> Result<Arc<dyn Ops>, RunError> {
+        Ok(self.choose()?.ops)
+    }
+
+    /// [`Plugins::kernels`], with the reason where it is not what one might expect.
+    pub(crate) fn choose(&self) -> Result<Chosen, RunError> {
         self.kernels.get()
     }
 
@@ -362,17 +346,7 @@ impl Plugins {
     /// # Errors
     /// If this machine does not have them.
     pub fn choose_kernels(&mut self, name: &str) -> Result<(), RunError> {
-        let sets = InstructionSet::available().into_iter();
-        let mut made = sets.map(|set| Cpu::with_instruction_set(self.kernels.n_threads, set));
-        let Some(chosen) = made.find_map(|cpu| cpu.filter(|cpu| cpu.name() == name)) else {
-            return Err(RunError::NotReproducible(format!(
-                "the run used the kernels `{name}`, which this machine does not have: the same bits \
-                 are promised on the same kernels only"
-            )));
-        };
-        let chosen: Arc<dyn Ops> = Arc::new(chosen);
-        self.kernels.made = Arc::new(OnceLock::from(chosen));
-        Ok(())
+        self.kernels.choose(name)
     }
 
     fn loader(&self, env: &Environment, deadline_seconds: u64) -> Loader {
@@ -391,7 +365,7 @@ impl Plugins {
             }),
             progress: Box::new(move |event| events.push(Event::Detail(format!("plugin: {event}")))),
             stop: Box::new(move || stop.load(Ordering::Relaxed)),
-            kernels: Some(Box::new(move || kernels.get())),
+            kernels: Some(Box::new(move || kernels.cpu())),
             serving: None,
             hung: Some(Arc::new(Hung { after: deadline, tell: Box::new(env.alarm) })),
         })
@@ -403,7 +377,7 @@ impl Plugins {
         env: &Environment,
         deadline_seconds: u64,
     ) -> Result<WorkerProgram, RunError> {
-        Self::worker_program_on(self.kernels.n_threads, env, deadline_seconds)
+        Self::worker_program_on(self.kernels.n_threads(), env, deadline_seconds)
     }
 
     /// The same with another number of threads, or 0 for no kernels.

@@ -346,6 +346,7 @@ mod tests {
             audit_secret: None,
             hub_token: None,
             offline: true,
+            cuda_folders: Default::default(),
             cache_dir: dir.join("cache"),
             hub_cache_dir: dir.join("hub"),
             config_dir: dir.join("config"),

@@ -88,7 +88,8 @@ impl Subject<'_> {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let context = longest.saturating_add(options.max_new_tokens).min(self.positions());
         let n_lanes = prompts.len().min(n_lanes).max(1);
-        let plan = Generator::memory_plan(self.decoder.config(), self.adapter, context, n_lanes);
+        let (config, engine) = (self.decoder.config(), self.decoder.engine());
+        let plan = Generator::memory_plan(config, self.adapter, context, n_lanes, engine);
         let what = format!("{n_lanes} answers at once, each of {context} tokens with its prompt,");
         check_room(&what, plan.total_bytes()).map_err(AnswerError::NoRoom)?;
         let generator = Generator::with_lanes(self.decoder, self.adapter, context, n_lanes);

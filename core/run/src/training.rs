@@ -29,6 +29,7 @@ use crate::evaluators;
 use crate::event::{Event, ModelLoaded, Observer};
 use crate::footprint;
 use crate::gates;
+use crate::kernels::Chosen;
 use crate::model::{self, FoundModel, LoadedModel};
 use crate::outbound::{TimeStamps, Told};
 use crate::output::Start;
@@ -248,7 +249,10 @@ fn run(
     }
     check_measurable(plan, needs.rollouts, data.prepared.validation.is_empty(), observer)?;
     let mut adapter = new_trainable(plan, &found)?;
-    let ops = plugins.kernels();
+    let Chosen { ops, note } = plugins.choose()?;
+    if let Some(note) = note {
+        observer.observe(&Event::Detail(note));
+    }
     let compute = model::compute(model_request.compute, ops.as_ref());
     let optimizer = settings::optimizer(&plan.run);
     let slices = adapter.slices();
@@ -268,8 +272,8 @@ fn run(
             adapter: &adapter,
             optimizer: optimizer_memory,
             options,
-            n_threads: ops.n_threads(),
-            held: footprint::held_now(),
+            ops: ops.as_ref(),
+            held: footprint::held_beside(ops.as_ref()),
         };
         check_room(&inputs, start_cut)?
     };
@@ -281,7 +285,7 @@ fn run(
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: plan.run.model.name_or_path.clone(),
         n_params: loaded.decoder.config().n_parameters() as u64,
-        n_trainable: adapter.params().len() as u64,
+        n_trainable: adapter.n_params() as u64,
         kernels: loaded.decoder.ops().name().to_owned(),
         compute_dtype: model::compute_name(loaded.decoder.compute()),
         n_threads: loaded.decoder.ops().n_threads(),

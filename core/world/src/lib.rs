@@ -7,6 +7,7 @@ mod signing_program;
 
 use forgelm_artifact::time::{Clock, UtcTime};
 use forgelm_config::Secret;
+use forgelm_kernels_cuda::Folders;
 use forgelm_run::environment::{Environment, Lookup, PluginWorker};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -84,6 +85,7 @@ pub fn environment(clock: Arc<dyn Clock>, view: &View) -> Environment {
             .any(|name| is_truthy(variable(name))),
         cache_dir: under_home("XDG_CACHE_HOME", ".cache").unwrap_or_else(fallback).join("forgelm"),
         hub_cache_dir: variable("HF_HUB_CACHE").map_or_else(|| hub_home.join("hub"), PathBuf::from),
+        cuda_folders: cuda_folders(&variable),
         config_dir: under_home("XDG_CONFIG_HOME", ".config").unwrap_or_else(fallback),
         signing_key: variable("FORGELM_SIGNING_KEY").map(Secret::new),
         signing_key_passphrase: variable("FORGELM_SIGNING_KEY_PASSPHRASE").map(Secret::new),
@@ -106,6 +108,30 @@ fn worker(program: PathBuf, variable: &dyn Fn(&str) -> Option<String>) -> Plugin
     let kept = ["PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR"];
     let environment = kept.iter().filter_map(|name| Some((name.into(), variable(name)?.into())));
     PluginWorker { program, args: vec!["plugin-worker".into()], environment: environment.collect() }
+}
+
+/// Where NVIDIA's libraries may lie: a toolkit, or the wheels of a Python environment.
+fn cuda_folders(variable: &dyn Fn(&str) -> Option<String>) -> Folders {
+    let first = variable("FORGELM_CUDA_PATH").unwrap_or_default();
+    let first: Vec<PathBuf> =
+        std::env::split_paths(&first).filter(|path| !path.as_os_str().is_empty()).collect();
+    let mut last: Vec<PathBuf> = ["CUDA_HOME", "CUDA_PATH"]
+        .iter()
+        .filter_map(|name| variable(name))
+        .map(PathBuf::from)
+        .collect();
+    for root in ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|name| variable(name)) {
+        // One folder for each Python: `lib/python3.12/site-packages`.
+        let pythons =
+            std::fs::read_dir(Path::new(&root).join("lib")).into_iter().flatten().flatten();
+        let mut packages: Vec<PathBuf> = pythons
+            .map(|python| python.path().join("site-packages"))
+            .filter(|p| p.is_dir())
+            .collect();
+        packages.sort();
+        last.append(&mut packages);
+    }
+    Folders { first, last }
 }
 
 /// The folder of a program, links followed.

@@ -1,5 +1,7 @@
 //! The engine: what a host says once of the world that its calls see.
 
+use forgelm_config::Device;
+use forgelm_run::kernels::Kernels;
 use std::collections::BTreeMap;
 use std::ffi::c_char;
 use std::path::PathBuf;
@@ -153,8 +155,7 @@ pub unsafe extern "C" fn forgelm_engine_info(
     let body = || {
         let engine = Handle::borrow(engine, "engine")?;
         let env = engine.environment(Arc::default());
-        let (kernels, _) =
-            forgelm_run::model::kernels(&forgelm_run::model::ModelRequest::named(""));
+        let kernels = Kernels::new(Device::Auto, None, &env).get()?.ops;
         let info = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "abi_version": crate::version::ABI_VERSION,

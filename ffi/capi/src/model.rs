@@ -4,7 +4,7 @@ use std::ffi::{CString, c_char, c_void};
 use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use forgelm_config::ComputeDtype;
+use forgelm_config::{ComputeDtype, Device};
 use forgelm_run::model::ModelRequest;
 use forgelm_run::serve::{Answer, AnswerOptions, Message, Prompt, Sampling, Scores, Served};
 use serde_json::{Value, json};
@@ -89,6 +89,12 @@ fn request(name: &str, options: Option<&str>) -> Result<ModelRequest, Failure> {
             return Err(wrong(&format!("`options.compute_dtype` is `{other}`; {expected}")));
         }
     };
+    let device = match options.text("device")? {
+        None => Device::Auto,
+        Some(text) => text.parse().map_err(|_| {
+            wrong(&format!("`options.device` is `{text}`; expected `auto`, `cpu` or `cuda:N`"))
+        })?,
+    };
     let request = ModelRequest {
         revision: options.text("revision")?,
         adapter: options.path("adapter")?,
@@ -96,6 +102,7 @@ fn request(name: &str, options: Option<&str>) -> Result<ModelRequest, Failure> {
         threads: options.whole("threads", 4096)?.and_then(|n| usize::try_from(n).ok()),
         chat_template: options.text("chat_template")?,
         compute,
+        device,
         ..ModelRequest::named(name)
     };
     options.finish()?;

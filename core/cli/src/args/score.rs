@@ -1,6 +1,7 @@
 //! `forgelm score`.
 
 use clap::Args;
+use forgelm_config::Device;
 use std::path::PathBuf;
 
 /// `forgelm score`.
@@ -21,6 +22,9 @@ pub struct ScoreArgs {
     /// Number format of products with frozen weights.
     #[arg(long, default_value = "auto", value_parser = ["auto", "float32", "bfloat16"])]
     pub compute_dtype: String,
+    /// Where it is computed: `auto` (the first NVIDIA device, where there is one), `cpu`, `cuda:N`.
+    #[arg(long, default_value = "auto", value_parser = super::device)]
+    pub device: Device,
     /// No network.
     #[arg(long)]
     pub offline: bool,

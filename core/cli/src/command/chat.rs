@@ -35,6 +35,7 @@ fn talk(args: &ChatArgs, context: &mut Context) -> Result<(), RunError> {
     let request = ModelRequest {
         adapter: args.adapter.clone(),
         offline: args.offline,
+        device: args.device,
         ..ModelRequest::named(&args.model)
     };
     let found = find(&request, &env, &mut context.progress)?;

@@ -16,6 +16,7 @@ pub fn score(args: &ScoreArgs, context: &mut Context) -> Exit {
         adapter: args.adapter.clone(),
         offline: args.offline,
         compute: compute_dtype(&args.compute_dtype),
+        device: args.device,
         ..ModelRequest::named(&args.model)
     };
     match score::score(&request, &args.input, &args.output, &env, &mut context.progress) {

@@ -1,6 +1,7 @@
 //! Rules between model, adapter, training and data.
 
 use super::{Findings, Scope};
+use crate::device::Device;
 use crate::diagnostic::Code;
 use crate::run::Run;
 use crate::section::{Backend, DistributedStrategy, QuantComputeDtype, TrainerType};
@@ -154,6 +155,17 @@ fn schedule(scope: &Scope<'_>, findings: &mut Findings<'_>) {
             findings.at(&revert)
         );
         findings.warn(Code::Doubtful, &[&merged, &revert], message);
+    }
+    if training.device.parse::<Device>().is_err() {
+        let key = scope.in_training("device");
+        let message =
+            format!("`{key}` is `{}`; expected `auto`, `cpu` or `cuda:N`", training.device);
+        findings.error(
+            Code::UnknownChoice,
+            &[&key],
+            message,
+            "`cuda:0` is the first NVIDIA device",
+        );
     }
     if training.max_steps == 0 {
         let key = scope.in_training("max_steps");

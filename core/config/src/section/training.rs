@@ -39,6 +39,9 @@ section! {
         seed: u64 = 42, ours(), min(0.0), max(9_007_199_254_740_991.0);
         /// The type in which matrices are multiplied; sums are always 32-bit.
         compute_dtype: ComputeDtype = ComputeDtype::Auto, ours();
+        /// Where the model is computed: `auto` (the first NVIDIA device, where there is one), `cpu` or
+        /// `cuda:N`.
+        device: String = "auto".to_owned(), ours();
         /// Threads; the result does not depend on them. Null: all cores that the process may use.
         threads: Option<usize> = None, ours(), min(1.0), max(4096.0);
         /// Steps between lines of the log. Null: a hundredth of the rows, from 1 to 50.

@@ -217,11 +217,12 @@ impl Asker<'_> {
             .collect();
         let longest = |family: &Vec<Tokens>| family.iter().map(|of| of.tokens.len()).sum::<usize>();
         let n_rows = encoded.iter().map(longest).max().unwrap_or(0);
-        let plan =
-            FamilyScorer::memory_plan(self.subject.decoder.config(), self.subject.adapter, n_rows);
+        let (decoder, adapter) = (self.subject.decoder, self.subject.adapter);
+        let (config, engine) = (decoder.config(), decoder.engine());
+        let plan = FamilyScorer::memory_plan(config, adapter, n_rows, engine);
         let what = format!("likelihoods of texts of {n_rows} tokens");
         check_room(&what, plan.total_bytes()).map_err(AskError::NoRoom)?;
-        let mut scorer = FamilyScorer::new(self.subject.decoder, self.subject.adapter);
+        let mut scorer = FamilyScorer::new(decoder, adapter);
         let options = FamilyOptions {
             needs_greedy: self.prepared.needs_greedy(),
             n_texts_max: self.n_together,
@@ -293,7 +294,8 @@ impl Asker<'_> {
         let (decoder, adapter) = (self.subject.decoder, self.subject.adapter);
         // A beginning takes no more than one lane more.
         let n_caches = n_lanes + usize::from(!beginning.is_empty());
-        let plan = Generator::memory_plan(decoder.config(), adapter, context, n_caches);
+        let (config, engine) = (decoder.config(), decoder.engine());
+        let plan = Generator::memory_plan(config, adapter, context, n_caches, engine);
         let what = format!("{n_lanes} answers at once, each of {context} tokens with its prompt,");
         check_room(&what, plan.total_bytes()).map_err(AskError::NoRoom)?;
         let generator = Generator::with_lanes(decoder, adapter, context, n_lanes);

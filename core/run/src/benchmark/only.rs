@@ -93,7 +93,7 @@ pub fn benchmark_only(
     };
     let found = model::find(&request, env, observer)?;
     let start = env.clock.monotonic();
-    let (ops, compute) = model::kernels(&request);
+    let (ops, compute) = model::kernels(&found.kernels, &request)?;
     // As training would hold it: in 4 bits where the config says so.
     let loaded = model::load_with(&found, ops, settings::load_options(&plan.run, compute))?;
     let decoder = &loaded.decoder;

@@ -6,7 +6,7 @@ use forgelm_data::{Sequence, Sequences};
 use forgelm_generate::{
     GenerateError, GenerateOptions, Generator, Sampling, ScoreError, ScoreRequest, Scorer,
 };
-use forgelm_model::{Adapter, MemoryPlan, ModelConfig};
+use forgelm_model::{Adapter, Engine, MemoryPlan, ModelConfig};
 use forgelm_sdk::evaluator::{Generate, HeldOut, RecordText, Score, Services, TextPair, TextScore};
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::trainer::Role;
@@ -28,10 +28,12 @@ pub(crate) fn memory_plan(
     model: &ModelConfig,
     adapter: Option<&Adapter>,
     longest: usize,
+    engine: Engine<'_>,
 ) -> MemoryPlan {
     let context = longest.saturating_add(ANSWER_TOKENS).min(model.max_position_embeddings);
-    let mut plan = Scorer::memory_plan(model, adapter, longest);
-    plan.buffers.extend(Generator::memory_plan(model, adapter, context, LANES).buffers);
+    let mut plan = Scorer::memory_plan(model, adapter, longest, engine);
+    let generation = Generator::memory_plan(model, adapter, context, LANES, engine);
+    plan.buffers.extend(generation.buffers);
     plan
 }
 

@@ -79,7 +79,7 @@ pub(super) fn estimate(run: &Run, held: u64) -> FitCheck {
     ] {
         memory.add(name, usize::try_from(bytes).unwrap_or(usize::MAX));
     }
-    let mut check = FitCheck::of(memory, held, n_params);
+    let mut check = FitCheck::of(memory, held, n_params, None);
     check.is_guess = true;
     check.quant_scheme = quant_scheme;
     if hint(name).is_none() {

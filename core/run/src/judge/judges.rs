@@ -189,7 +189,8 @@ impl LocalJudge {
         if self.loaded.is_some() {
             return Ok(());
         }
-        let bytes_each = match model::kernels(&self.request).1 {
+        let kernels = model::kernels(&self.found.kernels, &self.request);
+        let bytes_each = match kernels.map_err(|error| error.chain())?.1 {
             Compute::F32 => 4,
             Compute::Bf16 => 2,
         };

@@ -101,7 +101,7 @@ impl Folding<'_> {
         );
         observer.observe(&Event::Notice(text));
         let found = model::find(&self.request, env, observer)?;
-        let (ops, compute) = model::kernels(&self.request);
+        let (ops, compute) = model::kernels(&found.kernels, &self.request)?;
         let options = match self.trained_by {
             Some(run) => settings::load_options(run, compute),
             None => LoadOptions::dense(compute),

@@ -4,6 +4,7 @@ use super::{CHECK_DEADLINE, Plugins};
 use crate::dossier;
 use crate::environment::Environment;
 use crate::error::RunError;
+use crate::kernels::Kernels;
 use forgelm_evidence::Class;
 use forgelm_evidence::dsse::verify::SignatureState;
 use forgelm_evidence::keys::lookup::{FoundKey, find_signing_key};
@@ -90,7 +91,7 @@ pub struct Signed {
 /// If it cannot be loaded, or the key cannot be used, or the signature cannot be written.
 pub fn sign(path: &Path, key: Option<&Path>, env: &Environment) -> Result<Signed, RunError> {
     let file = LibraryFile::read(path)?;
-    let plugins = Plugins::empty(None);
+    let plugins = Plugins::empty(Kernels::on_host(crate::model::all_cores()));
     // Nothing was loaded by this loader before: there is a library.
     let program = plugins.worker_program(env, CHECK_DEADLINE)?;
     let library = plugins.loader(env, CHECK_DEADLINE).open_in_worker(&file, &program)?;

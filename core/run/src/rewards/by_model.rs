@@ -74,7 +74,8 @@ impl RewardModel {
             false => Some(tokenizer.chat_template(None)?),
         };
         check_room(open.config().n_parameters())?;
-        let load = || Classifier::load(&open, plugins.kernels(), Compute::F32);
+        let ops = plugins.kernels()?;
+        let load = || Classifier::load(&open, ops, Compute::F32);
         let (sha256, classifier) = model::while_hashing(&resolved, load)?;
         let classifier = classifier?;
         let digest = digest(folder, &sha256)?;
@@ -108,7 +109,7 @@ impl RewardModel {
     /// Every buffer that judging answers of this length takes, by name and size.
     pub(super) fn memory_plan(&self, n_tokens: usize) -> MemoryPlan {
         let n_tokens = n_tokens.min(self.longest());
-        let bytes = Classifier::memory_plan(self.classifier.config(), n_tokens).total_bytes();
+        let bytes = self.classifier.memory_plan(n_tokens).total_bytes();
         let mut plan = MemoryPlan::default();
         plan.add("activations of the reward model", bytes);
         plan

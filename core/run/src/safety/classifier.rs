@@ -14,6 +14,7 @@ use crate::error::RunError;
 use crate::event::Observer;
 use crate::exit::Exit;
 use crate::footprint::weights_bytes;
+use crate::kernels::Kernels;
 use crate::memory;
 use crate::model::{self, ModelRequest};
 use crate::subject::check_room;
@@ -120,7 +121,8 @@ impl Found {
         if matches!(opened.kind, Kind::Classification(_)) {
             found.protocol = "classification";
         }
-        let (compute, needed) = (model::kernels(request).1, &opened.open);
+        let kernels = Kernels::new(request.device, request.threads, env);
+        let (compute, needed) = (model::kernels(&kernels, request)?.1, &opened.open);
         let needed = weights_bytes(needed.config(), LoadOptions::dense(compute));
         match memory::room() {
             Some(room) if room.bytes < needed => Err(RunError::Memory {

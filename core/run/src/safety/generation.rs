@@ -106,7 +106,8 @@ impl Guard {
         let context = longest + VERDICT_TOKENS_MAX;
         let mut n_lanes = n_lanes.max(1);
         loop {
-            let plan = Generator::memory_plan(self.decoder.config(), None, context, n_lanes);
+            let (config, engine) = (self.decoder.config(), self.decoder.engine());
+            let plan = Generator::memory_plan(config, None, context, n_lanes, engine);
             let what = format!("{n_lanes} verdicts at once, each of {context} tokens,");
             match check_room(&what, plan.total_bytes()) {
                 Err(_) if n_lanes > 1 => n_lanes /= 2,

@@ -31,7 +31,7 @@ impl Head {
     ) -> Result<Vec<Judged>, NotJudged> {
         let read: Vec<_> = pairs.iter().map(|pair| self.tokens(*pair)).collect();
         let longest = read.iter().flatten().map(|(tokens, _)| tokens.len()).max().unwrap_or(1);
-        let n_bytes = Classifier::memory_plan(self.classifier.config(), longest).total_bytes();
+        let n_bytes = self.classifier.memory_plan(longest).total_bytes();
         let what = format!("labels of texts of {longest} tokens");
         check_room(&what, n_bytes).map_err(NotJudged::Hindered)?;
         let acts = self.classifier.activations(longest);

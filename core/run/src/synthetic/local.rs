@@ -52,7 +52,7 @@ impl LocalTeacher {
     }
 
     pub(super) fn load(&mut self) -> Result<(), RunError> {
-        let bytes_each = match model::kernels(&self.request).1 {
+        let bytes_each = match model::kernels(&self.found.kernels, &self.request)?.1 {
             Compute::F32 => 4,
             Compute::Bf16 => 2,
         };
@@ -114,7 +114,8 @@ impl LocalTeacher {
         let context = longest.saturating_add(n_new).min(config.max_position_embeddings);
         let adapter = loaded.adapter.as_ref();
         let fits = |n_lanes: usize| {
-            let plan = Generator::memory_plan(config, adapter, context, n_lanes);
+            let engine = loaded.decoder.engine();
+            let plan = Generator::memory_plan(config, adapter, context, n_lanes, engine);
             check_room(&format!("{n_lanes} answers of {context} tokens"), plan.total_bytes())
         };
         // Half as many at once where there is no room for all.

@@ -120,10 +120,9 @@ impl Difference {
     ) -> Result<Self, OutOfMemory> {
         let tokens_max = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(1);
         let size = StepSize { tokens_max, scored_rows_max: ROWS_TOGETHER };
-        let config = decoder.config();
         let mut acts = [
-            Activations::new(config, Some(trained), size, Keep::Nothing)?,
-            Activations::new(saved.config(), None, size, Keep::Nothing)?,
+            Activations::new(decoder, Some(trained), size, Keep::Nothing)?,
+            Activations::new(saved, None, size, Keep::Nothing)?,
         ];
         let v = decoder.dims().v;
         let mut logits = [vec![0.0; ROWS_TOGETHER * v], vec![0.0; ROWS_TOGETHER * v]];

@@ -33,7 +33,7 @@ impl<'a> Job<'a> {
         let best_weights = checkpoint::load_adapter(&path, session.adapter())?;
         let text = format!("step {best} had the lowest validation loss; its weights are kept");
         self.observer.observe(&Event::Notice(text));
-        session.replace_params(best_weights.params());
+        session.replace_params(&best_weights.params());
         Ok(())
     }
 

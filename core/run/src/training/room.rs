@@ -8,7 +8,8 @@ use crate::model::FoundModel;
 use crate::plan::Plan;
 use crate::recovery::{Ladder, Rung};
 use forgelm_artifact::write;
-use forgelm_model::{LoadOptions, MemoryPlan, StepSize, Trainable};
+use forgelm_kernels_api::Ops;
+use forgelm_model::{Engine, LoadOptions, MemoryPlan, StepSize, Trainable};
 use forgelm_train::feed::Feed;
 use forgelm_train::optimizer::OptimizerMemory;
 use forgelm_train::session::Cut;
@@ -22,7 +23,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) adapter: &'a Trainable,
     pub(crate) optimizer: OptimizerMemory,
     pub(crate) options: LoadOptions,
-    pub(crate) n_threads: usize,
+    pub(crate) ops: &'a dyn Ops,
     /// What the process holds before weights and buffers.
     pub(crate) held: u64,
 }
@@ -85,14 +86,17 @@ impl Inputs<'_> {
             step: self.step_size(rung.cut),
             longest: usize::try_from(longest).unwrap_or(usize::MAX),
             keep: rung.keep,
-            n_threads: self.n_threads,
+            ops: self.ops,
             held: self.held,
             is_judged: self.plan.run.plugins.iter().any(|plugins| !plugins.evaluators.is_empty()),
         });
         if let Some(rollouts) = self.feed().rollouts {
             let n_answers = rung.cut.batch_size * rung.cut.accumulation;
             let model = self.found.open.config();
-            memory.buffers.extend(rollouts.memory_plan(model, self.adapter, n_answers).buffers);
+            let engine = Engine { ops: self.ops, compute: self.options.compute };
+            memory
+                .buffers
+                .extend(rollouts.memory_plan(model, self.adapter, n_answers, engine).buffers);
             memory.buffers.extend(self.data.judging_memory().buffers);
         }
         memory
@@ -163,8 +167,8 @@ pub(crate) fn change(configured: Cut, rung: Rung) -> String {
 
 /// Refuses a run that does not fit into memory or onto the disk.
 pub(super) fn check_room(inputs: &Inputs<'_>, cut: Cut) -> Result<Fit, RunError> {
-    let fit = inputs.fit(cut, memory::room())?;
-    let n_bytes = size_of_val(inputs.adapter.params()) + inputs.optimizer.state_bytes;
+    let fit = inputs.fit(cut, memory::room_of(inputs.ops))?;
+    let n_bytes = 4 * inputs.adapter.n_params() + inputs.optimizer.state_bytes;
     let checkpoint_bytes = n_bytes as u64 + (1 << 20);
     let n_checkpoints = inputs.plan.run.training.save_total_limit as u64 + 3;
     let needed_on_disk = n_checkpoints * checkpoint_bytes + (32 << 20);

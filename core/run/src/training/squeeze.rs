@@ -62,11 +62,12 @@ impl Job<'_> {
     }
 
     fn headroom(&self, session: &Session<'_>) -> u64 {
-        let params = size_of_val(session.adapter().params()) as u64;
+        let params = 4 * session.adapter().n_params() as u64;
         let rollouts = self.data.feed(&self.found.tokenizer).rollouts.map_or(0, |rollouts| {
             let n_answers = self.rung.cut.batch_size * self.rung.cut.accumulation;
             let model = self.found.open.config();
-            rollouts.memory_plan(model, session.adapter(), n_answers).total_bytes()
+            let engine = session.engine();
+            rollouts.memory_plan(model, session.adapter(), n_answers, engine).total_bytes()
         });
         2 * params + footprint::slack(session.size()) + rollouts as u64
     }

@@ -1,0 +1,183 @@
+//! Which kernel library computes: that of the processor, or of an NVIDIA device.
+//!
+//! One is made when it is first asked for, and shared by everything that asks. Plugins in the program
+//! get the processor's: what they work on lies in the memory of the host.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use forgelm_config::Device;
+use forgelm_kernels_api::Ops;
+use forgelm_kernels_cpu::{Cpu, InstructionSet};
+use forgelm_kernels_cuda::{Availability, Cuda, CudaError, DeviceOptions, Folders, Libraries};
+
+use crate::environment::Environment;
+use crate::error::RunError;
+use crate::model::all_cores;
+
+/// Kernel libraries for one device and number of threads.
+#[derive(Clone)]
+pub struct Kernels {
+    device: Device,
+    n_threads: usize,
+    folders: Folders,
+    /// Where kernels that are compiled here are kept.
+    cache: PathBuf,
+    cpu: Arc<OnceLock<Arc<dyn Ops>>>,
+    chosen: Arc<Mutex<Option<Chosen>>>,
+}
+
+/// What computes.
+#[derive(Clone)]
+pub struct Chosen {
+    /// The library.
+    pub ops: Arc<dyn Ops>,
+    /// Why it is the processor's, where a device was looked for.
+    pub note: Option<String>,
+}
+
+/// What is open on a device: one context and one pool of memory in a process.
+static OPEN: Mutex<BTreeMap<usize, Weak<forgelm_kernels_cuda::Device>>> =
+    Mutex::new(BTreeMap::new());
+
+impl Kernels {
+    /// Nothing is made or looked for yet. All cores without a number of threads.
+    #[must_use]
+    pub fn new(device: Device, n_threads: Option<usize>, env: &Environment) -> Self {
+        Self {
+            device,
+            n_threads: n_threads.unwrap_or_else(all_cores),
+            folders: env.cuda_folders.clone(),
+            cache: env.cache_dir.join("kernels"),
+            cpu: Arc::default(),
+            chosen: Arc::default(),
+        }
+    }
+
+    /// Of the processor, for the process of a plugin.
+    pub(crate) fn on_host(n_threads: usize) -> Self {
+        Self {
+            device: Device::Cpu,
+            n_threads,
+            folders: Folders::default(),
+            cache: PathBuf::new(),
+            cpu: Arc::default(),
+            chosen: Arc::default(),
+        }
+    }
+
+    /// Threads on the host.
+    #[must_use]
+    pub fn n_threads(&self) -> usize {
+        self.n_threads
+    }
+
+    /// The processor's.
+    #[must_use]
+    pub fn cpu(&self) -> Arc<dyn Ops> {
+        Arc::clone(self.cpu.get_or_init(|| Arc::new(Cpu::new(self.n_threads))))
+    }
+
+    /// What computes.
+    ///
+    /// # Errors
+    /// If the device that was asked for cannot be used. With `auto` never: then it is the processor,
+    /// and the note says why.
+    pub fn get(&self) -> Result<Chosen, RunError> {
+        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(chosen) = &*chosen {
+            return Ok(chosen.clone());
+        }
+        let made = match self.device {
+            Device::Cpu => Chosen { ops: self.cpu(), note: None },
+            Device::Cuda(ordinal) => Chosen { ops: self.cuda(ordinal)?, note: None },
+            Device::Auto => match self.cuda(0) {
+                Ok(ops) => Chosen { ops, note: None },
+                Err(RunError::Device { source, .. }) => Chosen {
+                    ops: self.cpu(),
+                    note: Some(format!("{source}: the processor computes")),
+                },
+                Err(error) => return Err(error),
+            },
+        };
+        *chosen = Some(made.clone());
+        Ok(made)
+    }
+
+    /// Computes on the kernels of this name from here on, as a run's evidence names them.
+    ///
+    /// # Errors
+    /// If this machine does not have them.
+    pub(crate) fn choose(&mut self, name: &str) -> Result<(), RunError> {
+        let missing = || {
+            RunError::NotReproducible(format!(
+                "the run used the kernels `{name}`, which this machine does not have: the same bits \
+                 are promised on the same kernels only"
+            ))
+        };
+        let ops: Arc<dyn Ops> = match name.strip_prefix("cuda:").and_then(|n| n.split('/').next()) {
+            Some(ordinal) => self.cuda(ordinal.parse().map_err(|_| missing())?)?,
+            None => {
+                let mut sets = InstructionSet::available().into_iter();
+                let made = sets.find_map(|set| {
+                    Cpu::with_instruction_set(self.n_threads, set).filter(|cpu| cpu.name() == name)
+                });
+                Arc::new(made.ok_or_else(missing)?)
+            }
+        };
+        if ops.name() != name {
+            return Err(missing());
+        }
+        self.chosen = Arc::new(Mutex::new(Some(Chosen { ops, note: None })));
+        Ok(())
+    }
+
+    fn cuda(&self, ordinal: usize) -> Result<Arc<dyn Ops>, RunError> {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = match open.get(&ordinal).and_then(Weak::upgrade) {
+            Some(device) => device,
+            None => {
+                let libraries = Libraries::find(&self.folders);
+                let compiled = made_folder(&self.cache);
+                let options = DeviceOptions { compiled, ..DeviceOptions::default() };
+                let device = forgelm_kernels_cuda::Device::open(ordinal, &libraries, options)
+                    .map_err(|source| unusable(ordinal, source))?;
+                open.insert(ordinal, Arc::downgrade(&device));
+                device
+            }
+        };
+        Ok(Arc::new(Cuda::new(device, self.n_threads)))
+    }
+}
+
+fn unusable(ordinal: usize, source: CudaError) -> RunError {
+    RunError::Device { device: Device::Cuda(ordinal), source: Box::new(source) }
+}
+
+/// A folder that is there; none where it cannot be made: a cache may be missing.
+fn made_folder(path: &Path) -> Option<PathBuf> {
+    forgelm_artifact::write::create_dir_all_durable(path).ok().map(|()| path.to_owned())
+}
+
+/// What NVIDIA's driver says, in words.
+#[must_use]
+pub fn availability(env: &Environment) -> Availability {
+    Libraries::find(&env.cuda_folders).availability()
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernels")
+            .field("device", &self.device)
+            .field("n_threads", &self.n_threads)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.ops.name())
+    }
+}

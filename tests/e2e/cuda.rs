@@ -1,0 +1,112 @@
+//! Runs on an NVIDIA device, which is emulated: the driver that the program finds runs the kernels'
+//! own sources on the processor.
+
+use crate::resume::wait_for;
+use crate::support::{Ran, Workplace};
+use forgelm_kernels_emulator as emulator;
+use serde_json::Value;
+use std::process::Command;
+
+/// A run of four steps, of which the second half follows a checkpoint.
+fn workplace(edits: &[(&str, &str)]) -> Workplace {
+    let workplace = Workplace::new();
+    let steps = ("max_steps: 12", "max_steps: 4");
+    let smaller = [
+        steps,
+        ("max_length: 128", "max_length: 64"),
+        ("per_device_train_batch_size: 4", "per_device_train_batch_size: 2"),
+        ("eval_steps: 4", "eval_steps: 2"),
+        ("save_steps: 4", "save_steps: 2"),
+        ("report_to: none", "report_to: none\n  logging_steps: 1"),
+    ];
+    for (from, to) in smaller.iter().chain(edits) {
+        workplace.edit_config(from, to);
+    }
+    workplace
+}
+
+/// The program with the emulated libraries; `None`, aloud, where there are none.
+#[expect(clippy::print_stderr, reason = "a test says what it skips")]
+fn on_device(workplace: &Workplace, args: &[&str]) -> Option<Command> {
+    if let Some(reason) = emulator::unavailable() {
+        eprintln!("skipped: {reason}");
+        return None;
+    }
+    let mut command = workplace.command(args);
+    command.env("FORGELM_CUDA_PATH", emulator::library_folder());
+    Some(command)
+}
+
+fn ran(mut command: Command) -> Ran {
+    command.output().unwrap().into()
+}
+
+/// Losses of training and of evaluations, in order.
+fn losses(workplace: &Workplace, out: &str) -> Vec<f64> {
+    let lines = workplace.json_lines(&format!("{out}/metrics.jsonl"));
+    let of = |line: &Value| line["loss"].as_f64().or_else(|| line["eval_loss"].as_f64());
+    lines.iter().filter_map(of).collect()
+}
+
+fn assert_close(found: &[f64], expected: &[f64], relative: f64) {
+    assert_eq!(found.len(), expected.len(), "{found:?}, {expected:?}");
+    assert!(found.len() >= 4, "{found:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        let error = (found - expected).abs();
+        assert!(error <= relative * expected.abs(), "{found}, expected {expected}");
+    }
+}
+
+#[test]
+fn a_run_on_the_device_learns_as_on_the_processor() {
+    for (compute, relative) in [("float32", 1e-5), ("bfloat16", 1e-2)] {
+        let compute_dtype = format!("compute_dtype: {compute}");
+        let cuda = format!("{compute_dtype}\n  device: cuda:0");
+        let device = workplace(&[("compute_dtype: float32", &cuda)]);
+        let Some(command) = on_device(&device, &["--config", "run.yaml"]) else { return };
+        ran(command).expect_code(0).expect_stderr("cuda:0/sm_90");
+        let cpu = format!("{compute_dtype}\n  device: cpu");
+        let processor = workplace(&[("compute_dtype: float32", &cpu)]);
+        processor.run();
+        assert_close(&losses(&device, "out"), &losses(&processor, "out"), relative);
+        device.forgelm(&["verify-bundle", "out"]).expect_code(0);
+    }
+}
+
+#[test]
+fn a_run_on_the_device_that_is_killed_goes_on_with_the_same_bits() {
+    let edit = [("compute_dtype: float32", "compute_dtype: bfloat16\n  device: cuda:0")];
+    let whole = workplace(&edit);
+    let Some(command) = on_device(&whole, &["--config", "run.yaml"]) else { return };
+    ran(command).expect_code(0);
+    let killed = workplace(&edit);
+    let mut command = on_device(&killed, &["--config", "run.yaml"]).unwrap();
+    let mut child = command.spawn().unwrap();
+    wait_for(&killed.path("out/checkpoint-2"), &mut child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!killed.path("out/final_model").exists(), "the run was over before it was killed");
+    let command = on_device(&killed, &["--config", "run.yaml", "--resume"]).unwrap();
+    ran(command).expect_code(0).expect_stderr("continuing from");
+    assert!(whole.adapter("out") == killed.adapter("out"));
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named() {
+    let workplace = workplace(&[("compute_dtype: float32", "device: cuda:1")]);
+    // No driver at all, wherever this test runs: nothing is looked for but what a folder has.
+    let none = ran(workplace.command(&["--config", "run.yaml"]));
+    assert_eq!(none.code, 2, "{}", none.stderr);
+    assert!(none.stderr.contains("`cuda:1` cannot be used: "), "{}", none.stderr);
+    assert!(none.stderr.contains("training.device: cpu"), "{}", none.stderr);
+    let Some(command) = on_device(&workplace, &["--config", "run.yaml"]) else { return };
+    ran(command).expect_code(2).expect_stderr("there is no CUDA device 1: this machine has 1");
+}
+
+#[test]
+fn a_text_that_names_no_device_is_refused_with_its_place() {
+    let workplace = workplace(&[("compute_dtype: float32", "device: gpu")]);
+    let refused = workplace.forgelm(&["--config", "run.yaml"]).expect_code(1);
+    let expected = "`training.device` is `gpu`; expected `auto`, `cpu` or `cuda:N`";
+    assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+}
