@@ -306,8 +306,9 @@ forgelm_status forgelm_plugin_list(const forgelm_engine *engine, char **out_list
 /* Loads a model to be asked.
  *
  *   name       a folder, an adapter's folder, a .gguf file, a hub id, or "pypi:NAME==VERSION"
- *   options    {"revision", "adapter": a folder, "offline": bool, "threads": n, "compute_dtype":
- *              "auto" | "float32" | "bfloat16", "chat_template"}; may be NULL
+ *   options    {"revision", "adapter": a folder, "offline": bool, "device": "auto" | "cpu" | "cuda:N",
+ *              "threads": n, "compute_dtype": "auto" | "float32" | "bfloat16", "chat_template"};
+ *              may be NULL
  *   on_event   told of what is fetched and noticed; may be NULL
  *
  * Thread:    any.
