@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use forgelm_config::Device;
 use forgelm_kernels_api::Ops;
 use forgelm_kernels_cpu::{Cpu, InstructionSet};
-use forgelm_kernels_cuda::{Availability, Cuda, CudaError, DeviceOptions, Folders, Libraries};
+use forgelm_kernels_cuda::{Cuda, CudaError, DeviceOptions, Folders, Libraries};
 
 use crate::environment::Environment;
 use crate::error::RunError;
@@ -140,7 +140,9 @@ impl Kernels {
             Some(device) => device,
             None => {
                 let libraries = Libraries::find(&self.folders);
-                let compiled = made_folder(&self.cache);
+                // Without a driver nothing is compiled, and nothing is to be written.
+                let has_driver = libraries.driver.is_there();
+                let compiled = has_driver.then(|| made_folder(&self.cache)).flatten();
                 let options = DeviceOptions { compiled, ..DeviceOptions::default() };
                 let device = forgelm_kernels_cuda::Device::open(ordinal, &libraries, options)
                     .map_err(|source| unusable(ordinal, source))?;
@@ -159,12 +161,6 @@ fn unusable(ordinal: usize, source: CudaError) -> RunError {
 /// A folder that is there; none where it cannot be made: a cache may be missing.
 fn made_folder(path: &Path) -> Option<PathBuf> {
     forgelm_artifact::write::create_dir_all_durable(path).ok().map(|()| path.to_owned())
-}
-
-/// What NVIDIA's driver says, in words.
-#[must_use]
-pub fn availability(env: &Environment) -> Availability {
-    Libraries::find(&env.cuda_folders).availability()
 }
 
 impl fmt::Debug for Kernels {
