@@ -8,7 +8,9 @@
 #include "device.cuh"
 
 namespace forgelm {
-namespace {
+
+// Not in the unnamed namespace, since kernels take them: the compiler names what is inner to a
+// file by a kernel of it, and where all have inner types by the number of its process.
 
 enum FactorKind : int32_t { NO_FACTOR = 0, F32 = 1, F16 = 2, NESTED = 3 };
 enum Rounding : int32_t { EXACT = 0, TO_F16 = 1, TO_BF16 = 2 };
@@ -40,6 +42,8 @@ struct Blocks {
     // The weights are then rounded to bfloat16, the format of the products.
     int32_t is_bf16;
 };
+
+namespace {
 
 DEVICE float factor(const Factors& factors, uint32_t group) {
     if (factors.kind == F32) return static_cast<const float*>(factors.rows)[group];

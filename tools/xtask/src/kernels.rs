@@ -119,6 +119,8 @@ fn install(tools: &Path) -> Result<PathBuf, String> {
             .args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"])
             .arg(&folder)
             .arg(PACKAGE)
+            // who runs this as root knows it, and the folder is no system's
+            .env("PIP_ROOT_USER_ACTION", "ignore")
             .status()
             .map_err(|error| format!("python3: {error}\n{USAGE}"))?;
         if !status.success() {
@@ -356,6 +358,8 @@ fn check_gates(kernels: &Kernels, compiled: &[Vec<Compiled>]) -> Vec<String> {
             if *architecture == PTX {
                 let text = String::from_utf8_lossy(&compiled.image);
                 problems.extend(gates::check_instructions(&place, &text));
+                let process = std::process::id();
+                problems.extend(gates::check_inner_names(&place, &source.stem, process, &text));
             }
         }
     }

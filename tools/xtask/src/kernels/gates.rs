@@ -147,6 +147,24 @@ pub(super) fn check_instructions(place: &str, ptx: &str) -> Vec<String> {
     problems
 }
 
+/// What the compiler makes of a file where each kernel takes a type of the unnamed namespace: inner
+/// names end with the number of the process, and no two runs give the same bytes.
+pub(super) fn check_inner_names(place: &str, stem: &str, process: u32, ptx: &str) -> Vec<String> {
+    let file = format!("_{stem}_cu_");
+    let end = format!("_{process}");
+    let has_process = ptx.split(&file).skip(1).any(|rest| {
+        let rest = rest.trim_start_matches(|c: char| c.is_ascii_hexdigit());
+        rest.starts_with(&end)
+    });
+    if !has_process {
+        return Vec::new();
+    }
+    vec![format!(
+        "{place}: names hold the number of the process: take the types of the kernels' parameters \
+         out of the unnamed namespace"
+    )]
+}
+
 /// A kernel is found by its name: of all files the one with the longest name that the kernel's
 /// begins with.
 pub(super) fn check_names<'a>(
@@ -173,7 +191,9 @@ pub(super) fn check_names<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::{Resources, check_instructions, check_log, check_names, fits, read_log};
+    use super::{
+        Resources, check_inner_names, check_instructions, check_log, check_names, fits, read_log,
+    };
 
     const LOG: &str = "\
 ptxas info    : 0 bytes gmem
@@ -239,6 +259,15 @@ ptxas info    : Used 128 registers, used 1 barriers, 400 bytes cmem[0]
               with `attention_plain`"
             ]
         );
+    }
+
+    #[test]
+    fn names_that_change_with_every_run_are_found() {
+        let ptx = "_ZN46_INTERNAL_00000000_9_blocks_cu_b390bf96_261847forgelm4WARPE = 32;";
+        assert_eq!(check_inner_names("blocks.cu", "blocks", 26_184, ptx).len(), 1);
+        assert!(check_inner_names("blocks.cu", "blocks", 26_185, ptx).is_empty());
+        let ptx = "_ZN40_INTERNAL_00000000_9_blocks_cu_b390bf967forgelm4WARPE = 32;";
+        assert!(check_inner_names("blocks.cu", "blocks", 26_184, ptx).is_empty());
     }
 
     #[test]
