@@ -4,7 +4,7 @@
 use crate::resume::wait_for;
 use crate::support::{Ran, Workplace};
 use forgelm_kernels_emulator as emulator;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::process::Command;
 
 /// A run of four steps, of which the second half follows a checkpoint.
@@ -89,6 +89,62 @@ fn a_run_on_the_device_that_is_killed_goes_on_with_the_same_bits() {
     let command = on_device(&killed, &["--config", "run.yaml", "--resume"]).unwrap();
     ran(command).expect_code(0).expect_stderr("continuing from");
     assert!(whole.adapter("out") == killed.adapter("out"));
+}
+
+/// A run of long texts, of which no question is made, with our own products: nothing but the steps
+/// takes memory.
+fn workplace_of_texts(training: &str) -> Workplace {
+    let device = "compute_dtype: float32\n  device: cuda:0";
+    let edits = [
+        ("compute_dtype: float32", device),
+        ("per_device_train_batch_size: 2", training),
+        ("max_steps: 4", "max_steps: 2"),
+    ];
+    let workplace = workplace(&edits);
+    let text = |i: usize| "Item of many words. ".repeat(8 + i % 3);
+    let rows: Vec<String> = (0..24).map(|i| json!({ "text": text(i) }).to_string()).collect();
+    workplace.write("data.jsonl", &rows.join("\n"));
+    std::fs::create_dir(workplace.path("driver")).unwrap();
+    workplace
+}
+
+/// The program, where allocations on the device beyond so many MiB are refused.
+fn with_memory(workplace: &Workplace, mebibytes: u64) -> Option<Command> {
+    let mut command = on_device(workplace, &["--config", "run.yaml"])?;
+    let driver = workplace.path("driver");
+    let library = emulator::library_folder().join("libcuda.so.1");
+    std::os::unix::fs::symlink(library, driver.join("libcuda.so.1")).unwrap();
+    command.env("FORGELM_CUDA_PATH", driver);
+    command.env("FORGELM_EMULATOR_HIDDEN_LIMIT", (mebibytes << 20).to_string());
+    Some(command)
+}
+
+/// The device promises its memory and refuses it later: another program has taken it meanwhile.
+#[test]
+fn a_device_that_fills_up_within_a_step_makes_the_step_again_in_smaller_pieces() {
+    let full = workplace_of_texts("per_device_train_batch_size: 16\n  oom_recovery: true");
+    let Some(command) = with_memory(&full, 8) else { return };
+    let ran_full = ran(command).expect_code(0);
+    let short = ran_full.stderr.lines().filter(|line| line.contains("memory is short before step"));
+    let short: Vec<&str> = short.collect();
+    assert!(short[0].contains("cuda:0: ") && short[0].contains("do not fit"), "{short:?}");
+    assert!(short.last().unwrap().contains("going on with batch 8 x 2"), "{short:?}");
+
+    let configured = workplace_of_texts("per_device_train_batch_size: 8");
+    configured.edit_config("gradient_accumulation_steps: 1", "gradient_accumulation_steps: 2");
+    ran(with_memory(&configured, 1 << 20).unwrap()).expect_code(0);
+    assert!(full.adapter("out") == configured.adapter("out"));
+}
+
+#[test]
+fn a_device_that_is_too_full_for_any_step_ends_the_run_with_what_helps() {
+    let workplace = workplace_of_texts("per_device_train_batch_size: 16");
+    let Some(command) = with_memory(&workplace, 8) else { return };
+    let refused = ran(command).expect_code(8);
+    assert!(refused.stderr.contains("error: cuda:0: "), "{}", refused.stderr);
+    assert!(refused.stderr.contains("hint: end what else uses the memory"), "{}", refused.stderr);
+    let log = workplace.read("out/audit_log.jsonl");
+    assert!(log.contains("pipeline.failed") && log.contains("do not fit"), "{log}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use args::{Cli, Command};
 use clap::Parser;
 use command::Context;
 use forgelm_run::exit::Exit;
+use forgelm_run::kernels::caught;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -26,34 +27,39 @@ fn main() -> ExitCode {
         }
     };
     let mut context = Context::new(&cli.output);
-    let exit = match &cli.command {
-        None => command::run::run(&cli.run, &mut context),
-        Some(Command::Config(config)) => command::config::config(config, &mut context),
-        Some(Command::Data(data)) => command::data::data(data, &mut context),
-        Some(Command::Audit(audit)) => command::audit::audit(audit, &mut context),
-        Some(Command::Chat(chat)) => command::chat::chat(chat, &mut context),
-        Some(Command::Score(score)) => command::score::score(score, &mut context),
-        Some(Command::SafetyEval(args)) => command::safety_eval::safety_eval(args, &mut context),
-        Some(Command::Monitor(args)) => command::monitor::monitor(args, &mut context),
-        Some(Command::Quantize(args)) => command::quantize::quantize(args, &mut context),
-        Some(Command::PluginWorker { threads }) => command::plugin::worker(*threads, &mut context),
-        Some(Command::Plugin(plugin)) => command::plugin::plugin(plugin, &mut context),
-        Some(Command::Approvals(args)) => command::approval::approvals(args, &mut context),
-        Some(Command::Approve(args)) => command::approval::approve_run(args, &mut context),
-        Some(Command::Reject(args)) => command::approval::reject_run(args, &mut context),
-        Some(Command::Keygen(keygen)) => command::keygen::keygen(keygen, &mut context),
-        Some(Command::Keys(keys)) => command::keys::keys(keys, &mut context),
-        Some(Command::Sign(sign)) => command::sign::sign(sign, &mut context),
-        Some(Command::VerifyAudit(args)) => command::verify::audit(args, &mut context),
-        Some(Command::VerifyIntegrity(args)) => command::verify::integrity(args, &mut context),
-        Some(Command::VerifySignature(args)) => command::verify::signature(args, &mut context),
-        Some(Command::VerifyBundle(args)) => command::verify::bundle(args, &mut context),
-        Some(Command::Bundle(args)) => command::bundle::bundle(args, &mut context),
-        Some(Command::Reproduce(args)) => command::reproduce::reproduce(args, &mut context),
-        Some(Command::VerifyGguf(args)) => command::gguf::verify(args, &mut context),
-        Some(Command::VerifyAnnexIv(args)) => command::compliance::verify(args, &mut context),
-        Some(Command::ReversePii(args)) => command::reverse_pii::reverse_pii(args, &mut context),
-        Some(Command::Purge(args)) => command::purge::purge(args, &mut context),
-    };
+    let exit =
+        caught(|| Ok(run(&cli, &mut context))).unwrap_or_else(|error| context.failed(&error));
     ExitCode::from(exit.code())
+}
+
+fn run(cli: &Cli, context: &mut Context) -> Exit {
+    match &cli.command {
+        None => command::run::run(&cli.run, context),
+        Some(Command::Config(config)) => command::config::config(config, context),
+        Some(Command::Data(data)) => command::data::data(data, context),
+        Some(Command::Audit(audit)) => command::audit::audit(audit, context),
+        Some(Command::Chat(chat)) => command::chat::chat(chat, context),
+        Some(Command::Score(score)) => command::score::score(score, context),
+        Some(Command::SafetyEval(args)) => command::safety_eval::safety_eval(args, context),
+        Some(Command::Monitor(args)) => command::monitor::monitor(args, context),
+        Some(Command::Quantize(args)) => command::quantize::quantize(args, context),
+        Some(Command::PluginWorker { threads }) => command::plugin::worker(*threads, context),
+        Some(Command::Plugin(plugin)) => command::plugin::plugin(plugin, context),
+        Some(Command::Approvals(args)) => command::approval::approvals(args, context),
+        Some(Command::Approve(args)) => command::approval::approve_run(args, context),
+        Some(Command::Reject(args)) => command::approval::reject_run(args, context),
+        Some(Command::Keygen(keygen)) => command::keygen::keygen(keygen, context),
+        Some(Command::Keys(keys)) => command::keys::keys(keys, context),
+        Some(Command::Sign(sign)) => command::sign::sign(sign, context),
+        Some(Command::VerifyAudit(args)) => command::verify::audit(args, context),
+        Some(Command::VerifyIntegrity(args)) => command::verify::integrity(args, context),
+        Some(Command::VerifySignature(args)) => command::verify::signature(args, context),
+        Some(Command::VerifyBundle(args)) => command::verify::bundle(args, context),
+        Some(Command::Bundle(args)) => command::bundle::bundle(args, context),
+        Some(Command::Reproduce(args)) => command::reproduce::reproduce(args, context),
+        Some(Command::VerifyGguf(args)) => command::gguf::verify(args, context),
+        Some(Command::VerifyAnnexIv(args)) => command::compliance::verify(args, context),
+        Some(Command::ReversePii(args)) => command::reverse_pii::reverse_pii(args, context),
+        Some(Command::Purge(args)) => command::purge::purge(args, context),
+    }
 }

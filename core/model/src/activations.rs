@@ -12,7 +12,7 @@ mod not_finite;
 
 use std::fmt;
 
-use forgelm_kernels_api::{Buffer, Compute, Ops, Precision, Slice, SliceMut};
+use forgelm_kernels_api::{Buffer, Compute, Ops, Precision, Slice, SliceMut, Workload};
 use thiserror::Error;
 
 use crate::adapter::AdaptedModule;
@@ -57,6 +57,37 @@ pub struct PlannedBuffer {
 pub struct MemoryPlan {
     /// In the order of allocation.
     pub buffers: Vec<PlannedBuffer>,
+}
+
+impl StepSize {
+    /// Sizes of the calls of such a step, for what they take for their own time. `longest` is the
+    /// longest sequence in tokens; `in_blocks` whether linear layers stay in blocks.
+    #[must_use]
+    pub fn workload(
+        self,
+        model: &ModelConfig,
+        longest: usize,
+        compute: Compute,
+        in_blocks: bool,
+    ) -> Workload {
+        let dims = model.dims();
+        let linears = (0..dims.l).flat_map(|layer| model.linears(layer));
+        let shapes: Vec<[usize; 2]> = linears.map(|linear| linear.shape(&dims)).collect();
+        Workload {
+            compute,
+            n_tokens: self.tokens_max,
+            longest,
+            n_scored: self.scored_rows_max,
+            hidden: dims.c,
+            n_heads: dims.h,
+            n_kv_heads: dims.h_kv,
+            head_dim: dims.d,
+            widest: shapes.iter().flatten().copied().max().unwrap_or(0),
+            largest_weight: shapes.iter().map(|[n, k]| n * k).max().unwrap_or(0),
+            vocabulary: dims.n_out,
+            in_blocks,
+        }
+    }
 }
 
 impl MemoryPlan {

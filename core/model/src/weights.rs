@@ -564,7 +564,7 @@ impl<'a> Reader<'a> {
     fn vector(&self, role: Role) -> Result<Buffer, WeightsError> {
         let offset = norm_offset(self.store, self.config, role);
         let values = values(self.store, self.config, role, &self.rows(role)?.plus(offset))?;
-        Ok(self.ops.place(values).expect("there is memory for a vector"))
+        Ok(self.ops.place(values).unwrap_or_else(|refused| refused.end("a vector of weights")))
     }
 
     fn layer(&self, n: usize) -> Result<LayerWeights, WeightsError> {

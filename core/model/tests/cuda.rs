@@ -11,7 +11,7 @@ mod support;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use forgelm_kernels_api::{Compute, Ops};
+use forgelm_kernels_api::{Compute, Ops, Precision, SliceMut};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_cuda::{Cuda, Device, DeviceOptions, Folders, ImageSource, Libraries};
 use forgelm_kernels_emulator as emulator;
@@ -42,7 +42,7 @@ const FAMILIES: [&str; 13] = [
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// An emulated device, alone; `None`, aloud, where there is none.
-fn device() -> Option<(MutexGuard<'static, ()>, Arc<dyn Ops>)> {
+fn device() -> Option<(MutexGuard<'static, ()>, Arc<dyn Ops>, Arc<Device>)> {
     if let Some(reason) = emulator::unavailable() {
         println!("skipped: {reason}");
         return None;
@@ -54,7 +54,7 @@ fn device() -> Option<(MutexGuard<'static, ()>, Arc<dyn Ops>)> {
     let images = ImageSource::Given(Arc::from(&emulator::IMAGE[..]));
     let options = DeviceOptions { images, ..DeviceOptions::default() };
     let device = Device::open(0, &libraries, options).expect("the emulated device opens");
-    Some((alone, Arc::new(Cuda::new(device, 2))))
+    Some((alone, Arc::new(Cuda::new(Arc::clone(&device), 2)), device))
 }
 
 fn family(name: &str) -> ModelConfig {
@@ -82,6 +82,16 @@ struct Model {
 
 impl Model {
     fn new(config: &ModelConfig, ops: Arc<dyn Ops>, compute: Compute, kind: Kind) -> Self {
+        Self::of_batch(config, ops, compute, kind, &[20, 3, 9])
+    }
+
+    fn of_batch(
+        config: &ModelConfig,
+        ops: Arc<dyn Ops>,
+        compute: Compute,
+        kind: Kind,
+        lengths: &[usize],
+    ) -> Self {
         let store = tiny_store(config);
         let mut decoder = Decoder::from_store(config.clone(), &store, ops, compute)
             .expect("the tiny model is complete");
@@ -99,15 +109,16 @@ impl Model {
             *param += noise;
         }
         decoder.refresh(&mut trainable);
-        let batch = Batch::random(1, &[20, 3, 9], config.vocab_size);
-        let size = StepSize { tokens_max: 32, scored_rows_max: 32 };
+        let batch = Batch::random(1, lengths, config.vocab_size);
+        let n = lengths.iter().sum();
+        let size = StepSize { tokens_max: n, scored_rows_max: n };
         let acts = Activations::new(&decoder, Some(&trainable), size, Keep::Everything)
             .expect("there is memory");
         Self { config: config.clone(), decoder, trainable, acts, batch }
     }
 
     /// Log-probabilities and gradients of one step.
-    fn step(&mut self, grads: &mut [f32]) -> Vec<f32> {
+    fn step(&mut self, grads: SliceMut<'_>) -> Vec<f32> {
         let stream = Stream::new(5, Purpose::Dropout);
         let dropout = Some(DropoutStep { stream: &stream, step: 2 });
         let pass = Pass { adapter: Some(&self.trainable), batch: self.batch.input(), dropout };
@@ -135,10 +146,20 @@ impl Model {
         logits
     }
 
+    /// What a run plans for its calls' own time, without what is planned for every size.
+    fn planned_workspace(&self) -> usize {
+        let of = |size: StepSize| {
+            let longest = size.tokens_max;
+            let work = size.workload(&self.config, longest, self.decoder.compute(), false);
+            self.decoder.ops().workspace_bytes(&work)
+        };
+        of(self.acts.size()) - of(StepSize { tokens_max: 0, scored_rows_max: 0 })
+    }
+
     /// Log-probabilities, gradients and cached logits.
     fn all(mut self) -> [(&'static str, Vec<f32>); 3] {
         let mut grads = vec![0.0; self.trainable.n_params()];
-        let logp = self.step(&mut grads);
+        let logp = self.step((&mut grads).into());
         [("log-probabilities", logp), ("gradients", grads), ("cached logits", self.cached())]
     }
 }
@@ -158,7 +179,7 @@ fn difference(found: &[f32], expected: &[f32]) -> f64 {
 /// each product, the device also what lies between two products: a few times as often.
 #[test]
 fn every_family_gives_what_the_processor_gives() {
-    let Some((_alone, cuda)) = device() else { return };
+    let Some((_alone, cuda, _)) = device() else { return };
     for name in FAMILIES {
         let config = family(name);
         for kind in [Kind::Lora, Kind::Dora, Kind::Everything] {
@@ -182,16 +203,43 @@ fn every_family_gives_what_the_processor_gives() {
     }
 }
 
+/// Rows enough for what grows with them to be more than what allocations are rounded up by.
+#[test]
+fn calls_take_no_more_memory_than_was_planned() {
+    const ROUNDING: usize = 16 << 10;
+    let Some((_alone, cuda, device)) = device() else { return };
+    for name in ["llama-bias", "qwen3_moe"] {
+        for kind in [Kind::Dora, Kind::Everything] {
+            for compute in [Compute::F32, Compute::Bf16] {
+                let (config, ops) = (family(name), Arc::clone(&cuda));
+                let mut model = Model::of_batch(&config, ops, compute, kind, &[200, 56]);
+                let n = model.trainable.n_params();
+                let mut grads = cuda.allocate(n, Precision::Exact).expect("there is memory");
+                // What products share is made in the first step, and kept.
+                model.step(grads.all_mut());
+                let before = device.pool().used().in_use;
+                device.pool().forget_peak();
+                model.step(grads.all_mut());
+                let (taken, planned) =
+                    (device.pool().used().peak - before, model.planned_workspace());
+                let case = format!("{name}, {kind:?}, {compute:?}: {taken} of {planned} bytes");
+                assert!(taken > 4 * ROUNDING, "{case}: too little to compare");
+                assert!(taken <= planned + ROUNDING, "{case}");
+                assert!(planned <= 4 * taken, "{case}");
+            }
+        }
+    }
+}
+
 /// A step copies what the host gives it (tokens, positions as angles, labels, the gradient of the
 /// log-probabilities) and what it asks for, and nothing of what lives on the device.
 #[test]
 fn a_step_leaves_on_the_device_what_lives_there() {
-    let Some((_alone, cuda)) = device() else { return };
+    let Some((_alone, cuda, _)) = device() else { return };
     let config = family("llama-bias");
     let mut model = Model::new(&config, Arc::clone(&cuda), Compute::Bf16, Kind::Lora);
-    let mut grads = cuda
-        .allocate(model.trainable.n_params(), forgelm_kernels_api::Precision::Exact)
-        .expect("there is memory");
+    let mut grads =
+        cuda.allocate(model.trainable.n_params(), Precision::Exact).expect("there is memory");
     let step = |model: &mut Model, grads: &mut forgelm_kernels_api::Buffer| {
         let pass =
             Pass { adapter: Some(&model.trainable), batch: model.batch.input(), dropout: None };

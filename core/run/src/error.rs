@@ -31,6 +31,7 @@ use forgelm_evidence::library::SignError;
 use forgelm_evidence::sign::SignFileError;
 use forgelm_generate::{GenerateError, ScoreError};
 use forgelm_hub::HubError;
+use forgelm_kernels_api::Failure;
 use forgelm_kernels_cuda::CudaError;
 use forgelm_loader::LibraryError;
 use forgelm_merge::MergeError;
@@ -72,6 +73,9 @@ pub enum RunError {
         /// Why.
         source: Box<CudaError>,
     },
+    /// A device failed, or memory is full.
+    #[error("{}\n  hint: {}", .0, failure_hint(.0))]
+    Failed(#[from] Failure),
     /// The model's description does not fit what belongs to it.
     #[error(transparent)]
     ModelConfig(#[from] ConfigError),
@@ -682,17 +686,9 @@ impl RunError {
             | Self::Request(_)
             | Self::NoComplianceSection
             | Self::NotAvailable(_) => Exit::Config,
-            Self::Device { source, .. } => match **source {
-                CudaError::OutOfMemory { .. } => Exit::Resources,
-                CudaError::NotUsable(_)
-                | CudaError::NoSuchDevice { .. }
-                | CudaError::TooOld { .. }
-                | CudaError::Driver { .. }
-                | CudaError::Launch { .. }
-                | CudaError::Earlier { .. }
-                | CudaError::NoImage { .. }
-                | CudaError::NotCapturable { .. } => Exit::Runtime,
-            },
+            Self::Device { source, .. } => of_device(source),
+            Self::Failed(failure) if failure.is_out_of_memory() => Exit::Resources,
+            Self::Failed(_) => Exit::Runtime,
             Self::Diverged { .. } | Self::DivergedFile { .. } => Exit::Integrity,
             Self::Benchmark(error) => error.exit(),
             Self::Monitor(error) => error.exit(),
@@ -813,6 +809,30 @@ impl RunError {
             cause = error.source();
         }
         text
+    }
+}
+
+fn of_device(error: &CudaError) -> Exit {
+    match error {
+        CudaError::OutOfMemory { .. } => Exit::Resources,
+        CudaError::NotUsable(_)
+        | CudaError::NoSuchDevice { .. }
+        | CudaError::TooOld { .. }
+        | CudaError::Driver { .. }
+        | CudaError::Launch { .. }
+        | CudaError::Earlier { .. }
+        | CudaError::NoImage { .. }
+        | CudaError::NotCapturable { .. } => Exit::Runtime,
+    }
+}
+
+/// What helps when what was opened cannot go on.
+fn failure_hint(failure: &Failure) -> &'static str {
+    if failure.is_out_of_memory() {
+        "end what else uses the memory, lower `training.per_device_train_batch_size` or \
+         `model.max_length`, or set `model.load_in_4bit`; `--resume` goes on from the last checkpoint"
+    } else {
+        "`--resume` goes on from the last checkpoint; with `--device cpu` the processor computes"
     }
 }
 

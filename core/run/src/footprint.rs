@@ -14,15 +14,6 @@ use forgelm_train::session;
 
 /// Tokens of the sample that is asked before and after training, prompt and answer.
 const SAMPLE_TOKENS: usize = 256;
-/// Working memory of a thread: a block of weights turned around, packed rows, logits of a chunk.
-const THREAD_WORKSPACE: usize = 6 << 20;
-/// Rows of the head that are worked on together, and slices that the vocabulary is cut into.
-const HEAD_CHUNK: usize = 128;
-const HEAD_TASKS: usize = 16;
-/// Queries of a chunk of attention's backward pass, and chunks of a sequence at most.
-const ATTENTION_CHUNK: usize = 128;
-const ATTENTION_CHUNKS_MAX: usize = 8;
-
 /// Small allocations of a step, beside what grows with its size.
 const STEP_BYTES: u64 = 16 << 20;
 /// Bytes a token of a packed batch: ids, positions, keys, labels.
@@ -134,17 +125,12 @@ fn judging(sizes: &Sizes<'_>) -> usize {
     taken.total_bytes().saturating_sub(given_back.total_bytes())
 }
 
-/// Working memory of the CPU kernels: of each thread; panels of keys and values and their partial
-/// gradients in attention; the head's partial gradients, one for each slice of the vocabulary.
+/// What the kernels take for their own time.
 fn workspace(sizes: &Sizes<'_>) -> usize {
-    let dims = sizes.model.dims();
-    let StepSize { tokens_max: t, scored_rows_max: r } = sizes.step;
-    let n_chunks = sizes.longest.div_ceil(ATTENTION_CHUNK).clamp(1, ATTENTION_CHUNKS_MAX);
-    // A chunk of queries adds to every key before its end: on average half the sequence.
-    let attention = t * dims.kv_width() * 4 * (3 + (n_chunks + 1));
-    let n_slices = HEAD_TASKS.div_ceil(r.div_ceil(HEAD_CHUNK).max(1));
-    let head = (n_slices - 1) * r * dims.c * 4;
-    sizes.ops.n_threads() * THREAD_WORKSPACE + attention + head
+    let in_blocks = sizes.options.linear != LinearStorage::Dense;
+    let compute = sizes.options.compute;
+    let work = sizes.step.workload(sizes.model, sizes.longest, compute, in_blocks);
+    sizes.ops.workspace_bytes(&work)
 }
 
 /// The bytes of a plan that are not yet in memory when only `held` is.

@@ -154,6 +154,14 @@ impl Kernels {
     }
 }
 
+/// Does some work of a run; where it ended because an op could not go on, that is the error.
+///
+/// # Errors
+/// Those of the work, and [`RunError::Failed`].
+pub fn caught<T>(work: impl FnOnce() -> Result<T, RunError>) -> Result<T, RunError> {
+    forgelm_kernels_api::caught(work).unwrap_or_else(|failure| Err(failure.into()))
+}
+
 fn unusable(ordinal: usize, source: CudaError) -> RunError {
     RunError::Device { device: Device::Cuda(ordinal), source: Box::new(source) }
 }

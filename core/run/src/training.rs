@@ -29,7 +29,7 @@ use crate::evaluators;
 use crate::event::{Event, ModelLoaded, Observer};
 use crate::footprint;
 use crate::gates;
-use crate::kernels::Chosen;
+use crate::kernels::{Chosen, caught};
 use crate::model::{self, FoundModel, LoadedModel};
 use crate::outbound::{TimeStamps, Told};
 use crate::output::Start;
@@ -169,7 +169,7 @@ pub fn train(
         return Err(PipelineError::Flags(text).into());
     }
     let mut told = Told::open(plan, request.offline, env, observer)?;
-    let result = run(plan, request, plugins, env, &mut told);
+    let result = caught(|| run(plan, request, plugins, env, &mut told));
     told.end(&result);
     result
 }
@@ -343,8 +343,8 @@ fn run(
     if let Some(event) = compliance::acknowledged(plan, job.observer) {
         audit.append(&event)?;
     }
-    let result =
-        job.run((adapter, optimizer), identity, from, request.force_resume, &key, &mut audit);
+    let begun = (adapter, optimizer);
+    let result = caught(|| job.run(begun, identity, from, request.force_resume, &key, &mut audit));
     if let Err(error) = &result {
         // The error itself matters more than a log that cannot take it.
         let _ = audit.append(&AuditEvent::PipelineFailed { error: error.chain() });

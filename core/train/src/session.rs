@@ -97,6 +97,8 @@ pub struct Session<'a> {
     grad_by_layer: Option<PartialGradient>,
     activations: Activations,
     buffers: RowBuffers,
+    /// See [`Session::is_torn`].
+    is_torn: bool,
 }
 
 /// One number a scored row.
@@ -209,6 +211,7 @@ impl<'a> Session<'a> {
             state: parts.state,
             activations: no_activations(parts.decoder)?,
             buffers: RowBuffers::default(),
+            is_torn: false,
         })
     }
 
@@ -240,6 +243,13 @@ impl<'a> Session<'a> {
         self.buffers = RowBuffers::default();
         self.activations = no_activations(self.decoder)?;
         Ok(())
+    }
+
+    /// Whether a step has changed some of what trains and did not come to its end: it cannot be made
+    /// again from here.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.is_torn
     }
 
     /// How a step is cut.
@@ -338,6 +348,7 @@ impl<'a> Session<'a> {
             Some(norm) => norm,
             None => self.update(step, total.n_terms, &input, &estimate)?,
         };
+        self.is_torn = false;
         self.state.global_step = step + 1;
         self.state.epoch = self.plan.epoch_after(step + 1);
         self.state.n_tokens += n_tokens;
@@ -380,6 +391,7 @@ impl<'a> Session<'a> {
         }
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
+        self.is_torn = true;
         self.optimizer.step(ops, self.adapter.numbers_mut(), self.grad.all(), at);
         self.decoder.refresh(&mut self.adapter);
         Ok(gradient.norm)

@@ -4,8 +4,9 @@ use std::ffi::{CStr, CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::{Failure, Status, forgelm_error};
+use forgelm_run::kernels;
 
-/// Runs a call with the net: a failure or a panic becomes a status, and the error object if the
+/// Runs a call with the net: a failure, of a device too, or a panic becomes a status, and the error object if the
 /// caller wants it. What the body gives is the status of a call that came to an end of its own.
 ///
 /// # Safety
@@ -14,8 +15,9 @@ pub unsafe fn call(
     out_error: *mut *mut forgelm_error,
     body: impl FnOnce() -> Result<Status, Failure>,
 ) -> i32 {
+    let on_device = || kernels::caught(|| Ok(body())).unwrap_or_else(|failed| Err(failed.into()));
     // AssertUnwindSafe: after a panic nothing that the body touched is used again.
-    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
+    let result = catch_unwind(AssertUnwindSafe(on_device)).unwrap_or_else(|payload| {
         // the payload's own drop may panic, so it is leaked
         std::mem::forget(payload);
         Err(Failure::new(Status::Panic, "a bug in ForgeLM: please report it"))

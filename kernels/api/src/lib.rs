@@ -9,6 +9,7 @@
 
 mod blocks;
 pub mod dynamic_map;
+mod failure;
 mod frozen;
 mod memory;
 mod ops;
@@ -18,10 +19,11 @@ pub mod philox;
 pub use blocks::{
     BlockFormat, BlockRows, BlockSource, Codes, Factor, FactorRows, Factors, Rounding,
 };
+pub use failure::{Failure, caught};
 pub use frozen::{Compute, Dense, FrozenMatrix, RowSource};
 pub use memory::{
     Buffer, DeviceMemory, DeviceSlice, DeviceSliceMut, Format, Host, HostMut, MemoryRefused,
-    Number, Precision, Slice, SliceMut,
+    Number, Precision, Slice, SliceMut, Workload,
 };
 pub use ops::{
     Activation, AttentionShape, Columns, Dropout, GemmDims, GemmLayout, LowRank, Ops, Rotation,

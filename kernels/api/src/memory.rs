@@ -46,6 +46,35 @@ pub enum Precision {
     Like(crate::Compute),
 }
 
+/// Sizes of the calls of a run, from which follows what they take for their own time.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// Format of products with frozen weights.
+    pub compute: crate::Compute,
+    /// Rows of the largest call, T.
+    pub n_tokens: usize,
+    /// The longest sequence, in tokens.
+    pub longest: usize,
+    /// Rows of the largest call that scores, R.
+    pub n_scored: usize,
+    /// Width of the residual stream, C.
+    pub hidden: usize,
+    /// Query heads, H.
+    pub n_heads: usize,
+    /// Key and value heads, `H_kv`.
+    pub n_kv_heads: usize,
+    /// Width of a head, D.
+    pub head_dim: usize,
+    /// The longer side of the widest weight of a linear layer.
+    pub widest: usize,
+    /// Numbers of the largest weight of a linear layer, N K.
+    pub largest_weight: usize,
+    /// Rows of the head, V.
+    pub vocabulary: usize,
+    /// Whether frozen weights stay in the blocks of their quantization.
+    pub in_blocks: bool,
+}
+
 /// The memory was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryRefused {

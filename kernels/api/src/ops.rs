@@ -8,7 +8,7 @@
 //! never bad input.
 
 use crate::frozen::{Compute, Dense, FrozenMatrix, RowSource};
-use crate::memory::{Buffer, MemoryRefused, Precision, Slice, SliceMut};
+use crate::memory::{Buffer, MemoryRefused, Precision, Slice, SliceMut, Workload};
 use crate::optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};
 
 /// Whether a result replaces what was there or is added to it.
@@ -201,6 +201,12 @@ pub trait Ops: Send + Sync {
     /// Bytes that its memory still has, where that is not the host's.
     fn free_memory(&self) -> Option<u64> {
         None
+    }
+
+    /// Bytes that calls of these sizes take at most for their own time, beside what they are given.
+    fn workspace_bytes(&self, work: &Workload) -> usize {
+        let _ = work;
+        0
     }
 
     /// Bytes that [`Ops::allocate`] takes for a number.

@@ -48,11 +48,12 @@ mod skinny;
 mod sum_of_squares;
 mod tile;
 mod token_logprobs;
+mod workspace;
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Columns, Compute,
     Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, RowSource, Segment, Slice,
-    SliceMut, Write,
+    SliceMut, Workload, Write,
 };
 
 use frozen::CpuMatrix;
@@ -135,6 +136,10 @@ impl Ops for Cpu {
     ) -> Option<Box<dyn FrozenMatrix>> {
         let packed = CpuMatrix::pack_blocks(&self.pool, self.isa, source, compute)?;
         Some(Box::new(packed))
+    }
+
+    fn workspace_bytes(&self, work: &Workload) -> usize {
+        workspace::bytes(work, self.pool.n_threads())
     }
 
     fn linear_forward(&self, y: SliceMut<'_>, x: Slice<'_>, w: &dyn FrozenMatrix, write: Write) {

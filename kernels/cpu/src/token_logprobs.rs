@@ -92,6 +92,11 @@ pub(crate) fn backward(
     }
 }
 
+/// The most slices that the vocabulary is cut into, for this many rows.
+pub(crate) fn slices_max(n_rows: usize) -> usize {
+    TASKS.div_ceil(n_rows.div_ceil(ROWS).max(1))
+}
+
 /// How the work is cut, by sizes alone.
 #[derive(Clone, Copy)]
 struct Cut {

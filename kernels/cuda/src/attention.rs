@@ -439,6 +439,12 @@ fn splits(sizes: &Sizes) -> (usize, usize, usize) {
     (first, n_keys.div_ceil(len), len)
 }
 
+/// Most bytes of the parts of results over a cache of keys and values.
+pub(crate) fn split_bytes(longest: usize, n_heads: usize, head_dim: usize) -> usize {
+    let n_splits = longest.div_ceil(SPLIT_LEN_MIN).min(SPLITS_MAX);
+    n_splits * CACHED_QUERIES_MAX * n_heads * (head_dim + 2) * size_of::<f32>()
+}
+
 fn cached_by_splits(call: &Call<'_>, out: Numbers, [q, k, v]: [Numbers; 3], sizes: &Sizes) {
     let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = sizes.shape;
     let is_bf16 = [out, q, k, v].iter().all(|x| x.format == Format::Bf16);

@@ -57,6 +57,12 @@ pub(crate) fn add_rows(call: &Call<'_>, sums: Numbers, terms: Terms, write: Writ
     }
 }
 
+/// Bytes of the partial sums over rows. Shapes: [T, N] are summed.
+pub(crate) fn partials_bytes(n_rows: usize, n: usize) -> usize {
+    // What is left of the blocks is summed in blocks again.
+    2 * n_rows.div_ceil(BLOCK_ROWS) * n * size_of::<f32>()
+}
+
 /// Sums each block of rows: of one block into `sums`, else what it returns is left to be summed.
 fn sum_blocks(
     call: &Call<'_>,

@@ -32,7 +32,7 @@ use crate::libraries::Found;
 use crate::pool::Allocation;
 
 /// Memory that an algorithm may use. Hopper's want 32 MiB.
-const WORKSPACE: usize = 32 << 20;
+pub(crate) const WORKSPACE: usize = 32 << 20;
 /// Plans that are kept; more kinds of products than this mean that sizes never come again.
 const PLANS_MAX: usize = 4096;
 /// Addresses are told apart up to this alignment: what the fastest loads need.

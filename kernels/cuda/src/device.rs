@@ -463,9 +463,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 #[expect(clippy::float_cmp, reason = "sums of small whole numbers are exact")]
 mod tests {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
-
-    use forgelm_kernels_api::Format;
+    use forgelm_kernels_api::{Format, caught};
     use forgelm_kernels_emulator as emulator;
 
     use super::*;
@@ -511,10 +509,9 @@ mod tests {
         open().unwrap();
     }
 
-    /// The panic of a call of an op, as text.
-    fn panic_of(calls: impl FnOnce()) -> String {
-        let panic = catch_unwind(AssertUnwindSafe(calls)).unwrap_err();
-        *panic.downcast::<String>().unwrap()
+    /// What a call of an op failed with, as text.
+    fn failure_of(calls: impl FnOnce()) -> String {
+        caught(calls).unwrap_err().to_string()
     }
 
     fn sum(device: &Device, y: &mut [f32], x: &[f32], threads: u32) {
@@ -530,7 +527,7 @@ mod tests {
     fn a_launch_that_is_refused_is_told_with_all_that_it_was() {
         let Some(_alone) = emulated::alone() else { return };
         let device = emulated::device(emulated::options());
-        let text = panic_of(|| sum(&device, &mut [0.0], &[1.0; 8], 512));
+        let text = failure_of(|| sum(&device, &mut [0.0], &[1.0; 8], 512));
         assert!(
             text.starts_with("cuda:0: `probe_sum_f32` of `sum` (1 x 1 x 1 blocks of 512"),
             "{text}"
@@ -538,7 +535,7 @@ mod tests {
         assert!(text.contains("32 bytes of shared memory, arguments 0x"), "{text}");
         assert!(text.contains(" 8) was refused: CUDA_ERROR_"), "{text}");
         // more shared memory than a block may have
-        let text = panic_of(|| sum(&device, &mut [0.0], &[1.0; 60_000], 256));
+        let text = failure_of(|| sum(&device, &mut [0.0], &[1.0; 60_000], 256));
         assert!(text.contains("240000 bytes of shared memory"), "{text}");
         assert!(text.contains("was refused: CUDA_ERROR_INVALID_VALUE (1)"), "{text}");
         // the device is as good as before
@@ -559,7 +556,7 @@ mod tests {
             ("cuLaunchKernel", "a launch"),
         ] {
             emulator::fail_next(function, ILLEGAL_ADDRESS, 0);
-            let text = panic_of(|| sum(&device, &mut [0.0], &[1.0; 8], 256));
+            let text = failure_of(|| sum(&device, &mut [0.0], &[1.0; 8], 256));
             let expected = format!("cuda:0: work before {doing} of `sum` failed; the last launch");
             assert!(text.starts_with(&expected), "{function}: {text}");
             assert!(text.contains("`probe_sum_f32` of `sum`"), "{function}: {text}");
@@ -568,7 +565,7 @@ mod tests {
         // a device that has failed for good says so in every call, and can be closed
         emulator::fail_always(ILLEGAL_ADDRESS);
         for _ in 0..2 {
-            let text = panic_of(|| sum(&device, &mut [0.0], &[1.0; 8], 256));
+            let text = failure_of(|| sum(&device, &mut [0.0], &[1.0; 8], 256));
             assert!(text.contains("CUDA_ERROR_ILLEGAL_ADDRESS (700)"), "{text}");
         }
         assert!(device.synchronize().is_err());
@@ -580,7 +577,7 @@ mod tests {
         let Some(_alone) = emulated::alone() else { return };
         let device = emulated::device(DeviceOptions { wait_for_each: true, ..emulated::options() });
         emulator::fail_next("cuStreamSynchronize", ILLEGAL_ADDRESS, 0);
-        let text = panic_of(|| sum(&device, &mut [0.0], &[1.0; 8], 256));
+        let text = failure_of(|| sum(&device, &mut [0.0], &[1.0; 8], 256));
         let expected = "cuda:0: work before the launch of `sum` failed; the last launch was";
         assert!(text.starts_with(expected), "{text}");
     }
@@ -596,7 +593,7 @@ mod tests {
             return;
         }
         let launch = |arguments: &mut [Argument]| {
-            panic_of(|| Call::open(&device, "sum").launch("probe_sum_f32", grid, arguments))
+            failure_of(|| Call::open(&device, "sum").launch("probe_sum_f32", grid, arguments))
         };
         let expected =
             "`probe_sum_f32` of `sum` takes parameters of [8, 8, 4] bytes, not [8, 8, 8]";
@@ -609,7 +606,7 @@ mod tests {
         let Some(_alone) = emulated::alone() else { return };
         let grid = Grid { blocks: [1, 1, 1], threads: 32, shared_bytes: 0 };
         let device = emulated::device(emulated::options());
-        let text = panic_of(|| Call::open(&device, "sum").launch("sum_f99", grid, &mut args![]));
+        let text = failure_of(|| Call::open(&device, "sum").launch("sum_f99", grid, &mut args![]));
         let expected =
             "cuda:0: no kernel `sum_f99` for sm_90: the given image: CUDA_ERROR_NOT_FOUND";
         assert!(text.starts_with(expected), "{text}");
@@ -620,7 +617,7 @@ mod tests {
         let Some(_alone) = emulated::alone() else { return };
         let device = emulated::device(emulated::options());
         emulator::set_memory_limit(emulator::used_bytes() + (8 << 20));
-        let text = panic_of(|| {
+        let text = failure_of(|| {
             Call::open(&device, "linear").scratch(Format::F32, 16 << 20);
         });
         assert!(text.starts_with("cuda:0: 67108864 bytes do not fit: 0 bytes of its"), "{text}");

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use cudarc::driver::DriverError;
+use forgelm_kernels_api::Failure;
 use thiserror::Error;
 
 use crate::call::{Argument, Grid};
@@ -185,18 +186,24 @@ fn last_launches(launches: &[Launched]) -> String {
     }
 }
 
-/// Ends an op that cannot go on: ops return nothing, and a device that failed gives no results.
-///
-/// # Panics
-/// Always, with all that is known.
-pub(crate) fn fail(error: &CudaError) -> ! {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        let _ = write!(text, ": {inner}");
-        cause = inner.source();
+impl From<&CudaError> for Failure {
+    fn from(error: &CudaError) -> Self {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(error);
+        while let Some(inner) = cause {
+            let _ = write!(text, ": {inner}");
+            cause = inner.source();
+        }
+        match error {
+            CudaError::OutOfMemory { .. } => Self::out_of_memory(text),
+            _ => Self::new(text),
+        }
     }
-    panic!("{text}")
+}
+
+/// Ends an op that cannot go on: a device that failed gives no results.
+pub(crate) fn fail(error: &CudaError) -> ! {
+    Failure::from(error).end()
 }
 
 /// [`fail`]s unless something went well.

@@ -129,6 +129,8 @@ const TERMS_MIN: usize = 512;
 const PARTS_MAX: usize = 16;
 /// Terms that a kernel goes through at once; parts are multiples of it.
 const STEP: usize = 32;
+/// Most bytes of the parts of a product: two of a large tile, or as many of small ones.
+pub(crate) const PARTIALS_BYTES_MAX: usize = TILES * 128 * 128 * size_of::<f32>();
 
 impl Cut {
     fn new(dims: GemmDims, may_be_large: bool) -> Self {

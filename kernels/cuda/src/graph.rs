@@ -121,7 +121,7 @@ impl Drop for Recording<'_> {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    use forgelm_kernels_api::{DeviceMemory as _, Format, Number as _};
+    use forgelm_kernels_api::{DeviceMemory as _, Format, Number as _, caught};
     use forgelm_kernels_emulator as emulator;
 
     use super::*;
@@ -212,8 +212,7 @@ mod tests {
         let device = emulated::device(emulated::options());
         let (y, x) = (buffer(&device, 1.0), buffer(&device, 3.0));
         let refused = |calls: &dyn Fn()| {
-            let captured = catch_unwind(AssertUnwindSafe(|| Graph::capture(&device, calls)));
-            *captured.unwrap_err().downcast::<String>().unwrap()
+            caught(|| Graph::capture(&device, calls)).map(|_| ()).unwrap_err().to_string()
         };
         let upload = refused(&|| x.write(0, f32::host(&[1.0; N])));
         let expected = "an upload in `write` cannot be captured: run the same calls once before";
@@ -222,13 +221,16 @@ mod tests {
             Call::open(&device, "test").scratch(Format::F32, 64 << 20);
         });
         assert!(grow.contains("a new block in `allocate` cannot be captured"), "{grow}");
-        let other = refused(&|| {
+        let on_another_thread = || {
             let opened = std::thread::scope(|scope| {
                 scope.spawn(|| drop(Call::open(&device, "other"))).join().unwrap_err()
             });
             std::panic::resume_unwind(opened);
-        });
-        assert_eq!(other, "cuda:0: `other` while another thread captures a graph");
+        };
+        let captured =
+            catch_unwind(AssertUnwindSafe(|| Graph::capture(&device, on_another_thread)));
+        let other = captured.map(|_| ()).unwrap_err().downcast::<String>().unwrap();
+        assert_eq!(*other, "cuda:0: `other` while another thread captures a graph");
         // all of it works afterwards
         twice_and_add(&device, &y, &x);
         assert_eq!(first(&y), 2.0 * (2.0 + 3.5) + 3.5);

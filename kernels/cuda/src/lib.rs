@@ -60,6 +60,7 @@ mod sum_of_squares;
 mod token_logprobs;
 #[cfg(test)]
 mod trial;
+mod workspace;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -67,7 +68,7 @@ use std::sync::{Arc, Mutex};
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Columns,
     Compute, Dropout, Format, FrozenMatrix, GemmDims, GemmLayout, LowRank, MemoryRefused, Ops,
-    Precision, Rotation, RowSource, Segment, Slice, SliceMut, Write,
+    Precision, Rotation, RowSource, Segment, Slice, SliceMut, Workload, Write,
 };
 
 use call::{Before, Call};
@@ -88,8 +89,9 @@ pub use pool::{Allocation, Pool, PoolUse};
 /// Numerics: the same inputs give the same bits on one kind of device, with the same libraries.
 /// Sums are f32 unless an op says otherwise, in an order that sizes alone fix.
 ///
-/// **Panics**, beside those of every op: if the device fails, or has no memory for what a call needs
-/// for its own time. The message says which op, what was launched, and what the driver answered.
+/// If the device fails, or has no memory for what a call needs for its own time, the op ends with a
+/// [`Failure`](forgelm_kernels_api::Failure), which says what was being done and what the driver
+/// answered.
 #[derive(Debug)]
 pub struct Cuda {
     name: String,
@@ -224,6 +226,10 @@ impl Ops for Cuda {
 
     fn free_memory(&self) -> Option<u64> {
         self.device.pool().free_bytes().ok().map(|bytes| bytes as u64)
+    }
+
+    fn workspace_bytes(&self, work: &Workload) -> usize {
+        workspace::bytes(work)
     }
 
     fn bytes_per_number(&self, precision: Precision) -> usize {

@@ -14,7 +14,7 @@
 
 use std::ops::Range;
 
-use forgelm_kernels_api::{Format, FrozenMatrix, GemmDims, GemmLayout, Write};
+use forgelm_kernels_api::{Format, FrozenMatrix, GemmDims, GemmLayout, Workload, Write};
 
 use crate::call::{Call, Grid, Numbers, args};
 use crate::cast;
@@ -45,6 +45,17 @@ impl Chunks {
         let columns = (LOGITS / rows.max(1) / COLUMNS * COLUMNS).min(n_columns);
         Self { rows, columns }
     }
+}
+
+/// Bytes that a pass over a dense head takes: logits of a chunk, its rows of `x` in the head's format,
+/// sums in f32, and a few numbers a row.
+pub(crate) fn workspace_bytes(work: &Workload, format: Format) -> usize {
+    let Workload { n_scored, hidden, vocabulary, .. } = *work;
+    let Chunks { rows, columns } = Chunks::new(n_scored, vocabulary);
+    let logits = rows * columns.next_multiple_of(8) * size_of::<f32>();
+    let of_rows = rows * (hidden * (format.n_bytes() + size_of::<f32>()) + 4 * size_of::<f32>());
+    // Results that the host asked for.
+    logits + of_rows + 3 * n_scored * size_of::<f32>()
 }
 
 /// What both directions read. Shapes: `x` [R, C], `labels` [R].

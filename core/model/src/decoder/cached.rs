@@ -105,8 +105,10 @@ impl KvCache {
 
     /// Takes the memory for `len` tokens.
     ///
+    /// Ends with a [`Failure`](forgelm_kernels_api::Failure) if there is none.
+    ///
     /// # Panics
-    /// If there is none: who plans memory plans that of the caches.
+    /// If the cache is full.
     fn reach(&mut self, len: usize) {
         assert!(len <= self.capacity, "the cache is full");
         if len <= self.n_rows {
@@ -115,9 +117,9 @@ impl KvCache {
         let n_rows = len.max(self.n_rows + self.n_rows / 2).next_multiple_of(BLOCK);
         self.n_rows = n_rows.min(self.capacity);
         for rows in self.keys.iter_mut().chain(&mut self.values) {
-            let refused = "the memory of the plan is there";
             let more = self.ops.allocate(self.n_rows * self.width, self.precision);
-            let old = std::mem::replace(rows, more.expect(refused));
+            let more = more.unwrap_or_else(|refused| refused.end("keys and values of a sequence"));
+            let old = std::mem::replace(rows, more);
             let held = self.len * self.width;
             self.ops.copy(rows.part_mut(0..held), old.part(0..held));
         }

@@ -163,12 +163,11 @@ impl Decoder {
     /// nothing is derived or nothing changed. Numbers that lie elsewhere are moved to where the
     /// kernel library works.
     ///
-    /// # Panics
-    /// If there is no memory for them: who plans memory plans that of what trains.
+    /// Ends with a [`Failure`](forgelm_kernels_api::Failure) if there is no memory for them.
     pub fn refresh(&self, trainable: &mut Trainable) {
         if let Buffer::Host(values) = &mut trainable.params {
             let placed = self.ops().place(std::mem::take(values));
-            trainable.params = placed.expect("the memory of the plan is there");
+            trainable.params = placed.unwrap_or_else(|refused| refused.end("trained numbers"));
         }
         if trainable.is_current() {
             return;
@@ -210,7 +209,7 @@ impl Decoder {
         let (ops, values) = (self.ops(), params.part(tensor.range.clone()));
         if let Some(whole) = &mut tensor.whole {
             let formed = ops.place(vec![1.0; values.len()]);
-            let mut formed = formed.expect("there is memory for a vector");
+            let mut formed = formed.unwrap_or_else(|refused| refused.end("a trained vector"));
             ops.add(formed.all_mut(), values);
             *whole = Arc::new(formed);
         }
@@ -226,7 +225,9 @@ impl Decoder {
         let norms = self.row_norms(trainable, module);
         let magnitudes = trainable.params.part(range).to_host();
         let ratio = || magnitudes.iter().zip(&norms).map(|(&m, norm)| f64::from(m) / norm);
-        let place = |values| self.ops().place(values).expect("there is memory for a vector");
+        let place = |values| {
+            self.ops().place(values).unwrap_or_else(|refused| refused.end("factors of DoRA"))
+        };
         DoraFactors {
             factors: place(ratio().map(|f| f as f32).collect()),
             factors_less_one: place(ratio().map(|f| (f - 1.0) as f32).collect()),

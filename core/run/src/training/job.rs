@@ -16,6 +16,7 @@ use crate::error::RunError;
 use crate::evaluators::Chosen;
 use crate::event::{Event, Observer, Sample, Started, When};
 use crate::gates::examination::Examination;
+use crate::kernels::caught;
 use crate::metrics::MetricsFile;
 use crate::model::{FoundModel, LoadedModel};
 use crate::outbound::TimeStamps;
@@ -174,7 +175,7 @@ impl Job<'_> {
         audit.append(&AuditEvent::TrainingStarted { gates, gates_sha256 })?;
         if n_steps_done == 0 {
             self.sample(When::Before, Some(session.adapter()))?;
-            self.evaluate(&mut session, &mut metrics)?;
+            self.evaluate(&mut session, &mut metrics, audit)?;
         }
         let train_start = (self.env.clock.monotonic(), (self.env.cpu_time)());
         self.energy = EnergyMeter::start();
@@ -193,7 +194,8 @@ impl Job<'_> {
         self.remove_unfinished(&run_id)?;
         let merge_metrics = self.save_final_model(&session)?;
         let saved = CreatedDir::remember(&self.model_dir)?;
-        let gated = match self.gate(&mut session, &mut metrics, &saved, audit) {
+        let gated = caught(|| self.gate(&mut session, &mut metrics, &saved, audit));
+        let gated = match gated {
             Ok(Judged::Completely(gated)) => gated,
             Ok(Judged::Interrupted(outcome)) => return Ok(*outcome),
             Err(error) => {

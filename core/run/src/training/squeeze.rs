@@ -1,5 +1,5 @@
 //! A run under a memory ceiling: the buffers of its steps, made in smaller pieces when memory is
-//! refused, before the first step or at any later one.
+//! refused, before the first step, at any later one, or on a device within one.
 
 use super::job::Job;
 use super::room::Try;
@@ -59,6 +59,32 @@ impl Job<'_> {
             self.checkpoint(session)?;
         }
         Ok(())
+    }
+
+    /// What a step or an evaluation gives. Where the memory of a device is full before anything was
+    /// changed, all of it is done again in smaller pieces.
+    pub(super) fn retried<T>(
+        &mut self,
+        session: &mut Session<'_>,
+        audit: &mut AuditLog,
+        work: impl Fn(&mut Session<'_>) -> T,
+    ) -> Result<T, RunError> {
+        loop {
+            let failed = match forgelm_kernels_api::caught(|| work(session)) {
+                Ok(made) => return Ok(made),
+                Err(failed) => failed,
+            };
+            let may_be_repeated = failed.is_out_of_memory() && !session.is_torn();
+            let below = Ladder::of(&self.plan.run).below(self.rung);
+            let Some(to) = below.filter(|_| may_be_repeated) else {
+                return Err(failed.into());
+            };
+            self.record(session, audit, &Try { from: self.rung, to, reason: failed.to_string() })?;
+            self.allocate(session, audit)?;
+            if session.state().global_step > 0 {
+                self.checkpoint(session)?;
+            }
+        }
     }
 
     fn headroom(&self, session: &Session<'_>) -> u64 {

@@ -48,7 +48,7 @@ impl Job<'_> {
             self.check_folder(session)?;
             self.cut_as_compared(session)?;
             self.make_room(session, audit)?;
-            let stepped = self.step(session, metrics, log_every);
+            let stepped = self.step(session, metrics, audit, log_every);
             self.plugins.tell_lines(self.observer);
             stepped?;
             self.energy.sample();
@@ -56,7 +56,7 @@ impl Job<'_> {
             let is_last = step >= session.state().max_steps;
             let is_save_due = step.is_multiple_of(training.save_steps) || is_last;
             let is_eval_due = step.is_multiple_of(training.eval_steps) || is_save_due;
-            let is_best = is_eval_due && self.evaluate(session, metrics)?;
+            let is_best = is_eval_due && self.evaluate(session, metrics, audit)?;
             if is_save_due || is_best || session.state().is_stopped_early {
                 self.checkpoint(session)?;
             }
@@ -111,10 +111,11 @@ impl Job<'_> {
         &mut self,
         session: &mut Session<'_>,
         metrics: &mut MetricsFile,
+        audit: &mut AuditLog,
         log_every: u64,
     ) -> Result<(), RunError> {
         let start = self.env.clock.monotonic();
-        let report = match session.step() {
+        let report = match self.retried(session, audit, |session| session.step())? {
             Ok(report) => report,
             Err(error) => return Err(self.given_up(error)?),
         };
@@ -148,9 +149,10 @@ impl Job<'_> {
         &mut self,
         session: &mut Session<'_>,
         metrics: &mut MetricsFile,
+        audit: &mut AuditLog,
     ) -> Result<bool, RunError> {
         let start = self.env.clock.monotonic();
-        let report = match session.evaluate() {
+        let report = match self.retried(session, audit, |session| session.evaluate())? {
             Ok(Some(report)) => report,
             Ok(None) => return Ok(false),
             Err(error) => return Err(self.given_up(error)?),

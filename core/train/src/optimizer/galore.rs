@@ -183,7 +183,7 @@ impl Projection {
         if !self.right.is_empty() {
             self.right = svd.vt.into();
         }
-        self.place(ops).expect("the memory of the plan is there");
+        self.place(ops).unwrap_or_else(|refused| refused.end("projections of GaLore"));
     }
 
     /// `scale * left^T grad right^T`, of the sides that there are.
@@ -238,10 +238,10 @@ impl Projection {
 
 /// Numbers in low rank.
 ///
-/// # Panics
-/// If there is no memory for them: who plans memory plans that of a step.
+/// Ends with a [`Failure`](forgelm_kernels_api::Failure) if there is no memory for them.
 pub fn zeros(ops: &dyn Ops, n: usize) -> Buffer {
-    ops.allocate(n, Precision::Exact).expect("the memory of the plan is there")
+    let made = ops.allocate(n, Precision::Exact);
+    made.unwrap_or_else(|refused| refused.end("numbers in low rank"))
 }
 
 #[cfg(test)]

@@ -29,15 +29,15 @@ impl Session<'_> {
         let mean = 1.0 / n_terms.max(1) as f64;
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: mean };
-        let (mut descent, mut squares, mut is_torn) = (Descent::begin(), 0.0, false);
+        let (mut descent, mut squares) = (Descent::begin(), 0.0);
         while let Some(slices) = self.descend(&mut descent, batch, step) {
             let grads = self.grad_by_layer.as_ref().expect("layers are updated one by one");
             let sum: f64 = slices.iter().map(|s| ops.sum_of_squares(grads.of(s.clone()))).sum();
             if !sum.is_finite() {
-                return Err(self.bad_slices(step, batch, &slices, is_torn));
+                return Err(self.bad_slices(step, batch, &slices));
             }
             squares += sum;
-            is_torn |= !slices.is_empty();
+            self.is_torn |= !slices.is_empty();
             let optimizer = &mut self.optimizer;
             self.decoder.change(&mut self.adapter, &slices, |params| {
                 optimizer.step_slices(ops.as_ref(), &slices, params, |range| grads.of(range), at);
@@ -61,13 +61,7 @@ impl Session<'_> {
         self.decoder.descend(descent, &pass, &mut self.activations, given, grads)
     }
 
-    fn bad_slices(
-        &self,
-        step: u64,
-        batch: &PackedBatch,
-        slices: &[Range<usize>],
-        is_torn: bool,
-    ) -> StepError {
+    fn bad_slices(&self, step: u64, batch: &PackedBatch, slices: &[Range<usize>]) -> StepError {
         let grads = self.grad_by_layer.as_ref().expect("layers are updated one by one");
         let found = self.adapter.slices().into_iter().find_map(|slice| {
             let range = slices.contains(&slice.range).then_some(slice.range)?;
@@ -80,6 +74,7 @@ impl Session<'_> {
             None => ("the norm of the gradient of a layer".to_owned(), None, f64::INFINITY),
         };
         let records = batch.sequences.iter().map(|sequence| sequence.record).collect();
+        let is_torn = self.is_torn;
         StepError::NotFinite { step: step + 1, what, layer, value, records, is_torn }
     }
 }

@@ -33,8 +33,8 @@ const BLOCK: usize = 2;
 /// Keys of a block.
 const KEYS: usize = BLOCK * PANEL;
 /// Queries of a chunk, at least, and chunks of a sequence, at most.
-const CHUNK: usize = 128;
-const CHUNKS: usize = 8;
+pub(crate) const CHUNK: usize = 128;
+pub(crate) const CHUNKS: usize = 8;
 
 /// What backward reads. Shapes as [`forgelm_kernels_api::Ops::attention_backward`].
 #[derive(Clone, Copy)]

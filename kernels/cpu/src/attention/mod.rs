@@ -16,7 +16,7 @@
 //! bfloat16 the factors of all seven products are rounded (`scale * q`, k, v, dout, probabilities and
 //! gradients of scores); the exponential, its sum, log-sums and `delta` stay f32.
 
-mod backward;
+pub(crate) mod backward;
 mod cached;
 mod forward;
 

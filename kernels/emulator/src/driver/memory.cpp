@@ -37,12 +37,22 @@ void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 } // namespace
 
+// Bytes beyond which allocations are refused although `cuMemGetInfo` promises more, as if another
+// program had taken them meanwhile. For programs that load this library without knowing it.
+size_t hidden_limit() {
+    static const size_t limit = [] {
+        const char* text = std::getenv("FORGELM_EMULATOR_HIDDEN_LIMIT");
+        return text ? size_t(std::strtoull(text, nullptr, 10)) : SIZE_MAX;
+    }();
+    return limit;
+}
+
 int allocate(Address* address, size_t bytes, Place place) {
     if (bytes == 0) return INVALID_VALUE;
     Heap& h = heap();
     {
         std::lock_guard<std::mutex> guard(h.mutex);
-        size_t limit = std::min(h.limit, device().total_bytes);
+        size_t limit = std::min({h.limit, device().total_bytes, hidden_limit()});
         if (place == Place::DEVICE && (h.used > limit || bytes > limit - h.used))
             return OUT_OF_MEMORY;
     }

@@ -23,8 +23,8 @@ const SOURCES: &[(&str, &str)] = sources! {
         "border.rs" "evaluator.rs" "kernels.rs" "layout.rs" "lib.rs" "merge_method.rs" "quantizer.rs"
         "reward.rs" "rng.rs" "tensor.rs" "trainer.rs" "witness.rs";
     "kernels_api/src" from "kernels/api/src":
-        "blocks.rs" "dynamic_map.rs" "dynamic_map/tables.rs" "frozen.rs" "lib.rs" "ops.rs"
-        "memory.rs" "optimizer.rs" "philox.rs";
+        "blocks.rs" "dynamic_map.rs" "dynamic_map/tables.rs" "failure.rs" "frozen.rs" "lib.rs"
+        "memory.rs" "ops.rs" "optimizer.rs" "philox.rs";
 };
 
 const MANIFESTS: [(&str, &str); 3] = [

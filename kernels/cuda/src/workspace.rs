@@ -1,0 +1,22 @@
+//! What calls take for their own time.
+
+use forgelm_kernels_api::{Format, Workload};
+
+use crate::frozen::format_of;
+use crate::{attention, columns, cublaslt, gemm, token_logprobs};
+
+/// The most that one call takes, and what products share: calls follow each other.
+pub(crate) fn bytes(work: &Workload) -> usize {
+    let Workload { n_tokens, longest, hidden, n_heads, head_dim, .. } = *work;
+    let format = format_of(work.compute);
+    // What is multiplied, in the weight's format, and the weight out of its blocks.
+    let unpacked = if work.in_blocks { work.largest_weight } else { 0 };
+    let product = (n_tokens * work.widest + unpacked) * format.n_bytes();
+    let head = token_logprobs::workspace_bytes(work, format);
+    // A number for each row of a head; a cache of keys and values that is read in splits.
+    let attention = n_tokens * n_heads * Format::F32.n_bytes()
+        + attention::split_bytes(longest, n_heads, head_dim);
+    let sums = columns::partials_bytes(n_tokens, work.widest.max(hidden));
+    let largest = [product, head, attention, sums].into_iter().max().unwrap_or(0);
+    cublaslt::WORKSPACE + gemm::PARTIALS_BYTES_MAX + largest
+}
