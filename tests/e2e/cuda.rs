@@ -1,5 +1,5 @@
 //! Runs on an NVIDIA device, which is emulated: the driver that the program finds runs the kernels'
-//! own sources on the processor.
+//! own sources on the processor. With `FORGELM_TEST_DEVICE=1` it is the machine's own device.
 
 use crate::resume::wait_for;
 use crate::support::{Ran, Workplace};
@@ -25,9 +25,22 @@ fn workplace(edits: &[(&str, &str)]) -> Workplace {
     workplace
 }
 
-/// The program with the emulated libraries; `None`, aloud, where there are none.
+/// Whether tests run on the machine's own device.
+fn is_real() -> bool {
+    std::env::var_os("FORGELM_TEST_DEVICE").is_some_and(|value| value == "1")
+}
+
+/// The program with the emulated libraries, or those of this machine; `None`, aloud, where there are
+/// none.
 #[expect(clippy::print_stderr, reason = "a test says what it skips")]
 fn on_device(workplace: &Workplace, args: &[&str]) -> Option<Command> {
+    if is_real() {
+        let mut command = workplace.command(args);
+        for name in ["FORGELM_CUDA_PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "VIRTUAL_ENV"] {
+            command.envs(std::env::var_os(name).map(|value| (name, value)));
+        }
+        return Some(command);
+    }
     if let Some(reason) = emulator::unavailable() {
         eprintln!("skipped: {reason}");
         return None;
@@ -64,7 +77,7 @@ fn a_run_on_the_device_learns_as_on_the_processor() {
         let cuda = format!("{compute_dtype}\n  device: cuda:0");
         let device = workplace(&[("compute_dtype: float32", &cuda)]);
         let Some(command) = on_device(&device, &["--config", "run.yaml"]) else { return };
-        ran(command).expect_code(0).expect_stderr("cuda:0/sm_90");
+        ran(command).expect_code(0).expect_stderr("cuda:0/sm_");
         let cpu = format!("{compute_dtype}\n  device: cpu");
         let processor = workplace(&[("compute_dtype: float32", &cpu)]);
         processor.run();
@@ -75,7 +88,10 @@ fn a_run_on_the_device_learns_as_on_the_processor() {
 
 #[test]
 fn a_run_on_the_device_that_is_killed_goes_on_with_the_same_bits() {
-    let edit = [("compute_dtype: float32", "compute_dtype: bfloat16\n  device: cuda:0")];
+    // A real device would be through with four steps before it can be killed.
+    let steps = if is_real() { "max_steps: 200" } else { "max_steps: 4" };
+    let device = "compute_dtype: bfloat16\n  device: cuda:0";
+    let edit = [("compute_dtype: float32", device), ("max_steps: 4", steps)];
     let whole = workplace(&edit);
     let Some(command) = on_device(&whole, &["--config", "run.yaml"]) else { return };
     ran(command).expect_code(0);

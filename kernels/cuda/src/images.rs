@@ -222,6 +222,8 @@ fn take_u32(rest: &mut &[u8]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use forgelm_kernels_emulator as emulator;
+
     use super::*;
 
     fn archive(images: &[(&str, &[u8])]) -> Vec<u8> {
@@ -276,6 +278,35 @@ mod tests {
         assert_eq!(stem_of("adamw_8bit_step", stems()), Some("adamw_8bit"));
         assert_eq!(stem_of("adamw_step", stems()), Some("adamw"));
         assert_eq!(stem_of("gemmology", stems()), None);
+    }
+
+    /// What launches a kernel knows its name only as text. The emulated driver has every kernel that
+    /// a source registers and no other, and the tests on it launch them all.
+    #[test]
+    fn every_kernel_is_in_every_archive() {
+        if let Some(reason) = emulator::unavailable() {
+            println!("skipped: {reason}");
+            return;
+        }
+        let kernels = emulator::kernels();
+        let kernels: Vec<_> = kernels.iter().filter(|name| !name.starts_with("probe_")).collect();
+        assert!(kernels.len() > 200, "{} kernels", kernels.len());
+        for (name, packed) in ARCHIVES {
+            let archive = Archive::unpack(packed).unwrap();
+            for kernel in &kernels {
+                let stem = stem_of(kernel, SOURCES.iter().map(|source| source.stem)).unwrap();
+                let image = archive.image(stem).unwrap();
+                assert!(has_kernel(image, kernel), "`{kernel}` is not in `{stem}` of {name}");
+            }
+            // what is sought is sought in the right way
+            assert!(!has_kernel(archive.image("add").unwrap(), "add_f32_f3"), "{name}");
+        }
+    }
+
+    /// The name as a whole: of a section in machine code, of an entry in PTX.
+    fn has_kernel(image: &[u8], kernel: &str) -> bool {
+        let ends = [format!(".text.{kernel}\0"), format!(".entry {kernel}(")];
+        ends.iter().any(|wanted| image.windows(wanted.len()).any(|at| at == wanted.as_bytes()))
     }
 
     #[test]

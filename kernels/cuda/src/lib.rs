@@ -48,6 +48,7 @@ mod memory;
 mod merge;
 mod nvrtc;
 mod pool;
+mod properties;
 mod rms_norm;
 mod room;
 mod rope;
@@ -57,6 +58,7 @@ mod rows;
 mod sampling;
 mod staging;
 mod sum_of_squares;
+mod timer;
 mod token_logprobs;
 #[cfg(test)]
 mod trial;

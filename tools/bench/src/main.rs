@@ -18,6 +18,7 @@ mod clock;
 mod data;
 mod gemm;
 mod generate;
+mod gpu;
 mod load;
 mod merge;
 mod ops;
@@ -34,11 +35,12 @@ use shapes::{MODELS, Model};
 /// Name, summary, and what runs with the arguments that follow the name.
 type Command = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
-const COMMANDS: [Command; 9] = [
+const COMMANDS: [Command; 10] = [
     ("data", "rows of a file to packed batches: rows/s, tokens/s, memory", data::run),
     ("gemm", "products with frozen weights, as a share of this machine's peak", gemm::run),
     ("ops", "milliseconds and GB/s of every other op at the shapes of SmolLM2-135M", ops::run),
     ("generate", "new tokens of a real model: tokens/s, share of the bandwidth", generate::run),
+    ("gpu", "an NVIDIA device: is it right, how fast, how far from what it can do", gpu::run),
     ("load", "weights of a real model from disk to memory: MB/s, beside reading alone", load::run),
     ("merge", "models merged by each method: MB/s, beside copying one", merge::run),
     ("packed", "products with weights in blocks, against dense weights", packed::run),

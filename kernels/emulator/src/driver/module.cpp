@@ -216,6 +216,21 @@ API cuFuncGetAttribute(int* value, int attribute, void* handle) {
     return SUCCESS;
 }
 
+// Where a parameter lies among all, each at a multiple of its own size, and how long it is.
+API cuFuncGetParamInfo(void* handle, size_t index, size_t* offset, size_t* bytes) {
+    BEGIN_IN_CONTEXT();
+    Function* function = functions().find(handle);
+    if (!function) return INVALID_HANDLE;
+    if (index >= function->kernel.n_parameters) return INVALID_VALUE;
+    size_t end = 0;
+    for (size_t i = 0; i <= index; i++) {
+        *bytes = function->kernel.parameter_sizes[i];
+        *offset = (end + *bytes - 1) / *bytes * *bytes;
+        end = *offset + *bytes;
+    }
+    return SUCCESS;
+}
+
 API cuFuncSetCacheConfig(void* handle, int) {
     BEGIN_IN_CONTEXT();
     return functions().find(handle) ? SUCCESS : INVALID_HANDLE;
