@@ -2,9 +2,8 @@
 //! processor. Without a device it says so. `tools/bench/gpu` runs it on the machines that have one.
 #![expect(
     clippy::cast_possible_truncation,
-    clippy::print_stdout,
     clippy::cast_precision_loss,
-    reason = "a test, which says what it skips"
+    reason = "sizes of tests are small"
 )]
 
 mod comparison;

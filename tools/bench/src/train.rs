@@ -107,6 +107,29 @@ pub(crate) fn decoder_of(
     open.load(ops, compute).map_err(|error| error.to_string())
 }
 
+/// Why steps were not made.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// They need more memory than there is.
+    Memory(String),
+    /// Anything else.
+    Other(String),
+}
+
+impl From<String> for Refused {
+    fn from(reason: String) -> Self {
+        Self::Other(reason)
+    }
+}
+
+impl From<Refused> for String {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Memory(reason) | Refused::Other(reason) => reason,
+        }
+    }
+}
+
 /// Trains on all sequences at once, step after step; `after` is told the step, its loss and its
 /// times. Returns the memory planned, in bytes.
 pub(crate) fn steps(
@@ -115,7 +138,7 @@ pub(crate) fn steps(
     train: &[Sequence],
     n_steps: u64,
     after: &mut dyn FnMut(u64, f64, Times),
-) -> Result<usize, String> {
+) -> Result<usize, Refused> {
     let n_sequences = train.len();
     let (train, validation) = (Sequences::from(train.to_vec()), Sequences::default());
     let plan = Plan::new(plan_settings(n_sequences, n_steps), &train.lengths());
@@ -146,11 +169,12 @@ pub(crate) fn steps(
         optimizer,
         state: State::new(n_steps, Identity::default()),
     })
-    .map_err(|error| error.to_string())?;
+    .map_err(|out_of_memory| Refused::Memory(out_of_memory.to_string()))?;
     for step in 0..n_steps {
         let mut report = None;
         let times = time(|| report = Some(session.step()));
-        let report = report.ok_or("no step")?.map_err(|error| error.to_string())?;
+        let report =
+            report.ok_or_else(|| "no step".to_owned())?.map_err(|error| error.to_string())?;
         after(step, report.loss, times);
     }
     Ok(planned)

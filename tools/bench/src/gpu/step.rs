@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use forgelm_data::Sequence;
 use forgelm_kernels_api::{Compute, Ops};
+use forgelm_kernels_cuda::CudaError;
 use forgelm_model::{ALL_LINEAR, Decoder, LoraConfig};
 use serde_json::{Map, Value, json};
 
@@ -16,7 +17,7 @@ use super::finding::{Finding, Table};
 use super::prediction::{self, Rates};
 use super::shapes::{QWEN3_0_6B, QWEN3_8B, RANK, Shape, TINY};
 use super::weights::RandomStore;
-use crate::train::{sequence, steps as train};
+use crate::train::{Refused, sequence, steps as train};
 
 /// Sequences of a micro-batch, and their length.
 #[derive(Clone, Copy)]
@@ -69,12 +70,13 @@ pub(crate) fn layer(context: &Context<'_>) -> Result<Finding, String> {
     let opened = context.open()?;
     let shape = if context.is_tiny() { TINY } else { QWEN3_8B };
     let mut report = Report::new(context);
+    let [few, more] = [FEW_LAYERS, MORE_LAYERS].map(|n| decoder(&opened, &shape, n));
+    let (few, more) = (few?, more?);
     for batch in batches(context.is_tiny()) {
         if !context.has_time_for(&batch.name(), &mut report.notes) {
             continue;
         }
-        let of = |n_layers| measure(&opened, &shape, n_layers, batch);
-        let pair = of(FEW_LAYERS).and_then(|few| Ok((few, of(MORE_LAYERS)?)));
+        let pair = measure(&few, batch).and_then(|few| Ok((few, measure(&more, batch)?)));
         let found = pair.map(|(few, more)| Measured {
             seconds: (more.seconds - few.seconds) / (MORE_LAYERS - FEW_LAYERS) as f64,
             loss: more.loss,
@@ -95,6 +97,9 @@ pub(crate) fn steps(context: &Context<'_>) -> Result<Finding, String> {
     let opened = context.open()?;
     let mut report = Report::new(context);
     for shape in models(context.is_tiny()) {
+        if !context.has_time_for(shape.name, &mut report.notes) {
+            continue;
+        }
         let room = opened.cuda.free_memory().unwrap_or(0);
         let weights = 2 * shape.config(shape.layers)?.n_parameters() as u64;
         if weights > room {
@@ -104,12 +109,19 @@ pub(crate) fn steps(context: &Context<'_>) -> Result<Finding, String> {
             ));
             continue;
         }
+        let model = match decoder(&opened, &shape, shape.layers) {
+            Ok(model) => model,
+            Err(refused) => {
+                report.refuse(shape.name, refused);
+                continue;
+            }
+        };
         for batch in batches(context.is_tiny()) {
             let what = format!("{}, {}", shape.name, batch.name());
             if !context.has_time_for(&what, &mut report.notes) {
                 continue;
             }
-            let found = measure(&opened, &shape, shape.layers, batch);
+            let found = measure(&model, batch);
             let rates = report.rates(batch);
             let predicted =
                 rates.map(|rates| prediction::step(&shape, batch.len, &rates).seconds());
@@ -119,24 +131,25 @@ pub(crate) fn steps(context: &Context<'_>) -> Result<Finding, String> {
     Ok(report.finding())
 }
 
-/// Steps of a model with random weights. What does not fit says so.
-fn measure(
-    opened: &Opened,
-    shape: &Shape,
-    n_layers: usize,
-    batch: Batch,
-) -> Result<Measured, String> {
-    let run = || {
+/// A model with random weights.
+fn decoder(opened: &Opened, shape: &Shape, n_layers: usize) -> Result<Decoder, Refused> {
+    let load = || {
         let config = shape.config(n_layers)?;
         let ops = Arc::clone(&opened.cuda) as Arc<dyn Ops>;
         let store = RandomStore::new(&config);
-        let decoder = Decoder::from_store(config, &store, ops, Compute::Bf16)
-            .map_err(|error| error.to_string())?;
-        drop(store);
+        let decoder = Decoder::from_store(config, &store, ops, Compute::Bf16);
+        Ok(decoder.map_err(|error| error.to_string())?)
+    };
+    caught(load)
+}
+
+/// Steps of a model. What does not fit says so.
+fn measure(decoder: &Decoder, batch: Batch) -> Result<Measured, Refused> {
+    let run = || {
         let lora = LoraConfig::new(RANK, 2.0 * RANK as f64, &[ALL_LINEAR]);
-        let sequences = batch.sequences(shape.vocabulary);
+        let sequences = batch.sequences(decoder.config().vocab_size);
         let mut best = Measured { seconds: f64::INFINITY, loss: f64::NAN };
-        train(&decoder, lora, &sequences, STEPS, &mut |step, loss, times| {
+        train(decoder, lora, &sequences, STEPS, &mut |step, loss, times| {
             if step > 0 {
                 best.seconds = best.seconds.min(times.wall());
             }
@@ -144,7 +157,18 @@ fn measure(
         })?;
         Ok(best)
     };
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(message_of(panic.as_ref())))
+    caught(run)
+}
+
+/// What a device has no room for within a step, it says by a panic.
+fn caught<T>(run: impl FnOnce() -> Result<T, Refused>) -> Result<T, Refused> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let message = message_of(panic.as_ref());
+        Err(match panic.downcast_ref::<CudaError>() {
+            Some(CudaError::OutOfMemory { .. }) => Refused::Memory(message),
+            _ => Refused::Other(message),
+        })
+    })
 }
 
 /// The table in the making.
@@ -184,22 +208,26 @@ impl Report {
         Rates::found(ceilings, kernels, batch.n_tokens(), batch.len)
     }
 
+    /// A model that is too large for this device is no fault of anything.
+    fn refuse(&mut self, name: &str, refused: Refused) {
+        match refused {
+            Refused::Memory(reason) => self.notes.push(format!("Skipped: {name}: {reason}.")),
+            Refused::Other(problem) => self.problems.push(format!("{name}: {problem}")),
+        }
+    }
+
     /// `predicted` is in seconds a token.
     fn add(
         &mut self,
         what: &str,
         batch: Batch,
-        found: Result<Measured, String>,
+        found: Result<Measured, Refused>,
         predicted: Option<f64>,
     ) {
         let name = format!("{what}, {}", batch.name());
         let found = match found {
             Ok(found) => found,
-            // A model that is too large for this device is no fault of anything.
-            Err(reason) if reason.contains("do not fit") || reason.contains("out of memory") => {
-                return self.notes.push(format!("Skipped: {name}: {reason}."));
-            }
-            Err(problem) => return self.problems.push(format!("{name}: {problem}")),
+            Err(refused) => return self.refuse(&name, refused),
         };
         let rate = batch.n_tokens() as f64 / found.seconds;
         let none = || "none".to_owned();

@@ -96,6 +96,19 @@ fn fits(pattern: &str, name: &str) -> bool {
 }
 
 impl Wanted {
+    /// Whether an instruction of machine code is that.
+    fn is_machine_code(self, line: &str) -> bool {
+        let instruction = instruction_of(line);
+        let wide = |start: &str| instruction.starts_with(start) && instruction.contains(".128");
+        match self {
+            Self::Load16 => wide("LDG.") || wide("LD."),
+            Self::Store16 => wide("STG.") || wide("ST."),
+            Self::TensorCores => instruction.starts_with("HMMA."),
+            Self::MatrixLoads => instruction.starts_with("LDSM."),
+            Self::AsyncCopies => instruction.starts_with("LDGSTS."),
+        }
+    }
+
     /// Whether a line of PTX is that.
     fn is(self, line: &str) -> bool {
         // a predicate may stand before it: `@%p1 ld.global.v4.u32`
@@ -128,16 +141,55 @@ fn entries(ptx: &str) -> BTreeMap<&str, &str> {
     found
 }
 
+/// The text of each kernel as the disassembler writes it.
+fn sections(machine_code: &str) -> BTreeMap<&str, &str> {
+    let begin = "\n//--------------------- .text.";
+    let sections = machine_code.split(begin).skip(1);
+    sections.filter_map(|text| Some((text.split_whitespace().next()?, text))).collect()
+}
+
+/// `LDG.E.128` of `/*0150*/ @P0 LDG.E.128 R8, desc[UR4][R8.64] ;`.
+fn instruction_of(line: &str) -> &str {
+    let (_, rest) = line.split_once("*/").unwrap_or_default();
+    let mut words = rest.split_whitespace().skip_while(|word| word.starts_with('@'));
+    words.next().unwrap_or_default()
+}
+
+/// Machine code has what the table wants of it, and nothing in the memory that spills go to.
+pub(super) fn check_machine_code(place: &str, text: &str) -> Vec<String> {
+    let sections = sections(text);
+    if sections.is_empty() {
+        return vec![format!("{place}: the disassembler writes of no kernel")];
+    }
+    let mut problems = check_wanted(place, &sections, Wanted::is_machine_code);
+    for (kernel, text) in &sections {
+        let is_local =
+            |line| ["LDL", "STL"].iter().any(|word| instruction_of(line).starts_with(word));
+        if text.lines().any(is_local) {
+            problems.push(format!("{place}: `{kernel}` uses local memory"));
+        }
+    }
+    problems
+}
+
 /// Kernels of PTX have what the table wants of them.
 pub(super) fn check_instructions(place: &str, ptx: &str) -> Vec<String> {
+    check_wanted(place, &entries(ptx), Wanted::is)
+}
+
+fn check_wanted(
+    place: &str,
+    kernels: &BTreeMap<&str, &str>,
+    is: fn(Wanted, &str) -> bool,
+) -> Vec<String> {
     let mut problems = Vec::new();
-    for (kernel, text) in entries(ptx) {
+    for (kernel, text) in kernels {
         let Some((pattern, wanted)) = WANTED.iter().find(|(pattern, _)| fits(pattern, kernel))
         else {
             continue;
         };
         for what in *wanted {
-            if !text.lines().any(|line| what.is(line)) {
+            if !text.lines().any(|line| is(*what, line)) {
                 problems.push(format!(
                     "{place}: `{kernel}` has no {what:?}, as all of `{pattern}` must"
                 ));
@@ -192,7 +244,8 @@ pub(super) fn check_names<'a>(
 #[cfg(test)]
 mod tests {
     use super::{
-        Resources, check_inner_names, check_instructions, check_log, check_names, fits, read_log,
+        Resources, check_inner_names, check_instructions, check_log, check_machine_code,
+        check_names, fits, read_log,
     };
 
     const LOG: &str = "\
@@ -246,6 +299,34 @@ ptxas info    : Used 128 registers, used 1 barriers, 400 bytes cmem[0]
             check_instructions("add", ptx),
             ["add: `add_f32_vec` has no Load16, as all of `*_vec` must"]
         );
+    }
+
+    #[test]
+    fn machine_code_that_is_not_what_was_asked_for_is_found() {
+        let text = "\
+	.headerflags	@\"EF_CUDA_SM80\"
+
+//--------------------- .text.add_f32_vec   --------------------------
+add_f32_vec:
+        /*0150*/               @P0 LDG.E.64 R8, desc[UR4][R8.64] ;
+        /*0160*/                   STL [R1], R8 ;
+
+//--------------------- .text.cast_fill_f32_vec   --------------------------
+        /*0150*/              @!P0 STG.E.128 desc[UR4][R8.64], R4 ;
+
+//--------------------- .text.gemm_bf16_nn_128   --------------------------
+        /*0150*/                   LDGSTS.E.BYPASS.128 [R5], [R2.64] ;
+        /*0160*/                   LDSM.16.M88.4 R4, [R5] ;
+";
+        assert_eq!(
+            check_machine_code("x", text),
+            [
+                "x: `add_f32_vec` has no Load16, as all of `*_vec` must",
+                "x: `gemm_bf16_nn_128` has no TensorCores, as all of `gemm_bf16_*` must",
+                "x: `add_f32_vec` uses local memory",
+            ]
+        );
+        assert_eq!(check_machine_code("x", "nothing"), ["x: the disassembler writes of no kernel"]);
     }
 
     #[test]
