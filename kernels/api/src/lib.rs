@@ -12,6 +12,7 @@ pub mod dynamic_map;
 mod failure;
 mod frozen;
 mod memory;
+mod on_device;
 mod ops;
 mod optimizer;
 pub mod philox;
@@ -24,6 +25,9 @@ pub use frozen::{Compute, Dense, FrozenMatrix, RowSource};
 pub use memory::{
     Buffer, DeviceMemory, DeviceSlice, DeviceSliceMut, Format, Host, HostMut, MemoryRefused,
     Number, Precision, Slice, SliceMut, Workload,
+};
+pub use on_device::{
+    DeviceModels, DevicePart, DeviceRefusal, DropMask, Election, MagnitudeBits, OnDevice,
 };
 pub use ops::{
     Activation, AttentionShape, Columns, Dropout, GemmDims, GemmLayout, LowRank, Ops, Rotation,

@@ -6,7 +6,8 @@
 //! where all large slices come from buffers of the library.
 //!
 //! **Invariant:** numbers of a device are reached through [`DeviceMemory`] alone. A slice cannot be
-//! made from an address, and two that may be written never overlap.
+//! made from an address, and two that may be written never overlap. What plugins do with addresses
+//! goes through [`OnDevice`](crate::OnDevice), which checks each.
 
 use std::any::Any;
 use std::borrow::Cow;

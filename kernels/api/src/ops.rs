@@ -9,6 +9,7 @@
 
 use crate::frozen::{Compute, Dense, FrozenMatrix, RowSource};
 use crate::memory::{Buffer, MemoryRefused, Precision, Slice, SliceMut, Workload};
+use crate::on_device::OnDevice;
 use crate::optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};
 
 /// Whether a result replaces what was there or is added to it.
@@ -196,6 +197,11 @@ pub trait Ops: Send + Sync {
     /// If there is not enough.
     fn place_bytes(&self, values: Vec<u8>) -> Result<Buffer<u8>, MemoryRefused> {
         Ok(Buffer::Host(values))
+    }
+
+    /// The device, where the library is of one: for plugins, which work on it themselves.
+    fn on_device(&self) -> Option<&dyn OnDevice> {
+        None
     }
 
     /// Bytes that its memory still has, where that is not the host's.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Columns,
-    Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, MemoryRefused, Ops, Precision,
-    Rotation, RowSource, Segment, Slice, SliceMut, Write,
+    Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, MemoryRefused, OnDevice, Ops,
+    Precision, Rotation, RowSource, Segment, Slice, SliceMut, Write,
 };
 
 /// Calls and time of one op.
@@ -327,6 +327,10 @@ impl Ops for Counting {
 
     fn place(&self, values: Vec<f32>) -> Result<Buffer, MemoryRefused> {
         self.inner.place(values)
+    }
+
+    fn on_device(&self) -> Option<&dyn OnDevice> {
+        self.inner.on_device()
     }
 
     fn free_memory(&self) -> Option<u64> {

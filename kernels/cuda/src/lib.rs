@@ -44,11 +44,12 @@ mod images;
 mod libraries;
 mod linear;
 mod memory;
-#[cfg_attr(not(test), expect(dead_code, reason = "merging runs on the CPU so far"))]
 mod merge;
 mod nvrtc;
+mod on_device;
 mod pool;
 mod properties;
+mod quantize;
 mod rms_norm;
 mod room;
 mod rope;
@@ -69,8 +70,8 @@ use std::sync::{Arc, Mutex};
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Columns,
-    Compute, Dropout, Format, FrozenMatrix, GemmDims, GemmLayout, LowRank, MemoryRefused, Ops,
-    Precision, Rotation, RowSource, Segment, Slice, SliceMut, Workload, Write,
+    Compute, Dropout, Format, FrozenMatrix, GemmDims, GemmLayout, LowRank, MemoryRefused, OnDevice,
+    Ops, Precision, Rotation, RowSource, Segment, Slice, SliceMut, Workload, Write,
 };
 
 use call::{Before, Call};
@@ -224,6 +225,10 @@ impl Ops for Cuda {
         let mut buffer = Buffer::Device(Box::new(self.zeros(Format::U8, values.len())?));
         buffer.all_mut().copy_from_host(&values);
         Ok(buffer)
+    }
+
+    fn on_device(&self) -> Option<&dyn OnDevice> {
+        Some(self)
     }
 
     fn free_memory(&self) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! Merge methods on the device: the elementwise forms, and the sums over a tensor that they need.
 //! What a method makes of the sums is the method's own, in `plugins/merge_method`.
 
-use forgelm_kernels_api::Format;
+use forgelm_kernels_api::{DropMask, Election, Format, MagnitudeBits};
 
 use crate::call::{Call, Grid, Numbers, args};
 use crate::chunk::{int, long};
@@ -42,6 +42,7 @@ pub(crate) fn linear(call: &Call<'_>, out: Numbers, models: &[Numbers], shares: 
 
 /// The dot product of two models and their squared norms; of what they changed, with a base. Waits
 /// for the device.
+#[cfg_attr(not(test), expect(dead_code, reason = "slerp measures in the order of the processor"))]
 pub(crate) fn slerp_sums(call: &Call<'_>, models: [Numbers; 2], base: Option<Numbers>) -> [f64; 3] {
     let n = models[0].len;
     let n_blocks = n.div_ceil(SLERP_BLOCK);
@@ -79,13 +80,6 @@ pub(crate) fn slerp(
     );
 }
 
-/// Which bits of magnitudes are counted: `bits` of them above the lowest `shift`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Level {
-    pub(crate) shift: u32,
-    pub(crate) bits: u32,
-}
-
 /// How many magnitudes of the changes of each model have each value of some bits, among those whose
 /// upper bits are the model's prefix. Waits for the device. Shapes: [models, 2^bits].
 pub(crate) fn ties_count(
@@ -93,7 +87,7 @@ pub(crate) fn ties_count(
     models: &[Numbers],
     base: Numbers,
     prefixes: Option<&[u32]>,
-    Level { shift, bits }: Level,
+    MagnitudeBits { shift, bits }: MagnitudeBits,
 ) -> Vec<u64> {
     assert!(bits <= 11, "a block counts in 2,048 bins");
     let counts = call.scratch(Format::U8, (models.len() << bits) * size_of::<u64>());
@@ -113,15 +107,6 @@ pub(crate) fn ties_count(
         ],
     );
     call.fetch(counts)
-}
-
-/// How a sign is elected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Election {
-    /// Each model has one vote.
-    Votes,
-    /// By the weighted sum.
-    Sum,
 }
 
 /// Trims changes below their model's threshold, elects a sign for each element, and adds the mean of
@@ -152,16 +137,6 @@ pub(crate) fn ties(
     );
 }
 
-/// Which changes are dropped: those whose random word is not below `kept_below`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Mask {
-    /// Names the tensor's masks.
-    pub(crate) key: [u32; 2],
-    pub(crate) kept_below: u64,
-    /// Place of the first element in its tensor.
-    pub(crate) start: usize,
-}
-
 /// Drops changes at random and adds the rest, each times its model's factor, to the base.
 pub(crate) fn dare(
     call: &Call<'_>,
@@ -169,7 +144,7 @@ pub(crate) fn dare(
     models: &[Numbers],
     base: Numbers,
     factors: &[f64],
-    Mask { key, kept_below, start }: Mask,
+    DropMask { key, kept_below, start }: DropMask,
 ) {
     assert_eq!(models.len(), factors.len(), "a factor for each model");
     // Four elements a thread; the first thread may have fewer.
@@ -243,13 +218,13 @@ mod tests {
         let Some(_alone) = emulated::alone() else { return };
         let threshold = 0.25_f32.to_bits();
         let out = merged(|call, out, models, base| {
-            let level = Level { shift: 20, bits: 11 };
+            let level = MagnitudeBits { shift: 20, bits: 11 };
             let counts = ties_count(call, &models, base, None, level);
             assert_eq!(counts.iter().sum::<u64>(), 10);
             let bin = (0.5_f32.to_bits() >> 20) as usize;
             assert_eq!((counts[bin], counts[2048 + bin]), (1, 4), "changes of 0.5");
             let prefix = 0.5_f32.to_bits() >> 20;
-            let below = Level { shift: 10, bits: 10 };
+            let below = MagnitudeBits { shift: 10, bits: 10 };
             let counts = ties_count(call, &models, base, Some(&[prefix, prefix]), below);
             assert_eq!((counts[0], counts[1024]), (1, 4));
             assert_eq!(counts.iter().sum::<u64>(), 5);
@@ -269,8 +244,8 @@ mod tests {
     #[test]
     fn what_is_dropped_follows_from_the_place_alone() {
         let Some(_alone) = emulated::alone() else { return };
-        let mask = Mask { key: [1, 2], kept_below: 1 << 31, start: 0 };
-        let with = |mask: Mask| {
+        let mask = DropMask { key: [1, 2], kept_below: 1 << 31, start: 0 };
+        let with = |mask: DropMask| {
             merged(|call, out, models, base| dare(call, out, &models, base, &[2.0, 1.0], mask))
         };
         let want: Vec<f32> = (0..5)
@@ -285,8 +260,8 @@ mod tests {
             })
             .collect();
         assert_eq!(with(mask), want);
-        assert_eq!(with(Mask { kept_below: 0, ..mask }), BASE);
-        let all = with(Mask { kept_below: 1 << 32, start: 7, ..mask });
+        assert_eq!(with(DropMask { kept_below: 0, ..mask }), BASE);
+        let all = with(DropMask { kept_below: 1 << 32, start: 7, ..mask });
         let want: Vec<f32> =
             (0..5).map(|i| BASE[i] * -2.0 + 2.0 * MODELS[0][i] + MODELS[1][i]).collect();
         assert_eq!(all, want);

@@ -111,6 +111,8 @@ pub struct PoolUse {
 struct State {
     arena: Arena,
     used: PoolUse,
+    /// Start of what is handed out to its length.
+    live: BTreeMap<u64, usize>,
     /// While a graph is captured: what was given back since. Replays use the same addresses, so that
     /// only calls of the same graph may be handed it.
     held: Option<Arena>,
@@ -127,10 +129,11 @@ pub struct Pool {
     state: Mutex<State>,
 }
 
-impl PoolUse {
-    fn hand_out(&mut self, bytes: usize) {
-        self.in_use += bytes;
-        self.peak = self.peak.max(self.in_use);
+impl State {
+    fn hand_out(&mut self, start: u64, bytes: usize) {
+        self.live.insert(start, bytes);
+        self.used.in_use += bytes;
+        self.used.peak = self.used.peak.max(self.used.in_use);
     }
 }
 
@@ -160,7 +163,7 @@ impl Pool {
             found = state.arena.take(bytes);
         }
         let start = found.expect("the new block is large enough");
-        state.used.hand_out(bytes);
+        state.hand_out(start, bytes);
         Ok(Allocation { pool: Arc::clone(self), start, bytes })
     }
 
@@ -168,7 +171,7 @@ impl Pool {
     fn allocate_apart(self: &Arc<Self>, bytes: usize) -> Result<Allocation, CudaError> {
         let mut state = self.lock();
         let start = self.ask_driver(&state, bytes)?;
-        state.used.hand_out(bytes);
+        state.hand_out(start, bytes);
         state.used.reserved += bytes;
         drop(state);
         let allocation = Allocation { pool: Arc::clone(self), start, bytes };
@@ -252,6 +255,15 @@ impl Pool {
         Ok(here + driver)
     }
 
+    /// Whether these bytes lie in one allocation that is in use.
+    pub(crate) fn holds(&self, address: u64, bytes: usize) -> bool {
+        let state = self.lock();
+        let found = state.live.range(..=address).next_back();
+        let Some((start, length)) = found else { return false };
+        let Some(end) = address.checked_add(bytes as u64) else { return false };
+        end <= start + *length as u64
+    }
+
     /// How much is in use.
     #[must_use]
     pub fn used(&self) -> PoolUse {
@@ -282,6 +294,7 @@ impl Pool {
         let mut state = self.lock();
         let held = state.held.take().unwrap_or_default();
         state.used.in_use += held.free_bytes();
+        state.live.extend(&held.free);
         let whole = |(start, bytes)| Allocation { pool: Arc::clone(self), start, bytes };
         held.free.into_iter().map(whole).collect()
     }
@@ -289,6 +302,7 @@ impl Pool {
     fn give_back(&self, start: u64, bytes: usize) {
         let mut state = self.lock();
         state.used.in_use -= bytes;
+        state.live.remove(&start);
         if self.strict {
             state.used.reserved -= bytes;
             // Failures cannot be reported from here, and show in the next call.
@@ -470,6 +484,22 @@ mod tests {
         assert!(matches!(error, CudaError::OutOfMemory { bytes: 2_097_152, .. }), "{text}");
         drop((a, c));
         pool.allocate(60 << 20).unwrap();
+    }
+
+    #[test]
+    fn only_what_is_handed_out_is_held() {
+        let Some(_alone) = emulated::alone() else { return };
+        for strict in [false, true] {
+            let device = emulated::device(DeviceOptions { strict, ..emulated::options() });
+            let pool = device.pool();
+            let (first, second) = (pool.allocate(512).unwrap(), pool.allocate(512).unwrap());
+            let at = first.address();
+            assert!(pool.holds(at, 512) && pool.holds(at + 500, 12) && pool.holds(at, 0));
+            assert!(!pool.holds(at, 513), "past its end, where the next one lies");
+            assert!(!pool.holds(at - 1, 1) && !pool.holds(at, usize::MAX) && !pool.holds(0, 1));
+            drop(first);
+            assert!(!pool.holds(at, 1) && pool.holds(second.address(), 512));
+        }
     }
 
     #[test]
