@@ -237,7 +237,8 @@ forgelm_status forgelm_merge(const forgelm_engine *engine, const char *text, siz
 /* Quantizes a model.
  *
  *   request    {"model", "method", "output": a folder that is made, "revision"?, "offline"?,
- *              "options"?: {name: value}, "threads"?, "signing_key"?: a file}
+ *              "options"?: {name: value}, "threads"?, "device"?: "auto" | "cpu" | "cuda:N",
+ *              "signing_key"?: a file}
  *
  * Thread:    any; several at once, in folders of their own.
  * Ownership: *out_result goes to the caller, who calls forgelm_string_free.

@@ -13,8 +13,8 @@
  *     asked for with get_extension, on either side; an unknown id gives NULL.
  *   - Text is UTF-8. A forgelm_str has a length and no NUL, and is valid for the call; a
  *     `const char *` in a table ends with NUL and lives as long as the library.
- *   - Tensors are views as in DLPack: borrowed for the call, in the processor's memory, row-major
- *     without gaps.
+ *   - Tensors are views as in DLPack: borrowed for the call, row-major without gaps. They lie in
+ *     the processor's memory, except in functions of tables that a plugin offers for the device.
  *   - Options and reports are JSON objects.
  *   - The error record is the caller's. On failure a function returns a status and fills it; all
  *     other results stay as they were. `err` may be NULL.
@@ -86,11 +86,12 @@ typedef struct forgelm_str {
 
 /* DLPack's DLDevice. */
 typedef struct forgelm_device {
-    int32_t device_type; /* FORGELM_DEVICE_CPU */
+    int32_t device_type; /* FORGELM_DEVICE_CPU or FORGELM_DEVICE_CUDA */
     int32_t device_id;
 } forgelm_device;
 
 #define FORGELM_DEVICE_CPU 1
+#define FORGELM_DEVICE_CUDA 2
 
 /* DLPack's DLDataType. */
 typedef struct forgelm_dtype {
@@ -1000,6 +1001,239 @@ struct forgelm_kernels {
                                  size_t n_cols, const uint8_t *bytes, float *rows,
                                  forgelm_plugin_error *err) FORGELM_NOEXCEPT;
 };
+
+/* ---- on a device --------------------------------------------------------------------------- */
+
+#define FORGELM_DEVICE_KERNELS "forgelm.device_kernels/1"
+
+/* How merge_ties elects a sign. */
+#define FORGELM_ELECTION_VOTES 0u /* each model has one vote; a draw is plus */
+#define FORGELM_ELECTION_SUM 1u   /* that of the weighted sum; zero is plus */
+
+/* DLPack's DLManagedTensor, byte for byte: a tensor that belongs to whoever has it. Any consumer of
+ * DLPack may be handed one. */
+typedef struct forgelm_managed_tensor forgelm_managed_tensor;
+struct forgelm_managed_tensor {
+    forgelm_tensor tensor;
+    void *manager_ctx;
+
+    /* Gives the memory back, in the order of the stream: work that was put there before may still
+     * use it.
+     * Thread:    any.
+     * Ownership: takes the tensor.
+     * Errors:    none.
+     * Since:     1.0 */
+    void (*deleter)(forgelm_managed_tensor *tensor) FORGELM_NOEXCEPT;
+};
+
+/* The models that are merged, on the device. */
+typedef struct forgelm_device_models {
+    const forgelm_tensor *inputs; /* [n_inputs] tensors [n] float */
+    size_t n_inputs;
+    const forgelm_tensor *base; /* [n] float; NULL where it is not read */
+} forgelm_device_models;
+
+/* Which changes merge_dare drops: element j (of the whole tensor) of model i stays if word j mod 4
+ * of Philox4x32-10(counter = [j / 4 low, j / 4 high, i, 0], key) is below kept_below. */
+typedef struct forgelm_drop_mask {
+    uint32_t key_low;
+    uint32_t key_high;
+    uint64_t kept_below; /* 2^32 keeps all */
+    uint64_t start;      /* place of the first element in its tensor */
+} forgelm_drop_mask;
+
+/* "forgelm.device_kernels/1": the device that a run computes on, its memory, its stream, and
+ * kernels on it. NULL where the processor computes, and in a process of its own, whose addresses
+ * are not the program's.
+ *
+ * A tensor of the device is a forgelm_tensor whose device is not FORGELM_DEVICE_CPU: its data is an
+ * address of the device, and the processor must not follow it. Those that a plugin is given are
+ * borrowed for the call; those that it allocates are its own. Row-major without gaps.
+ *
+ * All work of the program goes through one stream, in order. What a plugin puts on that stream
+ * comes after what made its tensors, and before whatever the program does next: nothing needs to
+ * wait. Work on another stream must wait for this one by an event, and this one for it. While a
+ * plugin is called with tensors of the device, the device's primary context is current on the
+ * calling thread. Functions here put work on the stream and return; those that give something to
+ * the host wait for it.
+ *
+ * Every function gives the same bits as the method or the format of that name on the processor.
+ *
+ * Errors of all functions: FORGELM_E_INVALID_ARGUMENT for a tensor of the host or of another
+ * device, for one that was freed or is not the program's, for shapes that do not fit, and where a
+ * result overlaps what is read; FORGELM_E_OUT_OF_MEMORY if the device has no more;
+ * FORGELM_E_INTERNAL if it failed. Each comes with a text, and nothing is written then. */
+typedef struct forgelm_device_kernels forgelm_device_kernels;
+struct forgelm_device_kernels {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *service_data;
+    forgelm_device device; /* FORGELM_DEVICE_CUDA, and which one */
+    void *stream;          /* CUstream, or cudaStream_t */
+
+    /* Zeros in memory of the run's pool: float or uint8.
+     * Thread:    any; several at once.
+     * Ownership: *out is the plugin's, which calls its deleter.
+     * Errors:    as above; *out is untouched.
+     * Since:     1.0 */
+    forgelm_status (*allocate)(const forgelm_device_kernels *kernels, forgelm_dtype dtype,
+                               int32_t ndim, const int64_t *shape, forgelm_managed_tensor **out,
+                               forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Copies numbers of the host to a tensor of as many bytes, of float or uint8.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    as above.
+     * Since:     1.0 */
+    forgelm_status (*upload)(const forgelm_device_kernels *kernels, const forgelm_tensor *to,
+                             const void *from, size_t n_bytes,
+                             forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Copies a tensor of float or uint8 to as many bytes of the host. Waits.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    as above.
+     * Since:     1.0 */
+    forgelm_status (*download)(const forgelm_device_kernels *kernels, void *to,
+                               const forgelm_tensor *from, size_t n_bytes,
+                               forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Waits for all work of the stream.
+     * Thread:    any; several at once.
+     * Ownership: nothing changes hands.
+     * Errors:    as above.
+     * Since:     1.0 */
+    forgelm_status (*synchronize)(const forgelm_device_kernels *kernels,
+                                  forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* out [n] = sum over models of shares [n_inputs] times inputs; sums in double, in their order.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    as above.
+     * Since:     1.0 */
+    forgelm_status (*merge_linear)(const forgelm_device_kernels *kernels,
+                                   const forgelm_tensor *out, const forgelm_device_models *models,
+                                   const double *shares,
+                                   forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Of two models: out [n] = a x + b y with coefficients [2], or around the base, if there is
+     * one, base + a (x - base) + b (y - base).
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    as above.
+     * Since:     1.0 */
+    forgelm_status (*merge_slerp)(const forgelm_device_kernels *kernels, const forgelm_tensor *out,
+                                  const forgelm_device_models *models, const double *coefficients,
+                                  forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* counts [n_inputs, 2^bits]: how many changes of each model have each value of `bits` bits (11
+     * at most) above the lowest `shift` of their magnitude, as 31 bits of a float. With prefixes
+     * [n_inputs], which may be NULL, only those whose bits above are their model's. Waits.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    as above.
+     * Since:     1.0 */
+    forgelm_status (*ties_count)(const forgelm_device_kernels *kernels,
+                                 const forgelm_device_models *models, const uint32_t *prefixes,
+                                 uint32_t shift, uint32_t bits, uint64_t *counts,
+                                 forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Changes whose magnitude, as 31 bits of a float, is below their model's of thresholds
+     * [n_inputs] are none; a sign is elected for each element, by one of FORGELM_ELECTION_..., and
+     * the mean, by shares [n_inputs], of the changes that have it is added to the base.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    as above.
+     * Since:     1.0 */
+    forgelm_status (*merge_ties)(const forgelm_device_kernels *kernels, const forgelm_tensor *out,
+                                 const forgelm_device_models *models, const uint32_t *thresholds,
+                                 const double *shares, uint32_t election,
+                                 forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* out [n] = base + sum over models of factors [n_inputs] times the changes that stay.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    as above.
+     * Since:     1.0 */
+    forgelm_status (*merge_dare)(const forgelm_device_kernels *kernels, const forgelm_tensor *out,
+                                 const forgelm_device_models *models, const double *factors,
+                                 const forgelm_drop_mask *mask,
+                                 forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* rows [R, C] float to bytes [R, bytes per row] uint8, in nf4, fp4 or int8: see
+     * forgelm_kernels, whose bytes_per_row says how many. Waits.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    as above; FORGELM_E_INVALID_ARGUMENT for a number that is not finite: the bytes
+     *            are then not to be used; FORGELM_E_UNIMPLEMENTED for any other format.
+     * Since:     1.0 */
+    forgelm_status (*quantize)(const forgelm_device_kernels *kernels, forgelm_str format,
+                               const forgelm_tensor *rows, const forgelm_tensor *bytes,
+                               forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* bytes [R, bytes per row] uint8 to rows [R, C] float.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    as above, and FORGELM_E_UNIMPLEMENTED as quantize.
+     * Since:     1.0 */
+    forgelm_status (*dequantize)(const forgelm_device_kernels *kernels, forgelm_str format,
+                                 const forgelm_tensor *bytes, const forgelm_tensor *rows,
+                                 forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+};
+
+#define FORGELM_MERGE_METHOD_ON_DEVICE "forgelm.merge_method_on_device/1"
+
+/* What get_extension of a merge method gives for that id if the method takes tensors of the device.
+ * Where the processor computes it gets those of the host, as ever: both must give the same bits. */
+typedef struct forgelm_merge_method_on_device {
+    uint32_t struct_size;
+    uint32_t reserved;
+
+    /* As measure of forgelm_merge_method, of tensors of the device: sums lie on the host.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    any status; the merge ends with the message. May be NULL: the method's own measure
+     *            is called, with tensors of the host.
+     * Since:     1.0 */
+    forgelm_status (*measure)(const forgelm_merge_method *method, size_t pass,
+                              const forgelm_merge_piece *piece, double *sums,
+                              forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* As merge of forgelm_merge_method, of tensors of the device, out too.
+     * Thread:    any; several at once.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    any status; the merge ends with the message.
+     * Since:     1.0 */
+    forgelm_status (*merge)(const forgelm_merge_method *method, const forgelm_merge_piece *piece,
+                            const forgelm_tensor *out, forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+} forgelm_merge_method_on_device;
+
+#define FORGELM_QUANTIZER_ON_DEVICE "forgelm.quantizer_on_device/1"
+
+/* What get_extension of a quantizer gives for that id if it takes tensors of the device. Where the
+ * processor computes it gets those of the host, as ever: both must give the same bits. */
+typedef struct forgelm_quantizer_on_device {
+    uint32_t struct_size;
+    uint32_t reserved;
+
+    /* As quantize of forgelm_quantizer, of tensors of the device.
+     * Thread:    any; several at once, on different rows.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    any status.
+     * Since:     1.0 */
+    forgelm_status (*quantize)(const forgelm_quantizer *quantizer, const forgelm_tensor *rows,
+                               const forgelm_tensor *bytes,
+                               forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* As dequantize of forgelm_quantizer, of tensors of the device.
+     * Thread:    any; several at once, on different rows.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    any status.
+     * Since:     1.0 */
+    forgelm_status (*dequantize)(const forgelm_quantizer *quantizer, const forgelm_tensor *bytes,
+                                 const forgelm_tensor *rows,
+                                 forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+} forgelm_quantizer_on_device;
 
 /* ---- host services for evaluators --------------------------------------------------------- */
 

@@ -522,6 +522,9 @@ pub struct QuantizeArgs {
     /// The folder that is made; it must be empty or not there.
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
+    /// Where it is computed: `auto` (the first NVIDIA device, where there is one), `cpu`, `cuda:N`.
+    #[arg(long, default_value = "auto", value_parser = device)]
+    pub device: Device,
     /// Worker threads; all cores without it.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,

@@ -1,7 +1,7 @@
 //! Which kernel library computes: that of the processor, or of an NVIDIA device.
 //!
 //! One is made when it is first asked for, and shared by everything that asks. Plugins in the program
-//! get the processor's: what they work on lies in the memory of the host.
+//! get the processor's for what lies in the memory of the host, and the device's beside it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,6 +15,7 @@ use forgelm_kernels_cuda::{Cuda, CudaError, DeviceOptions, Folders, Libraries};
 
 use crate::environment::Environment;
 use crate::error::RunError;
+use crate::event::{Event, Observer};
 use crate::model::all_cores;
 
 /// Kernel libraries for one device and number of threads.
@@ -36,6 +37,27 @@ pub struct Chosen {
     pub ops: Arc<dyn Ops>,
     /// Why it is the processor's, where a device was looked for.
     pub note: Option<String>,
+}
+
+impl Chosen {
+    /// The library, if it is that of a device.
+    pub(crate) fn on_device(self) -> Option<Arc<dyn Ops>> {
+        self.ops.on_device().is_some().then_some(self.ops)
+    }
+
+    /// Tells where a method works, and why not on a device that there is, or was looked for.
+    pub(crate) fn tell(&self, method: &str, is_on_device: bool, observer: &mut dyn Observer) {
+        let name = self.ops.name();
+        observer.observe(&match (self.ops.on_device(), is_on_device, &self.note) {
+            (Some(_), true, _) => Event::Notice(format!("{method} works on {name}")),
+            (Some(_), false, _) => Event::Notice(format!(
+                "{method} works on the processor: it takes no tensors of {name}, or runs in a process \
+                 of its own, where there are none"
+            )),
+            (None, _, Some(note)) => Event::Detail(note.clone()),
+            (None, _, None) => return,
+        });
+    }
 }
 
 /// What is open on a device: one context and one pool of memory in a process.
@@ -130,7 +152,8 @@ impl Kernels {
         if ops.name() != name {
             return Err(missing());
         }
-        self.chosen = Arc::new(Mutex::new(Some(Chosen { ops, note: None })));
+        *self.chosen.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Chosen { ops, note: None });
         Ok(())
     }
 

@@ -203,8 +203,12 @@ pub fn load(plan: &Plan, env: &Environment) -> Result<Plugins, RunError> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_default(threads: Option<usize>, env: &Environment) -> Result<Plugins, RunError> {
-    load_as(None, None, Kernels::new(Device::Cpu, threads, env), env)
+pub fn load_default(
+    device: Device,
+    threads: Option<usize>,
+    env: &Environment,
+) -> Result<Plugins, RunError> {
+    load_as(None, None, Kernels::new(device, threads, env), env)
 }
 
 fn load_as(
@@ -354,6 +358,7 @@ impl Plugins {
         let said = Arc::clone(&self.lines);
         let (events, stop) = (Arc::clone(&self.lines), Arc::clone(&env.stop));
         let kernels = self.kernels.clone();
+        let device = self.kernels.clone();
         Loader::new(HostServices {
             log: Box::new(move |level, target, message| {
                 let line = format!("plugin {target}: {message}");
@@ -366,6 +371,8 @@ impl Plugins {
             progress: Box::new(move |event| events.push(Event::Detail(format!("plugin: {event}")))),
             stop: Box::new(move || stop.load(Ordering::Relaxed)),
             kernels: Some(Box::new(move || kernels.cpu())),
+            // One that cannot be used is told by the run itself, which asks for it too.
+            device: Some(Box::new(move || device.get().ok()?.on_device())),
             serving: None,
             hung: Some(Arc::new(Hung { after: deadline, tell: Box::new(env.alarm) })),
         })

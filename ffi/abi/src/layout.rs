@@ -1,14 +1,16 @@
 //! Sizes and offsets of every struct, and the hash of those that a plugin is built on.
 
 use crate::{
-    forgelm_answer, forgelm_device, forgelm_dtype, forgelm_entry, forgelm_evaluator,
+    forgelm_answer, forgelm_device, forgelm_device_kernels, forgelm_device_models,
+    forgelm_drop_mask, forgelm_dtype, forgelm_entry, forgelm_evaluator,
     forgelm_evaluator_descriptor, forgelm_evaluator_factory, forgelm_field_layout, forgelm_gemm,
     forgelm_generate, forgelm_held_out, forgelm_host, forgelm_kernels, forgelm_layouts,
-    forgelm_loss, forgelm_merge_method, forgelm_merge_method_descriptor,
-    forgelm_merge_method_factory, forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor,
-    forgelm_plugin_error, forgelm_quantizer, forgelm_quantizer_descriptor,
-    forgelm_quantizer_factory, forgelm_reward, forgelm_reward_descriptor, forgelm_reward_factory,
-    forgelm_rng, forgelm_role_totals, forgelm_score, forgelm_scored, forgelm_sequence, forgelm_str,
+    forgelm_loss, forgelm_managed_tensor, forgelm_merge_method, forgelm_merge_method_descriptor,
+    forgelm_merge_method_factory, forgelm_merge_method_on_device, forgelm_merge_pass,
+    forgelm_merge_piece, forgelm_merge_tensor, forgelm_plugin_error, forgelm_quantizer,
+    forgelm_quantizer_descriptor, forgelm_quantizer_factory, forgelm_quantizer_on_device,
+    forgelm_reward, forgelm_reward_descriptor, forgelm_reward_factory, forgelm_rng,
+    forgelm_role_totals, forgelm_score, forgelm_scored, forgelm_sequence, forgelm_str,
     forgelm_tensor, forgelm_text_pair, forgelm_trainer, forgelm_trainer_descriptor,
     forgelm_trainer_factory, forgelm_work, forgelm_writer,
 };
@@ -133,6 +135,16 @@ pub const EXTENSION_LAYOUTS: &[Layout] = layouts! {
     forgelm_reward_descriptor { struct_size, reserved, name, summary, source, features }
     forgelm_reward { struct_size, reserved, plugin_data, destroy, judge, get_extension }
     forgelm_reward_factory { struct_size, reserved, count, descriptor, create }
+    forgelm_managed_tensor { tensor, manager_ctx, deleter }
+    forgelm_device_models { inputs, n_inputs, base }
+    forgelm_drop_mask { key_low, key_high, kept_below, start }
+    forgelm_device_kernels {
+        struct_size, reserved, service_data, device, stream, allocate, upload, download,
+        synchronize, merge_linear, merge_slerp, ties_count, merge_ties, merge_dare, quantize,
+        dequantize,
+    }
+    forgelm_merge_method_on_device { struct_size, reserved, measure, merge }
+    forgelm_quantizer_on_device { struct_size, reserved, quantize, dequantize }
 };
 
 /// FNV-1a over alignment and fields of [`LAYOUTS`] as they were in version 1.0: it does not change

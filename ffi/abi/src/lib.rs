@@ -10,6 +10,7 @@
 #![expect(non_camel_case_types, reason = "types have the names of the C header")]
 
 mod border;
+mod device;
 mod evaluator;
 mod kernels;
 mod layout;
@@ -24,6 +25,11 @@ mod witness;
 pub use border::{
     ABI_MAJOR, ABI_MINOR, ENTRY_SYMBOL, MAGIC, forgelm_entry, forgelm_host, forgelm_plugin_error,
     forgelm_status, forgelm_str, log_level, status,
+};
+pub use device::{
+    DEVICE_KERNELS, MERGE_METHOD_ON_DEVICE, QUANTIZER_ON_DEVICE, QuantizeOnDevice, election,
+    forgelm_device_kernels, forgelm_device_models, forgelm_drop_mask, forgelm_managed_tensor,
+    forgelm_merge_method_on_device, forgelm_quantizer_on_device,
 };
 pub use evaluator::{
     EVALUATOR_FACTORY, GENERATE, HELD_OUT, SCORE, forgelm_evaluator, forgelm_evaluator_descriptor,
@@ -47,7 +53,9 @@ pub use reward::{
     forgelm_reward_factory,
 };
 pub use rng::{RNG, RNG_PURPOSE, forgelm_rng};
-pub use tensor::{DEVICE_CPU, dtype_code, forgelm_device, forgelm_dtype, forgelm_tensor};
+pub use tensor::{
+    DEVICE_CPU, DEVICE_CUDA, dtype_code, forgelm_device, forgelm_dtype, forgelm_tensor,
+};
 pub use trainer::{
     TRAINER_FACTORY, forgelm_loss, forgelm_role_totals, forgelm_scored, forgelm_sequence,
     forgelm_trainer, forgelm_trainer_descriptor, forgelm_trainer_factory, records, role,

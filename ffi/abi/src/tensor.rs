@@ -5,6 +5,9 @@ use std::ffi::c_void;
 /// The memory of the processor, as DLPack numbers devices.
 pub const DEVICE_CPU: i32 = 1;
 
+/// The memory of an NVIDIA device, as DLPack numbers devices.
+pub const DEVICE_CUDA: i32 = 2;
+
 /// DLPack's codes of number types.
 pub mod dtype_code {
     /// Signed integers.
@@ -21,7 +24,7 @@ pub mod dtype_code {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct forgelm_device {
-    /// [`DEVICE_CPU`].
+    /// [`DEVICE_CPU`] or [`DEVICE_CUDA`].
     pub device_type: i32,
     /// Which one.
     pub device_id: i32,

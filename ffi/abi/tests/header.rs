@@ -71,9 +71,9 @@ fn assertions() -> String {
 
 /// Every number that both sides know.
 fn constants() -> Vec<(&'static str, String)> {
-    use forgelm_abi::{ABI_MAJOR, ABI_MINOR, DEVICE_CPU, MAGIC, trainer_needs};
+    use forgelm_abi::{ABI_MAJOR, ABI_MINOR, DEVICE_CPU, DEVICE_CUDA, MAGIC, trainer_needs};
     use forgelm_abi::{
-        dtype_code, gemm_layout, log_level, merge_scope, records, role, status, write,
+        dtype_code, election, gemm_layout, log_level, merge_scope, records, role, status, write,
     };
     let signed = [
         ("FORGELM_OK", status::OK),
@@ -84,6 +84,7 @@ fn constants() -> Vec<(&'static str, String)> {
         ("FORGELM_E_INTERNAL", status::INTERNAL),
         ("FORGELM_E_PANIC", status::PANIC),
         ("FORGELM_DEVICE_CPU", DEVICE_CPU),
+        ("FORGELM_DEVICE_CUDA", DEVICE_CUDA),
     ];
     let unsigned = [
         ("FORGELM_PLUGIN_ABI_MAJOR", ABI_MAJOR),
@@ -116,6 +117,8 @@ fn constants() -> Vec<(&'static str, String)> {
         ("FORGELM_GEMM_TN", gemm_layout::TN),
         ("FORGELM_WRITE_REPLACE", write::REPLACE),
         ("FORGELM_WRITE_ADD", write::ADD),
+        ("FORGELM_ELECTION_VOTES", election::VOTES),
+        ("FORGELM_ELECTION_SUM", election::SUM),
     ];
     let mut all: Vec<_> = signed.map(|(name, value)| (name, value.to_string())).into();
     all.extend(unsigned.map(|(name, value)| (name, format!("{value}u"))));
@@ -177,9 +180,12 @@ fn every_struct_and_constant_of_the_header_is_compared() {
 #[test]
 fn the_ids_of_factories_and_services_are_those_of_the_header() {
     use forgelm_abi::{
+        DEVICE_KERNELS, GENERATE, HELD_OUT, KERNELS, MERGE_METHOD_ON_DEVICE, QUANTIZER_ON_DEVICE,
+        RNG, SCORE,
+    };
+    use forgelm_abi::{
         EVALUATOR_FACTORY, MERGE_METHOD_FACTORY, QUANTIZER_FACTORY, REWARD_FACTORY, TRAINER_FACTORY,
     };
-    use forgelm_abi::{GENERATE, HELD_OUT, KERNELS, RNG, SCORE};
     let header = header();
     for (name, id) in [
         ("FORGELM_TRAINER_FACTORY", TRAINER_FACTORY),
@@ -192,6 +198,9 @@ fn the_ids_of_factories_and_services_are_those_of_the_header() {
         ("FORGELM_HELD_OUT", HELD_OUT),
         ("FORGELM_RNG", RNG),
         ("FORGELM_KERNELS", KERNELS),
+        ("FORGELM_DEVICE_KERNELS", DEVICE_KERNELS),
+        ("FORGELM_MERGE_METHOD_ON_DEVICE", MERGE_METHOD_ON_DEVICE),
+        ("FORGELM_QUANTIZER_ON_DEVICE", QUANTIZER_ON_DEVICE),
     ] {
         let line = format!("#define {name} \"{}\"", id.to_str().unwrap());
         assert!(header.contains(&line), "the header lacks `{line}`");
@@ -219,7 +228,7 @@ fn every_function_has_its_four_marks() {
             assert!(has, "forgelm_plugin.h:{}: no `{mark}` before `{}`", number + 1, line.trim());
         }
     }
-    assert_eq!(n_functions, 64, "the functions are not found");
+    assert_eq!(n_functions, 80, "the functions are not found");
 }
 
 /// A host in C may well have plugins of its own.

@@ -89,12 +89,7 @@ fn request(name: &str, options: Option<&str>) -> Result<ModelRequest, Failure> {
             return Err(wrong(&format!("`options.compute_dtype` is `{other}`; {expected}")));
         }
     };
-    let device = match options.text("device")? {
-        None => Device::Auto,
-        Some(text) => text.parse().map_err(|_| {
-            wrong(&format!("`options.device` is `{text}`; expected `auto`, `cpu` or `cuda:N`"))
-        })?,
-    };
+    let device = device_of(options.text("device")?, "options")?;
     let request = ModelRequest {
         revision: options.text("revision")?,
         adapter: options.path("adapter")?,
@@ -107,6 +102,13 @@ fn request(name: &str, options: Option<&str>) -> Result<ModelRequest, Failure> {
     };
     options.finish()?;
     Ok(request)
+}
+
+/// The device that a text names; the first one, or the processor, without.
+pub fn device_of(text: Option<String>, place: &str) -> Result<Device, Failure> {
+    let Some(text) = text else { return Ok(Device::Auto) };
+    let expected = "expected `auto`, `cpu` or `cuda:N`";
+    text.parse().map_err(|_| wrong(&format!("`{place}.device` is `{text}`; {expected}")))
 }
 
 /// What is loaded; `forgelm.h` has the contract.

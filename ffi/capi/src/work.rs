@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 
+use forgelm_config::Device;
 use forgelm_run::merge;
 use forgelm_run::plugins;
 use forgelm_run::quantize::{QuantizeRequest, quantize};
@@ -13,6 +14,7 @@ use crate::cancel::forgelm_cancel;
 use crate::engine::{forgelm_engine, stop_of};
 use crate::error::{Failure, Status, forgelm_error};
 use crate::handle::Handle;
+use crate::model::device_of;
 use crate::options::{Options, wrong};
 use crate::train::{Ear, forgelm_event_fn, plan_of};
 
@@ -78,12 +80,12 @@ pub unsafe extern "C" fn forgelm_quantize(
     let body = || {
         let engine = Handle::borrow(engine, "engine")?;
         // SAFETY: by this function's contract.
-        let request = read(unsafe { text(request, "request") }?, engine.is_offline())?;
+        let (request, device) = read(unsafe { text(request, "request") }?, engine.is_offline())?;
         // SAFETY: by this function's contract.
         let stop = unsafe { stop_of(cancel) }?;
         let env = engine.environment(Arc::clone(&stop));
         let mut ear = Ear::new(on_event, user, stop);
-        let mut plugins = plugins::load_default(request.threads, &env)?;
+        let mut plugins = plugins::load_default(device, request.threads, &env)?;
         let quantized = quantize(&request, &mut plugins, &env, &mut ear)?;
         let result = json!({
             "success": true,
@@ -100,8 +102,9 @@ pub unsafe extern "C" fn forgelm_quantize(
     unsafe { call(out_error, body) }
 }
 
-/// `{"model", "method", "output", "revision"?, "options"?: {name: value}, "threads"?, "signing_key"?}`.
-fn read(request: &str, offline: bool) -> Result<QuantizeRequest, Failure> {
+/// `{"model", "method", "output", "revision"?, "options"?: {name: value}, "threads"?, "device"?,
+/// "signing_key"?}`, and the device.
+fn read(request: &str, offline: bool) -> Result<(QuantizeRequest, Device), Failure> {
     let mut request = Options::parse("request", Some(request))?;
     let needed = |request: &mut Options, key: &str| {
         let found = request.text(key)?;
@@ -129,6 +132,7 @@ fn read(request: &str, offline: bool) -> Result<QuantizeRequest, Failure> {
         threads,
         signing_key: request.path("signing_key")?,
     };
+    let device = device_of(request.text("device")?, "request")?;
     request.finish()?;
-    Ok(read)
+    Ok((read, device))
 }

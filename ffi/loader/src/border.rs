@@ -6,14 +6,15 @@ use crate::host::Host;
 use crate::trainer::kept_name;
 use crate::watch::{Callers, Calls, Inside};
 use forgelm_abi::{
-    DEVICE_CPU, dtype_code, forgelm_device, forgelm_dtype, forgelm_plugin_error, forgelm_status,
-    forgelm_str, forgelm_tensor, status,
+    DEVICE_CPU, DEVICE_CUDA, dtype_code, forgelm_device, forgelm_dtype, forgelm_plugin_error,
+    forgelm_status, forgelm_str, forgelm_tensor, status,
 };
+use forgelm_kernels_api::{DevicePart, Format};
 use forgelm_plugin::{Kind, Origin};
 use forgelm_sdk::{Cause, Failed, OptionsError};
 use std::borrow::Cow;
 use std::cell::UnsafeCell;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -244,6 +245,32 @@ pub(crate) unsafe fn created<T>(
     Err(refused(caller.failed(&problem.to_string()).message))
 }
 
+/// What an instance offers under an id, beside its own table; `None` if it offers nothing, or less than
+/// it should.
+///
+/// # Safety
+/// `get_extension` is of the plugin's, for this instance, and `T` the table of this id, which lives as
+/// long as the instance.
+pub(crate) unsafe fn extension<I, T>(
+    get_extension: Option<unsafe extern "C" fn(*const I, *const c_char) -> *const c_void>,
+    instance: *const I,
+    id: &CStr,
+) -> Result<Option<*const T>, Problem> {
+    let Some(get_extension) = get_extension else { return Ok(None) };
+    let found = {
+        let _mode = KeepFloatMode::new();
+        // SAFETY: the caller's promise.
+        unsafe { get_extension(instance, id.as_ptr()) }
+    };
+    let found: *const T = found.cast();
+    if found.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: a table that begins with its size, as the header says.
+    unsafe { table(found, "an extension", || "an extension".to_owned()) }?;
+    Ok(Some(found))
+}
+
 /// The first of these names whose field is missing.
 pub(crate) fn first_missing(fields: &[(bool, &'static str)]) -> Option<&'static str> {
     fields.iter().find(|(is_missing, _)| *is_missing).map(|(_, name)| *name)
@@ -299,13 +326,36 @@ impl<const N: usize> Shape<N> {
         self.view::<T>(numbers.as_mut_ptr())
     }
 
-    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "small")]
+    /// A view of numbers of a device, which are as many.
+    pub(crate) fn of_device(&self, part: DevicePart) -> forgelm_tensor {
+        let device = forgelm_device { device_type: DEVICE_CUDA, device_id: part.device };
+        let (code, bits) = match part.format {
+            Format::F32 => (dtype_code::FLOAT, 32),
+            Format::Bf16 => (dtype_code::BFLOAT, 16),
+            Format::U8 => (dtype_code::UINT, 8),
+        };
+        self.at(part.address as *mut c_void, device, forgelm_dtype { code, bits, lanes: 1 })
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "small")]
     fn view<T: Element>(&self, first: *mut T) -> forgelm_tensor {
+        let device = forgelm_device { device_type: DEVICE_CPU, device_id: 0 };
+        let dtype = forgelm_dtype { code: T::CODE, bits: 8 * size_of::<T>() as u8, lanes: 1 };
+        self.at(first.cast(), device, dtype)
+    }
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "small")]
+    fn at(
+        &self,
+        data: *mut c_void,
+        device: forgelm_device,
+        dtype: forgelm_dtype,
+    ) -> forgelm_tensor {
         forgelm_tensor {
-            data: first.cast(),
-            device: forgelm_device { device_type: DEVICE_CPU, device_id: 0 },
+            data,
+            device,
             ndim: N as i32,
-            dtype: forgelm_dtype { code: T::CODE, bits: 8 * size_of::<T>() as u8, lanes: 1 },
+            dtype,
             shape: self.lengths.as_ptr(),
             strides: self.strides.as_ptr(),
             byte_offset: 0,

@@ -1,13 +1,14 @@
 //! The host's table, and what stands behind it.
 
 use crate::border::lossy;
+use crate::device::DeviceKernels;
 use crate::float_mode::KeepFloatMode;
 use crate::kernels::Kernels;
 use crate::rng;
 use crate::watch::{Calls, Hung, Life, Watch};
 use forgelm_abi::{
-    ABI_MAJOR, ABI_MINOR, GENERATE, HELD_OUT, KERNELS, RNG, SCORE, forgelm_generate,
-    forgelm_held_out, forgelm_host, forgelm_score, forgelm_str, log_level,
+    ABI_MAJOR, ABI_MINOR, DEVICE_KERNELS, GENERATE, HELD_OUT, KERNELS, RNG, SCORE,
+    forgelm_generate, forgelm_held_out, forgelm_host, forgelm_score, forgelm_str, log_level,
 };
 use forgelm_kernels_api::Ops;
 use forgelm_sdk::host::Level;
@@ -23,6 +24,10 @@ pub type Log = dyn Fn(Level, &str, &str) + Send + Sync;
 /// Gives the kernel library of a program; called once, when a plugin first asks for it.
 pub type MakeKernels = dyn Fn() -> Arc<dyn Ops> + Send + Sync;
 
+/// Gives the library of the device that a program computes on, where it does; called once, when a
+/// plugin first asks for it.
+pub type MakeDevice = dyn Fn() -> Option<Arc<dyn Ops>> + Send + Sync;
+
 /// What plugins may ask of the program. Functions are called from any thread.
 pub struct HostServices {
     /// Takes a line.
@@ -33,6 +38,8 @@ pub struct HostServices {
     pub stop: Box<dyn Fn() -> bool + Send + Sync>,
     /// The kernels and threads that plugins share with the program; `None`: it offers none.
     pub kernels: Option<Box<MakeKernels>>,
+    /// The device that the program computes on; `None`: it offers none.
+    pub device: Option<Box<MakeDevice>>,
     /// Told when a service that may take long begins to work for a plugin, and when it ends.
     pub serving: Option<Box<dyn Fn(bool) + Send + Sync>>,
     /// What to do about a plugin in the program that hangs.
@@ -48,6 +55,7 @@ impl HostServices {
             progress: Box::new(|_| ()),
             stop: Box::new(|| false),
             kernels: None,
+            device: None,
             serving: None,
             hung: None,
         }
@@ -72,6 +80,8 @@ pub(crate) struct Host {
     life: Arc<Life>,
     /// Of that library too: a table of its own says whom kernels work for.
     kernels: Arc<OnceLock<Kernels>>,
+    /// Likewise.
+    device: Arc<OnceLock<Option<DeviceKernels>>>,
     for_evaluator: ForEvaluator,
 }
 
@@ -87,6 +97,7 @@ pub(crate) struct ForEvaluator {
 #[derive(Default)]
 struct Shared {
     ops: OnceLock<Arc<dyn Ops>>,
+    device: OnceLock<Option<Arc<dyn Ops>>>,
     watch: Arc<Watch>,
 }
 
@@ -119,6 +130,7 @@ impl Host {
             services,
             shared,
             kernels: Arc::default(),
+            device: Arc::default(),
             for_evaluator: ForEvaluator::default(),
         }
     }
@@ -144,7 +156,8 @@ impl Host {
     pub(crate) fn with_services(&self, for_evaluator: ForEvaluator) -> Self {
         let (services, shared) = (Arc::clone(&self.services), Arc::clone(&self.shared));
         let (life, kernels) = (Arc::clone(&self.life), Arc::clone(&self.kernels));
-        Self { for_evaluator, life, kernels, ..Self::new(services, shared) }
+        let device = Arc::clone(&self.device);
+        Self { for_evaluator, life, kernels, device, ..Self::new(services, shared) }
     }
 
     /// Watches a plugin: its calls are counted in what this gives.
@@ -184,6 +197,18 @@ impl Host {
         Some(kernels.table().cast())
     }
 
+    fn device(&self) -> Option<*const c_void> {
+        let make = self.services.device.as_ref()?;
+        let ops = self.shared.device.get_or_init(|| {
+            // As for the kernels.
+            let _mode = KeepFloatMode::default_meanwhile();
+            make()
+        });
+        let new = || DeviceKernels::new(Arc::clone(ops.as_ref()?), Arc::clone(&self.life));
+        let kernels = self.device.get_or_init(new).as_ref()?;
+        Some(kernels.table().cast())
+    }
+
     fn extension(&self, id: &[u8]) -> Option<*const c_void> {
         fn at<T>(table: Option<&T>) -> Option<*const c_void> {
             table.map(|table| from_ref(table).cast())
@@ -192,6 +217,7 @@ impl Host {
         match id {
             _ if id == RNG.to_bytes() => at(Some(&rng::TABLE.0)),
             _ if id == KERNELS.to_bytes() => self.kernels(),
+            _ if id == DEVICE_KERNELS.to_bytes() => self.device(),
             _ if id == SCORE.to_bytes() => at(score.as_ref()),
             _ if id == GENERATE.to_bytes() => at(generate.as_ref()),
             _ if id == HELD_OUT.to_bytes() => at(held_out.as_ref()),

@@ -15,6 +15,7 @@
 
 mod border;
 pub mod conformance;
+mod device;
 mod elf;
 mod entry;
 mod error;
@@ -37,7 +38,7 @@ pub mod worker;
 
 pub use error::{LibraryError, Problem};
 pub use forgelm_sdk::host::Level;
-pub use host::{HostServices, Log, MakeKernels};
+pub use host::{HostServices, Log, MakeDevice, MakeKernels};
 pub use sealed::LibraryFile;
 pub use watch::Hung;
 pub use witness::{Difference, Place};

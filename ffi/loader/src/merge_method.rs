@@ -1,16 +1,20 @@
 //! Merge methods of a library, as the trait that the host calls.
 
-use crate::border::{Caller, Poison, Shape, call, first_missing, size};
+use crate::border::{Caller, Poison, Shape, call, extension, first_missing, size};
 use crate::error::Problem;
 use crate::factory::{self, Offer};
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
 use forgelm_abi::{
-    forgelm_merge_method, forgelm_merge_method_descriptor, forgelm_merge_method_factory,
-    forgelm_merge_pass, forgelm_merge_piece, forgelm_merge_tensor, forgelm_str, merge_scope,
+    MERGE_METHOD_ON_DEVICE, forgelm_merge_method, forgelm_merge_method_descriptor,
+    forgelm_merge_method_factory, forgelm_merge_method_on_device, forgelm_merge_pass,
+    forgelm_merge_piece, forgelm_merge_tensor, forgelm_str, forgelm_tensor, merge_scope,
 };
+use forgelm_kernels_api::DevicePart;
 use forgelm_plugin::{Kind, MergeMethods, Origin, Plugin};
-use forgelm_sdk::merge_method::{MergeMethod, Needs, Pass, Piece, Scope, Tensor};
+use forgelm_sdk::merge_method::{
+    DevicePiece, MergeMethod, MergeOnDevice, Needs, Pass, Piece, Scope, Tensor,
+};
 use forgelm_sdk::{Failed, OptionValue, OptionsError};
 use std::ffi::c_void;
 use std::mem::offset_of;
@@ -53,6 +57,8 @@ pub(crate) fn offers(
 /// An instance.
 struct Foreign {
     instance: *const forgelm_merge_method,
+    /// What it offers for tensors of a device.
+    on_device: Option<*const forgelm_merge_method_on_device>,
     passes: Vec<Pass>,
     caller: Caller,
     poison: Poison,
@@ -109,7 +115,34 @@ impl Foreign {
             let found = unsafe { std::slice::from_raw_parts(found.passes.cast(), found.n_passes) };
             passes.extend_from_slice(found);
         }
-        Ok(Self { instance, passes, caller: entry.caller.clone(), poison: Poison::default() })
+        let (caller, poison) = (entry.caller.clone(), Poison::default());
+        let mut made = Self { instance, on_device: None, passes, caller, poison };
+        made.on_device = made.find_on_device()?;
+        Ok(made)
+    }
+
+    /// The table for tensors of a device, where it has one.
+    fn find_on_device(
+        &self,
+    ) -> Result<Option<*const forgelm_merge_method_on_device>, OptionsError> {
+        let refused =
+            |what: &str| OptionsError::Refused { message: self.caller.failed(what).message };
+        let get = self.table().get_extension;
+        // SAFETY: the plugin's own function with its own instance; the table of this id.
+        let found = unsafe { extension(get, self.instance, MERGE_METHOD_ON_DEVICE) };
+        let found: Option<*const forgelm_merge_method_on_device> =
+            found.map_err(|problem| refused(&problem.to_string()))?;
+        // SAFETY: `extension` found it good, and it lives as long as the instance.
+        if found.is_some_and(|table| unsafe { (*table).merge }.is_none()) {
+            return Err(refused("`forgelm_merge_method_on_device.merge` is NULL"));
+        }
+        Ok(found)
+    }
+
+    fn device_table(&self) -> Result<&forgelm_merge_method_on_device, Failed> {
+        let table = self.on_device.ok_or_else(|| self.missing("forgelm_merge_method_on_device"))?;
+        // SAFETY: `extension` found it good, and it lives as long as the instance.
+        Ok(unsafe { &*table })
     }
 
     fn table(&self) -> &forgelm_merge_method {
@@ -150,15 +183,36 @@ fn with_piece<R>(
     body: impl FnOnce(*const forgelm_merge_piece) -> R,
 ) -> R {
     let shape = Shape::new([n]);
-    let tensor = foreign_tensor(&piece.tensor);
     let base = piece.base.map(|values| shape.of(values));
     let inputs: Vec<_> = piece.inputs.iter().map(|values| shape.of(values)).collect();
+    with_tensors(&piece.tensor, piece.start, base.as_ref(), &inputs, body)
+}
+
+/// The same with a piece on a device.
+fn with_device_piece<R>(
+    piece: &DevicePiece<'_>,
+    shape: &Shape<1>,
+    body: impl FnOnce(*const forgelm_merge_piece) -> R,
+) -> R {
+    let base = piece.base.map(|part| shape.of_device(part));
+    let inputs: Vec<_> = piece.inputs.iter().map(|&part| shape.of_device(part)).collect();
+    with_tensors(&piece.tensor, piece.start, base.as_ref(), &inputs, body)
+}
+
+fn with_tensors<R>(
+    tensor: &Tensor<'_>,
+    start: usize,
+    base: Option<&forgelm_tensor>,
+    inputs: &[forgelm_tensor],
+    body: impl FnOnce(*const forgelm_merge_piece) -> R,
+) -> R {
+    let tensor = foreign_tensor(tensor);
     let foreign = forgelm_merge_piece {
         struct_size: size::<forgelm_merge_piece>(),
         reserved: 0,
         tensor: &raw const tensor,
-        start: piece.start,
-        base: base.as_ref().map_or_else(null, from_ref),
+        start,
+        base: base.map_or_else(null, from_ref),
         inputs: inputs.as_ptr(),
         n_inputs: inputs.len(),
     };
@@ -207,6 +261,44 @@ impl MergeMethod for Foreign {
         let n = out.len();
         let out = shape.of_mut(out);
         with_piece(piece, n, |piece| {
+            call(&self.caller, &self.poison, |err| {
+                // SAFETY: the plugin's own function; everything lives until it returns.
+                unsafe { merge(self.instance, piece, &raw const out, err) }
+            })
+        })
+    }
+
+    fn on_device(&self) -> Option<&dyn MergeOnDevice> {
+        self.on_device.map(|_| self as &dyn MergeOnDevice)
+    }
+}
+
+impl MergeOnDevice for Foreign {
+    fn measures(&self) -> bool {
+        self.device_table().is_ok_and(|table| table.measure.is_some())
+    }
+
+    fn measure(
+        &self,
+        pass: usize,
+        piece: &DevicePiece<'_>,
+        sums: &mut [f64],
+    ) -> Result<(), Failed> {
+        let measure = self.device_table()?.measure.ok_or_else(|| self.missing("measure"))?;
+        let shape = Shape::new([piece.inputs.first().map_or(0, |input| input.len)]);
+        with_device_piece(piece, &shape, |piece| {
+            call(&self.caller, &self.poison, |err| {
+                // SAFETY: the plugin's own function; everything lives until it returns.
+                unsafe { measure(self.instance, pass, piece, sums.as_mut_ptr(), err) }
+            })
+        })
+    }
+
+    fn merge(&self, piece: &DevicePiece<'_>, out: DevicePart) -> Result<(), Failed> {
+        let merge = self.device_table()?.merge.ok_or_else(|| self.missing("merge"))?;
+        let shape = Shape::new([out.len]);
+        let out = shape.of_device(out);
+        with_device_piece(piece, &shape, |piece| {
             call(&self.caller, &self.poison, |err| {
                 // SAFETY: the plugin's own function; everything lives until it returns.
                 unsafe { merge(self.instance, piece, &raw const out, err) }

@@ -1,13 +1,17 @@
 //! Quantizers of a library, as the trait that the host calls.
 
-use crate::border::{Caller, Poison, Shape, call, first_missing};
+use crate::border::{Caller, Poison, Shape, call, extension, first_missing};
 use crate::error::Problem;
 use crate::factory::{self, Offer};
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
-use forgelm_abi::{forgelm_quantizer, forgelm_quantizer_descriptor, forgelm_quantizer_factory};
+use forgelm_abi::{
+    QUANTIZER_ON_DEVICE, forgelm_quantizer, forgelm_quantizer_descriptor,
+    forgelm_quantizer_factory, forgelm_quantizer_on_device,
+};
+use forgelm_kernels_api::DevicePart;
 use forgelm_plugin::{Kind, Origin, Plugin, Quantizers};
-use forgelm_sdk::quantizer::Quantizer;
+use forgelm_sdk::quantizer::{QuantizeOnDevice, Quantizer};
 use forgelm_sdk::{Failed, OptionValue, OptionsError};
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -32,6 +36,8 @@ pub(crate) fn offers(
 /// An instance.
 struct Foreign {
     instance: *const forgelm_quantizer,
+    /// What it offers for tensors of a device.
+    on_device: Option<*const forgelm_quantizer_on_device>,
     caller: Caller,
     poison: Poison,
 }
@@ -62,7 +68,35 @@ impl Foreign {
             })
         };
         let instance = entry.create(options, "forgelm_quantizer", missing, create)?;
-        Ok(Self { instance, caller: entry.caller.clone(), poison: Poison::default() })
+        let (caller, poison) = (entry.caller.clone(), Poison::default());
+        let mut made = Self { instance, on_device: None, caller, poison };
+        made.on_device = made.find_on_device()?;
+        Ok(made)
+    }
+
+    /// The table for tensors of a device, where it has one.
+    fn find_on_device(&self) -> Result<Option<*const forgelm_quantizer_on_device>, OptionsError> {
+        let refused =
+            |what: &str| OptionsError::Refused { message: self.caller.failed(what).message };
+        let get = self.table().get_extension;
+        // SAFETY: the plugin's own function with its own instance; the table of this id.
+        let found = unsafe { extension(get, self.instance, QUANTIZER_ON_DEVICE) };
+        let found: Option<*const forgelm_quantizer_on_device> =
+            found.map_err(|problem| refused(&problem.to_string()))?;
+        let Some(table) = found else { return Ok(None) };
+        // SAFETY: `extension` found it good, and it lives as long as the instance.
+        let forgelm_quantizer_on_device { quantize, dequantize, .. } = unsafe { &*table };
+        let missing = [(quantize.is_none(), "quantize"), (dequantize.is_none(), "dequantize")];
+        match first_missing(&missing) {
+            None => Ok(found),
+            Some(field) => Err(refused(&format!("`forgelm_quantizer_on_device.{field}` is NULL"))),
+        }
+    }
+
+    fn device_table(&self) -> Result<&forgelm_quantizer_on_device, Failed> {
+        let table = self.on_device.ok_or_else(|| self.missing("forgelm_quantizer_on_device"))?;
+        // SAFETY: `extension` found it good, and it lives as long as the instance.
+        Ok(unsafe { &*table })
     }
 
     fn table(&self) -> &forgelm_quantizer {
@@ -119,6 +153,35 @@ impl Quantizer for Foreign {
         let (of_rows, of_bytes) = self.shapes(rows.len(), n_cols)?;
         self.check_len(of_bytes, bytes.len())?;
         let (bytes, rows) = (of_bytes.of(bytes), of_rows.of_mut(rows));
+        call(&self.caller, &self.poison, |err| {
+            // SAFETY: the plugin's own function; everything lives until it returns.
+            unsafe { dequantize(self.instance, &raw const bytes, &raw const rows, err) }
+        })
+    }
+
+    fn on_device(&self) -> Option<&dyn QuantizeOnDevice> {
+        self.on_device.map(|_| self as &dyn QuantizeOnDevice)
+    }
+}
+
+impl QuantizeOnDevice for Foreign {
+    fn quantize(&self, rows: DevicePart, n_cols: usize, bytes: DevicePart) -> Result<(), Failed> {
+        let quantize = self.device_table()?.quantize.ok_or_else(|| self.missing("quantize"))?;
+        let (of_rows, of_bytes) = self.shapes(rows.len, n_cols)?;
+        self.check_len(of_bytes, bytes.len)?;
+        let (rows, bytes) = (of_rows.of_device(rows), of_bytes.of_device(bytes));
+        call(&self.caller, &self.poison, |err| {
+            // SAFETY: the plugin's own function; everything lives until it returns.
+            unsafe { quantize(self.instance, &raw const rows, &raw const bytes, err) }
+        })
+    }
+
+    fn dequantize(&self, bytes: DevicePart, n_cols: usize, rows: DevicePart) -> Result<(), Failed> {
+        let dequantize = self.device_table()?.dequantize;
+        let dequantize = dequantize.ok_or_else(|| self.missing("dequantize"))?;
+        let (of_rows, of_bytes) = self.shapes(rows.len, n_cols)?;
+        self.check_len(of_bytes, bytes.len)?;
+        let (bytes, rows) = (of_bytes.of_device(bytes), of_rows.of_device(rows));
         call(&self.caller, &self.poison, |err| {
             // SAFETY: the plugin's own function; everything lives until it returns.
             unsafe { dequantize(self.instance, &raw const bytes, &raw const rows, err) }

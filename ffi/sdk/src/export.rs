@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "the border itself: tables of C functions over safe traits")]
 
 mod border;
+mod device;
 mod evaluator;
 mod factory;
 mod merge_method;

@@ -5,7 +5,10 @@
 //! say, they do nothing.
 #![expect(unsafe_code, reason = "calls functions of the host's table")]
 
-use forgelm_abi::{forgelm_host, forgelm_str, log_level};
+use crate::Failed;
+use forgelm_abi::{
+    forgelm_host, forgelm_plugin_error, forgelm_status, forgelm_str, log_level, status,
+};
 use std::ffi::CStr;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -75,4 +78,20 @@ pub(crate) unsafe fn extension<'a, T>(host: &'a forgelm_host, id: &CStr) -> Opti
     let n_bytes = unsafe { table.cast::<u32>().as_ref() }?;
     // SAFETY: large enough to be one.
     if (*n_bytes as usize) < size_of::<T>() { None } else { unsafe { table.cast::<T>().as_ref() } }
+}
+
+/// Calls a function of a service's table; what it refuses is a failure.
+pub(crate) fn call<F>(
+    function: Option<F>,
+    call: impl FnOnce(F, *mut forgelm_plugin_error) -> forgelm_status,
+) -> Result<(), Failed> {
+    let function = function.ok_or_else(|| Failed::new("the host's function is NULL"))?;
+    let mut err = forgelm_plugin_error::new();
+    match call(function, &raw mut err) {
+        status::OK => Ok(()),
+        ended => match err.text() {
+            text if text.is_empty() => Err(Failed::new(format!("the host's status {ended}"))),
+            text => Err(Failed::new(text)),
+        },
+    }
 }

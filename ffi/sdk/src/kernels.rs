@@ -356,15 +356,7 @@ impl Kernels {
         function: Option<F>,
         call: impl FnOnce(F, *mut forgelm_plugin_error) -> forgelm_status,
     ) -> Result<(), Failed> {
-        let function = function.ok_or_else(|| Failed::new("the host's function is NULL"))?;
-        let mut err = forgelm_plugin_error::new();
-        match call(function, &raw mut err) {
-            status::OK => Ok(()),
-            ended => match err.text() {
-                text if text.is_empty() => Err(Failed::new(format!("the host's status {ended}"))),
-                text => Err(Failed::new(text)),
-            },
-        }
+        host::call(function, call)
     }
 }
 

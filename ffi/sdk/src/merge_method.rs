@@ -11,6 +11,7 @@
 //!
 //! Start reading at [`MergeMethod`].
 
+use crate::device::{DeviceModels, DevicePart};
 pub use crate::failed::Failed;
 use crate::options::{OptionValue, OptionsError};
 
@@ -120,6 +121,61 @@ pub trait MergeMethod: Send + Sync {
     /// # Errors
     /// If the method gives up.
     fn merge(&self, piece: &Piece<'_>, out: &mut [f32]) -> Result<(), Failed>;
+
+    /// The method on the device that the run computes on, if it can work there.
+    fn on_device(&self) -> Option<&dyn MergeOnDevice> {
+        None
+    }
+}
+
+/// A part of a tensor, on the device. As [`Piece`].
+#[derive(Clone, Copy, Debug)]
+pub struct DevicePiece<'a> {
+    /// The tensor that it is of.
+    pub tensor: Tensor<'a>,
+    /// Index of the first element.
+    pub start: usize,
+    /// [n] of the base model, for methods that read it.
+    pub base: Option<DevicePart>,
+    /// k times [n], in the order of the weights.
+    pub inputs: &'a [DevicePart],
+}
+
+impl<'a> DevicePiece<'a> {
+    /// What the host's kernels read.
+    #[must_use]
+    pub fn models(&self) -> DeviceModels<'a> {
+        DeviceModels { inputs: self.inputs, base: self.base }
+    }
+}
+
+/// A merge method that is given numbers of a device. It gives the same bits as [`MergeMethod`] with
+/// those of the host: which of the two is called depends on the machine.
+pub trait MergeOnDevice: Send + Sync {
+    /// Whether it measures on the device too. Where it does not, pieces of the host are measured.
+    fn measures(&self) -> bool {
+        false
+    }
+
+    /// As [`MergeMethod::measure`]; `sums` lie on the host.
+    ///
+    /// # Errors
+    /// If the method gives up, or the device fails.
+    fn measure(
+        &self,
+        pass: usize,
+        piece: &DevicePiece<'_>,
+        sums: &mut [f64],
+    ) -> Result<(), Failed> {
+        let _ = (pass, piece, sums);
+        Err(Failed::new("nothing is measured on a device"))
+    }
+
+    /// As [`MergeMethod::merge`]. Shapes: `out` [n] written.
+    ///
+    /// # Errors
+    /// If the method gives up, or the device fails.
+    fn merge(&self, piece: &DevicePiece<'_>, out: DevicePart) -> Result<(), Failed>;
 }
 
 /// The entry of one merge method in its library's list.

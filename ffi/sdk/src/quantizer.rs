@@ -4,6 +4,7 @@
 //! blocks of rows, and runs blocks on its threads.
 
 use crate::Failed;
+use crate::device::DevicePart;
 use crate::options::{OptionValue, OptionsError};
 
 /// A format of numbers.
@@ -32,6 +33,27 @@ pub trait Quantizer: Send + Sync {
     /// # Errors
     /// If the bytes are not of this format.
     fn dequantize(&self, bytes: &[u8], n_cols: usize, rows: &mut [f32]) -> Result<(), Failed>;
+
+    /// The format on the device that the run computes on, if it can be had there.
+    fn on_device(&self) -> Option<&dyn QuantizeOnDevice> {
+        None
+    }
+}
+
+/// A quantizer that is given numbers of a device. It gives the same bits as [`Quantizer`] with those
+/// of the host: which of the two is called depends on the machine.
+pub trait QuantizeOnDevice: Send + Sync {
+    /// As [`Quantizer::quantize`].
+    ///
+    /// # Errors
+    /// If the numbers cannot be written so, or the device fails.
+    fn quantize(&self, rows: DevicePart, n_cols: usize, bytes: DevicePart) -> Result<(), Failed>;
+
+    /// As [`Quantizer::dequantize`].
+    ///
+    /// # Errors
+    /// If the bytes are not of this format, or the device fails.
+    fn dequantize(&self, bytes: DevicePart, n_cols: usize, rows: DevicePart) -> Result<(), Failed>;
 }
 
 /// The entry of one quantizer in its library's list.

@@ -36,7 +36,7 @@ pub fn quantize(args: &QuantizeArgs, context: &mut Context) -> Exit {
 fn execute(args: &QuantizeArgs, context: &mut Context) -> Result<Quantized, RunError> {
     let env = context.environment();
     let threads = args.threads.map(|n| n as usize);
-    let mut plugins = plugins::load_default(threads, &env)?;
+    let mut plugins = plugins::load_default(args.device, threads, &env)?;
     if let Err(error) = terminal::stop_on_signals(&env.stop) {
         let text = format!("warning: a signal will leave a temporary folder behind: {error}");
         context.progress.line(LogLevel::Warning, &text);

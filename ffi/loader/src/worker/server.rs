@@ -54,6 +54,8 @@ pub fn serve(kernels: Option<Box<MakeKernels>>) -> io::Result<()> {
         }),
         stop: Box::new(move || stop.is_stopped()),
         kernels,
+        // its addresses are not those of this process
+        device: None,
         serving: Some(Box::new(move |begins| serving.serving(begins))),
         // the program watches its worker
         hung: None,

@@ -72,6 +72,7 @@ impl Told {
             progress: Box::new(move |event| events.lock().unwrap().push(event.to_owned())),
             stop: Box::new(move || stop.load(Ordering::Relaxed)),
             kernels: Some(Box::new(move || Arc::new(Cpu::new(n_threads)))),
+            device: None,
             serving: None,
             hung: None,
         }

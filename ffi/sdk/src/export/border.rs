@@ -1,10 +1,11 @@
 //! What every kind does at the border: statuses, poison, texts, views of tensors.
 
+use crate::merge_method::Tensor;
 use crate::options::{self, OptionValue, OptionsError};
 use crate::{Cause, Failed};
 use forgelm_abi::{
-    DEVICE_CPU, dtype_code, forgelm_dtype, forgelm_plugin_error, forgelm_status, forgelm_str,
-    forgelm_tensor, status,
+    DEVICE_CPU, dtype_code, forgelm_dtype, forgelm_merge_tensor, forgelm_plugin_error,
+    forgelm_status, forgelm_str, forgelm_tensor, status,
 };
 use std::any::Any;
 use std::ffi::{CString, c_char};
@@ -138,6 +139,18 @@ pub(crate) unsafe extern "C" fn destroy<Table, Object: ?Sized>(table: *const Tab
     let _ = catch_unwind(AssertUnwindSafe(|| drop(instance)));
 }
 
+/// What stands behind an instance's table.
+///
+/// # Safety
+/// The table is null or one of [`hand_out`], of the same types, which is there during `'a`.
+pub(crate) unsafe fn object_of<'a, Table: 'a, Object: ?Sized + 'a>(
+    table: *const Table,
+) -> Option<&'a Object> {
+    let instance = table.cast::<Instance<Table, Object>>();
+    // SAFETY: the caller's promise.
+    unsafe { instance.as_ref() }.map(|instance| &*instance.object)
+}
+
 /// Calls an instance, which refuses all calls after one that panicked.
 ///
 /// # Safety
@@ -214,6 +227,24 @@ pub(crate) unsafe fn text<'a>(given: forgelm_str, name: &str) -> Result<&'a str,
     // SAFETY: the caller's promise.
     let bytes = unsafe { values(given.ptr.cast::<u8>(), given.len, name) }?;
     std::str::from_utf8(bytes).map_err(|_| Refusal::argument(format!("`{name}` is not UTF-8")))
+}
+
+/// The tensor that is being merged.
+///
+/// # Safety
+/// Everything that it points to is borrowed for the call.
+pub(crate) unsafe fn read_tensor<'a>(
+    tensor: *const forgelm_merge_tensor,
+) -> Result<Tensor<'a>, Refusal> {
+    // SAFETY: the caller's promise.
+    let tensor = unsafe { given(tensor, "tensor") }?;
+    Ok(Tensor {
+        // SAFETY: the caller's promise.
+        name: unsafe { text(tensor.name, "name") }?,
+        len: tensor.len,
+        // SAFETY: the caller's promise.
+        facts: unsafe { values(tensor.facts, tensor.n_facts, "facts") }?,
+    })
 }
 
 /// The options of a call.
@@ -330,7 +361,7 @@ unsafe fn line<T: Element>(tensor: *const forgelm_tensor, n: usize) -> Option<*m
 ///
 /// # Safety
 /// The view is readable during the call.
-unsafe fn lengths<'a>(
+pub(crate) unsafe fn lengths<'a>(
     tensor: *const forgelm_tensor,
     name: &str,
 ) -> Result<(&'a forgelm_tensor, &'a [i64]), Refusal> {
@@ -395,7 +426,7 @@ unsafe fn first<T: Element>(
 }
 
 /// Whether strides are those of a row-major tensor without gaps.
-fn is_dense(strides: &[i64], shape: &[usize]) -> bool {
+pub(crate) fn is_dense(strides: &[i64], shape: &[usize]) -> bool {
     let mut expected = 1_usize;
     strides.iter().zip(shape).rev().all(|(&stride, &n)| {
         let is_right = n <= 1 || usize::try_from(stride) == Ok(expected);

@@ -2,8 +2,9 @@
 
 use super::border::{
     Refusal, borrowed, call, destroy, given, guard, hand_out, leak_features, leak_text,
-    read_options, shape_of, size, text, values, values_mut, view, view_mut,
+    read_options, read_tensor, shape_of, size, values, values_mut, view, view_mut,
 };
+use super::device::extension_of_merge_method;
 use crate::merge_method::{Descriptor, MergeMethod, Pass, Piece, Scope, Tensor};
 use forgelm_abi::{
     forgelm_host, forgelm_merge_method, forgelm_merge_method_descriptor,
@@ -87,7 +88,7 @@ unsafe extern "C" fn create(
             measure: Some(measure),
             conclude: Some(conclude),
             merge: Some(merge),
-            get_extension: None,
+            get_extension: Some(extension_of_merge_method),
         };
         // SAFETY: `out` is the host's.
         unsafe { hand_out(out, table, method) }
@@ -154,20 +155,6 @@ unsafe extern "C" fn merge(
 
 fn pass_of(method: &dyn MergeMethod, pass: usize) -> Result<Pass, Refusal> {
     method.passes().get(pass).copied().ok_or_else(|| Refusal::argument("no pass of that number"))
-}
-
-/// # Safety
-/// Everything that it points to is borrowed for the call.
-unsafe fn read_tensor<'a>(tensor: *const forgelm_merge_tensor) -> Result<Tensor<'a>, Refusal> {
-    // SAFETY: the caller's promise.
-    let tensor = unsafe { given(tensor, "tensor") }?;
-    Ok(Tensor {
-        // SAFETY: the caller's promise.
-        name: unsafe { text(tensor.name, "name") }?,
-        len: tensor.len,
-        // SAFETY: the caller's promise.
-        facts: unsafe { values(tensor.facts, tensor.n_facts, "facts") }?,
-    })
 }
 
 /// A piece with its list of inputs.

@@ -4,6 +4,7 @@ use super::border::{
     Refusal, borrowed, call, destroy, guard, hand_out, leak_features, leak_text, read_options,
     shape_of, size, view, view_mut,
 };
+use super::device::extension_of_quantizer;
 use crate::quantizer::{Descriptor, Quantizer};
 use forgelm_abi::{
     forgelm_host, forgelm_plugin_error, forgelm_quantizer, forgelm_quantizer_descriptor,
@@ -61,7 +62,7 @@ unsafe extern "C" fn create(
             bytes_per_row: Some(bytes_per_row),
             quantize: Some(quantize),
             dequantize: Some(dequantize),
-            get_extension: None,
+            get_extension: Some(extension_of_quantizer),
         };
         // SAFETY: `out` is the host's.
         unsafe { hand_out(out, table, quantizer) }
