@@ -33,7 +33,7 @@ fn is_real() -> bool {
 /// The program with the emulated libraries, or those of this machine; `None`, aloud, where there are
 /// none.
 #[expect(clippy::print_stderr, reason = "a test says what it skips")]
-fn on_device(workplace: &Workplace, args: &[&str]) -> Option<Command> {
+pub fn on_device(workplace: &Workplace, args: &[&str]) -> Option<Command> {
     if is_real() {
         let mut command = workplace.command(args);
         for name in ["FORGELM_CUDA_PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "VIRTUAL_ENV"] {
@@ -50,7 +50,7 @@ fn on_device(workplace: &Workplace, args: &[&str]) -> Option<Command> {
     Some(command)
 }
 
-fn ran(mut command: Command) -> Ran {
+pub fn ran(mut command: Command) -> Ran {
     command.output().unwrap().into()
 }
 

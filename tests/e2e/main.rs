@@ -21,6 +21,7 @@ mod compliance;
 mod config;
 mod cuda;
 mod data;
+mod device_plugins;
 mod evaluators;
 mod faults;
 mod foreign_merge;

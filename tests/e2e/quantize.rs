@@ -22,7 +22,7 @@ fn quantize(workplace: &Workplace, args: &[&str]) -> Ran {
 
 /// A model of one layer whose rows are whole blocks of every format: width 256. Its numbers are in
 /// bfloat16's reach and its head is its embedding.
-fn with_wide_model() -> Workplace {
+pub fn with_wide_model() -> Workplace {
     let workplace = Workplace::new();
     workplace.copy_model("wide");
     let mut config: Value = serde_json::from_str(&workplace.read("wide/config.json")).unwrap();

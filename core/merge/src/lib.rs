@@ -14,6 +14,7 @@
 //! [`MergeMethod`]: forgelm_sdk::merge_method::MergeMethod
 
 mod engine;
+mod on_device;
 mod piece;
 mod threads;
 mod write;
@@ -22,6 +23,7 @@ use forgelm_artifact::write::WriteError;
 use forgelm_kernels_api::RowSource;
 use forgelm_tensor::Dtype;
 
+pub use on_device::MergedOnDevice;
 pub use write::{Settings, write_merged};
 
 /// Rows of a tensor that lies in a file, usually.

@@ -23,7 +23,7 @@ use forgelm_config::{Merge, MergeMethod as Name};
 use forgelm_evidence::documents::record::FileRecord;
 use forgelm_evidence::timestamp::attach::Unstamped;
 use forgelm_kernels_api::RowSource;
-use forgelm_merge::{MergeError, Settings, Source, write_merged};
+use forgelm_merge::{MergeError, MergedOnDevice, Settings, Source, write_merged};
 use forgelm_model::WholeTensor;
 use forgelm_plugin::{MergeMethods, Plugin};
 use forgelm_sdk::OptionValue;
@@ -75,6 +75,10 @@ pub fn merge(
     let options = named.options_or(|| options(section))?;
     let weights = weights(plugin, section)?;
     let method = named.made(plugin, (plugin.build)(&options, &weights))?;
+    let chosen = plugins.choose()?;
+    let device = chosen.ops.on_device();
+    let on_device = device.and_then(|device| MergedOnDevice::new(method.as_ref(), device));
+    chosen.tell(&format!("`{name}`"), on_device.is_some(), observer);
     let operator = dossier::operator(env)?;
     let output_dir = PathBuf::from(&section.output_dir);
     folder::check_empty(&output_dir)?;
@@ -105,7 +109,8 @@ pub fn merge(
         shard_bytes_max: SHARD_BYTES_MAX,
         is_stopped: &|| env.stop_requested(),
     };
-    let written = tensors.write(&inputs, method.as_ref(), settings, &mut dir);
+    let method: &dyn MergeMethod = on_device.as_ref().map_or(method.as_ref(), |on| on);
+    let written = tensors.write(&inputs, method, settings, &mut dir);
     plugins.tell_lines(observer);
     let files = written?;
     let seconds = (env.clock.monotonic() - start).as_secs_f64();

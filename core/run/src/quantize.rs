@@ -8,6 +8,7 @@
 mod convert;
 mod folder;
 mod gguf;
+mod on_device;
 mod record;
 
 use crate::derived;
@@ -26,6 +27,7 @@ use forgelm_hub::{HubOptions, ModelFiles};
 use forgelm_model::ADAPTER_CONFIG;
 use forgelm_sdk::quantizer::Quantizer;
 use forgelm_tensor::{Dtype, FourBit};
+use on_device::QuantizedOnDevice;
 use record::Quantizing;
 use std::collections::BTreeMap;
 use std::io;
@@ -126,6 +128,10 @@ pub fn quantize(
     let plugin = plugins.registry().quantizer(&request.method)?;
     let options = plugins::options("--option", &request.options)?;
     let quantizer = (plugin.build)(&options)?;
+    let chosen = plugins.choose()?;
+    let device = chosen.ops.on_device();
+    let on_device = device.and_then(|device| QuantizedOnDevice::new(quantizer.as_ref(), device));
+    chosen.tell(&format!("`{}`", request.method), on_device.is_some(), observer);
     let operator = dossier::operator(env)?;
     check_output(&request.output)?;
     let key = dossier::key_by_default(request.signing_key.clone(), env, observer)?;
@@ -145,7 +151,7 @@ pub fn quantize(
     let mut dir = StagedDir::new(&request.output)?;
     let work = Work {
         method: &request.method,
-        quantizer: quantizer.as_ref(),
+        quantizer: on_device.as_ref().map_or(quantizer.as_ref(), |on| on),
         n_threads: request.threads.unwrap_or_else(model::all_cores),
         is_stopped: &|| env.stop_requested(),
     };

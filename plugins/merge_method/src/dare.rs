@@ -17,7 +17,10 @@
 //!
 //! Numerics: sums in f64 in the order of the models, rounded to f32 once.
 
-use forgelm_sdk::merge_method::{Descriptor, Failed, MergeMethod, Needs, Piece, Scope};
+use forgelm_sdk::device::{DeviceKernels, DevicePart, DropMask};
+use forgelm_sdk::merge_method::{
+    Descriptor, DevicePiece, Failed, MergeMethod, MergeOnDevice, Needs, Piece, Scope,
+};
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::random::philox4x32;
 use forgelm_sdk::{OptionValue, OptionsError};
@@ -120,6 +123,21 @@ impl MergeMethod for Dare {
             }
         }
         Ok(())
+    }
+
+    fn on_device(&self) -> Option<&dyn MergeOnDevice> {
+        Some(self)
+    }
+}
+
+impl MergeOnDevice for Dare {
+    fn merge(&self, piece: &DevicePiece<'_>, out: DevicePart) -> Result<(), Failed> {
+        let mask = DropMask {
+            key: halves(tensor_seed(self.seed, piece.tensor.name)),
+            kept_below: self.kept_below,
+            start: piece.start,
+        };
+        DeviceKernels::needed()?.merge_dare(out, piece.models(), &self.factors, mask)
     }
 }
 

@@ -7,7 +7,10 @@
 //!
 //! Numerics: sums in f64 in the order of the models, rounded to f32 once.
 
-use forgelm_sdk::merge_method::{Descriptor, Failed, MergeMethod, Needs, Piece, Scope};
+use forgelm_sdk::device::{DeviceKernels, DevicePart};
+use forgelm_sdk::merge_method::{
+    Descriptor, DevicePiece, Failed, MergeMethod, MergeOnDevice, Needs, Piece, Scope,
+};
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::{OptionValue, OptionsError};
 
@@ -57,6 +60,16 @@ impl MergeMethod for Linear {
             }
         }
         Ok(())
+    }
+
+    fn on_device(&self) -> Option<&dyn MergeOnDevice> {
+        Some(self)
+    }
+}
+
+impl MergeOnDevice for Linear {
+    fn merge(&self, piece: &DevicePiece<'_>, out: DevicePart) -> Result<(), Failed> {
+        DeviceKernels::needed()?.merge_linear(out, piece.inputs, &self.shares)
     }
 }
 

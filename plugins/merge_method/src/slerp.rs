@@ -16,8 +16,9 @@
 //!
 //! Numerics: dot products and coefficients in f64; each value is rounded to f32 once.
 
+use forgelm_sdk::device::{DeviceKernels, DevicePart};
 use forgelm_sdk::merge_method::{
-    Descriptor, Failed, MergeMethod, Needs, Pass, Piece, Scope, Tensor,
+    Descriptor, DevicePiece, Failed, MergeMethod, MergeOnDevice, Needs, Pass, Piece, Scope, Tensor,
 };
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::{OptionValue, OptionsError};
@@ -146,6 +147,18 @@ impl MergeMethod for Slerp {
             }
         }
         Ok(())
+    }
+
+    fn on_device(&self) -> Option<&dyn MergeOnDevice> {
+        Some(self)
+    }
+}
+
+/// The norms are summed on the processor: on a device it would be in another order.
+impl MergeOnDevice for Slerp {
+    fn merge(&self, piece: &DevicePiece<'_>, out: DevicePart) -> Result<(), Failed> {
+        let coefficients = [piece.tensor.facts[0], piece.tensor.facts[1]];
+        DeviceKernels::needed()?.merge_slerp(out, piece.models(), coefficients)
     }
 }
 

@@ -19,8 +19,9 @@
 //!
 //! Numerics: changes in f32; sums in f64 in the order of the models, rounded to f32 once.
 
+use forgelm_sdk::device::{DeviceKernels, DevicePart, Election, MagnitudeBits};
 use forgelm_sdk::merge_method::{
-    Descriptor, Failed, MergeMethod, Needs, Pass, Piece, Scope, Tensor,
+    Descriptor, DevicePiece, Failed, MergeMethod, MergeOnDevice, Needs, Pass, Piece, Scope, Tensor,
 };
 use forgelm_sdk::options::Reader;
 use forgelm_sdk::{OptionValue, OptionsError};
@@ -223,6 +224,55 @@ impl MergeMethod for Ties {
             self.merge_run(&base[at.clone()], models, out);
         }
         Ok(())
+    }
+
+    fn on_device(&self) -> Option<&dyn MergeOnDevice> {
+        Some(self)
+    }
+}
+
+impl MergeOnDevice for Ties {
+    fn measures(&self) -> bool {
+        true
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts of a piece")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "31 bits in a fact"
+    )]
+    fn measure(
+        &self,
+        pass: usize,
+        piece: &DevicePiece<'_>,
+        sums: &mut [f64],
+    ) -> Result<(), Failed> {
+        let Level { shift, n_bins } = LEVELS[pass];
+        let prefix = |before: usize, model: usize| {
+            fact(&piece.tensor, self.shares.len(), before, model)[0] as u32
+        };
+        let prefixes: Option<Vec<u32>> = pass
+            .checked_sub(1)
+            .map(|before| (0..self.shares.len()).map(|model| prefix(before, model)).collect());
+        let bits = MagnitudeBits { shift, bits: n_bins.trailing_zeros() };
+        let device = DeviceKernels::needed()?;
+        let counts = device.ties_count(piece.models(), prefixes.as_deref(), bits)?;
+        for (sum, count) in sums.iter_mut().zip(counts) {
+            *sum += count as f64;
+        }
+        Ok(())
+    }
+
+    fn merge(&self, piece: &DevicePiece<'_>, out: DevicePart) -> Result<(), Failed> {
+        let thresholds: Vec<u32> =
+            (0..self.shares.len()).map(|model| self.threshold(model, &piece.tensor)).collect();
+        let election = match self.variant {
+            Variant::Votes => Election::Votes,
+            Variant::Paper => Election::Sum,
+        };
+        let trimming = (&thresholds[..], &self.shares[..]);
+        DeviceKernels::needed()?.merge_ties(out, piece.models(), trimming, election)
     }
 }
 

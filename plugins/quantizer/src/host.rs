@@ -1,8 +1,9 @@
 //! A format that the host knows, as a quantizer.
 
+use forgelm_sdk::device::{DeviceKernels, DevicePart};
 use forgelm_sdk::kernels::Kernels;
 use forgelm_sdk::options::Reader;
-use forgelm_sdk::quantizer::Quantizer;
+use forgelm_sdk::quantizer::{QuantizeOnDevice, Quantizer};
 use forgelm_sdk::{Failed, OptionValue, OptionsError};
 
 /// The quantizer of a format without options.
@@ -33,5 +34,22 @@ impl Quantizer for OfHost {
 
     fn dequantize(&self, bytes: &[u8], n_cols: usize, rows: &mut [f32]) -> Result<(), Failed> {
         self.kernels.dequantize(self.format, bytes, n_cols, rows)
+    }
+
+    fn on_device(&self) -> Option<&dyn QuantizeOnDevice> {
+        ON_DEVICE.contains(&self.format).then_some(self)
+    }
+}
+
+/// Formats that the host has on a device too.
+const ON_DEVICE: [&str; 3] = ["nf4", "fp4", "int8"];
+
+impl QuantizeOnDevice for OfHost {
+    fn quantize(&self, rows: DevicePart, n_cols: usize, bytes: DevicePart) -> Result<(), Failed> {
+        DeviceKernels::needed()?.quantize(self.format, rows, n_cols, bytes)
+    }
+
+    fn dequantize(&self, bytes: DevicePart, n_cols: usize, rows: DevicePart) -> Result<(), Failed> {
+        DeviceKernels::needed()?.dequantize(self.format, bytes, n_cols, rows)
     }
 }
