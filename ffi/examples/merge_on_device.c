@@ -8,6 +8,7 @@
  *     cc -std=c11 -O2 -fPIC -shared -fvisibility=hidden -Wl,-z,defs -Wl,-z,nodelete
  *        -I ffi/include ffi/examples/merge_on_device.c -o merge_on_device.so -ldl
  */
+#define _GNU_SOURCE /* RTLD_DEFAULT */
 #include "forgelm_plugin.h"
 
 #include <dlfcn.h>
@@ -93,10 +94,10 @@ static const void *get_extension(const forgelm_merge_method *table, const char *
     return is_asked && self->device != NULL && self->copy != NULL ? &on_device : NULL;
 }
 
-/* The driver's copy: the library is in the program already, where there is a device. */
+/* The driver's copy: where there is a device, the program has opened the driver's library for the whole
+ * process. */
 static copy_on_device_fn driver_copy(void) {
-    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
-    void *found = driver != NULL ? dlsym(driver, "cuMemcpyDtoDAsync_v2") : NULL;
+    void *found = dlsym(RTLD_DEFAULT, "cuMemcpyDtoDAsync_v2");
     copy_on_device_fn copy = NULL;
     memcpy(&copy, &found, sizeof copy);
     return copy;

@@ -42,6 +42,7 @@ pub(crate) const SOURCES: &[Source] = sources![
     "gemm",
     "glu",
     "merge",
+    "quantize",
     "rms_norm",
     "rope",
     "routing",

@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
 use forgelm_kernels_api::{
     DeviceMemory, DeviceModels, DevicePart, DeviceRefusal, DropMask, Election, Format, Host,
@@ -235,7 +234,7 @@ impl OnDevice for Cuda {
 
     fn synchronize(&self) -> Result<(), DeviceRefusal> {
         bound(self.device())?;
-        Device::synchronize(Arc::as_ref(self.device())).map_err(|error| refusal(&error))
+        self.device().synchronize().map_err(|error| refusal(&error))
     }
 
     fn merge_linear(

@@ -1,13 +1,14 @@
 //! On the emulated device: through the safe surface of `ffi/sdk` where arguments are good, and through
 //! the table where they are not.
+#![expect(clippy::float_cmp, reason = "values that are exact")]
 
 use super::DeviceKernels;
 use crate::border::Shape;
 use ::forgelm_tensor::rows::{self, RowFormat};
 use forgelm_abi::{
-    DEVICE_CPU, DEVICE_CUDA, dtype_code, forgelm_device_kernels, forgelm_device_models,
-    forgelm_dtype, forgelm_managed_tensor, forgelm_plugin_error, forgelm_status, forgelm_str,
-    forgelm_tensor, status,
+    DEVICE_CUDA, dtype_code, forgelm_device_kernels, forgelm_device_models, forgelm_dtype,
+    forgelm_managed_tensor, forgelm_plugin_error, forgelm_status, forgelm_str, forgelm_tensor,
+    status,
 };
 use forgelm_kernels_api::{DevicePart, Format, Ops};
 use forgelm_kernels_cpu::Cpu;
@@ -28,7 +29,6 @@ struct Bench {
 }
 
 impl Bench {
-    #[expect(clippy::print_stderr, reason = "a test says what it skips")]
     fn new() -> Option<Self> {
         if let Some(reason) = emulator::unavailable() {
             eprintln!("skipped: {reason}");
@@ -119,8 +119,9 @@ fn a_tensor_is_lent_as_dlpack_has_it_and_given_back_by_its_deleter() {
     assert_eq!(bench.in_use(), before);
 
     let (ended, said) = refused(|err| {
-        // SAFETY: as above; the tensor's shape went with it.
+        // its shape went with it
         let tensor = forgelm_tensor { shape: shape.as_ptr(), strides: null(), ..tensor };
+        // SAFETY: as above.
         unsafe { download(bench.table, back.as_mut_ptr().cast(), &raw const tensor, 60, err) }
     });
     assert_eq!(ended, status::INVALID_ARGUMENT);
@@ -181,7 +182,6 @@ fn what_is_no_tensor_of_the_device_is_refused_and_nothing_is_written() {
     let mut back = [0.0; 8];
     bench.sdk().download(out.part(), &mut back).unwrap();
     assert_eq!(back, [7.0; 8]);
-    assert_eq!(DEVICE_CPU, 1);
 }
 
 #[test]
