@@ -269,7 +269,7 @@ fn with_greedy(
     let mut found = Vec::with_capacity(rows.len());
     for (rows, labels) in rows.chunks(LOGIT_ROWS).zip(labels.chunks(LOGIT_ROWS)) {
         let logits = &mut logits[..rows.len() * v];
-        decoder.logits(adapter, acts, rows, logits);
+        decoder.logits(adapter, acts, rows, &mut *logits);
         for (logits, &label) in logits.chunks_exact(v).zip(labels) {
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum: f64 = logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();

@@ -3,6 +3,7 @@
 
 use std::ops::ControlFlow;
 
+use forgelm_kernels_api::{Buffer, Draw, Drawn, MemoryRefused, Precision, SliceMut};
 use forgelm_model::{
     Activations, Adapter, CachedSequence, Decoder, Engine, Keep, KvCache, MemoryPlan, ModelConfig,
     OutOfMemory, StepSize,
@@ -104,6 +105,11 @@ pub struct RequestError {
 
 /// Sees texts as they grow.
 pub trait Watch {
+    /// Whether it looks at logits: where they lie on a device they are copied for it.
+    fn sees_logits(&self) -> bool {
+        true
+    }
+
     /// What the next token of a request is chosen from, `n_new` being generated.
     ///
     /// Shapes: `logits` [V], read.
@@ -117,6 +123,10 @@ pub trait Watch {
 struct OnToken<'a>(&'a mut dyn FnMut(usize, u32) -> ControlFlow<()>);
 
 impl Watch for OnToken<'_> {
+    fn sees_logits(&self) -> bool {
+        false
+    }
+
     fn logits(&mut self, _request: usize, _n_new: usize, _logits: &[f32]) {}
 
     fn token(&mut self, request: usize, token: u32) -> ControlFlow<()> {
@@ -139,7 +149,8 @@ pub struct Generator<'a> {
     acts: Activations,
     lanes: Vec<Lane>,
     beginning: Option<Beginning>,
-    logits: Vec<f32>,
+    /// Of each lane that ran [n lanes, V].
+    logits: Buffer,
     /// Rows of a prompt that run at once.
     chunk: usize,
 }
@@ -195,13 +206,20 @@ impl<'a> Generator<'a> {
         let (context, n_lanes, size) = sizes(decoder.config(), context, n_lanes);
         let lane =
             || Lane { cache: KvCache::new(decoder, context), cached: Vec::new(), text: None };
+        let n_logits = n_lanes * decoder.dims().v;
+        let logits = decoder.ops().allocate(n_logits, Precision::Exact);
+        let logits = logits.map_err(|MemoryRefused { bytes }| OutOfMemory {
+            buffer: "logits of the generation".to_owned(),
+            bytes,
+            total: bytes,
+        });
         Ok(Self {
             decoder,
             adapter,
             acts: Activations::new(decoder, adapter, size, Keep::Nothing)?,
             lanes: (0..n_lanes).map(|_| lane()).collect(),
             beginning: None,
-            logits: vec![0.0; n_lanes * decoder.dims().v],
+            logits: logits?,
             chunk: context.min(PROMPT_ROWS_MAX),
         })
     }
@@ -257,8 +275,8 @@ impl<'a> Generator<'a> {
         }
         self.check_prompt(beginning)?;
         let mut cache = KvCache::new(self.decoder, beginning.len());
-        let logits = &mut self.logits[..self.decoder.dims().v];
         for tokens in beginning.chunks(self.chunk) {
+            let logits = self.logits.part_mut(0..self.decoder.dims().v);
             let mut sequences = [CachedSequence { tokens, cache: &mut cache }];
             self.decoder.forward_cached(self.adapter, &mut sequences, &mut self.acts, logits);
         }
@@ -325,8 +343,11 @@ impl<'a> Generator<'a> {
             if self.lanes.iter().all(|lane| lane.text.is_none()) {
                 return Ok(generated);
             }
-            for (row, lane) in self.run().into_iter().enumerate() {
-                if let Some((n, done)) = self.extend(row, lane, requests, watch)? {
+            let ran = self.run();
+            let drawn = if watch.sees_logits() { None } else { self.draw(&ran) };
+            for (row, lane) in ran.into_iter().enumerate() {
+                let drawn = drawn.as_ref().map(|drawn| drawn[row]);
+                if let Some((n, done)) = self.extend((row, drawn), lane, requests, watch)? {
                     generated[n] = done;
                 }
             }
@@ -381,33 +402,64 @@ impl<'a> Generator<'a> {
                 ran.push(n);
             }
         }
-        let logits = &mut self.logits[..ran.len() * self.decoder.dims().v];
+        let logits = self.logits.part_mut(0..ran.len() * self.decoder.dims().v);
         self.decoder.forward_cached(self.adapter, &mut sequences, &mut self.acts, logits);
         ran
     }
 
-    /// The next token of a lane, chosen by row `row` of the logits, unless its prompt has not run
-    /// to its end. Gives the text and its request when it has ended.
+    /// The next token of every lane that ran, where the kernel library draws them and all of them
+    /// are drawn by one rule.
+    fn draw(&mut self, ran: &[usize]) -> Option<Vec<Drawn>> {
+        let ops = self.decoder.ops().as_ref();
+        if !ops.draws_tokens() {
+            return None;
+        }
+        let rule_of = |lane: &Lane| lane.choosing().and_then(|text| text.sampler.rule());
+        let rule = rule_of(&self.lanes[*ran.first()?])?;
+        if ran.iter().any(|&lane| rule_of(&self.lanes[lane]) != Some(rule)) {
+            return None;
+        }
+        let texts = self.lanes.iter_mut().enumerate().filter(|(lane, _)| ran.contains(lane));
+        let texts = texts.filter_map(|(_, lane)| lane.text.as_mut());
+        let draws: Vec<Draw<'_>> = texts.map(|text| text.sampler.draw_next(&text.tokens)).collect();
+        let logits = self.logits.part_mut(0..draws.len() * self.decoder.dims().v);
+        Some(ops.draw_tokens(logits, &draws, rule))
+    }
+
+    /// The next token of a lane: what was drawn, or chosen by row `row` of the logits, unless its
+    /// prompt has not run to its end. Gives the text and its request when it has ended.
     fn extend(
         &mut self,
-        row: usize,
+        (row, drawn): (usize, Option<Drawn>),
         lane: usize,
         requests: &[Request<'_>],
         watch: &mut dyn Watch,
     ) -> Result<Option<(usize, Generated)>, RequestError> {
         let (v, context) = (self.decoder.dims().v, self.context());
         let lane = &mut self.lanes[lane];
-        let Some(text) = lane.text.as_mut().filter(|text| text.tokens.len() == lane.cached.len())
-        else {
+        if lane.choosing().is_none() {
             return Ok(None);
-        };
+        }
+        let Some(text) = &mut lane.text else { return Ok(None) };
         let options = requests[text.request].options;
-        let logits = &mut self.logits[row * v..(row + 1) * v];
-        watch.logits(text.request, text.tokens.len() - text.n_prompt, logits);
-        let token = text
-            .sampler
-            .next(logits, &text.tokens)
-            .map_err(|error| RequestError { request: text.request, source: error.into() })?;
+        let chosen = match drawn {
+            Some(drawn) => drawn.map_err(|token| NotANumber { token }),
+            None => {
+                let mut logits = self.logits.part_mut(row * v..(row + 1) * v);
+                let mut copied;
+                let logits = match logits.reborrow() {
+                    SliceMut::Host(values) => values,
+                    elsewhere @ SliceMut::Device(_) => {
+                        copied = elsewhere.as_slice().to_host().into_owned();
+                        &mut copied[..]
+                    }
+                };
+                watch.logits(text.request, text.tokens.len() - text.n_prompt, logits);
+                text.sampler.next(logits, &text.tokens)
+            }
+        };
+        let token =
+            chosen.map_err(|error| RequestError { request: text.request, source: error.into() })?;
         let reason = if options.stop_ids.contains(&token) {
             Some(StopReason::StopToken(token))
         } else {
@@ -440,6 +492,11 @@ fn sizes(config: &ModelConfig, context: usize, n_lanes: usize) -> (usize, usize,
 }
 
 impl Lane {
+    /// The text whose next token is to be chosen: all of it has run.
+    fn choosing(&self) -> Option<&Text> {
+        self.text.as_ref().filter(|text| text.tokens.len() == self.cached.len())
+    }
+
     /// Tokens that have not run yet.
     fn n_new(&self) -> usize {
         self.text.as_ref().map_or(0, |text| text.tokens.len() - self.cached.len())

@@ -4,6 +4,7 @@
 //! arXiv:1909.05858, sec. 4.1), temperature, top-k (Fan et al. 2018, arXiv:1805.04833), top-p
 //! (Holtzman et al. 2019, arXiv:1904.09751, sec. 3.1). Temperature 0 takes the largest logit.
 
+use forgelm_kernels_api::{Draw, DrawRule};
 use forgelm_tensor::random::{Purpose, Stream};
 use thiserror::Error;
 
@@ -118,17 +119,35 @@ impl Sampler {
         Ok(self.draw(f64::from(self.stream.uniform(step, 0))))
     }
 
+    /// What a kernel library needs to choose in the place of [`Sampler::next`]; nothing where the
+    /// whole distribution is looked at first.
+    pub(crate) fn rule(&self) -> Option<DrawRule> {
+        let Sampling { temperature, top_k, top_p, repetition_penalty, adaptive } = self.sampling;
+        let rule = DrawRule { repetition_penalty, temperature, top_k, top_p };
+        adaptive.is_none().then_some(rule)
+    }
+
+    /// The draw of the next choice, which then counts as made.
+    pub(crate) fn draw_next(&mut self, context: &[u32]) -> Draw<'_> {
+        let uniform = self.stream.uniform(self.n_chosen, 0);
+        self.n_chosen += 1;
+        Draw { uniform, seen: self.see(context) }
+    }
+
+    /// The tokens that a penalty is for, each once, however often it was seen.
+    fn see(&mut self, context: &[u32]) -> &[u32] {
+        self.seen.clear();
+        if (self.sampling.repetition_penalty - 1.0).abs() >= f32::EPSILON {
+            self.seen.extend_from_slice(context);
+            self.seen.sort_unstable();
+            self.seen.dedup();
+        }
+        &self.seen
+    }
+
     fn penalize(&mut self, logits: &mut [f32], context: &[u32]) {
         let penalty = self.sampling.repetition_penalty;
-        if (penalty - 1.0).abs() < f32::EPSILON {
-            return;
-        }
-        // Each token once, however often it was seen.
-        self.seen.clear();
-        self.seen.extend_from_slice(context);
-        self.seen.sort_unstable();
-        self.seen.dedup();
-        for &token in &self.seen {
+        for &token in self.see(context) {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
             }

@@ -326,13 +326,16 @@ fn refresh_projections<'g>(
     let n_threads = ops.n_threads().min(due.len());
     let due = Mutex::new(due.into_iter());
     let next = || due.lock().expect("no thread panics while it takes one").next();
+    let work = || {
+        while let Some(unit) = next() {
+            unit.refresh(ops, grad(unit.range.clone()));
+        }
+    };
     std::thread::scope(|scope| {
-        for _ in 0..n_threads {
-            scope.spawn(|| {
-                while let Some(unit) = next() {
-                    unit.refresh(ops, grad(unit.range.clone()));
-                }
-            });
+        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(work)).collect();
+        for thread in threads {
+            // What ended it is for who called this.
+            thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
         }
     });
 }

@@ -30,7 +30,7 @@ pub use on_device::{
     DeviceModels, DevicePart, DeviceRefusal, DropMask, Election, MagnitudeBits, OnDevice,
 };
 pub use ops::{
-    Activation, AttentionShape, Columns, Dropout, GemmDims, GemmLayout, LowRank, Ops, Rotation,
-    Segment, Write,
+    Activation, AttentionShape, Columns, Draw, DrawRule, Drawn, Dropout, GemmDims, GemmLayout,
+    LowRank, Ops, Rotation, Segment, Write,
 };
 pub use optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};

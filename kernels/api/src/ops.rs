@@ -12,6 +12,32 @@ use crate::memory::{Buffer, MemoryRefused, Precision, Slice, SliceMut, Workload}
 use crate::on_device::OnDevice;
 use crate::optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};
 
+/// How a token is drawn from a row of logits, in the order of the fields.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DrawRule {
+    /// Logits of tokens that were seen are divided by it when positive, else multiplied; 1 is off.
+    pub repetition_penalty: f32,
+    /// Logits are divided by it; 0 takes the first of the largest, whatever follows.
+    pub temperature: f32,
+    /// Keep the tokens whose logit is at least the k-th largest; 0 keeps all.
+    pub top_k: usize,
+    /// Drop a token when the mass of those before it exceeds this; 1 keeps all.
+    pub top_p: f32,
+}
+
+/// A token that is to be drawn from a row of logits.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw<'a> {
+    /// In [0, 1): falls on one of the tokens that are left, which lie in the order of their ids,
+    /// each as wide as its probability.
+    pub uniform: f32,
+    /// Tokens that were seen, each once.
+    pub seen: &'a [u32],
+}
+
+/// The token of a row, or the first whose logit is not a number.
+pub type Drawn = Result<u32, u32>;
+
 /// Whether a result replaces what was there or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
@@ -221,6 +247,22 @@ pub trait Ops: Send + Sync {
         size_of::<f32>()
     }
 
+    /// Whether [`Ops::draw_tokens`] can be asked: where logits lie far from the host.
+    fn draws_tokens(&self) -> bool {
+        false
+    }
+
+    /// Draws a token for each row of logits, so that they need not be copied to the host.
+    ///
+    /// Shapes: `logits` [R, V], changed by the penalty; `draws` [R], tokens below V.
+    ///
+    /// # Panics
+    /// Unless [`Ops::draws_tokens`].
+    fn draw_tokens(&self, logits: SliceMut<'_>, draws: &[Draw<'_>], rule: DrawRule) -> Vec<Drawn> {
+        let _ = (logits, draws, rule);
+        panic!("{} draws no tokens", self.name())
+    }
+
     /// `y = x w^T`.
     ///
     /// Shapes: `y` [T, N] written or added to, `x` [T, K] read, `w` [N, K] read.
@@ -377,6 +419,27 @@ pub trait Ops: Send + Sync {
         head_dim: usize,
         direction: Rotation,
     );
+
+    /// [`Ops::rms_norm_forward`] of each head, then [`Ops::rope`] forward.
+    ///
+    /// Shapes: `y` [T, n_heads * D] and `inv_rms` [T, n_heads] written; `x` [T, n_heads * D],
+    /// `weight` [D], `cos` and `sin` [T, R/2] read.
+    #[expect(clippy::too_many_arguments, reason = "inputs and outputs of two ops")]
+    fn rms_norm_rope(
+        &self,
+        mut y: SliceMut<'_>,
+        inv_rms: SliceMut<'_>,
+        x: Slice<'_>,
+        weight: Slice<'_>,
+        eps: f32,
+        cos: Slice<'_>,
+        sin: Slice<'_>,
+        n_heads: usize,
+    ) {
+        let head_dim = weight.len();
+        self.rms_norm_forward(y.reborrow(), inv_rms, x, weight, eps);
+        self.rope(y, cos, sin, n_heads, head_dim, Rotation::Forward);
+    }
 
     /// Causal attention within each segment.
     ///

@@ -193,6 +193,22 @@ impl Ops for Counting {
         self.timed("column_dots", || self.inner.column_dots(sums, a, b))
     }
 
+    fn rms_norm_rope(
+        &self,
+        y: SliceMut<'_>,
+        inv_rms: SliceMut<'_>,
+        x: Slice<'_>,
+        weight: Slice<'_>,
+        eps: f32,
+        cos: Slice<'_>,
+        sin: Slice<'_>,
+        n_heads: usize,
+    ) {
+        self.timed("rms_norm_rope", || {
+            self.inner.rms_norm_rope(y, inv_rms, x, weight, eps, cos, sin, n_heads)
+        })
+    }
+
     fn rope(
         &self,
         x: SliceMut<'_>,

@@ -1,4 +1,4 @@
-//! Rotary embedding.
+//! Rotary embedding, alone and after the norm of each head.
 
 use forgelm_kernels_api::{Ops, Rotation};
 use forgelm_kernels_reference::Reference;
@@ -26,9 +26,7 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             let name = format!("rope T={t} H={h} D={d} R={r} {direction:?}");
             let seed = i as u32;
             let start = numbers(seed, t * h * d);
-            let angles = numbers(seed + 100, t * r / 2);
-            let cos: Vec<f32> = angles.iter().map(|a| (3.0 * a).cos()).collect();
-            let sin: Vec<f32> = angles.iter().map(|a| (3.0 * a).sin()).collect();
+            let (cos, sin) = tables(seed, t * r / 2);
             let (mut x, mut want) = (start.clone(), start.clone());
             library.rope((&mut x).into(), (&cos).into(), (&sin).into(), h, d, direction);
             Reference.rope((&mut want).into(), (&cos).into(), (&sin).into(), h, d, direction);
@@ -38,6 +36,41 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
             assert_within(&name, &x, &want, |_| 4.0 * U);
             outcomes.push(Outcome { name, bits: bits_of(&[&x]) });
         }
+        outcomes.push(compare_normed(library, i as u32, (t, h, d, r)));
     }
     outcomes
+}
+
+fn compare_normed(
+    library: &dyn Ops,
+    seed: u32,
+    (t, h, d, r): (usize, usize, usize, usize),
+) -> Outcome {
+    const EPS: f32 = 1e-6;
+    let name = format!("rms_norm_rope T={t} H={h} D={d} R={r}");
+    let (x, weight) = (numbers(seed + 200, t * h * d), numbers(seed + 300, d));
+    let (cos, sin) = tables(seed, t * r / 2);
+    let compute = |ops: &dyn Ops| {
+        let (mut y, mut inv_rms) = (vec![0.0; t * h * d], vec![0.0; t * h]);
+        let (to, of_heads) = ((&mut y).into(), (&mut inv_rms).into());
+        let (given, angles) = (((&x).into(), (&weight).into()), ((&cos).into(), (&sin).into()));
+        ops.rms_norm_rope(to, of_heads, given.0, given.1, EPS, angles.0, angles.1, h);
+        (y, inv_rms)
+    };
+    let ((y, inv_rms), (want, want_inv_rms)) = (compute(library), compute(&Reference));
+    // The mean has D roundings, of which the root leaves half.
+    let relative = (d as f64 / 2.0 + 8.0) * U;
+    let bound = |i: usize| relative * f64::from(want_inv_rms[i]);
+    assert_within(&format!("{name}: inv_rms"), &inv_rms, &want_inv_rms, bound);
+    // x and weight are at most 1: both of a pair are at most the factor of their head.
+    let bound = |i: usize| (2.0 * relative + 4.0 * U) * f64::from(want_inv_rms[i / d]);
+    assert_within(&format!("{name}: y"), &y, &want, bound);
+    Outcome { name, bits: bits_of(&[&y, &inv_rms]) }
+}
+
+/// Cosines and sines.
+fn tables(seed: u32, n: usize) -> (Vec<f32>, Vec<f32>) {
+    let angles = numbers(seed + 100, n);
+    let of = |f: fn(f32) -> f32| angles.iter().map(|a| f(3.0 * a)).collect();
+    (of(f32::cos), of(f32::sin))
 }

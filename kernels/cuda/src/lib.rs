@@ -55,7 +55,6 @@ mod room;
 mod rope;
 mod routing;
 mod rows;
-#[cfg_attr(not(test), expect(dead_code, reason = "tokens are drawn on the CPU so far"))]
 mod sampling;
 mod staging;
 mod sum_of_squares;
@@ -70,8 +69,9 @@ use std::sync::{Arc, Mutex};
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Columns,
-    Compute, Dropout, Format, FrozenMatrix, GemmDims, GemmLayout, LowRank, MemoryRefused, OnDevice,
-    Ops, Precision, Rotation, RowSource, Segment, Slice, SliceMut, Workload, Write,
+    Compute, Draw, DrawRule, Drawn, Dropout, Format, FrozenMatrix, GemmDims, GemmLayout, LowRank,
+    MemoryRefused, OnDevice, Ops, Precision, Rotation, RowSource, Segment, Slice, SliceMut, Workload,
+    Write,
 };
 
 use call::{Before, Call};
@@ -235,6 +235,18 @@ impl Ops for Cuda {
         self.device.pool().free_bytes().ok().map(|bytes| bytes as u64)
     }
 
+    fn draws_tokens(&self) -> bool {
+        true
+    }
+
+    fn draw_tokens(&self, logits: SliceMut<'_>, draws: &[Draw<'_>], rule: DrawRule) -> Vec<Drawn> {
+        let call = self.open("draw_tokens");
+        let logits = call.write(logits, Before::Needed);
+        let drawn = sampling::draw(&call, logits, draws, rule);
+        call.close();
+        drawn
+    }
+
     fn workspace_bytes(&self, work: &Workload) -> usize {
         workspace::bytes(work)
     }
@@ -388,6 +400,25 @@ impl Ops for Cuda {
         let call = self.open("column_dots");
         let (sums, a, b) = (call.write(sums, Before::Needed), call.read(a), call.read(b));
         columns::dots(&call, sums, a, b);
+        call.close();
+    }
+
+    fn rms_norm_rope(
+        &self,
+        y: SliceMut<'_>,
+        inv_rms: SliceMut<'_>,
+        x: Slice<'_>,
+        weight: Slice<'_>,
+        eps: f32,
+        cos: Slice<'_>,
+        sin: Slice<'_>,
+        n_heads: usize,
+    ) {
+        let call = self.open("rms_norm_rope");
+        let (y, inv_rms) = (call.write(y, Before::Unused), call.write(inv_rms, Before::Unused));
+        let (x, weight) = (call.read(x), call.read(weight));
+        let (cos, sin) = (call.read(cos), call.read(sin));
+        rope::norm_and_rotate(&call, (y, inv_rms), x, weight, (cos, sin), n_heads, eps);
         call.close();
     }
 

@@ -38,11 +38,10 @@ template <int THREADS> DEVICE float row_sum(float value) {
     }
 }
 
-// `y = x * inv_rms * weight`; with ADD, `x += branch` comes first.
-template <int THREADS, bool WIDE, bool ADD, class X, class B, class Y>
+// `y = x * inv_rms * weight`.
+template <int THREADS, bool WIDE, class X, class Y>
 DEVICE void norm_row(
-    Y* y, float* inv_rms, X* x, const B* branch, const float* weight, int64_t n_rows, int n,
-    float eps
+    Y* y, float* inv_rms, const X* x, const float* weight, int64_t n_rows, int n, float eps
 ) {
     constexpr int STRIDE = THREADS * CHUNK;
     const Place<THREADS> place;
@@ -50,30 +49,20 @@ DEVICE void norm_row(
     if (place.row >= n_rows) return;
     x += place.row * n;
     y += place.row * n;
-    if (ADD) branch += place.row * n;
 
-    auto load_x = [&](float (&values)[CHUNK], int c) {
-        load_chunk<WIDE>(values, x + c, n - c);
-        if (ADD) {
-            float added[CHUNK];
-            load_chunk<WIDE>(added, branch + c, n - c);
-            for (int i = 0; i < CHUNK; i++) values[i] += added[i];
-            store_chunk<WIDE>(x + c, values, n - c);
-        }
-    };
     float held[HELD][CHUNK];
     float sum = 0.0f;
 #pragma unroll
     for (int k = 0; k < KEPT<WIDE>; k++) {
         const int c = place.first + k * STRIDE;
         if (c >= n) break;
-        load_x(held[k], c);
+        load_chunk<WIDE>(held[k], x + c, n - c);
         for (int i = 0; i < CHUNK; i++) sum += held[k][i] * held[k][i];
     }
 #pragma unroll 1
     for (int c = place.first + KEPT<WIDE> * STRIDE; c < n; c += STRIDE) {
         float values[CHUNK];
-        load_x(values, c);
+        load_chunk<WIDE>(values, x + c, n - c);
         for (int i = 0; i < CHUNK; i++) sum += values[i] * values[i];
     }
 
@@ -95,7 +84,6 @@ DEVICE void norm_row(
 #pragma unroll 1
     for (int c = place.first + KEPT<WIDE> * STRIDE; c < n; c += STRIDE) {
         float values[CHUNK];
-        // With ADD these are the sums, which this thread has stored itself.
         load_chunk<WIDE>(values, x + c, n - c);
         write_y(values, c);
     }
@@ -167,19 +155,9 @@ using namespace forgelm;
 
 #define FORWARD(name, threads, wide, X, Y)                                                         \
     KERNEL(256, 4) void name(                                                                      \
-        Y* y, float* inv_rms, X* x, const float* weight, int64_t n_rows, int n, float eps          \
+        Y* y, float* inv_rms, const X* x, const float* weight, int64_t n_rows, int n, float eps    \
     ) {                                                                                            \
-        const float* none = nullptr;                                                               \
-        norm_row<threads, wide, false>(y, inv_rms, x, none, weight, n_rows, n, eps);               \
-    }                                                                                              \
-    REGISTER(name)
-
-#define ADD_FORWARD(name, threads, wide, X, B, Y)                                                  \
-    KERNEL(256) void name(                                                                         \
-        Y* y, float* inv_rms, X* x, const B* branch, const float* weight, int64_t n_rows, int n,   \
-        float eps                                                                                  \
-    ) {                                                                                            \
-        norm_row<threads, wide, true>(y, inv_rms, x, branch, weight, n_rows, n, eps);              \
+        norm_row<threads, wide>(y, inv_rms, x, weight, n_rows, n, eps);                            \
     }                                                                                              \
     REGISTER(name)
 
@@ -202,11 +180,6 @@ using namespace forgelm;
 EACH_WIDTH(FORWARD, rms_norm_forward, f32_f32, float, float)
 EACH_WIDTH(FORWARD, rms_norm_forward, f32_bf16, float, bf16)
 EACH_WIDTH(FORWARD, rms_norm_forward, bf16_bf16, bf16, bf16)
-
-// Formats of x, of the branch and of y.
-EACH_WIDTH(ADD_FORWARD, rms_norm_add_forward, f32_f32_f32, float, float, float)
-EACH_WIDTH(ADD_FORWARD, rms_norm_add_forward, f32_f32_bf16, float, float, bf16)
-EACH_WIDTH(ADD_FORWARD, rms_norm_add_forward, f32_bf16_bf16, float, bf16, bf16)
 
 EACH_WIDTH(BACKWARD, rms_norm_backward, f32_f32, float, float)
 EACH_WIDTH(BACKWARD, rms_norm_backward, f32_bf16, float, bf16)

@@ -31,39 +31,6 @@ pub(crate) fn forward(
     call.launch(&name, grid, &mut arguments);
 }
 
-/// `x += branch`, then [`forward`] of `x`.
-///
-/// Shapes: as there; `x` is changed, `branch` [T, C] read.
-#[cfg_attr(not(test), expect(dead_code, reason = "models add and norm in two ops so far"))]
-pub(crate) fn add_forward(
-    call: &Call<'_>,
-    (y, inv_rms): (Numbers, Numbers),
-    x: Numbers,
-    branch: Numbers,
-    weight: Numbers,
-    eps: f32,
-) {
-    let (t, c) = check_shapes(x, inv_rms, weight);
-    assert_eq!(y.len, x.len, "y is not [T, C]");
-    assert_eq!(branch.len, x.len, "branch is not [T, C]");
-    assert_eq!(x.format, Format::F32, "x grows over layers");
-    let branch = if y.format == Format::F32 { read_as(call, Format::F32, branch) } else { branch };
-    let (kernel, grid) = rows("rms_norm_add_forward", t, c);
-    let formats = [x.format, branch.format, y.format];
-    let name = call.variant(&kernel, &formats, is_wide(c, &[y, x, branch, weight]));
-    let mut arguments = args![
-        y.address,
-        inv_rms.address,
-        x.address,
-        branch.address,
-        weight.address,
-        long(t),
-        int(c),
-        eps
-    ];
-    call.launch(&name, grid, &mut arguments);
-}
-
 /// With `g = dy * weight` and `s = inv_rms`: `dx = s * (g - x * s^2 * mean(g * x))`.
 ///
 /// Shapes: `dx` [T, C] written or added to; `dy`, `x` [T, C], `inv_rms` [T], `weight` [C] read.
@@ -126,39 +93,4 @@ fn check_shapes(x: Numbers, inv_rms: Numbers, weight: Numbers) -> (usize, usize)
 /// The kernel for rows of this width, and its grid.
 fn rows(kernel: &str, t: usize, c: usize) -> (String, Grid) {
     if c <= NARROW { (format!("{kernel}_narrow"), warps(t)) } else { (kernel.into(), blocks(t)) }
-}
-
-#[cfg(test)]
-mod tests {
-    use forgelm_kernels_api::Format;
-
-    use super::{add_forward, forward};
-    use crate::add::add;
-    use crate::trial::{get, in_all_orders, numbers, put};
-
-    #[test]
-    fn adding_and_norming_in_one_kernel_gives_the_bits_of_two() {
-        for (t, c) in [(3, 24), (2, 17), (2, 10_240), (1, 1041)] {
-            for format in [Format::F32, Format::Bf16] {
-                in_all_orders(|call| {
-                    let weight = put(call, &numbers(1, c), Format::F32, false);
-                    let branch = put(call, &numbers(2, t * c), format, false);
-                    let [fused, plain] = [true, false].map(|is_fused| {
-                        let x = put(call, &numbers(3, t * c), Format::F32, false);
-                        let (y, inv_rms) =
-                            (call.scratch(format, t * c), call.scratch(Format::F32, t));
-                        if is_fused {
-                            add_forward(call, (y, inv_rms), x, branch, weight, 1e-5);
-                        } else {
-                            add(call, x, branch);
-                            forward(call, y, inv_rms, x, weight, 1e-5);
-                        }
-                        [x, y, inv_rms].map(|numbers| get(call, numbers))
-                    });
-                    assert!(fused == plain, "T={t} C={c} {format:?}");
-                    fused
-                });
-            }
-        }
-    }
 }

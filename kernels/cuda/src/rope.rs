@@ -3,6 +3,7 @@
 use forgelm_kernels_api::{Format, Rotation};
 
 use crate::call::{Call, Grid, Numbers, args};
+use crate::cast::read_as;
 
 /// Threads of a block.
 const THREADS: usize = 256;
@@ -82,24 +83,23 @@ pub(crate) fn rope(
 ///
 /// Shapes: `y` [T, n_heads * D] and `inv_rms` [T, n_heads] written; `x` [T, n_heads * D] (may be
 /// `y`), `weight` [D], `cos` and `sin` [T, R/2] read.
-#[expect(dead_code, reason = "no op of the trait asks for it yet")]
-#[expect(clippy::too_many_arguments, reason = "inputs and outputs of two ops")]
-pub(crate) fn qk_norm_rope_forward(
+pub(crate) fn norm_and_rotate(
     call: &Call<'_>,
-    y: Numbers,
-    inv_rms: Numbers,
+    (y, inv_rms): (Numbers, Numbers),
     x: Numbers,
     weight: Numbers,
-    cos: Numbers,
-    sin: Numbers,
+    (cos, sin): (Numbers, Numbers),
     n_heads: usize,
     eps: f32,
 ) {
     let head_dim = weight.len;
     let (t, half) = sizes(x, cos, sin, n_heads, head_dim);
     assert_eq!(y.len, x.len, "y is not [T, n_heads * D]");
-    assert_eq!(y.format, x.format, "x and y differ in format");
+    let x = read_as(call, y.format, x);
     assert_eq!(inv_rms.len, t * n_heads, "inv_rms is not [T, n_heads]");
+    if t == 0 {
+        return;
+    }
     assert!(weight.format == Format::F32 && inv_rms.format == Format::F32, "norms are f32");
     let blocks = [(t * n_heads).div_ceil(THREADS / 32), 1, 1];
     call.launch(

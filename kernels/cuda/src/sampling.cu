@@ -163,7 +163,6 @@ DEVICE uint64_t part_of(float part, uint64_t whole) {
 struct Settings {
     int top_k;
     float top_p;
-    float min_p;
 };
 
 // Which token; `top` is the largest logit, and no logit is NaN.
@@ -193,7 +192,7 @@ DEVICE uint32_t draw(
     auto mass = [&](int i) -> uint64_t {
         const uint32_t key = row.key(i);
         if (key < least || (key == least && static_cast<uint32_t>(i) > last_at_edge)) return 0;
-        return row.weight(i) >= settings.min_p ? row.mass(i) : 0;
+        return row.mass(i);
     };
     const uint64_t total = sum_over(shared, row.n, mass);
     // Read here, so that no register holds it until now.
@@ -225,12 +224,12 @@ using namespace forgelm;
 
 // Shapes: `tokens` and `nans` [R] written: the token drawn, and the first token whose logit is not
 // a number (0xffffffff if there is none; `tokens` then means something). `logits` [R, V],
-// `uniforms` [R] in [0, 1). top_k = 0, top_p = 1 and min_p = 0 keep all. An inverse temperature of 0
-// stands for the temperature 0, which takes the first of the largest.
+// `uniforms` [R] in [0, 1). top_k = 0 and top_p = 1 keep all. An inverse temperature of 0 stands for
+// the temperature 0, which takes the first of the largest.
 KERNEL(THREADS, 4)
 void sampling_draw(
     uint32_t* tokens, uint32_t* nans, const float* logits, const float* uniforms, int n,
-    float inverse_temperature, int top_k, float top_p, float min_p) {
+    float inverse_temperature, int top_k, float top_p) {
     __shared__ Shared shared;
     __shared__ uint32_t first;
     const int64_t r = blockIdx.x;
@@ -246,7 +245,7 @@ void sampling_draw(
     row.top = block_max(top);
     uint32_t token;
     if (inverse_temperature > 0.0f) {
-        token = draw(shared, row, {top_k, top_p, min_p}, uniforms);
+        token = draw(shared, row, {top_k, top_p}, uniforms);
     } else {
         token = first_index(first, n, [&](int i) { return row.logits[i] == row.top; });
     }

@@ -1,39 +1,31 @@
 //! Tokens from logits on the device.
 
-use forgelm_kernels_api::Format;
+use forgelm_kernels_api::{Draw, DrawRule, Drawn, Format};
 
 use crate::call::{Call, Grid, Numbers, args};
 use crate::chunk::int;
 
-/// How tokens are drawn. 0 of `top_k`, 1 of `top_p` and 0 of `min_p` keep all; a temperature of 0
-/// takes the largest.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Settings {
-    pub(crate) temperature: f32,
-    pub(crate) top_k: usize,
-    pub(crate) top_p: f32,
-    pub(crate) min_p: f32,
-}
-
-/// One row's token, or the first token whose logit is not a number.
-pub(crate) type Drawn = Result<u32, u32>;
-
-/// Draws a token for each row, from a number in [0, 1) for each. Waits for the device.
+/// Draws a token for each row. Waits for the device.
 ///
-/// Shapes: `logits` [R, V] read, `uniforms` [R].
+/// Shapes: `logits` [R, V] changed by the penalty, `draws` [R].
 pub(crate) fn draw(
     call: &Call<'_>,
     logits: Numbers,
-    uniforms: &[f32],
-    settings: Settings,
+    draws: &[Draw<'_>],
+    rule: DrawRule,
 ) -> Vec<Drawn> {
-    let n_rows = uniforms.len();
+    let n_rows = draws.len();
     if n_rows == 0 {
         return Vec::new();
     }
     assert!(logits.len.is_multiple_of(n_rows) && logits.len > 0, "logits is not [R, V]");
     assert_eq!(logits.format, Format::F32, "logits are f32");
-    let Settings { temperature, top_k, top_p, min_p } = settings;
+    let DrawRule { repetition_penalty, temperature, top_k, top_p } = rule;
+    if (repetition_penalty - 1.0).abs() >= f32::EPSILON {
+        let seen: Vec<&[u32]> = draws.iter().map(|draw| draw.seen).collect();
+        penalize(call, logits, &seen, repetition_penalty);
+    }
+    let uniforms: Vec<f32> = draws.iter().map(|draw| draw.uniform).collect();
     // Tokens, then the tokens that are not numbers: one array comes back.
     let results = call.scratch(Format::U8, 2 * n_rows * size_of::<u32>());
     let nans = results.address + (n_rows * size_of::<u32>()) as u64;
@@ -45,12 +37,11 @@ pub(crate) fn draw(
             results.address,
             nans,
             logits.address,
-            call.array(uniforms),
+            call.array(&uniforms),
             int(logits.len / n_rows),
             if temperature > 0.0 { 1.0 / temperature } else { 0.0 },
             int(top_k),
-            top_p,
-            min_p
+            top_p
         ],
     );
     let results: Vec<u32> = call.fetch(results);
@@ -63,7 +54,7 @@ pub(crate) fn draw(
 /// by it when not.
 ///
 /// Shapes: `logits` [R, V] changed; `seen` [R], the distinct tokens of each row, below V.
-pub(crate) fn penalize(call: &Call<'_>, logits: Numbers, seen: &[&[u32]], penalty: f32) {
+fn penalize(call: &Call<'_>, logits: Numbers, seen: &[&[u32]], penalty: f32) {
     if seen.is_empty() {
         return;
     }
@@ -90,14 +81,17 @@ mod tests {
     use crate::call::Before;
     use crate::emulated;
 
-    const ALL: Settings = Settings { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+    const ALL: DrawRule =
+        DrawRule { repetition_penalty: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
 
     /// Tokens of one row of logits, one for each uniform number.
-    fn drawn(row: &[f32], uniforms: &[f32], settings: Settings) -> Vec<Drawn> {
+    fn drawn(row: &[f32], uniforms: &[f32], rule: DrawRule) -> Vec<Drawn> {
         let device = emulated::device(emulated::options());
         let logits = row.repeat(uniforms.len());
+        let draws: Vec<Draw<'_>> =
+            uniforms.iter().map(|&uniform| Draw { uniform, seen: &[] }).collect();
         let call = Call::open(&device, "draw");
-        let tokens = draw(&call, call.read((&logits).into()), uniforms, settings);
+        let tokens = draw(&call, call.read((&logits).into()), &draws, rule);
         call.close();
         tokens
     }
@@ -114,21 +108,18 @@ mod tests {
         let want = [0, 0, 1, 1, 2, 2, 3, 3].map(Ok);
         assert_eq!(drawn(&row, &uniforms, ALL), want);
         // of the two largest, 0.3 and 0.4: the border is at 3/7
-        let top_k = Settings { top_k: 2, ..ALL };
+        let top_k = DrawRule { top_k: 2, ..ALL };
         assert_eq!(drawn(&row, &[0.0, 0.428, 0.429, 0.99], top_k), [2, 2, 3, 3].map(Ok));
         // 0.4 is within 0.6, and 0.3 begins within it: 0.2 does not
-        let top_p = Settings { top_p: 0.6, ..ALL };
+        let top_p = DrawRule { top_p: 0.6, ..ALL };
         assert_eq!(drawn(&row, &[0.0, 0.428, 0.429, 0.99], top_p), [2, 2, 3, 3].map(Ok));
-        // at least 0.6 of 0.4
-        let min_p = Settings { min_p: 0.6, ..ALL };
-        assert_eq!(drawn(&row, &[0.0, 0.428, 0.429, 0.99], min_p), [2, 2, 3, 3].map(Ok));
         // squares of the probabilities: 0.01, 0.04, 0.09, 0.16 of 0.3
-        let cold = Settings { temperature: 0.5, ..ALL };
+        let cold = DrawRule { temperature: 0.5, ..ALL };
         assert_eq!(
             drawn(&row, &[0.03, 0.04, 0.16, 0.17, 0.46, 0.47], cold),
             [Ok(0), Ok(1), Ok(1), Ok(2), Ok(2), Ok(3)]
         );
-        let greedy = Settings { temperature: 0.0, ..ALL };
+        let greedy = DrawRule { temperature: 0.0, ..ALL };
         assert_eq!(drawn(&[1.0, 3.0, 3.0, 2.0], &[0.9], greedy), [Ok(1)]);
     }
 

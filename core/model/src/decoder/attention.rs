@@ -43,13 +43,19 @@ impl Step<'_> {
                 self.linear_forward((layer, linear), y, xn, u, &mut ws.dropped);
             }
         }
-        if options.qk_norm {
-            let (q, inv_rms) = (buffers.q.get_mut(t), buffers.q_inv_rms.get_mut(t));
-            self.norm_forward((layer, Norm::Query), q, inv_rms, buffers.raw_q.get(t));
-            let (k, inv_rms) = (buffers.k.get_mut(t), buffers.k_inv_rms.get_mut(t));
-            self.norm_forward((layer, Norm::Key), k, inv_rms, buffers.raw_k.get(t));
-        }
         let ((cos, sin), dims) = (self.tables(layer, ws), &decoder.dims);
+        if options.qk_norm {
+            let heads = [
+                (Norm::Query, &mut buffers.q, &mut buffers.q_inv_rms, &buffers.raw_q, dims.h),
+                (Norm::Key, &mut buffers.k, &mut buffers.k_inv_rms, &buffers.raw_k, dims.h_kv),
+            ];
+            for (norm, y, inv_rms, x, n_heads) in heads {
+                let (y, inv_rms) = (y.get_mut(t), inv_rms.get_mut(t));
+                let (weight, eps) = (self.norm_weight((layer, norm)), decoder.config.rms_norm_eps);
+                ops.rms_norm_rope(y, inv_rms, x.get(t), weight, eps, cos, sin, n_heads);
+            }
+            return;
+        }
         ops.rope(buffers.q.get_mut(t), cos, sin, dims.h, dims.d, Rotation::Forward);
         ops.rope(buffers.k.get_mut(t), cos, sin, dims.h_kv, dims.d, Rotation::Forward);
     }

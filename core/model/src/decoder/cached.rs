@@ -5,7 +5,7 @@ mod stems;
 use std::fmt;
 use std::sync::Arc;
 
-use forgelm_kernels_api::{Buffer, Ops, Precision, Segment};
+use forgelm_kernels_api::{Buffer, Ops, Precision, Segment, SliceMut};
 
 use super::{Decoder, PackedInput, Step, check_current};
 use crate::activations::{Activations, Engine, LayerBuffers, Stage};
@@ -149,12 +149,12 @@ impl Decoder {
     /// # Panics
     /// If a cache is full, a token is above V, a sequence has no new token, or `acts` is too
     /// small: bugs of the caller.
-    pub fn forward_cached(
+    pub fn forward_cached<'l>(
         &self,
         adapter: Option<&Trainable>,
         sequences: &mut [CachedSequence<'_>],
         acts: &mut Activations,
-        logits: &mut [f32],
+        logits: impl Into<SliceMut<'l>>,
     ) {
         check_current(adapter);
         let (mut tokens, mut positions) = (Vec::new(), Vec::new());

@@ -128,19 +128,22 @@ impl Decoder {
     ///
     /// # Panics
     /// If there was no forward pass, or a row does not exist.
-    pub fn logits(
+    pub fn logits<'l>(
         &self,
         adapter: Option<&Trainable>,
         acts: &mut Activations,
         rows: &[u32],
-        logits: &mut [f32],
+        logits: impl Into<SliceMut<'l>>,
     ) {
+        let mut logits = logits.into();
         assert_eq!(logits.len(), rows.len() * self.dims.n_out, "logits is not [R, V]");
         self.norm_rows(adapter, acts, rows);
         let xn = acts.head.xn.get(rows.len());
-        self.ops.linear_forward((&mut *logits).into(), xn, self.head(adapter), Write::Replace);
+        self.ops.linear_forward(logits.reborrow(), xn, self.head(adapter), Write::Replace);
         if let Some(cap) = self.config.final_soft_cap {
-            logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+            let mut capped = logits.as_slice().to_host().into_owned();
+            capped.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+            logits.copy_from_host(&capped);
         }
         // The scored rows of an earlier `logprobs` are gone.
         acts.stage = Stage::Forwarded;

@@ -8,7 +8,7 @@ use crate::names::{Norm, Role};
 
 impl<'a> Step<'a> {
     /// The weight of a norm: the trained one, else the decoder's own.
-    fn norm_weight(&self, (layer, norm): (usize, Norm)) -> Slice<'a> {
+    pub(super) fn norm_weight(&self, (layer, norm): (usize, Norm)) -> Slice<'a> {
         let trained = self.adapter.and_then(|t| t.vector(Role::Norm(layer, norm)));
         trained.unwrap_or_else(|| self.decoder.weights.layers[layer].norm(norm))
     }

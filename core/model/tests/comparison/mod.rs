@@ -156,6 +156,7 @@ pub fn assert_as_on_the_processor(cuda: &Arc<dyn Ops>) {
         for kind in [Kind::Lora, Kind::Dora, Kind::Everything] {
             let cpu = |compute| Model::new(&config, Arc::new(Cpu::new(1)), compute, kind).all();
             let (expected, rounded) = (cpu(Compute::F32), cpu(Compute::Bf16));
+            let rounding = |i: usize| difference(&rounded[i].1, &expected[i].1);
             for compute in [Compute::F32, Compute::Bf16] {
                 let found = Model::new(&config, Arc::clone(cuda), compute, kind).all();
                 for (i, (what, found)) in found.iter().enumerate() {
@@ -164,7 +165,9 @@ pub fn assert_as_on_the_processor(cuda: &Arc<dyn Ops>) {
                         Compute::F32 => 1e-5,
                         // A row whose probabilities are nearly equal goes to another expert.
                         Compute::Bf16 if config.experts.is_some() => 0.5,
-                        Compute::Bf16 => 4.0 * difference(&rounded[i].1, &expected[i].1),
+                        // One row of logits is fewer numbers to be a few times off on average.
+                        Compute::Bf16 if *what == "cached logits" => 6.0 * rounding(i),
+                        Compute::Bf16 => 4.0 * rounding(i),
                     };
                     let case = format!("{name}, {kind:?}, {compute:?}");
                     assert!(apart <= bound, "{case}: {what} are {apart:.2e} off, not {bound:.2e}");

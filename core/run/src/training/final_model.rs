@@ -146,8 +146,8 @@ impl Difference {
             };
             for rows in rows.chunks(ROWS_TOGETHER) {
                 let [x, y] = logits.each_mut().map(|l| &mut l[..rows.len() * v]);
-                decoder.logits(Some(trained), before, rows, x);
-                saved.logits(None, after, rows, y);
+                decoder.logits(Some(trained), before, rows, &mut *x);
+                saved.logits(None, after, rows, &mut *y);
                 x.chunks_exact(v).zip(y.chunks_exact(v)).for_each(|(x, y)| difference.row(x, y));
             }
             if difference.n_rows >= ROWS_COMPARED {
