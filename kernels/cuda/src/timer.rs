@@ -34,6 +34,7 @@ mod tests {
 
     use crate::call::Call;
     use crate::emulated;
+    use crate::error::CudaError;
 
     /// Filling a hundred times as much takes longer, and no call is left for later.
     #[test]
@@ -57,8 +58,9 @@ mod tests {
         let Some(_alone) = emulated::alone() else { return };
         let device = emulated::device(emulated::options());
         emulator::fail_next("cuStreamSynchronize", 700, 0);
-        let error = device.seconds(|| ()).unwrap_err().to_string();
-        assert!(error.contains("CUDA_ERROR_ILLEGAL_ADDRESS (700)"), "{error}");
+        let error = device.seconds(|| ()).unwrap_err();
+        let CudaError::Earlier { fault, .. } = &error else { panic!("{error}") };
+        assert!(fault.to_string().contains("CUDA_ERROR_ILLEGAL_ADDRESS (700)"), "{fault}");
         let memory = crate::memory::CudaMemory::zeros(&device, Format::U8, 1).unwrap();
         let mut byte = [7];
         forgelm_kernels_api::DeviceMemory::read(&memory, 0, u8::host_mut(&mut byte));
