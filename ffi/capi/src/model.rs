@@ -105,7 +105,7 @@ fn request(name: &str, options: Option<&str>) -> Result<ModelRequest, Failure> {
 }
 
 /// The device that a text names; the first one, or the processor, without.
-pub fn device_of(text: Option<String>, place: &str) -> Result<Device, Failure> {
+pub(crate) fn device_of(text: Option<String>, place: &str) -> Result<Device, Failure> {
     let Some(text) = text else { return Ok(Device::Auto) };
     let expected = "expected `auto`, `cpu` or `cuda:N`";
     text.parse().map_err(|_| wrong(&format!("`{place}.device` is `{text}`; {expected}")))

@@ -127,7 +127,7 @@ unsafe extern "C" fn allocate(
         if out.is_null() {
             return Err(Refusal::argument("`out` is NULL"));
         }
-        let lent = Lent::new(device.ops, device.on, dtype, shape)?;
+        let lent = Lent::hand_out(device.ops, device.on, dtype, shape)?;
         // SAFETY: the plugin's place.
         unsafe { put(out, "out", lent) }
     })

@@ -113,7 +113,7 @@ pub(super) struct Lent {
 
 impl Lent {
     /// Zeros of this shape, for a plugin that calls the deleter.
-    pub(super) fn new(
+    pub(super) fn hand_out(
         ops: &Arc<dyn Ops>,
         on: &dyn OnDevice,
         dtype: forgelm_dtype,
