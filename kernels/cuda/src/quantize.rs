@@ -112,7 +112,6 @@ pub(crate) fn int8_back(call: &Call<'_>, rows: Numbers, bytes: Numbers, n_cols: 
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "values that are exact")]
 mod tests {
     use super::*;
     use crate::trial::in_all_orders;
