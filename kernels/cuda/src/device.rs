@@ -19,7 +19,7 @@ use crate::arrays::Arrays;
 use crate::call::{Argument, Grid};
 use crate::cublaslt::CublasLt;
 use crate::error::{CudaError, Launched};
-use crate::images::{ImageSource, Images};
+use crate::images::{CodeSource, ImageSource, Images};
 use crate::libraries::{Availability, Libraries};
 use crate::pool::{Allocation, Pool};
 use crate::staging::Staging;
@@ -77,6 +77,7 @@ struct Kernel {
     shared_bytes: usize,
     /// Lengths of its parameters; unknown to drivers before CUDA 12.4.
     parameters: Option<Arc<[usize]>>,
+    code: CodeSource,
 }
 
 // SAFETY: handles of the driver may be used from every thread that the context is current on.
@@ -187,6 +188,23 @@ impl Device {
     /// Products by cuBLASLt, where it was found.
     pub(crate) fn blas(&self) -> Option<&CublasLt> {
         self.blas.as_ref()
+    }
+
+    /// The version of cuBLASLt, as 120903 of 12.9.3; `None` where it was not found or does not start.
+    #[must_use]
+    pub fn cublaslt_version(&self) -> Option<usize> {
+        self.blas.as_ref().map(CublasLt::version)
+    }
+
+    /// Whether NVRTC compiles for this device: one source is tried. `None` without NVRTC.
+    #[must_use]
+    pub fn try_compiler(&self) -> Option<Result<(), String>> {
+        self.images.try_compiler()
+    }
+
+    /// Where the code of a kernel came from; `None` if it was not loaded yet.
+    pub(crate) fn code_of(&self, kernel: &str) -> Option<CodeSource> {
+        lock(&self.loaded).kernels.get(kernel).map(|kernel| kernel.code.clone())
     }
 
     /// Its memory.
@@ -319,12 +337,13 @@ impl Device {
     fn kernel(&self, op: &'static str, name: &str, grid: Grid) -> Result<Kernel, CudaError> {
         let mut loaded = lock(&self.loaded);
         if !loaded.kernels.contains_key(name) {
-            let function = self.find_function(&mut loaded, name)?;
+            let (function, code) = self.find_function(&mut loaded, name)?;
             let kernel = Kernel {
                 name: name.into(),
                 function,
                 shared_bytes: SHARED_BYTES_DEFAULT,
                 parameters: parameters_of(function),
+                code,
             };
             loaded.kernels.insert(name.to_owned(), kernel);
         }
@@ -344,7 +363,11 @@ impl Device {
     }
 
     /// Tries each form of the kernel that may run here, the best first.
-    fn find_function(&self, loaded: &mut Loaded, name: &str) -> Result<CUfunction, CudaError> {
+    fn find_function(
+        &self,
+        loaded: &mut Loaded,
+        name: &str,
+    ) -> Result<(CUfunction, CodeSource), CudaError> {
         let kernel = CString::new(name).expect("names of kernels have no zero in them");
         let mut reasons = Vec::new();
         for form in self.images.forms(name) {
@@ -354,7 +377,7 @@ impl Device {
                     .map_err(|error| crate::error::DriverFault::from(error).to_string())
             });
             match answer {
-                Ok(function) => return Ok(function),
+                Ok(function) => return Ok((function, form.source())),
                 Err(reason) => reasons.push(format!("{form}: {reason}")),
             }
         }

@@ -54,7 +54,7 @@ impl Product {
         }
     }
 
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         let [(a_rows, a_cols), (b_rows, b_cols)] = self.shapes();
         self.a.assert_holds("a", a_rows, a_cols);
         self.b.assert_holds("b", b_rows, b_cols);
@@ -145,7 +145,7 @@ impl Cut {
 }
 
 /// With the kernels of this library.
-fn multiply_here(call: &Call<'_>, product: &Product) {
+pub(crate) fn multiply_here(call: &Call<'_>, product: &Product) {
     let &Product { c, a, b, layout, dims, alpha, write } = product;
     let layout = match layout {
         GemmLayout::Nn => "nn",

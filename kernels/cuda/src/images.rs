@@ -54,6 +54,44 @@ pub(crate) enum Form {
     Ptx(String),
 }
 
+/// Where the machine code of a kernel came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CodeSource {
+    /// The image that the caller gave.
+    Given,
+    /// Made before this release, for this architecture.
+    Prebuilt(&'static str),
+    /// Compiled on this machine by NVRTC, for this architecture.
+    Compiled(String),
+    /// Compiled on this machine by the driver, from PTX.
+    Ptx,
+}
+
+impl std::fmt::Display for CodeSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Given => f.write_str("the given image"),
+            Self::Prebuilt(archive) => write!(f, "the image built for {archive}"),
+            Self::Compiled(architecture) => {
+                write!(f, "compiled on this machine for {architecture} (NVRTC)")
+            }
+            Self::Ptx => f.write_str("compiled by the driver (PTX)"),
+        }
+    }
+}
+
+impl Form {
+    /// Where it comes from, without the file.
+    pub(crate) fn source(&self) -> CodeSource {
+        match self {
+            Self::Given => CodeSource::Given,
+            Self::Prebuilt(archive, _) => CodeSource::Prebuilt(archive),
+            Self::Compiled(architecture, _) => CodeSource::Compiled(architecture.clone()),
+            Self::Ptx(_) => CodeSource::Ptx,
+        }
+    }
+}
+
 impl std::fmt::Display for Form {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -93,6 +131,20 @@ impl Images {
         format!("sm_{major}{minor}")
     }
 
+    /// What NVRTC is told to compile for.
+    fn compiled_architecture(&self) -> String {
+        // Hopper's own instructions are compiled only for `sm_90a`.
+        let suffix = if self.capability == (9, 0) { "a" } else { "" };
+        format!("{}{suffix}", self.architecture())
+    }
+
+    /// Whether NVRTC compiles for this device: one source is tried. `None` without NVRTC.
+    pub(crate) fn try_compiler(&self) -> Option<Result<(), String>> {
+        self.compiler.as_ref()?;
+        let form = Form::Compiled(self.compiled_architecture(), "add".to_owned());
+        Some(self.image(&form).map(|_image| ()))
+    }
+
     /// The forms of a kernel, the best first.
     pub(crate) fn forms(&self, kernel: &str) -> Vec<Form> {
         if let ImageSource::Given(_) = self.source {
@@ -105,10 +157,7 @@ impl Images {
         if let Some(archive) = prebuilt_for(self.capability) {
             forms.push(Form::Prebuilt(archive, stem.to_owned()));
         }
-        // Hopper's own instructions are compiled only for `sm_90a`.
-        let suffix = if self.capability == (9, 0) { "a" } else { "" };
-        let architecture = format!("{}{suffix}", self.architecture());
-        forms.push(Form::Compiled(architecture, stem.to_owned()));
+        forms.push(Form::Compiled(self.compiled_architecture(), stem.to_owned()));
         forms.push(Form::Ptx(stem.to_owned()));
         forms
     }

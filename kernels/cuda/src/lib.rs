@@ -56,6 +56,7 @@ mod rope;
 mod routing;
 mod rows;
 mod sampling;
+mod self_test;
 mod staging;
 mod sum_of_squares;
 mod timer;
@@ -83,9 +84,10 @@ pub use call::{Argument, Grid};
 pub use device::{Device, DeviceFacts, DeviceOptions};
 pub use error::{CudaError, DriverFault, Launched};
 pub use graph::Graph;
-pub use images::ImageSource;
+pub use images::{CodeSource, ImageSource};
 pub use libraries::{Availability, Folders, Found, Libraries};
 pub use pool::{Allocation, Pool, PoolUse};
+pub use self_test::{Former, SelfTest, Trial, TrialOutcome, self_test};
 
 /// The kernel library of NVIDIA's devices.
 ///

@@ -41,6 +41,16 @@ impl Found {
     }
 }
 
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::At(file) => write!(f, "`{}`", file.display()),
+            Self::ByLoader => f.write_str("found by the system's loader"),
+            Self::Missing => f.write_str("not found"),
+        }
+    }
+}
+
 /// NVIDIA's libraries, as far as this machine has them. Once found they stay loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Libraries {
@@ -110,6 +120,19 @@ impl Libraries {
             cublaslt: find(CUBLASLT, cudarc::cublaslt::sys::is_culib_present),
             cudnn: find(CUDNN, cudarc::cudnn::sys::is_culib_present),
         }
+    }
+
+    /// Major and minor version of NVRTC; `None` without it.
+    #[must_use]
+    pub fn nvrtc_version(&self) -> Option<(i32, i32)> {
+        self.nvrtc.is_there().then(crate::nvrtc::version)
+    }
+
+    /// Version of cuDNN, as 90700 of 9.7.0; `None` without it.
+    #[must_use]
+    pub fn cudnn_version(&self) -> Option<usize> {
+        // SAFETY: the library is there, and the call has no precondition.
+        self.cudnn.is_there().then(|| unsafe { cudarc::cudnn::sys::cudnnGetVersion() })
     }
 
     /// What there is to work on. Never panics.

@@ -141,7 +141,8 @@ fn write_entry(entry: &Path, image: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-fn version() -> (i32, i32) {
+/// Major and minor version of NVRTC, which must be there.
+pub(crate) fn version() -> (i32, i32) {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: NVRTC is there, and writes two numbers.
     let _ = unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) };
