@@ -52,6 +52,7 @@ fn environment(workplace: &Workplace, clock: Arc<TestClock>) -> Environment {
         allow_audit_reroot: false,
         audit_secret: None,
         hub_token: None,
+        hub_endpoint: None,
         offline: true,
         cache_dir: workplace.path("home/.cache"),
         cuda_folders: Default::default(),

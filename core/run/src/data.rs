@@ -11,7 +11,7 @@ use forgelm_data::{
     DataProblem, PrepareRequest, Prepared, RenderSettings, Renderer, Sequences, SourceFiles,
     find_files, is_hub_id,
 };
-use forgelm_hub::{HubOptions, RevisionRecord, resolve_dataset};
+use forgelm_hub::{RevisionRecord, resolve_dataset};
 use std::path::Path;
 
 pub use forgelm_data::{LintReport, Piece, PreviewRow, PreviewSequence, Role};
@@ -59,7 +59,7 @@ fn find_unchecked(
     let extras = data.extra_datasets.iter().flatten();
     for name in std::iter::once(&data.dataset_name_or_path).chain(extras) {
         let (files, revision) = if is_hub_id(name) {
-            let mut options = HubOptions::new(env.cache_dir.clone(), env.hub_cache_dir.clone());
+            let mut options = env.hub_options();
             options.offline = offline || plan.run.model.offline || env.offline;
             let own = plan.run.auth.as_ref().and_then(|auth| auth.hf_token.clone());
             options.token = own.or_else(|| env.hub_token.clone());

@@ -3,6 +3,7 @@
 
 use forgelm_artifact::time::Clock;
 use forgelm_config::Secret;
+use forgelm_hub::HubOptions;
 use forgelm_kernels_cuda::Folders;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -37,6 +38,8 @@ pub struct Environment {
     pub audit_secret: Option<Secret>,
     /// Token for the model hub.
     pub hub_token: Option<Secret>,
+    /// `HF_ENDPOINT`: the address of the model hub, where it is not the usual one.
+    pub hub_endpoint: Option<String>,
     /// One of the offline variables is set.
     pub offline: bool,
     /// Where fetched packages are kept.
@@ -94,9 +97,57 @@ impl Environment {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// Where models and data sets of a hub are kept and asked for.
+    #[must_use]
+    pub fn hub_options(&self) -> HubOptions {
+        let options = HubOptions::new(self.cache_dir.clone(), self.hub_cache_dir.clone());
+        HubOptions { endpoint: self.hub_endpoint.clone(), ..options }
+    }
+
     /// A fresh run id: `fg-` and 12 hexadecimal digits.
     #[must_use]
     pub fn run_id(&self) -> String {
         format!("fg-{:012x}", self.random_bits & 0xffff_ffff_ffff)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use forgelm_artifact::{FixedClock, UtcTime};
+    use std::path::Path;
+
+    /// A world in which the system knows no user.
+    pub(crate) fn nobody(dir: &Path) -> Environment {
+        Environment {
+            clock: Arc::new(FixedClock(UtcTime(0))),
+            cpu_time: || None,
+            user: None,
+            host: "host".to_owned(),
+            operator: None,
+            allow_anonymous_operator: false,
+            allow_audit_reroot: false,
+            audit_secret: None,
+            hub_token: None,
+            hub_endpoint: None,
+            offline: true,
+            cuda_folders: Default::default(),
+            cache_dir: dir.join("cache"),
+            hub_cache_dir: dir.join("hub"),
+            config_dir: dir.join("config"),
+            signing_key: None,
+            signing_key_passphrase: None,
+            signing_key_file: None,
+            trusted_keys: None,
+            program_dir: None,
+            plugin_path: Vec::new(),
+            plugin_worker: None,
+            signing_program: |_, _| Err("none".to_owned()),
+            alarm: |_| {},
+            process_id: 1,
+            variable: Arc::new(|_: &str| None),
+            random_bits: 7,
+            stop: Arc::new(AtomicBool::new(false)),
+        }
     }
 }

@@ -11,6 +11,7 @@ use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
 use crate::footprint;
+use crate::kernels::Chosen;
 use crate::memory::{self, Room};
 use crate::model;
 use crate::plan::Plan;
@@ -30,6 +31,8 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 
 mod by_name;
+
+pub(crate) use by_name::qlora_largest;
 
 /// Above this share of what there is, a run is tight.
 const FITS: f64 = 0.85;
@@ -144,7 +147,10 @@ fn on_this_machine(
     let models = (&found, reward_model);
     let data = TokenizedData::new(method, &sources, models, now, env, observer)?;
     let adapter = training::new_trainable(plan, &found)?;
-    let ops = plugins.kernels()?;
+    let Chosen { ops, fallback } = plugins.choose()?;
+    if let Some(fallback) = &fallback {
+        fallback.tell(observer);
+    }
     let compute = model::compute(model_request.compute, ops.as_ref());
     let options = settings::load_options(&plan.run, compute);
     let held = footprint::held_beside(ops.as_ref());

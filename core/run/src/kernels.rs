@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use forgelm_config::Device;
 use forgelm_kernels_api::Ops;
 use forgelm_kernels_cpu::{Cpu, InstructionSet};
-use forgelm_kernels_cuda::{Cuda, CudaError, DeviceOptions, Folders, Libraries};
+use forgelm_kernels_cuda::{Availability, Cuda, CudaError, DeviceOptions, Folders, Libraries};
 
 use crate::environment::Environment;
 use crate::error::RunError;
@@ -28,6 +29,7 @@ pub struct Kernels {
     cache: PathBuf,
     cpu: Arc<OnceLock<Arc<dyn Ops>>>,
     chosen: Arc<Mutex<Option<Chosen>>>,
+    alarm: fn(&str),
 }
 
 /// What computes.
@@ -36,7 +38,7 @@ pub struct Chosen {
     /// The library.
     pub ops: Arc<dyn Ops>,
     /// Why it is the processor's, where a device was looked for.
-    pub note: Option<String>,
+    pub fallback: Option<Fallback>,
 }
 
 impl Chosen {
@@ -48,17 +50,81 @@ impl Chosen {
     /// Tells where a method works, and why not on a device that there is, or was looked for.
     pub(crate) fn tell(&self, method: &str, is_on_device: bool, observer: &mut dyn Observer) {
         let name = self.ops.name();
-        observer.observe(&match (self.ops.on_device(), is_on_device, &self.note) {
-            (Some(_), true, _) => Event::Notice(format!("{method} works on {name}")),
-            (Some(_), false, _) => Event::Notice(format!(
+        observer.observe(&match (self.ops.on_device(), is_on_device) {
+            (Some(_), true) => Event::Notice(format!("{method} works on {name}")),
+            (Some(_), false) => Event::Notice(format!(
                 "{method} works on the processor: it takes no tensors of {name}, or runs in a process \
                  of its own, where there are none"
             )),
-            (None, _, Some(note)) => Event::Detail(note.clone()),
-            (None, _, None) => return,
+            (None, _) => {
+                if let Some(fallback) = &self.fallback {
+                    fallback.tell(observer);
+                }
+                return;
+            }
         });
     }
 }
+
+/// Why the processor computes where `auto` looked for a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// There is none: as on most machines.
+    NoDevice(String),
+    /// There is one, and it cannot be used: whoever has it wants to know.
+    Failed(String),
+}
+
+impl Fallback {
+    fn of(error: &CudaError) -> Self {
+        let mut text = error.to_string();
+        if let Some(cause) = std::error::Error::source(error) {
+            text = format!("{text}: {cause}");
+        }
+        match error {
+            CudaError::NotUsable(Availability::NoDriver | Availability::NoDevice) => {
+                Self::NoDevice(text)
+            }
+            CudaError::NotUsable(Availability::Usable { .. } | Availability::Failed(_))
+            | CudaError::NoSuchDevice { .. }
+            | CudaError::TooOld { .. }
+            | CudaError::Driver { .. }
+            | CudaError::Launch { .. }
+            | CudaError::Earlier { .. }
+            | CudaError::OutOfMemory { .. }
+            | CudaError::NoImage { .. }
+            | CudaError::NotCapturable { .. } => Self::Failed(text),
+        }
+    }
+
+    /// Tells it: aloud where there is a device.
+    pub(crate) fn tell(&self, observer: &mut dyn Observer) {
+        let text = self.to_string();
+        observer.observe(&match self {
+            Self::NoDevice(_) => Event::Detail(text),
+            Self::Failed(_) => {
+                IS_TOLD.store(true, Ordering::Relaxed);
+                Event::Warning(text)
+            }
+        });
+    }
+}
+
+impl fmt::Display for Fallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDevice(text) => write!(f, "{text}: the processor computes"),
+            Self::Failed(text) => write!(
+                f,
+                "the processor computes, because the device cannot be used: {text}\n  hint: \
+                 `forgelm doctor` tries it; `cpu` as the device never looks for one"
+            ),
+        }
+    }
+}
+
+/// Whether somebody was told in this process that a device cannot be used.
+static IS_TOLD: AtomicBool = AtomicBool::new(false);
 
 /// What is open on a device: one context and one pool of memory in a process.
 static OPEN: Mutex<BTreeMap<usize, Weak<forgelm_kernels_cuda::Device>>> =
@@ -75,6 +141,7 @@ impl Kernels {
             cache: env.cache_dir.join("kernels"),
             cpu: Arc::default(),
             chosen: Arc::default(),
+            alarm: env.alarm,
         }
     }
 
@@ -87,6 +154,7 @@ impl Kernels {
             cache: PathBuf::new(),
             cpu: Arc::default(),
             chosen: Arc::default(),
+            alarm: |_| {},
         }
     }
 
@@ -106,26 +174,40 @@ impl Kernels {
     ///
     /// # Errors
     /// If the device that was asked for cannot be used. With `auto` never: then it is the processor,
-    /// and the note says why.
+    /// and `fallback` says why.
     pub fn get(&self) -> Result<Chosen, RunError> {
         let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(chosen) = &*chosen {
             return Ok(chosen.clone());
         }
         let made = match self.device {
-            Device::Cpu => Chosen { ops: self.cpu(), note: None },
-            Device::Cuda(ordinal) => Chosen { ops: self.cuda(ordinal)?, note: None },
+            Device::Cpu => Chosen { ops: self.cpu(), fallback: None },
+            Device::Cuda(ordinal) => Chosen { ops: self.cuda(ordinal)?, fallback: None },
             Device::Auto => match self.cuda(0) {
-                Ok(ops) => Chosen { ops, note: None },
-                Err(RunError::Device { source, .. }) => Chosen {
-                    ops: self.cpu(),
-                    note: Some(format!("{source}: the processor computes")),
-                },
+                Ok(ops) => Chosen { ops, fallback: None },
+                Err(RunError::Device { source, .. }) => {
+                    Chosen { ops: self.cpu(), fallback: Some(Fallback::of(&source)) }
+                }
                 Err(error) => return Err(error),
             },
         };
         *chosen = Some(made.clone());
         Ok(made)
+    }
+
+    /// [`Kernels::get`] for who has nobody to tell: that a device cannot be used is shown at once, a
+    /// single time in a process.
+    ///
+    /// # Errors
+    /// As [`Kernels::get`].
+    pub fn get_aloud(&self) -> Result<Arc<dyn Ops>, RunError> {
+        let Chosen { ops, fallback } = self.get()?;
+        if let Some(fallback @ Fallback::Failed(_)) = fallback
+            && !IS_TOLD.swap(true, Ordering::Relaxed)
+        {
+            (self.alarm)(&fallback.to_string());
+        }
+        Ok(ops)
     }
 
     /// Computes on the kernels of this name from here on, as a run's evidence names them.
@@ -153,7 +235,7 @@ impl Kernels {
             return Err(missing());
         }
         *self.chosen.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Chosen { ops, note: None });
+            Some(Chosen { ops, fallback: None });
         Ok(())
     }
 

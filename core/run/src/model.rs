@@ -164,7 +164,7 @@ pub(crate) fn hub_options(
         offline: request.offline || env.offline,
         revision,
         token: request.token.clone().or_else(|| env.hub_token.clone()),
-        ..HubOptions::new(env.cache_dir.clone(), env.hub_cache_dir.clone())
+        ..env.hub_options()
     }
 }
 
@@ -176,7 +176,7 @@ pub fn kernels(
     kernels: &Kernels,
     request: &ModelRequest,
 ) -> Result<(Arc<dyn Ops>, Compute), RunError> {
-    let ops = kernels.get()?.ops;
+    let ops = kernels.get_aloud()?;
     let compute = compute(request.compute, ops.as_ref());
     Ok((ops, compute))
 }

@@ -23,7 +23,7 @@ use crate::plugins::{self, Plugins, Used};
 use convert::Ended;
 use forgelm_artifact::write::{StagedDir, WriteError};
 use forgelm_evidence::documents::quantization::QuantizedTensor;
-use forgelm_hub::{HubOptions, ModelFiles};
+use forgelm_hub::ModelFiles;
 use forgelm_model::ADAPTER_CONFIG;
 use forgelm_sdk::quantizer::Quantizer;
 use forgelm_tensor::{Dtype, FourBit};
@@ -210,7 +210,7 @@ fn find(
             hint: "fold it into its base first: a merge of one adapter over its base, with `--merge`",
         });
     }
-    let mut options = HubOptions::new(env.cache_dir.clone(), env.hub_cache_dir.clone());
+    let mut options = env.hub_options();
     options.offline = request.offline || env.offline;
     options.revision.clone_from(&request.revision);
     options.token.clone_from(&env.hub_token);

@@ -319,51 +319,15 @@ impl FoundPii {
 #[cfg(test)]
 mod tests {
     use super::{IdentifierKind, ReversePiiRequest, reverse_pii};
-    use crate::environment::Environment;
+    use crate::environment::tests::nobody;
     use crate::error::RunError;
     use crate::event::{Event, Observer};
-    use forgelm_artifact::{FixedClock, UtcTime, write};
-    use std::path::Path;
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicBool;
+    use forgelm_artifact::write;
 
     struct Silent;
 
     impl Observer for Silent {
         fn observe(&mut self, _event: &Event) {}
-    }
-
-    /// A world in which the system knows no user.
-    fn nobody(dir: &Path) -> Environment {
-        Environment {
-            clock: Arc::new(FixedClock(UtcTime(0))),
-            cpu_time: || None,
-            user: None,
-            host: "host".to_owned(),
-            operator: None,
-            allow_anonymous_operator: false,
-            allow_audit_reroot: false,
-            audit_secret: None,
-            hub_token: None,
-            offline: true,
-            cuda_folders: Default::default(),
-            cache_dir: dir.join("cache"),
-            hub_cache_dir: dir.join("hub"),
-            config_dir: dir.join("config"),
-            signing_key: None,
-            signing_key_passphrase: None,
-            signing_key_file: None,
-            trusted_keys: None,
-            program_dir: None,
-            plugin_path: Vec::new(),
-            plugin_worker: None,
-            signing_program: |_, _| Err("none".to_owned()),
-            alarm: |_| {},
-            process_id: 1,
-            variable: Arc::new(|_: &str| None),
-            random_bits: 7,
-            stop: Arc::new(AtomicBool::new(false)),
-        }
     }
 
     #[test]

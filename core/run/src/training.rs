@@ -29,7 +29,7 @@ use crate::evaluators;
 use crate::event::{Event, ModelLoaded, Observer};
 use crate::footprint;
 use crate::gates;
-use crate::kernels::{Chosen, caught};
+use crate::kernels::{Chosen, Fallback, caught};
 use crate::model::{self, FoundModel, LoadedModel};
 use crate::outbound::{TimeStamps, Told};
 use crate::output::Start;
@@ -249,9 +249,9 @@ fn run(
     }
     check_measurable(plan, needs.rollouts, data.prepared.validation.is_empty(), observer)?;
     let mut adapter = new_trainable(plan, &found)?;
-    let Chosen { ops, note } = plugins.choose()?;
-    if let Some(note) = note {
-        observer.observe(&Event::Detail(note));
+    let Chosen { ops, fallback } = plugins.choose()?;
+    if let Some(fallback) = &fallback {
+        fallback.tell(observer);
     }
     let compute = model::compute(model_request.compute, ops.as_ref());
     let optimizer = settings::optimizer(&plan.run);
@@ -342,6 +342,10 @@ fn run(
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
     if let Some(event) = compliance::acknowledged(plan, job.observer) {
         audit.append(&event)?;
+    }
+    if let Some(Fallback::Failed(reason)) = fallback {
+        let kernels = job.loaded.decoder.ops().name().to_owned();
+        audit.append(&AuditEvent::TrainingDeviceFallback { kernels, reason })?;
     }
     let begun = (adapter, optimizer);
     let result = caught(|| job.run(begun, identity, from, request.force_resume, &key, &mut audit));

@@ -80,6 +80,7 @@ pub fn environment(clock: Arc<dyn Clock>, view: &View) -> Environment {
         allow_audit_reroot: is_one(variable("FORGELM_ALLOW_AUDIT_REROOT")),
         audit_secret: variable("FORGELM_AUDIT_SECRET").map(Secret::new),
         hub_token: variable("HUGGINGFACE_TOKEN").or_else(|| variable("HF_TOKEN")).map(Secret::new),
+        hub_endpoint: variable("HF_ENDPOINT"),
         offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"]
             .into_iter()
             .any(|name| is_truthy(variable(name))),

@@ -74,6 +74,14 @@ events! {
         /// The checkpoint that was saved.
         checkpoint: Option<String>,
     }
+    /// `training.device_fallback`: `training.device` is `auto`, and the device that is there cannot be
+    /// used: the processor computes.
+    TrainingDeviceFallback = "training.device_fallback" {
+        /// What computes instead.
+        kernels: String,
+        /// What the device's driver said.
+        reason: String,
+    }
     /// `training.oom_recovery`: memory did not suffice, and the step is tried in smaller pieces.
     TrainingOomRecovery = "training.oom_recovery" {
         /// Sequences in a micro-batch before.

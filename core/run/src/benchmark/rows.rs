@@ -112,7 +112,7 @@ impl RowFinder<'_> {
                 .and_then(|auth| auth.hf_token.clone())
                 .or_else(|| self.env.hub_token.clone()),
             role: "benchmark".to_owned(),
-            ..HubOptions::new(self.env.cache_dir.clone(), self.env.hub_cache_dir.clone())
+            ..self.env.hub_options()
         };
         let resolved = resolve_dataset(path, &options, &mut |event| model::report(event, observer));
         let resolved = resolved.map_err(|source| BenchmarkError::NotHere {

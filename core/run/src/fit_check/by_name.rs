@@ -1,6 +1,6 @@
 //! A guess of the memory of a model that is not here: sizes from its name, by rule of thumb.
 
-use super::{FitCheck, n_target_modules};
+use super::{FitCheck, Verdict, n_target_modules};
 use forgelm_config::{ComputeDtype, Run, TrainerType};
 use forgelm_model::MemoryPlan;
 
@@ -88,6 +88,21 @@ pub(super) fn estimate(run: &Run, held: u64) -> FitCheck {
     check
 }
 
+/// The largest size of the list whose QLoRA run, one row at a time and all else as by default, takes
+/// a share of `available` that counts as fitting.
+pub(crate) fn qlora_largest(available: u64, held: u64) -> Option<&'static str> {
+    let config = "model: {name_or_path: 1b, load_in_4bit: true}\n\
+                  training: {per_device_train_batch_size: 1}\n\
+                  data: {dataset_name_or_path: rows.jsonl}\n";
+    let mut run = forgelm_config::load(config, "rule of thumb").ok()?.run;
+    let fits = |(key, _): &&(&'static str, Sizes)| {
+        run.model.name_or_path = (*key).to_owned();
+        let total = estimate(&run, held).total();
+        Verdict::of(total, Some(available)) == Verdict::Fits
+    };
+    HINTS.iter().filter(fits).map(|(key, _)| *key).next_back()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +122,20 @@ mod tests {
             assert_eq!(hint(name).map(|sizes| sizes.0), width, "{name}");
         }
         assert_eq!(HINTS.len(), 10);
+    }
+
+    #[test]
+    fn more_memory_never_fits_less() {
+        assert_eq!(qlora_largest(1 << 28, 0), None);
+        let place = |gib: u64| {
+            let key = qlora_largest(gib << 30, 0);
+            key.map(|key| HINTS.iter().position(|(other, _)| *other == key))
+        };
+        let places: Vec<_> = [1, 4, 8, 16, 32, 64, 128, 1024].map(place).into();
+        assert!(places.is_sorted(), "{places:?}");
+        assert_eq!(places.last(), Some(&Some(Some(9))), "the largest fits into a tebibyte");
+        // Half a byte for each of its 6.6 billion weights alone are 3.3 GB.
+        assert!(!matches!(qlora_largest(3 << 30, 0), Some("7b" | "8b" | "13b")));
     }
 
     /// By hand: 32000 h + 32 (4 h^2 + 3 h 11008 + 2 h) + h with h = 4096.

@@ -11,7 +11,7 @@ use crate::overrides::{self, Overrides};
 use crate::plan::Plan;
 use forgelm_config::Merge;
 use forgelm_evidence::documents::record::FileRecord;
-use forgelm_hub::{HubOptions, ModelFiles};
+use forgelm_hub::ModelFiles;
 use forgelm_model::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, LoadedAdapter, PeftInfo};
 use forgelm_tokenize::Tokenizer;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ impl Inputs {
     ) -> Result<Self, RunError> {
         let request = model::request_of(plan, offline);
         let find = |name: &str, revision: Option<String>, observer: &mut dyn Observer| {
-            let mut options = HubOptions::new(env.cache_dir.clone(), env.hub_cache_dir.clone());
+            let mut options = env.hub_options();
             options.offline = request.offline || env.offline;
             options.revision = revision;
             options.token = request.token.clone().or_else(|| env.hub_token.clone());
