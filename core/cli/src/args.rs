@@ -3,6 +3,7 @@
 mod annex_iv;
 pub mod approval;
 pub mod bundle;
+mod doctor;
 pub mod gguf;
 mod monitor;
 pub mod purge;
@@ -16,6 +17,7 @@ pub use annex_iv::VerifyAnnexIvArgs;
 use approval::{ApprovalsArgs, DecisionArgs};
 use bundle::BundleArgs;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+pub use doctor::DoctorArgs;
 use forgelm_artifact::UtcTime;
 use forgelm_config::Device;
 use gguf::VerifyGgufArgs;
@@ -171,6 +173,8 @@ pub enum Command {
     /// Check, explain and print configs
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Try what runs need of this machine, user and program; exit 1 if something does not work
+    Doctor(DoctorArgs),
     /// Look at the data of a run
     #[command(subcommand)]
     Data(DataCommand),

@@ -37,6 +37,7 @@ fn run(cli: &Cli, context: &mut Context) -> Exit {
         None => command::run::run(&cli.run, context),
         Some(Command::Config(config)) => command::config::config(config, context),
         Some(Command::Data(data)) => command::data::data(data, context),
+        Some(Command::Doctor(args)) => command::doctor::doctor(args, context),
         Some(Command::Audit(audit)) => command::audit::audit(audit, context),
         Some(Command::Chat(chat)) => command::chat::chat(chat, context),
         Some(Command::Score(score)) => command::score::score(score, context),

@@ -8,6 +8,7 @@ pub mod chat;
 pub mod compliance;
 pub mod config;
 pub mod data;
+pub mod doctor;
 mod gates;
 pub mod gguf;
 pub mod keygen;
