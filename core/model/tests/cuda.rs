@@ -21,8 +21,11 @@ use support::noise;
 /// The emulated driver has one state in a process: tests that use it follow each other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// Alone with the emulated driver, and what was opened.
+type Opened = (MutexGuard<'static, ()>, Arc<dyn Ops>, Arc<Device>);
+
 /// An emulated device, alone; `None`, aloud, where there is none.
-fn device() -> Option<(MutexGuard<'static, ()>, Arc<dyn Ops>, Arc<Device>)> {
+fn device() -> Option<Opened> {
     if let Some(reason) = emulator::unavailable() {
         println!("skipped: {reason}");
         return None;
@@ -78,9 +81,8 @@ fn a_step_leaves_on_the_device_what_lives_there() {
     let Some((_alone, cuda, _)) = device() else { return };
     let config = family("llama-bias");
     let mut model = Model::new(&config, Arc::clone(&cuda), Compute::Bf16, Kind::Lora);
-    let mut grads = cuda
-        .allocate(model.trainable.n_params(), Precision::Exact)
-        .expect("there is memory");
+    let mut grads =
+        cuda.allocate(model.trainable.n_params(), Precision::Exact).expect("there is memory");
     let step = |model: &mut Model, grads: &mut forgelm_kernels_api::Buffer| {
         let pass =
             Pass { adapter: Some(&model.trainable), batch: model.batch.input(), dropout: None };

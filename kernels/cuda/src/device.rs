@@ -190,12 +190,6 @@ impl Device {
         self.blas.as_ref()
     }
 
-    /// The version of cuBLASLt, as 120903 of 12.9.3; `None` where it was not found or does not start.
-    #[must_use]
-    pub fn cublaslt_version(&self) -> Option<usize> {
-        self.blas.as_ref().map(CublasLt::version)
-    }
-
     /// Whether NVRTC compiles for this device: one source is tried. `None` without NVRTC.
     #[must_use]
     pub fn try_compiler(&self) -> Option<Result<(), String>> {

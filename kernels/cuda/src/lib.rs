@@ -71,8 +71,8 @@ use std::sync::{Arc, Mutex};
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Columns,
     Compute, Draw, DrawRule, Drawn, Dropout, Format, FrozenMatrix, GemmDims, GemmLayout, LowRank,
-    MemoryRefused, OnDevice, Ops, Precision, Rotation, RowSource, Segment, Slice, SliceMut, Workload,
-    Write,
+    MemoryRefused, OnDevice, Ops, Precision, Rotation, RowSource, Segment, Slice, SliceMut,
+    Workload, Write,
 };
 
 use call::{Before, Call};

@@ -1,12 +1,11 @@
 //! The device as plugins see it: numbers by address, each checked before it is touched.
 
 use std::any::Any;
-use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use forgelm_kernels_api::{
-    DeviceMemory, DeviceModels, DevicePart, DeviceRefusal, DropMask, Election, Format, Host,
-    HostMut, MagnitudeBits, OnDevice,
+    DeviceMemory, DeviceModels, DevicePart, DeviceRefusal, DropMask, Election, Failure, Format,
+    Host, HostMut, MagnitudeBits, OnDevice,
 };
 
 use crate::call::{Call, Numbers};
@@ -23,23 +22,21 @@ fn argument(what: String) -> DeviceRefusal {
 
 /// An error of the device, with its causes.
 fn refusal(error: &CudaError) -> DeviceRefusal {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        // Writing to a string cannot fail.
-        let _ = write!(text, ": {inner}");
-        cause = inner.source();
-    }
-    match error {
-        CudaError::OutOfMemory { .. } => DeviceRefusal::OutOfMemory(text),
-        _ => DeviceRefusal::Failed(text),
+    refusal_of(&Failure::from(error))
+}
+
+fn refusal_of(failure: &Failure) -> DeviceRefusal {
+    let text = failure.to_string();
+    match failure.is_out_of_memory() {
+        true => DeviceRefusal::OutOfMemory(text),
+        false => DeviceRefusal::Failed(text),
     }
 }
 
 /// What an op that could not go on said.
 fn refusal_of_panic(panic: &(dyn Any + Send)) -> DeviceRefusal {
-    if let Some(error) = panic.downcast_ref::<CudaError>() {
-        return refusal(error);
+    if let Some(failure) = panic.downcast_ref::<Failure>() {
+        return refusal_of(failure);
     }
     let text = panic.downcast_ref::<String>().cloned();
     let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));

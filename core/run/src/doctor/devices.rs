@@ -127,7 +127,7 @@ fn cublaslt(libraries: &Libraries, device: &Device) -> Check {
         (Found::Missing, _) => Check::warn(name, "not found: our own kernels form products")
             .hint("install cuBLAS 12, or name its folder in `FORGELM_CUDA_PATH`"),
         (_, Some(version)) => {
-            Check::pass(name, format!("{}, {found}", three_parts(version))).with("version", version)
+            Check::pass(name, format!("{version}, {found}")).with("version", version)
         }
         (_, None) => {
             Check::warn(name, format!("{found}, and does not start: our own kernels form products"))
@@ -169,9 +169,4 @@ fn cudnn(libraries: &Libraries) -> Check {
         None => format!("{found}; {unused}"),
     };
     Check::pass(name, detail).with("place", found.to_string())
-}
-
-/// 12.9.3 of 120903.
-fn three_parts(version: usize) -> String {
-    format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
 }

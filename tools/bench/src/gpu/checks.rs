@@ -4,12 +4,12 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use forgelm_kernels_api::Failure;
 use forgelm_kernels_api::Ops;
 use forgelm_kernels_check::{
     Outcome, attention, columns, elementwise, embedding, gemm, glu, linear, optimizers, packed,
     rms_norm, rope, rows, token_logprobs,
 };
-use forgelm_kernels_cuda::CudaError;
 use serde_json::json;
 
 use super::Context;
@@ -97,8 +97,8 @@ pub(crate) fn message_of(panic: &(dyn Any + Send)) -> String {
         text.clone()
     } else if let Some(text) = panic.downcast_ref::<&str>() {
         (*text).to_owned()
-    } else if let Some(error) = panic.downcast_ref::<CudaError>() {
-        error.to_string()
+    } else if let Some(failure) = panic.downcast_ref::<Failure>() {
+        failure.to_string()
     } else {
         "a failure without a message".to_owned()
     }

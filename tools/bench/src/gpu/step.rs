@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use forgelm_data::Sequence;
+use forgelm_kernels_api::Failure;
 use forgelm_kernels_api::{Compute, Ops};
-use forgelm_kernels_cuda::CudaError;
 use forgelm_model::{ALL_LINEAR, Decoder, LoraConfig};
 use serde_json::{Map, Value, json};
 
@@ -160,12 +160,12 @@ fn measure(decoder: &Decoder, batch: Batch) -> Result<Measured, Refused> {
     caught(run)
 }
 
-/// What a device has no room for within a step, it says by a panic.
+/// What a device has no room for within a step, and what fails.
 fn caught<T>(run: impl FnOnce() -> Result<T, Refused>) -> Result<T, Refused> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let message = message_of(panic.as_ref());
-        Err(match panic.downcast_ref::<CudaError>() {
-            Some(CudaError::OutOfMemory { .. }) => Refused::Memory(message),
+        Err(match panic.downcast_ref::<Failure>() {
+            Some(failure) if failure.is_out_of_memory() => Refused::Memory(message),
             _ => Refused::Other(message),
         })
     })
