@@ -25,7 +25,7 @@ fn n_outcomes() -> usize {
         + 2 * embedding::CASES.len()
         + rms_norm::CASES.len()
         + columns::CASES.len()
-        + 2 * rope::CASES.len()
+        + 3 * rope::CASES.len()
         + 2 * rows::CASES.len()
         + 2 * attention::CASES.len()
         + 2 * attention::CACHED.len()
@@ -47,7 +47,7 @@ fn check(set: InstructionSet) {
     assert_eq!(cpu.prefers(Compute::Bf16), set == InstructionSet::Avx512Bf16);
     let one = compare_all(&cpu);
     assert_eq!(one.len(), n_outcomes());
-    assert_eq!(one.len(), 232 + 112 + 18 + 12);
+    assert_eq!(one.len(), 232 + 112 + 18 + 12 + 8);
     for n_threads in [2, 3] {
         let cpu = Cpu::with_instruction_set(n_threads, set).unwrap();
         assert_eq!(cpu.n_threads(), n_threads);
