@@ -480,6 +480,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 #[expect(clippy::float_cmp, reason = "sums of small whole numbers are exact")]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use forgelm_kernels_api::{Format, caught};
     use forgelm_kernels_emulator as emulator;
 
@@ -607,7 +609,9 @@ mod tests {
         let parameters = device.kernel("sum", "probe_sum_f32", grid).unwrap().parameters;
         assert_eq!(parameters.as_deref(), Some(&[8, 8, 4][..]));
         let launch = |arguments: &mut [Argument]| {
-            failure_of(|| Call::open(&device, "sum").launch("probe_sum_f32", grid, arguments))
+            let launch = || Call::open(&device, "sum").launch("probe_sum_f32", grid, arguments);
+            // No failure of the device: the program is wrong.
+            *catch_unwind(AssertUnwindSafe(launch)).unwrap_err().downcast::<String>().unwrap()
         };
         let expected =
             "`probe_sum_f32` of `sum` takes parameters of [8, 8, 4] bytes, not [8, 8, 8]";
