@@ -14,8 +14,8 @@ use forgelm_train::session;
 
 /// Tokens of the sample that is asked before and after training, prompt and answer.
 const SAMPLE_TOKENS: usize = 256;
-/// Small allocations of a step, beside what grows with its size.
-const STEP_BYTES: u64 = 16 << 20;
+/// Small allocations of a step and of what follows the last one, beside what grows with its size.
+const STEP_BYTES: u64 = 24 << 20;
 /// Bytes a token of a packed batch: ids, positions, keys, labels.
 const TOKEN_BYTES: u64 = 64;
 
