@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use forgelm_config::Device;
-use forgelm_kernels_api::Ops;
+use forgelm_kernels_api::{Failure, Ops};
 use forgelm_kernels_cpu::{Cpu, InstructionSet};
 use forgelm_kernels_cuda::{Availability, Cuda, CudaError, DeviceOptions, Folders, Libraries};
 
@@ -77,10 +77,7 @@ pub enum Fallback {
 
 impl Fallback {
     fn of(error: &CudaError) -> Self {
-        let mut text = error.to_string();
-        if let Some(cause) = std::error::Error::source(error) {
-            text = format!("{text}: {cause}");
-        }
+        let text = Failure::from(error).to_string();
         match error {
             CudaError::NotUsable(Availability::NoDriver | Availability::NoDevice) => {
                 Self::NoDevice(text)

@@ -141,9 +141,15 @@ impl Decoder {
         let xn = acts.head.xn.get(rows.len());
         self.ops.linear_forward(logits.reborrow(), xn, self.head(adapter), Write::Replace);
         if let Some(cap) = self.config.final_soft_cap {
-            let mut capped = logits.as_slice().to_host().into_owned();
-            capped.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
-            logits.copy_from_host(&capped);
+            let capped = |logit: &mut f32| *logit = cap * (*logit / cap).tanh();
+            match &mut logits {
+                SliceMut::Host(values) => values.iter_mut().for_each(capped),
+                elsewhere @ SliceMut::Device(_) => {
+                    let mut values = elsewhere.as_slice().to_host().into_owned();
+                    values.iter_mut().for_each(capped);
+                    elsewhere.copy_from_host(&values);
+                }
+            }
         }
         // The scored rows of an earlier `logprobs` are gone.
         acts.stage = Stage::Forwarded;
