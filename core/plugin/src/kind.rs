@@ -1,5 +1,6 @@
 //! The kinds of plugins, and one entry of the registry.
 
+use forgelm_sdk::collective::Collective;
 use forgelm_sdk::evaluator::Evaluator;
 use forgelm_sdk::merge_method::{self, MergeMethod};
 use forgelm_sdk::quantizer::Quantizer;
@@ -43,6 +44,10 @@ pub enum Evaluators {}
 #[derive(Debug)]
 pub enum Rewards {}
 
+/// Ways between the processes of a run.
+#[derive(Debug)]
+pub enum Collectives {}
+
 impl Kind for Trainers {
     const NAME: &'static str = "trainer";
     type Needs = trainer::Needs;
@@ -73,6 +78,12 @@ impl Kind for Rewards {
     const NAME: &'static str = "reward";
     type Needs = ();
     type Build = Build<dyn Reward>;
+}
+
+impl Kind for Collectives {
+    const NAME: &'static str = "collective";
+    type Needs = ();
+    type Build = Build<dyn Collective>;
 }
 
 /// The library that a plugin came from.

@@ -6,7 +6,7 @@
 mod kind;
 
 pub use kind::{
-    Build, Evaluators, Kind, MergeMethods, Origin, Plugin, Quantizers, Rewards, Signature, Trainers,
+    Build, Collectives, Evaluators, Kind, MergeMethods, Origin, Plugin, Quantizers, Rewards, Signature, Trainers,
 };
 
 use std::collections::BTreeMap;
@@ -21,6 +21,7 @@ pub struct Registry {
     quantizers: Shelf<Quantizers>,
     evaluators: Shelf<Evaluators>,
     rewards: Shelf<Rewards>,
+    collectives: Shelf<Collectives>,
 }
 
 type Shelf<K> = BTreeMap<&'static str, Plugin<K>>;
@@ -38,6 +39,8 @@ pub struct Offers {
     pub evaluators: Vec<Plugin<Evaluators>>,
     /// Its rewards.
     pub rewards: Vec<Plugin<Rewards>>,
+    /// Its collectives.
+    pub collectives: Vec<Plugin<Collectives>>,
 }
 
 impl Offers {
@@ -49,6 +52,7 @@ impl Offers {
             + self.quantizers.len()
             + self.evaluators.len()
             + self.rewards.len()
+            + self.collectives.len()
     }
 
     /// Whether there is none.
@@ -99,11 +103,13 @@ impl Registry {
         check(&self.quantizers, &offers.quantizers)?;
         check(&self.evaluators, &offers.evaluators)?;
         check(&self.rewards, &offers.rewards)?;
+        check(&self.collectives, &offers.collectives)?;
         put(&mut self.trainers, offers.trainers);
         put(&mut self.merge_methods, offers.merge_methods);
         put(&mut self.quantizers, offers.quantizers);
         put(&mut self.evaluators, offers.evaluators);
         put(&mut self.rewards, offers.rewards);
+        put(&mut self.collectives, offers.collectives);
         Ok(())
     }
 
@@ -145,6 +151,14 @@ impl Registry {
     /// If there is none: the names there are.
     pub fn reward(&self, name: &str) -> Result<&Plugin<Rewards>, RegistryError> {
         find(&self.rewards, name)
+    }
+
+    /// The collective of this name.
+    ///
+    /// # Errors
+    /// If there is none: the names there are.
+    pub fn collective(&self, name: &str) -> Result<&Plugin<Collectives>, RegistryError> {
+        find(&self.collectives, name)
     }
 
     /// Every trainer, sorted by name.

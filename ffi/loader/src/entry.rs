@@ -97,6 +97,7 @@ impl Entry {
             quantizers: quantizer::offers(of(QUANTIZER_FACTORY), host, origin)?,
             evaluators: evaluator::offers(of(EVALUATOR_FACTORY), host, origin)?,
             rewards: reward::offers(of(REWARD_FACTORY), host, origin)?,
+            collectives: Vec::new(),
         })
     }
 

@@ -5,6 +5,7 @@
 //! functions. A crate becomes a plugin by [`export_plugin!`], and stays free of `unsafe`.
 //! Start reading at [`trainer::Trainer`] or [`merge_method::MergeMethod`].
 
+pub mod collective;
 pub mod device;
 pub mod evaluator;
 pub mod export;

@@ -15,7 +15,7 @@ macro_rules! sources {
 /// The SDK and what it is made of.
 const SOURCES: &[(&str, &str)] = sources! {
     "src" from "ffi/sdk/src":
-        "device.rs" "evaluator.rs" "export.rs" "export/border.rs" "export/device.rs"
+        "collective.rs" "device.rs" "evaluator.rs" "export.rs" "export/border.rs" "export/device.rs"
         "export/evaluator.rs" "export/factory.rs" "export/merge_method.rs" "export/quantizer.rs" "export/reward.rs" "export/services.rs"
         "export/trainer.rs" "failed.rs" "host.rs" "kernels.rs" "lib.rs" "merge_method.rs" "options.rs"
         "quantizer.rs" "random.rs" "reward.rs" "trainer.rs";
