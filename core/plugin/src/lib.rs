@@ -6,7 +6,8 @@
 mod kind;
 
 pub use kind::{
-    Build, Collectives, Evaluators, Kind, MergeMethods, Origin, Plugin, Quantizers, Rewards, Signature, Trainers,
+    Build, Collectives, Evaluators, Kind, MergeMethods, Origin, Plugin, Quantizers, Rewards,
+    Signature, Trainers,
 };
 
 use std::collections::BTreeMap;

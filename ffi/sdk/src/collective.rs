@@ -11,7 +11,8 @@ use std::time::Duration;
 /// One process among the p of a run, counted from 0.
 ///
 /// A function that waits for others longer than its deadline fails, and says in its message which
-/// ranks gave no sign. After a failure the only call that is left is [`Collective::abort`].
+/// ranks gave no sign. After a failure the only call that is left is [`Collective::abort`], and
+/// dropping it waits for nobody.
 pub trait Collective {
     /// This process among them, below p.
     fn rank(&self) -> usize;

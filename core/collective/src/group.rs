@@ -1,0 +1,291 @@
+//! The processes of a run, as the thread that trains sees them.
+
+use crate::line::Line;
+use crate::{Alone, CollectiveError};
+use forgelm_sdk::OptionsError;
+use forgelm_sdk::collective::Collective;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The process that leads: it tells the others what to do next.
+const LEADER: usize = 0;
+
+/// How processes wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long a process may give no sign before the others give up.
+    pub deadline: Duration,
+    /// How often the leader gives a sign while it has nothing to say.
+    pub heartbeat: Duration,
+}
+
+impl Settings {
+    /// Signs are given four times as often as they must come.
+    #[must_use]
+    pub fn with_deadline(deadline: Duration) -> Self {
+        Self { deadline, heartbeat: deadline / 4 }
+    }
+}
+
+/// The processes of a run. Every one makes the same calls in the same order; a thread of its own
+/// carries them out, one after the other.
+#[derive(Debug)]
+pub struct Group {
+    rank: usize,
+    n_ranks: usize,
+    library: String,
+    n_sent: Arc<AtomicU64>,
+    tasks: Option<Sender<Task>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+type Work = dyn FnOnce(&mut Line) + Send;
+
+enum Task {
+    Work(Box<Work>),
+    /// Of the leader: the others wait to be told something, or do so no more.
+    Waiting(bool),
+}
+
+/// What a call gives, once it has come.
+#[derive(Debug)]
+#[must_use = "a failure would pass unseen"]
+pub struct Pending<T>(Receiver<Result<T, CollectiveError>>);
+
+impl<T> Pending<T> {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// If the processes could not do it.
+    pub fn wait(self) -> Result<T, CollectiveError> {
+        self.0.recv().unwrap_or(Err(CollectiveError::Ended))
+    }
+}
+
+impl Group {
+    /// Opens a collective on the group's thread.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn open(
+        open: impl FnOnce() -> Result<Box<dyn Collective>, OptionsError> + Send + 'static,
+        settings: Settings,
+    ) -> Result<Self, CollectiveError> {
+        let (tasks, receiver) = channel();
+        let (opened, answer) = channel();
+        let n_sent = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&n_sent);
+        let work = move || match open() {
+            Err(error) => {
+                // Who asked may be gone: then nobody wants to know.
+                let _ = opened.send(Err(CollectiveError::Open(error.to_string())));
+            }
+            Ok(collective) => {
+                let line = Line::new(collective, settings.deadline, counter);
+                let _ = opened.send(Ok((line.rank(), line.n_ranks(), line.library())));
+                serve(line, &receiver, settings.heartbeat);
+            }
+        };
+        let builder = std::thread::Builder::new().name("collective".to_owned());
+        let thread =
+            builder.spawn(work).map_err(|error| CollectiveError::Open(error.to_string()))?;
+        let answer = answer.recv().unwrap_or(Err(CollectiveError::Ended));
+        let (rank, n_ranks, library) = answer?;
+        let (tasks, thread) = (Some(tasks), Some(thread));
+        Ok(Self { rank, n_ranks, library, n_sent, tasks, thread })
+    }
+
+    /// A group of this process alone.
+    ///
+    /// # Errors
+    /// If there is no thread for it.
+    pub fn alone() -> Result<Self, CollectiveError> {
+        let settings = Settings::with_deadline(Duration::from_secs(3600));
+        Self::open(|| Ok(Box::new(Alone)), settings)
+    }
+
+    /// This process.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Processes.
+    #[must_use]
+    pub fn n_ranks(&self) -> usize {
+        self.n_ranks
+    }
+
+    /// Whether this process tells the others what to do.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.rank == LEADER
+    }
+
+    /// What carries the bytes.
+    #[must_use]
+    pub fn library(&self) -> &str {
+        &self.library
+    }
+
+    /// Bytes that this process has sent to others.
+    #[must_use]
+    pub fn n_bytes_sent(&self) -> u64 {
+        self.n_sent.load(Ordering::Relaxed)
+    }
+
+    /// Has the group's thread do something after everything that was asked for before.
+    pub fn start<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Line) -> Result<T, CollectiveError> + Send + 'static,
+    ) -> Pending<T> {
+        let (sender, receiver) = channel();
+        self.send(Task::Work(Box::new(move |line| {
+            // Who asked may have given up.
+            let _ = sender.send(work(line));
+        })));
+        Pending(receiver)
+    }
+
+    fn send(&self, task: Task) {
+        if let Some(tasks) = &self.tasks {
+            // A thread that is gone answers nobody, which is what is seen.
+            let _ = tasks.send(task);
+        }
+    }
+
+    /// What each process has, by rank.
+    ///
+    /// # Errors
+    /// If a process gives no sign before the deadline, or the library fails; so below.
+    pub fn all_gather(&self, own: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        self.start(move |line| line.all_gather(&own)).wait()
+    }
+
+    /// See [`Line::all_gather_ranges`].
+    ///
+    /// # Errors
+    /// As [`Group::all_gather`].
+    pub fn all_gather_ranges(
+        &self,
+        own: Vec<f32>,
+        ranges: Vec<Range<usize>>,
+    ) -> Result<Vec<f32>, CollectiveError> {
+        self.start(move |line| line.all_gather_ranges(&own, &ranges)).wait()
+    }
+
+    /// Of the leader: tells the others what to do next. They are in [`Group::listen`], or come there.
+    ///
+    /// # Errors
+    /// As [`Group::all_gather`].
+    pub fn tell(&self, command: Vec<u8>) -> Result<(), CollectiveError> {
+        self.send(Task::Waiting(false));
+        self.start(move |line| {
+            let mut command = command;
+            exchange_signs(line, Some(command.len()))?;
+            line.broadcast(&mut command, LEADER)
+        })
+        .wait()
+    }
+
+    /// Of the leader: what was told is done, and the others wait for the next command. Signs of life
+    /// are sent to them from now on.
+    pub fn told(&self) {
+        self.send(Task::Waiting(self.n_ranks > 1));
+    }
+
+    /// Of the others: waits for the next command. The leader may take as long as it wants, as long as
+    /// its process lives.
+    ///
+    /// # Errors
+    /// As [`Group::all_gather`].
+    pub fn listen(&self) -> Result<Vec<u8>, CollectiveError> {
+        let heard = self.start(|line| {
+            loop {
+                if let Some(n_bytes) = exchange_signs(line, None)? {
+                    let mut command = vec![0; n_bytes];
+                    line.broadcast(&mut command, LEADER)?;
+                    return Ok(command);
+                }
+            }
+        });
+        heard.wait()
+    }
+
+    /// Ends every process of the run, this one perhaps not among them.
+    pub fn abort(&self, exit_code: i32) {
+        let aborted = self.start(move |line| {
+            line.abort(exit_code);
+            Ok(())
+        });
+        // The process ends in any case.
+        let _ = aborted.wait();
+    }
+
+    /// Leaves, after the last call that all made together.
+    ///
+    /// # Errors
+    /// If a process does not come to its end.
+    pub fn end(mut self) -> Result<(), CollectiveError> {
+        self.send(Task::Waiting(false));
+        let ended = self.start(Line::barrier).wait();
+        self.tasks = None;
+        if let Some(thread) = self.thread.take().filter(|_| ended.is_ok()) {
+            // The thread reports what fails; a panic of it is a bug that its message tells.
+            let _ = thread.join();
+        }
+        ended
+    }
+}
+
+/// The signs that processes give each other between two commands: the leader says whether one
+/// follows, and how long it is.
+fn exchange_signs(
+    line: &mut Line,
+    n_bytes: Option<usize>,
+) -> Result<Option<usize>, CollectiveError> {
+    const NOTHING: u64 = u64::MAX;
+    let own = n_bytes.map_or(NOTHING, |n| n as u64).to_le_bytes();
+    let all = line.all_gather_known(&own, &vec![8; line.n_ranks()])?;
+    let of_leader = all.first_chunk().copied().map_or(NOTHING, u64::from_le_bytes);
+    if of_leader == NOTHING {
+        return Ok(None);
+    }
+    let n = usize::try_from(of_leader).map_err(|_| CollectiveError::Nonsense {
+        rank: line.rank(),
+        what: format!("a command of {of_leader} bytes"),
+    })?;
+    Ok(Some(n))
+}
+
+/// The group's thread.
+fn serve(mut line: Line, tasks: &Receiver<Task>, heartbeat: Duration) {
+    let mut is_waiting = false;
+    loop {
+        let gives_signs = is_waiting && line.failed().is_none();
+        let task = if gives_signs {
+            match tasks.recv_timeout(heartbeat) {
+                Ok(task) => task,
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    // The line remembers a failure, and who asks next is told.
+                    let _ = exchange_signs(&mut line, None);
+                    continue;
+                }
+            }
+        } else {
+            match tasks.recv() {
+                Ok(task) => task,
+                Err(_) => break,
+            }
+        };
+        match task {
+            Task::Waiting(waiting) => is_waiting = waiting,
+            Task::Work(work) => work(&mut line),
+        }
+    }
+}

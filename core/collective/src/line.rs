@@ -1,0 +1,202 @@
+//! The collective as the thread of a group uses it: arrays of numbers instead of bytes, and one
+//! deadline.
+
+use crate::CollectiveError;
+use crate::sum::sum_of_ranks;
+use forgelm_sdk::Failed;
+use forgelm_sdk::collective::Collective;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A collective with what belongs to it.
+pub struct Line {
+    collective: Box<dyn Collective>,
+    deadline: Duration,
+    /// Bytes that this process sent to others.
+    n_sent: Arc<AtomicU64>,
+    /// After a failure nothing more is tried.
+    failed: Option<CollectiveError>,
+}
+
+impl std::fmt::Debug for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (rank, size) = (self.rank(), self.n_ranks());
+        f.debug_struct("Line").field("rank", &rank).field("size", &size).finish_non_exhaustive()
+    }
+}
+
+impl Line {
+    pub(crate) fn new(
+        collective: Box<dyn Collective>,
+        deadline: Duration,
+        n_sent: Arc<AtomicU64>,
+    ) -> Self {
+        Self { collective, deadline, n_sent, failed: None }
+    }
+
+    /// This process.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.collective.rank()
+    }
+
+    /// Processes.
+    #[must_use]
+    pub fn n_ranks(&self) -> usize {
+        self.collective.size()
+    }
+
+    pub(crate) fn library(&self) -> String {
+        self.collective.library()
+    }
+
+    pub(crate) fn abort(&mut self, exit_code: i32) {
+        self.collective.abort(exit_code);
+    }
+
+    pub(crate) fn failed(&self) -> Option<&CollectiveError> {
+        self.failed.as_ref()
+    }
+
+    fn call<T>(
+        &mut self,
+        call: impl FnOnce(&mut dyn Collective, Duration) -> Result<T, Failed>,
+    ) -> Result<T, CollectiveError> {
+        if self.failed.is_some() {
+            return Err(CollectiveError::Ended);
+        }
+        call(self.collective.as_mut(), self.deadline).map_err(|source| {
+            let (rank, n_ranks) = (self.rank(), self.n_ranks());
+            let error = CollectiveError::Failed { rank, n_ranks, source };
+            self.failed = Some(error.clone());
+            error
+        })
+    }
+
+    fn count(&self, n_bytes: usize) {
+        self.n_sent.fetch_add(n_bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Waits for every process.
+    ///
+    /// # Errors
+    /// If one gives no sign before the deadline, or the library fails.
+    pub fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.call(|collective, deadline| collective.barrier(deadline))
+    }
+
+    /// The processes that give the same color, as a collective of their own.
+    ///
+    /// # Errors
+    /// As [`Line::barrier`].
+    pub fn split(&mut self, color: u32) -> Result<Box<dyn Collective>, CollectiveError> {
+        self.call(|collective, deadline| collective.split(color, deadline))
+    }
+
+    /// What each process has, by rank; `n_bytes` [p] are known to all.
+    ///
+    /// # Errors
+    /// As [`Line::barrier`].
+    pub fn all_gather_known(
+        &mut self,
+        own: &[u8],
+        n_bytes: &[usize],
+    ) -> Result<Vec<u8>, CollectiveError> {
+        let mut all = vec![0; n_bytes.iter().sum()];
+        self.count(own.len() * (self.n_ranks() - 1));
+        self.call(|collective, deadline| collective.all_gather(own, &mut all, n_bytes, deadline))?;
+        Ok(all)
+    }
+
+    /// What each process has, by rank; only it knows how much.
+    ///
+    /// # Errors
+    /// As [`Line::barrier`].
+    pub fn all_gather(&mut self, own: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        let p = self.n_ranks();
+        let sizes = self.all_gather_known(&(own.len() as u64).to_le_bytes(), &vec![8; p])?;
+        let size = |bytes: &[u8]| {
+            let bytes = bytes.try_into().map(u64::from_le_bytes).unwrap_or_default();
+            usize::try_from(bytes).unwrap_or(usize::MAX)
+        };
+        let sizes: Vec<usize> = sizes.chunks(8).map(size).collect();
+        let all = self.all_gather_known(own, &sizes)?;
+        let mut rest = all.as_slice();
+        let parts = sizes.iter().map(|&size| {
+            let (part, behind) = rest.split_at(size);
+            rest = behind;
+            part.to_vec()
+        });
+        Ok(parts.collect())
+    }
+
+    /// What the process `root` has; `n_bytes` are known to all.
+    ///
+    /// # Errors
+    /// As [`Line::barrier`].
+    pub fn broadcast(&mut self, bytes: &mut [u8], root: usize) -> Result<(), CollectiveError> {
+        if self.rank() == root {
+            self.count(bytes.len() * (self.n_ranks() - 1));
+        }
+        self.call(|collective, deadline| collective.broadcast(bytes, root, deadline))
+    }
+
+    /// The sum over all ranks of the range that belongs to this one. A rank without numbers gives an
+    /// empty array, and `n_with` ranks, the first ones, have some.
+    ///
+    /// Shapes: `own` [P] or empty; `ranges` cut P among the ranks.
+    ///
+    /// # Errors
+    /// As [`Line::barrier`].
+    ///
+    /// # Panics
+    /// If a rank that should have numbers has none, or the other way round: a bug of the caller.
+    pub fn reduce_scatter(
+        &mut self,
+        own: &[f32],
+        ranges: &[Range<usize>],
+        n_with: usize,
+    ) -> Result<Vec<f32>, CollectiveError> {
+        let rank = self.rank();
+        assert_eq!(own.is_empty(), rank >= n_with, "numbers of ranks below {n_with}");
+        let n = ranges[rank].len();
+        let sent: Vec<usize> =
+            ranges.iter().map(|range| if own.is_empty() { 0 } else { 4 * range.len() }).collect();
+        let received: Vec<usize> =
+            (0..self.n_ranks()).map(|from| if from < n_with { 4 * n } else { 0 }).collect();
+        let mut parts = vec![0_f32; n * n_with];
+        self.count(sent.iter().sum::<usize>() - sent[rank]);
+        self.call(|collective, deadline| {
+            let (own, parts) = (bytemuck::cast_slice(own), bytemuck::cast_slice_mut(&mut parts));
+            collective.all_to_all(own, &sent, parts, &received, deadline)
+        })?;
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        let sum = sum_of_ranks(parts.chunks(n).map(<[f32]>::to_vec));
+        Ok(sum.unwrap_or_else(|| vec![0.0; n]))
+    }
+
+    /// The ranges of all ranks, put together.
+    ///
+    /// Shapes: `own` as long as this rank's range; gives [P].
+    ///
+    /// # Errors
+    /// As [`Line::barrier`].
+    pub fn all_gather_ranges(
+        &mut self,
+        own: &[f32],
+        ranges: &[Range<usize>],
+    ) -> Result<Vec<f32>, CollectiveError> {
+        let n_bytes: Vec<usize> = ranges.iter().map(|range| 4 * range.len()).collect();
+        let mut all = vec![0_f32; ranges.iter().map(Range::len).sum()];
+        self.count(4 * own.len() * (self.n_ranks() - 1));
+        self.call(|collective, deadline| {
+            let (own, all) = (bytemuck::cast_slice(own), bytemuck::cast_slice_mut(&mut all));
+            collective.all_gather(own, all, &n_bytes, deadline)
+        })?;
+        Ok(all)
+    }
+}
