@@ -2,6 +2,7 @@
 //! micro-batches, whether sequences are packed, how many threads work, and whether a run is
 //! interrupted.
 
+mod ranks;
 #[path = "../sim/tiny.rs"]
 mod tiny;
 
@@ -113,7 +114,11 @@ fn noise_does_not_depend_on_the_cut_and_recomputed_activations_have_the_same_bit
         let decoder = tiny_decoder(1);
         let settings = plan_settings(batch_size, accumulation);
         let plain = Run::new(&decoder, settings.clone(), 0.2).session;
-        let parts = (plain.adapter().clone(), plain.optimizer().clone(), plain.state().clone());
+        let parts = (
+            plain.adapter().clone(),
+            plain.optimizer().unwrap().into_owned(),
+            plain.state().clone(),
+        );
         let mut run = Run::with_noise(&decoder, settings, sft(), parts, (noise_alpha, keep));
         run.steps(10).params().to_vec()
     };
@@ -134,7 +139,8 @@ fn a_run_cut_anew_in_the_middle_is_one_that_was_continued_so() {
     let mut run = Run::new(&decoder, plan_settings(8, 1), 0.2);
     run.steps(4);
     let session = &run.session;
-    let parts = (session.adapter().clone(), session.optimizer().clone(), session.state().clone());
+    let optimizer = session.optimizer().unwrap().into_owned();
+    let parts = (session.adapter().clone(), optimizer, session.state().clone());
     let smaller = Cut { batch_size: 2, accumulation: 4 };
     let (given_back, made) = run.session.allocate(smaller, Keep::LayerInputs).unwrap();
     assert!(made < given_back, "{made} of {given_back}");

@@ -15,7 +15,7 @@ use forgelm_train::optimizer::{Optimizer, OptimizerSettings};
 use forgelm_train::references::{References, Request};
 use forgelm_train::rollouts::{Judge, NamedReward, Rollouts};
 use forgelm_train::schedule::{Decay, Schedule};
-use forgelm_train::session::{Cut, Parts, Session, Settings};
+use forgelm_train::session::{Cut, Parts, Session, Settings, Team};
 use forgelm_train::state::{Identity, State};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -231,6 +231,20 @@ impl<'a> Run<'a> {
         (adapter, optimizer, state): (Adapter, Optimizer, State),
         (noise_alpha, keep): (Option<f64>, Keep),
     ) -> Self {
+        let objective = Objective { trainer, needs, learning_rate };
+        let (parts, more) = ((adapter, optimizer, state), (noise_alpha, keep));
+        Self::with_team(decoder, settings, objective, parts, more, None)
+    }
+
+    /// One of the processes of a run.
+    pub fn with_team(
+        decoder: &'a Decoder,
+        settings: PlanSettings,
+        Objective { trainer, needs, learning_rate }: Objective<'a>,
+        (adapter, optimizer, state): (Adapter, Optimizer, State),
+        (noise_alpha, keep): (Option<f64>, Keep),
+        team: Option<Team<'a>>,
+    ) -> Self {
         let [train, validation] = leaked(data(needs.records));
         let cut = Cut {
             batch_size: settings.per_device_train_batch_size,
@@ -263,9 +277,13 @@ impl<'a> Run<'a> {
             adapter,
             optimizer,
             state,
+            team,
         })
         .expect("there is memory for a tiny run");
-        session.allocate(cut, keep).expect("there is memory for a tiny run");
+        // Others are told by the leader.
+        if team.is_none_or(|team| team.group.is_leader()) {
+            session.allocate(cut, keep).expect("there is memory for a tiny run");
+        }
         Self { session }
     }
 

@@ -17,6 +17,7 @@ use forgelm_artifact::jsonl::JsonlError;
 use forgelm_artifact::lock::LockError;
 use forgelm_artifact::open::OpenError;
 use forgelm_artifact::write::WriteError;
+use forgelm_collective::CollectiveError;
 use forgelm_config::{Color, Diagnostic, render};
 use forgelm_data::{DataError, StoreError};
 use forgelm_evidence::Class;
@@ -44,6 +45,7 @@ use forgelm_train::feed::FeedError;
 use forgelm_train::optimizer::OptimizerError;
 use forgelm_train::references::{FileError, ReferencesError};
 use forgelm_train::rollouts::RolloutError;
+use forgelm_train::session::AllocateError;
 use serde_json::{Value, json};
 use std::error::Error;
 use std::path::PathBuf;
@@ -451,6 +453,14 @@ pub enum RunError {
     /// The system refused memory that was planned.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+    /// There are no buffers for a step.
+    #[error(transparent)]
+    Allocate(#[from] AllocateError),
+    /// The processes of the run cannot go on together.
+    #[error(
+        "{0}\n  hint: the last checkpoint is good: start the same command again with `--resume`"
+    )]
+    Collective(#[from] CollectiveError),
     /// The file of overrides beside a model is not one.
     #[error("{}: not overrides of a model: {problem}", .path.display())]
     Overrides {
@@ -781,7 +791,11 @@ impl RunError {
             Self::Memory { .. }
             | Self::OutOfRoom { .. }
             | Self::Disk { .. }
-            | Self::OutOfMemory(_) => Exit::Resources,
+            | Self::OutOfMemory(_)
+            | Self::Allocate(AllocateError::OutOfMemory(_) | AllocateError::OnOthers(_)) => {
+                Exit::Resources
+            }
+            Self::Collective(_) | Self::Allocate(AllocateError::Collective(_)) => Exit::Runtime,
             Self::Changed { .. } => Exit::Integrity,
         }
     }

@@ -157,6 +157,19 @@ impl<'a> Feed<'a> {
         }
     }
 
+    /// Micro-batches of a whole step cut so.
+    #[must_use]
+    pub fn n_micro_batches(&self, cut: Cut) -> usize {
+        match &self.rollouts {
+            None => cut.accumulation,
+            Some(rollouts) => {
+                let (batch_size, accumulation) = self.plan.cut();
+                let n_answers = batch_size * accumulation * rollouts.n_generations;
+                n_answers.div_ceil(cut.batch_size.max(1))
+            }
+        }
+    }
+
     /// The plan with steps cut so; as it is where the policy answers the units, whose answers are what
     /// is cut.
     pub(crate) fn plan_as(&self, cut: Cut) -> Plan {

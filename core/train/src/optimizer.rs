@@ -12,6 +12,7 @@ mod file;
 mod galore;
 mod moments;
 mod names;
+mod share;
 
 pub use file::StateError;
 pub use galore::{GaloreSettings, ProjectionType};
@@ -269,8 +270,20 @@ impl Optimizer {
         at: At,
     ) {
         let grad = grad.into();
-        let units = self.units.iter_mut().collect();
-        step(units, ops, &self.settings, params.into(), |range| grad.part(range), at);
+        self.step_by(ops, params.into(), |range| grad.part(range), at);
+    }
+
+    /// [`Optimizer::step`] where the gradient does not lie as the parameters do.
+    ///
+    /// Shapes: `params` [P]; `grad` gives the gradient of a range of it.
+    pub fn step_by<'g>(
+        &mut self,
+        ops: &dyn Ops,
+        params: SliceMut<'_>,
+        grad: impl Fn(Range<usize>) -> Slice<'g> + Sync,
+        at: At,
+    ) {
+        step(self.units.iter_mut().collect(), ops, &self.settings, params, grad, at);
     }
 
     /// One step over the parameters whose slices these are, as soon as their gradients are final:
@@ -412,10 +425,16 @@ impl ScaledGradient {
     ///
     /// Shapes: `grad` [P] read.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "term counts stay far below 2^53")]
     pub fn new(ops: &dyn Ops, grad: Slice<'_>, n_terms: u64, max_norm: f64) -> Self {
+        Self::from_squares(ops.sum_of_squares(grad), n_terms, max_norm)
+    }
+
+    /// As [`ScaledGradient::new`], from the sum of the squares of the gradient.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "term counts stay far below 2^53")]
+    pub fn from_squares(sum_of_squares: f64, n_terms: u64, max_norm: f64) -> Self {
         let mean = 1.0 / n_terms.max(1) as f64;
-        let norm = ops.sum_of_squares(grad).sqrt() * mean;
+        let norm = sum_of_squares.sqrt() * mean;
         let clip = (max_norm / (norm + 1e-6)).min(1.0);
         Self { norm, scale: mean * clip }
     }

@@ -8,6 +8,8 @@ mod judge;
 
 use crate::feed::{Feed, FeedError, Split};
 use crate::flops::{Work, forward_flops};
+use crate::session::{StepError, of_all};
+use forgelm_collective::Group as Processes;
 use forgelm_data::Sequence;
 use forgelm_generate::{
     GenerateOptions, Generated, Generator, Request, RequestError, Sampling, StopReason,
@@ -17,6 +19,7 @@ use forgelm_sdk::trainer::Role;
 use forgelm_tensor::random::{Purpose, Stream};
 use judge::{Group, Judged};
 pub use judge::{Judge, JudgeError, NamedReward};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -118,32 +121,65 @@ impl Rollouts<'_> {
         Generator::memory_plan(model, Some(policy), self.context, n_lanes, engine)
     }
 
-    /// The answers to the prompts of a step under the policy as it stands.
+    /// The answers to the prompts of a step under the policy as it stands; where processes make the
+    /// step together, each answers some of the prompts.
     pub(crate) fn answer(
         &self,
-        (decoder, policy): (&Decoder, &Trainable),
+        policy: (&Decoder, &Trainable),
         feed: &Feed<'_>,
         step: u64,
         units: &[usize],
-    ) -> Result<Rolled, FeedError> {
-        let prompts = feed.sequences(Split::Train).read(units)?;
-        let generated = self.generate((decoder, policy), step, &prompts)?;
-        let mut rolled = Rolled::default();
-        let mut groups = generated.into_iter();
-        for prompt in &prompts {
-            let group: Vec<Generated> = groups.by_ref().take(self.n_generations).collect();
-            self.weigh(prompt, group, &mut rolled).map_err(RolloutError::from)?;
+        processes: Option<&Processes>,
+    ) -> Result<Rolled, StepError> {
+        let prompts = feed.sequences(Split::Train).read(units).map_err(FeedError::from)?;
+        let (rank, n_ranks) = processes.map_or((0, 1), |of| (of.rank(), of.n_ranks()));
+        let own = prompts.iter().enumerate().skip(rank).step_by(n_ranks);
+        let (own, asked): (Vec<usize>, Vec<&Sequence>) = own.unzip();
+        let answered = self.answered(policy, step, &asked).map_err(FeedError::from)?;
+        let mut answered: Vec<(usize, Answered)> = own.into_iter().zip(answered).collect();
+        if let Some(processes) = processes {
+            answered = of_all(processes, &answered)?;
         }
+        let mut rolled = Rolled::default();
+        for (index, of) in answered {
+            let weighed = self.weigh(&prompts[index], of, &mut rolled);
+            weighed.map_err(|error| FeedError::from(RolloutError::from(error)))?;
+        }
+        let (decoder, policy) = policy;
         rolled.flops = forward_flops(decoder.config(), policy, work(&rolled.sequences));
         Ok(rolled)
+    }
+
+    /// Answers with what each reward says of them, prompt by prompt.
+    fn answered(
+        &self,
+        policy: (&Decoder, &Trainable),
+        step: u64,
+        prompts: &[&Sequence],
+    ) -> Result<Vec<Answered>, RolloutError> {
+        let mut generated = self.generate(policy, step, prompts)?.into_iter();
+        let answered = |prompt: &&Sequence| {
+            let group = generated.by_ref().take(self.n_generations);
+            let (answers, ends): (Vec<Vec<u32>>, Vec<End>) =
+                group.map(|answer| (answer.tokens, End::from(answer.reason))).unzip();
+            let group = Group { record: prompt.record, prompt: &prompt.tokens, answers: &answers };
+            let judged = self.judge.judge(&group)?;
+            // What is no reward is told by who has it.
+            judge::total(&judged, &group)?;
+            Ok(Answered { values: judged.into_iter().map(|of| of.values).collect(), answers, ends })
+        };
+        prompts.iter().map(answered).collect()
     }
 
     fn generate(
         &self,
         (decoder, policy): (&Decoder, &Trainable),
         step: u64,
-        prompts: &[Sequence],
+        prompts: &[&Sequence],
     ) -> Result<Vec<Generated>, RolloutError> {
+        if prompts.is_empty() {
+            return Ok(Vec::new());
+        }
         let n = self.n_generations;
         let options: Vec<GenerateOptions> = prompts
             .iter()
@@ -175,23 +211,24 @@ impl Rollouts<'_> {
         }
     }
 
-    /// Judges the answers to a prompt and adds them as sequences.
+    /// Weighs the answers to a prompt against each other and adds them as sequences.
     fn weigh(
         &self,
         prompt: &Sequence,
-        generated: Vec<Generated>,
+        answered: Answered,
         rolled: &mut Rolled,
     ) -> Result<(), JudgeError> {
-        let (answers, reasons): (Vec<Vec<u32>>, Vec<StopReason>) =
-            generated.into_iter().map(|answer| (answer.tokens, answer.reason)).unzip();
+        let Answered { answers, ends, values } = answered;
         let group = Group { record: prompt.record, prompt: &prompt.tokens, answers: &answers };
-        let judged = self.judge.judge(&group)?;
+        let named = self.judge.rewards.iter().zip(values);
+        let judged: Vec<Judged> =
+            named.map(|(reward, values)| Judged { reward: reward.name, values }).collect();
         let rewards = judge::total(&judged, &group)?;
         let (advantages, spread) = advantages(&rewards);
         rolled.measured.group(&judged, &rewards, spread);
-        for ((answer, reason), advantage) in answers.into_iter().zip(reasons).zip(advantages) {
-            let sequence = sequence(prompt, answer, reason);
-            rolled.measured.answer(sequence.n_trained(), reason);
+        for ((answer, end), advantage) in answers.into_iter().zip(ends).zip(advantages) {
+            let sequence = sequence(prompt, answer, end);
+            rolled.measured.answer(sequence.n_trained(), end);
             rolled.sequences.push(sequence);
             rolled.advantages.push(advantage);
         }
@@ -199,11 +236,38 @@ impl Rollouts<'_> {
     }
 }
 
+/// The answers to a prompt, as one process tells them to the others.
+#[derive(Debug, Serialize, Deserialize)]
+struct Answered {
+    answers: Vec<Vec<u32>>,
+    ends: Vec<End>,
+    /// What each reward says of each answer.
+    values: Vec<Vec<Option<f64>>>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum End {
+    /// With this token, which is learned too.
+    Token(u32),
+    /// It was cut off.
+    Cut,
+}
+
+impl From<StopReason> for End {
+    fn from(reason: StopReason) -> Self {
+        match reason {
+            StopReason::StopToken(token) => Self::Token(token),
+            StopReason::MaxNewTokens | StopReason::ContextFull | StopReason::Caller => Self::Cut,
+        }
+    }
+}
+
 /// A prompt with an answer; the token that ended it is part of what is learned.
-fn sequence(prompt: &Sequence, answer: Vec<u32>, reason: StopReason) -> Sequence {
+fn sequence(prompt: &Sequence, answer: Vec<u32>, end: End) -> Sequence {
     let mut tokens = prompt.tokens.clone();
     tokens.extend(answer);
-    if let StopReason::StopToken(token) = reason {
+    if let End::Token(token) = end {
         tokens.push(token);
     }
     let trained = (0..tokens.len()).map(|t| t >= prompt.tokens.len()).collect();
@@ -257,9 +321,9 @@ impl Measured {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-    fn answer(&mut self, n_tokens: usize, reason: StopReason) {
+    fn answer(&mut self, n_tokens: usize, end: End) {
         let n = n_tokens as f64;
-        let is_cut = !matches!(reason, StopReason::StopToken(_));
+        let is_cut = end == End::Cut;
         self.add("completions/mean_length", n);
         self.add("completions/clipped_ratio", f64::from(u8::from(is_cut)));
         let (min, max) = self.lengths.unwrap_or((n, n));
@@ -319,10 +383,10 @@ mod tests {
     #[test]
     fn fault_076_answers_without_an_end_are_counted_as_cut() {
         let mut measured = Measured::default();
-        measured.answer(5, StopReason::StopToken(2));
-        measured.answer(8, StopReason::MaxNewTokens);
-        measured.answer(3, StopReason::ContextFull);
-        measured.answer(4, StopReason::StopToken(2));
+        measured.answer(5, End::Token(2));
+        measured.answer(8, End::Cut);
+        measured.answer(3, End::Cut);
+        measured.answer(4, End::Token(2));
         let means = measured.means();
         assert!((means["completions/clipped_ratio"] - 0.5).abs() < 1e-12, "{means:?}");
         assert!((means["completions/mean_length"] - 5.0).abs() < 1e-12, "{means:?}");
@@ -339,9 +403,9 @@ mod tests {
             tokens: vec![7, 8],
             trained: vec![false; 2],
         };
-        let ended = sequence(&prompt, vec![9], StopReason::StopToken(2));
+        let ended = sequence(&prompt, vec![9], End::Token(2));
         assert_eq!((ended.tokens.as_slice(), ended.n_trained()), (&[7, 8, 9, 2][..], 2));
-        let cut = sequence(&prompt, vec![9, 10], StopReason::MaxNewTokens);
+        let cut = sequence(&prompt, vec![9, 10], End::Cut);
         assert_eq!((cut.tokens.as_slice(), cut.n_trained()), (&[7, 8, 9, 10][..], 2));
         assert_eq!(cut.trained, [false, false, true, true]);
     }

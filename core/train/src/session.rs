@@ -4,13 +4,16 @@
 mod input;
 mod layerwise;
 mod not_finite;
+mod together;
+mod totals;
 
-use crate::feed::{Feed, FeedError, Split};
+use crate::feed::{Feed, Split};
 use crate::flops::{Work, forward_flops, training_flops};
 use crate::optimizer::{At, Optimizer, OptimizerMemory, ScaledGradient};
 use crate::references::packed_input;
 use crate::schedule::Schedule;
 use crate::state::State;
+use forgelm_collective::CollectiveError;
 use forgelm_data::{PackedBatch, Plan};
 use forgelm_kernels_api::{Buffer, Precision};
 use forgelm_model::{
@@ -18,12 +21,16 @@ use forgelm_model::{
     OutOfMemory, PartialGradient, Pass, Scored, StepSize, Trainable,
 };
 use forgelm_sdk::Failed;
-use forgelm_sdk::trainer::{self, Loss, StepTotals, Trainer};
+use forgelm_sdk::trainer::{Loss, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
 use input::{Estimate, MicroBatch, Seen, StepInput};
 pub use not_finite::StepError;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+pub(crate) use together::of_all;
+pub use together::{AllocateError, Sharing, Team, TooManyRanks, dismiss};
+use together::{Command, Shares};
+use totals::Totals;
 
 /// How a step is cut: sequences in a micro-batch (bins when packed), micro-batches in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -99,6 +106,8 @@ pub struct Session<'a> {
     buffers: RowBuffers,
     /// See [`Session::is_torn`].
     is_torn: bool,
+    /// The processes that make each step together, where there are several.
+    shares: Option<Shares<'a>>,
 }
 
 /// One number a scored row.
@@ -126,6 +135,8 @@ pub struct Parts<'a> {
     pub optimizer: Optimizer,
     /// Where the run stands.
     pub state: State,
+    /// The processes that make each step together, where the run is shared between processes.
+    pub team: Option<Team<'a>>,
 }
 
 fn no_activations(decoder: &Decoder) -> Result<Activations, OutOfMemory> {
@@ -165,7 +176,7 @@ impl<'a> Session<'a> {
     pub fn new(parts: Parts<'a>) -> Result<Self, OutOfMemory> {
         let keep = parts.keep;
         let mut session = Self::without_buffers(parts)?;
-        session.allocate(session.cut(), keep)?;
+        session.allocate_alone(session.cut(), keep)?;
         Ok(session)
     }
 
@@ -186,6 +197,10 @@ impl<'a> Session<'a> {
         let grad_by_layer =
             is_layerwise.then(|| PartialGradient::new(&parts.adapter, ops)).transpose()?;
         let mut optimizer = parts.optimizer;
+        let shares = parts.team.map(|team| Shares::new(team, &optimizer));
+        if let Some(own) = shares.as_ref().and_then(Shares::own_part) {
+            optimizer = optimizer.part(&own);
+        }
         let state_bytes = optimizer.n_bytes();
         optimizer.place(ops).map_err(|refused| OutOfMemory {
             buffer: "optimizer state".to_owned(),
@@ -212,6 +227,7 @@ impl<'a> Session<'a> {
             activations: no_activations(parts.decoder)?,
             buffers: RowBuffers::default(),
             is_torn: false,
+            shares,
         })
     }
 
@@ -219,9 +235,16 @@ impl<'a> Session<'a> {
     /// bytes given back and the bytes made. What trains and its moments stay as they are.
     ///
     /// # Errors
-    /// If there is no memory for one. The session then has no buffers and cannot step before this
-    /// function succeeds, with a smaller cut.
-    pub fn allocate(&mut self, cut: Cut, keep: Keep) -> Result<(u64, u64), OutOfMemory> {
+    /// If there is no memory for one, on any process. The session then has no buffers and cannot step
+    /// before this function succeeds, with a smaller cut.
+    pub fn allocate(&mut self, cut: Cut, keep: Keep) -> Result<(u64, u64), AllocateError> {
+        self.lead(Command::Allocate { cut, recomputes: keep == Keep::LayerInputs })?;
+        let made = self.allocate_as_all(cut, keep);
+        self.led();
+        made
+    }
+
+    fn allocate_alone(&mut self, cut: Cut, keep: Keep) -> Result<(u64, u64), OutOfMemory> {
         let size = self.feed.largest_step(cut);
         let tokens_max = self.feed.largest_training_step(cut).tokens_max;
         let before = self.activations.n_bytes() as u64;
@@ -285,10 +308,15 @@ impl<'a> Session<'a> {
         self.decoder.refresh(&mut self.adapter);
     }
 
-    /// The optimizer, with its state.
-    #[must_use]
-    pub fn optimizer(&self) -> &Optimizer {
-        &self.optimizer
+    /// The optimizer, with its state; put together where processes have parts of it.
+    ///
+    /// # Errors
+    /// If a process does not give its part.
+    pub fn optimizer(&self) -> Result<Cow<'_, Optimizer>, CollectiveError> {
+        self.lead(Command::CollectState)?;
+        let collected = self.collect_state();
+        self.led();
+        collected
     }
 
     /// Where the run stands.
@@ -318,21 +346,56 @@ impl<'a> Session<'a> {
     /// If the loss or the gradient is not finite, the trainer gives up, or the data cannot be read:
     /// nothing is changed then, unless layers are updated one by one and the error says that some
     /// were.
-    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn step(&mut self) -> Result<StepReport, StepError> {
+        self.lead(Command::Step)?;
+        let stepped = self.step_as_all();
+        self.led();
+        stepped
+    }
+
+    /// What every process of a run does in a step.
+    fn step_as_all(&mut self) -> Result<StepReport, StepError> {
         let step = self.state.global_step;
-        self.decoder.ops().fill(self.grad.all_mut(), 0.0);
-        let mut total = Loss::default();
-        let mut n_tokens = 0;
-        let mut norm_by_layer = None;
         let input = self.read(step)?;
-        let (estimate, flops) = self.estimate(&input);
-        let mut n_flops = input.flops + flops;
-        for micro_batch in &input.micro_batches {
-            let batch = &micro_batch.batch;
+        let (estimate, flops) = self.estimate(&input)?;
+        let (total, grad_norm) = match &self.shares {
+            None => self.update_alone(step, &input, &estimate)?,
+            Some(_) => self.update_together(step, &input, &estimate)?,
+        };
+        let (mut n_tokens, mut n_flops) = (0, input.flops + flops);
+        for MicroBatch { batch, .. } in &input.micro_batches {
             n_tokens += batch.tokens.len() as u64;
             n_flops += training_flops(self.decoder.config(), &self.adapter, Work::of(batch));
-            let loss = self.forward(micro_batch, &estimate, &input.totals, Some(step))?;
+        }
+        self.is_torn = false;
+        self.state.global_step = step + 1;
+        self.state.epoch = self.plan.epoch_after(step + 1);
+        self.state.n_tokens += n_tokens;
+        self.state.flops += n_flops;
+        self.state.n_trained_tokens += input.n_trained();
+        Ok(StepReport {
+            loss: total.mean_loss(),
+            learning_rate: self.settings.schedule.at(step),
+            grad_norm,
+            n_tokens,
+            n_trained_tokens: input.n_trained(),
+            metrics: input.measured.into_iter().chain(total.means()).collect(),
+        })
+    }
+
+    /// Gradient and update of a step that this process makes alone: the sums over its micro-batches,
+    /// and the norm of the mean gradient.
+    fn update_alone(
+        &mut self,
+        step: u64,
+        input: &StepInput,
+        estimate: &Estimate,
+    ) -> Result<(Totals, f64), StepError> {
+        self.decoder.ops().fill(self.grad.all_mut(), 0.0);
+        let (mut total, mut norm_by_layer) = (Totals::default(), None);
+        for micro_batch in &input.micro_batches {
+            let batch = &micro_batch.batch;
+            let loss = self.forward(micro_batch, estimate, &input.totals, Some(step))?;
             if !loss.loss_sum.is_finite() {
                 return Err(self.bad_loss(step, batch, loss.loss_sum));
             }
@@ -342,36 +405,24 @@ impl<'a> Session<'a> {
             } else {
                 self.backward(batch, step);
             }
-            add_loss(&mut total, loss);
+            total.add(loss.into());
         }
         let grad_norm = match norm_by_layer {
             Some(norm) => norm,
-            None => self.update(step, total.n_terms, &input, &estimate)?,
+            None => self.update(step, total.n_terms, input, estimate)?,
         };
-        self.is_torn = false;
-        self.state.global_step = step + 1;
-        self.state.epoch = self.plan.epoch_after(step + 1);
-        self.state.n_tokens += n_tokens;
-        self.state.flops += n_flops;
-        self.state.n_trained_tokens += input.n_trained();
-        Ok(StepReport {
-            loss: total.loss_sum / total.n_terms.max(1) as f64,
-            learning_rate: self.settings.schedule.at(step),
-            grad_norm,
-            n_tokens,
-            n_trained_tokens: input.n_trained(),
-            metrics: input.measured.into_iter().chain(means(&total)).collect(),
-        })
+        Ok((total, grad_norm))
     }
 
     /// Everything of a step: its units, or the policy's answers to them.
-    fn read(&self, step: u64) -> Result<StepInput, FeedError> {
+    fn read(&self, step: u64) -> Result<StepInput, StepError> {
         let units = self.units(step);
         let Some(rollouts) = &self.feed.rollouts else {
-            return StepInput::read(&self.feed, Split::Train, &units);
+            return Ok(StepInput::read(&self.feed, Split::Train, &units)?);
         };
         let policy = (self.decoder, &self.adapter);
-        let rolled = rollouts.answer(policy, &self.feed, step, &units.concat())?;
+        let group = self.shares.as_ref().map(Shares::group);
+        let rolled = rollouts.answer(policy, &self.feed, step, &units.concat(), group)?;
         Ok(StepInput::rolled(&self.feed, &rolled, self.cut.batch_size))
     }
 
@@ -401,13 +452,18 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// If the data cannot be read, or the trainer gives up.
-    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn evaluate(&mut self) -> Result<Option<EvaluationReport>, StepError> {
+        self.lead(Command::Evaluate)?;
+        let evaluated = self.evaluate_as_all();
+        self.led();
+        evaluated
+    }
+
+    fn evaluate_as_all(&mut self) -> Result<Option<EvaluationReport>, StepError> {
         if self.feed.rollouts.is_some() {
             // Rewards are no loss to compare.
             return Ok(None);
         }
-        let mut total = Loss::default();
         let groups = self.validation_groups.clone();
         // Read twice: a split need not fit into memory.
         let mut totals = StepTotals::default();
@@ -418,44 +474,60 @@ impl<'a> Session<'a> {
             totals.join(&input.totals);
             n_trained_tokens += input.n_trained();
         }
+        let mut of_batches = Vec::new();
+        let mut index = 0;
         for group in &groups {
             // Without mismatched pairs a group is the whole split, and its batches come one by one.
             let parts = if self.feed.mismatched.is_some() { group.len() } else { 1 };
             for batches in group.chunks(parts.max(1)) {
                 let input = StepInput::read(&self.feed, Split::Validation, batches)?;
-                let (estimate, _) = self.estimate(&input);
+                let (estimate, _) = self.estimate(&input)?;
                 for micro_batch in &input.micro_batches {
+                    index += 1;
+                    if !self.is_mine(index - 1) {
+                        continue;
+                    }
                     let loss = self.forward(micro_batch, &estimate, &totals, None)?;
                     if !loss.loss_sum.is_finite() {
                         let step = self.state.global_step;
                         return Err(self.bad_loss(step, &micro_batch.batch, loss.loss_sum));
                     }
-                    add_loss(&mut total, loss);
+                    of_batches.push((index - 1, Totals::from(loss)));
                 }
             }
         }
+        let mut total = Totals::default();
+        self.of_all(of_batches)?.into_iter().for_each(|(_, of)| total.add(of));
         Ok((total.n_terms > 0).then(|| EvaluationReport {
-            loss: total.loss_sum / total.n_terms as f64,
+            loss: total.mean_loss(),
             n_trained_tokens,
-            metrics: means(&total),
+            metrics: total.means(),
         }))
     }
 
     /// What the policy says of the mismatched pairs of a step, and the arithmetic that it took.
-    fn estimate(&mut self, input: &StepInput) -> (Estimate, f64) {
-        let mut estimate = Estimate::default();
+    fn estimate(&mut self, input: &StepInput) -> Result<(Estimate, f64), StepError> {
         let mut n_flops = 0.0;
-        for pairs in &input.mismatched {
+        let mut of_pairs = Vec::new();
+        for (index, pairs) in input.mismatched.iter().enumerate() {
+            n_flops += forward_flops(self.decoder.config(), &self.adapter, Work::of(&pairs.batch));
+            if !self.is_mine(index) {
+                continue;
+            }
             let pass = pass(&self.adapter, &pairs.batch, None);
             let scored = Scored { rows: &pairs.batch.scored_rows, labels: &pairs.batch.labels };
-            let logp = &mut self.buffers.logp;
-            logp.resize(pairs.batch.labels.len(), 0.0);
+            let mut logp = vec![0.0; pairs.batch.labels.len()];
             self.decoder.forward(&pass, &mut self.activations);
-            self.decoder.logprobs(&pass, &mut self.activations, scored, logp);
-            estimate.add(pairs, logp);
-            n_flops += forward_flops(self.decoder.config(), &self.adapter, Work::of(&pairs.batch));
+            self.decoder.logprobs(&pass, &mut self.activations, scored, &mut logp);
+            let bits: Vec<u32> = logp.into_iter().map(f32::to_bits).collect();
+            of_pairs.push((index, bits));
         }
-        (estimate, n_flops)
+        let mut estimate = Estimate::default();
+        for (index, bits) in self.of_all(of_pairs)? {
+            let logp: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+            estimate.add(&input.mismatched[index], &logp);
+        }
+        Ok((estimate, n_flops))
     }
 
     /// Runs the model and the objective; leaves `dlogp` for [`Session::backward`].
@@ -506,26 +578,4 @@ fn pass<'a>(
     dropout: Option<DropoutStep<'a>>,
 ) -> Pass<'a> {
     Pass { adapter: Some(adapter), batch: packed_input(batch), dropout }
-}
-
-fn add_loss(total: &mut Loss, loss: Loss) {
-    total.loss_sum += loss.loss_sum;
-    total.n_terms += loss.n_terms;
-    for metric in loss.metrics {
-        match total.metrics.iter_mut().find(|other| other.name == metric.name) {
-            Some(other) => {
-                other.sum += metric.sum;
-                other.n_terms += metric.n_terms;
-            }
-            None => total.metrics.push(metric),
-        }
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-fn means(total: &Loss) -> BTreeMap<String, f64> {
-    let mean = |metric: &trainer::Metric| {
-        (metric.name.to_owned(), metric.sum / metric.n_terms.max(1) as f64)
-    };
-    total.metrics.iter().map(mean).collect()
 }

@@ -168,6 +168,7 @@ pub(crate) fn steps(
         adapter,
         optimizer,
         state: State::new(n_steps, Identity::default()),
+        team: None,
     })
     .map_err(|out_of_memory| Refused::Memory(out_of_memory.to_string()))?;
     for step in 0..n_steps {

@@ -150,6 +150,7 @@ impl Job<'_> {
             adapter,
             optimizer,
             state,
+            team: None,
         })?;
         self.allocate(&mut session, audit)?;
         let ledger = self.plan.output.root().join(LEDGER_FILE);

@@ -10,6 +10,7 @@ use forgelm_artifact::{Disk, write};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_train::checkpoint::{self, View};
+use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::{Session, StepError};
 use serde_json::json;
 use std::path::PathBuf;
@@ -73,7 +74,9 @@ impl Job<'_> {
         let dir = self.plan.output.root();
         let mut name = dir.file_name().unwrap_or_default().to_owned();
         name.push(format!(".rescued.{}", session.state().identity.run_id));
-        let saved = checkpoint::save(&Disk::real(), &dir.with_file_name(name), self.view(session));
+        let optimizer = session.optimizer()?;
+        let view = self.view(session, &optimizer);
+        let saved = checkpoint::save(&Disk::real(), &dir.with_file_name(name), view);
         let rescued = match saved {
             Ok(path) => format!(
                 "the state after step {} is in `{}`; `--resume {}` goes on from it, in an empty \
@@ -87,13 +90,8 @@ impl Job<'_> {
         Err(RunError::FolderGone { dir: dir.to_owned(), rescued })
     }
 
-    fn view<'a>(&'a self, session: &'a Session<'_>) -> View<'a> {
-        View {
-            adapter: session.adapter(),
-            peft: &self.peft,
-            optimizer: session.optimizer(),
-            state: session.state(),
-        }
+    fn view<'a>(&'a self, session: &'a Session<'_>, optimizer: &'a Optimizer) -> View<'a> {
+        View { adapter: session.adapter(), peft: &self.peft, optimizer, state: session.state() }
     }
 
     /// A run that is compared with another cuts its next step as that one did.
@@ -183,7 +181,9 @@ impl Job<'_> {
         // It is not begun anew where it was taken away.
         self.check_folder(session)?;
         let root = self.plan.output.root();
-        let path = checkpoint::save(&Disk::real(), root, self.view(session))?;
+        let optimizer = session.optimizer()?;
+        let path = checkpoint::save(&Disk::real(), root, self.view(session, &optimizer))?;
+        drop(optimizer);
         self.ledger.checkpoint(session.state().global_step, &path)?;
         let best = session.state().best_global_step;
         checkpoint::rotate(root, self.plan.run.training.save_total_limit, best)?;
@@ -211,6 +211,7 @@ impl Job<'_> {
         let (step, what, layer, value, records, is_torn) = match error {
             StepError::Data(error) => return Err(error.into()),
             StepError::Trainer(error) => return Err(error.into()),
+            StepError::Collective(error) => return Err(error.into()),
             StepError::NotFinite { step, what, layer, value, records, is_torn } => {
                 (step, what, layer, value, records, is_torn)
             }

@@ -34,9 +34,9 @@ pub enum StateError {
     Part(String),
 }
 
-struct Part<'a> {
+pub(super) struct Part<'a> {
     name: String,
-    values: Values<'a>,
+    pub(super) values: Values<'a>,
 }
 
 impl Optimizer {
@@ -73,7 +73,7 @@ impl Optimizer {
         all
     }
 
-    fn parts(&self) -> Vec<Part<'_>> {
+    pub(super) fn parts(&self) -> Vec<Part<'_>> {
         let mut parts = Vec::new();
         for unit in &self.units {
             let mut add = |part: &str, values| {

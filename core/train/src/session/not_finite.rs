@@ -4,6 +4,7 @@
 use super::Session;
 use super::input::{Estimate, StepInput};
 use crate::feed::FeedError;
+use forgelm_collective::CollectiveError;
 use forgelm_data::PackedBatch;
 use forgelm_sdk::Failed;
 
@@ -16,6 +17,9 @@ pub enum StepError {
     /// The trainer gave up.
     #[error(transparent)]
     Trainer(#[from] Failed),
+    /// The processes of the run could not make it together.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
     /// The loss or a gradient is not a finite number.
     #[error(
         "step {step}: {what} is {value}; {} (records {records:?})\n  hint: a lower \

@@ -1,0 +1,487 @@
+//! A step that the processes of a run make together.
+//!
+//! The micro-batches of a step are the leaves of one tree of additions
+//! ([`forgelm_collective::PairwiseSum`]): who computes which of them changes no bit. Everything
+//! else is done by every process alike, from numbers that all of them have. The leader says what is
+//! done next; the others are in [`Session::follow`].
+//!
+//! Papers: Rajbhandari et al. 2020, arXiv:1910.02054, section 5 (what is shared out); Zhao et al.
+//! 2023, arXiv:2304.11277, section 4.
+
+use super::input::{Estimate, StepInput};
+use super::totals::Totals;
+use super::{Cut, Session, StepError};
+use crate::optimizer::{At, Optimizer, ScaledGradient};
+use forgelm_collective::{CollectiveError, Group, PairwiseSum, Pending};
+use forgelm_model::{Keep, OutOfMemory};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Pieces of the buffer whose squares are added by themselves, and of which each process has some:
+/// the norm of a gradient does not depend on who has which.
+const N_PIECES: usize = 64;
+
+/// What the processes share out between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nothing: each has everything, and makes the whole update.
+    Nothing,
+    /// The summed gradient and the optimizer's state: each updates its part (ZeRO stage 2).
+    Gradients,
+}
+
+/// The processes of a run, and what they share out.
+#[derive(Clone, Copy, Debug)]
+pub struct Team<'a> {
+    /// The processes.
+    pub group: &'a Group,
+    /// What each has only a part of.
+    pub sharing: Sharing,
+}
+
+/// Why processes cannot work on a step together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{n_ranks} processes share a step of {n_leaves} micro-batches\n  hint: start at most {n_leaves} \
+     processes, or cut the step into more pieces: a smaller \
+     `training.per_device_train_batch_size` and a larger `training.gradient_accumulation_steps`"
+)]
+pub struct TooManyRanks {
+    /// Processes.
+    pub n_ranks: usize,
+    /// Micro-batches of a step.
+    pub n_leaves: usize,
+}
+
+/// Why there are no buffers.
+#[derive(Debug, thiserror::Error)]
+pub enum AllocateError {
+    /// The system refused the memory.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// It did so on other processes.
+    #[error("there is no memory for the buffers of a step on {}", ranks(.0))]
+    OnOthers(Vec<usize>),
+    /// The processes no longer speak to each other.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+}
+
+fn ranks(of: &[usize]) -> String {
+    let of: Vec<String> = of.iter().map(usize::to_string).collect();
+    format!("rank {}", of.join(", "))
+}
+
+impl Team<'_> {
+    /// Whether a step of so many micro-batches has one for every process.
+    ///
+    /// # Errors
+    /// If it has not.
+    pub fn check(&self, n_leaves: usize) -> Result<(), TooManyRanks> {
+        let n_ranks = self.group.n_ranks();
+        if n_ranks > n_leaves { Err(TooManyRanks { n_ranks, n_leaves }) } else { Ok(()) }
+    }
+
+    /// Whether a run of this many processes gives the bits of a run of one, and of any other number of
+    /// which this holds.
+    #[must_use]
+    pub fn is_comparable(&self) -> bool {
+        self.group.n_ranks().is_power_of_two()
+    }
+}
+
+/// What the leader has the others do.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) enum Command {
+    Step,
+    Evaluate,
+    Allocate { cut: Cut, recomputes: bool },
+    CollectState,
+    End { exit_code: i32 },
+}
+
+/// Of the leader: lets the others go, who end with this exit code too.
+///
+/// # Errors
+/// If they no longer listen.
+pub fn dismiss(group: &Group, exit_code: i32) -> Result<(), CollectiveError> {
+    group.tell(to_bytes(&Command::End { exit_code }))
+}
+
+fn to_bytes(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("plain data is serializable")
+}
+
+fn from_bytes<T: DeserializeOwned>(group: &Group, bytes: &[u8]) -> Result<T, CollectiveError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| CollectiveError::Nonsense { rank: group.rank(), what: error.to_string() })
+}
+
+/// What all processes have of a list whose elements they share out: in the order of the first
+/// numbers.
+///
+/// # Errors
+/// If one does not give its part.
+pub(crate) fn of_all<T: Serialize + DeserializeOwned>(
+    group: &Group,
+    own: &[(usize, T)],
+) -> Result<Vec<(usize, T)>, CollectiveError> {
+    let mut all = Vec::new();
+    for bytes in group.all_gather(to_bytes(&own))? {
+        all.extend(from_bytes::<Vec<(usize, T)>>(group, &bytes)?);
+    }
+    all.sort_by_key(|(index, _)| *index);
+    Ok(all)
+}
+
+/// See [`Team`]; with what follows from the parameters.
+#[derive(Debug)]
+pub(super) struct Shares<'a> {
+    group: &'a Group,
+    sharing: Sharing,
+    pieces: Vec<Range<usize>>,
+    /// [p] the elements of each process.
+    ranges: Vec<Range<usize>>,
+}
+
+impl<'a> Shares<'a> {
+    /// Of a team, over the parameters of the optimizer of all of them.
+    pub(super) fn new(team: Team<'a>, optimizer: &Optimizer) -> Self {
+        let pieces = optimizer.pieces(N_PIECES);
+        let n_ranks = team.group.n_ranks();
+        let end = pieces.last().map_or(0, |last| last.end);
+        let bound =
+            |rank: usize| pieces.get(rank * N_PIECES / n_ranks).map_or(end, |piece| piece.start);
+        let ranges = (0..n_ranks).map(|rank| bound(rank)..bound(rank + 1)).collect();
+        Self { group: team.group, sharing: team.sharing, pieces, ranges }
+    }
+
+    pub(super) fn group(&self) -> &'a Group {
+        self.group
+    }
+
+    /// The elements that this process has moments of, where it has not all.
+    pub(super) fn own_part(&self) -> Option<Range<usize>> {
+        match self.sharing {
+            Sharing::Nothing => None,
+            Sharing::Gradients => Some(self.ranges[self.group.rank()].clone()),
+        }
+    }
+
+    /// The micro-batch of this process in each round of a step that has `n` of them, where a whole step
+    /// has `n_slots`. All processes go through the same rounds.
+    fn leaves(&self, n: usize, n_slots: usize) -> Vec<Option<usize>> {
+        let (rank, n_ranks) = (self.group.rank(), self.group.n_ranks());
+        let leaf = |index: usize| (index < n).then_some(index);
+        match self.sharing {
+            Sharing::Nothing => self.block(rank, n, n_slots).map(leaf).collect(),
+            // Sums of a round are made between the processes, so that each has its part alone.
+            Sharing::Gradients => {
+                (0..n.div_ceil(n_ranks)).map(|round| leaf(round * n_ranks + rank)).collect()
+            }
+        }
+    }
+
+    /// A whole subtree for each process, where their number allows it.
+    fn block(&self, rank: usize, n: usize, n_slots: usize) -> Range<usize> {
+        let n_ranks = self.group.n_ranks();
+        let n_slots = if n_ranks.is_power_of_two() { n_slots.next_power_of_two() } else { n_slots };
+        let bound = |rank: usize| (rank * n_slots / n_ranks).min(n);
+        bound(rank)..bound(rank + 1)
+    }
+}
+
+/// A gradient on its way to being summed over all micro-batches of a step.
+struct Summing<'s> {
+    shares: &'s Shares<'s>,
+    /// Of this process alone, or of its part over all.
+    sum: Arc<Mutex<PairwiseSum>>,
+    /// One round travels while the next is computed.
+    on_its_way: Option<Pending<()>>,
+    n: usize,
+    n_slots: usize,
+    n_rounds: usize,
+}
+
+impl<'s> Summing<'s> {
+    fn new(shares: &'s Shares<'s>, n: usize, n_slots: usize) -> Self {
+        Self { shares, sum: Arc::default(), on_its_way: None, n, n_slots, n_rounds: 0 }
+    }
+
+    /// Takes what this process has of a round, or nothing.
+    fn push(&mut self, gradient: Vec<f32>) -> Result<(), CollectiveError> {
+        if self.shares.sharing == Sharing::Nothing {
+            lock(&self.sum).push(gradient);
+            return Ok(());
+        }
+        if let Some(earlier) = self.on_its_way.take() {
+            earlier.wait()?;
+        }
+        let n_ranks = self.shares.group.n_ranks();
+        let n_with = (self.n - self.n_rounds * n_ranks).min(n_ranks);
+        self.n_rounds += 1;
+        let (ranges, sum) = (self.shares.ranges.clone(), Arc::clone(&self.sum));
+        self.on_its_way = Some(self.shares.group.start(move |line| {
+            let part = line.reduce_scatter(&gradient, &ranges, n_with)?;
+            lock(&sum).push(part);
+            Ok(())
+        }));
+        Ok(())
+    }
+
+    /// The sum: all of it, or the part of this process.
+    fn finish(self) -> Result<Vec<f32>, CollectiveError> {
+        if let Some(last) = self.on_its_way {
+            last.wait()?;
+        }
+        let sum = std::mem::take(&mut *lock(&self.sum)).finish().unwrap_or_default();
+        if self.shares.sharing == Sharing::Gradients {
+            return Ok(sum);
+        }
+        let shares = self.shares;
+        let with = |&rank: &usize| !shares.block(rank, self.n, self.n_slots).is_empty();
+        let n_with = (0..shares.group.n_ranks()).filter(with).count();
+        let ranges = shares.ranges.clone();
+        let whole = shares.group.start(move |line| {
+            let part = line.reduce_scatter(&sum, &ranges, n_with)?;
+            line.all_gather_ranges(&part, &ranges)
+        });
+        whole.wait()
+    }
+}
+
+fn lock(sum: &Mutex<PairwiseSum>) -> std::sync::MutexGuard<'_, PairwiseSum> {
+    // A thread that panicked ends the run.
+    sum.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Session<'_> {
+    /// Of the leader: has the others do what this process does now.
+    pub(super) fn lead(&self, command: Command) -> Result<(), CollectiveError> {
+        match &self.shares {
+            Some(shares) if shares.group.is_leader() => shares.group.tell(to_bytes(&command)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Of the leader: that is done.
+    pub(super) fn led(&self) {
+        if let Some(shares) = self.shares.as_ref().filter(|shares| shares.group.is_leader()) {
+            shares.group.told();
+        }
+    }
+
+    /// Of the others: does what the leader does, until it lets them go; the exit code that it gives
+    /// them.
+    ///
+    /// # Errors
+    /// If something fails on this process, or the processes no longer speak to each other. Steps that
+    /// give no finite number are for the leader to tell.
+    pub fn follow(&mut self) -> Result<i32, StepError> {
+        let group = match &self.shares {
+            Some(shares) => shares.group,
+            None => return Ok(0),
+        };
+        loop {
+            match from_bytes(group, &group.listen()?)? {
+                Command::Step => match self.step_as_all() {
+                    Ok(_) | Err(StepError::NotFinite { .. }) => {}
+                    Err(error) => return Err(error),
+                },
+                Command::Evaluate => match self.evaluate_as_all() {
+                    Ok(_) | Err(StepError::NotFinite { .. }) => {}
+                    Err(error) => return Err(error),
+                },
+                Command::Allocate { cut, recomputes } => {
+                    let keep = if recomputes { Keep::LayerInputs } else { Keep::Everything };
+                    match self.allocate_as_all(cut, keep) {
+                        Ok(_) | Err(AllocateError::OutOfMemory(_) | AllocateError::OnOthers(_)) => {
+                        }
+                        Err(AllocateError::Collective(error)) => return Err(error.into()),
+                    }
+                }
+                Command::CollectState => {
+                    self.collect_state()?;
+                }
+                Command::End { exit_code } => return Ok(exit_code),
+            }
+        }
+    }
+
+    /// Whether a part of work that is shared out by number is for this process.
+    pub(super) fn is_mine(&self, index: usize) -> bool {
+        let of = |shares: &Shares<'_>| index % shares.group.n_ranks() == shares.group.rank();
+        self.shares.as_ref().is_none_or(of)
+    }
+
+    /// What all processes have of such work.
+    pub(super) fn of_all<T: Serialize + DeserializeOwned>(
+        &self,
+        own: Vec<(usize, T)>,
+    ) -> Result<Vec<(usize, T)>, CollectiveError> {
+        match &self.shares {
+            None => Ok(own),
+            Some(shares) => of_all(shares.group, &own),
+        }
+    }
+
+    /// Buffers on every process, or on none that could be used.
+    pub(super) fn allocate_as_all(
+        &mut self,
+        cut: Cut,
+        keep: Keep,
+    ) -> Result<(u64, u64), AllocateError> {
+        let made = self.allocate_alone(cut, keep);
+        let Some(shares) = &self.shares else { return Ok(made?) };
+        let all = shares.group.all_gather(vec![u8::from(made.is_ok())])?;
+        let made = made?;
+        let without = |(rank, ok): (usize, &Vec<u8>)| (ok != &[1]).then_some(rank);
+        let without: Vec<usize> = all.iter().enumerate().filter_map(without).collect();
+        if without.is_empty() { Ok(made) } else { Err(AllocateError::OnOthers(without)) }
+    }
+
+    /// The optimizer of all parameters.
+    pub(super) fn collect_state(&self) -> Result<Cow<'_, Optimizer>, CollectiveError> {
+        let shares = self.shares.as_ref().filter(|shares| shares.own_part().is_some());
+        let Some(shares) = shares else { return Ok(Cow::Borrowed(&self.optimizer)) };
+        let parts = shares.group.all_gather(self.optimizer.state_bytes())?;
+        let settings = self.optimizer.settings().clone();
+        let mut all = Optimizer::new(settings, &self.adapter.slices())
+            .expect("it was made for these parameters before");
+        for (range, bytes) in shares.ranges.iter().zip(&parts) {
+            all.fill(range, bytes);
+        }
+        Ok(Cow::Owned(all))
+    }
+
+    /// Micro-batches of a whole step.
+    fn n_slots(&self) -> usize {
+        self.feed.n_micro_batches(self.cut)
+    }
+
+    /// Gradient and update of a step that all processes make together: the sums over its micro-batches,
+    /// and the norm of the mean gradient.
+    pub(super) fn update_together(
+        &mut self,
+        step: u64,
+        input: &StepInput,
+        estimate: &Estimate,
+    ) -> Result<(Totals, f64), StepError> {
+        let (total, sum) = self.sum_together(step, input, estimate)?;
+        let ops = self.decoder.ops().clone();
+        let shares = self.shares.as_ref().expect("the step is shared");
+        let own = shares.own_part();
+        let start = own.as_ref().map_or(0, |own| own.start);
+        let sum = ops.place(sum).unwrap_or_else(|refused| refused.end("the summed gradient"));
+        let grad = |range: Range<usize>| sum.part(range.start - start..range.end - start);
+        let squares = squares(shares, |range| ops.sum_of_squares(grad(range)))?;
+        let max_norm = self.optimizer.settings().max_grad_norm(self.settings.max_grad_norm);
+        let gradient = ScaledGradient::from_squares(squares, total.n_terms, max_norm);
+        if !gradient.norm.is_finite() {
+            return Err(self.bad_gradient(step, gradient.norm, input, estimate));
+        }
+        let learning_rate = self.settings.schedule.at(step);
+        let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
+        self.is_torn = true;
+        self.optimizer.step_by(ops.as_ref(), self.adapter.numbers_mut(), grad, at);
+        if let Some(own) = own {
+            let updated = self.adapter.params()[own].to_vec();
+            let all = shares.group.all_gather_ranges(updated, shares.ranges.clone())?;
+            self.adapter.numbers_mut().copy_from_host(&all);
+        }
+        self.decoder.refresh(&mut self.adapter);
+        Ok((total, gradient.norm))
+    }
+
+    /// The losses of all micro-batches, and the sum of their gradients: all of it, or the part of this
+    /// process.
+    fn sum_together(
+        &mut self,
+        step: u64,
+        input: &StepInput,
+        estimate: &Estimate,
+    ) -> Result<(Totals, Vec<f32>), StepError> {
+        let (n, n_slots) = (input.micro_batches.len(), self.n_slots());
+        let shares = self.shares.take().expect("the step is shared");
+        let mut summing = Summing::new(&shares, n, n_slots);
+        let mut losses = Vec::new();
+        let summed = || {
+            for leaf in shares.leaves(n, n_slots) {
+                let gradient = match leaf {
+                    None => Vec::new(),
+                    Some(leaf) => {
+                        let (loss, gradient) = self.leaf(step, leaf, input, estimate)?;
+                        losses.push((leaf, loss));
+                        gradient
+                    }
+                };
+                summing.push(gradient)?;
+            }
+            let sum = summing.finish()?;
+            Ok::<_, StepError>((of_all(shares.group, &losses)?, sum))
+        };
+        let summed = summed();
+        let is_leader = shares.group.is_leader();
+        self.shares = Some(shares);
+        let (losses, sum) = summed?;
+        let mut total = Totals::default();
+        for (leaf, loss) in losses {
+            if !loss.loss_sum().is_finite() {
+                return Err(self.bad_leaf(step, leaf, input, estimate, is_leader));
+            }
+            total.add(loss);
+        }
+        Ok((total, sum))
+    }
+
+    /// Loss and gradient of one micro-batch.
+    fn leaf(
+        &mut self,
+        step: u64,
+        leaf: usize,
+        input: &StepInput,
+        estimate: &Estimate,
+    ) -> Result<(Totals, Vec<f32>), StepError> {
+        let micro_batch = &input.micro_batches[leaf];
+        let loss = self.forward(micro_batch, estimate, &input.totals, Some(step))?;
+        self.decoder.ops().fill(self.grad.all_mut(), 0.0);
+        if loss.loss_sum.is_finite() {
+            self.decoder.weigh_balance(&self.adapter, loss.n_terms, &mut self.activations);
+            self.backward(&micro_batch.batch, step);
+        }
+        Ok((loss.into(), self.grad.all().to_host().into_owned()))
+    }
+
+    /// The loss of a micro-batch is not finite: the leader looks at it, whoever found it.
+    fn bad_leaf(
+        &mut self,
+        step: u64,
+        leaf: usize,
+        input: &StepInput,
+        estimate: &Estimate,
+        is_leader: bool,
+    ) -> StepError {
+        let micro_batch = &input.micro_batches[leaf];
+        if is_leader {
+            if let Err(failed) = self.forward(micro_batch, estimate, &input.totals, Some(step)) {
+                return failed.into();
+            }
+        }
+        self.bad_loss(step, &micro_batch.batch, f64::NAN)
+    }
+}
+
+/// The sum of all squares, piece by piece in their order.
+fn squares(shares: &Shares<'_>, of: impl Fn(Range<usize>) -> f64) -> Result<f64, CollectiveError> {
+    let Some(own) = shares.own_part() else {
+        return Ok(shares.pieces.iter().cloned().map(of).sum());
+    };
+    let is_own = |piece: &&Range<usize>| own.contains(&piece.start) && !piece.is_empty();
+    let bits = |piece: &Range<usize>| of(piece.clone()).to_bits().to_le_bytes();
+    let own: Vec<u8> = shares.pieces.iter().filter(is_own).flat_map(bits).collect();
+    let all = shares.group.all_gather(own)?.concat();
+    Ok(all.as_chunks().0.iter().map(|&bits| f64::from_bits(u64::from_le_bytes(bits))).sum())
+}
