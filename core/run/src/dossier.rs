@@ -4,6 +4,7 @@
 use crate::compliance::{NamedFiles, Strictness, facts, governance};
 use crate::cost::{self, Usage};
 use crate::data::Sources;
+use crate::distributed::Agreed;
 use crate::environment::{Environment, SigningProgram};
 use crate::error::RunError;
 use crate::evaluators::Evaluated;
@@ -396,6 +397,8 @@ pub(crate) struct Dossier<'a> {
     pub stamps: Option<&'a TimeStamps>,
     /// The pipeline of which this is a stage.
     pub pipeline_run_id: Option<&'a str>,
+    /// The processes of the run, where the config asks for several.
+    pub(crate) agreed: Option<&'a Agreed>,
 }
 
 impl Dossier<'_> {
@@ -673,6 +676,9 @@ impl Dossier<'_> {
             for (name, value) in used.options() {
                 more.insert(format!("{}_{name}", used.name()), value);
             }
+        }
+        if let Some(agreed) = self.agreed {
+            more.insert("distributed".to_owned(), agreed.to_json());
         }
         more.insert("linear_formats".to_owned(), json!(self.loaded.decoder.linear_formats()));
         let is_recomputed = self.rung.keep == Keep::LayerInputs;

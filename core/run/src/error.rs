@@ -3,6 +3,7 @@
 
 use crate::approval::error::ApprovalError;
 use crate::benchmark::BenchmarkError;
+use crate::distributed::Different;
 use crate::erasure::ErasureError;
 use crate::exit::Exit;
 use crate::monitor::MonitorError;
@@ -45,7 +46,7 @@ use forgelm_train::feed::FeedError;
 use forgelm_train::optimizer::OptimizerError;
 use forgelm_train::references::{FileError, ReferencesError};
 use forgelm_train::rollouts::RolloutError;
-use forgelm_train::session::AllocateError;
+use forgelm_train::session::{AllocateError, TooManyRanks};
 use serde_json::{Value, json};
 use std::error::Error;
 use std::path::PathBuf;
@@ -461,6 +462,33 @@ pub enum RunError {
         "{0}\n  hint: the last checkpoint is good: start the same command again with `--resume`"
     )]
     Collective(#[from] CollectiveError),
+    /// Something happened on one of the processes of a run.
+    #[error("rank {rank}: {source}")]
+    OnRank {
+        /// Which.
+        rank: usize,
+        /// What.
+        source: Box<RunError>,
+    },
+    /// The processes of a run would not do the same.
+    #[error("the processes of this run differ\n{}", of_ranks(.0))]
+    RanksDiffer(Vec<Different>),
+    /// Several processes of what one process does.
+    #[error(
+        "{n_ranks} processes were started (`{variable}`), and {why}\n  hint: start one process, or \
+         write `distributed: {{strategy: ...}}` for one run of all of them"
+    )]
+    ManyProcesses {
+        /// Processes.
+        n_ranks: usize,
+        /// Which variable says so.
+        variable: &'static str,
+        /// Why there must be one.
+        why: String,
+    },
+    /// More processes than a step has work for.
+    #[error(transparent)]
+    TooManyRanks(#[from] TooManyRanks),
     /// The file of overrides beside a model is not one.
     #[error("{}: not overrides of a model: {problem}", .path.display())]
     Overrides {
@@ -643,6 +671,15 @@ fn numbers(min: usize, max: usize) -> String {
     }
 }
 
+/// One line for each thing in which a process differs from the leader.
+fn of_ranks(different: &[Different]) -> String {
+    let mut lines = Vec::new();
+    for Different { rank, host, differences } in different {
+        lines.extend(differences.iter().map(|what| format!("  rank {rank} ({host}): {what}")));
+    }
+    lines.join("\n")
+}
+
 /// One line a point: what is asked, and the keys that answer it.
 fn open_points(points: &[OpenPoint]) -> String {
     let line = |open: &OpenPoint| {
@@ -695,6 +732,9 @@ impl RunError {
             | Self::OpenPoints { .. }
             | Self::Request(_)
             | Self::NoComplianceSection
+            | Self::RanksDiffer(_)
+            | Self::ManyProcesses { .. }
+            | Self::TooManyRanks(_)
             | Self::NotAvailable(_) => Exit::Config,
             Self::Device { source, .. } => of_device(source),
             Self::Failed(failure) if failure.is_out_of_memory() => Exit::Resources,
@@ -795,6 +835,7 @@ impl RunError {
             | Self::Allocate(AllocateError::OutOfMemory(_) | AllocateError::OnOthers(_)) => {
                 Exit::Resources
             }
+            Self::OnRank { source, .. } => source.exit(),
             Self::Collective(_) | Self::Allocate(AllocateError::Collective(_)) => Exit::Runtime,
             Self::Changed { .. } => Exit::Integrity,
         }

@@ -34,6 +34,25 @@ impl Exit {
     }
 }
 
+impl Exit {
+    /// What a number says; one that is none of ours is a failure of the world.
+    #[must_use]
+    pub fn of_code(code: i32) -> Self {
+        let all = [
+            Self::Success,
+            Self::Config,
+            Self::Runtime,
+            Self::Gate,
+            Self::AwaitingApproval,
+            Self::WizardCancelled,
+            Self::Integrity,
+            Self::Interrupted,
+            Self::Resources,
+        ];
+        all.into_iter().find(|exit| i32::from(exit.code()) == code).unwrap_or(Self::Runtime)
+    }
+}
+
 impl From<Class> for Exit {
     fn from(class: Class) -> Self {
         match class {

@@ -15,6 +15,7 @@ pub mod cost;
 mod course;
 pub mod data;
 mod derived;
+pub mod distributed;
 pub mod doctor;
 pub mod dossier;
 mod ended;

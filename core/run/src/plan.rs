@@ -114,6 +114,10 @@ impl Plan {
         if self.run.evaluation.is_some() {
             kept.insert("evaluation".to_owned(), config["evaluation"].take());
         }
+        if self.run.distributed.as_ref().is_some_and(|of| of.strategy.is_some()) {
+            // Another order than that of one process; how many there are makes no difference.
+            kept.insert("additions".to_owned(), json!("pairwise"));
+        }
         let rewards = self.run.plugins.iter().flat_map(|plugins| &plugins.rewards);
         let reward = |of: &NamedPlugin| json!({"name": of.name, "options": of.options});
         let rewards: Vec<Value> = rewards.map(reward).collect();
@@ -153,7 +157,7 @@ impl Plan {
             "learning_rate": training.learning_rate,
             "output_dir": self.output.final_model(),
             "offline": run.model.offline,
-            "distributed": null,
+            "distributed": run.distributed.as_ref().and_then(|of| of.strategy).map(|of| of.to_string()),
             "rope_scaling": null,
             "neftune_noise_alpha": training.neftune_noise_alpha,
             "webhook_configured": run.webhook.as_ref().is_some_and(|webhook| {

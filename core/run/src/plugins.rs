@@ -100,6 +100,11 @@ impl Used {
         Self { kind: K::NAME, name: plugin.name, options, origin }
     }
 
+    /// Its name and the digest of its library.
+    pub(crate) fn digest(&self) -> String {
+        format!("{} {}", self.name, self.origin.sha256)
+    }
+
     /// Whether it is of this kind.
     #[must_use]
     pub fn is<K: Kind>(&self) -> bool {
@@ -426,6 +431,7 @@ impl Plugins {
         plugins.extend(offers.quantizers.iter().map(entry));
         plugins.extend(offers.evaluators.iter().map(entry));
         plugins.extend(offers.rewards.iter().map(entry));
+        plugins.extend(offers.collectives.iter().map(entry));
         self.registry.add(offers)?;
         self.notes.extend(notes);
         self.libraries.push(LibraryRecord { origin, abi, is_bundled, plugins });

@@ -15,12 +15,14 @@ pub(crate) mod room;
 mod squeeze;
 mod steps;
 pub(crate) mod tokenized;
+pub(crate) use reference::{ReferenceSource, prepare_references};
 mod watch;
 
 use crate::approval;
 use crate::compliance::{self, NamedFiles};
 use crate::cost::EnergyMeter;
 use crate::data;
+use crate::distributed::{Agreed, Processes};
 use crate::dossier;
 use crate::ended;
 use crate::environment::Environment;
@@ -35,7 +37,7 @@ use crate::outbound::{TimeStamps, Told};
 use crate::output::Start;
 use crate::pipeline::error::PipelineError;
 use crate::plan::Plan;
-use crate::plugins::{self, Plugins};
+use crate::plugins::{self, Plugins, Used};
 use crate::resume::{self, Resume};
 use crate::retention;
 use crate::rewards::{self, RewardModel};
@@ -163,13 +165,29 @@ pub fn train(
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
+    let processes = Processes::alone(plan)?;
+    train_with(plan, request, plugins, env, processes.as_ref(), observer)
+}
+
+/// [`train`] as the leader of these processes, where the config asks for several.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_with(
+    plan: &Plan,
+    request: &Request,
+    plugins: &mut Plugins,
+    env: &Environment,
+    processes: Option<&Processes>,
+    observer: &mut dyn Observer,
+) -> Result<Outcome, RunError> {
     if plan.run.pipeline.is_some() {
         let text = "a config with a `pipeline` section is no single training\n  hint: `forgelm --config` runs it";
         let text = text.to_owned();
         return Err(PipelineError::Flags(text).into());
     }
     let mut told = Told::open(plan, request.offline, env, observer)?;
-    let result = caught(|| run(plan, request, plugins, env, &mut told));
+    let result = caught(|| run(plan, request, plugins, env, processes, &mut told));
     told.end(&result);
     result
 }
@@ -180,6 +198,7 @@ fn run(
     request: &Request,
     plugins: &mut Plugins,
     env: &Environment,
+    processes: Option<&Processes>,
     observer: &mut Told<'_>,
 ) -> Result<Outcome, RunError> {
     let started_at = env.clock.utc();
@@ -225,6 +244,9 @@ fn run(
         (None, None) => template_now(plan, started_at),
     };
 
+    if let Some(processes) = processes {
+        processes.start(template_now, from.as_ref().map(|from| from.path.clone()), observer)?;
+    }
     let sources = data::find(plan, request.offline, env, observer)?;
     let model_request = model::request_of(plan, request.offline);
     let found = model::find(&model_request, env, observer)?;
@@ -292,6 +314,15 @@ fn run(
         seconds: (env.clock.monotonic() - load_start).as_secs_f64(),
     }));
     let identity = identity(plan, env, &data, &loaded, template_now);
+    let used: Vec<Used> = std::iter::once(used).chain(data.rewards().iter().cloned()).collect();
+    let agreed = match processes {
+        None => None,
+        Some(processes) => {
+            let leaves = data.feed(&found.tokenizer).n_micro_batches(configured);
+            processes.team().check(leaves)?;
+            Some(processes.agree(&identity, &used, env)?)
+        }
+    };
 
     plan.output.create()?;
     let lock = RunLock::acquire(plan.output.root(), &identity.run_id, started_at)?;
@@ -314,7 +345,7 @@ fn run(
         loaded: &loaded,
         trainer: trainer.as_ref(),
         plugins,
-        used: std::iter::once(used).chain(data.rewards().iter().cloned()).collect(),
+        used,
         examinations,
         evaluators,
         sources: &sources,
@@ -338,6 +369,8 @@ fn run(
         objective: format!("{} ({})", plugin.summary, plugin.source),
         strictness,
         pipeline_run_id: request.pipeline_run_id.as_deref(),
+        processes,
+        agreed,
     };
     let mut audit = job.open_audit(&identity.run_id, operator, &key)?;
     if let Some(event) = compliance::acknowledged(plan, job.observer) {
@@ -346,6 +379,9 @@ fn run(
     if let Some(Fallback::Failed(reason)) = fallback {
         let kernels = job.loaded.decoder.ops().name().to_owned();
         audit.append(&AuditEvent::TrainingDeviceFallback { kernels, reason })?;
+    }
+    if let Some(agreed) = job.agreed.as_ref().map(Agreed::audit_event) {
+        audit.append(&agreed)?;
     }
     let begun = (adapter, optimizer);
     let result = caught(|| job.run(begun, identity, from, request.force_resume, &key, &mut audit));
@@ -392,7 +428,7 @@ fn peft_info(plan: &Plan, found: &FoundModel) -> PeftInfo {
     }
 }
 
-fn identity(
+pub(crate) fn identity(
     plan: &Plan,
     env: &Environment,
     data: &TokenizedData,

@@ -3,6 +3,7 @@
 use super::Context;
 use crate::args::{LogLevel, RunFlags};
 use crate::terminal;
+use forgelm_run::distributed::refuse_many;
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
 use forgelm_run::pipeline::error::PipelineError;
@@ -38,6 +39,10 @@ pub fn run(root: Plan, bytes: &[u8], flags: &RunFlags, context: &mut Context) ->
     };
     if flags.dry_run {
         return dry_run(&plan, context);
+    }
+    let why = "the stages of a pipeline run in one process in this version";
+    if let Err(error) = refuse_many(&context.environment(), why) {
+        return context.failed(&error);
     }
     let request = Request {
         what,

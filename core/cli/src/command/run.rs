@@ -9,6 +9,8 @@ use clap::CommandFactory;
 use forgelm_evidence::bundle::COMPLIANCE_DIR;
 use forgelm_evidence::documents::REPORT;
 use forgelm_run::compliance;
+use forgelm_run::distributed::{Processes, follow};
+use forgelm_run::environment::Environment;
 use forgelm_run::error::RunError;
 use forgelm_run::event::{Event, Observer};
 use forgelm_run::exit::Exit;
@@ -18,7 +20,7 @@ use forgelm_run::plan::{Plan, config_bytes};
 use forgelm_run::plugins;
 use forgelm_run::resume::Resume;
 use forgelm_run::retention::enforce;
-use forgelm_run::training::{Completed, Outcome, Request, train};
+use forgelm_run::training::{Completed, Outcome, Request, train_with};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -87,10 +89,57 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
     if let Some(dir) = &flags.compliance_export {
         return export_documents(&plan, flags, dir, context);
     }
-    match execute(&plan, flags, context) {
-        Ok(outcome) => finished(&plan, flags, &outcome, context),
-        Err(error) => failed(&error, context),
+    let env = context.environment();
+    let joined = plugins::load(&plan, &env).and_then(|plugins| {
+        let processes = Processes::join(&plan, &plugins, &env)?;
+        Ok((plugins, processes))
+    });
+    let (mut plugins, processes) = match joined {
+        Ok(joined) => joined,
+        Err(error) => return failed(&error, context),
+    };
+    stop_on_signals(&env, context);
+    let request = request(flags);
+    match processes {
+        Some(processes) if !processes.is_leader() => {
+            let exit = match follow(&plan, &request, &mut plugins, &env, &processes) {
+                Ok(exit) => exit,
+                Err(error) => return lost(&error, &processes, context),
+            };
+            if let Err(error) = processes.leave() {
+                return failed(&error, context);
+            }
+            exit
+        }
+        processes => {
+            let led = processes.as_ref();
+            let trained =
+                train_with(&plan, &request, &mut plugins, &env, led, &mut context.progress);
+            let exit = match &trained {
+                Ok(outcome) => finished(&plan, flags, outcome, context),
+                Err(error @ (RunError::Collective(_) | RunError::OnRank { .. })) => {
+                    return match &processes {
+                        Some(processes) => lost(error, processes, context),
+                        None => failed(error, context),
+                    };
+                }
+                Err(error) => failed(error, context),
+            };
+            if let Some(Err(error)) = processes.map(|processes| processes.dismiss(exit)) {
+                let text =
+                    format!("warning: the other processes did not end with this one: {error}");
+                context.progress.line(LogLevel::Warning, &text);
+            }
+            exit
+        }
     }
+}
+
+/// The processes of a run do not come to its end together: all of them end now.
+fn lost(error: &RunError, processes: &Processes, context: &mut Context) -> Exit {
+    let exit = failed(error, context);
+    processes.abort(exit);
+    exit
 }
 
 /// The plan, and what lies in the run's folder for longer than the config allows.
@@ -112,14 +161,11 @@ fn dry_run(plan: &Plan, context: &mut Context) -> Exit {
     Exit::Success
 }
 
-fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Result<Outcome, RunError> {
-    let env = context.environment();
-    let mut plugins = plugins::load(plan, &env)?;
+fn stop_on_signals(env: &Environment, context: &mut Context) {
     if let Err(error) = terminal::stop_on_signals(&env.stop) {
         let text = format!("warning: signals will end the run without a checkpoint: {error}");
         context.progress.line(LogLevel::Warning, &text);
     }
-    train(plan, &request(flags), &mut plugins, &env, &mut context.progress)
 }
 
 fn request(flags: &RunFlags) -> Request {

@@ -1,13 +1,17 @@
-//! `distributed:` training on several devices.
+//! `distributed:` one run on several processes and machines.
 
 use super::text_rule::NOT_BLANK;
 use crate::declare::{choice, section};
 
 section! {
-    /// Training on several devices.
+    /// One run on several processes and machines, which a launcher starts.
     Distributed {
-        /// How state is shared out. Null: one device.
-        strategy: Option<DistributedStrategy> = None, later("distributed training");
+        /// How state is shared out. Null: one process.
+        strategy: Option<DistributedStrategy> = None;
+        /// The collective that carries numbers between the processes.
+        engine: String = "mpi".to_owned(), ours(), text(NOT_BLANK);
+        /// Seconds that a process may give no sign before the others end the run.
+        timeout_seconds: u64 = 600, ours(), min(1.0), max(1_000_000.0);
         /// `zero2`, `zero3`, `zero3_offload`, or a JSON file. Null: `zero2`.
         deepspeed_config: Option<String> = None, text(NOT_BLANK);
         /// What FSDP shards.

@@ -74,6 +74,17 @@ events! {
         /// The checkpoint that was saved.
         checkpoint: Option<String>,
     }
+    /// `training.distributed`: the run has several processes, which were compared and do the same.
+    TrainingDistributed = "training.distributed" {
+        /// What they share out.
+        strategy: String,
+        /// The library that carries numbers between them, with its version.
+        collective: String,
+        /// The host of each, by rank.
+        hosts: Vec<String>,
+        /// Whether another number of processes of which this is true gives the same bits.
+        comparable: bool,
+    }
     /// `training.device_fallback`: `training.device` is `auto`, and the device that is there cannot be
     /// used: the processor computes.
     TrainingDeviceFallback = "training.device_fallback" {

@@ -10,6 +10,7 @@ use super::watch::Watch;
 use crate::compliance::{NamedFiles, Strictness};
 use crate::cost::{EnergyMeter, Usage, seconds_between};
 use crate::data::Sources;
+use crate::distributed::{Agreed, Processes};
 use crate::dossier::{self, Dossier};
 use crate::environment::Environment;
 use crate::error::RunError;
@@ -98,6 +99,10 @@ pub(super) struct Job<'a> {
     pub(super) strictness: Strictness,
     /// The pipeline of which this is a stage.
     pub(super) pipeline_run_id: Option<&'a str>,
+    /// The processes that this one leads, where the config asks for several.
+    pub(super) processes: Option<&'a Processes>,
+    /// What the evidence says of them.
+    pub(super) agreed: Option<Agreed>,
 }
 
 impl Job<'_> {
@@ -141,6 +146,9 @@ impl Job<'_> {
         let n_steps_done = state.global_step;
         let mut metrics = MetricsFile::open(&self.plan.output.metrics(), n_steps_done)?;
         self.measured = metrics.measured_in(n_steps_done);
+        if let Some(processes) = self.processes {
+            processes.ready()?;
+        }
         let mut session = Session::without_buffers(Parts {
             decoder: &self.loaded.decoder,
             trainer: self.trainer,
@@ -150,7 +158,7 @@ impl Job<'_> {
             adapter,
             optimizer,
             state,
-            team: None,
+            team: self.processes.map(Processes::team),
         })?;
         self.allocate(&mut session, audit)?;
         let ledger = self.plan.output.root().join(LEDGER_FILE);
@@ -246,6 +254,7 @@ impl Job<'_> {
             approval: self.approval.as_ref(),
             stamps: self.stamps.as_ref(),
             pipeline_run_id: self.pipeline_run_id,
+            agreed: self.agreed.as_ref(),
         };
         let completed = match dossier.write(key.as_ref(), audit, self.observer) {
             Ok(completed) => completed,

@@ -1,0 +1,298 @@
+//! One run on several processes: how they find each other, and that they run the same.
+//!
+//! The process of rank 0 leads: it alone writes, and everything that it decides reaches the others as
+//! a command. The others are in [`follow`] from beginning to end.
+
+mod follow;
+mod launcher;
+
+pub use follow::follow;
+pub use launcher::refuse_many;
+
+use crate::environment::Environment;
+use crate::error::RunError;
+use crate::event::{Event, Observer};
+use crate::exit::Exit;
+use crate::plan::Plan;
+use crate::plugins::{Plugins, Used};
+use forgelm_collective::{CollectiveError, Group, Settings};
+use forgelm_config::{DistributedStrategy, FsdpStrategy};
+use forgelm_evidence::audit::event::AuditEvent;
+use forgelm_train::session::{Sharing, Team, dismiss};
+use forgelm_train::state::Identity;
+use launcher::launched;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The processes of a run.
+#[derive(Debug)]
+pub struct Processes {
+    group: Group,
+    sharing: Sharing,
+    strategy: String,
+}
+
+/// What the leader tells the others before there is a session, which has commands of its own.
+#[derive(Debug, Serialize, Deserialize)]
+enum Said {
+    /// What a run begins with.
+    Start { template_now: i64, from: Option<PathBuf> },
+    /// What all processes read is there.
+    Ready,
+    /// There is nothing to do: the command that lets a session's processes go.
+    End { exit_code: i32 },
+}
+
+/// What must be the same on all processes, and where each is.
+#[derive(Debug, Serialize, Deserialize)]
+struct Member {
+    host: String,
+    program: String,
+    config_hash: String,
+    identity: Identity,
+    /// Name and digest of each library that takes part.
+    plugins: Vec<String>,
+}
+
+/// How one process differs from the leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Different {
+    /// Its rank.
+    pub rank: usize,
+    /// Its host.
+    pub host: String,
+    /// In what.
+    pub differences: Vec<String>,
+}
+
+/// What the config shares out between processes; none where it is a run of one.
+fn sharing(plan: &Plan) -> Option<(Sharing, String)> {
+    let distributed = plan.run.distributed.as_ref()?;
+    Some(match distributed.strategy? {
+        DistributedStrategy::Deepspeed => (Sharing::Gradients, "deepspeed zero2".to_owned()),
+        DistributedStrategy::Fsdp => {
+            let sharing = match distributed.fsdp_strategy {
+                FsdpStrategy::NoShard => Sharing::Nothing,
+                // The others were refused with the config.
+                FsdpStrategy::ShardGradOp | FsdpStrategy::FullShard | FsdpStrategy::HybridShard => {
+                    Sharing::Gradients
+                }
+            };
+            (sharing, format!("fsdp {}", distributed.fsdp_strategy))
+        }
+    })
+}
+
+impl Processes {
+    /// Joins the processes that a launcher started; without one, this process alone. `None` where the
+    /// config asks for one process.
+    ///
+    /// # Errors
+    /// If they do not find each other, or a launcher started several processes of a run of one.
+    pub fn join(
+        plan: &Plan,
+        plugins: &Plugins,
+        env: &Environment,
+    ) -> Result<Option<Self>, RunError> {
+        let Some((sharing, strategy)) = sharing(plan) else {
+            refuse_many(env, "`distributed.strategy` is not set")?;
+            return Ok(None);
+        };
+        let Some(distributed) = &plan.run.distributed else { return Ok(None) };
+        if launched(env).is_none() {
+            return Self::alone(plan);
+        }
+        let plugin = plugins.registry().collective(&distributed.engine)?;
+        let build = Arc::clone(&plugin.build);
+        let settings = Settings::with_deadline(Duration::from_secs(distributed.timeout_seconds));
+        let group = Group::open(move || build(&[]), settings)?;
+        if group.is_leader() {
+            group.told();
+        }
+        Ok(Some(Self { group, sharing, strategy }))
+    }
+
+    /// This process alone, where the config asks for several.
+    pub(crate) fn alone(plan: &Plan) -> Result<Option<Self>, RunError> {
+        let Some((sharing, strategy)) = sharing(plan) else { return Ok(None) };
+        Ok(Some(Self { group: Group::alone()?, sharing, strategy }))
+    }
+
+    /// Whether this process leads.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.group.is_leader()
+    }
+
+    /// For a session.
+    pub(crate) fn team(&self) -> Team<'_> {
+        Team { group: &self.group, sharing: self.sharing }
+    }
+
+    fn tell(&self, said: &Said) -> Result<(), CollectiveError> {
+        self.group.tell(serde_json::to_vec(said).expect("plain data is serializable"))
+    }
+
+    fn listen(&self) -> Result<Said, CollectiveError> {
+        let heard = self.group.listen()?;
+        serde_json::from_slice(&heard).map_err(|error| CollectiveError::Nonsense {
+            rank: self.group.rank(),
+            what: error.to_string(),
+        })
+    }
+
+    /// Of the leader: a run begins.
+    pub(crate) fn start(
+        &self,
+        template_now: i64,
+        from: Option<PathBuf>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), RunError> {
+        let n_ranks = self.group.n_ranks();
+        if n_ranks == 1 {
+            let text = format!(
+                "`distributed.strategy` is set and this is the only process: `{}` shares out nothing; \
+                 start the run with `mpirun -np N` or the like",
+                self.strategy
+            );
+            observer.observe(&Event::Warning(text));
+        } else if !self.team().is_comparable() {
+            let text = format!(
+                "{n_ranks} processes add up in an order of their own: a run of 1, 2, 4 or 8 gives \
+                 other bits"
+            );
+            observer.observe(&Event::Warning(text));
+        }
+        Ok(self.tell(&Said::Start { template_now, from })?)
+    }
+
+    /// Of the leader: what the others read is there.
+    pub(crate) fn ready(&self) -> Result<(), RunError> {
+        self.tell(&Said::Ready)?;
+        self.group.told();
+        Ok(())
+    }
+
+    /// Compares everything that decides the bits of a run; what the evidence says of the processes.
+    pub(crate) fn agree(
+        &self,
+        identity: &Identity,
+        used: &[Used],
+        env: &Environment,
+    ) -> Result<Agreed, RunError> {
+        let plugins = used.iter().map(Used::digest);
+        let own = Member {
+            host: env.host.clone(),
+            program: crate::dossier::VERSION.to_owned(),
+            config_hash: identity.config_hash.clone(),
+            identity: identity.clone(),
+            plugins: plugins.collect(),
+        };
+        let own = serde_json::to_vec(&own).expect("plain data is serializable");
+        let members = self.group.all_gather(own)?;
+        if self.is_leader() {
+            self.group.told();
+        }
+        let read = |bytes: &Vec<u8>| {
+            serde_json::from_slice(bytes).map_err(|error| CollectiveError::Nonsense {
+                rank: self.group.rank(),
+                what: error.to_string(),
+            })
+        };
+        let members: Vec<Member> = members.iter().map(read).collect::<Result<_, _>>()?;
+        let different: Vec<Different> = members
+            .iter()
+            .enumerate()
+            .map(|(rank, of)| Different {
+                rank,
+                host: of.host.clone(),
+                differences: of.differences(&members[0]),
+            })
+            .filter(|of| !of.differences.is_empty())
+            .collect();
+        if !different.is_empty() {
+            return Err(RunError::RanksDiffer(different));
+        }
+        Ok(Agreed {
+            strategy: self.strategy.clone(),
+            library: self.group.library().to_owned(),
+            hosts: members.into_iter().map(|of| of.host).collect(),
+            is_comparable: self.team().is_comparable(),
+        })
+    }
+
+    /// Lets the other processes go with the exit code of this one, and leaves.
+    ///
+    /// # Errors
+    /// If they do not come to their end.
+    pub fn dismiss(self, exit: Exit) -> Result<(), RunError> {
+        dismiss(&self.group, i32::from(exit.code()))?;
+        Ok(self.group.end()?)
+    }
+
+    /// Leaves after the leader has let this process go.
+    ///
+    /// # Errors
+    /// If the others do not come to their end.
+    pub fn leave(self) -> Result<(), RunError> {
+        Ok(self.group.end()?)
+    }
+
+    /// Ends every process at once, after something that leaves no way on.
+    pub fn abort(&self, exit: Exit) {
+        if self.group.n_ranks() > 1 {
+            self.group.abort(i32::from(exit.code()));
+        }
+    }
+}
+
+impl Member {
+    fn differences(&self, leader: &Self) -> Vec<String> {
+        let mut differences = leader.identity.differences(&self.identity);
+        let pairs = [
+            ("program", &leader.program, &self.program),
+            ("config", &leader.config_hash, &self.config_hash),
+        ];
+        let plugins = (leader.plugins.join(", "), self.plugins.join(", "));
+        let pairs = pairs.into_iter().chain([("plugins", &plugins.0, &plugins.1)]);
+        let told = |(what, there, here): (&str, &String, &String)| {
+            (there != here).then(|| format!("{what}: {there} on rank 0, {here} here"))
+        };
+        differences.extend(pairs.filter_map(told));
+        differences
+    }
+}
+
+/// What the evidence says of the processes of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Agreed {
+    strategy: String,
+    library: String,
+    /// Of each rank.
+    hosts: Vec<String>,
+    is_comparable: bool,
+}
+
+impl Agreed {
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "strategy": self.strategy,
+            "collective": self.library,
+            "ranks": self.hosts.len(),
+            "hosts": self.hosts,
+            "comparable": self.is_comparable,
+        })
+    }
+
+    pub(crate) fn audit_event(&self) -> AuditEvent {
+        AuditEvent::TrainingDistributed {
+            strategy: self.strategy.clone(),
+            collective: self.library.clone(),
+            hosts: self.hosts.clone(),
+            comparable: self.is_comparable,
+        }
+    }
+}

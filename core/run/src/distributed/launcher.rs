@@ -1,0 +1,25 @@
+//! What launchers tell the processes that they start.
+
+use crate::environment::Environment;
+use crate::error::RunError;
+
+/// Number of processes: Open MPI, MPICH and others with its process manager, Slurm.
+const VARIABLES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
+
+/// Processes that a launcher started, and the variable that says so.
+pub(super) fn launched(env: &Environment) -> Option<(usize, &'static str)> {
+    VARIABLES.into_iter().find_map(|name| Some(((env.variable)(name)?.parse().ok()?, name)))
+}
+
+/// What runs in one process is not started by a launcher in several: they would write into one folder.
+///
+/// # Errors
+/// If it was.
+pub fn refuse_many(env: &Environment, why: &str) -> Result<(), RunError> {
+    match launched(env) {
+        Some((n_ranks, variable)) if n_ranks > 1 => {
+            Err(RunError::ManyProcesses { n_ranks, variable, why: why.to_owned() })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
