@@ -1,7 +1,8 @@
 /* forgelm_plugin.h: plugins for ForgeLM, in C or C++.
  *
  * A plugin is a shared library that exports one constant, `forgelm_plugin_entry`. It offers
- * trainers, merge methods, quantizers or evaluators: each kind has a factory, found by its id.
+ * trainers, merge methods, quantizers, evaluators, rewards or collectives: each kind has a factory,
+ * found by its id.
  *
  * This header is complete: what is not declared here is not promised. It is written by hand and a
  * test compares it with the program on this machine's C and C++ compilers.
@@ -59,6 +60,7 @@ typedef int32_t forgelm_status;
 #define FORGELM_OK 0
 #define FORGELM_E_CANCELLED 1        /* stopped because the host asked for it */
 #define FORGELM_E_INVALID_ARGUMENT 3 /* an option or an argument cannot be used */
+#define FORGELM_E_DEADLINE 4         /* others gave no sign before the deadline */
 #define FORGELM_E_OUT_OF_MEMORY 8    /* memory was refused */
 #define FORGELM_E_UNIMPLEMENTED 12   /* the other side lacks what this needs */
 #define FORGELM_E_INTERNAL 13        /* a bug, or something without a number of its own */
@@ -790,6 +792,163 @@ struct forgelm_reward_factory {
     forgelm_status (*create)(const forgelm_reward_factory *factory, const forgelm_host *host,
                              uint32_t index, forgelm_str options_json,
                              const forgelm_reward **out,
+                             forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+};
+
+/* ---- collectives: "forgelm.collective/1" --------------------------------------------------- */
+
+#define FORGELM_COLLECTIVE_FACTORY "forgelm.collective/1"
+
+/* One collective of a library. */
+typedef struct forgelm_collective_descriptor {
+    uint32_t struct_size;
+    uint32_t reserved;
+    const char *name;            /* value of `distributed.engine` */
+    const char *summary;         /* one line for a person */
+    const char *source;          /* where it comes from */
+    const char *const *features; /* words "key:value", ended by NULL; may be NULL itself */
+} forgelm_collective_descriptor;
+
+/* An instance: this process among the p of a run, or of a part of them. It carries bytes and adds
+ * no numbers: sums are made by the host, in an order of its own.
+ *
+ * Every process calls the same functions in the same order, all from the thread that called create.
+ * It lies in the program itself, never in a process of its own.
+ *
+ * deadline_ms is how long a call may wait for others, in milliseconds; 0: for ever. A call whose
+ * deadline passes returns FORGELM_E_DEADLINE, and its message names the ranks that gave no sign.
+ * After a call that failed only abort and destroy may follow. A call that has returned, whatever
+ * its status, writes to no memory of the host any more. */
+typedef struct forgelm_collective forgelm_collective;
+struct forgelm_collective {
+    uint32_t struct_size;
+    uint32_t reserved;
+    void *plugin_data;
+
+    /* Leaves the others. May wait for them, but not for ever; after a failure it does not wait.
+     * Thread:    that of create.
+     * Ownership: takes the instance. What split made of it is destroyed before.
+     * Errors:    none.
+     * Since:     1.0 */
+    void (*destroy)(const forgelm_collective *collective) FORGELM_NOEXCEPT;
+
+    /* This process among them, counted from 0.
+     * Thread:    that of create.
+     * Ownership: nothing changes hands.
+     * Errors:    none.
+     * Since:     1.0 */
+    uint32_t (*rank)(const forgelm_collective *collective) FORGELM_NOEXCEPT;
+
+    /* Number of processes, p; at least 1.
+     * Thread:    that of create.
+     * Ownership: nothing changes hands.
+     * Errors:    none.
+     * Since:     1.0 */
+    uint32_t (*size)(const forgelm_collective *collective) FORGELM_NOEXCEPT;
+
+    /* The library that carries the bytes, with its version, for records and messages.
+     * Thread:    that of create.
+     * Ownership: the plugin's; lives as long as the instance.
+     * Errors:    none.
+     * Since:     1.0 */
+    const char *(*library)(const forgelm_collective *collective) FORGELM_NOEXCEPT;
+
+    /* Each process gives each other one a part of its own. sent: for each rank in turn as many
+     * bytes as sent_bytes [p] says. received, written: from each rank in turn as many as
+     * received_bytes [p] says, which is what that rank sends to this one; both may be 0.
+     * Thread:    that of create.
+     * Ownership: everything is borrowed for the call; sent and received do not overlap.
+     * Errors:    FORGELM_E_DEADLINE and any other; what was received is then not to be used.
+     * Since:     1.0 */
+    forgelm_status (*all_to_all)(const forgelm_collective *collective, const void *sent,
+                                 const size_t *sent_bytes, void *received,
+                                 const size_t *received_bytes, uint64_t deadline_ms,
+                                 forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Every process gets what each one gives. n_bytes [p] is the same on every rank. own: as many
+     * bytes as it says of this rank. all, written: the bytes of each rank in turn.
+     * Thread:    that of create.
+     * Ownership: everything is borrowed for the call; own and all do not overlap.
+     * Errors:    as all_to_all.
+     * Since:     1.0 */
+    forgelm_status (*all_gather)(const forgelm_collective *collective, const void *own, void *all,
+                                 const size_t *n_bytes, uint64_t deadline_ms,
+                                 forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Every process gets what the rank root has: bytes [n_bytes] read there, written on the others.
+     * Thread:    that of create.
+     * Ownership: everything is borrowed for the call.
+     * Errors:    as all_to_all.
+     * Since:     1.0 */
+    forgelm_status (*broadcast)(const forgelm_collective *collective, void *bytes, size_t n_bytes,
+                                uint32_t root, uint64_t deadline_ms,
+                                forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Waits until every process has come here.
+     * Thread:    that of create.
+     * Ownership: nothing changes hands.
+     * Errors:    as all_to_all.
+     * Since:     1.0 */
+    forgelm_status (*barrier)(const forgelm_collective *collective, uint64_t deadline_ms,
+                              forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Those that give the same color, as an instance of their own, in the order of their ranks
+     * here. Every process calls it.
+     * Thread:    that of create.
+     * Ownership: *out goes to the host, which calls its destroy.
+     * Errors:    as all_to_all; *out is untouched.
+     * Since:     1.0 */
+    forgelm_status (*split)(const forgelm_collective *collective, uint32_t color,
+                            uint64_t deadline_ms, const forgelm_collective **out,
+                            forgelm_plugin_error *err) FORGELM_NOEXCEPT;
+
+    /* Ends every process of the run, those outside of this instance too, with this exit code. It
+     * may return where the library cannot do it, and then the host ends its own process.
+     * Thread:    that of create.
+     * Ownership: nothing changes hands.
+     * Errors:    none.
+     * Since:     1.0 */
+    void (*abort)(const forgelm_collective *collective, int32_t exit_code) FORGELM_NOEXCEPT;
+
+    /* A table of functions by its id.
+     * Thread:    that of create.
+     * Ownership: the plugin's; lives as long as the instance.
+     * Errors:    NULL if there is none of that id. May be NULL itself.
+     * Since:     1.0 */
+    const void *(*get_extension)(const forgelm_collective *collective,
+                                 const char *id) FORGELM_NOEXCEPT;
+};
+
+/* The collectives of a library. */
+typedef struct forgelm_collective_factory forgelm_collective_factory;
+struct forgelm_collective_factory {
+    uint32_t struct_size;
+    uint32_t reserved;
+
+    /* Number of collectives.
+     * Thread:    any.
+     * Ownership: nothing changes hands.
+     * Errors:    none.
+     * Since:     1.0 */
+    uint32_t (*count)(const forgelm_collective_factory *factory) FORGELM_NOEXCEPT;
+
+    /* One of them.
+     * Thread:    any.
+     * Ownership: the plugin's; constant, lives as long as the library.
+     * Errors:    NULL if index is not below count.
+     * Since:     1.0 */
+    const forgelm_collective_descriptor *(*descriptor)(const forgelm_collective_factory *factory,
+                                                       uint32_t index) FORGELM_NOEXCEPT;
+
+    /* Joins the processes that a launcher started, and waits for all of them, without a deadline. A
+     * process joins once. Options that are not known are refused, not ignored.
+     * Thread:    any; it is the thread of all further calls.
+     * Ownership: *out goes to the host, which calls its destroy; the host's table may be kept.
+     * Errors:    FORGELM_E_INVALID_ARGUMENT for an option, and any other; *out is untouched.
+     * Since:     1.0 */
+    forgelm_status (*create)(const forgelm_collective_factory *factory, const forgelm_host *host,
+                             uint32_t index, forgelm_str options_json,
+                             const forgelm_collective **out,
                              forgelm_plugin_error *err) FORGELM_NOEXCEPT;
 };
 

@@ -24,6 +24,8 @@ pub mod status {
     pub const CANCELLED: forgelm_status = 1;
     /// An option or an argument cannot be used.
     pub const INVALID_ARGUMENT: forgelm_status = 3;
+    /// Others gave no sign before the deadline.
+    pub const DEADLINE: forgelm_status = 4;
     /// Memory was refused.
     pub const OUT_OF_MEMORY: forgelm_status = 8;
     /// The other side lacks what this needs.

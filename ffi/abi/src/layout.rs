@@ -1,11 +1,12 @@
 //! Sizes and offsets of every struct, and the hash of those that a plugin is built on.
 
 use crate::{
-    forgelm_answer, forgelm_device, forgelm_device_kernels, forgelm_device_models,
-    forgelm_drop_mask, forgelm_dtype, forgelm_entry, forgelm_evaluator,
-    forgelm_evaluator_descriptor, forgelm_evaluator_factory, forgelm_field_layout, forgelm_gemm,
-    forgelm_generate, forgelm_held_out, forgelm_host, forgelm_kernels, forgelm_layouts,
-    forgelm_loss, forgelm_managed_tensor, forgelm_merge_method, forgelm_merge_method_descriptor,
+    forgelm_answer, forgelm_collective, forgelm_collective_descriptor, forgelm_collective_factory,
+    forgelm_device, forgelm_device_kernels, forgelm_device_models, forgelm_drop_mask,
+    forgelm_dtype, forgelm_entry, forgelm_evaluator, forgelm_evaluator_descriptor,
+    forgelm_evaluator_factory, forgelm_field_layout, forgelm_gemm, forgelm_generate,
+    forgelm_held_out, forgelm_host, forgelm_kernels, forgelm_layouts, forgelm_loss,
+    forgelm_managed_tensor, forgelm_merge_method, forgelm_merge_method_descriptor,
     forgelm_merge_method_factory, forgelm_merge_method_on_device, forgelm_merge_pass,
     forgelm_merge_piece, forgelm_merge_tensor, forgelm_plugin_error, forgelm_quantizer,
     forgelm_quantizer_descriptor, forgelm_quantizer_factory, forgelm_quantizer_on_device,
@@ -145,6 +146,12 @@ pub const EXTENSION_LAYOUTS: &[Layout] = layouts! {
     }
     forgelm_merge_method_on_device { struct_size, reserved, measure, merge }
     forgelm_quantizer_on_device { struct_size, reserved, quantize, dequantize }
+    forgelm_collective_descriptor { struct_size, reserved, name, summary, source, features }
+    forgelm_collective {
+        struct_size, reserved, plugin_data, destroy, rank, size, library, all_to_all, all_gather,
+        broadcast, barrier, split, abort, get_extension,
+    }
+    forgelm_collective_factory { struct_size, reserved, count, descriptor, create }
 };
 
 /// FNV-1a over alignment and fields of [`LAYOUTS`] as they were in version 1.0: it does not change

@@ -10,6 +10,7 @@
 #![expect(non_camel_case_types, reason = "types have the names of the C header")]
 
 mod border;
+mod collective;
 mod device;
 mod evaluator;
 mod kernels;
@@ -25,6 +26,10 @@ mod witness;
 pub use border::{
     ABI_MAJOR, ABI_MINOR, ENTRY_SYMBOL, MAGIC, forgelm_entry, forgelm_host, forgelm_plugin_error,
     forgelm_status, forgelm_str, log_level, status,
+};
+pub use collective::{
+    COLLECTIVE_FACTORY, forgelm_collective, forgelm_collective_descriptor,
+    forgelm_collective_factory,
 };
 pub use device::{
     DEVICE_KERNELS, MERGE_METHOD_ON_DEVICE, QUANTIZER_ON_DEVICE, QuantizeOnDevice, election,

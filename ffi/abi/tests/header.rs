@@ -79,6 +79,7 @@ fn constants() -> Vec<(&'static str, String)> {
         ("FORGELM_OK", status::OK),
         ("FORGELM_E_CANCELLED", status::CANCELLED),
         ("FORGELM_E_INVALID_ARGUMENT", status::INVALID_ARGUMENT),
+        ("FORGELM_E_DEADLINE", status::DEADLINE),
         ("FORGELM_E_OUT_OF_MEMORY", status::OUT_OF_MEMORY),
         ("FORGELM_E_UNIMPLEMENTED", status::UNIMPLEMENTED),
         ("FORGELM_E_INTERNAL", status::INTERNAL),

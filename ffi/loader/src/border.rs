@@ -127,6 +127,11 @@ impl Caller {
         Self { calls, ..self }
     }
 
+    /// The same, whose calls nobody watches: they have deadlines of their own.
+    pub(crate) fn unwatched(&self) -> Self {
+        Self { calls: Arc::default(), callers: Callers::One, ..self.clone() }
+    }
+
     /// For an instance that one thread calls at a time.
     pub(crate) fn of_one_caller(&self, host: &Host) -> Self {
         Self { callers: Callers::One, ..self.clone().watched(host) }
@@ -190,6 +195,7 @@ pub(crate) fn call(
     let cause = match ended {
         status::INVALID_ARGUMENT => Cause::Argument,
         status::CANCELLED => Cause::Cancelled,
+        status::DEADLINE => Cause::Deadline,
         _ => Cause::Work,
     };
     // SAFETY: as above; the call is over.
@@ -204,6 +210,7 @@ pub(crate) fn told(ended: forgelm_status, err: &forgelm_plugin_error) -> String 
     let what = match ended {
         status::CANCELLED => "stopped as asked",
         status::INVALID_ARGUMENT => "invalid argument",
+        status::DEADLINE => "the deadline passed",
         status::OUT_OF_MEMORY => "out of memory",
         status::UNIMPLEMENTED => "not implemented",
         status::PANIC => "panicked",

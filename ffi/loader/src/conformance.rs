@@ -4,6 +4,7 @@
 //! It builds each plugin without options and calls it with made-up numbers, wherever the library was
 //! loaded: in the program, one that crashes ends it.
 
+mod collective;
 mod evaluator;
 mod merge_method;
 mod quantizer;
@@ -61,6 +62,7 @@ pub fn check(library: &Library) -> Vec<Finding> {
     offers.quantizers.iter().for_each(|plugin| quantizer::check(plugin, &mut found));
     offers.evaluators.iter().for_each(|plugin| evaluator::check(plugin, &mut found));
     offers.rewards.iter().for_each(|plugin| reward::check(plugin, &mut found));
+    offers.collectives.iter().for_each(|plugin| collective::check(plugin, &mut found));
     found
 }
 

@@ -5,9 +5,9 @@ use crate::error::Problem;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
 use crate::watch::Callers;
-use crate::{evaluator, merge_method, quantizer, reward, trainer, witness};
+use crate::{collective, evaluator, merge_method, quantizer, reward, trainer, witness};
 use forgelm_abi::{
-    ABI_MAJOR, ABI_MINOR, ENTRY_SYMBOL, EVALUATOR_FACTORY, LAYOUT_HASH, MAGIC,
+    ABI_MAJOR, ABI_MINOR, COLLECTIVE_FACTORY, ENTRY_SYMBOL, EVALUATOR_FACTORY, LAYOUT_HASH, MAGIC,
     MERGE_METHOD_FACTORY, QUANTIZER_FACTORY, REWARD_FACTORY, TRAINER_FACTORY, forgelm_entry,
     forgelm_plugin_error, forgelm_str, status,
 };
@@ -97,7 +97,7 @@ impl Entry {
             quantizers: quantizer::offers(of(QUANTIZER_FACTORY), host, origin)?,
             evaluators: evaluator::offers(of(EVALUATOR_FACTORY), host, origin)?,
             rewards: reward::offers(of(REWARD_FACTORY), host, origin)?,
-            collectives: Vec::new(),
+            collectives: collective::offers(of(COLLECTIVE_FACTORY), host, origin)?,
         })
     }
 

@@ -5,10 +5,11 @@ use crate::error::Problem;
 use crate::float_mode::KeepFloatMode;
 use crate::host::Host;
 use forgelm_abi::{
-    forgelm_evaluator_descriptor, forgelm_evaluator_factory, forgelm_merge_method_descriptor,
-    forgelm_merge_method_factory, forgelm_plugin_error, forgelm_quantizer_descriptor,
-    forgelm_quantizer_factory, forgelm_reward_descriptor, forgelm_reward_factory, forgelm_status,
-    forgelm_str, forgelm_trainer_descriptor, forgelm_trainer_factory,
+    forgelm_collective_descriptor, forgelm_collective_factory, forgelm_evaluator_descriptor,
+    forgelm_evaluator_factory, forgelm_merge_method_descriptor, forgelm_merge_method_factory,
+    forgelm_plugin_error, forgelm_quantizer_descriptor, forgelm_quantizer_factory,
+    forgelm_reward_descriptor, forgelm_reward_factory, forgelm_status, forgelm_str,
+    forgelm_trainer_descriptor, forgelm_trainer_factory,
 };
 use forgelm_plugin::{Kind, Origin, Plugin};
 use forgelm_sdk::options::to_json;
@@ -76,6 +77,7 @@ factory!(forgelm_merge_method_factory, forgelm_merge_method_descriptor, "merge m
 factory!(forgelm_quantizer_factory, forgelm_quantizer_descriptor, "quantizer");
 factory!(forgelm_evaluator_factory, forgelm_evaluator_descriptor, "evaluator");
 factory!(forgelm_reward_factory, forgelm_reward_descriptor, "reward");
+factory!(forgelm_collective_factory, forgelm_collective_descriptor, "collective");
 
 /// One plugin of a factory.
 pub(crate) struct Offer<F: Factory> {

@@ -14,6 +14,7 @@
 #![expect(unsafe_code, reason = "calls foreign functions: the host's side of the plugin border")]
 
 mod border;
+mod collective;
 pub mod conformance;
 mod device;
 mod elf;

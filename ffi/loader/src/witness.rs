@@ -157,6 +157,7 @@ mod tests {
             ("forgelm_rng", "uniform", 24),
             ("forgelm_reward", "judge", 24),
             ("forgelm_answer", "record", 32),
+            ("forgelm_collective", "barrier", 72),
         ] {
             let mut theirs = ours();
             let is_field =

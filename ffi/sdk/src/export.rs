@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "the border itself: tables of C functions over safe traits")]
 
 mod border;
+mod collective;
 mod device;
 mod evaluator;
 mod factory;
@@ -17,9 +18,9 @@ mod trainer;
 use crate::host;
 use border::guard;
 use forgelm_abi::{
-    ABI_MAJOR, ABI_MINOR, EVALUATOR_FACTORY, LAYOUT_HASH, MAGIC, MERGE_METHOD_FACTORY,
-    QUANTIZER_FACTORY, REWARD_FACTORY, TRAINER_FACTORY, forgelm_entry, forgelm_host,
-    forgelm_plugin_error, forgelm_status, forgelm_str,
+    ABI_MAJOR, ABI_MINOR, COLLECTIVE_FACTORY, EVALUATOR_FACTORY, LAYOUT_HASH, MAGIC,
+    MERGE_METHOD_FACTORY, QUANTIZER_FACTORY, REWARD_FACTORY, TRAINER_FACTORY, forgelm_entry,
+    forgelm_host, forgelm_plugin_error, forgelm_status, forgelm_str,
 };
 pub use forgelm_abi::{WITNESS, forgelm_layouts};
 use std::ffi::{CStr, c_char, c_void};
@@ -39,6 +40,8 @@ pub struct Exports {
     pub evaluators: &'static [crate::evaluator::Descriptor],
     /// Its rewards.
     pub rewards: &'static [crate::reward::Descriptor],
+    /// Its collectives.
+    pub collectives: &'static [crate::collective::Descriptor],
     /// Services of the host without which none of them works, as `forgelm.kernels/1`: a program that
     /// does not offer one refuses the library.
     pub needs: &'static [&'static str],
@@ -52,6 +55,7 @@ impl Exports {
         quantizers: &[],
         evaluators: &[],
         rewards: &[],
+        collectives: &[],
         needs: &[],
     };
 }
@@ -65,6 +69,7 @@ pub struct Factories {
     quantizers: OnceLock<&'static quantizer::Factory>,
     evaluators: OnceLock<&'static evaluator::Factory>,
     rewards: OnceLock<&'static reward::Factory>,
+    collectives: OnceLock<&'static collective::Factory>,
 }
 
 impl Factories {
@@ -78,6 +83,7 @@ impl Factories {
             quantizers: OnceLock::new(),
             evaluators: OnceLock::new(),
             rewards: OnceLock::new(),
+            collectives: OnceLock::new(),
         }
     }
 
@@ -112,6 +118,10 @@ impl Factories {
             () if id == REWARD_FACTORY && !exports.rewards.is_empty() => {
                 let leak = || reward::factory(exports.rewards, exports.needs);
                 std::ptr::from_ref(*self.rewards.get_or_init(leak)).cast()
+            }
+            () if id == COLLECTIVE_FACTORY && !exports.collectives.is_empty() => {
+                let leak = || collective::factory(exports.collectives, exports.needs);
+                std::ptr::from_ref(*self.collectives.get_or_init(leak)).cast()
             }
             () => null(),
         }

@@ -21,6 +21,8 @@ pub enum Cause {
     Argument,
     /// The host asked to stop.
     Cancelled,
+    /// Other processes gave no sign before the deadline.
+    Deadline,
 }
 
 impl Failed {

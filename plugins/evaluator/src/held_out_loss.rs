@@ -83,7 +83,7 @@ fn score_texts(score: &dyn Score, texts: &Texts) -> Result<Vec<TextScore>, Faile
                 let message = format!("{file}, from text {} on: {failed}", scores.len());
                 Failed { message, ..failed }
             }
-            Cause::Work | Cause::Cancelled => failed,
+            Cause::Work | Cause::Cancelled | Cause::Deadline => failed,
         };
         let part: Vec<TextPair<'_>> =
             part.iter().map(|(prompt, completion)| TextPair { prompt, completion }).collect();

@@ -11,7 +11,8 @@ use crate::host::HostServices;
 use crate::sealed::LibraryFile;
 use crate::trainer::{kept_name, records_of};
 use forgelm_plugin::{
-    Evaluators, Kind, MergeMethods, Offers, Origin, Plugin, Quantizers, Rewards, Trainers,
+    Collectives, Evaluators, Kind, MergeMethods, Offers, Origin, Plugin, Quantizers, Rewards,
+    Trainers,
 };
 use forgelm_sdk::evaluator::Evaluator;
 use forgelm_sdk::merge_method::{self, MergeMethod, Pass, Scope};
@@ -122,7 +123,22 @@ fn library(file: &LibraryFile, loaded: Loaded, worker: Shared) -> Library {
             build
         }));
     }
+    for described in loaded.collectives {
+        offers.collectives.push(plugin(described, (), &origin, |caller| {
+            let build: Arc<<Collectives as Kind>::Build> =
+                Arc::new(move |_: &[(&str, OptionValue)]| Err(no_way_from_here(&caller)));
+            build
+        }));
+    }
     Library { origin, abi: loaded.abi, offers, notes: loaded.notes }
+}
+
+/// What a collective joins is the process that it is in, and that would not be the one that trains.
+fn no_way_from_here(caller: &Caller) -> OptionsError {
+    let what = "it joins the process that trains, and this library is kept in a process of its own\n  \
+                hint: sign it (`forgelm plugin sign`) with a key that you trust, or \
+                `plugins.isolation: in_process`";
+    OptionsError::Refused { message: caller.failed(what).message }
 }
 
 fn plugin<K: Kind>(

@@ -219,6 +219,7 @@ impl Server {
             quantizers: offers.quantizers.iter().map(described).collect(),
             evaluators: offers.evaluators.iter().map(described).collect(),
             rewards: offers.rewards.iter().map(described).collect(),
+            collectives: offers.collectives.iter().map(described).collect(),
         };
         self.offers = offers;
         Ok(Answer::Loaded(Box::new(loaded)))

@@ -80,6 +80,7 @@ enum CauseOf {
     Work,
     Argument,
     Cancelled,
+    Deadline,
 }
 
 impl From<Failed> for Served {
@@ -142,6 +143,7 @@ pub(crate) struct Loaded {
     pub quantizers: Vec<Described>,
     pub evaluators: Vec<Described>,
     pub rewards: Vec<Described>,
+    pub collectives: Vec<Described>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -40,6 +40,7 @@ impl From<Failed> for Refusal {
             Cause::Work => status::INTERNAL,
             Cause::Argument => status::INVALID_ARGUMENT,
             Cause::Cancelled => status::CANCELLED,
+            Cause::Deadline => status::DEADLINE,
         };
         Self { status, message: failed.message }
     }

@@ -162,6 +162,7 @@ fn check(ended: forgelm_status, err: &forgelm_plugin_error) -> Result<(), Failed
         status::OK => return Ok(()),
         status::INVALID_ARGUMENT => Cause::Argument,
         status::CANCELLED => Cause::Cancelled,
+        status::DEADLINE => Cause::Deadline,
         _ => Cause::Work,
     };
     Err(Failed { message: err.text(), cause })

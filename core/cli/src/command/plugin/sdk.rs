@@ -16,11 +16,11 @@ macro_rules! sources {
 const SOURCES: &[(&str, &str)] = sources! {
     "src" from "ffi/sdk/src":
         "collective.rs" "device.rs" "evaluator.rs" "export.rs" "export/border.rs" "export/device.rs"
-        "export/evaluator.rs" "export/factory.rs" "export/merge_method.rs" "export/quantizer.rs" "export/reward.rs" "export/services.rs"
+        "export/collective.rs" "export/evaluator.rs" "export/factory.rs" "export/merge_method.rs" "export/quantizer.rs" "export/reward.rs" "export/services.rs"
         "export/trainer.rs" "failed.rs" "host.rs" "kernels.rs" "lib.rs" "merge_method.rs" "options.rs"
         "quantizer.rs" "random.rs" "reward.rs" "trainer.rs";
     "abi/src" from "ffi/abi/src":
-        "border.rs" "device.rs" "evaluator.rs" "kernels.rs" "layout.rs" "lib.rs" "merge_method.rs" "quantizer.rs"
+        "border.rs" "collective.rs" "device.rs" "evaluator.rs" "kernels.rs" "layout.rs" "lib.rs" "merge_method.rs" "quantizer.rs"
         "reward.rs" "rng.rs" "tensor.rs" "trainer.rs" "witness.rs";
     "kernels_api/src" from "kernels/api/src":
         "blocks.rs" "dynamic_map.rs" "dynamic_map/tables.rs" "failure.rs" "frozen.rs" "lib.rs"
