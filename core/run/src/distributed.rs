@@ -36,10 +36,12 @@ pub struct Processes {
 }
 
 /// What the leader tells the others before there is a session, which has commands of its own.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Said {
     /// What a run begins with.
     Start { template_now: i64, from: Option<PathBuf> },
+    /// All that decides the bits of the run is there, to be compared.
+    Compare,
     /// What all processes read is there.
     Ready,
     /// There is nothing to do: the command that lets a session's processes go.
@@ -144,6 +146,19 @@ impl Processes {
         })
     }
 
+    /// Of the others: waits for this word; the exit code of the run where it ends instead.
+    fn expect(&self, expected: &Said) -> Result<Option<Exit>, CollectiveError> {
+        match self.listen()? {
+            Said::End { exit_code } => Ok(Some(Exit::of_code(exit_code))),
+            said if said == *expected => Ok(None),
+            other => Err(self.nonsense(&other)),
+        }
+    }
+
+    fn nonsense(&self, said: &Said) -> CollectiveError {
+        CollectiveError::Nonsense { rank: self.group.rank(), what: format!("{said:?}") }
+    }
+
     /// Of the leader: a run begins.
     pub(crate) fn start(
         &self,
@@ -176,8 +191,23 @@ impl Processes {
         Ok(())
     }
 
-    /// Compares everything that decides the bits of a run; what the evidence says of the processes.
-    pub(crate) fn agree(
+    /// Of the leader: compares everything that decides the bits of a run, and whether there is work for
+    /// all; what the evidence says of the processes.
+    pub(crate) fn compare(
+        &self,
+        identity: &Identity,
+        used: &[Used],
+        n_leaves: usize,
+        env: &Environment,
+    ) -> Result<Agreed, RunError> {
+        self.tell(&Said::Compare)?;
+        let agreed = self.agree(identity, used, env);
+        self.group.told();
+        self.team().check(n_leaves)?;
+        agreed
+    }
+
+    fn agree(
         &self,
         identity: &Identity,
         used: &[Used],
@@ -193,9 +223,6 @@ impl Processes {
         };
         let own = serde_json::to_vec(&own).expect("plain data is serializable");
         let members = self.group.all_gather(own)?;
-        if self.is_leader() {
-            self.group.told();
-        }
         let read = |bytes: &Vec<u8>| {
             serde_json::from_slice(bytes).map_err(|error| CollectiveError::Nonsense {
                 rank: self.group.rank(),
@@ -251,7 +278,7 @@ impl Processes {
 
 impl Member {
     fn differences(&self, leader: &Self) -> Vec<String> {
-        let mut differences = leader.identity.differences(&self.identity);
+        let mut differences = leader.identity.differences_as(&self.identity, ("on rank 0", "here"));
         let pairs = [
             ("program", &leader.program, &self.program),
             ("config", &leader.config_hash, &self.config_hash),

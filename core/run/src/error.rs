@@ -458,9 +458,7 @@ pub enum RunError {
     #[error(transparent)]
     Allocate(#[from] AllocateError),
     /// The processes of the run cannot go on together.
-    #[error(
-        "{0}\n  hint: the last checkpoint is good: start the same command again with `--resume`"
-    )]
+    #[error("{}{}", .0, lost_hint(.0))]
     Collective(#[from] CollectiveError),
     /// Something happened on one of the processes of a run.
     #[error("rank {rank}: {source}")]
@@ -671,6 +669,18 @@ fn numbers(min: usize, max: usize) -> String {
     }
 }
 
+/// What helps when processes no longer speak to each other; nothing where they never did.
+fn lost_hint(error: &CollectiveError) -> &'static str {
+    match error {
+        CollectiveError::Open(_) => "",
+        CollectiveError::Failed { .. }
+        | CollectiveError::Ended
+        | CollectiveError::Nonsense { .. } => {
+            "\n  hint: the last checkpoint is good: start the same command again with `--resume`"
+        }
+    }
+}
+
 /// One line for each thing in which a process differs from the leader.
 fn of_ranks(different: &[Different]) -> String {
     let mut lines = Vec::new();
@@ -836,6 +846,7 @@ impl RunError {
                 Exit::Resources
             }
             Self::OnRank { source, .. } => source.exit(),
+            Self::Collective(CollectiveError::Open(_)) => Exit::Config,
             Self::Collective(_) | Self::Allocate(AllocateError::Collective(_)) => Exit::Runtime,
             Self::Changed { .. } => Exit::Integrity,
         }

@@ -318,9 +318,8 @@ fn run(
     let agreed = match processes {
         None => None,
         Some(processes) => {
-            let leaves = data.feed(&found.tokenizer).n_micro_batches(configured);
-            processes.team().check(leaves)?;
-            Some(processes.agree(&identity, &used, env)?)
+            let n_leaves = data.feed(&found.tokenizer).n_micro_batches(configured);
+            Some(processes.compare(&identity, &used, n_leaves, env)?)
         }
     };
 

@@ -150,8 +150,14 @@ impl Identity {
     /// with the same bits. Run id and the hash of the whole config may differ.
     #[must_use]
     pub fn differences(&self, now: &Self) -> Vec<String> {
+        self.differences_as(now, ("at the checkpoint", "now"))
+    }
+
+    /// [`Identity::differences`] between two places of these names.
+    #[must_use]
+    pub fn differences_as(&self, now: &Self, places: (&str, &str)) -> Vec<String> {
         let mut differences = Vec::new();
-        compare_values("", &self.config, &now.config, &mut differences);
+        compare_values("", (&self.config, &now.config), places, &mut differences);
         let reward = |of: &Self| of.reward_model_sha256.clone().unwrap_or("none".to_owned());
         let facts = [
             ("data (SHA-256)", &self.data_sha256, &now.data_sha256),
@@ -162,26 +168,34 @@ impl Identity {
         ];
         for (name, then, now) in facts {
             if then != now {
-                differences.push(format!("{name}: {then} at the checkpoint, {now} now"));
+                let (there, here) = places;
+                differences.push(format!("{name}: {then} {there}, {now} {here}"));
             }
         }
         differences
     }
 }
 
-fn compare_values(key: &str, then: &Value, now: &Value, differences: &mut Vec<String>) {
+fn compare_values(
+    key: &str,
+    (then, now): (&Value, &Value),
+    places: (&str, &str),
+    differences: &mut Vec<String>,
+) {
     if let (Value::Object(then), Value::Object(now)) = (then, now) {
         let join = |name: &str| {
             if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") }
         };
         for (name, value) in then {
-            compare_values(&join(name), value, now.get(name).unwrap_or(&Value::Null), differences);
+            let now = now.get(name).unwrap_or(&Value::Null);
+            compare_values(&join(name), (value, now), places, differences);
         }
         for (name, value) in now.iter().filter(|(name, _)| !then.contains_key(*name)) {
-            compare_values(&join(name), &Value::Null, value, differences);
+            compare_values(&join(name), (&Value::Null, value), places, differences);
         }
     } else if then != now {
-        differences.push(format!("`{key}`: {then} at the checkpoint, {now} now"));
+        let (there, here) = places;
+        differences.push(format!("`{key}`: {then} {there}, {now} {here}"));
     }
 }
 

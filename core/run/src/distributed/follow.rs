@@ -48,7 +48,7 @@ fn run(
     let (template_now, from) = match processes.listen()? {
         Said::Start { template_now, from } => (template_now, from),
         Said::End { exit_code } => return Ok(Exit::of_code(exit_code)),
-        Said::Ready => return Ok(Exit::Runtime),
+        other => return Err(processes.nonsense(&other).into()),
     };
     let observer = &mut Silent;
     let plugin = plugins.trainer(plan)?;
@@ -71,14 +71,16 @@ fn run(
     let optimizer = Optimizer::new(settings::optimizer(&plan.run), &adapter.slices())?;
     let identity = identity(plan, env, &data, &loaded, template_now);
     let used: Vec<_> = std::iter::once(used).chain(data.rewards().iter().cloned()).collect();
-    if let Err(RunError::RanksDiffer(_)) = processes.agree(&identity, &used, env) {
-        // The leader tells it.
-        return Ok(Exit::Config);
+    if let Some(exit) = processes.expect(&Said::Compare)? {
+        return Ok(exit);
     }
-    match processes.listen()? {
-        Said::Ready => {}
-        Said::End { exit_code } => return Ok(Exit::of_code(exit_code)),
-        Said::Start { .. } => return Ok(Exit::Runtime),
+    match processes.agree(&identity, &used, env) {
+        // The leader tells it, and lets all go.
+        Ok(_) | Err(RunError::RanksDiffer(_)) => {}
+        Err(error) => return Err(error),
+    }
+    if let Some(exit) = processes.expect(&Said::Ready)? {
+        return Ok(exit);
     }
     let feed = data.feed(&found.tokenizer);
     let references = match needs.reference {
