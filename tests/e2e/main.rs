@@ -22,6 +22,7 @@ mod config;
 mod cuda;
 mod data;
 mod device_plugins;
+mod distributed;
 mod doctor;
 mod evaluators;
 mod faults;
