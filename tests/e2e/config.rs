@@ -62,8 +62,12 @@ fn schema_explain_show_and_reference_answer() {
 fn what_is_not_built_yet_is_refused_by_name() {
     let workplace = Workplace::new();
     let cases = [
-        ("data:\n", "distributed: {strategy: fsdp}\ndata:\n", "distributed.strategy"),
-        ("data:\n", "distributed: {strategy: deepspeed}\ndata:\n", "distributed.strategy"),
+        ("data:\n", "distributed: {strategy: fsdp}\ndata:\n", "distributed.fsdp_strategy"),
+        (
+            "data:\n",
+            "distributed: {strategy: deepspeed, deepspeed_config: zero3}\ndata:\n",
+            "distributed.deepspeed_config",
+        ),
     ];
     let config = workplace.read("run.yaml");
     for (from, to, said) in cases {

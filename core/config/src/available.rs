@@ -19,7 +19,8 @@ pub fn not_available(run: &Run, written: &Written, file: &str) -> Vec<Diagnostic
     let mut found = Vec::new();
     section(&Run::SPEC, &run.to_json(), "", written, &mut found);
     found.extend(run.distributed.as_ref().and_then(distributed).map(|of| {
-        let place = written.place(&of.key);
+        // Its value may be the default.
+        let place = written.place(&of.key).or(written.place("distributed.strategy"));
         of.at(place)
     }));
     for problem in &mut found {

@@ -88,6 +88,11 @@ fn sharing(plan: &Plan) -> Option<(Sharing, String)> {
     })
 }
 
+/// Whether the config asks for several processes.
+pub(crate) fn is_shared(plan: &Plan) -> bool {
+    sharing(plan).is_some()
+}
+
 impl Processes {
     /// Joins the processes that a launcher started; without one, this process alone. `None` where the
     /// config asks for one process.

@@ -28,7 +28,7 @@ pub use not_finite::StepError;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 pub(crate) use together::of_all;
-pub use together::{AllocateError, Sharing, Team, TooManyRanks, dismiss};
+pub use together::{AllocateError, Sharing, Team, TooManyRanks, dismiss, shared_memory_plan};
 use together::{Command, Shares};
 use totals::Totals;
 

@@ -19,13 +19,33 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
             "model: {name_or_path: m, multimodal: {enabled: true}}\ndata: {dataset_name_or_path: d}\n",
             "`model.multimodal.enabled: true`",
         ),
-        ("distributed: {strategy: fsdp}\n", "`distributed.strategy: fsdp`"),
+        ("distributed: {strategy: fsdp}\n", "`distributed.fsdp_strategy: full_shard`"),
+        (
+            "distributed: {strategy: fsdp, fsdp_strategy: hybrid_shard}\n",
+            "`distributed.fsdp_strategy: hybrid_shard`",
+        ),
+        (
+            "distributed: {strategy: fsdp, fsdp_strategy: no_shard, fsdp_offload: true}\n",
+            "`distributed.fsdp_offload: true`",
+        ),
+        (
+            "distributed: {strategy: fsdp, fsdp_strategy: no_shard, fsdp_state_dict_type: SHARDED_STATE_DICT}\n",
+            "`distributed.fsdp_state_dict_type: SHARDED_STATE_DICT`",
+        ),
+        (
+            "distributed: {strategy: deepspeed, deepspeed_config: zero3}\n",
+            "`distributed.deepspeed_config: zero3`",
+        ),
+        (
+            "distributed: {strategy: deepspeed, deepspeed_config: ds.json}\n",
+            "`distributed.deepspeed_config: ds.json`",
+        ),
         (
             "pipeline: {stages: [{name: a, model: {name_or_path: m, multimodal: {enabled: true}}}]}\n",
             "`pipeline.stages[0].model.multimodal.enabled: true`",
         ),
     ];
-    assert_eq!(cases.len(), 3);
+    assert_eq!(cases.len(), 8);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");
@@ -60,6 +80,8 @@ fn what_is_there_and_what_is_off_is_not_refused() {
         "synthetic: {enabled: true, teacher_model: t, seed_file: f, api_base: \"https://h\"}\n",
         "compliance: {provider_name: x}\nrisk_assessment: {}\nretention: {enforce: block_on_excess, legal_hold: true}\n",
         "webhook: {url: \"\"}\nmonitoring: {}\nmerge: {}\nsynthetic: {}\ndistributed: {strategy: null}\n",
+        "distributed: {strategy: deepspeed}\n",
+        "distributed: {strategy: fsdp, fsdp_strategy: shard_grad_op, engine: mpi, timeout_seconds: 5}\n",
         "merge: {enabled: true, method: slerp, models: [{path: a}, {path: b}]}\n",
         "merge: {enabled: true, models: [{path: a}, {path: b, weight: -1}, {path: c}]}\nplugins: {merge_method: m, merge_method_options: [a=1]}\n",
         "signing: {key_file: k, require_provisioned: true}\nplugins: {paths: [x.so], trainer: t, trainer_options: [a=1], isolation: in_process, require_signed: true, rewards: [{name: r}]}\nauth: {}\n",

@@ -208,7 +208,7 @@ fn every_key_is_explained() {
         explain("training.grpo_max_new_tokens").unwrap().contains("grpo_max_completion_length")
     );
     assert!(explain("pipeline.stages[3].name").unwrap().starts_with("pipeline.stages[].name\n"));
-    assert!(explain("distributed.strategy").unwrap().contains("not available yet"));
+    assert!(explain("model.multimodal.enabled").unwrap().contains("not available yet"));
     assert!(explain("lora").unwrap().contains("keys: enabled, r, alpha,"));
     assert_eq!(explain("nonsense"), None);
     assert_eq!(nearest_keys("lora.rr").first().map(String::as_str), Some("lora.r"));

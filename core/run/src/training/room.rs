@@ -1,6 +1,7 @@
 //! Whether the machine has room for a run, and in which pieces its steps fit.
 
 use super::tokenized::TokenizedData;
+use crate::distributed;
 use crate::error::RunError;
 use crate::footprint::{self, Sizes};
 use crate::memory::{self, Room};
@@ -12,7 +13,7 @@ use forgelm_kernels_api::Ops;
 use forgelm_model::{Engine, LoadOptions, MemoryPlan, StepSize, Trainable};
 use forgelm_train::feed::Feed;
 use forgelm_train::optimizer::OptimizerMemory;
-use forgelm_train::session::Cut;
+use forgelm_train::session::{Cut, shared_memory_plan};
 
 /// What the memory of a run follows from.
 #[derive(Clone, Copy)]
@@ -98,6 +99,10 @@ impl Inputs<'_> {
                 .buffers
                 .extend(rollouts.memory_plan(model, self.adapter, n_answers, engine).buffers);
             memory.buffers.extend(self.data.judging_memory().buffers);
+        }
+        if distributed::is_shared(self.plan) {
+            let n_leaves = self.feed().n_micro_batches(rung.cut);
+            memory.buffers.extend(shared_memory_plan(self.adapter, n_leaves).buffers);
         }
         memory
     }

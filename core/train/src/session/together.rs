@@ -13,7 +13,7 @@ use super::totals::Totals;
 use super::{Cut, Session, StepError};
 use crate::optimizer::{At, Optimizer, ScaledGradient};
 use forgelm_collective::{CollectiveError, Group, PairwiseSum, Pending};
-use forgelm_model::{Keep, OutOfMemory};
+use forgelm_model::{Keep, MemoryPlan, OutOfMemory, Trainable};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -73,6 +73,18 @@ pub enum AllocateError {
 fn ranks(of: &[usize]) -> String {
     let of: Vec<String> = of.iter().map(usize::to_string).collect();
     format!("rank {}", of.join(", "))
+}
+
+/// What a step that processes share takes besides, at most, by name and size: gradients that wait to be
+/// added up, one that is on its way, and what comes of them.
+#[must_use]
+pub fn shared_memory_plan(adapter: &Trainable, n_leaves: usize) -> MemoryPlan {
+    let n_bytes = adapter.n_params() * size_of::<f32>();
+    let mut plan = MemoryPlan::default();
+    plan.add("gradients to be added up", n_bytes * PairwiseSum::n_held(n_leaves));
+    plan.add("gradient between the processes", 2 * n_bytes);
+    plan.add("summed gradient", n_bytes);
+    plan
 }
 
 impl Team<'_> {
