@@ -15,16 +15,16 @@ const KNOWN: [(&str, &[&str]); 2] = [
 ];
 
 /// A job that hangs is a failure, and must not hang the tests.
-const LONGEST: Duration = Duration::from_secs(90);
+pub const LONGEST: Duration = Duration::from_secs(90);
 
 /// A launcher and a folder with the library for it.
-struct Mpi {
+pub struct Mpi {
     launcher: &'static [&'static str],
     plugins: TempDir,
 }
 
 /// Those of this machine; with `CI=true` it must be both.
-fn every_mpi() -> Vec<Mpi> {
+pub fn every_mpi() -> Vec<Mpi> {
     let is_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     let there = KNOWN.into_iter().filter_map(|(mpicc, launcher)| {
         let is_there = |program| Command::new(program).arg("--version").output().is_ok();
@@ -61,7 +61,7 @@ impl Mpi {
     ) -> Child {
         let plain = workplace.command(&[]);
         let mut job = Command::new(self.launcher[0]);
-        job.args(&self.launcher[1..]).env_clear();
+        job.args(&self.launcher[1..]);
         for (i, config) in configs.iter().enumerate() {
             if i > 0 {
                 job.arg(":");
@@ -69,7 +69,17 @@ impl Mpi {
             job.arg("-np").arg((n_ranks / configs.len()).to_string());
             job.arg(plain.get_program()).args(["--config", config]).args(args);
         }
-        for (name, value) in plain.get_envs() {
+        self.spawn(job, workplace)
+    }
+
+    pub fn launcher(&self) -> &'static str {
+        self.launcher[0]
+    }
+
+    /// Starts a job in the workplace's environment.
+    pub fn spawn(&self, mut job: Command, workplace: &Workplace) -> Child {
+        job.env_clear();
+        for (name, value) in workplace.command(&[]).get_envs() {
             job.env(name, value.unwrap_or_default());
         }
         job.current_dir(workplace.path("."))
@@ -113,7 +123,7 @@ fn ended(workplace: &Workplace, mut job: Child) -> Ran {
 }
 
 /// Processes of a job, each with its rank.
-fn ranks(workplace: &Workplace) -> Vec<(u32, u32)> {
+pub fn ranks(workplace: &Workplace) -> Vec<(u32, u32)> {
     let here = fs::canonicalize(workplace.path(".")).unwrap();
     let of = |entry: fs::DirEntry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
@@ -135,7 +145,7 @@ fn signal(workplace: &Workplace, rank: u32, name: &str) {
 }
 
 /// A run of eight micro-batches a step that several processes may share.
-fn workplace(strategy: &str) -> Workplace {
+pub fn workplace(strategy: &str) -> Workplace {
     let workplace = Workplace::new();
     let rows: Vec<String> = (0..40).map(conversation).collect();
     workplace.write("data.jsonl", &(rows.join("\n") + "\n"));
@@ -149,9 +159,9 @@ fn workplace(strategy: &str) -> Workplace {
     workplace
 }
 
-const ZERO2: &str = "strategy: deepspeed";
+pub const ZERO2: &str = "strategy: deepspeed";
 
-fn of_one_process() -> Vec<u8> {
+pub fn of_one_process() -> Vec<u8> {
     let workplace = workplace(ZERO2);
     workplace.run().expect_stderr("this is the only process");
     workplace.adapter("out")

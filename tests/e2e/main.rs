@@ -23,6 +23,7 @@ mod cuda;
 mod data;
 mod device_plugins;
 mod distributed;
+mod distributed_hosts;
 mod doctor;
 mod evaluators;
 mod faults;
