@@ -97,8 +97,7 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     if prefix.is_none() && archive.is_none() {
         return Err(format!("`--prefix` or `--archive` is missing; {USAGE}"));
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let root = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
+    let root = root()?;
     build(&root, is_dev)?;
     let target = target_dir(&root);
     let built = target.join(if is_dev { "debug" } else { "release" });
@@ -123,6 +122,12 @@ const USAGE: &str = "usage: cargo xtask install [--prefix DIR] [--archive FILE.t
 
 /// The folder that an archive unpacks to.
 const NAME: &str = concat!("forgelm-", env!("CARGO_PKG_VERSION"));
+
+/// The folder of this repository.
+pub(crate) fn root() -> Result<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))
+}
 
 fn value_of(name: &str, value: Option<&String>) -> Result<PathBuf, String> {
     value.map(PathBuf::from).ok_or_else(|| format!("`{name}` has no value; {USAGE}"))
@@ -199,7 +204,7 @@ fn done(name: &str, status: std::io::Result<ExitStatus>) -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("{name}: {status}")) }
 }
 
-fn build(root: &Path, is_dev: bool) -> Result<(), String> {
+pub(crate) fn build(root: &Path, is_dev: bool) -> Result<(), String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root).args(["build", "--locked"]);
