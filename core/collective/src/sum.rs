@@ -118,7 +118,7 @@ mod tests {
             let n_slots = n.next_power_of_two();
             for n_ranks in [1, 2, 4, 8, 16].into_iter().filter(|p| *p <= n_slots) {
                 let blocks = (0..n_ranks).map(|rank| {
-                    let of = |rank| (rank * n_slots / n_ranks).min(n);
+                    let of = |rank: usize| (rank * n_slots / n_ranks).min(n);
                     sum((of(rank)..of(rank + 1)).map(leaf)).unwrap_or_default()
                 });
                 assert_eq!(sum_of_ranks(blocks), expected, "{n} leaves in {n_ranks} blocks");

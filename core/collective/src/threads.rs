@@ -5,9 +5,17 @@ use forgelm_sdk::Failed;
 use forgelm_sdk::collective::Collective;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// A meeting of some threads. It takes place when everyone has come with something.
+/// A meeting that took place.
+#[derive(Debug)]
+struct Meeting {
+    /// What each rank brought.
+    brought: Arc<Vec<Vec<u8>>>,
+    number: u64,
+}
+
+/// Where some threads meet. A meeting takes place when everyone has come with something.
 #[derive(Debug)]
 struct Place {
     n_ranks: usize,
@@ -40,17 +48,10 @@ impl Place {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Brings something and waits for the others; what everyone brought, and the number of the
-    /// meeting.
-    fn meet(
-        &self,
-        rank: usize,
-        bytes: Vec<u8>,
-        deadline: Duration,
-    ) -> Result<(Arc<Vec<Vec<u8>>>, u64), Failed> {
-        let until = Instant::now() + deadline;
+    /// Brings something and waits for the others.
+    fn meet(&self, rank: usize, bytes: Vec<u8>, deadline: Duration) -> Result<Meeting, Failed> {
         let mut state = self.state();
-        let meeting = state.n_held;
+        let number = state.n_held;
         state.brought[rank] = Some(bytes);
         if state.brought.iter().all(Option::is_some) {
             let brought = state.brought.iter_mut().map(|of| of.take().unwrap_or_default());
@@ -58,22 +59,19 @@ impl Place {
             state.n_held += 1;
             self.changed.notify_all();
         }
-        while state.n_held == meeting {
-            if let Some(why) = &state.called_off {
-                return Err(Failed::new(why.clone()));
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let missing = (0..self.n_ranks).filter(|&of| state.brought[of].is_none());
-                let missing: Vec<String> = missing.map(|of| of.to_string()).collect();
-                let text = format!("no sign of rank {} for {deadline:?}", missing.join(", "));
-                return Err(Failed::new(text));
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let is_waited = |state: &mut State| state.n_held == number && state.called_off.is_none();
+        let waited = self.changed.wait_timeout_while(state, deadline, is_waited);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.n_held > number {
+            // Nobody can hold the next one before this rank comes to it.
+            return Ok(Meeting { brought: Arc::clone(&state.held), number });
         }
-        // Nobody can hold the next one before this rank comes to it.
-        Ok((Arc::clone(&state.held), meeting))
+        if let Some(why) = &state.called_off {
+            return Err(Failed::new(why.clone()));
+        }
+        let missing = (0..self.n_ranks).filter(|&of| state.brought[of].is_none());
+        let missing: Vec<String> = missing.map(|of| of.to_string()).collect();
+        Err(Failed::new(format!("no sign of rank {} for {deadline:?}", missing.join(", "))))
     }
 
     fn call_off(&self, why: String) {
@@ -108,11 +106,7 @@ impl Thread {
         self
     }
 
-    fn meet(
-        &mut self,
-        bytes: Vec<u8>,
-        deadline: Duration,
-    ) -> Result<(Arc<Vec<Vec<u8>>>, u64), Failed> {
+    fn meet(&mut self, bytes: Vec<u8>, deadline: Duration) -> Result<Meeting, Failed> {
         match &mut self.n_good_calls {
             Some(0) => return Err(Failed::new("failed as the test wants it")),
             Some(n) => *n -= 1,
@@ -153,7 +147,7 @@ impl Collective for Thread {
         // The sizes go first, so that each rank finds its part.
         let sizes = sent_bytes.iter().flat_map(|&n| (n as u64).to_le_bytes());
         let bytes: Vec<u8> = sizes.chain(sent.iter().copied()).collect();
-        let (held, _) = self.meet(bytes, deadline)?;
+        let Meeting { brought: held, .. } = self.meet(bytes, deadline)?;
         let mut rest = received;
         for (from, &expected) in held.iter().zip(received_bytes) {
             let (sizes, data) = from.split_at(8 * self.place.n_ranks);
@@ -180,7 +174,7 @@ impl Collective for Thread {
         n_bytes: &[usize],
         deadline: Duration,
     ) -> Result<(), Failed> {
-        let (held, _) = self.meet(own.to_vec(), deadline)?;
+        let Meeting { brought: held, .. } = self.meet(own.to_vec(), deadline)?;
         if held.iter().map(Vec::len).ne(n_bytes.iter().copied()) {
             return Err(Failed::argument("other sizes than expected"));
         }
@@ -195,7 +189,7 @@ impl Collective for Thread {
         deadline: Duration,
     ) -> Result<(), Failed> {
         let own = if self.rank == root { bytes.to_vec() } else { Vec::new() };
-        let (held, _) = self.meet(own, deadline)?;
+        let Meeting { brought: held, .. } = self.meet(own, deadline)?;
         if held[root].len() != bytes.len() {
             return Err(Failed::argument("another size than expected"));
         }
@@ -208,13 +202,14 @@ impl Collective for Thread {
     }
 
     fn split(&mut self, color: u32, deadline: Duration) -> Result<Box<dyn Collective>, Failed> {
-        let (held, meeting) = self.meet(color.to_le_bytes().to_vec(), deadline)?;
+        let Meeting { brought: held, number } =
+            self.meet(color.to_le_bytes().to_vec(), deadline)?;
         let own = color.to_le_bytes();
         let is_own = |of: &&Vec<u8>| of.as_slice() == own;
         let n_ranks = held.iter().filter(is_own).count();
         let rank = held[..self.rank].iter().filter(is_own).count();
         let mut state = self.place.state();
-        let place = state.split.entry((meeting, color)).or_insert_with(|| Place::new(n_ranks));
+        let place = state.split.entry((number, color)).or_insert_with(|| Place::new(n_ranks));
         Ok(Box::new(Self { place: Arc::clone(place), rank, n_good_calls: None }))
     }
 
