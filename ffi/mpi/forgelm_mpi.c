@@ -797,10 +797,26 @@ static forgelm_status create(const forgelm_collective_factory *factory, const fo
 
 /* ---- what the library offers -------------------------------------------------------------- */
 
+/* The MPI of the compiler, so that a list of plugins says which one this file is bound to. */
+#define TEXT_OF(value) #value
+#define TEXT(macro) TEXT_OF(macro)
+#if defined(I_MPI_VERSION)
+#define BUILT_WITH "Intel MPI " I_MPI_VERSION
+#elif defined(MVAPICH2_VERSION)
+#define BUILT_WITH "MVAPICH2 " MVAPICH2_VERSION
+#elif defined(MPICH_VERSION)
+#define BUILT_WITH "MPICH " MPICH_VERSION
+#elif defined(OMPI_MAJOR_VERSION)
+#define BUILT_WITH                                                                                 \
+    "Open MPI " TEXT(OMPI_MAJOR_VERSION) "." TEXT(OMPI_MINOR_VERSION) "." TEXT(OMPI_RELEASE_VERSION)
+#else
+#define BUILT_WITH "MPI " TEXT(MPI_VERSION) "." TEXT(MPI_SUBVERSION)
+#endif
+
 static const forgelm_collective_descriptor mpi = {
     .struct_size = sizeof mpi,
     .name = "mpi",
-    .summary = "the processes that mpirun or srun started, through the site's own MPI",
+    .summary = "the processes that a launcher started, through " BUILT_WITH,
     .source = "MPI Forum, MPI: A Message-Passing Interface Standard, version 3.0 and later",
 };
 

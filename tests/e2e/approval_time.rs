@@ -64,6 +64,7 @@ fn environment(workplace: &Workplace, clock: Arc<TestClock>) -> Environment {
         trusted_keys: None,
         program_dir: None,
         plugin_path: Vec::new(),
+        plugin_dir: None,
         plugin_worker: None,
         signing_program: |_, _| Err("none".to_owned()),
         alarm: |_| {},

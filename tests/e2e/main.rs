@@ -17,6 +17,7 @@ mod audit;
 mod benchmark;
 mod bundle;
 mod chat;
+mod comm;
 mod compliance;
 mod config;
 mod cuda;

@@ -194,6 +194,9 @@ pub enum Command {
     /// Look at plugins, and begin one
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// Make what joins the processes of several machines
+    #[command(subcommand)]
+    Comm(CommCommand),
     /// Serve another run of this program as the process of one of its plugins
     #[command(hide = true)]
     PluginWorker {
@@ -262,6 +265,21 @@ pub enum ConfigCommand {
     },
     /// Print a config that has every key, with comments
     Reference,
+}
+
+/// `forgelm comm …`.
+#[derive(Debug, Subcommand)]
+pub enum CommCommand {
+    /// Compile the library that joins processes by MPI, with this machine's own compiler for it
+    Build {
+        /// The compiler of the MPI whose mpirun or srun starts the processes.
+        #[arg(long, value_name = "PATH", default_value = "mpicc")]
+        mpicc: PathBuf,
+        /// Where sources and library go; when not given, the folder of your own plugins, where the
+        /// program looks for them.
+        #[arg(long, value_name = "FOLDER")]
+        output: Option<PathBuf>,
+    },
 }
 
 /// `forgelm plugin …`.

@@ -61,8 +61,10 @@ pub struct Environment {
     pub trusted_keys: Option<PathBuf>,
     /// The folder of the program, beside which its plugins are.
     pub program_dir: Option<PathBuf>,
-    /// `FORGELM_PLUGIN_PATH`, in parts; empty when the program has more rights than its user.
+    /// `FORGELM_PLUGIN_PATH`, in parts, and the folder of the user's own plugins; empty when the program has more rights than its user.
     pub plugin_path: Vec<PathBuf>,
+    /// The folder of the user's own plugins, whether it is there or not; none without a home.
+    pub plugin_dir: Option<PathBuf>,
     /// The program that serves as a worker for plugins; none where there is no such program.
     pub plugin_worker: Option<PluginWorker>,
     /// Starts the program of `signing.command`.
@@ -141,6 +143,7 @@ pub(crate) mod tests {
             trusted_keys: None,
             program_dir: None,
             plugin_path: Vec::new(),
+            plugin_dir: None,
             plugin_worker: None,
             signing_program: |_, _| Err("none".to_owned()),
             alarm: |_| {},

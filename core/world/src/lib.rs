@@ -1,8 +1,10 @@
-//! The world, read once: environment variables, user, host, clocks, and the program that signs. The
-//! only crate that asks for them, so that the program and the library for C see the same.
+//! The world, read once: environment variables, user, host, clocks, the program that signs and the
+//! compiler for MPI. The only crate that asks for them, so that the program and the library for C
+//! see the same.
 //!
 //! It refuses to know what is done with any of it.
 
+pub mod compiler;
 mod signing_program;
 
 use forgelm_artifact::time::{Clock, UtcTime};
@@ -93,7 +95,12 @@ pub fn environment(clock: Arc<dyn Clock>, view: &View) -> Environment {
         signing_key_file: variable("FORGELM_SIGNING_KEY_FILE").map(PathBuf::from),
         trusted_keys: variable("FORGELM_TRUSTED_KEYS").map(PathBuf::from),
         program_dir: view.program.as_deref().and_then(folder_of),
-        plugin_path: plugin_path(variable("FORGELM_PLUGIN_PATH")),
+        plugin_path: plugin_path(
+            variable("FORGELM_PLUGIN_PATH"),
+            // A host that starts no workers is told its places, and gets nothing else.
+            view.program.as_ref().and_then(|_| under_home("XDG_DATA_HOME", ".local/share")),
+        ),
+        plugin_dir: under_home("XDG_DATA_HOME", ".local/share").map(plugin_dir),
         plugin_worker: view.program.clone().map(|program| worker(program, &variable)),
         signing_program: signing_program::run,
         alarm: view.alarm,
@@ -140,14 +147,22 @@ fn folder_of(program: &Path) -> Option<PathBuf> {
     program.canonicalize().unwrap_or_else(|_| program.to_owned()).parent().map(PathBuf::from)
 }
 
-/// The places that the user adds. A program with more rights than its user takes no code from there.
-fn plugin_path(places: Option<String>) -> Vec<PathBuf> {
+/// The folder of the user's own plugins, in that of all data.
+fn plugin_dir(data: PathBuf) -> PathBuf {
+    data.join("forgelm/plugins")
+}
+
+/// The places that the user adds: those of the variable, and the folder of the user's own plugins
+/// where there is one. A program with more rights than its user takes no code from there.
+fn plugin_path(places: Option<String>, data: Option<PathBuf>) -> Vec<PathBuf> {
     use rustix::process::{getegid, geteuid, getgid, getuid};
     if getuid() != geteuid() || getgid() != getegid() {
         return Vec::new();
     }
     let places = places.unwrap_or_default();
-    std::env::split_paths(&places).filter(|place| !place.as_os_str().is_empty()).collect()
+    let own = data.map(plugin_dir).filter(|dir| dir.is_dir());
+    let of_variable = std::env::split_paths(&places).filter(|place| !place.as_os_str().is_empty());
+    of_variable.chain(own).collect()
 }
 
 /// Processor time of this process, over all threads.
