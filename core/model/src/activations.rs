@@ -12,13 +12,15 @@ mod not_finite;
 
 use std::fmt;
 
-use forgelm_kernels_api::{Buffer, Compute, Ops, Precision, Slice, SliceMut, Workload};
+use forgelm_kernels_api::{
+    Buffer, Compute, MemoryRefused, Ops, Precision, Slice, SliceMut, Workload,
+};
 use thiserror::Error;
 
 use crate::adapter::AdaptedModule;
 use crate::config::{Dims, ModelConfig};
 use crate::decoder::Decoder;
-use crate::decoder::routing::{Balance, Routing};
+use crate::decoder::routing::{Balance, Routed};
 use crate::names::{ExpertPart, Linear};
 use crate::trainable::Adapter;
 pub use not_finite::NotFiniteAt;
@@ -85,6 +87,7 @@ impl StepSize {
             widest: shapes.iter().flatten().copied().max().unwrap_or(0),
             largest_weight: shapes.iter().map(|[n, k]| n * k).max().unwrap_or(0),
             vocabulary: dims.n_out,
+            n_experts: dims.e,
             in_blocks,
         }
     }
@@ -115,6 +118,17 @@ pub struct OutOfMemory {
     pub total: usize,
 }
 
+/// A buffer of a step: planned by its size, then allocated.
+trait Planned {
+    /// What it will hold, in bytes.
+    fn n_bytes(&self, engine: Engine<'_>) -> usize;
+
+    fn allocate(&mut self, engine: Engine<'_>) -> Result<(), MemoryRefused>;
+
+    /// What it holds.
+    fn n_bytes_held(&self) -> usize;
+}
+
 /// A buffer of rows, of which a step uses the first few.
 #[derive(Debug, Default)]
 pub(crate) struct Rows {
@@ -142,7 +156,7 @@ impl fmt::Debug for Engine<'_> {
 
 impl Rows {
     /// Rows that are stored exactly.
-    fn exact(rows_max: usize, width: usize) -> Self {
+    pub(crate) fn exact(rows_max: usize, width: usize) -> Self {
         Self { width, rows_max, is_inner: false, data: Buffer::default() }
     }
 
@@ -155,16 +169,9 @@ impl Rows {
         if self.is_inner { Precision::Like(compute) } else { Precision::Exact }
     }
 
-    fn n_bytes(&self, engine: Engine<'_>) -> usize {
-        let of_one = engine.ops.bytes_per_number(self.precision(engine.compute));
-        self.width * self.rows_max * of_one
-    }
-
-    fn allocate(&mut self, engine: Engine<'_>) -> Result<(), usize> {
-        let n = self.width * self.rows_max;
-        let precision = self.precision(engine.compute);
-        self.data = engine.ops.allocate(n, precision).map_err(|refused| refused.bytes)?;
-        Ok(())
+    /// Numbers of a row.
+    pub(crate) fn width(&self) -> usize {
+        self.width
     }
 
     /// The first `n` rows.
@@ -175,6 +182,62 @@ impl Rows {
     /// The first `n` rows.
     pub(crate) fn get_mut(&mut self, n: usize) -> SliceMut<'_> {
         self.data.part_mut(0..n * self.width)
+    }
+}
+
+impl Planned for Rows {
+    fn n_bytes(&self, engine: Engine<'_>) -> usize {
+        let of_one = engine.ops.bytes_per_number(self.precision(engine.compute));
+        self.width * self.rows_max * of_one
+    }
+
+    fn allocate(&mut self, engine: Engine<'_>) -> Result<(), MemoryRefused> {
+        let n = self.width * self.rows_max;
+        self.data = engine.ops.allocate(n, self.precision(engine.compute))?;
+        Ok(())
+    }
+
+    fn n_bytes_held(&self) -> usize {
+        self.data.n_bytes()
+    }
+}
+
+/// A buffer of indices, of which a step uses the first few.
+#[derive(Debug, Default)]
+pub(crate) struct Indices {
+    n_max: usize,
+    data: Buffer<u32>,
+}
+
+impl Indices {
+    /// Room for so many.
+    pub(crate) fn new(n_max: usize) -> Self {
+        Self { n_max, data: Buffer::default() }
+    }
+
+    /// The first `n`.
+    pub(crate) fn get(&self, n: usize) -> Slice<'_, u32> {
+        self.data.part(0..n)
+    }
+
+    /// The first `n`.
+    pub(crate) fn get_mut(&mut self, n: usize) -> SliceMut<'_, u32> {
+        self.data.part_mut(0..n)
+    }
+}
+
+impl Planned for Indices {
+    fn n_bytes(&self, _engine: Engine<'_>) -> usize {
+        self.n_max * size_of::<u32>()
+    }
+
+    fn allocate(&mut self, engine: Engine<'_>) -> Result<(), MemoryRefused> {
+        self.data = engine.ops.allocate_indices(self.n_max)?;
+        Ok(())
+    }
+
+    fn n_bytes_held(&self) -> usize {
+        self.data.n_bytes()
     }
 }
 
@@ -300,8 +363,9 @@ pub(crate) struct Workspace {
     pub(crate) du: [Rows; 3],
     /// What one expert needs at a time.
     pub(crate) experts: ExpertSpace,
-    /// Which rows go to which experts: 18 bytes for each row and choice, outside the plan.
-    pub(crate) routing: Routing,
+    /// Which rows go to which experts. Beside the plan, on the host: 8 bytes for each row and choice
+    /// where there is dropout.
+    pub(crate) routing: Routed,
     /// How evenly they go.
     pub(crate) balance: Balance,
 }
@@ -392,8 +456,8 @@ impl Activations {
         let engine = decoder.engine();
         let total = acts.plan(engine).total_bytes();
         let mut refused = None;
-        acts.each(&mut |name, rows| {
-            if let (None, Err(bytes)) = (&refused, rows.allocate(engine)) {
+        acts.each(&mut |name, buffer| {
+            if let (None, Err(MemoryRefused { bytes })) = (&refused, buffer.allocate(engine)) {
                 refused = Some(OutOfMemory { buffer: name.to_owned(), bytes, total });
             }
         });
@@ -416,7 +480,7 @@ impl Activations {
     #[must_use]
     pub fn n_bytes(&mut self) -> usize {
         let mut sum = 0;
-        self.each(&mut |_, rows| sum += rows.data.n_bytes());
+        self.each(&mut |_, buffer| sum += buffer.n_bytes_held());
         sum
     }
 
@@ -482,8 +546,8 @@ impl Activations {
 
     fn plan(&mut self, engine: Engine<'_>) -> MemoryPlan {
         let mut plan = MemoryPlan::default();
-        self.each(&mut |name, rows| {
-            let bytes = rows.n_bytes(engine);
+        self.each(&mut |name, buffer| {
+            let bytes = buffer.n_bytes(engine);
             // One line for the same buffer of every layer.
             match plan.buffers.iter_mut().find(|b| b.name == name) {
                 Some(line) => line.bytes += bytes,
@@ -495,7 +559,7 @@ impl Activations {
     }
 
     /// The one list of all buffers.
-    fn each(&mut self, visit: &mut dyn FnMut(&str, &mut Rows)) {
+    fn each(&mut self, visit: &mut dyn FnMut(&str, &mut dyn Planned)) {
         for rows in &mut self.inputs {
             visit("residual stream", rows);
         }
@@ -566,6 +630,12 @@ impl Activations {
         ] {
             visit("rows of an expert", rows);
         }
+        let routing = &mut ws.routing;
+        visit("choices of experts", &mut routing.chosen);
+        visit("choices of experts", &mut routing.places);
+        visit("choices of experts", &mut routing.rows);
+        visit("choices of experts", &mut routing.weights);
+        visit("choices of experts", &mut routing.dweights);
         let head = &mut self.head;
         visit("scored rows", &mut head.x);
         visit("scored rows", &mut head.xn);
@@ -684,6 +754,9 @@ fn workspace(model: &ModelConfig, t: usize, adapter: Option<&Adapter>, keep: Kee
         experts: expert_space(model, t, adapter, keep),
         ..Workspace::default()
     };
+    if let Some(experts) = &model.experts {
+        ws.routing = Routed::planned(t, experts, keep != Keep::Nothing);
+    }
     if model.attention.local_rope.is_some() {
         (ws.local_cos, ws.local_sin) = (exact(half), exact(half));
     }

@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use comparison::{Kind, Model, family};
 use forgelm_kernels_api::{Compute, Ops, Precision};
+use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_cuda::{Cuda, Device, DeviceOptions, Folders, ImageSource, Libraries};
 use forgelm_kernels_emulator as emulator;
-use forgelm_model::{Pass, Scored};
+use forgelm_model::{ModelConfig, Pass, Scored};
 use support::noise;
 
 /// The emulated driver has one state in a process: tests that use it follow each other.
@@ -74,16 +75,11 @@ fn calls_take_no_more_memory_than_was_planned() {
     }
 }
 
-/// A step copies what the host gives it (tokens, positions as angles, labels, the gradient of the
-/// log-probabilities) and what it asks for, and nothing of what lives on the device.
-#[test]
-fn a_step_leaves_on_the_device_what_lives_there() {
-    let Some((_alone, cuda, _)) = device() else { return };
-    let config = family("llama-bias");
-    let mut model = Model::new(&config, Arc::clone(&cuda), Compute::Bf16, Kind::Lora);
+/// Bytes that the second step of a model copies to the device, and those that come back.
+fn copied_by_a_step(model: &mut Model, cuda: &Arc<dyn Ops>) -> (u64, u64) {
     let mut grads =
         cuda.allocate(model.trainable.n_params(), Precision::Exact).expect("there is memory");
-    let step = |model: &mut Model, grads: &mut forgelm_kernels_api::Buffer| {
+    let mut step = || {
         let pass =
             Pass { adapter: Some(&model.trainable), batch: model.batch.input(), dropout: None };
         let (rows, labels) = model.batch.scored();
@@ -94,13 +90,77 @@ fn a_step_leaves_on_the_device_what_lives_there() {
         let dlogp = noise(6, rows.len(), 1.0);
         model.decoder.backward(&pass, &mut model.acts, scored, &dlogp, grads.all_mut());
     };
-    step(&mut model, &mut grads);
+    step();
     emulator::reset_counters();
-    step(&mut model, &mut grads);
+    step();
     let counters = emulator::counters();
+    (counters.bytes_to_device, counters.bytes_to_host)
+}
+
+/// A step copies what the host gives it (tokens, positions as angles, labels, the gradient of the
+/// log-probabilities) and what it asks for, and nothing of what lives on the device.
+#[test]
+fn a_step_leaves_on_the_device_what_lives_there() {
+    let Some((_alone, cuda, _)) = device() else { return };
+    let config = family("llama-bias");
+    let mut model = Model::new(&config, Arc::clone(&cuda), Compute::Bf16, Kind::Lora);
+    let (to_device, to_host) = copied_by_a_step(&mut model, &cuda);
     let (t, head_dim) = (32, config.head_dim as u64);
     // Cosines and sines, a few numbers of four bytes a row, and arrays of sizes.
     let given = t * head_dim * 4 + 64 * t;
-    assert!(counters.bytes_to_device <= given, "{} of {given} bytes", counters.bytes_to_device);
-    assert!(counters.bytes_to_host <= 8 * t, "{} bytes", counters.bytes_to_host);
+    assert!(to_device <= given, "{to_device} of {given} bytes");
+    assert!(to_host <= 8 * t, "{to_host} bytes");
+}
+
+/// Of a choice of experts comes back how many rows each has, and how probable it was: nothing that
+/// grows with the rows.
+#[test]
+fn experts_are_chosen_on_the_device() {
+    let Some((_alone, cuda, _)) = device() else { return };
+    for name in ["mixtral", "qwen2_moe", "qwen3_moe"] {
+        let config = family(name);
+        let (t, head_dim) = (256, config.head_dim as u64);
+        let mut model =
+            Model::of_batch(&config, Arc::clone(&cuda), Compute::F32, Kind::Lora, &[200, 56]);
+        let (to_device, to_host) = copied_by_a_step(&mut model, &cuda);
+        let given = t * head_dim * 4 + 64 * t;
+        assert!(to_device <= given, "{name}: {to_device} of {given} bytes");
+        let experts = config.experts.as_ref().expect("it has experts");
+        let n_layers = experts.layers.iter().filter(|has_experts| **has_experts).count() as u64;
+        // Chosen on the way up with sums of probabilities, and once more on the way down.
+        let choices = n_layers * 8 * (3 * experts.num_experts as u64 + 2);
+        let (_, labels) = model.batch.scored();
+        assert_eq!(to_host, choices + 4 * labels.len() as u64, "{name}");
+    }
+}
+
+#[test]
+fn capped_logits_stay_on_the_device() {
+    let Some((_alone, cuda, _)) = device() else { return };
+    let cap = 0.5;
+    let config = ModelConfig { final_soft_cap: Some(cap), ..family("gemma2") };
+    let rows = [3, 19, 31];
+    let n = rows.len() * config.vocab_size;
+    let model_on = |ops| {
+        let mut model = Model::new(&config, ops, Compute::F32, Kind::Lora);
+        let adapter = Some(&model.trainable);
+        let pass = Pass { adapter, batch: model.batch.input(), dropout: None };
+        model.decoder.forward(&pass, &mut model.acts);
+        model
+    };
+    let mut model = model_on(Arc::clone(&cuda));
+    let mut logits = cuda.allocate(n, Precision::Exact).expect("there is memory");
+    emulator::reset_counters();
+    let adapter = Some(&model.trainable);
+    model.decoder.logits(adapter, &mut model.acts, &rows, logits.all_mut());
+    assert_eq!(emulator::counters().bytes_to_host, 0);
+    let found = logits.all().to_host();
+
+    let mut model = model_on(Arc::new(Cpu::new(1)));
+    let mut expected = vec![0.0; n];
+    let adapter = Some(&model.trainable);
+    model.decoder.logits(adapter, &mut model.acts, &rows, &mut expected);
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!((found - expected).abs() <= 1e-5 * cap, "{found} instead of {expected}");
+    }
 }

@@ -160,6 +160,12 @@ fn what_cannot_be_is_refused_with_its_place() {
         ),
         ("mixtral", json!({"num_experts_per_tok": 5}), ["num_experts_per_tok", "4 experts"]),
         ("mixtral", json!({"num_experts_per_tok": 0}), ["num_experts_per_tok", "0"]),
+        ("mixtral", json!({"num_local_experts": 8193}), ["8193 experts", "at most 8192"]),
+        (
+            "mixtral",
+            json!({"num_local_experts": 200, "num_experts_per_tok": 129}),
+            ["num_experts_per_tok", "at most 128"],
+        ),
         ("qwen3_moe", json!({"mlp_only_layers": "all"}), ["mlp_only_layers", "layer numbers"]),
         ("qwen3_moe", json!({"num_local_experts": null}), ["num_experts", "missing"]),
         (

@@ -340,6 +340,7 @@ impl<const N: usize> Shape<N> {
             Format::F32 => (dtype_code::FLOAT, 32),
             Format::Bf16 => (dtype_code::BFLOAT, 16),
             Format::U8 => (dtype_code::UINT, 8),
+            Format::U32 => (dtype_code::UINT, 32),
         };
         self.at(part.address as *mut c_void, device, forgelm_dtype { code, bits, lanes: 1 })
     }

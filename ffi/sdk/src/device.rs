@@ -308,6 +308,7 @@ fn dtype(format: Format) -> forgelm_dtype {
         Format::F32 => (dtype_code::FLOAT, 32),
         Format::Bf16 => (dtype_code::BFLOAT, 16),
         Format::U8 => (dtype_code::UINT, 8),
+        Format::U32 => (dtype_code::UINT, 32),
     };
     forgelm_dtype { code, bits, lanes: 1 }
 }

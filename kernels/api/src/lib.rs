@@ -16,6 +16,7 @@ mod on_device;
 mod ops;
 mod optimizer;
 pub mod philox;
+mod routing;
 
 pub use blocks::{
     BlockFormat, BlockRows, BlockSource, Codes, Factor, FactorRows, Factors, Rounding,
@@ -34,3 +35,4 @@ pub use ops::{
     LowRank, Ops, Rotation, Segment, Write,
 };
 pub use optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};
+pub use routing::{Choice, Routing, RoutingMut};

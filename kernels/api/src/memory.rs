@@ -23,6 +23,8 @@ pub enum Format {
     Bf16,
     /// A byte.
     U8,
+    /// A whole number of 32 bits: an index.
+    U32,
 }
 
 impl Format {
@@ -30,7 +32,7 @@ impl Format {
     #[must_use]
     pub fn n_bytes(self) -> usize {
         match self {
-            Self::F32 => 4,
+            Self::F32 | Self::U32 => 4,
             Self::Bf16 => 2,
             Self::U8 => 1,
         }
@@ -72,6 +74,8 @@ pub struct Workload {
     pub largest_weight: usize,
     /// Rows of the head, V.
     pub vocabulary: usize,
+    /// Experts of a layer, E; 0 without.
+    pub n_experts: usize,
     /// Whether frozen weights stay in the blocks of their quantization.
     pub in_blocks: bool,
 }
@@ -129,6 +133,8 @@ pub enum Host<'a> {
     F32(&'a [f32]),
     /// Bytes.
     U8(&'a [u8]),
+    /// Indices.
+    U32(&'a [u32]),
 }
 
 /// Numbers of the host that may be written.
@@ -138,6 +144,8 @@ pub enum HostMut<'a> {
     F32(&'a mut [f32]),
     /// Bytes.
     U8(&'a mut [u8]),
+    /// Indices.
+    U32(&'a mut [u32]),
 }
 
 /// A type of number that buffers hold.
@@ -166,6 +174,16 @@ impl Number for u8 {
 
     fn host_mut(to: &mut [Self]) -> HostMut<'_> {
         HostMut::U8(to)
+    }
+}
+
+impl Number for u32 {
+    fn host(from: &[Self]) -> Host<'_> {
+        Host::U32(from)
+    }
+
+    fn host_mut(to: &mut [Self]) -> HostMut<'_> {
+        HostMut::U32(to)
     }
 }
 

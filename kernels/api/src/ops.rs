@@ -11,6 +11,7 @@ use crate::frozen::{Compute, Dense, FrozenMatrix, RowSource};
 use crate::memory::{Buffer, MemoryRefused, Precision, Slice, SliceMut, Workload};
 use crate::on_device::OnDevice;
 use crate::optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};
+use crate::routing::{Choice, Routing, RoutingMut};
 
 /// How a token is drawn from a row of logits, in the order of the fields.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -206,6 +207,14 @@ pub trait Ops: Send + Sync {
     /// If there is not enough.
     fn allocate(&self, n: usize, precision: Precision) -> Result<Buffer, MemoryRefused> {
         let _ = precision;
+        Buffer::zeros_on_host(n)
+    }
+
+    /// Memory that this library works in, for `n` indices.
+    ///
+    /// # Errors
+    /// If there is not enough.
+    fn allocate_indices(&self, n: usize) -> Result<Buffer<u32>, MemoryRefused> {
         Buffer::zeros_on_host(n)
     }
 
@@ -600,6 +609,11 @@ pub trait Ops: Send + Sync {
     /// `y *= factor`.
     fn scale(&self, y: SliceMut<'_>, factor: f32);
 
+    /// `y = cap tanh(y / cap)`: logits that stay below a cap (Gemma 2).
+    ///
+    /// Paper: Gemma Team 2024, arXiv:2408.00118, sec. 2.
+    fn soft_cap(&self, y: SliceMut<'_>, cap: f32);
+
     /// Copies some columns of one matrix to some of another.
     ///
     /// Shapes: `y` [T, `to.width`] written from column `to.first` on, `x` [T, `from.width`] read from
@@ -608,13 +622,14 @@ pub trait Ops: Send + Sync {
 
     /// `y[r] = x[rows[r]]`.
     ///
-    /// Shapes: `y` [R, C] written, `x` [T, C] and `rows` [R] read.
-    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]);
+    /// Shapes: `y` [R, C] written, `x` [T, C] and `rows` [R] read. That rows are below T is checked
+    /// where they lie on the host; on a device they are what [`Ops::route`] wrote for T rows.
+    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: Slice<'_, u32>);
 
     /// `y[rows[r]] += x[r]`, of rows that differ: the transpose of [`Ops::gather_rows`].
     ///
-    /// Shapes: `y` [T, C] added to, `x` [R, C] and `rows` [R] read.
-    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]);
+    /// Shapes: `y` [T, C] added to, `x` [R, C] and `rows` [R] read; of rows as there.
+    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: Slice<'_, u32>);
 
     /// `x[r] *= factors[r]`.
     ///
@@ -631,6 +646,44 @@ pub trait Ops: Send + Sync {
     ///
     /// Shapes: `x` [R, C] changed, with C = `n_cols`.
     fn softmax_rows(&self, x: SliceMut<'_>, n_cols: usize);
+
+    /// Chooses the k most probable experts of each row, of equal ones the first, and orders the rows
+    /// by expert. Returns where the rows of each expert begin [E + 1]: products of an expert are as
+    /// large as it has rows, so the host must know.
+    ///
+    /// A probability that is not a number counts as less than any other: a row has k different
+    /// experts whatever it holds.
+    ///
+    /// Paper: Shazeer et al. 2017, arXiv:1701.06538, sec. 2.1.
+    ///
+    /// Shapes: `to` written, `probs` [T, E] read, `sums` [E] added to: the probabilities of each
+    /// expert over all rows.
+    ///
+    /// Numerics: weights are sums over the k choices in their order, and quotients, in f32; `sums`
+    /// are f64.
+    fn route(
+        &self,
+        to: RoutingMut<'_>,
+        probs: Slice<'_>,
+        choice: Choice,
+        sums: Option<&mut [f64]>,
+    ) -> Vec<usize>;
+
+    /// From the gradient of the weights of [`Ops::route`] to that of the scores whose softmax `probs`
+    /// is: through the choice, the sum to 1 where there is one, and the softmax. `balance` is added to
+    /// the gradient of each probability before.
+    ///
+    /// Shapes: `dscores` [T, E] written; `routing`, `probs` [T, E], `dweights` [T k] by expert and
+    /// `balance` [E] read.
+    fn route_backward(
+        &self,
+        dscores: SliceMut<'_>,
+        routing: Routing<'_>,
+        probs: Slice<'_>,
+        dweights: Slice<'_>,
+        balance: Option<Slice<'_>>,
+        choice: Choice,
+    );
 
     /// `h[r] *= sigmoid(scores[r])`: an expert that every row goes through.
     ///

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use forgelm_kernels_api::{
-    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Columns,
-    Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, MemoryRefused, OnDevice, Ops,
-    Precision, Rotation, RowSource, Segment, Slice, SliceMut, Write,
+    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Choice,
+    Columns, Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, MemoryRefused,
+    OnDevice, Ops, Precision, Rotation, Routing, RoutingMut, RowSource, Segment, Slice, SliceMut,
+    Write,
 };
 
 /// Calls and time of one op.
@@ -337,6 +338,10 @@ impl Ops for Counting {
         self.inner.allocate(n, precision)
     }
 
+    fn allocate_indices(&self, n: usize) -> Result<Buffer<u32>, MemoryRefused> {
+        self.inner.allocate_indices(n)
+    }
+
     fn place_bytes(&self, values: Vec<u8>) -> Result<Buffer<u8>, MemoryRefused> {
         self.inner.place_bytes(values)
     }
@@ -369,15 +374,19 @@ impl Ops for Counting {
         self.timed("scale", || self.inner.scale(y, factor))
     }
 
+    fn soft_cap(&self, y: SliceMut<'_>, cap: f32) {
+        self.timed("soft_cap", || self.inner.soft_cap(y, cap))
+    }
+
     fn copy_columns(&self, y: SliceMut<'_>, to: Columns, x: Slice<'_>, from: Columns, n: usize) {
         self.timed("copy_columns", || self.inner.copy_columns(y, to, x, from, n))
     }
 
-    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]) {
+    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: Slice<'_, u32>) {
         self.timed("gather_rows", || self.inner.gather_rows(y, x, rows))
     }
 
-    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]) {
+    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: Slice<'_, u32>) {
         self.timed("scatter_rows", || self.inner.scatter_rows(y, x, rows))
     }
 
@@ -391,6 +400,30 @@ impl Ops for Counting {
 
     fn softmax_rows(&self, x: SliceMut<'_>, n_cols: usize) {
         self.timed("softmax_rows", || self.inner.softmax_rows(x, n_cols))
+    }
+
+    fn route(
+        &self,
+        to: RoutingMut<'_>,
+        probs: Slice<'_>,
+        choice: Choice,
+        sums: Option<&mut [f64]>,
+    ) -> Vec<usize> {
+        self.timed("route", || self.inner.route(to, probs, choice, sums))
+    }
+
+    fn route_backward(
+        &self,
+        dscores: SliceMut<'_>,
+        routing: Routing<'_>,
+        probs: Slice<'_>,
+        dweights: Slice<'_>,
+        balance: Option<Slice<'_>>,
+        choice: Choice,
+    ) {
+        self.timed("route_backward", || {
+            self.inner.route_backward(dscores, routing, probs, dweights, balance, choice)
+        })
     }
 
     fn sigmoid_gate_forward(&self, h: SliceMut<'_>, scores: Slice<'_>) {

@@ -27,6 +27,7 @@ pub mod optimizers;
 pub mod packed;
 pub mod rms_norm;
 pub mod rope;
+pub mod routing;
 pub mod rows;
 pub mod token_logprobs;
 
@@ -57,6 +58,7 @@ pub fn compare_all(library: &dyn Ops) -> Vec<Outcome> {
         columns::compare(library),
         rope::compare(library),
         rows::compare(library),
+        routing::compare(library),
         attention::compare(library),
         glu::compare(library),
         token_logprobs::compare(library),

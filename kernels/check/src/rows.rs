@@ -33,9 +33,9 @@ fn moved(library: &dyn Ops, seed: u32, r: usize, c: usize) -> Outcome {
     let start = numbers(seed + 200, 2 * r * c);
     let run = |ops: &dyn Ops| {
         let mut gathered = vec![0.0; r * c];
-        ops.gather_rows((&mut gathered).into(), (&whole).into(), &rows);
+        ops.gather_rows((&mut gathered).into(), (&whole).into(), (&rows).into());
         let mut scattered = start.clone();
-        ops.scatter_rows((&mut scattered).into(), (&gathered).into(), &rows);
+        ops.scatter_rows((&mut scattered).into(), (&gathered).into(), (&rows).into());
         let mut copied = vec![0.0; whole.len()];
         ops.copy((&mut copied).into(), (&whole).into());
         let mut filled = start.clone();
@@ -68,7 +68,9 @@ fn scaled(library: &dyn Ops, seed: u32, r: usize, c: usize) -> Outcome {
         ops.sigmoid_gate_forward((&mut gated).into(), (&scores).into());
         let (mut dh, mut dscores) = (other.clone(), scores.clone());
         ops.sigmoid_gate_backward((&mut dh).into(), (&mut dscores).into(), (&x).into());
-        [scaled, by_row, dots, softmax, gated, dh, dscores]
+        let mut capped: Vec<f32> = x.iter().map(|x| 90.0 * x).collect();
+        ops.soft_cap((&mut capped).into(), 30.0);
+        [scaled, by_row, dots, softmax, gated, dh, dscores, capped]
     };
     let (got, want) = (run(library), run(&Reference));
     let terms = |row: usize| -> f64 {
@@ -89,6 +91,8 @@ fn scaled(library: &dyn Ops, seed: u32, r: usize, c: usize) -> Outcome {
     within("softmax", 3, &|i| relative(n_terms + 24.0)(&want[3], i));
     within("gate", 4, &|i| relative(8.0)(&want[4], i));
     within("gate backward", 5, &|i| relative(8.0)(&want[5], i));
+    // A quotient, a tanh, which is at most as steep as its argument is large, and a product.
+    within("soft_cap", 7, &|i| relative(8.0)(&want[7], i));
     within("scores", 6, &|row| (n_terms + 16.0) * U * terms(row));
     Outcome { name, bits: bits_of(&got.each_ref().map(Vec::as_slice)) }
 }

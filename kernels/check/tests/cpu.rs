@@ -12,7 +12,7 @@ use std::ops::Range;
 use forgelm_kernels_api::{Compute, LowRank, Ops, RowSource, Write};
 use forgelm_kernels_check::{
     attention, columns, compare_all, elementwise, embedding, gemm, glu, linear, optimizers, packed,
-    rms_norm, rope, rows, token_logprobs,
+    rms_norm, rope, routing, rows, token_logprobs,
 };
 use forgelm_kernels_cpu::{Cpu, InstructionSet};
 
@@ -27,6 +27,8 @@ fn n_outcomes() -> usize {
         + columns::CASES.len()
         + 3 * rope::CASES.len()
         + 2 * rows::CASES.len()
+        + 2 * routing::CASES.len()
+        + 1 // what is not a number goes to experts too
         + 2 * attention::CASES.len()
         + 2 * attention::CACHED.len()
         + 2 * glu::CASES.len()
@@ -47,7 +49,7 @@ fn check(set: InstructionSet) {
     assert_eq!(cpu.prefers(Compute::Bf16), set == InstructionSet::Avx512Bf16);
     let one = compare_all(&cpu);
     assert_eq!(one.len(), n_outcomes());
-    assert_eq!(one.len(), 232 + 112 + 18 + 12 + 8);
+    assert_eq!(one.len(), 232 + 112 + 18 + 12 + 8 + 13);
     for n_threads in [2, 3] {
         let cpu = Cpu::with_instruction_set(n_threads, set).unwrap();
         assert_eq!(cpu.n_threads(), n_threads);

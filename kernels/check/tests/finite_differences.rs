@@ -6,8 +6,8 @@
 #![expect(clippy::cast_possible_truncation, reason = "a test")]
 
 use forgelm_kernels_api::{
-    Activation, AttentionShape, Compute, GemmDims, GemmLayout, LowRank, Ops, Rotation, Segment,
-    Write,
+    Activation, AttentionShape, Choice, Compute, GemmDims, GemmLayout, LowRank, Ops, Rotation,
+    Routing, RoutingMut, Segment, Write,
 };
 use forgelm_kernels_check::{Matrix, U, attention, indices, numbers};
 use forgelm_kernels_reference::Reference;
@@ -331,4 +331,43 @@ fn a_wrong_gradient_is_found() {
     dx[5] *= 1.01;
     let found = std::panic::catch_unwind(|| check("cube", &x, &dx, &r, cube));
     assert!(found.is_err(), "a gradient off by one in a hundred went unnoticed");
+}
+
+/// The arrays of a routing of the reference, and the weights.
+fn route(scores: &[f32], choice: Choice) -> ([Vec<u32>; 3], Vec<f32>, Vec<f32>) {
+    let mut probs = scores.to_vec();
+    Reference.softmax_rows((&mut probs).into(), choice.n_experts);
+    let n = scores.len() / choice.n_experts * choice.n_chosen;
+    let [mut chosen, mut places, mut rows] = [(); 3].map(|()| vec![0; n]);
+    let mut weights = vec![0.0; n];
+    let to = RoutingMut {
+        chosen: (&mut chosen).into(),
+        places: (&mut places).into(),
+        rows: (&mut rows).into(),
+        weights: (&mut weights).into(),
+    };
+    Reference.route(to, (&probs).into(), choice, None);
+    ([chosen, places, rows], weights, probs)
+}
+
+/// Scores are so far apart that a step changes no choice.
+#[test]
+fn route_backward_is_the_gradient_of_the_weights_by_the_scores() {
+    let (t, n_experts, n_chosen) = (2, 5, 2);
+    let scores = [0.4, -1.3, 1.9, -0.6, 1.1, 2.2, 0.1, -0.9, 1.3, -1.8];
+    let r = numbers(1, t * n_chosen);
+    for is_normalized in [false, true] {
+        let choice = Choice { n_experts, n_chosen, is_normalized };
+        let ([chosen, places, rows], weights, probs) = route(&scores, choice);
+        let routing = Routing {
+            chosen: (&chosen).into(),
+            places: (&places).into(),
+            rows: (&rows).into(),
+            weights: (&weights).into(),
+        };
+        let mut dscores = vec![0.0; scores.len()];
+        let (to, probs) = ((&mut dscores).into(), (&probs).into());
+        Reference.route_backward(to, routing, probs, (&r).into(), None, choice);
+        check("routing", &scores, &dscores, &r, |scores| route(scores, choice).1);
+    }
 }

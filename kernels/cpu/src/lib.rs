@@ -40,6 +40,7 @@ mod pages;
 mod pool;
 mod rms_norm;
 mod rope;
+mod routing;
 mod rows;
 mod scratch;
 mod shared;
@@ -51,9 +52,9 @@ mod token_logprobs;
 mod workspace;
 
 use forgelm_kernels_api::{
-    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Columns, Compute,
-    Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, RowSource, Segment, Slice,
-    SliceMut, Workload, Write,
+    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Choice, Columns,
+    Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, Routing,
+    RoutingMut, RowSource, Segment, Slice, SliceMut, Workload, Write,
 };
 
 use frozen::CpuMatrix;
@@ -459,16 +460,20 @@ impl Ops for Cpu {
         rows::scale(&self.pool, y.on_host(), factor);
     }
 
+    fn soft_cap(&self, y: SliceMut<'_>, cap: f32) {
+        rows::soft_cap(&self.pool, y.on_host(), cap);
+    }
+
     fn copy_columns(&self, y: SliceMut<'_>, to: Columns, x: Slice<'_>, from: Columns, n: usize) {
         rows::copy_columns(&self.pool, (y.on_host(), to), (x.on_host(), from), n);
     }
 
-    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]) {
-        rows::gather(&self.pool, y.on_host(), x.on_host(), rows);
+    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: Slice<'_, u32>) {
+        rows::gather(&self.pool, y.on_host(), x.on_host(), rows.on_host());
     }
 
-    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]) {
-        rows::scatter(y.on_host(), x.on_host(), rows);
+    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: Slice<'_, u32>) {
+        rows::scatter(y.on_host(), x.on_host(), rows.on_host());
     }
 
     fn scale_rows(&self, x: SliceMut<'_>, factors: Slice<'_>) {
@@ -481,6 +486,29 @@ impl Ops for Cpu {
 
     fn softmax_rows(&self, x: SliceMut<'_>, n_cols: usize) {
         rows::softmax(&self.pool, x.on_host(), n_cols);
+    }
+
+    fn route(
+        &self,
+        to: RoutingMut<'_>,
+        probs: Slice<'_>,
+        choice: Choice,
+        sums: Option<&mut [f64]>,
+    ) -> Vec<usize> {
+        routing::route(to, probs.on_host(), choice, sums)
+    }
+
+    fn route_backward(
+        &self,
+        dscores: SliceMut<'_>,
+        routing: Routing<'_>,
+        probs: Slice<'_>,
+        dweights: Slice<'_>,
+        balance: Option<Slice<'_>>,
+        choice: Choice,
+    ) {
+        let (given, balance) = ((probs.on_host(), dweights.on_host()), balance.map(Slice::on_host));
+        routing::backward(dscores.on_host(), routing, given, balance, choice);
     }
 
     fn sigmoid_gate_forward(&self, h: SliceMut<'_>, scores: Slice<'_>) {

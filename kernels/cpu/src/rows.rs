@@ -25,6 +25,11 @@ pub(crate) fn scale(pool: &Pool, y: &mut [f32], factor: f32) {
     pool.chunks(y, CHUNK, |_, y| y.iter_mut().for_each(|y| *y *= factor));
 }
 
+/// `y = cap tanh(y / cap)`.
+pub(crate) fn soft_cap(pool: &Pool, y: &mut [f32], cap: f32) {
+    pool.chunks(y, CHUNK, |_, y| y.iter_mut().for_each(|y| *y = cap * (*y / cap).tanh()));
+}
+
 /// Shapes: `y` [T, `to.width`] written, `x` [T, `from.width`] read.
 pub(crate) fn copy_columns(
     pool: &Pool,

@@ -143,26 +143,6 @@ DEVICE float f16_to_float(uint16_t half) {
 #endif
 }
 
-// The nearest number of the 8-bit format e4m3, of two equally near the even one; beyond the largest
-// (448) that one. In plain integers, as cvt.rn.satfinite.e4m3x2.f32 needs sm_89.
-DEVICE uint8_t float_to_e4m3(float value) {
-    uint32_t bits = __float_as_uint(value), sign = bits >> 24 & 0x80u;
-    bits &= 0x7fffffffu;
-    if (bits > 0x7f800000u) return uint8_t(0x7fu);             // NaN has no sign
-    if (bits >= 0x43e80000u) return uint8_t(sign | 0x7eu);     // 464, halfway to what would be 480
-    if (bits < 0x3c800000u) // below 2^-6, a multiple of 2^-9: the sum leaves just those bits
-        return uint8_t(sign | (__float_as_uint(__uint_as_float(bits) + 16384.0f) - 0x46800000u));
-    bits += 0x7ffffu + (bits >> 20 & 1u);
-    return uint8_t(sign | (bits - 0x3c000000u) >> 20);
-}
-
-DEVICE float e4m3_to_float(uint8_t code) {
-    uint32_t sign = uint32_t(code & 0x80u) << 24, rest = code & 0x7fu;
-    if (rest == 0x7fu) return __uint_as_float(sign | 0x7fc00000u);
-    if (rest < 8u) return __uint_as_float(sign | __float_as_uint(float(rest) * 0.001953125f));
-    return __uint_as_float(sign | ((rest << 20) + 0x3c000000u));
-}
-
 // 2^x with a relative error of about 2^-22; results below 2^-126 are 0.
 DEVICE float exp2_approx(float x) {
 #if FORGELM_ON_DEVICE

@@ -117,6 +117,7 @@ struct Returned<'a> {
 enum HostNumbers<'a> {
     F32(&'a mut [f32]),
     U8(&'a mut [u8]),
+    U32(&'a mut [u32]),
 }
 
 /// What a call does with numbers of the host that it writes.
@@ -194,6 +195,30 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Indices that are read. Those of the host are kept for later calls: see [`arrays`].
+    pub(crate) fn read_indices(&self, slice: Slice<'_, u32>) -> Numbers {
+        match slice {
+            Slice::Host(values) => {
+                let (address, len) = (self.indices(values), values.len());
+                Numbers { address, len, format: Format::U32 }
+            }
+            Slice::Device(place) => memory::resolve(self.device, self.op, place),
+        }
+    }
+
+    /// Indices that are written.
+    pub(crate) fn write_indices(&self, slice: SliceMut<'a, u32>) -> Numbers {
+        match slice {
+            SliceMut::Host(values) => {
+                let numbers = self.scratch(Format::U32, values.len());
+                let host = HostNumbers::U32(values);
+                self.returned.borrow_mut().push(Returned { host, from: numbers.address });
+                numbers
+            }
+            SliceMut::Device(place) => memory::resolve(self.device, self.op, place.place()),
+        }
+    }
+
     fn upload(&self, values: &[f32]) -> Numbers {
         let numbers = self.scratch(Format::F32, values.len());
         must(memory::write(self.device, self.op, numbers, f32::host(values)));
@@ -235,6 +260,7 @@ impl<'a> Call<'a> {
                 Format::F32 => "_f32",
                 Format::Bf16 => "_bf16",
                 Format::U8 => "_u8",
+                Format::U32 => "_u32",
             });
         }
         if vector {
@@ -273,6 +299,7 @@ impl<'a> Call<'a> {
             let (numbers, to) = match host {
                 HostNumbers::F32(to) => (numbers(to.len(), Format::F32), f32::host_mut(to)),
                 HostNumbers::U8(to) => (numbers(to.len(), Format::U8), u8::host_mut(to)),
+                HostNumbers::U32(to) => (numbers(to.len(), Format::U32), u32::host_mut(to)),
             };
             must(memory::read(self.device, self.op, numbers, to));
         }

@@ -56,7 +56,7 @@ impl Trial<'_> {
                 for (i, (found, plain)) in found.iter().zip(&plain).enumerate() {
                     let expected = plain.iter().map(|&x| match format(choice, i) {
                         Format::Bf16 => bf16::from_f32(x).to_f32(),
-                        Format::F32 | Format::U8 => x,
+                        Format::F32 | Format::U8 | Format::U32 => x,
                     });
                     let expected: Vec<u32> = expected.map(f32::to_bits).collect();
                     let found: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
@@ -136,6 +136,7 @@ fn elements() {
             trial.check("copy", &[Any(n); 2], |call, a| cast::copy(call, a[0], a[1]));
             trial.check("fill", &[Any(n)], |call, a| cast::fill(call, a[0], 0.3));
             trial.check("scale", &[Any(n)], |call, a| cast::scale(call, a[0], 0.3));
+            trial.check("soft_cap", &[Any(n)], |call, a| cast::soft_cap(call, a[0], 0.7));
         }
     });
 }
@@ -197,10 +198,10 @@ fn rows_of_matrices() {
             let chosen: Vec<u32> = (0..t as u32).rev().step_by(2).collect();
             let r = chosen.len();
             trial.check("gather", &[Any(r * c), Any(t * c)], |call, a| {
-                rows::gather(call, a[0], a[1], &chosen);
+                rows::gather(call, a[0], a[1], (&chosen).into());
             });
             trial.check("scatter", &[Any(t * c), Any(r * c)], |call, a| {
-                rows::scatter(call, a[0], a[1], &chosen);
+                rows::scatter(call, a[0], a[1], (&chosen).into());
             });
             trial.check("scale_each", &[Any(t * c), Any(t)], |call, a| {
                 rows::scale_each(call, a[0], a[1]);

@@ -69,10 +69,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use forgelm_kernels_api::{
-    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Columns,
-    Compute, Draw, DrawRule, Drawn, Dropout, Format, FrozenMatrix, GemmDims, GemmLayout, LowRank,
-    MemoryRefused, OnDevice, Ops, Precision, Rotation, RowSource, Segment, Slice, SliceMut,
-    Workload, Write,
+    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Choice,
+    Columns, Compute, Draw, DrawRule, Drawn, Dropout, Format, FrozenMatrix, GemmDims, GemmLayout,
+    LowRank, MemoryRefused, OnDevice, Ops, Precision, Rotation, Routing, RoutingMut, RowSource,
+    Segment, Slice, SliceMut, Workload, Write,
 };
 
 use call::{Before, Call};
@@ -215,6 +215,10 @@ impl Ops for Cuda {
 
     fn allocate(&self, n: usize, precision: Precision) -> Result<Buffer, MemoryRefused> {
         Ok(Buffer::Device(Box::new(self.zeros(format_for(precision), n)?)))
+    }
+
+    fn allocate_indices(&self, n: usize) -> Result<Buffer<u32>, MemoryRefused> {
+        Ok(Buffer::Device(Box::new(self.zeros(Format::U32, n)?)))
     }
 
     fn place(&self, values: Vec<f32>) -> Result<Buffer, MemoryRefused> {
@@ -609,6 +613,12 @@ impl Ops for Cuda {
         call.close();
     }
 
+    fn soft_cap(&self, y: SliceMut<'_>, cap: f32) {
+        let call = self.open("soft_cap");
+        cast::soft_cap(&call, call.write(y, Before::Needed), cap);
+        call.close();
+    }
+
     fn copy_columns(&self, y: SliceMut<'_>, to: Columns, x: Slice<'_>, from: Columns, n: usize) {
         let call = self.open("copy_columns");
         let (y, x) = (call.write(y, Before::Needed), call.read(x));
@@ -616,14 +626,14 @@ impl Ops for Cuda {
         call.close();
     }
 
-    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]) {
+    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: Slice<'_, u32>) {
         let call = self.open("gather_rows");
         let (y, x) = (call.write(y, Before::Unused), call.read(x));
         rows::gather(&call, y, x, rows);
         call.close();
     }
 
-    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]) {
+    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: Slice<'_, u32>) {
         let call = self.open("scatter_rows");
         let (y, x) = (call.write(y, Before::Needed), call.read(x));
         rows::scatter(&call, y, x, rows);
@@ -647,6 +657,48 @@ impl Ops for Cuda {
     fn softmax_rows(&self, x: SliceMut<'_>, n_cols: usize) {
         let call = self.open("softmax_rows");
         rows::softmax(&call, call.write(x, Before::Needed), n_cols);
+        call.close();
+    }
+
+    fn route(
+        &self,
+        to: RoutingMut<'_>,
+        probs: Slice<'_>,
+        choice: Choice,
+        sums: Option<&mut [f64]>,
+    ) -> Vec<usize> {
+        let call = self.open("route");
+        let to = routing::Arrays {
+            chosen: call.write_indices(to.chosen),
+            places: call.write_indices(to.places),
+            rows: call.write_indices(to.rows),
+            weights: call.write(to.weights, Before::Unused),
+        };
+        let starts = routing::route(&call, &to, call.read(probs), choice, sums);
+        call.close();
+        starts
+    }
+
+    fn route_backward(
+        &self,
+        dscores: SliceMut<'_>,
+        routing: Routing<'_>,
+        probs: Slice<'_>,
+        dweights: Slice<'_>,
+        balance: Option<Slice<'_>>,
+        choice: Choice,
+    ) {
+        let call = self.open("route_backward");
+        let arrays = routing::Arrays {
+            chosen: call.read_indices(routing.chosen),
+            places: call.read_indices(routing.places),
+            rows: call.read_indices(routing.rows),
+            weights: call.read(routing.weights),
+        };
+        let dscores = call.write(dscores, Before::Unused);
+        let given = (call.read(probs), call.read(dweights));
+        let balance = balance.map(|balance| call.read(balance));
+        routing::backward(&call, dscores, &arrays, given, balance, choice);
         call.close();
     }
 

@@ -57,6 +57,7 @@ impl DeviceMemory for CudaMemory {
         let len = match &to {
             HostMut::F32(to) => to.len(),
             HostMut::U8(to) => to.len(),
+            HostMut::U32(to) => to.len(),
         };
         must(read(&self.device, "read", self.numbers().part(first, len), to));
     }
@@ -65,6 +66,7 @@ impl DeviceMemory for CudaMemory {
         let len = match from {
             Host::F32(from) => from.len(),
             Host::U8(from) => from.len(),
+            Host::U32(from) => from.len(),
         };
         must(write(&self.device, "write", self.numbers().part(first, len), from));
     }
@@ -122,6 +124,13 @@ pub(crate) fn write(
                 piece.copy_from_slice(&from[begin..][..piece.len()]);
             })
         }
+        (Format::U32, Host::U32(from)) => {
+            assert_eq!(to.len, from.len(), "{op}: not as many indices");
+            let from: &[u8] = bytemuck::cast_slice(from);
+            staging::upload(device, op, address, n_bytes, |begin, piece| {
+                piece.copy_from_slice(&from[begin..][..piece.len()]);
+            })
+        }
         (format, _) => panic!("{op}: numbers of the host that do not become {format:?}"),
     }
 }
@@ -154,6 +163,13 @@ pub(crate) fn read(
         }
         (Format::U8, HostMut::U8(to)) => {
             assert_eq!(from.len, to.len(), "{op}: not as many bytes");
+            staging::download(device, op, address, n_bytes, |begin, piece| {
+                to[begin..][..piece.len()].copy_from_slice(piece);
+            })
+        }
+        (Format::U32, HostMut::U32(to)) => {
+            assert_eq!(from.len, to.len(), "{op}: not as many indices");
+            let to: &mut [u8] = bytemuck::cast_slice_mut(to);
             staging::download(device, op, address, n_bytes, |begin, piece| {
                 to[begin..][..piece.len()].copy_from_slice(piece);
             })

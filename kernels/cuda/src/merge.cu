@@ -38,66 +38,6 @@ void merge_linear(float* out, Inputs inputs, const double* shares, int n_models,
 }
 REGISTER(merge_linear)
 
-namespace forgelm {
-namespace {
-
-// Elements of a block of `merge_slerp_sums`.
-constexpr int SLERP_BLOCK = 4096;
-
-// Adds three numbers of each thread, in the order of a tree.
-DEVICE void block_sum3(double (&shared)[3][THREADS], double (&values)[3]) {
-    const int thread = static_cast<int>(threadIdx.x);
-    for (int j = 0; j < 3; j++) shared[j][thread] = values[j];
-    __syncthreads();
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        if (thread < half) {
-            for (int j = 0; j < 3; j++) shared[j][thread] += shared[j][thread + half];
-        }
-        __syncthreads();
-    }
-    for (int j = 0; j < 3; j++) values[j] = shared[j][0];
-}
-
-} // namespace
-} // namespace forgelm
-
-// Of what two models are (or, with a base, what they changed): the dot product and the two squared
-// norms. Shapes: `partials` [blocks, 3] written, one for 4,096 elements.
-KERNEL(THREADS)
-void merge_slerp_sums(
-    double* partials, const float* first, const float* second, const float* base, int64_t n) {
-    __shared__ double shared[3][THREADS];
-    const int64_t begin = static_cast<int64_t>(blockIdx.x) * SLERP_BLOCK;
-    const int64_t end = begin + SLERP_BLOCK < n ? begin + SLERP_BLOCK : n;
-    double sums[3] = {};
-    for (int64_t i = begin + threadIdx.x; i < end; i += THREADS) {
-        const double origin = base != nullptr ? base[i] : 0.0f;
-        const double x = first[i] - origin;
-        const double y = second[i] - origin;
-        sums[0] = multiply_add(sums[0], x, y);
-        sums[1] = multiply_add(sums[1], x, x);
-        sums[2] = multiply_add(sums[2], y, y);
-    }
-    block_sum3(shared, sums);
-    if (threadIdx.x < 3) {
-        partials[static_cast<int64_t>(blockIdx.x) * 3 + threadIdx.x] = shared[threadIdx.x][0];
-    }
-}
-REGISTER(merge_slerp_sums)
-
-// Adds the partials in one block of threads. Shapes: `sums` [3] written.
-KERNEL(THREADS)
-void merge_slerp_add(double* sums, const double* partials, int n_partials) {
-    __shared__ double shared[3][THREADS];
-    double own[3] = {};
-    for (int i = threadIdx.x; i < n_partials; i += THREADS) {
-        for (int j = 0; j < 3; j++) own[j] += partials[static_cast<int64_t>(i) * 3 + j];
-    }
-    block_sum3(shared, own);
-    if (threadIdx.x < 3) sums[threadIdx.x] = shared[threadIdx.x][0];
-}
-REGISTER(merge_slerp_add)
-
 // `out = a first + b second`, around the base if there is one.
 KERNEL(THREADS)
 void merge_slerp(

@@ -1,13 +1,12 @@
-//! Merge methods on the device: the elementwise forms, and the sums over a tensor that they need.
-//! What a method makes of the sums is the method's own, in `plugins/merge_method`.
+//! Merge methods on the device: the elementwise forms, and the counts over a tensor that they need.
+//! What a method makes of the counts is the method's own, in `plugins/merge_method`.
 
 use forgelm_kernels_api::{DropMask, Election, Format, MagnitudeBits};
 
 use crate::call::{Call, Grid, Numbers, args};
 use crate::chunk::{int, long};
 
-/// Elements of a block of `merge_slerp_sums` and of `merge_ties_count`.
-const SLERP_BLOCK: usize = 4096;
+/// Elements of a block of `merge_ties_count`.
 const COUNT_BLOCK: usize = 65_536;
 
 /// A thread an element.
@@ -38,30 +37,6 @@ pub(crate) fn linear(call: &Call<'_>, out: Numbers, models: &[Numbers], shares: 
             long(out.len)
         ],
     );
-}
-
-/// The dot product of two models and their squared norms; of what they changed, with a base. Waits
-/// for the device.
-#[cfg_attr(not(test), expect(dead_code, reason = "slerp measures in the order of the processor"))]
-pub(crate) fn slerp_sums(call: &Call<'_>, models: [Numbers; 2], base: Option<Numbers>) -> [f64; 3] {
-    let n = models[0].len;
-    let n_blocks = n.div_ceil(SLERP_BLOCK);
-    let partials = call.scratch(Format::U8, n_blocks * 3 * size_of::<f64>());
-    let sums = call.scratch(Format::U8, 3 * size_of::<f64>());
-    let base = base.map_or(0, |base| base.address);
-    let blocks = |n| Grid { blocks: [n, 1, 1], threads: 256, shared_bytes: 0 };
-    call.launch(
-        "merge_slerp_sums",
-        blocks(n_blocks),
-        &mut args![partials.address, models[0].address, models[1].address, base, long(n)],
-    );
-    call.launch(
-        "merge_slerp_add",
-        blocks(1),
-        &mut args![sums.address, partials.address, int(n_blocks)],
-    );
-    let sums: Vec<f64> = call.fetch(sums);
-    [sums[0], sums[1], sums[2]]
 }
 
 /// `out = a models[0] + b models[1]`, around the base if there is one.
@@ -197,14 +172,9 @@ mod tests {
     }
 
     #[test]
-    fn an_arc_is_measured_and_gone_along_around_the_base() {
+    fn an_arc_is_gone_along_around_the_base() {
         let Some(_alone) = emulated::alone() else { return };
         let out = merged(|call, out, models, base| {
-            // changes: 0.25, -0.25, 0, 0.125, -0.5 and 0.5, 0.5, 0.5, -0.5, 0.125
-            let sums = slerp_sums(call, models, Some(base));
-            assert_eq!(sums, [-0.125, 0.390_625, 1.015_625]);
-            let plain = slerp_sums(call, models, None);
-            assert_eq!(plain[1], MODELS[0].iter().map(|&v| f64::from(v * v)).sum::<f64>());
             slerp(call, out, models, Some(base), [0.5, 2.0]);
         });
         let change = |model: usize, i: usize| MODELS[model][i] - BASE[i];

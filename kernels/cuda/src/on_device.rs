@@ -207,6 +207,7 @@ impl OnDevice for Cuda {
         let (len, format) = match from {
             Host::F32(from) => (from.len(), Format::F32),
             Host::U8(from) => (from.len(), Format::U8),
+            Host::U32(from) => (from.len(), Format::U32),
         };
         let to = self.checked("to", to, format)?;
         if to.len != len {
@@ -220,6 +221,7 @@ impl OnDevice for Cuda {
         let (len, format) = match &to {
             HostMut::F32(to) => (to.len(), Format::F32),
             HostMut::U8(to) => (to.len(), Format::U8),
+            HostMut::U32(to) => (to.len(), Format::U32),
         };
         let from = self.checked("from", from, format)?;
         if from.len != len {

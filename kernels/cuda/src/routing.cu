@@ -1,10 +1,11 @@
-// Which rows go to which experts, and the gradient of that choice: core/model's routing, on the
-// device. Papers: Shazeer et al. 2017, arXiv:1701.06538.
+// Which rows go to which experts, and the gradient of that choice.
+// Paper: Shazeer et al. 2017, arXiv:1701.06538, sec. 2.1.
 //
 // Rows are ordered by expert, and within an expert by row, through a counting sort without
 // atomics: a thread that stands for an expert walks over the choices of 64 rows in their order.
 //
-// Numerics: f32, sums over the k choices in order. Equal inputs give equal places.
+// Numerics: f32, sums over the k choices in order; the sums of probabilities are f64, over 64 rows
+// in order and then over blocks in order. Equal inputs give equal places.
 #include "device.cuh"
 
 namespace forgelm {
@@ -66,11 +67,11 @@ using namespace forgelm;
 
 // Chooses the k most probable experts of each row and counts them, 64 rows a block.
 //
-// Shapes: `chosen` [T, k], `divisors` [T] and `counts` [ceil(T / 64), E] written, `probs` [T, E]
-// read. Shared memory: 64 k numbers of 4 bytes.
+// Shapes: `chosen` [T, k], `divisors` [T], `counts` and, unless null, `sums` [ceil(T / 64), E]
+// written, `probs` [T, E] read. Shared memory: 64 k numbers of 4 bytes.
 KERNEL(256) void routing_choose(
-    uint32_t* chosen, float* divisors, uint32_t* counts, const float* probs, int t, int n_experts,
-    int k, int normalize
+    uint32_t* chosen, float* divisors, uint32_t* counts, double* sums, const float* probs, int t,
+    int n_experts, int k, int normalize
 ) {
     SHARED(char, memory);
     uint32_t* const block_chosen = reinterpret_cast<uint32_t*>(memory);
@@ -95,38 +96,53 @@ KERNEL(256) void routing_choose(
         uint32_t count = 0;
         for (int i = 0; i < choices.n_rows * k; i++) count += block_chosen[i] == uint32_t(expert);
         counts[int64_t(blockIdx.x) * n_experts + expert] = count;
+        if (!sums) continue;
+        const float* const first = probs + int64_t(choices.first_row) * n_experts + expert;
+        double sum = 0.0;
+        for (int i = 0; i < choices.n_rows; i++) sum += first[int64_t(i) * n_experts];
+        sums[int64_t(blockIdx.x) * n_experts + expert] = sum;
     }
 }
 REGISTER(routing_choose)
 
-// One block: from counts to the place of each block's first row of each expert, in place.
+// One block: from counts to the place of each block's first row of each expert, in place, and the
+// sums of all blocks.
 //
-// Shapes: `counts` [n_blocks, E] changed, `starts` [E + 1] written. Shared memory: E numbers of 4
-// bytes.
-KERNEL(256) void routing_starts(uint32_t* counts, uint32_t* starts, int n_blocks, int n_experts) {
+// Shapes: `counts` [n_blocks, E] changed, `starts` [E + 1] written, `totals` [E] written unless
+// null, `sums` [n_blocks, E] read then. Shared memory: E numbers of 4 bytes.
+KERNEL(256) void routing_starts(
+    uint32_t* counts, uint64_t* starts, double* totals, const double* sums, int n_blocks,
+    int n_experts
+) {
     SHARED(char, memory);
-    uint32_t* const totals = reinterpret_cast<uint32_t*>(memory);
+    uint32_t* const n_rows = reinterpret_cast<uint32_t*>(memory);
     for (int expert = threadIdx.x; expert < n_experts; expert += 256) {
         uint32_t total = 0;
         for (int block = 0; block < n_blocks; block++) {
             total += counts[int64_t(block) * n_experts + expert];
         }
-        totals[expert] = total;
+        n_rows[expert] = total;
+        if (!totals) continue;
+        double sum = 0.0;
+        for (int block = 0; block < n_blocks; block++) {
+            sum += sums[int64_t(block) * n_experts + expert];
+        }
+        totals[expert] = sum;
     }
     __syncthreads();
     if (threadIdx.x == 0) {
         uint32_t next = 0;
         for (int expert = 0; expert < n_experts; expert++) {
-            const uint32_t total = totals[expert];
-            totals[expert] = next;
+            const uint32_t n = n_rows[expert];
+            n_rows[expert] = next;
             starts[expert] = next;
-            next += total;
+            next += n;
         }
         starts[n_experts] = next;
     }
     __syncthreads();
     for (int expert = threadIdx.x; expert < n_experts; expert += 256) {
-        uint32_t next = totals[expert];
+        uint32_t next = n_rows[expert];
         for (int block = 0; block < n_blocks; block++) {
             uint32_t* const place = counts + int64_t(block) * n_experts + expert;
             const uint32_t count = *place;
@@ -170,12 +186,11 @@ REGISTER(routing_place)
 // where there is one, and the softmax. A row a warp.
 //
 // Shapes: `dscores` [T, E] written; `probs` [T, E], `dweights` and `weights` [T k], `chosen` and
-// `places` [T, k], `divisors` [T] read; `balance` [E] is added to the gradient of each probability,
-// or null.
+// `places` [T, k] read; `balance` [E] is added to the gradient of each probability, or null.
 KERNEL(256) void routing_backward(
     float* dscores, const float* probs, const float* dweights, const float* weights,
-    const uint32_t* chosen, const uint32_t* places, const float* divisors, const float* balance,
-    int t, int n_experts, int k, int normalize
+    const uint32_t* chosen, const uint32_t* places, const float* balance, int t, int n_experts,
+    int k, int normalize
 ) {
     const int row = int(blockIdx.x) * 8 + warp_index();
     if (row >= t) return;
@@ -185,9 +200,13 @@ KERNEL(256) void routing_backward(
     chosen += int64_t(row) * k;
     places += int64_t(row) * k;
     // Of `p / sum(p)` with respect to p: `(dw - sum(dw w)) / sum(p)`.
-    float mean = 0.0f;
+    float mean = 0.0f, divisor = 1.0f;
     if (normalize) {
-        for (int j = 0; j < k; j++) mean += dweights[places[j]] * weights[places[j]];
+        divisor = 0.0f;
+        for (int j = 0; j < k; j++) {
+            divisor += probs[chosen[j]];
+            mean += dweights[places[j]] * weights[places[j]];
+        }
     }
     float sum = 0.0f;
     for (int expert = lane; expert < n_experts; expert += WARP) {
@@ -195,7 +214,7 @@ KERNEL(256) void routing_backward(
 #pragma unroll 1
         for (int j = 0; j < k; j++) {
             if (chosen[j] != uint32_t(expert)) continue;
-            dprob += (dweights[places[j]] - mean) / divisors[row];
+            dprob += (dweights[places[j]] - mean) / divisor;
         }
         dscores[expert] = dprob;
         sum += dprob * probs[expert];

@@ -1,6 +1,6 @@
 //! Ops that copy, scale and gather rows and columns.
 
-use forgelm_kernels_api::{Columns, Format};
+use forgelm_kernels_api::{Columns, Format, Slice};
 
 use crate::call::{Call, Numbers, args};
 use crate::cast::{change_as, common_format, read_as};
@@ -28,27 +28,33 @@ pub(crate) fn copy_columns(
 }
 
 /// `y[r] = x[rows[r]]`. Shapes: `y` [R, C] written, `x` [T, C] read.
-pub(crate) fn gather(call: &Call<'_>, y: Numbers, x: Numbers, rows: &[u32]) {
+pub(crate) fn gather(call: &Call<'_>, y: Numbers, x: Numbers, rows: Slice<'_, u32>) {
     let c = width(y, rows.len());
-    check_rows(rows, x, c);
+    let rows = rows_of(call, rows, x, c);
     let name = call.variant("rows_gather", &[x.format, y.format], is_wide(c, &[y, x]));
-    let mut arguments = args![y.address, x.address, call.indices(rows), long(rows.len()), int(c)];
-    call.launch(&name, chunks(rows.len(), c), &mut arguments);
+    let mut arguments = args![y.address, x.address, rows.address, long(rows.len), int(c)];
+    call.launch(&name, chunks(rows.len, c), &mut arguments);
 }
 
 /// `y[rows[r]] += x[r]`, of rows that differ. Shapes: `y` [T, C] added to, `x` [R, C] read.
-pub(crate) fn scatter(call: &Call<'_>, y: Numbers, x: Numbers, rows: &[u32]) {
+pub(crate) fn scatter(call: &Call<'_>, y: Numbers, x: Numbers, rows: Slice<'_, u32>) {
     let c = width(x, rows.len());
-    check_rows(rows, y, c);
+    let rows = rows_of(call, rows, y, c);
     let name = call.variant("rows_scatter", &[x.format, y.format], is_wide(c, &[y, x]));
-    let mut arguments = args![y.address, x.address, call.indices(rows), long(rows.len()), int(c)];
-    call.launch(&name, chunks(rows.len(), c), &mut arguments);
+    let mut arguments = args![y.address, x.address, rows.address, long(rows.len), int(c)];
+    call.launch(&name, chunks(rows.len, c), &mut arguments);
 }
 
-/// Kernels do not check.
-fn check_rows(rows: &[u32], matrix: Numbers, c: usize) {
-    let inside = |&row: &u32| (row as usize + 1) * c <= matrix.len;
-    assert!(rows.iter().all(inside), "a row is not in the matrix");
+/// Rows of a matrix, on the device. Kernels do not check: what comes from the host is checked here,
+/// what lies on the device was written by a routing.
+fn rows_of(call: &Call<'_>, rows: Slice<'_, u32>, matrix: Numbers, c: usize) -> Numbers {
+    if let Slice::Host(rows) = rows {
+        let inside = |&row: &u32| (row as usize + 1) * c <= matrix.len;
+        assert!(rows.iter().all(inside), "a row is not in the matrix");
+    }
+    let rows = call.read_indices(rows);
+    assert_eq!(rows.format, Format::U32, "rows are indices");
+    rows
 }
 
 /// `x[r] *= factors[r]`. Shapes: `x` [R, C] changed, `factors` [R] read.

@@ -3,7 +3,7 @@
 use forgelm_kernels_api::{Format, Workload};
 
 use crate::frozen::format_of;
-use crate::{attention, columns, cublaslt, gemm, token_logprobs};
+use crate::{attention, columns, cublaslt, gemm, routing, token_logprobs};
 
 /// The most that one call takes, and what products share: calls follow each other.
 pub(crate) fn bytes(work: &Workload) -> usize {
@@ -17,6 +17,7 @@ pub(crate) fn bytes(work: &Workload) -> usize {
     let attention = n_tokens * n_heads * Format::F32.n_bytes()
         + attention::split_bytes(longest, n_heads, head_dim);
     let sums = columns::partials_bytes(n_tokens, work.widest.max(hidden));
-    let largest = [product, head, attention, sums].into_iter().max().unwrap_or(0);
+    let routing = routing::workspace_bytes(n_tokens, work.n_experts);
+    let largest = [product, head, attention, sums, routing].into_iter().max().unwrap_or(0);
     cublaslt::WORKSPACE + gemm::PARTIALS_BYTES_MAX + largest
 }

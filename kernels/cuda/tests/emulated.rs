@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use forgelm_kernels_api::Ops as _;
 use forgelm_kernels_check::{
     Outcome, attention, columns, elementwise, embedding, gemm, glu, linear, optimizers, packed,
-    rms_norm, rope, rows, token_logprobs,
+    rms_norm, rope, routing, rows, token_logprobs,
 };
 use forgelm_kernels_cuda::{Cuda, Device, DeviceOptions, Folders, Found, ImageSource, Libraries};
 use forgelm_kernels_emulator::{AsyncCopies, Schedule, Streams};
@@ -54,6 +54,7 @@ fn compare_most(library: &Cuda) -> Vec<Outcome> {
         columns::compare(library),
         rope::compare(library),
         rows::compare(library),
+        routing::compare(library),
         attention::compare(library),
         glu::compare(library),
         token_logprobs::compare(library),

@@ -23,14 +23,15 @@ mod glu;
 mod linear;
 mod rms_norm;
 mod rope;
+mod routing;
 mod rows;
 mod sum_of_squares;
 mod token_logprobs;
 
 use forgelm_kernels_api::{
-    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Columns, Compute,
-    Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, RowSource, Segment, Slice,
-    SliceMut, Write,
+    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Choice, Columns,
+    Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, Routing,
+    RoutingMut, RowSource, Segment, Slice, SliceMut, Write,
 };
 
 /// The plain kernel library.
@@ -325,16 +326,20 @@ impl Ops for Reference {
         rows::scale(y.on_host(), factor);
     }
 
+    fn soft_cap(&self, y: SliceMut<'_>, cap: f32) {
+        rows::soft_cap(y.on_host(), cap);
+    }
+
     fn copy_columns(&self, y: SliceMut<'_>, to: Columns, x: Slice<'_>, from: Columns, n: usize) {
         rows::copy_columns((y.on_host(), to), (x.on_host(), from), n);
     }
 
-    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]) {
-        rows::gather(y.on_host(), x.on_host(), rows);
+    fn gather_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: Slice<'_, u32>) {
+        rows::gather(y.on_host(), x.on_host(), rows.on_host());
     }
 
-    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: &[u32]) {
-        rows::scatter(y.on_host(), x.on_host(), rows);
+    fn scatter_rows(&self, y: SliceMut<'_>, x: Slice<'_>, rows: Slice<'_, u32>) {
+        rows::scatter(y.on_host(), x.on_host(), rows.on_host());
     }
 
     fn scale_rows(&self, x: SliceMut<'_>, factors: Slice<'_>) {
@@ -347,6 +352,29 @@ impl Ops for Reference {
 
     fn softmax_rows(&self, x: SliceMut<'_>, n_cols: usize) {
         rows::softmax(x.on_host(), n_cols);
+    }
+
+    fn route(
+        &self,
+        to: RoutingMut<'_>,
+        probs: Slice<'_>,
+        choice: Choice,
+        sums: Option<&mut [f64]>,
+    ) -> Vec<usize> {
+        routing::route(to, probs.on_host(), choice, sums)
+    }
+
+    fn route_backward(
+        &self,
+        dscores: SliceMut<'_>,
+        routing: Routing<'_>,
+        probs: Slice<'_>,
+        dweights: Slice<'_>,
+        balance: Option<Slice<'_>>,
+        choice: Choice,
+    ) {
+        let (given, balance) = ((probs.on_host(), dweights.on_host()), balance.map(Slice::on_host));
+        routing::backward(dscores.on_host(), routing, given, balance, choice);
     }
 
     fn sigmoid_gate_forward(&self, h: SliceMut<'_>, scores: Slice<'_>) {

@@ -13,6 +13,12 @@ pub(crate) fn scale(y: &mut [f32], factor: f32) {
     y.iter_mut().for_each(|y| *y *= factor);
 }
 
+/// `y = cap tanh(y / cap)`.
+pub(crate) fn soft_cap(y: &mut [f32], cap: f32) {
+    let cap = f64::from(cap);
+    y.iter_mut().for_each(|y| *y = (cap * (f64::from(*y) / cap).tanh()) as f32);
+}
+
 /// Shapes: `y` [T, `to.width`] written, `x` [T, `from.width`] read.
 pub(crate) fn copy_columns((y, to): (&mut [f32], Columns), (x, from): (&[f32], Columns), n: usize) {
     assert_eq!(y.len() / to.width, x.len() / from.width, "y and x differ in T");

@@ -1,6 +1,6 @@
 //! The options in which families differ, with the values of Llama as defaults.
 
-use forgelm_kernels_api::Activation;
+use forgelm_kernels_api::{Activation, Choice};
 
 use super::ConfigError;
 use crate::names::{ExpertPart, Linear, ModuleNames};
@@ -105,12 +105,19 @@ impl Experts {
         let contradiction =
             |what: String| Err(ConfigError::Contradiction { place: place.to_owned(), what });
         let (experts, chosen) = (self.num_experts, self.num_experts_per_tok);
-        if experts > usize::from(u16::MAX) {
-            return contradiction(format!("{experts} experts; at most {} can be run", u16::MAX));
+        if experts > Choice::EXPERTS_MAX {
+            let most = Choice::EXPERTS_MAX;
+            return contradiction(format!("{experts} experts; at most {most} can be run"));
         }
         if chosen == 0 || chosen > experts {
             return contradiction(format!(
                 "`num_experts_per_tok` is {chosen}, but there are {experts} experts"
+            ));
+        }
+        if chosen > Choice::CHOSEN_MAX {
+            let most = Choice::CHOSEN_MAX;
+            return contradiction(format!(
+                "`num_experts_per_tok` is {chosen}; at most {most} can be run"
             ));
         }
         if self.intermediate_size == 0 || self.shared_intermediate_size == Some(0) {

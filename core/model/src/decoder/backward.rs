@@ -130,7 +130,7 @@ impl Decoder {
             Write::Replace,
         );
         self.ops.fill(acts.ws.dx.get_mut(t), 0.0);
-        self.ops.scatter_rows(acts.ws.dx.get_mut(t), head.dx.get(n), scored.rows);
+        self.ops.scatter_rows(acts.ws.dx.get_mut(t), head.dx.get(n), scored.rows.into());
     }
 }
 

@@ -11,6 +11,7 @@ use forgelm_kernels_api::{SliceMut, Write};
 
 use super::Step;
 use super::grads::Grads;
+use super::routing::OfExpert;
 use crate::activations::{ExpertSpace, LayerBuffers, Workspace};
 use crate::config::Experts;
 use crate::names::{ExpertPart, Linear};
@@ -32,13 +33,12 @@ impl Step<'_> {
         let y = (buffers.probs.get_mut(t), Write::Replace);
         self.linear_forward((layer, Linear::Router), y, ws.xn.get(t), u, &mut ws.dropped);
         ops.softmax_rows(buffers.probs.get_mut(t), e);
-        let probs = buffers.probs.get(t).to_host();
-        ws.routing.choose(&probs, experts);
+        let balance = out.is_some().then_some(&mut ws.balance);
+        let given = (experts, self.dropout_keys());
+        ws.routing.choose(ops.as_ref(), buffers.probs.get(t), given, balance);
         if let Some(out) = &mut out {
-            ws.balance.add(&ws.routing, &probs, e);
             ops.copy(out.reborrow(), buffers.x_mid.get(t));
         }
-        drop(probs);
         for expert in 0..e {
             let out = out.as_mut().map(SliceMut::reborrow);
             self.expert_forward((layer, expert), buffers, ws, out);
@@ -46,6 +46,11 @@ impl Step<'_> {
         if experts.shared_intermediate_size.is_some() {
             self.shared_expert_forward(layer, buffers, ws, out);
         }
+    }
+
+    /// Names of the rows, where there is dropout that needs them.
+    fn dropout_keys(&self) -> &[u64] {
+        if self.dropout.is_some() { self.row_keys } else { &[] }
     }
 
     /// One expert over its rows.
@@ -62,9 +67,9 @@ impl Step<'_> {
         if n == 0 {
             return;
         }
-        ws.routing.take_keys(range.clone(), self.row_keys);
-        let step = Step { t: n, row_keys: &ws.routing.keys, ..*self };
-        let (rows, space) = (ws.routing.rows(range.clone()), &mut ws.experts);
+        let OfExpert { rows, weights, row_keys, .. } = ws.routing.of(range.clone());
+        let step = Step { t: n, row_keys, ..*self };
+        let space = &mut ws.experts;
         ops.gather_rows(space.x.get_mut(n), ws.xn.get(t), rows);
         let at = range.start * f..range.end * f;
         let mut gate = buffers.expert_gate.get_mut(t).part(at.clone());
@@ -78,7 +83,7 @@ impl Step<'_> {
         let mut h = space.h.get_mut(n);
         let act = self.decoder.config.mlp.act;
         ops.glu_forward(h.reborrow(), gate.as_slice(), up.as_slice(), act);
-        ops.scale_rows(h.reborrow(), ws.routing.weights(range).into());
+        ops.scale_rows(h.reborrow(), weights);
         let place = (layer, Linear::Expert(expert as u16, ExpertPart::Down));
         // The gathered rows were read: their place takes the result.
         let y = (space.x.get_mut(n), Write::Replace);
@@ -133,8 +138,10 @@ impl Step<'_> {
         grads: &mut Grads<'_>,
     ) {
         let t = self.t;
-        ws.routing.choose(&buffers.probs.get(t).to_host(), experts);
-        self.decoder.ops.fill(ws.experts.dxn.get_mut(t), 0.0);
+        let ops = self.decoder.ops.as_ref();
+        let given = (experts, self.dropout_keys());
+        ws.routing.choose(ops, buffers.probs.get(t), given, None);
+        ops.fill(ws.experts.dxn.get_mut(t), 0.0);
         for expert in 0..experts.num_experts {
             self.expert_backward((layer, expert), buffers, ws, grads);
         }
@@ -142,10 +149,8 @@ impl Step<'_> {
             self.shared_expert_backward(layer, buffers, ws, grads);
         }
         let balance = ws.balance.gradient();
-        let probs = buffers.probs.get(t).to_host();
-        let mut values = vec![0.0; probs.len()];
-        ws.routing.backward(&mut values, &probs, balance, experts);
-        ws.experts.dscores.get_mut(t).copy_from_host(&values);
+        let dscores = ws.experts.dscores.get_mut(t);
+        ws.routing.backward(ops, dscores, buffers.probs.get(t), balance, experts);
         let (dscores, xn, du) = (ws.experts.dscores.get(t), ws.xn.get(t), &mut ws.du[0]);
         let place = (layer, Linear::Router);
         let given = (dscores, xn, &buffers.u[Linear::Router.index()]);
@@ -169,9 +174,8 @@ impl Step<'_> {
         if n == 0 {
             return;
         }
-        ws.routing.take_keys(range.clone(), self.row_keys);
-        let step = Step { t: n, row_keys: &ws.routing.keys, ..*self };
-        let rows = ws.routing.rows(range.clone());
+        let OfExpert { rows, weights, dweights, row_keys } = ws.routing.of(range.clone());
+        let step = Step { t: n, row_keys, ..*self };
         let ExpertSpace { x, dy, h, scaled_h, dh, u, dxn, .. } = &mut ws.experts;
         ops.gather_rows(x.get_mut(n), ws.xn.get(t), rows);
         ops.gather_rows(dy.get_mut(n), ws.dx.get(t), rows);
@@ -182,8 +186,7 @@ impl Step<'_> {
         let act = self.decoder.config.mlp.act;
         ops.glu_forward(h.get_mut(n), gate.as_slice(), up.as_slice(), act);
         ops.copy(scaled_h.get_mut(n), h.get(n));
-        let weights = ws.routing.weights(range.clone());
-        ops.scale_rows(scaled_h.get_mut(n), weights.into());
+        ops.scale_rows(scaled_h.get_mut(n), weights);
         let (h, scaled) = (h.get(n), scaled_h.get(n));
 
         let part = |part| (layer, Linear::Expert(expert as u16, part));
@@ -195,9 +198,8 @@ impl Step<'_> {
         }
         let write = (dh.get_mut(n), Write::Replace);
         step.linear_input_gradient(place, write, dy, du_gate, &mut ws.dropped);
-        let mut dweights = vec![0.0; n];
-        ops.row_dots((&mut dweights).into(), h, dh.get(n));
-        ops.scale_rows(dh.get_mut(n), weights.into());
+        ops.row_dots(dweights, h, dh.get(n));
+        ops.scale_rows(dh.get_mut(n), weights);
         ops.glu_backward(gate.reborrow(), up.reborrow(), dh.get(n), act);
         let (gate, up) = (gate.as_slice(), up.as_slice());
         for (which, dy, du) in
@@ -215,7 +217,6 @@ impl Step<'_> {
             step.linear_input_gradient(place, (x.get_mut(n), write), dy, du, &mut ws.dropped);
         }
         ops.scatter_rows(dxn.get_mut(t), x.get(n), rows);
-        ws.routing.dweights[range].copy_from_slice(&dweights);
     }
 
     /// The expert of every row: adds to `ws.experts.dxn`.

@@ -141,15 +141,7 @@ impl Decoder {
         let xn = acts.head.xn.get(rows.len());
         self.ops.linear_forward(logits.reborrow(), xn, self.head(adapter), Write::Replace);
         if let Some(cap) = self.config.final_soft_cap {
-            let capped = |logit: &mut f32| *logit = cap * (*logit / cap).tanh();
-            match &mut logits {
-                SliceMut::Host(values) => values.iter_mut().for_each(capped),
-                elsewhere @ SliceMut::Device(_) => {
-                    let mut values = elsewhere.as_slice().to_host().into_owned();
-                    values.iter_mut().for_each(capped);
-                    elsewhere.copy_from_host(&values);
-                }
-            }
+            self.ops.soft_cap(logits, cap);
         }
         // The scored rows of an earlier `logprobs` are gone.
         acts.stage = Stage::Forwarded;
@@ -172,7 +164,7 @@ impl Decoder {
         assert!(n <= acts.size.scored_rows_max, "more scored rows than planned");
         let stream = acts.inputs[last].get(acts.n_tokens);
         let head = &mut acts.head;
-        self.ops.gather_rows(head.x.get_mut(n), stream, rows);
+        self.ops.gather_rows(head.x.get_mut(n), stream, rows.into());
         self.ops.rms_norm_forward(
             head.xn.get_mut(n),
             head.inv_rms.get_mut(n),

@@ -1,139 +1,149 @@
 //! Which tokens go to which experts, and the gradient of that choice.
 //!
+//! The choice is made where the rows lie (`Ops::route`). The host learns how many rows each expert
+//! has, for its products are as large, and nothing else of it; with dropout, whose masks are named
+//! by rows, also which.
+//!
 //! Papers: Shazeer et al. 2017, arXiv:1701.06538 (sparsely gated experts); the balance loss: Fedus
 //! et al. 2021, arXiv:2101.03961, eq. 4 to 6, in the form of the published models: fractions and
 //! probabilities are means over the rows of all layers together.
 
+use std::ops::Range;
+
+use forgelm_kernels_api::{Choice, Ops, Routing, RoutingMut, Slice, SliceMut};
+
+use crate::activations::{Indices, Rows};
 use crate::config::Experts;
 
 /// The rows of a batch, ordered by expert and within an expert by row: the order of all additions,
 /// whatever the number of threads.
 #[derive(Debug, Default)]
-pub(crate) struct Routing {
+pub(crate) struct Routed {
+    /// T of the last choice.
+    n_rows: usize,
     /// Where the rows of each expert begin [E + 1].
     starts: Vec<usize>,
+    /// Experts of each row, by falling probability [T k].
+    pub(crate) chosen: Indices,
+    /// Where each of these choices lies among `rows` [T k].
+    pub(crate) places: Indices,
     /// Packed rows [T k], by expert.
-    rows: Vec<u32>,
+    pub(crate) rows: Indices,
     /// Factor on the expert's result [T k], by expert.
-    weights: Vec<f32>,
+    pub(crate) weights: Rows,
     /// Gradients of the factors [T k], by expert.
-    pub(super) dweights: Vec<f32>,
-    /// Experts of each token, by falling probability [T k].
-    chosen: Vec<u16>,
-    /// Names of the rows of one expert, for dropout.
-    pub(super) keys: Vec<u64>,
+    pub(crate) dweights: Rows,
+    /// Names of the rows [T k], by expert, for dropout; empty without.
+    keys: Vec<u64>,
 }
 
-impl Routing {
-    /// Chooses the k most probable experts of each row; of equal ones the first.
+/// The part of a routing that is one expert's.
+#[derive(Debug)]
+pub(super) struct OfExpert<'a> {
+    /// Packed rows [R].
+    pub(super) rows: Slice<'a, u32>,
+    /// Factors on the results [R].
+    pub(super) weights: Slice<'a>,
+    /// Gradients of the factors [R]; empty where nothing goes backward.
+    pub(super) dweights: SliceMut<'a>,
+    /// Names of the rows [R]; empty without dropout.
+    pub(super) row_keys: &'a [u64],
+}
+
+impl Routed {
+    /// Room for the routing of so many rows; without `dweights` where nothing goes backward.
+    pub(crate) fn planned(rows_max: usize, experts: &Experts, has_gradients: bool) -> Self {
+        let n = rows_max * experts.num_experts_per_tok;
+        let indices = || Indices::new(n);
+        Self {
+            chosen: indices(),
+            places: indices(),
+            rows: indices(),
+            weights: Rows::exact(n, 1),
+            dweights: Rows::exact(n, usize::from(has_gradients)),
+            ..Self::default()
+        }
+    }
+
+    /// Chooses the most probable experts of each row.
     ///
-    /// Shapes: `probs` [T, E] read.
-    pub(super) fn choose(&mut self, probs: &[f32], experts: &Experts) {
-        let (e, k) = (experts.num_experts, experts.num_experts_per_tok);
-        let t = probs.len() / e;
-        self.chosen.clear();
-        self.starts.clear();
-        self.starts.resize(e + 1, 0);
-        for row in probs.chunks_exact(e) {
-            let first = self.chosen.len();
-            for _ in 0..k {
-                let taken = &self.chosen[first..];
-                let best = (0..e as u16)
-                    .filter(|expert| !taken.contains(expert))
-                    .reduce(|a, b| if row[usize::from(b)] > row[usize::from(a)] { b } else { a })
-                    .expect("k is at most E");
-                self.chosen.push(best);
-                self.starts[usize::from(best) + 1] += 1;
-            }
+    /// Shapes: `probs` [T, E] and `row_keys` [T] read: none without dropout. With a `balance` it
+    /// takes up the choice.
+    pub(super) fn choose(
+        &mut self,
+        ops: &dyn Ops,
+        probs: Slice<'_>,
+        (experts, row_keys): (&Experts, &[u64]),
+        mut balance: Option<&mut Balance>,
+    ) {
+        let choice = choice(experts);
+        self.n_rows = probs.len() / choice.n_experts;
+        let n = self.n_rows * choice.n_chosen;
+        let to = RoutingMut {
+            chosen: self.chosen.get_mut(n),
+            places: self.places.get_mut(n),
+            rows: self.rows.get_mut(n),
+            weights: self.weights.get_mut(n),
+        };
+        let sums = balance.as_deref_mut().map(|balance| balance.sums(choice.n_experts));
+        self.starts = ops.route(to, probs, choice, sums);
+        if let Some(balance) = balance {
+            balance.count(self);
         }
-        for expert in 0..e {
-            self.starts[expert + 1] += self.starts[expert];
-        }
-        let mut next: Vec<usize> = self.starts[..e].to_vec();
-        self.rows.resize(t * k, 0);
-        self.weights.resize(t * k, 0.0);
-        self.dweights.clear();
-        self.dweights.resize(t * k, 0.0);
-        for (row, chosen) in self.chosen.chunks_exact(k).enumerate() {
-            let probs = &probs[row * e..(row + 1) * e];
-            let sum = divisor(probs, chosen, experts.norm_topk_prob);
-            for &expert in chosen {
-                let at = &mut next[usize::from(expert)];
-                self.rows[*at] = row as u32;
-                self.weights[*at] = probs[usize::from(expert)] / sum;
-                *at += 1;
-            }
+        self.keys.clear();
+        if !row_keys.is_empty() {
+            let rows = self.rows.get(n).to_host();
+            self.keys.extend(rows.iter().map(|&row| row_keys[row as usize]));
         }
     }
 
     /// Where the rows of an expert lie among all.
-    pub(super) fn range(&self, expert: usize) -> std::ops::Range<usize> {
+    pub(super) fn range(&self, expert: usize) -> Range<usize> {
         self.starts[expert]..self.starts[expert + 1]
     }
 
-    /// Collects the names of the rows of some places; none when there is no dropout.
-    pub(super) fn take_keys(&mut self, range: std::ops::Range<usize>, row_keys: &[u64]) {
-        self.keys.clear();
-        if !row_keys.is_empty() {
-            self.keys.extend(self.rows[range].iter().map(|&row| row_keys[row as usize]));
+    /// What an expert works on.
+    pub(super) fn of(&mut self, range: Range<usize>) -> OfExpert<'_> {
+        let has_keys = !self.keys.is_empty();
+        let n = self.dweights.width();
+        let dweights = self.dweights.get_mut(range.end).part(range.start * n..range.end * n);
+        OfExpert {
+            rows: self.rows.get(range.end).part(range.clone()),
+            weights: self.weights.get(range.end).part(range.clone()),
+            row_keys: if has_keys { &self.keys[range] } else { &[] },
+            dweights,
         }
     }
 
-    /// Packed rows of some places.
-    pub(super) fn rows(&self, range: std::ops::Range<usize>) -> &[u32] {
-        &self.rows[range]
-    }
-
-    /// Factors of some places.
-    pub(super) fn weights(&self, range: std::ops::Range<usize>) -> &[f32] {
-        &self.weights[range]
-    }
-
-    /// From the gradient of the factors to that of the router's scores, through the choice, the
-    /// sum to 1 where there is one, and the softmax; with what the balance loss adds to the
-    /// gradient of each probability.
+    /// From the gradient of the factors to that of the router's scores; with what the balance loss
+    /// adds to the gradient of each probability.
     ///
     /// Shapes: `dscores` [T, E] written, `probs` [T, E] and `balance` [E] read.
     pub(super) fn backward(
         &self,
-        dscores: &mut [f32],
-        probs: &[f32],
+        ops: &dyn Ops,
+        dscores: SliceMut<'_>,
+        probs: Slice<'_>,
         balance: Option<&[f32]>,
         experts: &Experts,
     ) {
-        let (e, k) = (experts.num_experts, experts.num_experts_per_tok);
-        let mut next: Vec<usize> = self.starts[..e].to_vec();
-        let rows = probs.chunks_exact(e).zip(dscores.chunks_exact_mut(e));
-        for ((probs, dprobs), chosen) in rows.zip(self.chosen.chunks_exact(k)) {
-            match balance {
-                Some(balance) => dprobs.copy_from_slice(balance),
-                None => dprobs.fill(0.0),
-            }
-            let sum = divisor(probs, chosen, experts.norm_topk_prob);
-            // Of `p / sum(p)` with respect to p: `(dw - sum(dw w)) / sum(p)`.
-            let places = |next: &[usize]| chosen.iter().map(|&e| next[usize::from(e)]).collect();
-            let places: Vec<usize> = places(&next);
-            let mean: f32 = match experts.norm_topk_prob {
-                true => places.iter().map(|&at| self.dweights[at] * self.weights[at]).sum(),
-                false => 0.0,
-            };
-            for (&expert, &at) in chosen.iter().zip(&places) {
-                dprobs[usize::from(expert)] += (self.dweights[at] - mean) / sum;
-                next[usize::from(expert)] += 1;
-            }
-            let dot: f32 = dprobs.iter().zip(probs).map(|(d, p)| d * p).sum();
-            for (d, p) in dprobs.iter_mut().zip(probs) {
-                *d = p * (*d - dot);
-            }
-        }
+        let n = self.n_rows * experts.num_experts_per_tok;
+        let routing = Routing {
+            chosen: self.chosen.get(n),
+            places: self.places.get(n),
+            rows: self.rows.get(n),
+            weights: self.weights.get(n),
+        };
+        let (dweights, balance) = (self.dweights.get(n), balance.map(Slice::from));
+        ops.route_backward(dscores, routing, probs, dweights, balance, choice(experts));
     }
 }
 
-/// What the chosen probabilities are divided by.
-fn divisor(probs: &[f32], chosen: &[u16], norm_topk_prob: bool) -> f32 {
-    match norm_topk_prob {
-        true => chosen.iter().map(|&expert| probs[usize::from(expert)]).sum(),
-        false => 1.0,
+fn choice(experts: &Experts) -> Choice {
+    Choice {
+        n_experts: experts.num_experts,
+        n_chosen: experts.num_experts_per_tok,
+        is_normalized: experts.norm_topk_prob,
     }
 }
 
@@ -159,16 +169,18 @@ impl Balance {
         self.n = 0;
     }
 
-    /// Takes up the rows of one layer.
-    pub(super) fn add(&mut self, routing: &Routing, probs: &[f32], e: usize) {
-        self.counts.resize(e, 0);
-        self.sums.resize(e, 0.0);
-        self.n += (probs.len() / e) as u64;
+    /// What the probabilities of one layer's rows are added to.
+    fn sums(&mut self, n_experts: usize) -> &mut [f64] {
+        self.sums.resize(n_experts, 0.0);
+        &mut self.sums
+    }
+
+    /// Takes up where the rows of one layer go.
+    fn count(&mut self, routed: &Routed) {
+        self.counts.resize(routed.starts.len() - 1, 0);
+        self.n += routed.n_rows as u64;
         for (expert, count) in self.counts.iter_mut().enumerate() {
-            *count += routing.range(expert).len() as u64;
-        }
-        for row in probs.chunks_exact(e) {
-            self.sums.iter_mut().zip(row).for_each(|(sum, p)| *sum += f64::from(*p));
+            *count += routed.range(expert).len() as u64;
         }
     }
 
@@ -190,74 +202,5 @@ impl Balance {
         self.gradient.clear();
         self.gradient.extend(self.counts.iter().map(|c| (factor * *c as f64) as f32));
         Some(&self.gradient)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Routing;
-    use crate::config::Experts;
-    use crate::names::ModuleNames;
-    use forgelm_kernels_api::Ops;
-    use forgelm_kernels_reference::Reference;
-
-    fn experts(norm_topk_prob: bool) -> Experts {
-        Experts {
-            num_experts: 3,
-            num_experts_per_tok: 2,
-            intermediate_size: 4,
-            shared_intermediate_size: None,
-            norm_topk_prob,
-            layers: vec![true],
-            router_aux_loss_coef: 0.0,
-            output_router_logits: false,
-            names: ModuleNames::Qwen,
-        }
-    }
-
-    /// Row 0 goes to experts 2 and 0, row 1 to 0 and 1 (a tie: the first), row 2 to 1 and 2.
-    #[test]
-    fn rows_are_ordered_by_expert() {
-        let probs = [0.25, 0.125, 0.625, 0.375, 0.3125, 0.3125, 0.0, 0.75, 0.25];
-        let mut routing = Routing::default();
-        routing.choose(&probs, &experts(false));
-        assert_eq!(routing.rows(routing.range(0)), [0, 1]);
-        assert_eq!(routing.rows(routing.range(1)), [1, 2]);
-        assert_eq!(routing.rows(routing.range(2)), [0, 2]);
-        assert_eq!(routing.weights(0..6), [0.25, 0.375, 0.3125, 0.75, 0.625, 0.25]);
-        routing.choose(&probs, &experts(true));
-        assert_eq!(routing.weights(routing.range(2)), [0.625 / 0.875, 0.25]);
-    }
-
-    /// Finite differences of `sum(c w(softmax(s)))` while the choice stays the same.
-    #[test]
-    fn the_gradient_is_the_derivative() {
-        let scores = [0.3_f32, -0.4, 1.1, 0.9, 0.1, -0.7];
-        let c = [0.7_f32, -1.3, 0.4, 2.0];
-        for norm in [false, true] {
-            let value = |scores: &[f32]| -> f64 {
-                let mut probs = scores.to_vec();
-                Reference.softmax_rows((&mut probs).into(), 3);
-                let mut routing = Routing::default();
-                routing.choose(&probs, &experts(norm));
-                routing.weights.iter().zip(c).map(|(w, c)| f64::from(*w) * f64::from(c)).sum()
-            };
-            let mut probs = scores.to_vec();
-            Reference.softmax_rows((&mut probs).into(), 3);
-            let mut routing = Routing::default();
-            routing.choose(&probs, &experts(norm));
-            routing.dweights.copy_from_slice(&c);
-            let mut found = [0.0; 6];
-            routing.backward(&mut found, &probs, None, &experts(norm));
-            for i in 0..6 {
-                let at = |step: f32| {
-                    let mut moved = scores;
-                    moved[i] += step;
-                    value(&moved)
-                };
-                let expected = (at(1e-2) - at(-1e-2)) / 2e-2;
-                assert!((f64::from(found[i]) - expected).abs() < 1e-4, "{norm} {i}: {expected}");
-            }
-        }
     }
 }

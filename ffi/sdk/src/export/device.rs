@@ -42,6 +42,7 @@ unsafe fn part(
         Format::F32 => (dtype_code::FLOAT, 32),
         Format::Bf16 => (dtype_code::BFLOAT, 16),
         Format::U8 => (dtype_code::UINT, 8),
+        Format::U32 => (dtype_code::UINT, 32),
     };
     if tensor.dtype != (forgelm_dtype { code, bits, lanes: 1 }) {
         return wrong(&format!("is not {format:?}"));

@@ -2,8 +2,9 @@
 //! a copy; attention and products against the rate of cuBLASLt's products.
 
 use forgelm_kernels_api::{
-    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Compute,
-    Dropout, LowRank, Ops as _, Precision, Rotation, Rounding, Segment, Write,
+    Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Choice,
+    Compute, Dropout, LowRank, Ops as _, Precision, Rotation, Rounding, Routing, RoutingMut,
+    Segment, Write,
 };
 use forgelm_kernels_cuda::Cuda;
 use forgelm_tensor::{FourBit, FourBitMatrix, ScaleStorage};
@@ -226,8 +227,12 @@ impl<'a> Bench<'a> {
         let (mut y, x) = (self.buffer(t * c, INNER)?, self.buffer(t * c, INNER)?);
         // every row once, far from the one before
         let order: Vec<u32> = (0..t).map(|i| (i * 4093 % t) as u32).collect();
-        self.moves("gather_rows", 4 * t * c, || ops.gather_rows(y.all_mut(), x.all(), &order))?;
-        self.moves("scatter_rows", 6 * t * c, || ops.scatter_rows(y.all_mut(), x.all(), &order))?;
+        self.moves("gather_rows", 4 * t * c, || {
+            ops.gather_rows(y.all_mut(), x.all(), (&order).into());
+        })?;
+        self.moves("scatter_rows", 6 * t * c, || {
+            ops.scatter_rows(y.all_mut(), x.all(), (&order).into());
+        })?;
         let mut dots = self.buffer(t, EXACT)?;
         self.moves("row_dots", 4 * t * c, || ops.row_dots(dots.all_mut(), y.all(), x.all()))?;
         self.moves("scale_rows", 4 * t * c, || ops.scale_rows(y.all_mut(), dots.all()))?;
@@ -236,6 +241,9 @@ impl<'a> Bench<'a> {
         self.moves("softmax_rows", 8 * t * n_experts, || {
             ops.softmax_rows(scores.all_mut(), n_experts);
         })?;
+        self.moves("soft_cap", 8 * t * n_experts, || ops.soft_cap(scores.all_mut(), 30.0))?;
+        ops.softmax_rows(scores.all_mut(), n_experts);
+        self.routing(&scores, n_experts)?;
         let table = ops.freeze(&Rows { n: t, k: c }, Compute::Bf16);
         let mut embedded = self.buffer(t * c, EXACT)?;
         self.moves("embedding_forward", 6 * t * c, || {
@@ -244,6 +252,37 @@ impl<'a> Bench<'a> {
         let dy = self.buffer(t * c, EXACT)?;
         self.moves("embedding_backward", 12 * t * c, || {
             ops.embedding_backward(embedded.all_mut(), dy.all(), &order);
+        })
+    }
+
+    /// Eight experts a row, as Qwen3-MoE.
+    fn routing(&mut self, probs: &Buffer, n_experts: usize) -> Result<(), String> {
+        let choice = Choice { n_experts, n_chosen: 8.min(n_experts), is_normalized: true };
+        let (t, n) = (self.t, self.t * choice.n_chosen);
+        let ops = self.ops();
+        let indices = || ops.allocate_indices(n).map_err(|refused| refused.to_string());
+        let (mut chosen, mut places, mut rows) = (indices()?, indices()?, indices()?);
+        let (mut weights, dweights) = (self.buffer(n, EXACT)?, self.buffer(n, EXACT)?);
+        // Probabilities read; four arrays written.
+        self.moves("route", 4 * t * n_experts + 16 * n, || {
+            let to = RoutingMut {
+                chosen: chosen.all_mut(),
+                places: places.all_mut(),
+                rows: rows.all_mut(),
+                weights: weights.all_mut(),
+            };
+            std::hint::black_box(ops.route(to, probs.all(), choice, None));
+        })?;
+        let routing = Routing {
+            chosen: chosen.all(),
+            places: places.all(),
+            rows: rows.all(),
+            weights: weights.all(),
+        };
+        let mut dscores = self.buffer(t * n_experts, EXACT)?;
+        self.moves("route_backward", 8 * t * n_experts + 16 * n, || {
+            let dscores = dscores.all_mut();
+            ops.route_backward(dscores, routing, probs.all(), dweights.all(), None, choice);
         })
     }
 
