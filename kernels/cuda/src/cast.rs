@@ -61,7 +61,6 @@ pub(crate) fn change_as(call: &Call<'_>, format: Format, y: Numbers, change: imp
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "values that are exact")]
 mod tests {
     use super::*;
     use crate::trial::{in_all_orders, put};
