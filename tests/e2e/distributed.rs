@@ -2,7 +2,6 @@
 
 use crate::support::{Ran, Workplace, conversation};
 use std::fs;
-use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -34,17 +33,9 @@ pub fn every_mpi() -> Vec<Mpi> {
             return None;
         }
         let plugins = tempfile::tempdir().unwrap();
-        let ffi = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ffi");
-        let compiled = Command::new(mpicc)
-            .args(["-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-z,nodelete"])
-            .arg("-I")
-            .arg(ffi.join("include"))
-            .arg(ffi.join("mpi/forgelm_mpi.c"))
-            .arg("-o")
-            .arg(plugins.path().join("libforgelm_mpi.so"))
-            .output()
-            .unwrap();
-        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+        let built = Workplace::new();
+        let folder = plugins.path().display().to_string();
+        built.forgelm(&["comm", "build", "--mpicc", mpicc, "--output", &folder]).expect_code(0);
         Some(Mpi { launcher, plugins })
     });
     there.collect()

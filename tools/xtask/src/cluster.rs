@@ -2,7 +2,6 @@
 //! processes of this machine, joined by MPI: a cluster to try things on.
 
 use crate::install;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const USAGE: &str =
@@ -53,8 +52,15 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     install::build(&root, asked.is_dev)?;
     let target = install::target_dir(&root);
     let plugins = target.join("cluster").join(mpi.name);
-    compile(mpi, &root, &plugins)?;
     let program = target.join(if asked.is_dev { "debug" } else { "release" }).join("forgelm");
+    let built = Command::new(&program)
+        .args(["comm", "build", "--mpicc", mpi.mpicc, "--output"])
+        .arg(&plugins)
+        .status()
+        .map_err(|error| format!("{}: {error}", program.display()))?;
+    if !built.success() {
+        return Err("the library for MPI was not built".to_owned());
+    }
     let status = Command::new(mpi.mpirun[0])
         .args(&mpi.mpirun[1..])
         .args(["-np", &asked.n_ranks.to_string()])
@@ -88,20 +94,6 @@ fn parse(arguments: &[String]) -> Result<Asked, String> {
         return Err(format!("`--ranks` or the program's arguments are missing; {USAGE}"));
     }
     Ok(asked)
-}
-
-fn compile(mpi: &Mpi, root: &Path, plugins: &PathBuf) -> Result<(), String> {
-    std::fs::create_dir_all(plugins).map_err(|error| format!("{}: {error}", plugins.display()))?;
-    let status = Command::new(mpi.mpicc)
-        .args(["-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-z,nodelete"])
-        .arg("-I")
-        .arg(root.join("ffi/include"))
-        .arg(root.join("ffi/mpi/forgelm_mpi.c"))
-        .arg("-o")
-        .arg(plugins.join("libforgelm_mpi.so"))
-        .status()
-        .map_err(|error| format!("{}: {error}", mpi.mpicc))?;
-    if status.success() { Ok(()) } else { Err(format!("{}: {status}", mpi.mpicc)) }
 }
 
 #[cfg(test)]
