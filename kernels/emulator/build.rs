@@ -1,5 +1,6 @@
 //! Compiles every kernel of kernels/cuda for the CPU and links them with the stand-in driver into
-//! `libcuda.so.1`, and beside it a stand-in `libcublasLt.so.12`.
+//! `libcuda.so.1`, and beside it a stand-in `libcublasLt.so.12`. A stand-in `libcudnn.so.9` lies in a
+//! folder of its own: only tests that name it have one.
 //!
 //! A source whose object was made from the same bytes, headers and options is not compiled again.
 
@@ -75,14 +76,21 @@ fn build() -> Result<(), String> {
     let mut sources = files_of(&here.join("src/driver"), &["cpp"]);
     sources.push(here.join("src/probe.cu"));
     sources.push(here.join("src/cublaslt.cpp"));
+    sources.push(here.join("src/cudnn.cpp"));
     sources.extend(files_of(&kernels.join("src"), &["cu"]));
     println!("cargo:rerun-if-changed={}", here.join("src").display());
     println!("cargo:rerun-if-changed={}", kernels.join("src").display());
     let objects = build.compile(&sources);
-    let (cublaslt, driver): (Vec<_>, Vec<_>) =
-        objects.into_iter().partition(|object| object.to_string_lossy().contains("/cublaslt-"));
-    build.link("libcuda.so", "libcuda.so.1", &driver, None);
-    build.link("libcublasLt.so", "libcublasLt.so.12", &cublaslt, Some("libcuda.so.1"));
+    let of = |stem: &str| -> Vec<_> {
+        let is_of = |object: &&PathBuf| object.to_string_lossy().contains(stem);
+        objects.iter().filter(is_of).cloned().collect()
+    };
+    let (cublaslt, cudnn) = (of("/cublaslt-"), of("/cudnn-"));
+    let libraries: Vec<_> = cublaslt.iter().chain(&cudnn).collect();
+    let driver: Vec<_> = objects.iter().filter(|o| !libraries.contains(o)).cloned().collect();
+    build.link("lib", "libcuda.so", "libcuda.so.1", &driver, None);
+    build.link("lib", "libcublasLt.so", "libcublasLt.so.12", &cublaslt, Some("libcuda.so.1"));
+    build.link("lib/cudnn", "libcudnn.so", "libcudnn.so.9", &cudnn, Some("../libcuda.so.1"));
     Ok(())
 }
 
@@ -147,17 +155,17 @@ impl Build {
         object
     }
 
-    /// `lib/FILE` from objects, and `lib/NAME` that points to it. It is found by NAME once it is
-    /// loaded, so that a caller who looks for that finds it before a real library of the machine.
-    fn link(&self, name: &str, file: &str, objects: &[PathBuf], needs: Option<&str>) {
-        let folder = self.folder.join("lib");
+    /// `FOLDER/FILE` from objects, and `FOLDER/NAME` that points to it. It is found by NAME once it
+    /// is loaded, so that a caller who looks for that finds it before a real library of the machine.
+    fn link(&self, folder: &str, name: &str, file: &str, objects: &[PathBuf], needs: Option<&str>) {
+        let folder = self.folder.join(folder);
         fs::create_dir_all(&folder).expect("OUT_DIR can be written");
         let unfinished = folder.join(format!("{file}.unfinished"));
         let mut command = self.compiler.to_command();
         command.args(["-shared", "-pthread", "-Wl,-z,nodelete", "-Wl,-z,defs"]);
         command.arg(format!("-Wl,-soname,{name}")).args(objects);
         if let Some(needs) = needs {
-            command.arg("-Wl,-rpath,$ORIGIN").arg(folder.join(needs));
+            command.args(["-Wl,-rpath,$ORIGIN", "-Wl,-rpath,$ORIGIN/.."]).arg(folder.join(needs));
         }
         command.arg("-o").arg(&unfinished).arg("-ldl");
         run(command);

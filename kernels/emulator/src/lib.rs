@@ -1,5 +1,6 @@
-//! A CUDA device on the CPU, for tests: stand-ins for the driver (`libcuda.so.1`) and for cuBLASLt
-//! (`libcublasLt.so.12`) that run the kernels of kernels/cuda as fibers.
+//! A CUDA device on the CPU, for tests: stand-ins for the driver (`libcuda.so.1`), which runs the
+//! kernels of kernels/cuda as fibers, for cuBLASLt (`libcublasLt.so.12`) and, in a folder of its own,
+//! for what kernels/cuda asks of cuDNN (`libcudnn.so.9`).
 //!
 //! A kernel runs from the same source as on a device. `include/fibers.hpp` says how its threads
 //! run, `include/warp.hpp` what tensor cores and asynchronous copies do, `src/driver/` what of the
@@ -16,7 +17,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_uint};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -102,6 +103,10 @@ pub struct Counters {
     pub cublaslt_products: u64,
     /// Heuristics of cuBLASLt that were asked for.
     pub cublaslt_heuristics: u64,
+    /// Forwards of attention by cuDNN.
+    pub cudnn_attentions: u64,
+    /// Plans that cuDNN made.
+    pub cudnn_plans: u64,
 }
 
 impl Counters {
@@ -136,6 +141,47 @@ impl Default for Device<'_> {
     }
 }
 
+/// What goes wrong in cuDNN's attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum CudnnFault {
+    /// Nothing.
+    None = 0,
+    /// One number of the result is another.
+    WrongNumber = 1,
+    /// Logarithms are to the base of two.
+    LogarithmOfTwo = 2,
+    /// A number behind the last row is written.
+    WritesBehind = 3,
+    /// The row behind the last one is weighted with zero, which matters where it is no number.
+    ReadsBehind = 4,
+    /// The last bit of a number is another every second time.
+    OtherBits = 5,
+    /// No plan is made.
+    NoPlan = 6,
+    /// A plan does not run.
+    DoesNotRun = 7,
+    /// There is no memory for a plan.
+    NoMemory = 8,
+}
+
+/// The cuDNN that is found.
+#[derive(Clone, Copy, Debug)]
+pub struct Cudnn {
+    /// As 92800 of 9.28.0.
+    pub version: u64,
+    /// The CUDA that it is for, as 12090 of 12.9.
+    pub cuda_version: u64,
+    /// What goes wrong in it.
+    pub fault: CudnnFault,
+}
+
+impl Default for Cudnn {
+    fn default() -> Self {
+        Self { version: 92_800, cuda_version: 12_090, fault: CudnnFault::None }
+    }
+}
+
 /// An image that `cuModuleLoadData` takes for every kernel and every device: the header of an ELF
 /// file that is not for CUDA. For tests of what has no images yet.
 pub const IMAGE: [u8; 64] = {
@@ -166,7 +212,27 @@ pub fn library_folder() -> &'static Path {
     Path::new(env!("EMULATOR_LIBRARIES"))
 }
 
-/// Loads both libraries, so that whoever looks for them by name (`libcuda.so`, `libcublasLt.so`)
+/// The folder with `libcudnn.so.9`.
+///
+/// # Panics
+/// As [`library_folder`].
+#[must_use]
+pub fn cudnn_folder() -> PathBuf {
+    library_folder().join("cudnn")
+}
+
+/// What cuDNN is from now on. It stays loaded, so that from then on whoever looks finds it.
+///
+/// # Panics
+/// As [`library_folder`].
+pub fn set_cudnn(cudnn: &Cudnn) {
+    static SET: OnceLock<unsafe extern "C" fn(u64, u64, c_int)> = OnceLock::new();
+    let set = SET.get_or_init(|| function(open("cudnn/libcudnn.so.9"), "emulator_cudnn_set"));
+    // SAFETY: the signature is that of `emulator_cudnn_set` in src/cudnn.cpp.
+    unsafe { set(cudnn.version, cudnn.cuda_version, cudnn.fault as c_int) }
+}
+
+/// Loads the driver and cuBLASLt, so that whoever looks for them by name (`libcuda.so`, `libcublasLt.so`)
 /// finds these. A program that is given [`library_folder`] need not call it.
 ///
 /// # Panics
@@ -277,6 +343,8 @@ pub fn counters() -> Counters {
             "graph launches" => counters.graph_launches = value,
             "products of cublasLt" => counters.cublaslt_products = value,
             "heuristics of cublasLt" => counters.cublaslt_heuristics = value,
+            "attentions of cuDNN" => counters.cudnn_attentions = value,
+            "plans of cuDNN" => counters.cudnn_plans = value,
             _ => {
                 if let Some(kernel) = name.strip_prefix("launch ") {
                     counters.launches.insert(kernel.to_owned(), value);
