@@ -104,6 +104,7 @@ const ROOMS: [Room; 7] = [
             "kernels/emulator/",
             "ffi/",
             "tools/bench/",
+            "tools/xtask/src/cudnn.rs",
             "tools/xtask/src/kernels/nvrtc.rs",
             "core/artifact/src/map.rs",
         ],

@@ -2,7 +2,7 @@
 //!
 //! `attention.cu` has the kernels on tensor cores, `attention_plain.cu` those in f32 throughout,
 //! `attention_cached.cu` those for a few queries over many keys. Which of them, and how work is
-//! cut, depends on sizes, formats and alignment alone.
+//! cut, depends on sizes, formats and alignment alone. Forward is asked of `cudnn` first.
 //!
 //! Numerics: f32 sums in a fixed order everywhere. On tensor cores q, k, v, dout, probabilities and
 //! gradients of scores are bfloat16; `lse` and `delta` are f32 always.
@@ -13,6 +13,7 @@ use forgelm_kernels_api::{AttentionShape, Compute, Format, Segment};
 
 use crate::call::{Argument, Call, Grid, Numbers, args};
 use crate::cast;
+use crate::cudnn::Forward;
 
 /// A kernel on tensor cores in its width: D is at most the width.
 #[derive(Debug)]
@@ -161,6 +162,14 @@ impl Sizes {
         sequences
     }
 
+    /// That results and segments fit q, k and v.
+    fn check_forward(&self, given: &Forward<'_>) {
+        self.sequences(given.segments);
+        assert_eq!(given.out.len, given.q.len, "out is not [T, H * D]");
+        assert_eq!(given.lse.len, self.n_queries * self.shape.n_heads, "lse is not [T, H]");
+        assert_eq!(given.lse.format, Format::F32, "lse is f32");
+    }
+
     /// The arguments that all kernels end with.
     fn arguments(&self) -> [Argument; 6] {
         let AttentionShape { n_heads, n_kv_heads, head_dim, scale, soft_cap, .. } = self.shape;
@@ -251,10 +260,25 @@ pub(crate) fn forward(
     shape: &AttentionShape,
     segments: &[Segment],
 ) {
+    let given = Forward { out, lse, q, k, v, shape, segments };
+    Sizes::new(shape, q, k, v).check_forward(&given);
+    if call.device().cudnn().is_some_and(|cudnn| cudnn.forward(call, &given)) {
+        return;
+    }
+    forward_here(call, out, lse, [q, k, v], shape, segments);
+}
+
+/// [`forward`] by the kernels of this library.
+pub(crate) fn forward_here(
+    call: &Call<'_>,
+    out: Numbers,
+    lse: Numbers,
+    [q, k, v]: [Numbers; 3],
+    shape: &AttentionShape,
+    segments: &[Segment],
+) {
     let sizes = Sizes::new(shape, q, k, v);
     let sequences = sizes.sequences(segments);
-    assert_eq!(lse.len, sizes.n_queries * shape.n_heads, "lse is not [T, H]");
-    assert_eq!(lse.format, Format::F32, "lse is f32");
     forward_of(call, out, lse.address, [q, k, v], &sizes, &sequences);
 }
 

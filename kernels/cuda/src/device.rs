@@ -4,6 +4,7 @@
 //! order is all the synchronization there is; events of cudarc are off. Start reading at
 //! [`Device::open`], then `call`.
 
+use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
 use std::path::PathBuf;
@@ -18,7 +19,8 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 use crate::arrays::Arrays;
 use crate::call::{Argument, Grid};
 use crate::cublaslt::CublasLt;
-use crate::error::{CudaError, Launched};
+use crate::cudnn::{CuDnn, CuDnnUnused};
+use crate::error::{CudaError, Launched, fail};
 use crate::images::{CodeSource, ImageSource, Images};
 use crate::libraries::{Availability, Libraries};
 use crate::pool::{Allocation, Pool};
@@ -43,6 +45,11 @@ pub struct DeviceOptions {
     /// that watches allocations this finds kernels that read what nobody wrote or go past an end.
     /// Slow; graphs cannot be captured.
     pub strict: bool,
+    /// Compute all of attention with our own kernels, also where cuDNN is there.
+    pub own_attention: bool,
+    /// Tells whoever runs this what he should know, once: a library that is not used because it
+    /// computes something else. Without one nobody is told.
+    pub alarm: Option<fn(&str)>,
 }
 
 /// What a device is.
@@ -98,7 +105,7 @@ pub(crate) struct Capture {
     /// The one thread that may use the device meanwhile.
     pub(crate) thread: ThreadId,
     /// What its calls use, which must stay where it is as long as the graph is replayed.
-    pub(crate) used: Vec<Arc<Allocation>>,
+    pub(crate) used: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
 /// One device, open.
@@ -114,6 +121,7 @@ pub struct Device {
     pub(crate) staging: Mutex<Staging>,
     pub(crate) capture: Mutex<Option<Capture>>,
     blas: Option<CublasLt>,
+    attention: Result<CuDnn, CuDnnUnused>,
     pool: Arc<Pool>,
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
@@ -156,8 +164,13 @@ impl Device {
             options.compiled.clone(),
             libraries.nvrtc.is_there(),
         );
+        let attention = match options.own_attention {
+            true => Err(CuDnnUnused::SwitchedOff),
+            false => CuDnn::open(libraries, &facts, stream.cu_stream().cast()),
+        };
         Ok(Arc::new(Self {
             blas: CublasLt::open(&libraries.cublaslt),
+            attention,
             pool: Pool::new(label.clone(), Arc::clone(&stream), options.strict),
             label,
             facts,
@@ -188,6 +201,23 @@ impl Device {
     /// Products by cuBLASLt, where it was found.
     pub(crate) fn blas(&self) -> Option<&CublasLt> {
         self.blas.as_ref()
+    }
+
+    /// Attention by cuDNN, or why not.
+    pub(crate) fn attention(&self) -> &Result<CuDnn, CuDnnUnused> {
+        &self.attention
+    }
+
+    /// Attention by cuDNN, where it is used.
+    pub(crate) fn cudnn(&self) -> Option<&CuDnn> {
+        self.attention.as_ref().ok()
+    }
+
+    /// Tells whoever runs this something.
+    pub(crate) fn warn(&self, text: &str) {
+        if let Some(alarm) = self.options.alarm {
+            alarm(text);
+        }
     }
 
     /// Whether NVRTC compiles for this device: one source is tried. `None` without NVRTC.
@@ -397,10 +427,18 @@ impl Device {
         Ok(module)
     }
 
-    /// Keeps memory as long as the graph that is being captured, if one is.
-    pub(crate) fn keep_for_capture(&self, memory: &Arc<Allocation>) {
+    /// Keeps what a call uses as long as the graph that is being captured, if one is.
+    pub(crate) fn keep_for_capture<T: Send + Sync + 'static>(&self, used: &Arc<T>) {
         if let Some(capture) = &mut *lock(&self.capture) {
-            capture.used.push(Arc::clone(memory));
+            let used: Arc<T> = Arc::clone(used);
+            capture.used.push(used);
+        }
+    }
+
+    /// Ends an op that does what a graph cannot repeat, if one is being captured.
+    pub(crate) fn refuse_in_capture(&self, op: &'static str, doing: &'static str) {
+        if lock(&self.capture).is_some() {
+            fail(&CudaError::NotCapturable { device: self.label.clone(), op, doing });
         }
     }
 

@@ -4,6 +4,7 @@
 //! device to run them. A replay repeats the launches with the same addresses and sizes; what lies at
 //! those addresses may have changed.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use cudarc::driver::CudaGraph;
@@ -18,12 +19,16 @@ use crate::pool::Allocation;
 /// **Invariant:** all memory that the calls use stays as long as the graph, whoever else drops it.
 pub struct Graph {
     graph: CudaGraph,
-    device: Arc<Device>,
-    /// Buffers and arrays that the calls use.
-    _used: Vec<Arc<Allocation>>,
+    /// Buffers, arrays and plans of libraries that the calls use.
+    _used: Used,
     /// Memory that calls took and gave back.
     _scratch: Vec<Allocation>,
+    /// The last to go.
+    device: Arc<Device>,
 }
+
+/// What must stay where it is.
+type Used = Vec<Arc<dyn Any + Send + Sync>>;
 
 impl std::fmt::Debug for Graph {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -98,7 +103,7 @@ impl<'d> Recording<'d> {
         Self { device, in_stream: false }
     }
 
-    fn end(self) -> (Vec<Arc<Allocation>>, Vec<Allocation>) {
+    fn end(self) -> (Used, Vec<Allocation>) {
         let used = lock(&self.device.capture).take().map(|capture| capture.used);
         (used.unwrap_or_default(), self.device.pool().release())
     }

@@ -28,6 +28,7 @@ mod cast;
 mod chunk;
 mod columns;
 mod cublaslt;
+mod cudnn;
 mod device;
 mod dropout;
 mod embedding;
@@ -81,6 +82,7 @@ use frozen::{CudaMatrix, format_of};
 use memory::CudaMemory;
 
 pub use call::{Argument, Grid};
+pub use cudnn::CuDnnUnused;
 pub use device::{Device, DeviceFacts, DeviceOptions};
 pub use error::{CudaError, DriverFault, Launched};
 pub use graph::Graph;
@@ -116,8 +118,10 @@ impl Cuda {
             Some(blas) => format!("cuBLASLt {}", blas.version()),
             None => "own products".to_owned(),
         };
+        let attention = device.cudnn_version();
+        let attention = attention.map_or(String::new(), |version| format!(", cuDNN {version}"));
         let (label, of) = (device.label(), &facts.name);
-        let name = format!("{label}/sm_{major}{minor} ({of}, {products})");
+        let name = format!("{label}/sm_{major}{minor} ({of}, {products}{attention})");
         Self { name, device, n_threads: n_threads.max(1), threads: Mutex::new(()) }
     }
 
@@ -254,7 +258,7 @@ impl Ops for Cuda {
     }
 
     fn workspace_bytes(&self, work: &Workload) -> usize {
-        workspace::bytes(work)
+        workspace::bytes(work, self.device.cudnn().is_some())
     }
 
     fn bytes_per_number(&self, precision: Precision) -> usize {

