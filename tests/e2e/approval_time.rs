@@ -56,6 +56,7 @@ fn environment(workplace: &Workplace, clock: Arc<TestClock>) -> Environment {
         offline: true,
         cache_dir: workplace.path("home/.cache"),
         cuda_folders: Default::default(),
+        own_attention: false,
         hub_cache_dir: workplace.path("home/.cache/hub"),
         config_dir: workplace.path("home/.config"),
         signing_key: None,

@@ -107,6 +107,45 @@ fn a_run_on_the_device_that_is_killed_goes_on_with_the_same_bits() {
     assert!(whole.adapter("out") == killed.adapter("out"));
 }
 
+/// With a stand-in for cuDNN, which a real device has no use for.
+fn with_cudnn(workplace: &Workplace, fault: &str) -> Option<Command> {
+    if is_real() {
+        return None;
+    }
+    let mut command = on_device(workplace, &["--config", "run.yaml"])?;
+    let folders = [emulator::library_folder().to_owned(), emulator::cudnn_folder()];
+    command.env("FORGELM_CUDA_PATH", std::env::join_paths(folders).unwrap());
+    command.env("FORGELM_EMULATOR_CUDNN_FAULT", fault);
+    Some(command)
+}
+
+#[test]
+fn a_run_leaves_attention_to_a_cudnn_that_computes_the_same_and_to_no_other() {
+    let device = "compute_dtype: bfloat16\n  device: cuda:0";
+    let edit = [("compute_dtype: float32", device)];
+    let theirs = workplace(&edit);
+    let Some(command) = with_cudnn(&theirs, "0") else { return };
+    let done = ran(command).expect_code(0).expect_stderr(", cuDNN 9.28.0)");
+    assert!(!done.stderr.contains("not left to cuDNN"), "{}", done.stderr);
+    theirs.forgelm(&["verify-bundle", "out"]).expect_code(0);
+
+    let ours = workplace(&edit);
+    let mut command = with_cudnn(&ours, "0").unwrap();
+    command.env("FORGELM_OWN_ATTENTION", "1");
+    let done = ran(command).expect_code(0);
+    assert!(!done.stderr.contains("cuDNN"), "{}", done.stderr);
+    assert_close(&losses(&theirs, "out"), &losses(&ours, "out"), 1e-2);
+    // Two ways to round: it was cuDNN that computed.
+    assert!(theirs.adapter("out") != ours.adapter("out"));
+
+    let bad = workplace(&edit);
+    let logarithm_of_two = "2";
+    ran(with_cudnn(&bad, logarithm_of_two).unwrap())
+        .expect_code(0)
+        .expect_stderr("is not left to cuDNN 9.28.0, which differs from our own kernels: row 0, ");
+    assert!(bad.adapter("out") == ours.adapter("out"));
+}
+
 /// A run of long texts, of which no question is made, with our own products: nothing but the steps
 /// takes memory.
 fn workplace_of_texts(training: &str) -> Workplace {

@@ -49,6 +49,8 @@ pub struct Environment {
     /// Where NVIDIA's libraries may lie, besides where the system looks: `FORGELM_CUDA_PATH` first,
     /// `CUDA_HOME`, `CUDA_PATH` and a Python environment last.
     pub cuda_folders: Folders,
+    /// `FORGELM_OWN_ATTENTION` is 1: cuDNN is left alone where it is found.
+    pub own_attention: bool,
     /// Where programs keep their settings; the signing key is made in it when none is configured.
     pub config_dir: PathBuf,
     /// `FORGELM_SIGNING_KEY`: PEM text or a base64 seed.
@@ -134,6 +136,7 @@ pub(crate) mod tests {
             hub_endpoint: None,
             offline: true,
             cuda_folders: Default::default(),
+            own_attention: false,
             cache_dir: dir.join("cache"),
             hub_cache_dir: dir.join("hub"),
             config_dir: dir.join("config"),

@@ -25,6 +25,7 @@ pub struct Kernels {
     device: Device,
     n_threads: usize,
     folders: Folders,
+    own_attention: bool,
     /// Where kernels that are compiled here are kept.
     cache: PathBuf,
     cpu: Arc<OnceLock<Arc<dyn Ops>>>,
@@ -135,6 +136,7 @@ impl Kernels {
             device,
             n_threads: n_threads.unwrap_or_else(all_cores),
             folders: env.cuda_folders.clone(),
+            own_attention: env.own_attention,
             cache: env.cache_dir.join("kernels"),
             cpu: Arc::default(),
             chosen: Arc::default(),
@@ -148,6 +150,7 @@ impl Kernels {
             device: Device::Cpu,
             n_threads,
             folders: Folders::default(),
+            own_attention: false,
             cache: PathBuf::new(),
             cpu: Arc::default(),
             chosen: Arc::default(),
@@ -245,7 +248,9 @@ impl Kernels {
                 // Without a driver nothing is compiled, and nothing is to be written.
                 let has_driver = libraries.driver.is_there();
                 let compiled = has_driver.then(|| made_folder(&self.cache)).flatten();
-                let options = DeviceOptions { compiled, ..DeviceOptions::default() };
+                let (own_attention, alarm) = (self.own_attention, Some(self.alarm));
+                let options =
+                    DeviceOptions { compiled, own_attention, alarm, ..DeviceOptions::default() };
                 let device = forgelm_kernels_cuda::Device::open(ordinal, &libraries, options)
                     .map_err(|source| unusable(ordinal, source))?;
                 open.insert(ordinal, Arc::downgrade(&device));

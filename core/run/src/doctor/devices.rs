@@ -4,7 +4,7 @@ use super::machine::gib;
 use super::{Check, World};
 use crate::fit_check::qlora_largest;
 use forgelm_kernels_cuda::{
-    Availability, CudaError, Device, DeviceOptions, Found, Libraries, SelfTest, Trial,
+    Availability, CuDnnUnused, CudaError, Device, DeviceOptions, Found, Libraries, SelfTest, Trial,
     TrialOutcome, self_test,
 };
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ pub(super) fn devices(world: &World<'_>) -> Vec<Check> {
                     .with("driver_version", *driver_version)
                     .with("n_devices", *n_devices),
             ];
-            checks.extend(each(&libraries, *n_devices));
+            checks.extend(each(world, &libraries, *n_devices));
             return checks;
         }
         Availability::NoDriver | Availability::NoDevice => 0,
@@ -42,11 +42,13 @@ pub(super) fn devices(world: &World<'_>) -> Vec<Check> {
 }
 
 /// Every device, then the libraries: what they can do is tried on the first device.
-fn each(libraries: &Libraries, n_devices: usize) -> Vec<Check> {
+fn each(world: &World<'_>, libraries: &Libraries, n_devices: usize) -> Vec<Check> {
     let mut checks = Vec::new();
     let mut first = None;
     for ordinal in 0..n_devices {
-        match Device::open(ordinal, libraries, DeviceOptions::default()) {
+        let own_attention = world.env.own_attention;
+        let options = DeviceOptions { own_attention, ..DeviceOptions::default() };
+        match Device::open(ordinal, libraries, options) {
             Ok(device) => {
                 checks.push(examined(ordinal, &device));
                 first.get_or_insert(device);
@@ -56,8 +58,8 @@ fn each(libraries: &Libraries, n_devices: usize) -> Vec<Check> {
     }
     if let Some(device) = first {
         checks.extend([cublaslt(libraries, &device), nvrtc(libraries, &device)]);
+        checks.push(cudnn(libraries, &device));
     }
-    checks.push(cudnn(libraries));
     checks
 }
 
@@ -160,13 +162,34 @@ fn nvrtc(libraries: &Libraries, device: &Device) -> Check {
     check.with("place", found.to_string())
 }
 
-/// Looked for alone: no kernel of this program calls it.
-fn cudnn(libraries: &Libraries) -> Check {
+/// Heads on which attention by cuDNN is compared with our own: a quarter of those of a Llama 3.
+const TRIED_HEADS: (usize, usize, usize) = (8, 2, 128);
+
+/// Optional: without it our own kernels compute attention.
+fn cudnn(libraries: &Libraries, device: &Device) -> Check {
     let (name, found) = ("cuda.cudnn", &libraries.cudnn);
-    let unused = "this program does not use it: its own kernels compute attention";
-    let detail = match libraries.cudnn_version() {
-        Some(version) => format!("version {version}, {found}; {unused}"),
-        None => format!("{found}; {unused}"),
+    let (n_heads, n_kv_heads, head_dim) = TRIED_HEADS;
+    let instead = "our own kernels compute attention";
+    let heads = format!("{n_heads} heads of {head_dim} over {n_kv_heads}");
+    let check = match device.cudnn_version() {
+        Err(CuDnnUnused::Missing) => Check::pass(name, format!("not found: {instead}")),
+        Err(why @ (CuDnnUnused::SwitchedOff | CuDnnUnused::OlderDevice)) => {
+            Check::pass(name, format!("{found}; it {why}: {instead}"))
+        }
+        Err(why) => Check::warn(name, format!("{found}; it {why}: {instead}"))
+            .hint("install cuDNN 9.21 or later and cuBLASLt, both of CUDA 12"),
+        Ok(version) => match device.try_attention(n_heads, n_kv_heads, head_dim) {
+            Some(Ok(())) => {
+                let detail = format!("{version}, {found}; forward of {heads} is as our own");
+                Check::pass(name, detail)
+            }
+            None => Check::pass(name, format!("{version}, {found}; it has no plan for {heads}")),
+            Some(Err(why)) => {
+                let detail = format!("{version}, {found}; forward of {heads}: {why}: {instead}");
+                Check::warn(name, detail).hint("install another version of cuDNN 9")
+            }
+        }
+        .with("version", version),
     };
-    Check::pass(name, detail).with("place", found.to_string())
+    check.with("place", found.to_string())
 }

@@ -20,7 +20,7 @@ const SECRETS: [&str; 11] = [
 ];
 
 /// Those that hold no secret.
-const PLAIN: [&str; 19] = [
+const PLAIN: [&str; 20] = [
     "FORGELM_OPERATOR",
     "FORGELM_ALLOW_ANONYMOUS_OPERATOR",
     "FORGELM_ALLOW_AUDIT_REROOT",
@@ -28,6 +28,7 @@ const PLAIN: [&str; 19] = [
     "FORGELM_TRUSTED_KEYS",
     "FORGELM_PLUGIN_PATH",
     "FORGELM_CUDA_PATH",
+    "FORGELM_OWN_ATTENTION",
     "CUDA_HOME",
     "CUDA_PATH",
     "CUDA_VISIBLE_DEVICES",
@@ -43,7 +44,8 @@ const PLAIN: [&str; 19] = [
 ];
 
 /// Switches that only `1` turns on.
-const SWITCHES: [&str; 2] = ["FORGELM_ALLOW_ANONYMOUS_OPERATOR", "FORGELM_ALLOW_AUDIT_REROOT"];
+const SWITCHES: [&str; 3] =
+    ["FORGELM_ALLOW_ANONYMOUS_OPERATOR", "FORGELM_ALLOW_AUDIT_REROOT", "FORGELM_OWN_ATTENTION"];
 
 /// Which of them are set. Of a secret only its length is shown.
 pub(super) fn variables(world: &World<'_>) -> Vec<Check> {

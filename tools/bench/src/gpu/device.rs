@@ -80,9 +80,8 @@ pub(crate) fn run(context: &Context<'_>) -> Result<Finding, String> {
     row("memory", format!("{:.1} GiB", facts.memory_bytes as f64 / f64::from(1 << 30)));
     row("CUDA that the driver knows", format!("{}.{}", cuda / 1000, cuda % 1000 / 10));
     row("cuBLASLt", device.cublaslt_version().unwrap_or_else(|| "not found".to_owned()));
-    for (name, found) in [("NVRTC", &libraries.nvrtc), ("cuDNN", &libraries.cudnn)] {
-        row(name, if found.is_there() { "found" } else { "not found" }.to_owned());
-    }
+    row("NVRTC", if libraries.nvrtc.is_there() { "found" } else { "not found" }.to_owned());
+    row("cuDNN", device.cudnn_version().unwrap_or_else(|why| format!("not used: it {why}")));
     let properties = device.properties();
     for (name, value) in &properties {
         row(&name.replace('_', " "), value.to_string());
