@@ -1,6 +1,6 @@
 //! Compiles every kernel of kernels/cuda for the CPU and links them with the stand-in driver into
-//! `libcuda.so.1`, and beside it a stand-in `libcublasLt.so.12`. A stand-in `libcudnn.so.9` lies in a
-//! folder of its own: only tests that name it have one.
+//! `libcuda.so.1`, and beside it a stand-in `libcublasLt.so.12`. A stand-in `libcudnn.so.9` lies in
+//! a folder of its own: only tests that name it have one.
 //!
 //! A source whose object was made from the same bytes, headers and options is not compiled again.
 
@@ -155,8 +155,9 @@ impl Build {
         object
     }
 
-    /// `FOLDER/FILE` from objects, and `FOLDER/NAME` that points to it. It is found by NAME once it
-    /// is loaded, so that a caller who looks for that finds it before a real library of the machine.
+    /// `FOLDER/FILE` from objects, and `FOLDER/NAME` that points to it. It is found by NAME once
+    /// it is loaded, so that a caller who looks for that finds it before a real library of the
+    /// machine.
     fn link(&self, folder: &str, name: &str, file: &str, objects: &[PathBuf], needs: Option<&str>) {
         let folder = self.folder.join(folder);
         fs::create_dir_all(&folder).expect("OUT_DIR can be written");

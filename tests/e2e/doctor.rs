@@ -353,6 +353,25 @@ fn on_bad_device(spoiler: &TempDir, bad: &str, workplace: &Workplace, args: &[&s
 }
 
 #[test]
+fn attention_by_cudnn_is_tried_and_what_differs_is_a_warning() {
+    let Some(_spoiler) = spoiler() else { return };
+    let workplace = Workplace::new();
+    let folders = [emulator::library_folder().to_owned(), emulator::cudnn_folder()];
+    let folders = std::env::join_paths(folders).unwrap().into_string().unwrap();
+    let tried = |fault: &str| {
+        let fault = ("FORGELM_EMULATOR_CUDNN_FAULT", fault);
+        with(&workplace, &[("FORGELM_CUDA_PATH", &folders), fault]).1
+    };
+    let document = tried("0");
+    expect(&document, "cuda.cudnn", "pass", "forward of 8 heads of 128 over 2 is as our own");
+    assert_eq!(check(&document, "cuda.cudnn")["extras"]["version"], "9.28.0");
+    let wrong_number = "1";
+    let document = tried(wrong_number);
+    expect(&document, "cuda.cudnn", "warn", "column 5 of `out` is ");
+    expect(&document, "cuda.cudnn", "warn", "our own kernels compute attention");
+}
+
+#[test]
 fn a_device_has_its_line_with_what_it_is_and_that_it_counts_right() {
     let Some(spoiler) = spoiler() else { return };
     let workplace = Workplace::new();

@@ -198,8 +198,8 @@ impl CuDnn {
         done.unwrap_or_else(|refusal| failed(call.device(), call.op(), &refusal))
     }
 
-    /// Whether it computes what our own kernels do, for the heads of this shape. The first time it is
-    /// tried, and what differs is told.
+    /// Whether it computes what our own kernels do, for the heads of this shape. The first time it
+    /// is tried, and what differs is told.
     pub(crate) fn verdict(&self, device: &Device, shape: &AttentionShape) -> Verdict {
         let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = *shape;
         let heads = Heads { n_heads, n_kv_heads, head_dim };

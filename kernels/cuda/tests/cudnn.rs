@@ -1,5 +1,5 @@
-//! Attention by cuDNN, a stand-in for which runs on the emulated device: what is asked of it, when it
-//! is believed, and what is done without it.
+//! Attention by cuDNN, a stand-in for which runs on the emulated device: what is asked of it, when
+//! it is believed, and what is done without it.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test, which says what it skips")]
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,8 @@
 // A stand-in for cuDNN's backend: causal attention over packed sequences, forward, as one graph, on
 // the memory and the streams of the stand-in driver. Of all that cuDNN does, this is what it knows.
 //
-// It refuses what is not that graph: other operations, sizes and strides that do not fit each other,
-// descriptors that are not finished or are gone, addresses that are not on the device or not
+// It refuses what is not that graph: other operations, sizes and strides that do not fit each
+// other, descriptors that are not finished or are gone, addresses that are not on the device or not
 // aligned. A test can let it compute something else (`emulator_cudnn_set`).
 #include <cmath>
 #include <cstdint>
@@ -292,7 +292,8 @@ void one_row(const Work& w, int64_t sequence, int64_t row, int64_t head) {
     double largest = -INFINITY, sum = 0;
     for (int64_t key = 0; key < n_keys; key++) {
         double dot = 0;
-        for (int64_t i = 0; i < a.width; i++) dot += double(number(q[i])) * number(k[key * step + i]);
+        for (int64_t i = 0; i < a.width; i++)
+            dot += double(number(q[i])) * number(k[key * step + i]);
         bool is_seen = row + w.right >= key;
         scores[size_t(key)] = is_seen ? dot * w.scale : w.masked;
         largest = std::fmax(largest, scores[size_t(key)]);

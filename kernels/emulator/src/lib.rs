@@ -1,6 +1,6 @@
 //! A CUDA device on the CPU, for tests: stand-ins for the driver (`libcuda.so.1`), which runs the
-//! kernels of kernels/cuda as fibers, for cuBLASLt (`libcublasLt.so.12`) and, in a folder of its own,
-//! for what kernels/cuda asks of cuDNN (`libcudnn.so.9`).
+//! kernels of kernels/cuda as fibers, for cuBLASLt (`libcublasLt.so.12`) and, in a folder of its
+//! own, for what kernels/cuda asks of cuDNN (`libcudnn.so.9`).
 //!
 //! A kernel runs from the same source as on a device. `include/fibers.hpp` says how its threads
 //! run, `include/warp.hpp` what tensor cores and asynchronous copies do, `src/driver/` what of the
@@ -232,8 +232,8 @@ pub fn set_cudnn(cudnn: &Cudnn) {
     unsafe { set(cudnn.version, cudnn.cuda_version, cudnn.fault as c_int) }
 }
 
-/// Loads the driver and cuBLASLt, so that whoever looks for them by name (`libcuda.so`, `libcublasLt.so`)
-/// finds these. A program that is given [`library_folder`] need not call it.
+/// Loads the driver and cuBLASLt, so that whoever looks for them by name (`libcuda.so`,
+/// `libcublasLt.so`) finds these. A program that is given [`library_folder`] need not call it.
 ///
 /// # Panics
 /// As [`library_folder`].

@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use backend::Backend;
+use backend::{Backend, Pointer};
 use libloading::Library;
 use libloading::os::unix::{Library as Loaded, RTLD_GLOBAL, RTLD_NOW};
-use plan::{Plan, Sizes, Target};
+use plan::{Plan, Sizes, Target, Tensor};
 
 const USAGE: &str = "usage: cargo xtask cudnn [--check] [--cudnn PATH]
   --check  compare with the table that is there, write nothing
@@ -152,6 +152,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         let place = library.display();
         return Err(format!("{place}: cuDNN is {found}, and the table is of {VERSION}"));
     }
+    if backend.cuda_version() / 1000 != 12 {
+        return Err(format!("{}: it is not for CUDA 12", library.display()));
+    }
+    try_arguments(backend)?;
     let begin = Instant::now();
     let table = table(backend)?;
     println!("{} plans in {:.0} s", DEVICES.len() * CASES.len(), begin.elapsed().as_secs_f64());
@@ -161,6 +165,29 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     }
     let expected = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     compare(&expected, &table)
+}
+
+/// Whether what a plan is run with is taken as it is handed over: nothing looks at the addresses.
+fn try_arguments(backend: Backend) -> Result<(), String> {
+    let mut somewhere = [0_u64; 2];
+    let address: Pointer = somewhere.as_mut_ptr().cast();
+    let tensors = [
+        Tensor::Q,
+        Tensor::K,
+        Tensor::V,
+        Tensor::Out,
+        Tensor::Stats,
+        Tensor::QueryLens,
+        Tensor::KeyLens,
+        Tensor::QueryOffsets,
+        Tensor::KeyOffsets,
+        Tensor::StatsOffsets,
+        Tensor::Scale,
+        Tensor::Masked,
+        Tensor::SeenAhead,
+    ];
+    let arguments = Plan::arguments(backend, &tensors.map(|tensor| (tensor, address)), address);
+    arguments.map(drop).map_err(|refusal| refusal.to_string())
 }
 
 /// A line for each device and case: what a plan takes for its time, or `refused`.

@@ -1,8 +1,8 @@
 //! cuDNN's backend: descriptors, which are made, filled with attributes and finished.
 //!
 //! It knows nothing else of this crate: `cargo xtask cudnn` compiles the same file, to make plans
-//! for devices that are not there. Functions are looked up here and not called through cudarc, whose
-//! type of an answer has no place for a number that a later cuDNN may answer with.
+//! for devices that are not there. Functions are looked up here and not called through cudarc,
+//! whose type of an answer has no place for a number that a later cuDNN may answer with.
 
 use std::ffi::{CStr, c_char, c_void};
 

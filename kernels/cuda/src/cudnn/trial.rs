@@ -21,9 +21,9 @@ const ROWS_BEHIND: usize = 16;
 /// What lies where results go; bfloat16 has it exactly.
 const BEFORE: f32 = 96.0;
 
-/// How far results may differ. A result is a mean of values below 1, by probabilities that both round
-/// to bfloat16, relatively by 2^-9; it is rounded itself by as much. So each is within 2^-8 of the
-/// exact one, and two are within 2^-7 of each other.
+/// How far results may differ. A result is a mean of values up to 1, by probabilities that both
+/// round to bfloat16, relatively by 2^-9; it is rounded itself by as much. So each is within 2^-8
+/// of the exact one, and two are within 2^-7 of each other.
 const OUT_BOUND: f32 = 1.0 / 128.0;
 /// How far `lse` may differ: as an error of it is a relative one of every probability of backward,
 /// half of what rounding those to bfloat16 makes.
