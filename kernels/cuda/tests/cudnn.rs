@@ -1,6 +1,11 @@
 //! Attention by cuDNN, a stand-in for which runs on the emulated device: what is asked of it, when
 //! it is believed, and what is done without it.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test, which says what it skips")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "indices of a small batch, and bytes"
+)]
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
