@@ -103,6 +103,36 @@ fn fault_067_068_a_ceiling_known_before_the_start_gives_the_result_of_the_smalle
     squeezed.forgelm(&["verify-bundle", "out"]).expect_code(0);
 }
 
+/// Whether a run of one step under this ceiling was cut into pieces. It must end with an exit code of
+/// ours, whatever the ceiling: the allocator that finds no room ends the process with a signal.
+fn is_cut_under(workplace: &Workplace, limit: u64) -> bool {
+    if workplace.path("out").exists() {
+        std::fs::remove_dir_all(workplace.path("out")).unwrap();
+    }
+    let ran = run_under(workplace, limit);
+    assert!(ran.code == 0 || ran.code == 8, "{limit} bytes: {}\n{}", ran.code, ran.stderr);
+    ran.code == 8 || !recoveries(workplace).is_empty()
+}
+
+/// What asks for room before a step must not leave it where threads after the last one find none:
+/// from the lowest ceiling under which a run is not cut on, every run ends well.
+#[test]
+fn fault_068_a_run_that_just_fits_saves_its_model() {
+    const APART: u64 = 64 << 10;
+    let workplace = large_batch(256, 1);
+    recover(&workplace);
+    workplace.edit_config("max_steps: 3", "max_steps: 1");
+    let (mut cut, mut whole) = ((40 << 20) / APART, (160 << 20) / APART);
+    assert!(!is_cut_under(&workplace, whole * APART));
+    while whole - cut > 1 {
+        let between = cut.midpoint(whole);
+        *if is_cut_under(&workplace, between * APART) { &mut cut } else { &mut whole } = between;
+    }
+    for ceiling in whole - 2..whole + 10 {
+        is_cut_under(&workplace, ceiling * APART);
+    }
+}
+
 #[test]
 fn fault_067_without_recovery_a_run_that_does_not_fit_is_refused_with_the_cheapest_change() {
     let workplace = large_batch(256, 1);

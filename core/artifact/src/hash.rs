@@ -86,10 +86,20 @@ pub fn sha256_bytes(bytes: &[u8]) -> Sha256Hex {
 /// # Errors
 /// If reading fails.
 pub fn sha256_reader(reader: &mut dyn Read) -> io::Result<Sha256Hex> {
+    /// Bytes read at once.
+    const AT_ONCE: usize = 1 << 18;
     let mut hasher = Hasher::new();
-    let mut buffer = vec![0; 1 << 18];
+    // Under a memory ceiling, reading in smaller pieces is slower and all else is the same.
+    let (mut large, mut small) = (Vec::new(), [0; 1 << 12]);
+    let buffer = match large.try_reserve_exact(AT_ONCE) {
+        Ok(()) => {
+            large.resize(AT_ONCE, 0);
+            large.as_mut_slice()
+        }
+        Err(_) => &mut small,
+    };
     loop {
-        match reader.read(&mut buffer) {
+        match reader.read(buffer) {
             Ok(0) => return Ok(hasher.finish()),
             Ok(n) => hasher.update(&buffer[..n]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

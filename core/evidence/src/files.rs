@@ -19,6 +19,8 @@ use crate::strict_json::DOCUMENT_LIMITS;
 const DEPTH_MAX: usize = 64;
 /// Most threads that hash at once: more only make a disk seek.
 const HASH_THREADS_MAX: usize = 8;
+/// Stack of one of them, which needs little: seven more must fit under a memory ceiling, too.
+const HASH_STACK_BYTES: usize = 512 << 10;
 
 /// Why a file's bytes cannot be compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,7 +161,8 @@ pub(crate) fn digests(root: &Path, names: &[&str]) -> Vec<Result<FileDigest, Fil
     let n_threads = cores.min(HASH_THREADS_MAX).min(names.len()).max(1);
     let mut all: Vec<_> = std::thread::scope(|scope| {
         // A thread that the system refuses is one less: this one does the work all the same.
-        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+        let builder = || std::thread::Builder::new().stack_size(HASH_STACK_BYTES);
+        let spawn = |_| builder().spawn_scoped(scope, work).ok();
         let threads: Vec<_> = (1..n_threads).filter_map(spawn).collect();
         let mine = work();
         let others = threads.into_iter().flat_map(|t| t.join().expect("hashing does not panic"));

@@ -14,15 +14,24 @@ use forgelm_train::session;
 
 /// Tokens of the sample that is asked before and after training, prompt and answer.
 const SAMPLE_TOKENS: usize = 256;
-/// Small allocations of a step and of what follows the last one, beside what grows with its size.
-const STEP_BYTES: u64 = 24 << 20;
+/// Small allocations of a step, beside what grows with its size.
+const STEP_BYTES: u64 = 16 << 20;
+/// What follows the last step takes at most, beside what steps give back: documents, and threads that
+/// hash files, each with a stack and a heap of its own.
+pub const END_BYTES: u64 = 8 << 20;
 /// Bytes a token of a packed batch: ids, positions, keys, labels.
 const TOKEN_BYTES: u64 = 64;
 
 /// What must be left over for the small things that a step allocates.
 #[must_use]
-pub fn slack(step: StepSize) -> u64 {
+pub fn step_slack(step: StepSize) -> u64 {
     STEP_BYTES + TOKEN_BYTES * step.tokens_max as u64
+}
+
+/// What must be left over for the small things of a whole run.
+#[must_use]
+pub fn slack(step: StepSize) -> u64 {
+    step_slack(step) + END_BYTES
 }
 
 /// What decides the memory of a run.

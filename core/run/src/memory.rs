@@ -1,6 +1,7 @@
 //! How much memory there is and how much is used, as the kernel says it.
 
 use forgelm_kernels_api::Ops;
+use memmap2::MmapMut;
 use std::path::{Path, PathBuf};
 
 /// Memory of this process and of the machine, in bytes. `None` where the system does not say.
@@ -119,11 +120,34 @@ pub fn pages_room() -> Option<u64> {
     rooms.filter(|room| room.ceiling.counts_pages()).map(|room| room.bytes).min()
 }
 
+/// Addresses that are held back from all who allocate, to be there when it is dropped. No page is
+/// taken.
+///
+/// It lies beside the allocator, which may keep for one thread what another one gave back: what it
+/// holds free is not there for the stack or the heap of a new thread.
+pub struct Reserve {
+    _addresses: MmapMut,
+}
+
+impl Reserve {
+    /// Holds this many bytes back; `None` where the system refuses them.
+    #[must_use]
+    pub fn of(bytes: u64) -> Option<Self> {
+        let addresses = MmapMut::map_anon(usize::try_from(bytes).ok()?).ok()?;
+        Some(Self { _addresses: addresses })
+    }
+}
+
+/// What must be left outside of the allocator for threads of a step, each of which takes a stack.
+const THREADS_BYTES: u64 = 4 << 20;
+
 /// The ceiling under which `bytes` more cannot be had now, of which the allocator already holds
 /// `kept` free; `None` when they can.
 ///
-/// Limits on addresses are asked by an allocation that is given back untouched, since only the
-/// allocator knows what it has left; limits on pages by the kernel's counters.
+/// Limits on pages are asked by the kernel's counters. Limits on addresses are asked by taking them:
+/// from the system, which leaves no trace, else from the allocator, since only it knows what it has
+/// left. It may keep for one thread what it takes from the system then (for good, where a heap of a
+/// thread grows), so that room for other threads must be left after it was asked.
 #[must_use]
 pub fn refused(bytes: u64, kept: u64) -> Option<Room> {
     let rooms = Sources::real().rooms();
@@ -134,8 +158,12 @@ pub fn refused(bytes: u64, kept: u64) -> Option<Room> {
     if let Some(room) = pages {
         return Some(*room);
     }
-    let n = usize::try_from(bytes).unwrap_or(usize::MAX);
-    if Vec::<u8>::new().try_reserve_exact(n).is_ok() {
+    let can_allocate = || {
+        let n = usize::try_from(bytes).unwrap_or(usize::MAX);
+        Vec::<u8>::new().try_reserve_exact(n).is_ok()
+    };
+    let is_left = |bytes| Reserve::of(bytes).is_some();
+    if is_left(bytes) || (can_allocate() && is_left(THREADS_BYTES)) {
         return None;
     }
     let addresses = rooms.into_iter().filter(|room| !room.ceiling.counts_pages());

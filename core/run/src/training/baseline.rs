@@ -32,7 +32,7 @@ impl Job<'_> {
     /// no run: the model is there, and the other documents are true without it.
     pub(super) fn baseline(
         &mut self,
-        session: &mut Session<'_>,
+        session: &Session<'_>,
         audit: &mut AuditLog,
     ) -> Result<Measured, RunError> {
         let is_on = self.plan.run.monitoring.as_ref().is_some_and(|m| m.enabled);
@@ -40,8 +40,6 @@ impl Job<'_> {
         if !is_on || rows.is_empty() {
             return Ok(Measured::Document(None));
         }
-        // No step follows, and scoring takes memory of its own.
-        session.give_back_buffers()?;
         let env = self.env;
         let is_stopped = || env.stop_requested();
         let subject = self.subject(session.adapter(), &is_stopped);

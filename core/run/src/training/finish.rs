@@ -83,7 +83,7 @@ impl<'a> Job<'a> {
     /// them, the model is kept.
     pub(super) fn judge(
         &mut self,
-        session: &mut Session<'_>,
+        session: &Session<'_>,
         metrics: &mut MetricsFile,
         audit: &mut AuditLog,
     ) -> Result<Judged<Vec<Evaluated>>, RunError> {
@@ -91,8 +91,6 @@ impl<'a> Job<'a> {
         if chosen.is_empty() {
             return Ok(Judged::Completely(Vec::new()));
         }
-        // No step follows, and scoring takes memory of its own.
-        session.give_back_buffers()?;
         let (env, plugins) = (self.env, self.plugins);
         let is_stopped = || env.stop_requested();
         let subject = self.subject(session.adapter(), &is_stopped);

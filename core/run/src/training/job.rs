@@ -16,8 +16,10 @@ use crate::environment::Environment;
 use crate::error::RunError;
 use crate::evaluators::Chosen;
 use crate::event::{Event, Observer, Sample, Started, When};
+use crate::footprint;
 use crate::gates::examination::Examination;
 use crate::kernels::caught;
+use crate::memory::Reserve;
 use crate::metrics::MetricsFile;
 use crate::model::{FoundModel, LoadedModel};
 use crate::outbound::TimeStamps;
@@ -33,7 +35,7 @@ use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
 use forgelm_evidence::documents::evidence;
 use forgelm_evidence::keys::lookup::FoundKey;
-use forgelm_model::{PeftInfo, Trainable};
+use forgelm_model::{OutOfMemory, PeftInfo, Trainable};
 use forgelm_sdk::trainer::Trainer;
 use forgelm_train::checkpoint;
 use forgelm_train::feed::Feed;
@@ -149,6 +151,7 @@ impl Job<'_> {
         if let Some(processes) = self.processes {
             processes.ready()?;
         }
+        let end_reserve = end_reserve()?;
         let mut session = Session::without_buffers(Parts {
             decoder: &self.loaded.decoder,
             trainer: self.trainer,
@@ -197,13 +200,16 @@ impl Job<'_> {
             cpu_seconds: seconds_between(train_start.1, (self.env.cpu_time)()),
             energy_joules: self.energy.joules(),
         };
+        // No step follows: what comes now has the room of steps, and its own.
+        session.give_back_buffers()?;
+        drop(end_reserve);
         self.restore_best(&mut session)?;
         self.sample(When::After, Some(session.adapter()))?;
         self.check_unchanged()?;
         self.remove_unfinished(&run_id)?;
         let merge_metrics = self.save_final_model(&session)?;
         let saved = CreatedDir::remember(&self.model_dir)?;
-        let gated = caught(|| self.gate(&mut session, &mut metrics, &saved, audit));
+        let gated = caught(|| self.gate(&session, &mut metrics, &saved, audit));
         let gated = match gated {
             Ok(Judged::Completely(gated)) => gated,
             Ok(Judged::Interrupted(outcome)) => return Ok(*outcome),
@@ -216,13 +222,13 @@ impl Job<'_> {
             // There is nothing left to judge.
             evidence::Outcome::Reverted => Vec::new(),
             evidence::Outcome::Promoted | evidence::Outcome::Staged => {
-                match self.judge(&mut session, &mut metrics, audit)? {
+                match self.judge(&session, &mut metrics, audit)? {
                     Judged::Completely(evaluated) => evaluated,
                     Judged::Interrupted(outcome) => return Ok(*outcome),
                 }
             }
         };
-        let baseline = match self.baseline(&mut session, audit)? {
+        let baseline = match self.baseline(&session, audit)? {
             Measured::Document(baseline) => baseline,
             Measured::Interrupted(outcome) => return Ok(*outcome),
         };
@@ -320,4 +326,15 @@ impl Job<'_> {
         state.identity = identity;
         Ok((loaded.adapter, loaded.optimizer, state))
     }
+}
+
+/// Holds back what the end of a run needs, so that no run does all its steps and then finds no room
+/// to save its model. What a device computes in is not asked: documents are written on the host.
+fn end_reserve() -> Result<Reserve, OutOfMemory> {
+    let bytes = footprint::END_BYTES;
+    Reserve::of(bytes).ok_or_else(|| {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let buffer = "room for what follows the last step".to_owned();
+        OutOfMemory { buffer, bytes, total: bytes }
+    })
 }

@@ -76,7 +76,7 @@ impl Job<'_> {
     /// so: the ones after it have nothing to judge then.
     pub(super) fn gate(
         &mut self,
-        session: &mut Session<'_>,
+        session: &Session<'_>,
         metrics: &mut MetricsFile,
         saved: &CreatedDir,
         audit: &mut AuditLog,
@@ -94,8 +94,6 @@ impl Job<'_> {
         };
         let mut examinations = std::mem::take(&mut self.examinations).into_iter();
         while let Some(mut examination) = examinations.next().filter(|_| !is_rejected(&decided)) {
-            // No step follows, and asking takes memory of its own.
-            session.give_back_buffers()?;
             let env = self.env;
             let is_stopped = || env.stop_requested();
             let subject = self.subject(session.adapter(), &is_stopped);

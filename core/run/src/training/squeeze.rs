@@ -95,7 +95,7 @@ impl Job<'_> {
             let engine = session.engine();
             rollouts.memory_plan(model, session.adapter(), n_answers, engine).total_bytes()
         });
-        2 * params + footprint::slack(session.size()) + rollouts as u64
+        2 * params + footprint::step_slack(session.size()) + rollouts as u64
     }
 
     fn squeeze(
