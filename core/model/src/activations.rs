@@ -8,6 +8,8 @@
 //!
 //! **Invariant:** the plan and the allocation are the same list ([`Activations::memory_plan`]).
 
+// long because: the buffers of a step, their sizes and their plan are one list, read together.
+
 mod not_finite;
 
 use std::fmt;
