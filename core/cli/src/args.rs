@@ -3,6 +3,7 @@
 mod annex_iv;
 pub mod approval;
 pub mod bundle;
+mod comm;
 mod doctor;
 pub mod gguf;
 mod monitor;
@@ -17,6 +18,7 @@ pub use annex_iv::VerifyAnnexIvArgs;
 use approval::{ApprovalsArgs, DecisionArgs};
 use bundle::BundleArgs;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+pub use comm::CommCommand;
 pub use doctor::DoctorArgs;
 use forgelm_artifact::UtcTime;
 use forgelm_config::Device;
@@ -265,21 +267,6 @@ pub enum ConfigCommand {
     },
     /// Print a config that has every key, with comments
     Reference,
-}
-
-/// `forgelm comm …`.
-#[derive(Debug, Subcommand)]
-pub enum CommCommand {
-    /// Compile the library that joins processes by MPI, with this machine's own compiler for it
-    Build {
-        /// The compiler of the MPI whose mpirun or srun starts the processes.
-        #[arg(long, value_name = "PATH", default_value = "mpicc")]
-        mpicc: PathBuf,
-        /// Where sources and library go; when not given, the folder of your own plugins, where the
-        /// program looks for them.
-        #[arg(long, value_name = "FOLDER")]
-        output: Option<PathBuf>,
-    },
 }
 
 /// `forgelm plugin …`.
