@@ -322,6 +322,7 @@ fn the_name_and_the_memory_of_calls_know_of_it() {
         largest_weight: 1 << 18,
         vocabulary: 1000,
         in_blocks: false,
+        n_experts: 0,
     };
     // what it keeps; the trial is smaller than the largest product here
     assert!(theirs.workspace_bytes(&work) >= ours.workspace_bytes(&work) + (1 << 20));
