@@ -23,6 +23,7 @@ pub struct Mpi {
 }
 
 /// Those of this machine; with `CI=true` it must be both.
+#[expect(clippy::print_stdout, reason = "what is skipped is skipped aloud")]
 pub fn every_mpi() -> Vec<Mpi> {
     let is_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     let there = KNOWN.into_iter().filter_map(|(mpicc, launcher)| {
@@ -124,8 +125,8 @@ pub fn ranks(workplace: &Workplace) -> Vec<(u32, u32)> {
         let environment = fs::read(entry.path().join("environ")).ok()?;
         let variables = environment.split(|&byte| byte == 0);
         let rank = variables.filter_map(|of| std::str::from_utf8(of).ok()?.split_once('='));
-        let rank = rank.filter(|(name, _)| ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].contains(name));
-        Some((pid, rank.last()?.1.parse().ok()?))
+        let mut rank = rank.filter(|(name, _)| ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].contains(name));
+        Some((pid, rank.next()?.1.parse().ok()?))
     };
     fs::read_dir("/proc").unwrap().filter_map(|entry| of(entry.ok()?)).collect()
 }

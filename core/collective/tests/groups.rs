@@ -1,6 +1,8 @@
 //! Groups of threads: what they tell each other, and what they do when one of them is gone.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(clippy::cast_precision_loss, reason = "numbers of tests are small")]
+#![expect(clippy::disallowed_methods, reason = "a test measures how long it takes")]
 
 use forgelm_collective::threads::{Thread, ranks};
 use forgelm_collective::{CollectiveError, Group, Settings};

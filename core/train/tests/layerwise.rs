@@ -182,6 +182,7 @@ fn run(
         adapter,
         optimizer,
         state: State::new(N_STEPS, Identity::default()),
+        team: None,
     })
     .unwrap();
     let (mut reports, mut error) = (Vec::new(), None);

@@ -20,7 +20,7 @@ impl Moments {
                 vec![elements.clone(), of_blocks(), elements.clone(), of_blocks()]
             }
             Self::Factored { rows, columns } => vec![0..rows.len(), 0..columns.len()],
-            Self::Whole(v) => vec![0..v.len()],
+            Self::Whole(v) => std::iter::once(0..v.len()).collect(),
         }
     }
 

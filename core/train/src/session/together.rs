@@ -477,10 +477,10 @@ impl Session<'_> {
         is_leader: bool,
     ) -> StepError {
         let micro_batch = &input.micro_batches[leaf];
-        if is_leader {
-            if let Err(failed) = self.forward(micro_batch, estimate, &input.totals, Some(step)) {
-                return failed.into();
-            }
+        let again =
+            is_leader.then(|| self.forward(micro_batch, estimate, &input.totals, Some(step)));
+        if let Some(Err(failed)) = again {
+            return failed.into();
         }
         self.bad_loss(step, &micro_batch.batch, f64::NAN)
     }
