@@ -14,7 +14,7 @@ const KNOWN: [(&str, &[&str]); 2] = [
 ];
 
 /// A job that hangs is a failure, and must not hang the tests.
-pub const LONGEST: Duration = Duration::from_secs(90);
+pub const LONGEST: Duration = Duration::from_secs(180);
 
 /// A launcher and a folder with the library for it.
 pub struct Mpi {
@@ -244,14 +244,14 @@ fn a_killed_process_ends_the_job_and_any_number_goes_on() {
 fn a_process_that_stands_still_is_named_and_the_job_ends() {
     for mpi in every_mpi() {
         let workplace = workplace(ZERO2);
-        workplace.edit_config("timeout_seconds: 60", "timeout_seconds: 2");
+        workplace.edit_config("timeout_seconds: 60", "timeout_seconds: 5");
         workplace.edit_config("max_steps: 12", "max_steps: 4000");
         let mut job = mpi.start(&workplace, 2, &["run.yaml"], &[]);
         crate::resume::wait_for(&workplace.path("out/checkpoint-4"), &mut job);
         signal(&workplace, 1, "-STOP");
         let start = Instant::now();
         ended(&workplace, job).expect_code(2).expect_stderr("no sign of rank 1");
-        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
         workplace.edit_config("max_steps: 4000", "max_steps: 8");
         mpi.run(&workplace, 2, &["--resume", "--force-resume"]).expect_code(0);
     }

@@ -92,11 +92,11 @@ fn as_many_bytes_are_sent_as_must_be() {
 
 #[test]
 fn commands_are_heard_however_long_the_leader_thinks() {
-    let heard = on_ranks(ranks(3), settings(400), |group| {
+    let heard = on_ranks(ranks(3), settings(1500), |group| {
         if group.is_leader() {
             group.told();
             for command in ["first", ""] {
-                std::thread::sleep(Duration::from_millis(1000));
+                std::thread::sleep(Duration::from_millis(3000));
                 group.tell(command.into()).unwrap();
                 group.told();
             }
@@ -118,18 +118,19 @@ fn commands_are_heard_however_long_the_leader_thinks() {
 #[test]
 fn who_gives_no_sign_is_named_before_long() {
     let started = Instant::now();
-    let errors = on_ranks(ranks(3), settings(300), |group| {
+    let errors = on_ranks(ranks(3), settings(2000), |group| {
         if group.rank() == 1 {
-            std::thread::sleep(Duration::from_millis(1500));
+            std::thread::sleep(Duration::from_millis(7000));
             return None;
         }
         let error = group.all_gather(Vec::new()).unwrap_err();
         assert_eq!(group.all_gather(Vec::new()), Err(CollectiveError::Ended));
-        Some(error.to_string())
+        // Kept: a group that leaves is missed before the others have waited.
+        Some((error.to_string(), group))
     });
-    assert!(started.elapsed() < Duration::from_secs(5));
-    let text = errors[0].as_ref().unwrap();
-    assert_eq!(text, "rank 0 of 3: no sign of rank 1 for 300ms");
+    assert!(started.elapsed() < Duration::from_secs(30));
+    let (text, _) = errors[0].as_ref().unwrap();
+    assert_eq!(text, "rank 0 of 3: no sign of rank 1 for 2s");
 }
 
 #[test]
