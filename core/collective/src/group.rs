@@ -4,6 +4,8 @@ use crate::line::Line;
 use crate::{Alone, CollectiveError};
 use forgelm_sdk::OptionsError;
 use forgelm_sdk::collective::Collective;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -166,6 +168,38 @@ impl Group {
         self.start(move |line| line.all_gather(&own)).wait()
     }
 
+    /// [`Group::all_gather`] of values.
+    ///
+    /// # Errors
+    /// As [`Group::all_gather`], or if what came is no such value; so below.
+    pub fn all_gather_values<T: Serialize + DeserializeOwned>(
+        &self,
+        own: &T,
+    ) -> Result<Vec<T>, CollectiveError> {
+        self.all_gather(to_bytes(own))?.iter().map(|bytes| self.value_of(bytes)).collect()
+    }
+
+    /// [`Group::tell`] of a value.
+    ///
+    /// # Errors
+    /// As [`Group::all_gather`].
+    pub fn tell_value(&self, command: &impl Serialize) -> Result<(), CollectiveError> {
+        self.tell(to_bytes(command))
+    }
+
+    /// [`Group::listen`] for a value.
+    ///
+    /// # Errors
+    /// As [`Group::all_gather_values`].
+    pub fn listen_for<T: DeserializeOwned>(&self) -> Result<T, CollectiveError> {
+        self.value_of(&self.listen()?)
+    }
+
+    fn value_of<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CollectiveError> {
+        serde_json::from_slice(bytes)
+            .map_err(|error| CollectiveError::Nonsense { rank: self.rank, what: error.to_string() })
+    }
+
     /// See [`Line::all_gather_ranges`].
     ///
     /// # Errors
@@ -240,6 +274,10 @@ impl Group {
         }
         ended
     }
+}
+
+fn to_bytes(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("plain data is serializable")
 }
 
 /// The signs that processes give each other between two commands: the leader says whether one

@@ -140,20 +140,12 @@ impl Processes {
     }
 
     fn tell(&self, said: &Said) -> Result<(), CollectiveError> {
-        self.group.tell(serde_json::to_vec(said).expect("plain data is serializable"))
-    }
-
-    fn listen(&self) -> Result<Said, CollectiveError> {
-        let heard = self.group.listen()?;
-        serde_json::from_slice(&heard).map_err(|error| CollectiveError::Nonsense {
-            rank: self.group.rank(),
-            what: error.to_string(),
-        })
+        self.group.tell_value(said)
     }
 
     /// Of the others: waits for this word; the exit code of the run where it ends instead.
     fn expect(&self, expected: &Said) -> Result<Option<Exit>, CollectiveError> {
-        match self.listen()? {
+        match self.group.listen_for()? {
             Said::End { exit_code } => Ok(Some(Exit::of_code(exit_code))),
             said if said == *expected => Ok(None),
             other => Err(self.nonsense(&other)),
@@ -226,15 +218,7 @@ impl Processes {
             identity: identity.clone(),
             plugins: plugins.collect(),
         };
-        let own = serde_json::to_vec(&own).expect("plain data is serializable");
-        let members = self.group.all_gather(own)?;
-        let read = |bytes: &Vec<u8>| {
-            serde_json::from_slice(bytes).map_err(|error| CollectiveError::Nonsense {
-                rank: self.group.rank(),
-                what: error.to_string(),
-            })
-        };
-        let members: Vec<Member> = members.iter().map(read).collect::<Result<_, _>>()?;
+        let members = self.group.all_gather_values(&own)?;
         let different: Vec<Different> = members
             .iter()
             .enumerate()

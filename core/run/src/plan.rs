@@ -1,6 +1,7 @@
 //! What a config asks for, decided completely before anything is done. Dry run prints it.
 
 use crate::benchmark;
+use crate::distributed;
 use crate::error::RunError;
 use crate::judge;
 use crate::outbound;
@@ -114,7 +115,7 @@ impl Plan {
         if self.run.evaluation.is_some() {
             kept.insert("evaluation".to_owned(), config["evaluation"].take());
         }
-        if self.run.distributed.as_ref().is_some_and(|of| of.strategy.is_some()) {
+        if distributed::is_shared(self) {
             // Another order than that of one process; how many there are makes no difference.
             kept.insert("additions".to_owned(), json!("pairwise"));
         }

@@ -45,7 +45,7 @@ fn run(
     env: &Environment,
     processes: &Processes,
 ) -> Result<Exit, RunError> {
-    let (template_now, from) = match processes.listen()? {
+    let (template_now, from) = match processes.group.listen_for()? {
         Said::Start { template_now, from } => (template_now, from),
         Said::End { exit_code } => return Ok(Exit::of_code(exit_code)),
         other => return Err(processes.nonsense(&other).into()),

@@ -120,16 +120,7 @@ pub(super) enum Command {
 /// # Errors
 /// If they no longer listen.
 pub fn dismiss(group: &Group, exit_code: i32) -> Result<(), CollectiveError> {
-    group.tell(to_bytes(&Command::End { exit_code }))
-}
-
-fn to_bytes(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("plain data is serializable")
-}
-
-fn from_bytes<T: DeserializeOwned>(group: &Group, bytes: &[u8]) -> Result<T, CollectiveError> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| CollectiveError::Nonsense { rank: group.rank(), what: error.to_string() })
+    group.tell_value(&Command::End { exit_code })
 }
 
 /// What all processes have of a list whose elements they share out: in the order of the first
@@ -139,12 +130,9 @@ fn from_bytes<T: DeserializeOwned>(group: &Group, bytes: &[u8]) -> Result<T, Col
 /// If one does not give its part.
 pub(crate) fn of_all<T: Serialize + DeserializeOwned>(
     group: &Group,
-    own: &[(usize, T)],
+    own: &Vec<(usize, T)>,
 ) -> Result<Vec<(usize, T)>, CollectiveError> {
-    let mut all = Vec::new();
-    for bytes in group.all_gather(to_bytes(&own))? {
-        all.extend(from_bytes::<Vec<(usize, T)>>(group, &bytes)?);
-    }
+    let mut all: Vec<(usize, T)> = group.all_gather_values(own)?.into_iter().flatten().collect();
     all.sort_by_key(|(index, _)| *index);
     Ok(all)
 }
@@ -274,7 +262,7 @@ impl Session<'_> {
     /// Of the leader: has the others do what this process does now.
     pub(super) fn lead(&self, command: Command) -> Result<(), CollectiveError> {
         match &self.shares {
-            Some(shares) if shares.group.is_leader() => shares.group.tell(to_bytes(&command)),
+            Some(shares) if shares.group.is_leader() => shares.group.tell_value(&command),
             Some(_) | None => Ok(()),
         }
     }
@@ -298,7 +286,7 @@ impl Session<'_> {
             None => return Ok(0),
         };
         loop {
-            match from_bytes(group, &group.listen()?)? {
+            match group.listen_for()? {
                 Command::Step => match self.step_as_all() {
                     Ok(_) | Err(StepError::NotFinite { .. }) => {}
                     Err(error) => return Err(error),
