@@ -158,6 +158,44 @@ fn a_run_goes_on_with_any_number_of_ranks() {
     }
 }
 
+/// Whoever finds it, all come to the same calls, and the leader tells it.
+#[test]
+fn numbers_that_are_not_finite_end_a_step_and_an_evaluation_on_all_ranks() {
+    let objective = Objective { learning_rate: 1e30, ..sft() };
+    for n_ranks in [1, 2, 4] {
+        let work = |thread| {
+            let settings = Settings::with_deadline(Duration::from_secs(20));
+            let group = Group::open(move || Ok(Box::new(thread)), settings).expect("it opens");
+            let decoder = tiny_decoder(1);
+            let plan = plan_settings(2, 4);
+            let like = Run::new(&decoder, plan.clone(), 0.2).session;
+            let adapter = like.adapter().clone();
+            let optimizer = optimizer(&adapter, OptimizerSettings::adamw(0.01));
+            let parts = (adapter, optimizer, State::new(30, Identity::default()));
+            let more = (None, Keep::Everything);
+            let team = Some(Team { group: &group, sharing: Sharing::Gradients });
+            let mut run = Run::with_team(&decoder, plan, objective, parts, more, team);
+            if group.is_leader() {
+                let stepped = (0..6).find_map(|_| run.session.step().err());
+                let stepped = stepped.expect("no such rate learns").to_string();
+                assert!(stepped.contains("nothing was updated"), "{stepped}");
+                let evaluated = run.session.evaluate().expect_err("not finite").to_string();
+                assert!(evaluated.contains("of the validation split"), "{evaluated}");
+                dismiss(&group, 2).expect("they listen");
+            } else {
+                assert_eq!(run.session.follow().expect("led"), 2);
+            }
+            drop(run);
+            group.end().expect("together");
+        };
+        std::thread::scope(|scope| {
+            let start = |thread| scope.spawn(move || work(thread));
+            let handles: Vec<_> = threads::ranks(n_ranks).into_iter().map(start).collect();
+            handles.into_iter().for_each(|handle| handle.join().expect("no panic"));
+        });
+    }
+}
+
 /// Other numbers of ranks than powers of two add up in another order: the same step but for rounding,
 /// and always the same bits.
 #[test]

@@ -488,7 +488,8 @@ impl<'a> Session<'a> {
                         continue;
                     }
                     let loss = self.forward(micro_batch, &estimate, &totals, None)?;
-                    if !loss.loss_sum.is_finite() {
+                    // Processes first tell each other: all of them must come to the same calls.
+                    if !loss.loss_sum.is_finite() && self.shares.is_none() {
                         let step = self.state.global_step;
                         return Err(self.bad_loss(step, &micro_batch.batch, loss.loss_sum));
                     }
@@ -497,7 +498,13 @@ impl<'a> Session<'a> {
             }
         }
         let mut total = Totals::default();
-        self.of_all(of_batches)?.into_iter().for_each(|(_, of)| total.add(of));
+        for (index, of) in self.of_all(of_batches)? {
+            if !of.loss_sum().is_finite() {
+                let what = format!("the loss of micro-batch {} of the validation split", index + 1);
+                return Err(self.not_finite(what, of.loss_sum()));
+            }
+            total.add(of);
+        }
         Ok((total.n_terms > 0).then(|| EvaluationReport {
             loss: total.mean_loss(),
             n_trained_tokens,

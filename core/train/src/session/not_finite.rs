@@ -81,6 +81,12 @@ impl Session<'_> {
         StepError::NotFinite { step: step + 1, what, layer, value, records, is_torn }
     }
 
+    /// A number that all processes know, of which no more is known here.
+    pub(super) fn not_finite(&self, what: String, value: f64) -> StepError {
+        let step = self.state.global_step + 1;
+        StepError::NotFinite { step, what, layer: None, value, records: Vec::new(), is_torn: false }
+    }
+
     /// The norm of the step's gradient is not finite: each micro-batch is run again, and the first on
     /// whose way, or in whose own gradient, a number is not finite is named. (Attention can lose such a
     /// number on the way to the loss: a score of -inf has no weight.)

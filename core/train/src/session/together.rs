@@ -274,6 +274,11 @@ impl Session<'_> {
         }
     }
 
+    /// Whether this process tells what goes wrong on all of them.
+    fn leads(&self) -> bool {
+        self.shares.as_ref().is_none_or(|shares| shares.group.is_leader())
+    }
+
     /// Of the others: does what the leader does, until it lets them go; the exit code that it gives
     /// them.
     ///
@@ -381,7 +386,10 @@ impl Session<'_> {
         let max_norm = self.optimizer.settings().max_grad_norm(self.settings.max_grad_norm);
         let gradient = ScaledGradient::from_squares(squares, total.n_terms, max_norm);
         if !gradient.norm.is_finite() {
-            return Err(self.bad_gradient(step, gradient.norm, input, estimate));
+            return Err(match self.leads() {
+                true => self.bad_gradient(step, gradient.norm, input, estimate),
+                false => self.not_finite("the norm of the gradient".to_owned(), gradient.norm),
+            });
         }
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
@@ -424,13 +432,12 @@ impl Session<'_> {
             Ok::<_, StepError>((of_all(shares.group, &losses)?, sum))
         };
         let summed = summed();
-        let is_leader = shares.group.is_leader();
         self.shares = Some(shares);
         let (losses, sum) = summed?;
         let mut total = Totals::default();
         for (leaf, loss) in losses {
             if !loss.loss_sum().is_finite() {
-                return Err(self.bad_leaf(step, leaf, input, estimate, is_leader));
+                return Err(self.bad_leaf(step, leaf, input, estimate, loss.loss_sum()));
             }
             total.add(loss);
         }
@@ -462,15 +469,16 @@ impl Session<'_> {
         leaf: usize,
         input: &StepInput,
         estimate: &Estimate,
-        is_leader: bool,
+        loss: f64,
     ) -> StepError {
-        let micro_batch = &input.micro_batches[leaf];
-        let again =
-            is_leader.then(|| self.forward(micro_batch, estimate, &input.totals, Some(step)));
-        if let Some(Err(failed)) = again {
-            return failed.into();
+        if !self.leads() {
+            return self.not_finite(format!("the loss of micro-batch {}", leaf + 1), loss);
         }
-        self.bad_loss(step, &micro_batch.batch, f64::NAN)
+        let micro_batch = &input.micro_batches[leaf];
+        match self.forward(micro_batch, estimate, &input.totals, Some(step)) {
+            Err(failed) => failed.into(),
+            Ok(_) => self.bad_loss(step, &micro_batch.batch, loss),
+        }
     }
 }
 
