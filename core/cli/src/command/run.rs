@@ -10,7 +10,6 @@ use forgelm_evidence::bundle::COMPLIANCE_DIR;
 use forgelm_evidence::documents::REPORT;
 use forgelm_run::compliance;
 use forgelm_run::distributed::{Processes, follow};
-use forgelm_run::environment::Environment;
 use forgelm_run::error::RunError;
 use forgelm_run::event::{Event, Observer};
 use forgelm_run::exit::Exit;
@@ -89,50 +88,49 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
     if let Some(dir) = &flags.compliance_export {
         return export_documents(&plan, flags, dir, context);
     }
+    execute(&plan, flags, context)
+}
+
+/// The main job, on the processes that a launcher started where the config asks for several.
+fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Exit {
     let env = context.environment();
-    let joined = plugins::load(&plan, &env).and_then(|plugins| {
-        let processes = Processes::join(&plan, &plugins, &env)?;
+    let joined = plugins::load(plan, &env).and_then(|plugins| {
+        let processes = Processes::join(plan, &plugins, &env)?;
         Ok((plugins, processes))
     });
     let (mut plugins, processes) = match joined {
         Ok(joined) => joined,
         Err(error) => return failed(&error, context),
     };
-    stop_on_signals(&env, context);
-    let request = request(flags);
-    match processes {
-        Some(processes) if !processes.is_leader() => {
-            let exit = match follow(&plan, &request, &mut plugins, &env, &processes) {
-                Ok(exit) => exit,
-                Err(error) => return lost(&error, &processes, context),
-            };
-            if let Err(error) = processes.leave() {
-                return failed(&error, context);
-            }
-            exit
-        }
-        processes => {
-            let led = processes.as_ref();
-            let trained =
-                train_with(&plan, &request, &mut plugins, &env, led, &mut context.progress);
-            let exit = match &trained {
-                Ok(outcome) => finished(&plan, flags, outcome, context),
-                Err(error @ (RunError::Collective(_) | RunError::OnRank { .. })) => {
-                    return match &processes {
-                        Some(processes) => lost(error, processes, context),
-                        None => failed(error, context),
-                    };
-                }
-                Err(error) => failed(error, context),
-            };
-            if let Some(Err(error)) = processes.map(|processes| processes.dismiss(exit)) {
-                let text =
-                    format!("warning: the other processes did not end with this one: {error}");
-                context.progress.line(LogLevel::Warning, &text);
-            }
-            exit
-        }
+    if let Err(error) = terminal::stop_on_signals(&env.stop) {
+        let text = format!("warning: signals will end the run without a checkpoint: {error}");
+        context.progress.line(LogLevel::Warning, &text);
     }
+    let request = request(flags);
+    let Some(processes) = processes else {
+        return match train_with(plan, &request, &mut plugins, &env, None, &mut context.progress) {
+            Ok(outcome) => finished(plan, flags, &outcome, context),
+            Err(error) => failed(&error, context),
+        };
+    };
+    if !processes.is_leader() {
+        let exit = match follow(plan, &request, &mut plugins, &env, &processes) {
+            Ok(exit) => exit,
+            Err(error) => return lost(&error, &processes, context),
+        };
+        return processes.leave().map_or_else(|error| failed(&error, context), |()| exit);
+    }
+    let led = Some(&processes);
+    let exit = match train_with(plan, &request, &mut plugins, &env, led, &mut context.progress) {
+        Ok(outcome) => finished(plan, flags, &outcome, context),
+        Err(error @ RunError::Collective(_)) => return lost(&error, &processes, context),
+        Err(error) => failed(&error, context),
+    };
+    if let Err(error) = processes.dismiss(exit) {
+        let text = format!("warning: the other processes did not end with this one: {error}");
+        context.progress.line(LogLevel::Warning, &text);
+    }
+    exit
 }
 
 /// The processes of a run do not come to its end together: all of them end now.
@@ -159,13 +157,6 @@ fn dry_run(plan: &Plan, context: &mut Context) -> Exit {
     }
     context.result(&text, &document);
     Exit::Success
-}
-
-fn stop_on_signals(env: &Environment, context: &mut Context) {
-    if let Err(error) = terminal::stop_on_signals(&env.stop) {
-        let text = format!("warning: signals will end the run without a checkpoint: {error}");
-        context.progress.line(LogLevel::Warning, &text);
-    }
 }
 
 fn request(flags: &RunFlags) -> Request {
