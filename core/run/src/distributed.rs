@@ -5,6 +5,7 @@
 
 mod follow;
 mod launcher;
+mod strategy;
 
 pub use follow::follow;
 pub use launcher::refuse_many;
@@ -16,9 +17,8 @@ use crate::exit::Exit;
 use crate::plan::Plan;
 use crate::plugins::{Plugins, Used};
 use forgelm_collective::{CollectiveError, Group, Settings};
-use forgelm_config::{DistributedStrategy, FsdpStrategy};
 use forgelm_evidence::audit::event::AuditEvent;
-use forgelm_train::session::{Sharing, Team, dismiss};
+use forgelm_train::session::{Team, dismiss};
 use forgelm_train::state::Identity;
 use launcher::launched;
 use serde::{Deserialize, Serialize};
@@ -26,13 +26,13 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use strategy::Strategy;
 
 /// The processes of a run.
 #[derive(Debug)]
 pub struct Processes {
     group: Group,
-    sharing: Sharing,
-    strategy: String,
+    strategy: Strategy,
 }
 
 /// What the leader tells the others before there is a session, which has commands of its own.
@@ -70,27 +70,9 @@ pub struct Different {
     pub differences: Vec<String>,
 }
 
-/// What the config shares out between processes; none where it is a run of one.
-fn sharing(plan: &Plan) -> Option<(Sharing, String)> {
-    let distributed = plan.run.distributed.as_ref()?;
-    Some(match distributed.strategy? {
-        DistributedStrategy::Deepspeed => (Sharing::Gradients, "deepspeed zero2".to_owned()),
-        DistributedStrategy::Fsdp => {
-            let sharing = match distributed.fsdp_strategy {
-                FsdpStrategy::NoShard => Sharing::Nothing,
-                // The others were refused with the config.
-                FsdpStrategy::ShardGradOp | FsdpStrategy::FullShard | FsdpStrategy::HybridShard => {
-                    Sharing::Gradients
-                }
-            };
-            (sharing, format!("fsdp {}", distributed.fsdp_strategy))
-        }
-    })
-}
-
 /// Whether the config asks for several processes.
 pub(crate) fn is_shared(plan: &Plan) -> bool {
-    sharing(plan).is_some()
+    Strategy::of(plan).is_some()
 }
 
 impl Processes {
@@ -104,7 +86,7 @@ impl Processes {
         plugins: &Plugins,
         env: &Environment,
     ) -> Result<Option<Self>, RunError> {
-        let Some((sharing, strategy)) = sharing(plan) else {
+        let Some(strategy) = Strategy::of(plan) else {
             refuse_many(env, "`distributed.strategy` is not set")?;
             return Ok(None);
         };
@@ -119,13 +101,13 @@ impl Processes {
         if group.is_leader() {
             group.told();
         }
-        Ok(Some(Self { group, sharing, strategy }))
+        Ok(Some(Self { group, strategy }))
     }
 
     /// This process alone, where the config asks for several.
     pub(crate) fn alone(plan: &Plan) -> Result<Option<Self>, RunError> {
-        let Some((sharing, strategy)) = sharing(plan) else { return Ok(None) };
-        Ok(Some(Self { group: Group::alone()?, sharing, strategy }))
+        let Some(strategy) = Strategy::of(plan) else { return Ok(None) };
+        Ok(Some(Self { group: Group::alone()?, strategy }))
     }
 
     /// Whether this process leads.
@@ -136,7 +118,7 @@ impl Processes {
 
     /// For a session.
     pub(crate) fn team(&self) -> Team<'_> {
-        Team { group: &self.group, sharing: self.sharing }
+        Team { group: &self.group, sharing: self.strategy.sharing }
     }
 
     fn tell(&self, said: &Said) -> Result<(), CollectiveError> {
@@ -168,7 +150,7 @@ impl Processes {
             let text = format!(
                 "`distributed.strategy` is set and this is the only process: `{}` shares out nothing; \
                  start the run with `mpirun -np N` or the like",
-                self.strategy
+                self.strategy.name
             );
             observer.observe(&Event::Warning(text));
         } else if !self.team().is_comparable() {
@@ -233,7 +215,7 @@ impl Processes {
             return Err(RunError::RanksDiffer(different));
         }
         Ok(Agreed {
-            strategy: self.strategy.clone(),
+            strategy: self.strategy.name.clone(),
             library: self.group.library().to_owned(),
             hosts: members.into_iter().map(|of| of.host).collect(),
             is_comparable: self.team().is_comparable(),
