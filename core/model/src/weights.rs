@@ -5,7 +5,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use forgelm_kernels_api::{Buffer, Compute, FrozenMatrix, Ops, RowSource, Slice};
+use forgelm_kernels_api::{Buffer, Compute, FrozenMatrix, MatrixForm, Ops, RowSource, Slice};
 use forgelm_tensor::{Dtype, Int8Matrix};
 use thiserror::Error;
 
@@ -155,6 +155,10 @@ impl FrozenMatrix for Released {
 
     fn read_rows(&self, _: usize, _: &mut [f32]) {
         panic!("the frozen copy of this weight was given back when it began to train");
+    }
+
+    fn take_apart(&self) -> (Box<dyn MatrixForm>, Vec<u8>) {
+        panic!("a weight that was given back has no bytes");
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -1,6 +1,7 @@
 //! Weights that never change: read once, packed into whatever form the kernels like best.
 
 use std::any::Any;
+use std::io::Read;
 
 use crate::blocks::BlockSource;
 
@@ -78,6 +79,26 @@ pub trait FrozenMatrix: Send + Sync {
     /// Shapes: `out` [n, K] written.
     fn read_rows(&self, first_row: usize, out: &mut [f32]);
 
+    /// Its bytes as the library lays them out, in the memory of the host, and what is left without
+    /// them: for processes that hold a part of each weight.
+    fn take_apart(&self) -> (Box<dyn MatrixForm>, Vec<u8>);
+
     /// For the library that packed it.
     fn as_any(&self) -> &dyn Any;
+}
+
+/// A packed weight without its bytes. Processes that packed the same weight with the same library have
+/// the same form of it, and the same bytes.
+pub trait MatrixForm: Send + Sync {
+    /// How many bytes [`FrozenMatrix::take_apart`] gave.
+    fn n_bytes(&self) -> usize;
+
+    /// The weight again, of the bytes that [`FrozenMatrix::take_apart`] gave: in new memory, where the
+    /// library keeps weights.
+    ///
+    /// Ends with a [`Failure`](crate::Failure) if there is no memory for it.
+    ///
+    /// # Panics
+    /// If there are fewer bytes: a bug in the caller.
+    fn put_together(&self, bytes: &mut dyn Read) -> Box<dyn FrozenMatrix>;
 }

@@ -22,7 +22,7 @@ pub use blocks::{
     BlockFormat, BlockRows, BlockSource, Codes, Factor, FactorRows, Factors, Rounding,
 };
 pub use failure::{Failure, caught};
-pub use frozen::{Compute, Dense, FrozenMatrix, RowSource};
+pub use frozen::{Compute, Dense, FrozenMatrix, MatrixForm, RowSource};
 pub use memory::{
     Buffer, DeviceMemory, DeviceSlice, DeviceSliceMut, Format, Host, HostMut, MemoryRefused,
     Number, Precision, Slice, SliceMut, Workload,

@@ -1,6 +1,7 @@
 //! Weights that stay in blocks: everything is equal, to the last bit, to the same numbers frozen
 //! densely (whose products [`linear`](crate::linear) compares with the reference).
 
+use std::io::Read as _;
 use std::ops::Range;
 
 use forgelm_kernels_api::{
@@ -182,6 +183,11 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
                 let name = format!("packed {name} T={t} N={n} K={k} {compute:?} {write:?}");
                 let dense = library.freeze(&rows, compute);
                 let packed = library.freeze_packed(&blocks, compute).expect("blocks are kept");
+                // Every other time what is put together of the bytes of both.
+                let [dense, packed] = match i % 2 {
+                    0 => [dense, packed],
+                    _ => [dense, packed].map(|w| again(&*w, &name)),
+                };
                 assert!(library.freeze_packed(&rows, compute).is_none(), "{name}: no blocks");
                 assert_eq!((packed.n_rows(), packed.n_cols()), (n, k), "{name}");
                 let results = [&*dense, &*packed].map(|w| {
@@ -214,6 +220,18 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
         }
     }
     outcomes
+}
+
+/// The matrix of the same bytes in other memory.
+fn again(w: &dyn FrozenMatrix, name: &str) -> Box<dyn FrozenMatrix> {
+    let (form, bytes) = w.take_apart();
+    assert_eq!(form.n_bytes(), bytes.len(), "{name}: bytes of the form");
+    // As from two processes, at a border that no part of the matrix has.
+    let (front, back) = bytes.split_at(bytes.len() / 3);
+    let copy = form.put_together(&mut front.chain(back));
+    assert_eq!(copy.n_bytes(), w.n_bytes(), "{name}: memory of the copy");
+    assert!(copy.take_apart().1 == bytes, "{name}: bytes of the copy");
+    copy
 }
 
 fn wide_end(library: &dyn Ops, head: &dyn FrozenMatrix, x: &[f32], labels: &[u32]) -> Vec<u32> {

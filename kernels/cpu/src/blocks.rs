@@ -9,6 +9,8 @@
 //! fraction of a cycle a weight, against 16 cycles for the product of 1,024 rows in float32
 //! (8 in bfloat16).
 
+mod apart;
+
 use std::ops::Range;
 
 use forgelm_kernels_api::{

@@ -9,10 +9,11 @@
 //! a product asks for them.
 
 use std::any::Any;
+use std::io::Read;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use forgelm_kernels_api::{Compute, FrozenMatrix, RowSource};
+use forgelm_kernels_api::{Compute, FrozenMatrix, MatrixForm, RowSource};
 
 use crate::blocks::PackedBlocks;
 use crate::pages::Pages;
@@ -256,7 +257,69 @@ impl FrozenMatrix for CpuMatrix {
         }
     }
 
+    fn take_apart(&self) -> (Box<dyn MatrixForm>, Vec<u8>) {
+        match self {
+            Self::F32(w) => (Box::new(w.form()), w.to_bytes()),
+            Self::Bf16(w) => (Box::new(w.form()), w.to_bytes()),
+            Self::Blocks(w) => w.take_apart(),
+        }
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
+}
+
+/// A [`Packed`] without its panels.
+struct PackedForm<E> {
+    n: usize,
+    k: usize,
+    steps: usize,
+    /// Numbers in all panels.
+    len: usize,
+    element: PhantomData<E>,
+}
+
+impl<E> Packed<E> {
+    fn form(&self) -> PackedForm<E> {
+        let Self { n, k, steps, element, .. } = *self;
+        PackedForm { n, k, steps, len: self.memory.len(), element }
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        bytemuck::cast_slice(&self.memory).to_vec()
+    }
+}
+
+impl<E: Element> MatrixForm for PackedForm<E>
+where
+    CpuMatrix: From<Packed<E>>,
+{
+    fn n_bytes(&self) -> usize {
+        self.len * size_of::<u32>()
+    }
+
+    fn put_together(&self, bytes: &mut dyn Read) -> Box<dyn FrozenMatrix> {
+        let Self { n, k, steps, len, element } = *self;
+        let mut memory = Pages::zeroed(len);
+        read_exactly(bytes, bytemuck::cast_slice_mut(&mut memory));
+        Box::new(CpuMatrix::from(Packed { n, k, steps, memory, element }))
+    }
+}
+
+impl From<Packed<f32>> for CpuMatrix {
+    fn from(packed: Packed<f32>) -> Self {
+        Self::F32(packed)
+    }
+}
+
+impl From<Packed<u32>> for CpuMatrix {
+    fn from(packed: Packed<u32>) -> Self {
+        Self::Bf16(packed)
+    }
+}
+
+/// Fills memory with what was taken out of another process's.
+pub(crate) fn read_exactly(bytes: &mut dyn Read, to: &mut [u8]) {
+    bytes.read_exact(to).expect("the bytes of a whole matrix");
 }

@@ -4,6 +4,7 @@
 //! them, as half-precision numbers where they all are such numbers. What the parts are is told to
 //! the kernels by a description (`blocks.cu` has the same fields in the same order).
 
+use std::io::Read;
 use std::sync::Arc;
 
 use forgelm_kernels_api::{
@@ -33,6 +34,21 @@ pub(crate) struct Blocks {
     description: CudaMemory,
     /// What the description points to.
     parts: Vec<CudaMemory>,
+    form: Arc<Form>,
+}
+
+/// What [`Blocks`] are without the bytes of their parts.
+#[derive(Debug)]
+struct Form {
+    n_cols: usize,
+    is_vector: bool,
+    /// The description; its addresses hold for the matrix that was uploaded first.
+    description: Vec<u8>,
+    /// Where in the description the address of each part is written; nowhere for tables of a file that
+    /// has none.
+    places: Vec<Vec<usize>>,
+    /// Of each part.
+    formats: Vec<(Format, usize)>,
 }
 
 impl Blocks {
@@ -67,7 +83,7 @@ impl Blocks {
         let outer = |factor| blocks.outer(factor);
         upload.factors(&mut description, Some(&format.scale), scales, outer(Factor::Scale))?;
         upload.factors(&mut description, format.min.as_ref(), mins, outer(Factor::Min))?;
-        description.address(stride as u64);
+        description.word(stride as u64);
         let rounding = match format.rounding {
             Rounding::Exact => 0,
             Rounding::F16 => 1,
@@ -77,11 +93,22 @@ impl Blocks {
         for size in [n_cols, format.group_len, rounding, is_bf16] {
             description.size(size);
         }
-        let parts = std::mem::take(&mut upload.parts);
-        upload.bytes(&description.0)?;
-        let description = upload.parts.remove(0);
         let is_vector = is_vector(format, n_cols);
-        Ok(Some(Self { n_cols, is_vector, description, parts }))
+        let form = Form::of(&upload.parts, description, n_cols, is_vector);
+        Ok(Some(form.of_parts(device, upload.parts)?))
+    }
+
+    /// The bytes of all parts, and what is left without them.
+    pub(crate) fn take_apart(&self) -> (BlocksForm, Vec<u8>) {
+        let mut bytes = vec![0; self.form.n_bytes()];
+        let mut rest = bytes.as_mut_slice();
+        for part in &self.parts {
+            let n_bytes = part.len() * part.format().n_bytes();
+            let (to, behind) = rest.split_at_mut(n_bytes);
+            part.read_bytes(to);
+            rest = behind;
+        }
+        (BlocksForm(Arc::clone(&self.form)), bytes)
     }
 
     pub(crate) fn n_bytes(&self) -> usize {
@@ -127,22 +154,100 @@ impl Blocks {
     }
 }
 
+/// A packed matrix without its bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct BlocksForm(Arc<Form>);
+
+impl BlocksForm {
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.0.n_bytes()
+    }
+
+    /// The matrix of these bytes.
+    pub(crate) fn put_together(
+        &self,
+        device: &Arc<Device>,
+        bytes: &mut dyn Read,
+    ) -> Result<Blocks, CudaError> {
+        let parts = self.0.formats.iter().map(|&(format, len)| {
+            let memory = CudaMemory::zeros(device, format, len)?;
+            memory.write_bytes(bytes);
+            Ok(memory)
+        });
+        self.0.of_parts(device, parts.collect::<Result<_, CudaError>>()?)
+    }
+}
+
+impl Form {
+    fn of(
+        parts: &[CudaMemory],
+        description: Description,
+        n_cols: usize,
+        is_vector: bool,
+    ) -> Arc<Self> {
+        let places = |part: &CudaMemory| {
+            let address = part.numbers().address;
+            let points = |&(at, found): &(usize, u64)| (found == address).then_some(at);
+            description.addresses.iter().filter_map(points).collect()
+        };
+        Arc::new(Self {
+            n_cols,
+            is_vector,
+            places: parts.iter().map(places).collect(),
+            formats: parts.iter().map(|part| (part.format(), part.len())).collect(),
+            description: description.bytes,
+        })
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.formats.iter().map(|(format, len)| len * format.n_bytes()).sum()
+    }
+
+    /// The matrix of these parts, wherever they lie.
+    fn of_parts(
+        self: &Arc<Self>,
+        device: &Arc<Device>,
+        parts: Vec<CudaMemory>,
+    ) -> Result<Blocks, CudaError> {
+        let mut described = self.description.clone();
+        for (part, places) in parts.iter().zip(&self.places) {
+            let address = part.numbers().address.to_le_bytes();
+            for &at in places {
+                described[at..at + address.len()].copy_from_slice(&address);
+            }
+        }
+        let description = CudaMemory::zeros(device, Format::U8, described.len())?;
+        description.write(0, Host::U8(&described));
+        let &Self { n_cols, is_vector, .. } = &**self;
+        Ok(Blocks { n_cols, is_vector, description, parts, form: Arc::clone(self) })
+    }
+}
+
 fn is_vector(format: &BlockFormat, n_cols: usize) -> bool {
     n_cols.is_multiple_of(8) && format.group_len.is_multiple_of(8)
 }
 
 /// Fields for the kernels, end to end.
 #[derive(Debug, Default)]
-struct Description(Vec<u8>);
+struct Description {
+    bytes: Vec<u8>,
+    /// Where an address was written, and which.
+    addresses: Vec<(usize, u64)>,
+}
 
 impl Description {
     fn address(&mut self, address: u64) {
-        self.0.extend(address.to_le_bytes());
+        self.addresses.push((self.bytes.len(), address));
+        self.word(address);
+    }
+
+    fn word(&mut self, word: u64) {
+        self.bytes.extend(word.to_le_bytes());
     }
 
     fn size(&mut self, size: usize) {
         let size = i32::try_from(size).expect("fewer than 2^31");
-        self.0.extend(size.to_le_bytes());
+        self.bytes.extend(size.to_le_bytes());
     }
 }
 
@@ -234,7 +339,7 @@ impl Upload<'_> {
         }
         description.size(kind);
         description.size(outer_len);
-        description.0.extend(offset.unwrap_or(0.0).to_le_bytes());
+        description.bytes.extend(offset.unwrap_or(0.0).to_le_bytes());
         description.size(usize::from(offset.is_some()));
         Ok(())
     }

@@ -2,11 +2,14 @@
 //! unpacks for its time.
 
 use std::any::Any;
+use std::io::Read;
 use std::sync::Arc;
 
-use forgelm_kernels_api::{Compute, DeviceMemory, Format, FrozenMatrix, Host, HostMut, RowSource};
+use forgelm_kernels_api::{
+    Compute, DeviceMemory, Format, FrozenMatrix, Host, HostMut, MatrixForm, RowSource,
+};
 
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, BlocksForm};
 use crate::call::{Call, Numbers};
 use crate::cast;
 use crate::device::Device;
@@ -176,8 +179,67 @@ impl FrozenMatrix for CudaMatrix {
         call.close();
     }
 
+    fn take_apart(&self) -> (Box<dyn MatrixForm>, Vec<u8>) {
+        let (storage, bytes) = match &self.storage {
+            Storage::Dense(memory) => {
+                let mut bytes = vec![0; self.n_bytes()];
+                memory.read_bytes(&mut bytes);
+                (StorageForm::Dense, bytes)
+            }
+            Storage::Blocks(blocks) => {
+                let (form, bytes) = blocks.take_apart();
+                (StorageForm::Blocks(form), bytes)
+            }
+        };
+        let &Self { n_rows, n_cols, compute, .. } = self;
+        let device = Arc::clone(&self.device);
+        (Box::new(CudaForm { device, n_rows, n_cols, compute, storage }), bytes)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+/// A [`CudaMatrix`] without its bytes.
+#[derive(Debug)]
+struct CudaForm {
+    device: Arc<Device>,
+    n_rows: usize,
+    n_cols: usize,
+    compute: Compute,
+    storage: StorageForm,
+}
+
+#[derive(Debug)]
+enum StorageForm {
+    Dense,
+    Blocks(BlocksForm),
+}
+
+impl MatrixForm for CudaForm {
+    fn n_bytes(&self) -> usize {
+        match &self.storage {
+            StorageForm::Dense => self.n_rows * self.n_cols * format_of(self.compute).n_bytes(),
+            StorageForm::Blocks(blocks) => blocks.n_bytes(),
+        }
+    }
+
+    fn put_together(&self, bytes: &mut dyn Read) -> Box<dyn FrozenMatrix> {
+        let &Self { n_rows, n_cols, compute, .. } = self;
+        let storage = match &self.storage {
+            StorageForm::Dense => {
+                let len = n_rows * n_cols;
+                let memory = must(CudaMemory::zeros(&self.device, format_of(compute), len));
+                memory.write_bytes(bytes);
+                Storage::Dense(memory)
+            }
+            StorageForm::Blocks(form) => {
+                Storage::Blocks(must(form.put_together(&self.device, bytes)))
+            }
+        };
+        let device = Arc::clone(&self.device);
+        Box::new(CudaMatrix { device, n_rows, n_cols, compute, storage })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Buffers on the device, and copies between them and the host with what conversion they need.
 
 use std::any::Any;
+use std::io::Read;
 use std::sync::Arc;
 
 use cudarc::driver::result;
@@ -35,6 +36,24 @@ impl CudaMemory {
         let made = Self { device: Arc::clone(device), memory, len, format };
         clear(device, "allocate", made.numbers())?;
         Ok(made)
+    }
+
+    /// Fills it with the next bytes, as they lie on the device.
+    pub(crate) fn write_bytes(&self, bytes: &mut dyn Read) {
+        let (to, op) = (self.numbers(), "put_together");
+        let n_bytes = to.len * to.format.n_bytes();
+        // Pieces come one after the other.
+        must(staging::upload(&self.device, op, to.address, n_bytes, |_, piece| {
+            bytes.read_exact(piece).expect("the bytes of a whole matrix");
+        }));
+    }
+
+    /// Its bytes, as they lie on the device.
+    pub(crate) fn read_bytes(&self, to: &mut [u8]) {
+        let (from, op) = (self.numbers(), "take_apart");
+        must(staging::download(&self.device, op, from.address, to.len(), |begin, piece| {
+            to[begin..][..piece.len()].copy_from_slice(piece);
+        }));
     }
 
     /// Where it lies. A graph that is being captured keeps the memory.

@@ -1,9 +1,10 @@
 //! A frozen weight, kept as plain rows of f32 that are already rounded.
 
 use std::any::Any;
+use std::io::Read;
 
 use forgelm_kernels_api::{
-    Compute, Factor, FactorRows, Factors, FrozenMatrix, Rounding, RowSource,
+    Compute, Factor, FactorRows, Factors, FrozenMatrix, MatrixForm, Rounding, RowSource,
 };
 use half::{bf16, f16};
 
@@ -89,8 +90,35 @@ impl FrozenMatrix for PlainMatrix {
         out.copy_from_slice(&self.rows[from..from + out.len()]);
     }
 
+    fn take_apart(&self) -> (Box<dyn MatrixForm>, Vec<u8>) {
+        let Self { n_rows, n_cols, compute, .. } = *self;
+        let bytes = self.rows.iter().flat_map(|v| v.to_le_bytes()).collect();
+        (Box::new(PlainForm { n_rows, n_cols, compute }), bytes)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+/// A [`PlainMatrix`] without its rows.
+struct PlainForm {
+    n_rows: usize,
+    n_cols: usize,
+    compute: Compute,
+}
+
+impl MatrixForm for PlainForm {
+    fn n_bytes(&self) -> usize {
+        self.n_rows * self.n_cols * size_of::<f32>()
+    }
+
+    fn put_together(&self, bytes: &mut dyn Read) -> Box<dyn FrozenMatrix> {
+        let Self { n_rows, n_cols, compute } = *self;
+        let mut read = vec![0; self.n_bytes()];
+        bytes.read_exact(&mut read).expect("the bytes of a whole matrix");
+        let rows = read.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        Box::new(PlainMatrix { n_rows, n_cols, compute, rows })
     }
 }
 
