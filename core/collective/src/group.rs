@@ -41,7 +41,7 @@ pub struct Group {
     n_ranks: usize,
     library: String,
     n_sent: Arc<AtomicU64>,
-    tasks: Option<Sender<Task>>,
+    tasks: Sender<Task>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -51,6 +51,56 @@ enum Task {
     Work(Box<Work>),
     /// Of the leader: the others wait to be told something, or do so no more.
     Waiting(bool),
+    End,
+}
+
+/// Some processes of a group, or all of them, for calls that only these make. The group's thread
+/// carries them out, between those of the group.
+#[derive(Clone, Debug)]
+pub struct Members {
+    rank: usize,
+    n_ranks: usize,
+    /// Which of the groups that were split off; the whole group otherwise.
+    part: Option<usize>,
+    tasks: Sender<Task>,
+}
+
+impl Members {
+    /// This process among them.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn n_ranks(&self) -> usize {
+        self.n_ranks
+    }
+
+    /// As [`Group::start`], for a call of these processes.
+    pub fn start<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Line) -> Result<T, CollectiveError> + Send + 'static,
+    ) -> Pending<T> {
+        let part = self.part;
+        start(&self.tasks, move |line| match part {
+            None => work(line),
+            Some(part) => work(line.part(part)?),
+        })
+    }
+}
+
+fn start<T: Send + 'static>(
+    tasks: &Sender<Task>,
+    work: impl FnOnce(&mut Line) -> Result<T, CollectiveError> + Send + 'static,
+) -> Pending<T> {
+    let (sender, receiver) = channel();
+    // A thread that is gone answers nobody, which is what is seen; and who asked may have given up.
+    let _ = tasks.send(Task::Work(Box::new(move |line| {
+        let _ = sender.send(work(line));
+    })));
+    Pending(receiver)
 }
 
 /// What a call gives, once it has come.
@@ -97,8 +147,7 @@ impl Group {
             builder.spawn(work).map_err(|error| CollectiveError::Open(error.to_string()))?;
         let answer = answer.recv().unwrap_or(Err(CollectiveError::Ended));
         let (rank, n_ranks, library) = answer?;
-        let (tasks, thread) = (Some(tasks), Some(thread));
-        Ok(Self { rank, n_ranks, library, n_sent, tasks, thread })
+        Ok(Self { rank, n_ranks, library, n_sent, tasks, thread: Some(thread) })
     }
 
     /// A group of this process alone.
@@ -145,19 +194,28 @@ impl Group {
         &self,
         work: impl FnOnce(&mut Line) -> Result<T, CollectiveError> + Send + 'static,
     ) -> Pending<T> {
-        let (sender, receiver) = channel();
-        self.send(Task::Work(Box::new(move |line| {
-            // Who asked may have given up.
-            let _ = sender.send(work(line));
-        })));
-        Pending(receiver)
+        start(&self.tasks, work)
     }
 
     fn send(&self, task: Task) {
-        if let Some(tasks) = &self.tasks {
-            // A thread that is gone answers nobody, which is what is seen.
-            let _ = tasks.send(task);
-        }
+        // A thread that is gone answers nobody, which is what is seen.
+        let _ = self.tasks.send(task);
+    }
+
+    /// All processes.
+    #[must_use]
+    pub fn members(&self) -> Members {
+        let (rank, n_ranks, tasks) = (self.rank, self.n_ranks, self.tasks.clone());
+        Members { rank, n_ranks, part: None, tasks }
+    }
+
+    /// The processes that give the same color; each gives one.
+    ///
+    /// # Errors
+    /// As [`Group::all_gather`].
+    pub fn members_with(&self, color: u32) -> Result<Members, CollectiveError> {
+        let (part, rank, n_ranks) = self.start(move |line| line.split_off(color)).wait()?;
+        Ok(Members { rank, n_ranks, part: Some(part), tasks: self.tasks.clone() })
     }
 
     /// What each process has, by rank.
@@ -267,7 +325,7 @@ impl Group {
     pub fn end(mut self) -> Result<(), CollectiveError> {
         self.send(Task::Waiting(false));
         let ended = self.start(Line::barrier).wait();
-        self.tasks = None;
+        self.send(Task::End);
         if let Some(thread) = self.thread.take().filter(|_| ended.is_ok()) {
             // The thread reports what fails; a panic of it is a bug that its message tells.
             let _ = thread.join();
@@ -324,6 +382,7 @@ fn serve(mut line: Line, tasks: &Receiver<Task>, heartbeat: Duration) {
         match task {
             Task::Waiting(waiting) => is_waiting = waiting,
             Task::Work(work) => work(&mut line),
+            Task::End => break,
         }
     }
 }

@@ -16,6 +16,6 @@ pub mod threads;
 
 pub use alone::Alone;
 pub use error::CollectiveError;
-pub use group::{Group, Pending, Settings};
+pub use group::{Group, Members, Pending, Settings};
 pub use line::Line;
 pub use sum::{PairwiseSum, sum_of_ranks};

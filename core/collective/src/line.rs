@@ -18,6 +18,8 @@ pub struct Line {
     n_sent: Arc<AtomicU64>,
     /// After a failure nothing more is tried.
     failed: Option<CollectiveError>,
+    /// Groups with this process that were split off.
+    parts: Vec<Self>,
 }
 
 impl std::fmt::Debug for Line {
@@ -33,7 +35,7 @@ impl Line {
         deadline: Duration,
         n_sent: Arc<AtomicU64>,
     ) -> Self {
-        Self { collective, deadline, n_sent, failed: None }
+        Self { collective, deadline, n_sent, failed: None, parts: Vec::new() }
     }
 
     /// This process.
@@ -87,12 +89,22 @@ impl Line {
         self.call(|collective, deadline| collective.barrier(deadline))
     }
 
-    /// The processes that give the same color, as a collective of their own.
-    ///
-    /// # Errors
-    /// As [`Line::barrier`].
-    pub fn split(&mut self, color: u32) -> Result<Box<dyn Collective>, CollectiveError> {
-        self.call(|collective, deadline| collective.split(color, deadline))
+    /// The processes that give the same color make calls of their own from now on: their number among
+    /// such groups, this process among them, and how many they are.
+    pub(crate) fn split_off(
+        &mut self,
+        color: u32,
+    ) -> Result<(usize, usize, usize), CollectiveError> {
+        let split = self.call(|collective, deadline| collective.split(color, deadline))?;
+        let part = Self::new(split, self.deadline, Arc::clone(&self.n_sent));
+        let (rank, n_ranks) = (part.rank(), part.n_ranks());
+        self.parts.push(part);
+        Ok((self.parts.len() - 1, rank, n_ranks))
+    }
+
+    /// One of the groups that were split off.
+    pub(crate) fn part(&mut self, index: usize) -> Result<&mut Self, CollectiveError> {
+        self.parts.get_mut(index).filter(|_| self.failed.is_none()).ok_or(CollectiveError::Ended)
     }
 
     /// What each process has, by rank; `n_bytes` [p] are known to all.

@@ -180,17 +180,17 @@ fn a_failure_at_any_call_reaches_everyone() {
 #[test]
 fn who_gives_one_color_is_a_group_of_its_own() {
     let got = on_ranks(ranks(5), settings(5000), |group| {
-        let (rank, deadline) = (group.rank(), Duration::from_secs(5));
-        let split = group.start(move |line| {
-            let color = u32::try_from(rank % 2).unwrap();
-            let mut part = line.split(color)?;
-            let mut all = vec![0; part.size()];
-            let ones = vec![1; part.size()];
-            let own = [u8::try_from(rank).unwrap()];
-            part.all_gather(&own, &mut all, &ones, deadline).unwrap();
-            Ok((part.rank(), all))
-        });
-        split.wait().unwrap()
+        let own = u8::try_from(group.rank()).unwrap();
+        let members = group.members_with(u32::from(own % 2)).unwrap();
+        let (rank, n_ranks) = (members.rank(), members.n_ranks());
+        let of_these = members.start(move |line| line.all_gather_known(&[own], &vec![1; n_ranks]));
+        let of_all = group.members().start(move |line| line.all_gather_known(&[own], &[1; 5]));
+        assert_eq!(of_all.wait().unwrap(), [0, 1, 2, 3, 4]);
+        let of_these = of_these.wait().unwrap();
+        group.end().unwrap();
+        let after = members.start(|line| line.barrier()).wait();
+        assert_eq!(after, Err(CollectiveError::Ended));
+        (rank, of_these)
     });
     let even = vec![0, 2, 4];
     assert_eq!(got[4], (2, even.clone()));

@@ -21,6 +21,7 @@ pub(crate) mod routing;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use forgelm_collective::CollectiveError;
 use forgelm_kernels_api::{
     AttentionShape, Columns, Compute, FrozenMatrix, Ops, RowSource, Segment, Slice, SliceMut,
 };
@@ -29,11 +30,12 @@ use forgelm_tensor::random::Stream;
 use crate::activations::Engine;
 use crate::config::{Dims, ModelConfig};
 use crate::names::{Linear, Role};
+use crate::parts::Holders;
 use crate::rope::{Rope, Rotary};
 use crate::storage::{LinearStorage, LoadOptions};
 use crate::store::TensorStore;
 use crate::trainable::Trainable;
-use crate::weights::{Weights, WeightsError, freeze_linear};
+use crate::weights::{LayerRef, Weights, WeightsError, freeze_linear};
 pub use cached::{CachedSequence, KvCache, Stem};
 pub use descent::Descent;
 pub use grads::PartialGradient;
@@ -104,6 +106,8 @@ struct Step<'a> {
     row_keys: &'a [u64],
     /// Number of rows, T.
     t: usize,
+    /// The layer that runs.
+    layer: Option<&'a LayerRef<'a>>,
 }
 
 impl Decoder {
@@ -118,10 +122,12 @@ impl Decoder {
         ops: Arc<dyn Ops>,
         compute: Compute,
     ) -> Result<Self, WeightsError> {
-        Self::from_store_as(config, store, ops, LoadOptions::dense(compute))
+        Self::from_store_as(config, store, ops, LoadOptions::dense(compute), None)
     }
 
-    /// As [`Decoder::from_store`], with the linear layers kept as the options say.
+    /// As [`Decoder::from_store`], with the linear layers kept as the options say; and with a part of
+    /// each matrix where `holders` have the rest of it. All of them must then run the same passes, or
+    /// [`Decoder::accompany`] those of the others.
     ///
     /// # Errors
     /// As [`Decoder::from_store`].
@@ -130,8 +136,9 @@ impl Decoder {
         store: &dyn TensorStore,
         ops: Arc<dyn Ops>,
         options: LoadOptions,
+        holders: Option<Holders>,
     ) -> Result<Self, WeightsError> {
-        let weights = Weights::load(store, &config, ops.as_ref(), options)?;
+        let weights = Weights::load(store, &config, ops.as_ref(), options, holders)?;
         let rotary = |rope: &Rope| Rotary::new(rope.clone(), config.rotary_dim());
         Ok(Self {
             dims: config.dims(),
@@ -143,6 +150,15 @@ impl Decoder {
             storage: options.linear,
             weights,
         })
+    }
+
+    /// Gives this process's parts of the weights to the others, where each has some, until none of
+    /// them runs a pass: what every process calls at the end of work that is shared out unevenly.
+    ///
+    /// # Errors
+    /// If they no longer speak to each other. A pass ends what is being done with that error.
+    pub fn accompany(&self) -> Result<(), CollectiveError> {
+        self.weights.accompany()
     }
 
     /// What the model is.
@@ -191,10 +207,10 @@ impl Decoder {
     /// The packed weight of a linear layer, as the kernels see it.
     ///
     /// # Panics
-    /// If there is no such layer.
+    /// If there is no such layer, or processes have parts of it.
     #[must_use]
     pub fn linear(&self, layer: usize, linear: Linear) -> &dyn FrozenMatrix {
-        self.weights.layers[layer].linear(linear)
+        self.weights.matrix(layer, linear)
     }
 
     /// Puts other values in the place of a linear layer's weight, in the form that the others have.
@@ -205,7 +221,7 @@ impl Decoder {
     ) {
         let options = LoadOptions { compute: self.compute, linear: self.storage };
         let (weight, _) = freeze_linear(self.ops.as_ref(), options, linear, values);
-        self.weights.layers[layer].set_linear(linear, weight);
+        self.weights.replace((layer, linear), weight);
     }
 
     /// Gives back the memory of a matrix that a trained one stands for.
@@ -222,6 +238,10 @@ impl Decoder {
             }
             LinearStorage::Dense | LinearStorage::Blocks => false,
         }
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     fn attention_shape(&self, layer: usize) -> AttentionShape {
@@ -244,7 +264,23 @@ impl Decoder {
             dropout: pass.dropout.filter(|_| pass.adapter.is_some_and(|a| a.dropout() > 0.0)),
             row_keys: pass.batch.row_keys,
             t: pass.batch.tokens.len(),
+            layer: None,
         }
+    }
+}
+
+impl<'a> Step<'a> {
+    /// The same in a layer.
+    fn on<'b>(&self, layer: &'b LayerRef<'b>) -> Step<'b>
+    where
+        'a: 'b,
+    {
+        Step { layer: Some(layer), ..*self }
+    }
+
+    /// The weights of the layer that runs.
+    fn weights(&self) -> &'a LayerRef<'a> {
+        self.layer.expect("a layer runs")
     }
 }
 

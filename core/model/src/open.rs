@@ -17,6 +17,7 @@ use crate::config::{ConfigError, Dims, ModelConfig, read_classifier_json, read_c
 use crate::decoder::Decoder;
 use crate::four_bit::{self, FourBitWeight};
 use crate::names::{ModuleNames, Role, gguf};
+use crate::parts::Holders;
 use crate::storage::LoadOptions;
 use crate::store::{
     Located, RotaryOrder, StoredTensor, TensorStore, fused_experts, stacked_experts,
@@ -171,13 +172,29 @@ impl OpenModel {
     /// # Errors
     /// As [`OpenModel::load`].
     pub fn load_as(&self, ops: Arc<dyn Ops>, options: LoadOptions) -> Result<Decoder, LoadError> {
+        self.load_part(ops, options, None)
+    }
+
+    /// As [`OpenModel::load_as`], with a part of each matrix where `holders` have the rest of it.
+    ///
+    /// # Errors
+    /// As [`OpenModel::load`].
+    pub fn load_part(
+        &self,
+        ops: Arc<dyn Ops>,
+        options: LoadOptions,
+        holders: Option<Holders>,
+    ) -> Result<Decoder, LoadError> {
         self.config.validate()?;
         // Packing goes from tensor to tensor and would wait for the disk at each; meanwhile the
         // files are read in their own order.
         let is_loaded = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| self.read_ahead(&|| is_loaded.load(Ordering::Relaxed)));
-            let decoder = Decoder::from_store_as(self.config.clone(), &self.store, ops, options);
+            let decoder = {
+                let config = self.config.clone();
+                Decoder::from_store_as(config, &self.store, ops, options, holders)
+            };
             is_loaded.store(true, Ordering::Relaxed);
             Ok(decoder?)
         })

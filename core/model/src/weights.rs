@@ -4,13 +4,17 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
+use std::sync::Arc;
 
+use forgelm_collective::CollectiveError;
 use forgelm_kernels_api::{Buffer, Compute, FrozenMatrix, MatrixForm, Ops, RowSource, Slice};
 use forgelm_tensor::{Dtype, Int8Matrix};
 use thiserror::Error;
 
 use crate::config::{Dims, ModelConfig};
 use crate::names::{Linear, Norm, Role, gguf};
+use crate::parts::{Holders, Matrices, Parts, Passage, Unit};
 use crate::storage::{LinearStorage, LoadOptions};
 use crate::store::{Located, NotFinite, RotaryOrder, StoredRows, StoredTensor, TensorStore};
 
@@ -102,35 +106,60 @@ pub enum WeightsError {
 pub(crate) struct LayerWeights {
     /// By [`Norm::index`]; empty where the layer has none.
     norm: Vec<Buffer>,
-    /// By [`Linear::index`]. Query, key and value stay three matrices unless the file has one: a
-    /// fused product would leave them interleaved by row, and taking them apart costs more traffic
-    /// than reading the input three times.
-    linear: Vec<Option<Box<dyn FrozenMatrix>>>,
+    /// By [`Linear::index`], unless processes have parts of them. Query, key and value stay three
+    /// matrices unless the file has one: a fused product would leave them interleaved by row, and
+    /// taking them apart costs more traffic than reading the input three times.
+    linear: Matrices,
     /// By [`Linear::index`].
     bias: Vec<Option<Buffer>>,
 }
 
 impl LayerWeights {
-    pub(crate) fn norm(&self, norm: Norm) -> Slice<'_> {
-        self.norm[norm.index()].all()
-    }
-
-    pub(crate) fn linear(&self, linear: Linear) -> &dyn FrozenMatrix {
-        self.linear[linear.index()].as_deref().expect("the layer has this linear layer")
-    }
-
-    pub(crate) fn set_linear(&mut self, linear: Linear, weight: Box<dyn FrozenMatrix>) {
-        self.linear[linear.index()] = Some(weight);
-    }
-
-    pub(crate) fn bias(&self, linear: Linear) -> Option<Slice<'_>> {
-        self.bias[linear.index()].as_ref().map(Buffer::all)
-    }
-
     fn n_bytes(&self) -> usize {
         let vectors = self.norm.iter().chain(self.bias.iter().flatten());
         let vectors: usize = vectors.map(Buffer::n_bytes).sum();
         vectors + self.linear.iter().flatten().map(|w| w.n_bytes()).sum::<usize>()
+    }
+}
+
+/// The weights of one decoder layer, wherever its matrices are; while this exists they stay.
+pub(crate) struct LayerRef<'a> {
+    layer: &'a LayerWeights,
+    gathered: Option<Arc<Matrices>>,
+}
+
+impl LayerRef<'_> {
+    pub(crate) fn norm(&self, norm: Norm) -> Slice<'_> {
+        self.layer.norm[norm.index()].all()
+    }
+
+    pub(crate) fn linear(&self, linear: Linear) -> &dyn FrozenMatrix {
+        let matrices = self.gathered.as_deref().unwrap_or(&self.layer.linear);
+        let matrix = matrices.get(linear.index()).and_then(Option::as_deref);
+        matrix.expect("the layer has this linear layer")
+    }
+
+    pub(crate) fn bias(&self, linear: Linear) -> Option<Slice<'_>> {
+        self.layer.bias[linear.index()].as_ref().map(Buffer::all)
+    }
+}
+
+/// A matrix of the model, wherever it is; while this exists it stays.
+pub(crate) enum MatrixRef<'a> {
+    Here(&'a dyn FrozenMatrix),
+    Gathered(Arc<Matrices>),
+}
+
+impl<'a> Deref for MatrixRef<'a> {
+    type Target = dyn FrozenMatrix + 'a;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Here(matrix) => *matrix,
+            Self::Gathered(unit) => {
+                unit.first().and_then(Option::as_deref).expect("the frozen matrix is in use")
+            }
+        }
     }
 }
 
@@ -168,59 +197,120 @@ impl FrozenMatrix for Released {
 
 /// All weights, frozen.
 pub(crate) struct Weights {
-    pub(crate) embedding: Box<dyn FrozenMatrix>,
-    /// `None` when the embedding is the head.
+    /// As those of layers, absent where processes have parts of them.
+    embedding: Option<Box<dyn FrozenMatrix>>,
+    /// Absent also when the embedding is the head.
     head: Option<Box<dyn FrozenMatrix>>,
     pub(crate) final_norm: Buffer,
-    pub(crate) layers: Vec<LayerWeights>,
+    layers: Vec<LayerWeights>,
     /// How the linear layers are kept, and how many of them.
     pub(crate) formats: BTreeMap<String, usize>,
+    /// What this process has of the matrices, where each has a part.
+    parts: Option<Parts>,
 }
 
 impl Weights {
-    /// The output head [V, C].
-    pub(crate) fn head(&self) -> &dyn FrozenMatrix {
-        self.head.as_deref().unwrap_or(self.embedding.as_ref())
+    /// A pass over some of the matrices begins.
+    pub(crate) fn begin(&self, passage: Passage) {
+        if let Some(parts) = &self.parts {
+            parts.begin(passage);
+        }
     }
 
-    /// Memory held, in bytes.
+    /// See [`Parts::accompany`].
+    pub(crate) fn accompany(&self) -> Result<(), CollectiveError> {
+        self.parts.as_ref().map_or(Ok(()), Parts::accompany)
+    }
+
+    /// A layer in a pass over the layers.
+    pub(crate) fn layer(&self, n: usize) -> LayerRef<'_> {
+        let gathered = self.parts.as_ref().map(|parts| parts.take(Unit::Layer(n)));
+        LayerRef { layer: &self.layers[n], gathered }
+    }
+
+    /// A matrix that stays where it is.
+    pub(crate) fn matrix(&self, layer: usize, linear: Linear) -> &dyn FrozenMatrix {
+        let matrix = self.layers[layer].linear[linear.index()].as_deref();
+        matrix.expect("the layer has this linear layer, and all of it")
+    }
+
+    /// The token vectors [V, C], in a pass up.
+    pub(crate) fn embedding(&self) -> MatrixRef<'_> {
+        match (&self.embedding, &self.parts) {
+            (Some(embedding), _) => MatrixRef::Here(embedding.as_ref()),
+            (None, parts) => MatrixRef::Gathered(
+                parts.as_ref().map(|parts| parts.take(Unit::Embedding)).unwrap_or_default(),
+            ),
+        }
+    }
+
+    /// The output head [V, C], which is a pass of its own.
+    pub(crate) fn head(&self) -> MatrixRef<'_> {
+        match (self.head.as_ref().or(self.embedding.as_ref()), &self.parts) {
+            (Some(head), _) => MatrixRef::Here(head.as_ref()),
+            (None, parts) => {
+                MatrixRef::Gathered(parts.as_ref().map(Parts::take_head).unwrap_or_default())
+            }
+        }
+    }
+
+    /// Memory held, in bytes, besides what is gathered.
     pub(crate) fn n_bytes(&self) -> usize {
         let layers: usize = self.layers.iter().map(LayerWeights::n_bytes).sum();
-        let head = self.head.as_ref().map_or(0, |w| w.n_bytes());
-        layers + self.embedding.n_bytes() + head + self.final_norm.n_bytes()
+        let wide = self.embedding.iter().chain(&self.head).map(|w| w.n_bytes()).sum::<usize>();
+        let parts = self.parts.as_ref().map_or(0, Parts::n_bytes);
+        layers + wide + parts + self.final_norm.n_bytes()
     }
 
     /// Gives back the memory of a matrix that nothing reads any more. Vectors stay: they are small.
     pub(crate) fn release(&mut self, role: Role) {
-        let matrix = match role {
-            Role::Embedding => &mut self.embedding,
-            Role::Head => match &mut self.head {
-                Some(head) => head,
-                None => return,
-            },
-            Role::Linear(layer, linear) => match &mut self.layers[layer].linear[linear.index()] {
-                Some(matrix) => matrix,
-                None => return,
-            },
-            Role::Norm(..) | Role::Bias(..) | Role::FinalNorm | Role::RopeDivisors => return,
-        };
-        *matrix = Box::new(Released { n_rows: matrix.n_rows(), n_cols: matrix.n_cols() });
+        let Some((unit, index)) = place_of(role) else { return };
+        if let Some(parts) = &mut self.parts {
+            parts.give_back(unit, index);
+        }
+        if let Some(matrix) = self.matrix_at((unit, index)) {
+            *matrix = Box::new(Released { n_rows: matrix.n_rows(), n_cols: matrix.n_cols() });
+        }
     }
 
-    /// Reads and packs every tensor.
+    /// Puts a matrix in the place of another.
+    pub(crate) fn replace(
+        &mut self,
+        (layer, linear): (usize, Linear),
+        matrix: Box<dyn FrozenMatrix>,
+    ) {
+        match &mut self.parts {
+            Some(parts) => parts.keep(Unit::Layer(layer), linear.index(), matrix.as_ref()),
+            None => self.layers[layer].linear[linear.index()] = Some(matrix),
+        }
+    }
+
+    fn matrix_at(&mut self, (unit, index): (Unit, usize)) -> Option<&mut Box<dyn FrozenMatrix>> {
+        match unit {
+            Unit::Embedding => self.embedding.as_mut(),
+            Unit::Head => self.head.as_mut(),
+            Unit::Layer(layer) => self.layers[layer].linear[index].as_mut(),
+        }
+    }
+
+    /// Reads and packs every tensor, and keeps of each matrix the part of this process where there
+    /// are others that hold the rest.
     pub(crate) fn load(
         store: &dyn TensorStore,
         config: &ModelConfig,
         ops: &dyn Ops,
         options: LoadOptions,
+        holders: Option<Holders>,
     ) -> Result<Self, WeightsError> {
         let dims = config.dims();
         let reader = Reader { store, config, dims, ops, options, formats: RefCell::default() };
         let has_head = check_names(store, config)?;
-        let layers =
-            (0..config.num_hidden_layers).map(|n| reader.layer(n)).collect::<Result<_, _>>()?;
+        let mut parts = holders.map(|holders| Parts::new(holders, config.num_hidden_layers));
+        let layers = (0..config.num_hidden_layers)
+            .map(|n| reader.layer(n, parts.as_mut()))
+            .collect::<Result<_, _>>()?;
         let head = match (config.tie_word_embeddings, has_head) {
-            (false, _) => Some(reader.matrix(Role::Head)?),
+            (false, _) => reader.part(Role::Head, parts.as_mut())?,
             (true, true) => {
                 check_head_is_embedding(store, config)?;
                 None
@@ -228,12 +318,23 @@ impl Weights {
             (true, false) => None,
         };
         Ok(Self {
-            embedding: reader.matrix(Role::Embedding)?,
+            embedding: reader.part(Role::Embedding, parts.as_mut())?,
             head,
             final_norm: reader.vector(Role::FinalNorm)?,
             layers,
             formats: reader.formats.into_inner(),
+            parts,
         })
+    }
+}
+
+/// The unit of a matrix, and which one it is there; none for vectors.
+fn place_of(role: Role) -> Option<(Unit, usize)> {
+    match role {
+        Role::Embedding => Some((Unit::Embedding, 0)),
+        Role::Head => Some((Unit::Head, 0)),
+        Role::Linear(layer, linear) => Some((Unit::Layer(layer), linear.index())),
+        Role::Norm(..) | Role::Bias(..) | Role::FinalNorm | Role::RopeDivisors => None,
     }
 }
 
@@ -571,7 +672,21 @@ impl<'a> Reader<'a> {
         Ok(self.ops.place(values).unwrap_or_else(|refused| refused.end("a vector of weights")))
     }
 
-    fn layer(&self, n: usize) -> Result<LayerWeights, WeightsError> {
+    /// A matrix; nothing where others hold the rest of it, and this process's part is kept.
+    fn part(
+        &self,
+        role: Role,
+        parts: Option<&mut Parts>,
+    ) -> Result<Option<Box<dyn FrozenMatrix>>, WeightsError> {
+        let matrix = self.matrix(role)?;
+        let (Some(parts), Some((unit, index))) = (parts, place_of(role)) else {
+            return Ok(Some(matrix));
+        };
+        parts.keep(unit, index, matrix.as_ref());
+        Ok(None)
+    }
+
+    fn layer(&self, n: usize, mut parts: Option<&mut Parts>) -> Result<LayerWeights, WeightsError> {
         let n_places = Linear::n_places(&self.dims);
         let mut layer = LayerWeights {
             norm: Norm::ALL.map(|_| Buffer::default()).into(),
@@ -582,7 +697,8 @@ impl<'a> Reader<'a> {
             layer.norm[norm.index()] = self.vector(Role::Norm(n, norm))?;
         }
         for linear in self.config.linears(n) {
-            layer.linear[linear.index()] = Some(self.matrix(Role::Linear(n, linear))?);
+            let role = Role::Linear(n, linear);
+            layer.linear[linear.index()] = self.part(role, parts.as_deref_mut())?;
             if self.config.has_bias(linear) {
                 layer.bias[linear.index()] = Some(self.vector(Role::Bias(n, linear))?);
             }

@@ -40,7 +40,8 @@ fn load(
     ops: &Arc<dyn Ops>,
     options: LoadOptions,
 ) -> Decoder {
-    Decoder::from_store_as(config.clone(), store, Arc::clone(ops), options).expect("a good model")
+    Decoder::from_store_as(config.clone(), store, Arc::clone(ops), options, None)
+        .expect("a good model")
 }
 
 const NAMES: ModuleNames = ModuleNames::Qwen;
@@ -233,7 +234,7 @@ fn a_value_that_is_no_number_is_found_in_what_is_quantized_at_load() {
     let cpu: Arc<dyn Ops> = Arc::new(Cpu::new(1));
     for linear in [LinearStorage::FourBit(NF4), LinearStorage::Int8Rows] {
         let options = LoadOptions { compute: Compute::F32, linear };
-        let error = Decoder::from_store_as(config.clone(), &store, Arc::clone(&cpu), options)
+        let error = Decoder::from_store_as(config.clone(), &store, Arc::clone(&cpu), options, None)
             .expect_err("it must be refused");
         let message = error.to_string();
         assert!(message.contains("layers.1.mlp.up_proj"), "{message}");

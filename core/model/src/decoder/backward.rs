@@ -10,6 +10,7 @@ use super::grads::Grads;
 use super::{Decoder, Pass, Scored, Step};
 use crate::activations::{Activations, Keep, Stage};
 use crate::names::Role;
+use crate::parts::Passage;
 use crate::trainable::Trainable;
 
 impl Decoder {
@@ -92,8 +93,11 @@ impl Decoder {
     ) {
         let (n, t) = (dlogp.len(), acts.n_tokens);
         let head = &mut acts.head;
-        let head_weight = self.head(Some(trainable));
-        if let Some(range) = trainable.range(Role::Head) {
+        // Formed in the pass up already, the gradient of the rows needs no head.
+        let is_formed = acts.stage == Stage::Differentiated(n);
+        let range = trainable.range(Role::Head);
+        let head_weight = (!is_formed || range.is_some()).then(|| self.head(Some(trainable)));
+        if let Some((range, head_weight)) = range.zip(head_weight.as_deref()) {
             self.ops.token_logprobs_head_backward(
                 grads.of(range),
                 dlogp.into(),
@@ -104,9 +108,9 @@ impl Decoder {
                 self.config.final_soft_cap,
             );
         }
-        if acts.stage == Stage::Differentiated(n) {
+        if is_formed {
             self.ops.scale_rows(head.dxn.get_mut(n), dlogp.into());
-        } else {
+        } else if let Some(head_weight) = head_weight.as_deref() {
             self.ops.token_logprobs_backward(
                 head.dxn.get_mut(n),
                 dlogp.into(),
@@ -131,6 +135,7 @@ impl Decoder {
         );
         self.ops.fill(acts.ws.dx.get_mut(t), 0.0);
         self.ops.scatter_rows(acts.ws.dx.get_mut(t), head.dx.get(n), scored.rows.into());
+        self.weights.begin(Passage::Down(trainable.first_layer()));
     }
 }
 
@@ -144,18 +149,20 @@ impl Step<'_> {
         acts: &mut Activations,
         grads: &mut Grads<'_>,
     ) -> bool {
+        let weights = self.decoder.weights.layer(layer);
+        let step = self.on(&weights);
         let trainable = pass.adapter.expect("backward needs something that trains");
         let lowest = trainable.lowest_linear(layer, &self.decoder.config);
         if acts.keep == Keep::LayerInputs {
-            self.forward_again(layer, pass, acts);
+            step.forward_again(layer, pass, acts);
         }
         let (input, slot) = (acts.input(layer), acts.slot(layer));
         let buffers = &mut acts.layers[slot];
-        if !self.mlp_backward((layer, lowest), buffers, &mut acts.ws, grads) {
+        if !step.mlp_backward((layer, lowest), buffers, &mut acts.ws, grads) {
             return false;
         }
         let (x, segments) = (acts.inputs[input].get(self.t), pass.batch.segments);
-        self.attention_backward((layer, lowest), segments, x, buffers, &mut acts.ws, grads);
+        step.attention_backward((layer, lowest), segments, x, buffers, &mut acts.ws, grads);
         true
     }
 

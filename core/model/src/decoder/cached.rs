@@ -169,7 +169,8 @@ impl Decoder {
             last_rows.push((tokens.len() - 1) as u32);
         }
         assert!(tokens.iter().all(|id| (*id as usize) < self.dims.v), "a token above V");
-        let step = Step { decoder: self, adapter, dropout: None, row_keys: &[], t: tokens.len() };
+        let t = tokens.len();
+        let step = Step { decoder: self, adapter, dropout: None, row_keys: &[], t, layer: None };
         let batch = PackedInput {
             tokens: &tokens,
             positions: &positions,
@@ -199,14 +200,16 @@ impl Step<'_> {
         for layer in 0..self.decoder.dims.l {
             let (input, slot) = (acts.input(layer), acts.slot(layer));
             let buffers = &mut acts.layers[slot];
+            let weights = self.decoder.weights.layer(layer);
+            let step = self.on(&weights);
             let x = acts.inputs[input].get(self.t);
-            self.project(layer, x, buffers, &mut acts.ws);
+            step.project(layer, x, buffers, &mut acts.ws);
             attend(layer, buffers);
-            self.project_output(layer, x, buffers, &mut acts.ws);
+            step.project_output(layer, x, buffers, &mut acts.ws);
             let output = acts.input(layer + 1);
             let buffers = &mut acts.layers[slot];
             let out = acts.inputs[output].get_mut(self.t);
-            self.mlp_forward(layer, buffers, &mut acts.ws, Some(out));
+            step.mlp_forward(layer, buffers, &mut acts.ws, Some(out));
         }
         acts.stage = Stage::Forwarded;
     }

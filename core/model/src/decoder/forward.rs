@@ -1,13 +1,15 @@
 //! The pass up: tokens to the residual stream after the last layer, and from there to
 //! log-probabilities or logits of chosen rows.
 
-use forgelm_kernels_api::{FrozenMatrix, Slice, SliceMut, Write};
+use forgelm_kernels_api::{Slice, SliceMut, Write};
 
 use super::{Decoder, EmbeddingNoise, PackedInput, Pass, Scored, Step};
 use crate::activations::{Activations, Stage};
 use crate::names::Role;
+use crate::parts::Passage;
 use crate::rope::Rotary;
 use crate::trainable::Trainable;
+use crate::weights::MatrixRef;
 
 impl Decoder {
     /// Runs every layer over the packed rows; the result stays in `acts`.
@@ -38,6 +40,8 @@ impl Decoder {
             self.ops.add(acts.inputs[0].get_mut(step.t), (&values).into());
         }
         for layer in 0..self.dims.l {
+            let weights = self.weights.layer(layer);
+            let step = step.on(&weights);
             let (input, slot) = (acts.input(layer), acts.slot(layer));
             let buffers = &mut acts.layers[slot];
             let x = acts.inputs[input].get(step.t);
@@ -71,7 +75,7 @@ impl Decoder {
             logp.into(),
             head.lse.get_mut(n),
             head.xn.get(n),
-            self.head(pass.adapter),
+            &*self.head(pass.adapter),
             scored.labels,
             self.config.final_soft_cap,
         );
@@ -99,7 +103,7 @@ impl Decoder {
             head.lse.get_mut(n),
             head.dxn.get_mut(n),
             head.xn.get(n),
-            self.head(pass.adapter),
+            &*self.head(pass.adapter),
             scored.labels,
             self.config.final_soft_cap,
         );
@@ -139,7 +143,7 @@ impl Decoder {
         assert_eq!(logits.len(), rows.len() * self.dims.n_out, "logits is not [R, V]");
         self.norm_rows(adapter, acts, rows);
         let xn = acts.head.xn.get(rows.len());
-        self.ops.linear_forward(logits.reborrow(), xn, self.head(adapter), Write::Replace);
+        self.ops.linear_forward(logits.reborrow(), xn, &*self.head(adapter), Write::Replace);
         if let Some(cap) = self.config.final_soft_cap {
             self.ops.soft_cap(logits, cap);
         }
@@ -148,8 +152,9 @@ impl Decoder {
     }
 
     /// The output head: the trained one, else the decoder's own.
-    pub(super) fn head<'a>(&'a self, adapter: Option<&'a Trainable>) -> &'a dyn FrozenMatrix {
-        adapter.and_then(|t| t.matrix(Role::Head)).unwrap_or_else(|| self.weights.head())
+    pub(super) fn head<'a>(&'a self, adapter: Option<&'a Trainable>) -> MatrixRef<'a> {
+        let trained = adapter.and_then(|t| t.matrix(Role::Head));
+        trained.map_or_else(|| self.weights.head(), MatrixRef::Here)
     }
 
     /// The weight of the last norm: the trained one, else the decoder's own.
@@ -191,10 +196,11 @@ impl Step<'_> {
             let Some(rotary) = rotary else { continue };
             rotary_tables(rotary, batch, cos.get_mut(t), sin.get_mut(t));
         }
+        decoder.weights.begin(Passage::Up);
         let trained = self.adapter.and_then(|t| t.matrix(Role::Embedding));
-        let embedding = trained.unwrap_or(decoder.weights.embedding.as_ref());
+        let embedding = trained.map_or_else(|| decoder.weights.embedding(), MatrixRef::Here);
         let mut x = acts.inputs[0].get_mut(t);
-        decoder.ops.embedding_forward(x.reborrow(), batch.tokens, embedding);
+        decoder.ops.embedding_forward(x.reborrow(), batch.tokens, &*embedding);
         if let Some(scale) = decoder.config.embedding_scale {
             decoder.ops.scale(x, scale);
         }

@@ -18,7 +18,7 @@ impl<'a> Step<'a> {
     /// The weight of a linear layer: the trained one, else the decoder's own.
     pub(super) fn weight(&self, (layer, linear): Place) -> &'a dyn FrozenMatrix {
         let trained = self.adapter.and_then(|t| t.matrix(Role::Linear(layer, linear)));
-        trained.unwrap_or_else(|| self.decoder.weights.layers[layer].linear(linear))
+        trained.unwrap_or_else(|| self.weights().linear(linear))
     }
 
     /// `y = W x + bias`, or added to `y`, and the adapter's part.
@@ -55,7 +55,7 @@ impl<'a> Step<'a> {
     /// The bias of a linear layer: the trained one, else the decoder's own.
     fn bias(&self, (layer, linear): Place) -> Option<Slice<'a>> {
         let trained = self.adapter.and_then(|t| t.vector(Role::Bias(layer, linear)));
-        trained.or_else(|| self.decoder.weights.layers[layer].bias(linear))
+        trained.or_else(|| self.weights().bias(linear))
     }
 
     /// What [`Step::linear_forward`] keeps for backward, without the product itself: for a layer

@@ -10,7 +10,7 @@ impl<'a> Step<'a> {
     /// The weight of a norm: the trained one, else the decoder's own.
     pub(super) fn norm_weight(&self, (layer, norm): (usize, Norm)) -> Slice<'a> {
         let trained = self.adapter.and_then(|t| t.vector(Role::Norm(layer, norm)));
-        trained.unwrap_or_else(|| self.decoder.weights.layers[layer].norm(norm))
+        trained.unwrap_or_else(|| self.weights().norm(norm))
     }
 
     /// `y = norm(x)`.

@@ -12,6 +12,7 @@ use super::{AdaptedModule, BaseTensor, Trainable};
 use crate::adapter::LoraInit;
 use crate::decoder::Decoder;
 use crate::names::Role;
+use crate::parts::Passage;
 use crate::store::TensorStore;
 use crate::weights::{WeightsError, stored_values};
 
@@ -146,9 +147,9 @@ impl Decoder {
                 self.release(role);
             }
         }
-        for module in trainable.modules.clone() {
+        let norms = self.norms(trainable);
+        for (module, norms) in trainable.modules.clone().iter().zip(norms) {
             let Some(range) = module.magnitude.clone() else { continue };
-            let norms = self.row_norms(trainable, &module);
             for (m, norm) in trainable.params_mut()[range].iter_mut().zip(norms) {
                 *m = norm as f32;
             }
@@ -176,7 +177,9 @@ impl Decoder {
             self.form(tensor, &trainable.params);
         }
         if trainable.modules.iter().any(|m| m.magnitude.is_some()) {
-            let factors = trainable.modules.iter().map(|m| self.dora_factors(trainable, m));
+            let norms = self.norms(trainable);
+            let modules = trainable.modules.iter().zip(norms);
+            let factors = modules.map(|(m, norms)| self.dora_factors(trainable, m, &norms));
             trainable.derived.dora = factors.collect();
         }
         trainable.derived.is_current = true;
@@ -220,11 +223,35 @@ impl Decoder {
         }
     }
 
-    fn dora_factors(&self, trainable: &Trainable, module: &AdaptedModule) -> DoraFactors {
+    /// Norms for each module whose magnitudes train, nothing for others: layer by layer, since that is
+    /// how weights come together of which processes have parts.
+    fn norms(&self, trainable: &Trainable) -> Vec<Vec<f64>> {
+        let mut norms = Vec::new();
+        if trainable.modules.iter().all(|m| m.magnitude.is_none()) {
+            return vec![Vec::new(); trainable.modules.len()];
+        }
+        self.weights().begin(Passage::Layers);
+        for layer in 0..trainable.n_layers() {
+            let weights = self.weights().layer(layer);
+            norms.extend(trainable.modules.iter().filter(|m| m.layer == layer).map(|module| {
+                match module.magnitude {
+                    Some(_) => self.row_norms(trainable, module, weights.linear(module.linear)),
+                    None => Vec::new(),
+                }
+            }));
+        }
+        norms
+    }
+
+    fn dora_factors(
+        &self,
+        trainable: &Trainable,
+        module: &AdaptedModule,
+        norms: &[f64],
+    ) -> DoraFactors {
         let Some(range) = module.magnitude.clone() else { return DoraFactors::default() };
-        let norms = self.row_norms(trainable, module);
         let magnitudes = trainable.params.part(range).to_host();
-        let ratio = || magnitudes.iter().zip(&norms).map(|(&m, norm)| f64::from(m) / norm);
+        let ratio = || magnitudes.iter().zip(norms).map(|(&m, norm)| f64::from(m) / norm);
         let place = |values| {
             self.ops().place(values).unwrap_or_else(|refused| refused.end("factors of DoRA"))
         };
@@ -241,8 +268,12 @@ impl Decoder {
     /// over the squares of the parts.
     ///
     /// Shapes: result [n_out].
-    fn row_norms(&self, trainable: &Trainable, module: &AdaptedModule) -> Vec<f64> {
-        let weight = self.linear(module.layer, module.linear);
+    fn row_norms(
+        &self,
+        trainable: &Trainable,
+        module: &AdaptedModule,
+        weight: &dyn FrozenMatrix,
+    ) -> Vec<f64> {
         let rows_max = (BLOCK / module.n_in).clamp(1, module.n_out);
         let mut block = vec![0.0; rows_max * module.n_in];
         let mut norms = Vec::with_capacity(module.n_out);

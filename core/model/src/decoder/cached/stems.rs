@@ -73,7 +73,8 @@ impl Decoder {
         assert!(tokens.iter().all(|id| (*id as usize) < self.dims.v), "a token above V");
         let segments: Vec<Segment> =
             spans.iter().map(|span| Segment { start: span.start, len: span.len }).collect();
-        let step = Step { decoder: self, adapter, dropout: None, row_keys: &[], t: tokens.len() };
+        let t = tokens.len();
+        let step = Step { decoder: self, adapter, dropout: None, row_keys: &[], t, layer: None };
         let batch = PackedInput {
             tokens: &tokens,
             positions: &positions,

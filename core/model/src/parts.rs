@@ -1,0 +1,370 @@
+//! Frozen weights of which each process has a part.
+//!
+//! The bytes of every matrix are cut evenly between the processes, and what a unit of the model needs
+//! (the embedding, a decoder layer, the head) is gathered when the unit runs, while the one before it
+//! computes, and let go of behind it. Vectors are small and stay whole on every process.
+//!
+//! Every gather is a call of all processes, so all of them must make the same ones. Before a pass over
+//! the model each says which pass it is ([`Passage`]); a process that has nothing to run at that time
+//! is in [`Parts::accompany`] and gives its parts to the others.
+//!
+//! Papers: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.3; Zhao et al. 2023,
+//! arXiv:2304.11277, section 3.
+
+use std::collections::VecDeque;
+use std::io::Read;
+use std::ops::Range;
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use forgelm_collective::{CollectiveError, Members, Pending};
+use forgelm_kernels_api::{FrozenMatrix, MatrixForm};
+
+/// Matrices that are gathered together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// The embedding, also where it is the head.
+    Embedding,
+    /// A decoder layer.
+    Layer(usize),
+    /// The head, where it is a matrix of its own.
+    Head,
+}
+
+/// A pass over some units, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passage {
+    /// The embedding and all layers.
+    Up,
+    /// The head.
+    Head,
+    /// The layers from the last one down to this one.
+    Down(usize),
+    /// All layers, for what is derived from them.
+    Layers,
+}
+
+/// When the next unit of a pass is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefetch {
+    /// While the one before it computes.
+    Before,
+    /// As [`Prefetch::Before`] in the pass up; in the pass down when the one before it has computed, so
+    /// that there are never two.
+    AfterInBackward,
+    /// When the one before it has computed.
+    Never,
+}
+
+/// The processes that hold a model together.
+#[derive(Clone, Debug)]
+pub struct Holders {
+    /// Each has a part of every matrix.
+    pub members: Members,
+    /// When parts come together.
+    pub prefetch: Prefetch,
+}
+
+/// What this process has of a matrix.
+struct MatrixPart {
+    /// Which matrix of its unit.
+    index: usize,
+    form: Box<dyn MatrixForm>,
+    own: Arc<[u8]>,
+}
+
+/// The matrices of one unit, by their index.
+pub(crate) type Matrices = Vec<Option<Box<dyn FrozenMatrix>>>;
+
+/// This process's parts of all frozen matrices, and what is gathered of them now.
+pub(crate) struct Parts {
+    holders: Holders,
+    n_layers: usize,
+    embedding: Vec<MatrixPart>,
+    layers: Vec<Vec<MatrixPart>>,
+    head: Vec<MatrixPart>,
+    gathered: Mutex<Gathered>,
+}
+
+#[derive(Default)]
+struct Gathered {
+    /// Of the pass that runs: what it still comes to.
+    ahead: VecDeque<Unit>,
+    waits_for_end: bool,
+    /// The unit that runs, or ran last.
+    here: Option<(Unit, Arc<Matrices>)>,
+    coming: Option<(Unit, Pending<Vec<u8>>)>,
+}
+
+impl Parts {
+    pub(crate) fn new(holders: Holders, n_layers: usize) -> Self {
+        Self {
+            holders,
+            n_layers,
+            embedding: Vec::new(),
+            layers: (0..n_layers).map(|_| Vec::new()).collect(),
+            head: Vec::new(),
+            gathered: Mutex::default(),
+        }
+    }
+
+    /// Keeps this process's part of a matrix, in the place of what it had of that.
+    pub(crate) fn keep(&mut self, unit: Unit, index: usize, matrix: &dyn FrozenMatrix) {
+        let (form, bytes) = matrix.take_apart();
+        let own = self.range(bytes.len(), self.holders.members.rank());
+        let part = MatrixPart { index, form, own: bytes[own].into() };
+        self.give_back(unit, index);
+        self.parts_mut(unit).push(part);
+    }
+
+    /// Gives back the memory of a matrix that nothing reads any more.
+    pub(crate) fn give_back(&mut self, unit: Unit, index: usize) {
+        self.parts_mut(unit).retain(|part| part.index != index);
+    }
+
+    /// Memory held, in bytes, besides what is gathered.
+    pub(crate) fn n_bytes(&self) -> usize {
+        let all = self.layers.iter().flatten().chain(&self.embedding).chain(&self.head);
+        all.map(|part| part.own.len()).sum()
+    }
+
+    fn parts(&self, unit: Unit) -> &[MatrixPart] {
+        match unit {
+            Unit::Embedding => &self.embedding,
+            Unit::Layer(layer) => &self.layers[layer],
+            Unit::Head => &self.head,
+        }
+    }
+
+    fn parts_mut(&mut self, unit: Unit) -> &mut Vec<MatrixPart> {
+        match unit {
+            Unit::Embedding => &mut self.embedding,
+            Unit::Layer(layer) => &mut self.layers[layer],
+            Unit::Head => &mut self.head,
+        }
+    }
+
+    /// The bytes of a process, of a matrix of so many.
+    fn range(&self, n_bytes: usize, rank: usize) -> Range<usize> {
+        let n_ranks = self.holders.members.n_ranks();
+        rank * n_bytes / n_ranks..(rank + 1) * n_bytes / n_ranks
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Gathered> {
+        // What a thread that panicked had gathered is whole.
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The units of a pass that have something to gather.
+    fn units(&self, passage: Passage) -> VecDeque<Unit> {
+        let units: Vec<Unit> = match passage {
+            Passage::Up => {
+                let layers = (0..self.n_layers).map(Unit::Layer);
+                std::iter::once(Unit::Embedding).chain(layers).collect()
+            }
+            Passage::Head => vec![self.head_unit()],
+            Passage::Down(first) => (first..self.n_layers).rev().map(Unit::Layer).collect(),
+            Passage::Layers => (0..self.n_layers).map(Unit::Layer).collect(),
+        };
+        units.into_iter().filter(|unit| !self.parts(*unit).is_empty()).collect()
+    }
+
+    /// Begins a pass.
+    ///
+    /// Ends what is being done with a [`CollectiveError`] if the processes no longer speak to each
+    /// other; so below.
+    pub(crate) fn begin(&self, passage: Passage) {
+        or_end(self.announce(Some(passage)));
+        let mut gathered = self.lock();
+        gathered.waits_for_end = match (self.holders.prefetch, passage) {
+            (Prefetch::Never, _) | (Prefetch::AfterInBackward, Passage::Down(_)) => true,
+            (Prefetch::Before | Prefetch::AfterInBackward, _) => false,
+        };
+        gathered.ahead = self.units(passage);
+        if gathered.ahead.front() == gathered.here.as_ref().map(|(unit, _)| unit) {
+            // Every process has it still.
+            gathered.ahead.pop_front();
+        }
+        self.ask_for_next(&mut gathered);
+    }
+
+    /// The matrices of a unit of the pass that runs.
+    ///
+    /// # Panics
+    /// If it is not the next one of the pass, or the one that was there last: a bug of the caller.
+    pub(crate) fn take(&self, unit: Unit) -> Arc<Matrices> {
+        let mut gathered = self.lock();
+        if let Some((here, matrices)) = &gathered.here
+            && *here == unit
+        {
+            return Arc::clone(matrices);
+        }
+        if self.parts(unit).is_empty() {
+            return Arc::default();
+        }
+        // The memory of the last one, before there is another.
+        gathered.here = None;
+        if gathered.coming.is_none() {
+            self.ask(&mut gathered);
+        }
+        let coming = gathered.coming.take();
+        let (came, bytes) = coming.expect("a pass that was begun asks for its units");
+        assert_eq!(came, unit, "units of a pass come in their order");
+        let matrices = Arc::new(self.put_together(unit, &or_end(bytes.wait())));
+        // Not before: of two units there is room for the bytes of one beside the matrices of the other.
+        self.ask_for_next(&mut gathered);
+        gathered.here = Some((unit, Arc::clone(&matrices)));
+        matrices
+    }
+
+    /// The head, which is a pass of its own.
+    pub(crate) fn take_head(&self) -> Arc<Matrices> {
+        self.begin(Passage::Head);
+        self.take(self.head_unit())
+    }
+
+    fn head_unit(&self) -> Unit {
+        if self.head.is_empty() { Unit::Embedding } else { Unit::Head }
+    }
+
+    /// Gives this process's parts to the others until no process runs anything more.
+    pub(crate) fn accompany(&self) -> Result<(), CollectiveError> {
+        while let Some(passage) = self.announce(None)? {
+            let mut gathered = self.lock();
+            let mut units = self.units(passage);
+            if units.front() == gathered.here.as_ref().map(|(unit, _)| unit) {
+                units.pop_front();
+            }
+            if let Some(last) = units.back() {
+                // Who runs the pass has its last unit from now on, and this process has none.
+                gathered.here = Some((*last, Arc::default()));
+            }
+            for unit in units {
+                self.gather(unit).wait()?;
+            }
+        }
+        self.lock().here = None;
+        Ok(())
+    }
+
+    fn ask_for_next(&self, gathered: &mut Gathered) {
+        if !gathered.waits_for_end {
+            self.ask(gathered);
+        }
+    }
+
+    fn ask(&self, gathered: &mut Gathered) {
+        gathered.coming = gathered.ahead.pop_front().map(|unit| (unit, self.gather(unit)));
+    }
+
+    /// The bytes of a unit, by process.
+    fn gather(&self, unit: Unit) -> Pending<Vec<u8>> {
+        let own: Vec<Arc<[u8]>> =
+            self.parts(unit).iter().map(|part| Arc::clone(&part.own)).collect();
+        let n_bytes = (0..self.holders.members.n_ranks()).map(|rank| self.n_bytes_of(unit, rank));
+        let n_bytes: Vec<usize> = n_bytes.collect();
+        let members = &self.holders.members;
+        members.start(move |line| line.all_gather_known(&own.concat(), &n_bytes))
+    }
+
+    fn n_bytes_of(&self, unit: Unit, rank: usize) -> usize {
+        self.parts(unit).iter().map(|part| self.range(part.form.n_bytes(), rank).len()).sum()
+    }
+
+    /// Shapes: `bytes` of each process in turn, its part of each matrix.
+    fn put_together(&self, unit: Unit, bytes: &[u8]) -> Matrices {
+        let mut of_ranks = Vec::new();
+        let mut rest = bytes;
+        for rank in 0..self.holders.members.n_ranks() {
+            let (own, behind) = rest.split_at(self.n_bytes_of(unit, rank));
+            of_ranks.push(own);
+            rest = behind;
+        }
+        let mut matrices = Matrices::new();
+        for part in self.parts(unit) {
+            let mut pieces = VecDeque::new();
+            for (rank, of_rank) in of_ranks.iter_mut().enumerate() {
+                let (piece, behind) = of_rank.split_at(self.range(part.form.n_bytes(), rank).len());
+                pieces.push_back(piece);
+                *of_rank = behind;
+            }
+            if matrices.len() <= part.index {
+                matrices.resize_with(part.index + 1, || None);
+            }
+            matrices[part.index] = Some(part.form.put_together(&mut Pieces(pieces)));
+        }
+        matrices
+    }
+
+    /// Tells the others which pass this process begins, if any, and gives the pass that they all run
+    /// now; none where all have come to the end of what they do.
+    fn announce(&self, own: Option<Passage>) -> Result<Option<Passage>, CollectiveError> {
+        let members = &self.holders.members;
+        let (rank, n_ranks) = (members.rank(), members.n_ranks());
+        let own = to_number(own).to_le_bytes();
+        let gathered = members
+            .start(move |line| line.all_gather_known(&own, &vec![own.len(); n_ranks]))
+            .wait()?;
+        let announced = gathered.as_chunks().0.iter().map(|&bytes| u64::from_le_bytes(bytes));
+        let mut announced: Vec<u64> = announced.filter(|&number| number != NOTHING).collect();
+        announced.dedup();
+        match *announced {
+            [] => Ok(None),
+            [number] => Ok(Some(of_number(number))),
+            _ => Err(CollectiveError::Nonsense {
+                rank,
+                what: format!("passes over the model that differ: {announced:?}"),
+            }),
+        }
+    }
+}
+
+const NOTHING: u64 = u64::MAX;
+/// From here on [`Passage::Down`], with the first layer added.
+const DOWN: u64 = 8;
+
+fn to_number(passage: Option<Passage>) -> u64 {
+    match passage {
+        None => NOTHING,
+        Some(Passage::Up) => 0,
+        Some(Passage::Head) => 1,
+        Some(Passage::Layers) => 2,
+        Some(Passage::Down(first)) => DOWN + first as u64,
+    }
+}
+
+fn of_number(number: u64) -> Passage {
+    match number {
+        0 => Passage::Up,
+        1 => Passage::Head,
+        2 => Passage::Layers,
+        down => Passage::Down(usize::try_from(down - DOWN).unwrap_or(usize::MAX)),
+    }
+}
+
+/// Ops give no errors: what they cannot go on after ends the run's work (see
+/// [`Failure`](forgelm_kernels_api::Failure)), and so does this.
+fn or_end<T>(result: Result<T, CollectiveError>) -> T {
+    result.unwrap_or_else(|error| resume_unwind(Box::new(error)))
+}
+
+/// Bytes that lie in several places.
+struct Pieces<'a>(VecDeque<&'a [u8]>);
+
+impl Read for Pieces<'_> {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        while let Some(piece) = self.0.front_mut() {
+            if !piece.is_empty() {
+                return piece.read(to);
+            }
+            self.0.pop_front();
+        }
+        Ok(0)
+    }
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("holders", &self.holders).finish_non_exhaustive()
+    }
+}
