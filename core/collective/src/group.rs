@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -42,15 +42,20 @@ pub struct Group {
     library: String,
     n_sent: Arc<AtomicU64>,
     tasks: Sender<Task>,
+    /// The others wait to be told something.
+    are_told: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 type Work = dyn FnOnce(&mut Line) + Send;
 
+/// What the leader does from time to time while the others wait for it.
+type Sign = dyn FnMut(&mut Line) -> Result<(), CollectiveError> + Send;
+
 enum Task {
     Work(Box<Work>),
-    /// Of the leader: the others wait to be told something, or do so no more.
-    Waiting(bool),
+    /// Of the leader: the others wait for it, or do so no more.
+    Signs(Option<Box<Sign>>),
     End,
 }
 
@@ -62,7 +67,10 @@ pub struct Members {
     n_ranks: usize,
     /// Which of the groups that were split off; the whole group otherwise.
     part: Option<usize>,
+    /// Their ranks in the whole group.
+    ranks: Arc<[usize]>,
     tasks: Sender<Task>,
+    are_told: Arc<AtomicBool>,
 }
 
 impl Members {
@@ -78,6 +86,45 @@ impl Members {
         self.n_ranks
     }
 
+    /// The rank of each in the whole group.
+    #[must_use]
+    pub fn ranks(&self) -> &[usize] {
+        &self.ranks
+    }
+
+    /// Of the leader, among all processes: tells the others something, as [`Group::tell`] does, if
+    /// they wait to be told something; whether they did.
+    ///
+    /// # Errors
+    /// As [`Group::all_gather`].
+    pub fn call(&self, command: &[u8]) -> Result<bool, CollectiveError> {
+        if !self.are_told.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        tell(&self.tasks, &self.are_told, command.to_vec())?;
+        Ok(true)
+    }
+
+    /// Of the leader, among all processes: see [`Group::told`].
+    pub fn told(&self) {
+        told(&self.tasks, &self.are_told, self.n_ranks);
+    }
+
+    /// Of the leader: while there is nothing else to do, this is done from time to time, so that the
+    /// others know that it lives.
+    pub fn give_signs(
+        &self,
+        sign: impl FnMut(&mut Line) -> Result<(), CollectiveError> + Send + 'static,
+    ) {
+        // As everywhere here: a thread that is gone answers nobody.
+        let _ = self.tasks.send(Task::Signs(Some(Box::new(sign))));
+    }
+
+    /// Of the leader: it gives no signs any more.
+    pub fn give_no_signs(&self) {
+        let _ = self.tasks.send(Task::Signs(None));
+    }
+
     /// As [`Group::start`], for a call of these processes.
     pub fn start<T: Send + 'static>(
         &self,
@@ -88,6 +135,29 @@ impl Members {
             None => work(line),
             Some(part) => work(line.part(part)?),
         })
+    }
+}
+
+fn tell(
+    tasks: &Sender<Task>,
+    are_told: &AtomicBool,
+    command: Vec<u8>,
+) -> Result<(), CollectiveError> {
+    are_told.store(false, Ordering::Relaxed);
+    let _ = tasks.send(Task::Signs(None));
+    let told = start(tasks, move |line| {
+        let mut command = command;
+        exchange_signs(line, Some(command.len()))?;
+        line.broadcast(&mut command, LEADER)
+    });
+    told.wait()
+}
+
+fn told(tasks: &Sender<Task>, are_told: &AtomicBool, n_ranks: usize) {
+    if n_ranks > 1 {
+        are_told.store(true, Ordering::Relaxed);
+        let sign = |line: &mut Line| exchange_signs(line, None).map(drop);
+        let _ = tasks.send(Task::Signs(Some(Box::new(sign))));
     }
 }
 
@@ -147,7 +217,8 @@ impl Group {
             builder.spawn(work).map_err(|error| CollectiveError::Open(error.to_string()))?;
         let answer = answer.recv().unwrap_or(Err(CollectiveError::Ended));
         let (rank, n_ranks, library) = answer?;
-        Ok(Self { rank, n_ranks, library, n_sent, tasks, thread: Some(thread) })
+        let are_told = Arc::default();
+        Ok(Self { rank, n_ranks, library, n_sent, tasks, are_told, thread: Some(thread) })
     }
 
     /// A group of this process alone.
@@ -205,8 +276,12 @@ impl Group {
     /// All processes.
     #[must_use]
     pub fn members(&self) -> Members {
-        let (rank, n_ranks, tasks) = (self.rank, self.n_ranks, self.tasks.clone());
-        Members { rank, n_ranks, part: None, tasks }
+        self.members_as(None, self.rank, (0..self.n_ranks).collect())
+    }
+
+    fn members_as(&self, part: Option<usize>, rank: usize, ranks: Arc<[usize]>) -> Members {
+        let (tasks, are_told) = (self.tasks.clone(), Arc::clone(&self.are_told));
+        Members { rank, n_ranks: ranks.len(), part, ranks, tasks, are_told }
     }
 
     /// The processes that give the same color; each gives one.
@@ -214,8 +289,9 @@ impl Group {
     /// # Errors
     /// As [`Group::all_gather`].
     pub fn members_with(&self, color: u32) -> Result<Members, CollectiveError> {
-        let (part, rank, n_ranks) = self.start(move |line| line.split_off(color)).wait()?;
-        Ok(Members { rank, n_ranks, part: Some(part), tasks: self.tasks.clone() })
+        let (part, ranks) = self.start(move |line| line.split_off(color)).wait()?;
+        let rank = ranks.iter().position(|&rank| rank == self.rank).unwrap_or_default();
+        Ok(self.members_as(Some(part), rank, ranks.into()))
     }
 
     /// What each process has, by rank.
@@ -275,19 +351,13 @@ impl Group {
     /// # Errors
     /// As [`Group::all_gather`].
     pub fn tell(&self, command: Vec<u8>) -> Result<(), CollectiveError> {
-        self.send(Task::Waiting(false));
-        self.start(move |line| {
-            let mut command = command;
-            exchange_signs(line, Some(command.len()))?;
-            line.broadcast(&mut command, LEADER)
-        })
-        .wait()
+        tell(&self.tasks, &self.are_told, command)
     }
 
     /// Of the leader: what was told is done, and the others wait for the next command. Signs of life
     /// are sent to them from now on.
     pub fn told(&self) {
-        self.send(Task::Waiting(self.n_ranks > 1));
+        told(&self.tasks, &self.are_told, self.n_ranks);
     }
 
     /// Of the others: waits for the next command. The leader may take as long as it wants, as long as
@@ -323,7 +393,7 @@ impl Group {
     /// # Errors
     /// If a process does not come to its end.
     pub fn end(mut self) -> Result<(), CollectiveError> {
-        self.send(Task::Waiting(false));
+        self.send(Task::Signs(None));
         let ended = self.start(Line::barrier).wait();
         self.send(Task::End);
         if let Some(thread) = self.thread.take().filter(|_| ended.is_ok()) {
@@ -360,16 +430,15 @@ fn exchange_signs(
 
 /// The group's thread.
 fn serve(mut line: Line, tasks: &Receiver<Task>, heartbeat: Duration) {
-    let mut is_waiting = false;
+    let mut sign: Option<Box<Sign>> = None;
     loop {
-        let gives_signs = is_waiting && line.failed().is_none();
-        let task = if gives_signs {
+        let task = if let Some(sign) = sign.as_mut().filter(|_| line.failed().is_none()) {
             match tasks.recv_timeout(heartbeat) {
                 Ok(task) => task,
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
                     // The line remembers a failure, and who asks next is told.
-                    let _ = exchange_signs(&mut line, None);
+                    let _ = sign(&mut line);
                     continue;
                 }
             }
@@ -380,7 +449,7 @@ fn serve(mut line: Line, tasks: &Receiver<Task>, heartbeat: Duration) {
             }
         };
         match task {
-            Task::Waiting(waiting) => is_waiting = waiting,
+            Task::Signs(given) => sign = given,
             Task::Work(work) => work(&mut line),
             Task::End => break,
         }

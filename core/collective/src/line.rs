@@ -90,16 +90,15 @@ impl Line {
     }
 
     /// The processes that give the same color make calls of their own from now on: their number among
-    /// such groups, this process among them, and how many they are.
-    pub(crate) fn split_off(
-        &mut self,
-        color: u32,
-    ) -> Result<(usize, usize, usize), CollectiveError> {
+    /// such groups, and the rank of each in this one.
+    pub(crate) fn split_off(&mut self, color: u32) -> Result<(usize, Vec<usize>), CollectiveError> {
+        let colors = self.all_gather_known(&color.to_le_bytes(), &vec![4; self.n_ranks()])?;
+        let colors = colors.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes));
+        let with = colors.enumerate().filter(|(_, of)| *of == color).map(|(rank, _)| rank);
+        let with: Vec<usize> = with.collect();
         let split = self.call(|collective, deadline| collective.split(color, deadline))?;
-        let part = Self::new(split, self.deadline, Arc::clone(&self.n_sent));
-        let (rank, n_ranks) = (part.rank(), part.n_ranks());
-        self.parts.push(part);
-        Ok((self.parts.len() - 1, rank, n_ranks))
+        self.parts.push(Self::new(split, self.deadline, Arc::clone(&self.n_sent)));
+        Ok((self.parts.len() - 1, with))
     }
 
     /// One of the groups that were split off.

@@ -183,6 +183,7 @@ fn who_gives_one_color_is_a_group_of_its_own() {
         let own = u8::try_from(group.rank()).unwrap();
         let members = group.members_with(u32::from(own % 2)).unwrap();
         let (rank, n_ranks) = (members.rank(), members.n_ranks());
+        assert_eq!(members.ranks()[rank], group.rank());
         let of_these = members.start(move |line| line.all_gather_known(&[own], &vec![1; n_ranks]));
         let of_all = group.members().start(move |line| line.all_gather_known(&[own], &[1; 5]));
         assert_eq!(of_all.wait().unwrap(), [0, 1, 2, 3, 4]);

@@ -19,6 +19,7 @@ mod norm;
 pub(crate) mod routing;
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use forgelm_collective::CollectiveError;
@@ -161,6 +162,14 @@ impl Decoder {
         self.weights.accompany()
     }
 
+    /// Of the leader: the others, if they accompany a pass of its own, wait for its commands again.
+    ///
+    /// # Errors
+    /// As [`Decoder::accompany`].
+    pub fn let_go(&self) -> Result<(), CollectiveError> {
+        self.weights.let_go()
+    }
+
     /// What the model is.
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
@@ -207,10 +216,14 @@ impl Decoder {
     /// The packed weight of a linear layer, as the kernels see it.
     ///
     /// # Panics
-    /// If there is no such layer, or processes have parts of it.
+    /// If there is no such layer.
     #[must_use]
-    pub fn linear(&self, layer: usize, linear: Linear) -> &dyn FrozenMatrix {
-        self.weights.matrix(layer, linear)
+    pub fn linear(
+        &self,
+        layer: usize,
+        linear: Linear,
+    ) -> impl Deref<Target = dyn FrozenMatrix + '_> {
+        self.weights.linear(layer, linear)
     }
 
     /// Puts other values in the place of a linear layer's weight, in the form that the others have.

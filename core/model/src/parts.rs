@@ -6,7 +6,8 @@
 //!
 //! Every gather is a call of all processes, so all of them must make the same ones. Before a pass over
 //! the model each says which pass it is ([`Passage`]); a process that has nothing to run at that time
-//! is in [`Parts::accompany`] and gives its parts to the others.
+//! is in [`Parts::accompany`] and gives its parts to the others. The leader calls them there when it
+//! runs something alone.
 //!
 //! Papers: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.3; Zhao et al. 2023,
 //! arXiv:2304.11277, section 3.
@@ -42,6 +43,18 @@ pub(crate) enum Passage {
     Down(usize),
     /// All layers, for what is derived from them.
     Layers,
+    /// One layer.
+    Layer(usize),
+}
+
+/// What processes say before a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    /// This one has nothing to run.
+    Nothing,
+    /// Nor has the leader, which called the others: they wait on.
+    Wait,
+    Passage(Passage),
 }
 
 /// When the next unit of a pass is asked for.
@@ -59,10 +72,16 @@ pub enum Prefetch {
 /// The processes that hold a model together.
 #[derive(Clone, Debug)]
 pub struct Holders {
-    /// Each has a part of every matrix.
+    /// All processes of the run.
+    pub everyone: Members,
+    /// Those among them each of which has a part of every matrix; with the others they have the whole
+    /// model again.
     pub members: Members,
     /// When parts come together.
     pub prefetch: Prefetch,
+    /// What the leader tells the others when it begins a pass while they wait to be told something:
+    /// they come to [`Decoder::accompany`](crate::Decoder::accompany).
+    pub call: Vec<u8>,
 }
 
 /// What this process has of a matrix.
@@ -91,6 +110,8 @@ struct Gathered {
     /// Of the pass that runs: what it still comes to.
     ahead: VecDeque<Unit>,
     waits_for_end: bool,
+    /// Of the leader: it called the others.
+    has_called: bool,
     /// The unit that runs, or ran last.
     here: Option<(Unit, Arc<Matrices>)>,
     coming: Option<(Unit, Pending<Vec<u8>>)>,
@@ -165,6 +186,7 @@ impl Parts {
             Passage::Head => vec![self.head_unit()],
             Passage::Down(first) => (first..self.n_layers).rev().map(Unit::Layer).collect(),
             Passage::Layers => (0..self.n_layers).map(Unit::Layer).collect(),
+            Passage::Layer(layer) => vec![Unit::Layer(layer)],
         };
         units.into_iter().filter(|unit| !self.parts(*unit).is_empty()).collect()
     }
@@ -174,8 +196,13 @@ impl Parts {
     /// Ends what is being done with a [`CollectiveError`] if the processes no longer speak to each
     /// other; so below.
     pub(crate) fn begin(&self, passage: Passage) {
-        or_end(self.announce(Some(passage)));
         let mut gathered = self.lock();
+        let everyone = &self.holders.everyone;
+        gathered.has_called |= or_end(everyone.call(&self.holders.call));
+        if gathered.has_called {
+            everyone.give_no_signs();
+        }
+        or_end(self.announce(Said::Passage(passage)));
         gathered.waits_for_end = match (self.holders.prefetch, passage) {
             (Prefetch::Never, _) | (Prefetch::AfterInBackward, Passage::Down(_)) => true,
             (Prefetch::Before | Prefetch::AfterInBackward, _) => false,
@@ -186,6 +213,30 @@ impl Parts {
             gathered.ahead.pop_front();
         }
         self.ask_for_next(&mut gathered);
+        self.give_signs(&gathered);
+    }
+
+    /// Between two passes of the leader the others, whom it called, hear that it lives.
+    fn give_signs(&self, gathered: &Gathered) {
+        let is_through = gathered.ahead.is_empty() && gathered.coming.is_none();
+        if gathered.has_called && is_through {
+            let everyone = &self.holders.everyone;
+            let n_ranks = everyone.n_ranks();
+            let sign = to_number(Said::Wait).to_le_bytes();
+            everyone.give_signs(move |line| {
+                line.all_gather_known(&sign, &vec![sign.len(); n_ranks]).map(drop)
+            });
+        }
+    }
+
+    /// Of the leader: the others, if it called them, wait to be told something again.
+    pub(crate) fn let_go(&self) -> Result<(), CollectiveError> {
+        if std::mem::take(&mut self.lock().has_called) {
+            self.holders.everyone.give_no_signs();
+            self.accompany()?;
+            self.holders.everyone.told();
+        }
+        Ok(())
     }
 
     /// The matrices of a unit of the pass that runs.
@@ -213,6 +264,7 @@ impl Parts {
         let matrices = Arc::new(self.put_together(unit, &or_end(bytes.wait())));
         // Not before: of two units there is room for the bytes of one beside the matrices of the other.
         self.ask_for_next(&mut gathered);
+        self.give_signs(&gathered);
         gathered.here = Some((unit, Arc::clone(&matrices)));
         matrices
     }
@@ -229,21 +281,34 @@ impl Parts {
 
     /// Gives this process's parts to the others until no process runs anything more.
     pub(crate) fn accompany(&self) -> Result<(), CollectiveError> {
-        while let Some(passage) = self.announce(None)? {
-            let mut gathered = self.lock();
-            let mut units = self.units(passage);
-            if units.front() == gathered.here.as_ref().map(|(unit, _)| unit) {
-                units.pop_front();
-            }
-            if let Some(last) = units.back() {
-                // Who runs the pass has its last unit from now on, and this process has none.
-                gathered.here = Some((*last, Arc::default()));
-            }
-            for unit in units {
-                self.gather(unit).wait()?;
+        loop {
+            let (said, is_ours) = self.announce(Said::Nothing)?;
+            match said {
+                Said::Nothing => break,
+                Said::Wait => {}
+                Said::Passage(passage) if is_ours => self.give(passage)?,
+                // Of processes that have the whole model without this one.
+                Said::Passage(_) => {}
             }
         }
         self.lock().here = None;
+        Ok(())
+    }
+
+    /// Gives this process's parts to others in a pass.
+    fn give(&self, passage: Passage) -> Result<(), CollectiveError> {
+        let mut gathered = self.lock();
+        let mut units = self.units(passage);
+        if units.front() == gathered.here.as_ref().map(|(unit, _)| unit) {
+            units.pop_front();
+        }
+        if let Some(last) = units.back() {
+            // Who runs the pass has its last unit from now on, and this process nothing of it.
+            gathered.here = Some((*last, Arc::default()));
+        }
+        for unit in units {
+            self.gather(unit).wait()?;
+        }
         Ok(())
     }
 
@@ -296,49 +361,57 @@ impl Parts {
         matrices
     }
 
-    /// Tells the others which pass this process begins, if any, and gives the pass that they all run
-    /// now; none where all have come to the end of what they do.
-    fn announce(&self, own: Option<Passage>) -> Result<Option<Passage>, CollectiveError> {
-        let members = &self.holders.members;
-        let (rank, n_ranks) = (members.rank(), members.n_ranks());
+    /// Tells the others what this process runs next, and gives what is run: by any process, and
+    /// whether by one of those that hold the model with this one.
+    fn announce(&self, own: Said) -> Result<(Said, bool), CollectiveError> {
+        let everyone = &self.holders.everyone;
+        let (rank, n_ranks) = (everyone.rank(), everyone.n_ranks());
         let own = to_number(own).to_le_bytes();
-        let gathered = members
+        let said = everyone
             .start(move |line| line.all_gather_known(&own, &vec![own.len(); n_ranks]))
             .wait()?;
-        let announced = gathered.as_chunks().0.iter().map(|&bytes| u64::from_le_bytes(bytes));
-        let mut announced: Vec<u64> = announced.filter(|&number| number != NOTHING).collect();
-        announced.dedup();
-        match *announced {
-            [] => Ok(None),
-            [number] => Ok(Some(of_number(number))),
+        let said = said.as_chunks().0.iter().map(|&bytes| of_number(u64::from_le_bytes(bytes)));
+        let said: Vec<Said> = said.collect();
+        let is_ours =
+            self.holders.members.ranks().iter().any(|&rank| matches!(said[rank], Said::Passage(_)));
+        let mut run: Vec<Said> = said.into_iter().filter(|said| *said != Said::Nothing).collect();
+        run.dedup();
+        match *run {
+            [] => Ok((Said::Nothing, false)),
+            [said] => Ok((said, is_ours)),
             _ => Err(CollectiveError::Nonsense {
                 rank,
-                what: format!("passes over the model that differ: {announced:?}"),
+                what: format!("passes over the model that differ: {run:?}"),
             }),
         }
     }
 }
 
-const NOTHING: u64 = u64::MAX;
-/// From here on [`Passage::Down`], with the first layer added.
-const DOWN: u64 = 8;
+/// From here on numbers of layers are added, twice.
+const LAYERS: u64 = 16;
 
-fn to_number(passage: Option<Passage>) -> u64 {
-    match passage {
-        None => NOTHING,
-        Some(Passage::Up) => 0,
-        Some(Passage::Head) => 1,
-        Some(Passage::Layers) => 2,
-        Some(Passage::Down(first)) => DOWN + first as u64,
+fn to_number(said: Said) -> u64 {
+    match said {
+        Said::Nothing => 0,
+        Said::Wait => 1,
+        Said::Passage(Passage::Up) => 2,
+        Said::Passage(Passage::Head) => 3,
+        Said::Passage(Passage::Layers) => 4,
+        Said::Passage(Passage::Down(first)) => LAYERS + 2 * first as u64,
+        Said::Passage(Passage::Layer(layer)) => LAYERS + 2 * layer as u64 + 1,
     }
 }
 
-fn of_number(number: u64) -> Passage {
+fn of_number(number: u64) -> Said {
+    let layer = || usize::try_from(number.saturating_sub(LAYERS) / 2).unwrap_or(usize::MAX);
     match number {
-        0 => Passage::Up,
-        1 => Passage::Head,
-        2 => Passage::Layers,
-        down => Passage::Down(usize::try_from(down - DOWN).unwrap_or(usize::MAX)),
+        0 => Said::Nothing,
+        1 => Said::Wait,
+        2 => Said::Passage(Passage::Up),
+        3 => Said::Passage(Passage::Head),
+        4 => Said::Passage(Passage::Layers),
+        _ if number.is_multiple_of(2) => Said::Passage(Passage::Down(layer())),
+        _ => Said::Passage(Passage::Layer(layer())),
     }
 }
 
@@ -360,6 +433,14 @@ impl Read for Pieces<'_> {
             self.0.pop_front();
         }
         Ok(0)
+    }
+}
+
+/// The others wait no longer for passes that the leader will not run any more.
+impl Drop for Parts {
+    fn drop(&mut self) {
+        // An error is told by what is called next.
+        let _ = self.let_go();
     }
 }
 

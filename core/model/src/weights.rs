@@ -147,7 +147,8 @@ impl LayerRef<'_> {
 /// A matrix of the model, wherever it is; while this exists it stays.
 pub(crate) enum MatrixRef<'a> {
     Here(&'a dyn FrozenMatrix),
-    Gathered(Arc<Matrices>),
+    /// One of a unit.
+    Gathered(Arc<Matrices>, usize),
 }
 
 impl<'a> Deref for MatrixRef<'a> {
@@ -156,8 +157,8 @@ impl<'a> Deref for MatrixRef<'a> {
     fn deref(&self) -> &Self::Target {
         match self {
             Self::Here(matrix) => *matrix,
-            Self::Gathered(unit) => {
-                unit.first().and_then(Option::as_deref).expect("the frozen matrix is in use")
+            Self::Gathered(unit, index) => {
+                unit.get(*index).and_then(Option::as_deref).expect("the frozen matrix is in use")
             }
         }
     }
@@ -228,10 +229,23 @@ impl Weights {
         LayerRef { layer: &self.layers[n], gathered }
     }
 
-    /// A matrix that stays where it is.
-    pub(crate) fn matrix(&self, layer: usize, linear: Linear) -> &dyn FrozenMatrix {
-        let matrix = self.layers[layer].linear[linear.index()].as_deref();
-        matrix.expect("the layer has this linear layer, and all of it")
+    /// See [`Parts::let_go`].
+    pub(crate) fn let_go(&self) -> Result<(), CollectiveError> {
+        self.parts.as_ref().map_or(Ok(()), Parts::let_go)
+    }
+
+    /// One linear layer, which is a pass of its own.
+    pub(crate) fn linear(&self, layer: usize, linear: Linear) -> MatrixRef<'_> {
+        match &self.parts {
+            None => {
+                let matrix = self.layers[layer].linear[linear.index()].as_deref();
+                MatrixRef::Here(matrix.expect("the layer has this linear layer"))
+            }
+            Some(parts) => {
+                parts.begin(Passage::Layer(layer));
+                MatrixRef::Gathered(parts.take(Unit::Layer(layer)), linear.index())
+            }
+        }
     }
 
     /// The token vectors [V, C], in a pass up.
@@ -240,6 +254,7 @@ impl Weights {
             (Some(embedding), _) => MatrixRef::Here(embedding.as_ref()),
             (None, parts) => MatrixRef::Gathered(
                 parts.as_ref().map(|parts| parts.take(Unit::Embedding)).unwrap_or_default(),
+                0,
             ),
         }
     }
@@ -249,7 +264,7 @@ impl Weights {
         match (self.head.as_ref().or(self.embedding.as_ref()), &self.parts) {
             (Some(head), _) => MatrixRef::Here(head.as_ref()),
             (None, parts) => {
-                MatrixRef::Gathered(parts.as_ref().map(Parts::take_head).unwrap_or_default())
+                MatrixRef::Gathered(parts.as_ref().map(Parts::take_head).unwrap_or_default(), 0)
             }
         }
     }

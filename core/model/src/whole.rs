@@ -11,7 +11,7 @@ use forgelm_artifact::json;
 use forgelm_artifact::safetensors::PlannedTensor;
 use forgelm_artifact::sharded::{SHARD_BYTES_MAX, write_model};
 use forgelm_artifact::write::{StagedDir, WriteError};
-use forgelm_kernels_api::{FrozenMatrix, RowSource};
+use forgelm_kernels_api::RowSource;
 use forgelm_tensor::{Dtype, quantize};
 use serde_json::Value;
 use thiserror::Error;
@@ -56,8 +56,8 @@ pub struct WholeTensor<'a> {
     dtype: Dtype,
     shape: Vec<usize>,
     rows: StoredRows<'a>,
-    /// The weight as it ran, where that is not what the files hold.
-    loaded: Option<&'a dyn FrozenMatrix>,
+    /// Has the weight as it ran, where that is not what the files hold.
+    loaded: Option<&'a Decoder>,
     change: Change<'a>,
 }
 
@@ -133,10 +133,6 @@ impl OpenModel {
                 _ => Dtype::Bf16,
             };
             let (name, shape) = (role.hf_name(config.module_names()), role.shape(&dims));
-            let loaded = match role {
-                Role::Linear(layer, linear) => loaded.map(|d| d.linear(layer, linear)),
-                _ => None,
-            };
             Ok(WholeTensor { model: self, role, name, dtype, shape, rows, loaded, change })
         };
         Role::always(config).into_iter().chain(head).map(part).collect()
@@ -231,9 +227,11 @@ impl WholeTensor<'_> {
     }
 
     fn read_stored(&self, first: usize, out: &mut [f32]) {
-        match self.loaded {
-            Some(weight) => weight.read_rows(first, out),
-            None => self.rows.read_rows(first, out),
+        match (self.loaded, self.role) {
+            (Some(decoder), Role::Linear(layer, linear)) => {
+                decoder.linear(layer, linear).read_rows(first, out);
+            }
+            _ => self.rows.read_rows(first, out),
         }
     }
 

@@ -102,7 +102,14 @@ fn generation_bits(decoder: &Decoder, n_tokens: usize) -> Vec<u32> {
 }
 
 fn on_ranks<T: Send>(threads: Vec<Thread>, work: impl Fn(Group) -> T + Sync) -> Vec<T> {
-    let settings = Settings::with_deadline(Duration::from_secs(60));
+    on_ranks_with(threads, Settings::with_deadline(Duration::from_secs(60)), work)
+}
+
+fn on_ranks_with<T: Send>(
+    threads: Vec<Thread>,
+    settings: Settings,
+    work: impl Fn(Group) -> T + Sync,
+) -> Vec<T> {
     std::thread::scope(|scope| {
         let work = &work;
         let start = |thread: Thread| {
@@ -111,6 +118,11 @@ fn on_ranks<T: Send>(threads: Vec<Thread>, work: impl Fn(Group) -> T + Sync) -> 
         let handles: Vec<_> = threads.into_iter().map(start).collect();
         handles.into_iter().map(|handle| handle.join().unwrap()).collect()
     })
+}
+
+fn holders(group: &Group, prefetch: Prefetch) -> Holders {
+    let (everyone, members) = (group.members(), group.members());
+    Holders { everyone, members, prefetch, call: b"come".to_vec() }
 }
 
 /// What is run on the whole model and on parts of it.
@@ -150,8 +162,8 @@ impl Case {
             of_steps.collect::<Vec<u32>>()
         };
         let got = on_ranks(ranks(n), |group| {
-            let (rank, members) = (group.rank(), group.members());
-            let (decoder, adapter) = self.load(ops(), Some(Holders { members, prefetch }));
+            let rank = group.rank();
+            let (decoder, adapter) = self.load(ops(), Some(holders(&group, prefetch)));
             let of_steps = (0..n - rank)
                 .flat_map(|i| step_bits(&decoder, &adapter, self.keep, (10 * rank + i) as u64));
             let bits: Vec<u32> = of_steps.collect();
@@ -206,7 +218,7 @@ fn tokens_come_one_after_the_other_on_those_who_have_any_left() {
     let case = Case::lora(true, LoadOptions::dense(Compute::F32));
     let (whole, _) = case.load(cpu(), None);
     let got = on_ranks(ranks(3), |group| {
-        let holders = Holders { members: group.members(), prefetch: Prefetch::Before };
+        let holders = holders(&group, Prefetch::Before);
         let (decoder, _) = case.load(cpu(), Some(holders));
         let bits = generation_bits(&decoder, [2, 0, 5][group.rank()]);
         decoder.accompany().unwrap();
@@ -214,6 +226,71 @@ fn tokens_come_one_after_the_other_on_those_who_have_any_left() {
     });
     for (bits, n_tokens) in got.iter().zip([2, 0, 5]) {
         assert!(*bits == generation_bits(&whole, n_tokens), "{n_tokens} tokens");
+    }
+}
+
+#[test]
+fn processes_of_one_host_hold_a_model_without_those_of_another() {
+    let case = Case::lora(false, LoadOptions::dense(Compute::Bf16));
+    let (whole, adapter) = case.load(cpu(), None);
+    let of_host = [0, 0, 1, 1, 1];
+    let n_steps = [1, 2, 0, 3, 1];
+    let got = on_ranks(ranks(of_host.len()), |group| {
+        let (rank, host) = (group.rank(), of_host[group.rank()]);
+        let members = group.members_with(host).unwrap();
+        let holders = Holders { members, ..holders(&group, Prefetch::Before) };
+        let (decoder, adapter) = case.load(cpu(), Some(holders));
+        let steps = 0..n_steps[rank];
+        let bits: Vec<Vec<u32>> =
+            steps.map(|seed| step_bits(&decoder, &adapter, Keep::Everything, seed)).collect();
+        decoder.accompany().unwrap();
+        (bits, decoder.weights_bytes())
+    });
+    for (rank, (bits, n_bytes)) in got.into_iter().enumerate() {
+        let steps = 0..n_steps[rank];
+        let expected: Vec<Vec<u32>> =
+            steps.map(|seed| step_bits(&whole, &adapter, Keep::Everything, seed)).collect();
+        assert!(bits == expected, "rank {rank}");
+        let n_holders = of_host.iter().filter(|host| **host == of_host[rank]).count();
+        assert!(n_bytes <= whole.weights_bytes() / n_holders + whole.weights_bytes() / 10);
+    }
+}
+
+/// The leader runs passes of its own while the others wait for its commands, and takes its time.
+#[test]
+fn the_leader_has_the_others_accompany_it() {
+    let case = Case::lora(true, LoadOptions::dense(Compute::F32));
+    let (whole, _) = case.load(cpu(), None);
+    let expected = generation_bits(&whole, 2);
+    let settings = Settings::with_deadline(Duration::from_millis(2000));
+    // Longer than the others wait for a sign.
+    let takes_its_time = || std::thread::sleep(Duration::from_millis(4000));
+    let heard = on_ranks_with(ranks(3), settings, |group| {
+        let (decoder, _) = case.load(cpu(), Some(holders(&group, Prefetch::Before)));
+        let mut heard = Vec::new();
+        if group.is_leader() {
+            group.told();
+            for _ in 0..2 {
+                assert!(generation_bits(&decoder, 2) == expected);
+                takes_its_time();
+                assert!(generation_bits(&decoder, 2) == expected);
+                decoder.let_go().unwrap();
+            }
+            group.tell(b"end".to_vec()).unwrap();
+        } else {
+            while heard.last().is_none_or(|word| word != b"end") {
+                heard.push(group.listen().unwrap());
+                if heard.last().is_some_and(|word| word == b"come") {
+                    decoder.accompany().unwrap();
+                }
+            }
+        }
+        drop(decoder);
+        group.end().unwrap();
+        heard
+    });
+    for heard in &heard[1..] {
+        assert_eq!(heard.concat(), b"comecomeend");
     }
 }
 
@@ -234,7 +311,7 @@ fn as_many_bytes_are_sent_as_must_be() {
     }
     for n in [2, 4] {
         let sent = on_ranks(ranks(n), |group| {
-            let holders = Holders { members: group.members(), prefetch: Prefetch::Before };
+            let holders = holders(&group, Prefetch::Before);
             // Packed without padding.
             let (decoder, adapter) = case.load(Arc::new(Reference), Some(holders));
             let before = group.n_bytes_sent();
@@ -257,7 +334,7 @@ fn a_process_that_is_lost_ends_the_pass_with_its_error() {
         let broken = threads.remove(1).failing_after(n_good);
         threads.insert(1, broken);
         let ended = on_ranks(threads, |group| {
-            let holders = Holders { members: group.members(), prefetch: Prefetch::Before };
+            let holders = holders(&group, Prefetch::Before);
             let (decoder, adapter) = case.load(cpu(), Some(holders));
             let step = || step_bits(&decoder, &adapter, Keep::Everything, 1);
             let error = catch_unwind(AssertUnwindSafe(step)).unwrap_err();
