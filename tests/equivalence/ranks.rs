@@ -1,16 +1,47 @@
 //! A run of several processes: whatever their number and whatever they share out, the bits of a run
 //! of one.
 
-use crate::tiny::{Objective, Run, of_answers, optimizer, plan_settings, sft, tiny_decoder};
+use crate::tiny::{Objective, Run, of_answers, optimizer, plan_settings, sft};
+use crate::tiny::{tiny_decoder, tiny_decoder_of};
 use forgelm_collective::{Group, Settings, threads};
 use forgelm_data::PlanSettings;
-use forgelm_model::Keep;
+use forgelm_model::{Holders, Keep, Prefetch};
 use forgelm_train::optimizer::{GaloreSettings, Kind, OptimizerSettings, ProjectionType};
-use forgelm_train::session::{EvaluationReport, Sharing, StepReport, Team, dismiss};
+use forgelm_train::session::{EvaluationReport, Sharing, StepReport, Team, dismiss, holders};
 use forgelm_train::state::{Identity, State};
 use std::time::Duration;
 
-const SHARING: [Sharing; 2] = [Sharing::Nothing, Sharing::Gradients];
+/// What processes share out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shared {
+    Nothing,
+    Gradients,
+    /// And the frozen weights.
+    Parameters,
+    /// These between two processes, which have all of them.
+    ParametersOfPairs,
+}
+
+const ALL_SHARED: [Shared; 4] =
+    [Shared::Nothing, Shared::Gradients, Shared::Parameters, Shared::ParametersOfPairs];
+
+impl Shared {
+    fn sharing(self) -> Sharing {
+        match self {
+            Self::Nothing => Sharing::Nothing,
+            Self::Gradients | Self::Parameters | Self::ParametersOfPairs => Sharing::Gradients,
+        }
+    }
+
+    fn holders(self, group: &Group) -> Option<Holders> {
+        let host = match self {
+            Self::Nothing | Self::Gradients => return None,
+            Self::Parameters => None,
+            Self::ParametersOfPairs => u32::try_from(group.rank() / 2).ok(),
+        };
+        Some(holders(group, host, Prefetch::Before).expect("together"))
+    }
+}
 
 /// Everything that a run leaves behind.
 #[derive(Debug, PartialEq)]
@@ -38,11 +69,11 @@ impl<'a> Job<'a> {
 }
 
 /// Steps on so many ranks, each a thread with a model of its own, from where an earlier run stood.
-fn on_ranks(job: &Job<'_>, n_ranks: usize, sharing: Sharing, from: Option<(&Left, u64)>) -> Left {
+fn on_ranks(job: &Job<'_>, n_ranks: usize, shared: Shared, from: Option<(&Left, u64)>) -> Left {
     let work = |thread| {
         let settings = Settings::with_deadline(Duration::from_secs(60));
         let group = Group::open(move || Ok(Box::new(thread)), settings).expect("it opens");
-        let decoder = tiny_decoder(1);
+        let decoder = tiny_decoder_of(1, shared.holders(&group));
         let like = Run::new(&decoder, job.plan.clone(), 0.2).session;
         let mut adapter = like.adapter().clone();
         let mut optimizer = optimizer(&adapter, job.optimizer.clone());
@@ -54,7 +85,7 @@ fn on_ranks(job: &Job<'_>, n_ranks: usize, sharing: Sharing, from: Option<(&Left
         }
         let parts = (adapter, optimizer, state);
         let more = (None, Keep::Everything);
-        let team = Some(Team { group: &group, sharing });
+        let team = Some(Team { group: &group, sharing: shared.sharing() });
         let plan = job.plan.clone();
         let mut run = Run::with_team(&decoder, plan, job.objective, parts, more, team);
         let left = if group.is_leader() {
@@ -93,12 +124,12 @@ fn jobs() -> Vec<(String, Job<'static>)> {
 #[test]
 fn one_two_four_and_eight_ranks_give_the_same_bits() {
     for (name, job) in jobs() {
-        let expected = on_ranks(&job, 1, Sharing::Nothing, None);
-        assert_eq!(expected, on_ranks(&job, 1, Sharing::Gradients, None), "{name} on one");
+        let expected = on_ranks(&job, 1, Shared::Nothing, None);
+        assert_eq!(expected, on_ranks(&job, 1, Shared::Gradients, None), "{name} on one");
         for n_ranks in [2, 4, 8] {
-            for sharing in SHARING {
-                let found = on_ranks(&job, n_ranks, sharing, None);
-                assert!(found == expected, "{name} on {n_ranks} ranks, {sharing:?} shared");
+            for shared in ALL_SHARED {
+                let found = on_ranks(&job, n_ranks, shared, None);
+                assert!(found == expected, "{name} on {n_ranks} ranks, {shared:?} shared");
             }
         }
     }
@@ -109,11 +140,11 @@ fn one_two_four_and_eight_ranks_give_the_same_bits() {
 #[test]
 fn so_they_do_where_ranks_run_out_of_work() {
     let job = Job { n_steps: 4, ..Job::of(sft(), 1, 6) };
-    let expected = on_ranks(&job, 1, Sharing::Nothing, None);
+    let expected = on_ranks(&job, 1, Shared::Nothing, None);
     for n_ranks in [2, 4] {
-        for sharing in SHARING {
-            let found = on_ranks(&job, n_ranks, sharing, None);
-            assert!(found == expected, "{n_ranks} ranks, {sharing:?} shared");
+        for shared in ALL_SHARED {
+            let found = on_ranks(&job, n_ranks, shared, None);
+            assert!(found == expected, "{n_ranks} ranks, {shared:?} shared");
         }
     }
 }
@@ -134,9 +165,9 @@ fn every_optimizer_can_be_shared_out() {
             let optimizer = OptimizerSettings { galore, ..OptimizerSettings::new(kind, 0.01) };
             let name = optimizer.name();
             let job = Job { optimizer, ..Job::of(sft(), 4, 4) };
-            let expected = on_ranks(&job, 1, Sharing::Nothing, None);
+            let expected = on_ranks(&job, 1, Shared::Nothing, None);
             for n_ranks in [2, 4] {
-                let found = on_ranks(&job, n_ranks, Sharing::Gradients, None);
+                let found = on_ranks(&job, n_ranks, Shared::Gradients, None);
                 assert!(found == expected, "{name} on {n_ranks} ranks");
             }
         }
@@ -147,14 +178,18 @@ fn every_optimizer_can_be_shared_out() {
 fn a_run_goes_on_with_any_number_of_ranks() {
     let whole = Job { n_steps: 4, ..Job::of(sft(), 2, 8) };
     let half = Job { n_steps: 2, ..whole.clone() };
-    let expected = on_ranks(&whole, 1, Sharing::Nothing, None);
-    let saved = on_ranks(&half, 4, Sharing::Gradients, None);
-    for (n_ranks, sharing) in
-        [(1, Sharing::Nothing), (2, Sharing::Gradients), (8, Sharing::Nothing)]
-    {
-        let found = on_ranks(&half, n_ranks, sharing, Some((&saved, 2)));
-        assert!(found.params == expected.params, "{n_ranks} ranks, {sharing:?} shared");
-        assert!(found.optimizer == expected.optimizer, "{n_ranks} ranks, {sharing:?} shared");
+    let expected = on_ranks(&whole, 1, Shared::Nothing, None);
+    let saved = on_ranks(&half, 4, Shared::Gradients, None);
+    let others = [
+        (1, Shared::Nothing),
+        (2, Shared::Gradients),
+        (4, Shared::Parameters),
+        (8, Shared::Nothing),
+    ];
+    for (n_ranks, shared) in others {
+        let found = on_ranks(&half, n_ranks, shared, Some((&saved, 2)));
+        assert!(found.params == expected.params, "{n_ranks} ranks, {shared:?} shared");
+        assert!(found.optimizer == expected.optimizer, "{n_ranks} ranks, {shared:?} shared");
     }
 }
 
@@ -162,18 +197,24 @@ fn a_run_goes_on_with_any_number_of_ranks() {
 #[test]
 fn numbers_that_are_not_finite_end_a_step_and_an_evaluation_on_all_ranks() {
     let objective = Objective { learning_rate: 1e30, ..sft() };
-    for n_ranks in [1, 2, 4] {
+    for (n_ranks, shared) in [
+        (1, Shared::Gradients),
+        (2, Shared::Gradients),
+        (4, Shared::Gradients),
+        (2, Shared::Parameters),
+        (4, Shared::ParametersOfPairs),
+    ] {
         let work = |thread| {
             let settings = Settings::with_deadline(Duration::from_secs(20));
             let group = Group::open(move || Ok(Box::new(thread)), settings).expect("it opens");
-            let decoder = tiny_decoder(1);
+            let decoder = tiny_decoder_of(1, shared.holders(&group));
             let plan = plan_settings(2, 4);
             let like = Run::new(&decoder, plan.clone(), 0.2).session;
             let adapter = like.adapter().clone();
             let optimizer = optimizer(&adapter, OptimizerSettings::adamw(0.01));
             let parts = (adapter, optimizer, State::new(30, Identity::default()));
             let more = (None, Keep::Everything);
-            let team = Some(Team { group: &group, sharing: Sharing::Gradients });
+            let team = Some(Team { group: &group, sharing: shared.sharing() });
             let mut run = Run::with_team(&decoder, plan, objective, parts, more, team);
             if group.is_leader() {
                 let stepped = (0..6).find_map(|_| run.session.step().err());
@@ -201,10 +242,10 @@ fn numbers_that_are_not_finite_end_a_step_and_an_evaluation_on_all_ranks() {
 #[test]
 fn three_ranks_make_the_same_step_up_to_rounding() {
     let job = Job::of(sft(), 2, 8);
-    let expected = on_ranks(&job, 1, Sharing::Nothing, None);
-    for sharing in SHARING {
-        let found = on_ranks(&job, 3, sharing, None);
-        assert!(found == on_ranks(&job, 3, sharing, None), "again the same");
+    let expected = on_ranks(&job, 1, Shared::Nothing, None);
+    for shared in ALL_SHARED {
+        let found = on_ranks(&job, 3, shared, None);
+        assert!(found == on_ranks(&job, 3, shared, None), "again the same");
         let difference = crate::largest_difference(&found.params, &expected.params);
         assert!(difference > 0.0, "the order of additions makes a difference");
         assert!(difference < crate::TOLERANCE, "{difference}");
@@ -218,7 +259,7 @@ fn a_run_of_ranks_is_the_run_without_up_to_rounding() {
         let decoder = tiny_decoder(1);
         let mut alone = Run::with_trainer(&decoder, job.plan.clone(), 0.2, job.objective);
         let expected = alone.steps(job.n_steps).params().to_vec();
-        let found = on_ranks(&job, 2, Sharing::Gradients, None);
+        let found = on_ranks(&job, 2, Shared::Gradients, None);
         let difference = crate::largest_difference(&found.params, &expected);
         assert!(difference < crate::TOLERANCE, "{name}: {difference}");
     }

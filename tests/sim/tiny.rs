@@ -3,7 +3,9 @@
 use forgelm_data::{Plan, PlanSettings, Sequence, Sequences};
 use forgelm_kernels_api::Compute;
 use forgelm_kernels_cpu::Cpu;
-use forgelm_model::{Adapter, Decoder, Keep, LoraConfig, ModelFiles, OpenModel};
+use forgelm_model::{
+    Adapter, Decoder, Holders, Keep, LoadOptions, LoraConfig, ModelFiles, OpenModel,
+};
 use forgelm_plugin_trainer::{dpo::DPO, grpo::GRPO, kto::KTO, orpo::ORPO, sft::SFT, simpo::SIMPO};
 use forgelm_sdk::Failed;
 use forgelm_sdk::reward::{Answer, Reward};
@@ -111,8 +113,15 @@ fn tiny_llama() -> PathBuf {
 }
 
 pub fn tiny_decoder(n_threads: usize) -> Decoder {
+    tiny_decoder_of(n_threads, None)
+}
+
+/// That of a process which has a part of each weight.
+pub fn tiny_decoder_of(n_threads: usize, holders: Option<Holders>) -> Decoder {
     let open = OpenModel::open(&ModelFiles::Folder(tiny_llama())).expect("the golden model opens");
-    open.load(Arc::new(Cpu::new(n_threads)), Compute::F32).expect("the golden model loads")
+    let options = LoadOptions::dense(Compute::F32);
+    let ops = Arc::new(Cpu::new(n_threads));
+    open.load_part(ops, options, holders).expect("the golden model loads")
 }
 
 pub fn plan_settings(batch_size: usize, accumulation: usize) -> PlanSettings {

@@ -138,6 +138,7 @@ impl Rollouts<'_> {
         let answered = self.answered(policy, step, &asked).map_err(FeedError::from)?;
         let mut answered: Vec<(usize, Answered)> = own.into_iter().zip(answered).collect();
         if let Some(processes) = processes {
+            policy.0.accompany()?;
             answered = of_all(processes, &answered)?;
         }
         let mut rolled = Rolled::default();

@@ -28,7 +28,9 @@ pub use not_finite::StepError;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 pub(crate) use together::of_all;
-pub use together::{AllocateError, Sharing, Team, TooManyRanks, dismiss, shared_memory_plan};
+pub use together::{
+    AllocateError, Sharing, Team, TooManyRanks, dismiss, holders, shared_memory_plan,
+};
 use together::{Command, Shares};
 use totals::Totals;
 
@@ -497,6 +499,7 @@ impl<'a> Session<'a> {
                 }
             }
         }
+        self.decoder.accompany()?;
         let mut total = Totals::default();
         for (index, of) in self.of_all(of_batches)? {
             if !of.loss_sum().is_finite() {
@@ -529,6 +532,7 @@ impl<'a> Session<'a> {
             let bits: Vec<u32> = logp.into_iter().map(f32::to_bits).collect();
             of_pairs.push((index, bits));
         }
+        self.decoder.accompany()?;
         let mut estimate = Estimate::default();
         for (index, bits) in self.of_all(of_pairs)? {
             let logp: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();

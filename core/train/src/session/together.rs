@@ -13,7 +13,7 @@ use super::totals::Totals;
 use super::{Cut, Session, StepError};
 use crate::optimizer::{At, Optimizer, ScaledGradient};
 use forgelm_collective::{CollectiveError, Group, PairwiseSum, Pending};
-use forgelm_model::{Keep, MemoryPlan, OutOfMemory, Trainable};
+use forgelm_model::{Holders, Keep, MemoryPlan, OutOfMemory, Prefetch, Trainable};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -110,9 +110,35 @@ impl Team<'_> {
 pub(super) enum Command {
     Step,
     Evaluate,
-    Allocate { cut: Cut, recomputes: bool },
+    Allocate {
+        cut: Cut,
+        recomputes: bool,
+    },
     CollectState,
-    End { exit_code: i32 },
+    /// The leader runs passes alone.
+    Accompany,
+    End {
+        exit_code: i32,
+    },
+}
+
+/// How the processes of a group hold frozen weights together: all of them, or those that give the same
+/// `host` without the others.
+///
+/// # Errors
+/// If they do not tell each other where they are.
+pub fn holders(
+    group: &Group,
+    host: Option<u32>,
+    prefetch: Prefetch,
+) -> Result<Holders, CollectiveError> {
+    let everyone = group.members();
+    let members = match host {
+        None => everyone.clone(),
+        Some(host) => group.members_with(host)?,
+    };
+    let call = serde_json::to_vec(&Command::Accompany).expect("plain data is serializable");
+    Ok(Holders { everyone, members, prefetch, call })
 }
 
 /// Of the leader: lets the others go, who end with this exit code too.
@@ -262,7 +288,10 @@ impl Session<'_> {
     /// Of the leader: has the others do what this process does now.
     pub(super) fn lead(&self, command: Command) -> Result<(), CollectiveError> {
         match &self.shares {
-            Some(shares) if shares.group.is_leader() => shares.group.tell_value(&command),
+            Some(shares) if shares.group.is_leader() => {
+                self.decoder.let_go()?;
+                shares.group.tell_value(&command)
+            }
             Some(_) | None => Ok(()),
         }
     }
@@ -311,6 +340,7 @@ impl Session<'_> {
                 Command::CollectState => {
                     self.collect_state()?;
                 }
+                Command::Accompany => self.decoder.accompany()?,
                 Command::End { exit_code } => return Ok(exit_code),
             }
         }
@@ -386,10 +416,12 @@ impl Session<'_> {
         let max_norm = self.optimizer.settings().max_grad_norm(self.settings.max_grad_norm);
         let gradient = ScaledGradient::from_squares(squares, total.n_terms, max_norm);
         if !gradient.norm.is_finite() {
-            return Err(match self.leads() {
+            let error = match self.leads() {
                 true => self.bad_gradient(step, gradient.norm, input, estimate),
                 false => self.not_finite("the norm of the gradient".to_owned(), gradient.norm),
-            });
+            };
+            self.decoder.accompany()?;
+            return Err(error);
         }
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
@@ -426,6 +458,7 @@ impl Session<'_> {
                         gradient
                     }
                 };
+                self.decoder.accompany()?;
                 summing.push(gradient)?;
             }
             let sum = summing.finish()?;
@@ -464,6 +497,19 @@ impl Session<'_> {
 
     /// The loss of a micro-batch is not finite: the leader looks at it, whoever found it.
     fn bad_leaf(
+        &mut self,
+        step: u64,
+        leaf: usize,
+        input: &StepInput,
+        estimate: &Estimate,
+        loss: f64,
+    ) -> StepError {
+        let error = self.look_at_leaf(step, leaf, input, estimate, loss);
+        // How many passes that took is the leader's to know.
+        self.decoder.accompany().map_or_else(StepError::from, |()| error)
+    }
+
+    fn look_at_leaf(
         &mut self,
         step: u64,
         leaf: usize,
