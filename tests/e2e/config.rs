@@ -62,10 +62,14 @@ fn schema_explain_show_and_reference_answer() {
 fn what_is_not_built_yet_is_refused_by_name() {
     let workplace = Workplace::new();
     let cases = [
-        ("data:\n", "distributed: {strategy: fsdp}\ndata:\n", "distributed.fsdp_strategy"),
         (
             "data:\n",
-            "distributed: {strategy: deepspeed, deepspeed_config: zero3}\ndata:\n",
+            "distributed: {strategy: fsdp, fsdp_state_dict_type: SHARDED_STATE_DICT}\ndata:\n",
+            "distributed.fsdp_state_dict_type",
+        ),
+        (
+            "data:\n",
+            "distributed: {strategy: deepspeed, deepspeed_config: ds.json}\ndata:\n",
             "distributed.deepspeed_config",
         ),
     ];

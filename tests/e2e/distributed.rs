@@ -94,7 +94,7 @@ impl Mpi {
 
 /// What became of a job, of whose processes none is left.
 #[track_caller]
-fn ended(workplace: &Workplace, mut job: Child) -> Ran {
+pub fn ended(workplace: &Workplace, mut job: Child) -> Ran {
     let start = Instant::now();
     let status = loop {
         if let Some(status) = job.try_wait().unwrap() {
@@ -152,6 +152,7 @@ pub fn workplace(strategy: &str) -> Workplace {
 }
 
 pub const ZERO2: &str = "strategy: deepspeed";
+const ZERO3: &str = "strategy: deepspeed, deepspeed_config: zero3";
 
 pub fn of_one_process() -> Vec<u8> {
     let workplace = workplace(ZERO2);
@@ -167,6 +168,8 @@ fn one_adapter_whatever_the_number_of_processes_and_what_they_share_out() {
             (2, ZERO2),
             (4, "strategy: fsdp, fsdp_strategy: shard_grad_op"),
             (8, "strategy: fsdp, fsdp_strategy: no_shard"),
+            (2, ZERO3),
+            (4, "strategy: fsdp, fsdp_backward_prefetch: backward_post, fsdp_offload: true"),
         ] {
             if i > 0 && n_ranks > 2 {
                 continue;
@@ -199,8 +202,8 @@ fn preferences_and_prompts_are_shared_too() {
     let rows: Vec<String> = (0..40).map(pair).collect();
     for trainer in ["dpo", "kto"] {
         let mut adapters = Vec::new();
-        for n_ranks in [1, 2] {
-            let workplace = workplace(ZERO2);
+        for (n_ranks, strategy) in [(1, ZERO2), (2, ZERO2), (2, ZERO3)] {
+            let workplace = workplace(strategy);
             let rows = match trainer {
                 "kto" => (0..40)
                     .map(|i| {
@@ -221,15 +224,15 @@ fn preferences_and_prompts_are_shared_too() {
             };
             adapters.push(workplace.adapter("out"));
         }
-        assert!(adapters[0] == adapters[1], "{trainer}");
+        assert!(adapters.iter().all(|of| *of == adapters[0]), "{trainer}");
     }
 }
 
 #[test]
 fn a_killed_process_ends_the_job_and_any_number_goes_on() {
     let expected = of_one_process();
-    for mpi in every_mpi() {
-        let workplace = workplace(ZERO2);
+    for (mpi, strategy) in every_mpi().into_iter().zip([ZERO2, ZERO3]) {
+        let workplace = workplace(strategy);
         let mut job = mpi.start(&workplace, 4, &["run.yaml"], &[]);
         crate::resume::wait_for(&workplace.path("out/checkpoint-4"), &mut job);
         signal(&workplace, 2, "-KILL");

@@ -1,7 +1,7 @@
 //! Two hosts on this machine: network namespaces that a cable joins, and what happens when it is cut.
 //! Needs root and `ip` of iproute2.
 
-use crate::distributed::{LONGEST, Mpi, ZERO2, every_mpi, of_one_process, ranks, workplace};
+use crate::distributed::{LONGEST, Mpi, ZERO2, ended, every_mpi, of_one_process, ranks, workplace};
 use crate::support::Workplace;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -109,4 +109,35 @@ fn a_cut_cable_ends_the_processes_on_both_sides_and_the_last_checkpoint_is_good(
     workplace.edit_config("timeout_seconds: 5", "timeout_seconds: 60");
     workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
     assert!(workplace.adapter("out") == of_one_process());
+}
+
+/// Ranks that are on two hosts by name: the frozen weights lie in parts within each.
+#[test]
+#[expect(clippy::print_stdout, reason = "what is skipped is skipped aloud")]
+fn hybrid_shard_gives_the_same_bits_on_two_hosts() {
+    let Some(mpi) = every_mpi().into_iter().find(|mpi| mpi.launcher().contains("openmpi")) else {
+        return;
+    };
+    let renames = Command::new("unshare").args(["--uts", "hostname", "node0"]).status();
+    if !renames.is_ok_and(|status| status.success()) {
+        println!("skipped: hosts cannot be given names here (root and unshare are needed)");
+        return;
+    }
+    let workplace = workplace("strategy: fsdp, fsdp_strategy: hybrid_shard");
+    workplace.write(
+        "named",
+        "hostname node$((OMPI_COMM_WORLD_RANK / 2)) && exec \"$@\" --config run.yaml",
+    );
+    let mut job = Command::new(mpi.launcher());
+    job.args(["--oversubscribe", "--bind-to", "none", "-np", "4"])
+        .args(["unshare", "--uts", "sh", "named"])
+        .arg(workplace.command(&[]).get_program());
+    let job = mpi.spawn(job, &workplace);
+    ended(&workplace, job).expect_code(0);
+    assert!(workplace.adapter("out") == of_one_process());
+    let lines = workplace.json_lines("out/audit_log.jsonl");
+    let started = lines.iter().find(|line| line["event"] == "training.distributed").unwrap();
+    let hosts = ["node0", "node0", "node1", "node1"];
+    assert_eq!(started["hosts"], serde_json::json!(hosts));
+    assert_eq!(started["strategy"], "fsdp hybrid_shard");
 }

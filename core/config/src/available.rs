@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::read::{Readable, Written};
 use crate::run::Run;
-use crate::section::{Distributed, DistributedStrategy, FsdpStateDictType, FsdpStrategy};
+use crate::section::{Distributed, DistributedStrategy, FsdpStateDictType};
 use crate::spec::{Field, Kind, SectionSpec};
 use crate::yaml::join;
 
@@ -72,42 +72,24 @@ fn section(
     }
 }
 
-/// What the processes of a run cannot share out yet. The default of a field may be among it.
+/// What the processes of a run cannot do yet.
 fn distributed(section: &Distributed) -> Option<Diagnostic> {
-    const SHARDS: &str = "parameters stay whole on every process in this version";
     let (key, value, why, hint) = match section.strategy? {
-        DistributedStrategy::Deepspeed => {
-            let hint = "`zero2` shares out the gradients and the optimizer's state";
-            let why = match section.deepspeed_config.as_deref() {
-                None | Some("zero2") => return None,
-                Some("zero3" | "zero3_offload") => SHARDS,
-                Some(_) => "this version reads no JSON files of DeepSpeed",
-            };
-            let value = section.deepspeed_config.clone().unwrap_or_default();
-            ("deepspeed_config", value, why, hint)
-        }
-        DistributedStrategy::Fsdp => {
-            let hint = "`shard_grad_op` shares out the gradients and the optimizer's state, \
-                        `no_shard` nothing";
-            let strategy = section.fsdp_strategy;
-            match strategy {
-                FsdpStrategy::FullShard | FsdpStrategy::HybridShard => {
-                    ("fsdp_strategy", strategy.to_string(), SHARDS, hint)
-                }
-                FsdpStrategy::ShardGradOp | FsdpStrategy::NoShard if section.fsdp_offload => {
-                    ("fsdp_offload", "true".to_owned(), SHARDS, "remove the key")
-                }
-                FsdpStrategy::ShardGradOp | FsdpStrategy::NoShard
-                    if section.fsdp_state_dict_type == FsdpStateDictType::ShardedStateDict =>
-                {
-                    let why = "checkpoints are whole in this version";
-                    let hint = "`FULL_STATE_DICT`: any number of processes goes on from it";
-                    let value = section.fsdp_state_dict_type.to_string();
-                    ("fsdp_state_dict_type", value, why, hint)
-                }
-                FsdpStrategy::ShardGradOp | FsdpStrategy::NoShard => return None,
+        DistributedStrategy::Deepspeed => match section.deepspeed_config.as_deref() {
+            None | Some("zero2" | "zero3" | "zero3_offload") => return None,
+            Some(other) => {
+                let why = "this version reads no JSON files of DeepSpeed";
+                ("deepspeed_config", other.to_owned(), why, "`zero2`, `zero3` or `zero3_offload`")
             }
-        }
+        },
+        DistributedStrategy::Fsdp => match section.fsdp_state_dict_type {
+            FsdpStateDictType::FullStateDict => return None,
+            sharded @ FsdpStateDictType::ShardedStateDict => {
+                let why = "checkpoints are whole in this version";
+                let hint = "`FULL_STATE_DICT`: any number of processes goes on from it";
+                ("fsdp_state_dict_type", sharded.to_string(), why, hint)
+            }
+        },
     };
     let key = join("distributed", key);
     let message = format!("`{key}: {value}` is not available yet: {why}");

@@ -18,7 +18,10 @@ use crate::plan::Plan;
 use crate::plugins::{Plugins, Used};
 use forgelm_collective::{CollectiveError, Group, Settings};
 use forgelm_evidence::audit::event::AuditEvent;
-use forgelm_train::session::{Team, dismiss};
+use forgelm_kernels_api::Ops;
+use forgelm_model::{Decoder, Holders};
+use forgelm_train::optimizer::OptimizerMemory;
+use forgelm_train::session::{Sharing, Team, dismiss, holders};
 use forgelm_train::state::Identity;
 use launcher::launched;
 use serde::{Deserialize, Serialize};
@@ -26,13 +29,17 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use strategy::Strategy;
+use strategy::Holding;
+pub(crate) use strategy::Strategy;
 
 /// The processes of a run.
-#[derive(Debug)]
 pub struct Processes {
     group: Group,
     strategy: Strategy,
+    /// Those that hold the frozen weights together, where each has a part of them.
+    holders: Option<Holders>,
+    /// The processor's kernels, where the update is theirs and everything else a device's.
+    updates_on: Option<Arc<dyn Ops>>,
 }
 
 /// What the leader tells the others before there is a session, which has commands of its own.
@@ -44,6 +51,8 @@ enum Said {
     Compare,
     /// What all processes read is there.
     Ready,
+    /// The leader runs passes alone: the command of a session's processes.
+    Accompany,
     /// There is nothing to do: the command that lets a session's processes go.
     End { exit_code: i32 },
 }
@@ -75,6 +84,12 @@ pub(crate) fn is_shared(plan: &Plan) -> bool {
     Strategy::of(plan).is_some()
 }
 
+impl std::fmt::Debug for Processes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Processes").field("team", &self.team()).finish_non_exhaustive()
+    }
+}
+
 impl Processes {
     /// Joins the processes that a launcher started; without one, this process alone. `None` where the
     /// config asks for one process.
@@ -92,22 +107,25 @@ impl Processes {
         };
         let Some(distributed) = &plan.run.distributed else { return Ok(None) };
         if launched(env).is_none() {
-            return Self::alone(plan);
+            return Self::alone(plan, plugins);
         }
         let plugin = plugins.registry().collective(&distributed.engine)?;
         let build = Arc::clone(&plugin.build);
         let settings = Settings::with_deadline(Duration::from_secs(distributed.timeout_seconds));
         let group = Group::open(move || build(&[]), settings)?;
+        let holders = hold_together(&group, &strategy, env)?;
         if group.is_leader() {
             group.told();
         }
-        Ok(Some(Self { group, strategy }))
+        let updates_on = updates_on(&strategy, plugins)?;
+        Ok(Some(Self { group, strategy, holders, updates_on }))
     }
 
     /// This process alone, where the config asks for several.
-    pub(crate) fn alone(plan: &Plan) -> Result<Option<Self>, RunError> {
+    pub(crate) fn alone(plan: &Plan, plugins: &Plugins) -> Result<Option<Self>, RunError> {
         let Some(strategy) = Strategy::of(plan) else { return Ok(None) };
-        Ok(Some(Self { group: Group::alone()?, strategy }))
+        let updates_on = updates_on(&strategy, plugins)?;
+        Ok(Some(Self { group: Group::alone()?, strategy, holders: None, updates_on }))
     }
 
     /// Whether this process leads.
@@ -118,19 +136,48 @@ impl Processes {
 
     /// For a session.
     pub(crate) fn team(&self) -> Team<'_> {
-        Team { group: &self.group, sharing: self.strategy.sharing }
+        let sharing = self.strategy.sharing;
+        Team { group: &self.group, sharing, updates_on: self.updates_on.as_ref() }
+    }
+
+    /// What the optimizer takes of the memory in which a step is made.
+    pub(crate) fn optimizer_memory(&self, whole: OptimizerMemory) -> OptimizerMemory {
+        let state_bytes = match (&self.updates_on, self.strategy.sharing) {
+            (Some(_), _) => return OptimizerMemory { state_bytes: 0, scratch_bytes: 0, ..whole },
+            (None, Sharing::Nothing) => whole.state_bytes,
+            // Parts differ by the pieces of which they are made.
+            (None, Sharing::Gradients) => {
+                let parts = whole.state_bytes / self.group.n_ranks() + whole.state_bytes / 32;
+                parts.min(whole.state_bytes)
+            }
+        };
+        OptimizerMemory { state_bytes, ..whole }
+    }
+
+    /// For a model of which each process has a part.
+    pub(crate) fn holders(&self) -> Option<Holders> {
+        self.holders.clone()
+    }
+
+    /// How many hold the model together with this one, which is among them.
+    pub(crate) fn n_holders(&self) -> usize {
+        self.holders.as_ref().map_or(1, |holders| holders.members.n_ranks())
     }
 
     fn tell(&self, said: &Said) -> Result<(), CollectiveError> {
         self.group.tell_value(said)
     }
 
-    /// Of the others: waits for this word; the exit code of the run where it ends instead.
-    fn expect(&self, expected: &Said) -> Result<Option<Exit>, CollectiveError> {
-        match self.group.listen_for()? {
-            Said::End { exit_code } => Ok(Some(Exit::of_code(exit_code))),
-            said if said == *expected => Ok(None),
-            other => Err(self.nonsense(&other)),
+    /// Of the others: waits for this word, and meanwhile accompanies the leader's passes over the model;
+    /// the exit code of the run where it ends instead.
+    fn expect(&self, expected: &Said, decoder: &Decoder) -> Result<Option<Exit>, CollectiveError> {
+        loop {
+            match self.group.listen_for()? {
+                Said::End { exit_code } => return Ok(Some(Exit::of_code(exit_code))),
+                Said::Accompany => decoder.accompany()?,
+                said if said == *expected => return Ok(None),
+                other => return Err(self.nonsense(&other)),
+            }
         }
     }
 
@@ -164,8 +211,11 @@ impl Processes {
     }
 
     /// Of the leader: what the others read is there.
-    pub(crate) fn ready(&self) -> Result<(), RunError> {
+    pub(crate) fn ready(&self, decoder: &Decoder) -> Result<(), RunError> {
+        decoder.let_go()?;
         self.tell(&Said::Ready)?;
+        // Who cannot read what this process has made runs the model for it.
+        decoder.accompany()?;
         self.group.told();
         Ok(())
     }
@@ -245,6 +295,28 @@ impl Processes {
             self.group.abort(i32::from(exit.code()));
         }
     }
+}
+
+/// The kernels of the processor, where they are asked to make the update for a device.
+fn updates_on(strategy: &Strategy, plugins: &Plugins) -> Result<Option<Arc<dyn Ops>>, RunError> {
+    if !strategy.updates_on_host || plugins.kernels()?.free_memory().is_none() {
+        return Ok(None);
+    }
+    Ok(Some(plugins.host_kernels()))
+}
+
+/// The processes that hold the frozen weights together with this one.
+fn hold_together(
+    group: &Group,
+    strategy: &Strategy,
+    env: &Environment,
+) -> Result<Option<Holders>, CollectiveError> {
+    let Some(Holding { is_per_host, prefetch }) = strategy.holding else { return Ok(None) };
+    let hosts = group.all_gather_values(&env.host)?;
+    let first = hosts.iter().position(|host| *host == env.host);
+    let host = first.and_then(|rank| u32::try_from(rank).ok()).filter(|_| is_per_host);
+    let holders = holders(group, host, prefetch)?;
+    Ok(Some(holders).filter(|holders| holders.everyone.n_ranks() > 1))
 }
 
 impl Member {

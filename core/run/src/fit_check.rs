@@ -166,6 +166,7 @@ fn on_this_machine(
         options,
         ops: ops.as_ref(),
         held,
+        n_holders: 1,
     };
     let configured = inputs.configured();
     let ladder = Ladder::of(&plan.run);

@@ -55,6 +55,8 @@ pub struct Sizes<'a> {
     pub ops: &'a dyn Ops,
     /// What the process holds before weights and buffers: program, tokenizer, data.
     pub held: u64,
+    /// Processes that hold the frozen weights together, each a part of them.
+    pub n_holders: usize,
     /// Whether evaluators are asked at the end.
     pub is_judged: bool,
 }
@@ -112,7 +114,16 @@ pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
     // The frozen copies of weights that train are given back.
     let trained = adapter.packed_bytes(sizes.options.compute);
     let frozen = weights_bytes(model, sizes.options).saturating_sub(trained as u64);
-    plan.add("packed weights", n_bytes(frozen));
+    match sizes.n_holders {
+        0 | 1 => plan.add("packed weights", n_bytes(frozen)),
+        n => {
+            // Parts are in the memory of the host, whatever computes.
+            if sizes.ops.free_memory().is_none() {
+                plan.add("parts of the packed weights", n_bytes(frozen.div_ceil(n as u64)));
+            }
+            plan.add("packed weights of a layer and the next", n_bytes(2 * unit_bytes(sizes)));
+        }
+    }
     plan.add("packed weights that train", trained);
     plan.add("workspace of the kernels", workspace(sizes));
     let dims = model.dims();
@@ -122,6 +133,19 @@ pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
         plan.add("evaluators, beyond the buffers of a step", judging(sizes));
     }
     plan
+}
+
+/// The packed weights that are gathered together at most: of a layer, or of the head.
+fn unit_bytes(sizes: &Sizes<'_>) -> u64 {
+    let Sizes { model, options, .. } = *sizes;
+    let per_number = match options.compute {
+        Compute::F32 => 4,
+        Compute::Bf16 => 2,
+    };
+    let head = (model.vocab_size * model.hidden_size) as u64 * per_number;
+    let wide = if model.tie_word_embeddings { head } else { 2 * head };
+    let layers = weights_bytes(model, options).saturating_sub(wide);
+    head.max(layers / model.num_hidden_layers.max(1) as u64)
 }
 
 /// What evaluators take more than training did: the buffers of steps are given back before they are

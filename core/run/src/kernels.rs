@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+use forgelm_collective::CollectiveError;
 use forgelm_config::Device;
 use forgelm_kernels_api::{Failure, Ops};
 use forgelm_kernels_cpu::{Cpu, InstructionSet};
@@ -261,12 +263,20 @@ impl Kernels {
     }
 }
 
-/// Does some work of a run; where it ended because an op could not go on, that is the error.
+/// Does some work of a run; where it ended because an op could not go on, or the processes that hold
+/// its weights together could not, that is the error.
 ///
 /// # Errors
-/// Those of the work, and [`RunError::Failed`].
+/// Those of the work, [`RunError::Failed`] and [`RunError::Collective`].
 pub fn caught<T>(work: impl FnOnce() -> Result<T, RunError>) -> Result<T, RunError> {
-    forgelm_kernels_api::caught(work).unwrap_or_else(|failure| Err(failure.into()))
+    let failed = || forgelm_kernels_api::caught(work);
+    // AssertUnwindSafe: as there.
+    let ended = catch_unwind(AssertUnwindSafe(failed));
+    let ended = ended.unwrap_or_else(|payload| match payload.downcast::<CollectiveError>() {
+        Ok(error) => Ok(Err((*error).into())),
+        Err(payload) => resume_unwind(payload),
+    });
+    ended.unwrap_or_else(|failure| Err(failure.into()))
 }
 
 fn unusable(ordinal: usize, source: CudaError) -> RunError {

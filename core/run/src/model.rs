@@ -13,7 +13,8 @@ use forgelm_config::{ComputeDtype, Secret};
 use forgelm_hub::{HubEvent, HubOptions, ModelFiles, ResolvedModel, Source, resolve};
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_model::{
-    ADAPTER_CONFIG, Adapter, Decoder, LoadOptions, LoadedAdapter, OpenModel, PeftInfo, Trainable,
+    ADAPTER_CONFIG, Adapter, Decoder, Holders, LoadOptions, LoadedAdapter, OpenModel, PeftInfo,
+    Trainable,
 };
 use forgelm_tokenize::{ChatTemplate, Tokenizer};
 use std::panic::resume_unwind;
@@ -196,10 +197,10 @@ pub fn device_of(run: &forgelm_config::Run) -> Device {
 /// If they are not what the model's description says.
 pub fn load(found: &FoundModel, request: &ModelRequest) -> Result<LoadedModel, RunError> {
     let (ops, compute) = kernels(&found.kernels, request)?;
-    load_with(found, ops, LoadOptions::dense(compute))
+    load_with(found, ops, LoadOptions::dense(compute), None)
 }
 
-/// [`load`] for kernels that are there.
+/// [`load`] for kernels that are there, and with a part of each matrix where others hold the rest.
 ///
 /// # Errors
 /// If they are not what the model's description says.
@@ -207,8 +208,10 @@ pub fn load_with(
     found: &FoundModel,
     ops: Arc<dyn Ops>,
     options: LoadOptions,
+    holders: Option<Holders>,
 ) -> Result<LoadedModel, RunError> {
-    let (sha256, decoder) = while_hashing(&found.resolved, || found.open.load_as(ops, options))?;
+    let load = || found.open.load_part(ops, options, holders);
+    let (sha256, decoder) = while_hashing(&found.resolved, load)?;
     let decoder = decoder?;
     if !found.open.is_unchanged() {
         return Err(RunError::Changed { path: found.resolved.files.path().to_owned() });

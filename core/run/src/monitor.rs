@@ -175,7 +175,7 @@ impl<'a> Watch<'a> {
             Some(_) => settings::load_options(&plan.run, compute),
             None => LoadOptions::dense(compute),
         };
-        let loaded = model::load_with(&found, ops, options)?;
+        let loaded = model::load_with(&found, ops, options, None)?;
         Ok(Self {
             env,
             root: request.run.clone(),

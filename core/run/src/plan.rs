@@ -1,7 +1,7 @@
 //! What a config asks for, decided completely before anything is done. Dry run prints it.
 
 use crate::benchmark;
-use crate::distributed;
+use crate::distributed::Strategy;
 use crate::error::RunError;
 use crate::judge;
 use crate::outbound;
@@ -115,9 +115,12 @@ impl Plan {
         if self.run.evaluation.is_some() {
             kept.insert("evaluation".to_owned(), config["evaluation"].take());
         }
-        if distributed::is_shared(self) {
+        if let Some(strategy) = Strategy::of(self) {
             // Another order than that of one process; how many there are makes no difference.
             kept.insert("additions".to_owned(), json!("pairwise"));
+            if strategy.updates_on_host {
+                kept.insert("update".to_owned(), json!("host"));
+            }
         }
         let rewards = self.run.plugins.iter().flat_map(|plugins| &plugins.rewards);
         let reward = |of: &NamedPlugin| json!({"name": of.name, "options": of.options});

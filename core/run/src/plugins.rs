@@ -344,6 +344,11 @@ impl Plugins {
         Ok(self.choose()?.ops)
     }
 
+    /// Those of the processor, whatever computes.
+    pub(crate) fn host_kernels(&self) -> Arc<dyn Ops> {
+        self.kernels.cpu()
+    }
+
     /// [`Plugins::kernels`], with the reason where it is not what one might expect.
     pub(crate) fn choose(&self) -> Result<Chosen, RunError> {
         self.kernels.get()

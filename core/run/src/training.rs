@@ -165,7 +165,7 @@ pub fn train(
     env: &Environment,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
-    let processes = Processes::alone(plan)?;
+    let processes = Processes::alone(plan, plugins)?;
     train_with(plan, request, plugins, env, processes.as_ref(), observer)
 }
 
@@ -279,6 +279,8 @@ fn run(
     let optimizer = settings::optimizer(&plan.run);
     let slices = adapter.slices();
     let optimizer_memory = Optimizer::planned_memory(&optimizer, &slices, ops.n_threads())?;
+    let optimizer_memory =
+        processes.map_or(optimizer_memory, |of| of.optimizer_memory(optimizer_memory));
     let options = settings::load_options(&plan.run, compute);
     let configured = configured_cut(plan);
     let start_cut = match optimizer_memory.is_layerwise {
@@ -296,11 +298,13 @@ fn run(
             options,
             ops: ops.as_ref(),
             held: footprint::held_beside(ops.as_ref()),
+            n_holders: processes.map_or(1, Processes::n_holders),
         };
         check_room(&inputs, start_cut)?
     };
     let load_start = env.clock.monotonic();
-    let mut loaded = model::load_with(&found, ops, options)?;
+    let holders = processes.and_then(Processes::holders);
+    let mut loaded = model::load_with(&found, ops, options, holders)?;
     let store = found.open.store();
     loaded.decoder.begin_alone(&mut adapter, store).map_err(LoadError::from)?;
     let optimizer = Optimizer::new(optimizer, &slices)?;

@@ -204,7 +204,8 @@ impl<'a> Session<'a> {
             optimizer = optimizer.part(&own);
         }
         let state_bytes = optimizer.n_bytes();
-        optimizer.place(ops).map_err(|refused| OutOfMemory {
+        let updates_on = shares.as_ref().and_then(Shares::updates_on).map(AsRef::as_ref);
+        optimizer.place(updates_on.unwrap_or(ops)).map_err(|refused| OutOfMemory {
             buffer: "optimizer state".to_owned(),
             bytes: refused.bytes,
             total: state_bytes,

@@ -4,7 +4,9 @@ use super::{Findings, Scope};
 use crate::device::Device;
 use crate::diagnostic::Code;
 use crate::run::Run;
-use crate::section::{Backend, DistributedStrategy, QuantComputeDtype, TrainerType};
+use crate::section::{
+    Backend, Distributed, DistributedStrategy, FsdpStrategy, QuantComputeDtype, TrainerType,
+};
 
 pub fn check(scope: &Scope<'_>, run: &Run, findings: &mut Findings<'_>) {
     model(scope, findings);
@@ -403,6 +405,58 @@ fn distributed(scope: &Scope<'_>, run: &Run, findings: &mut Findings<'_>) {
         let message =
             format!("`distributed.deepspeed_config` is ZeRO-3 with `{bits}`{}", findings.at(&bits));
         findings.warn(Code::Doubtful, &["distributed.deepspeed_config", &bits], message);
+    }
+    if let Some(key) = shares_parameters(distributed) {
+        parameters_to_share(scope, run, key, findings);
+    }
+}
+
+/// The key that has the processes share out the frozen weights.
+fn shares_parameters(distributed: &Distributed) -> Option<&'static str> {
+    match distributed.strategy? {
+        DistributedStrategy::Deepspeed => {
+            let preset = distributed.deepspeed_config.as_deref();
+            matches!(preset, Some("zero3" | "zero3_offload"))
+                .then_some("distributed.deepspeed_config")
+        }
+        DistributedStrategy::Fsdp => match distributed.fsdp_strategy {
+            FsdpStrategy::FullShard | FsdpStrategy::HybridShard => {
+                Some("distributed.fsdp_strategy")
+            }
+            FsdpStrategy::ShardGradOp | FsdpStrategy::NoShard => None,
+        },
+    }
+}
+
+/// There must be frozen weights, and more than one unit of them.
+fn parameters_to_share(scope: &Scope<'_>, run: &Run, key: &str, findings: &mut Findings<'_>) {
+    const WRAP: &str = "distributed.fsdp_auto_wrap";
+    let galore = scope.in_training("galore_enabled");
+    let trains_weights = match (scope.training.0.galore_enabled, run.lora.enabled) {
+        (true, _) => Some((galore.as_str(), "true")),
+        (false, false) => Some(("lora.enabled", "false")),
+        (false, true) => None,
+    };
+    if let Some((cause, value)) = trains_weights {
+        let message = format!(
+            "`{key}`{} shares out the frozen weights, and `{cause}: {value}`{} trains the weights \
+             themselves, which stay whole on every process",
+            findings.at(key),
+            findings.at(cause)
+        );
+        let hint = "`zero2` or `shard_grad_op` share out their gradients and the optimizer's state";
+        findings.error(Code::Conflict, &[key, cause], message, hint);
+    }
+    let distributed = run.distributed.as_ref();
+    let is_fsdp = |of: &&Distributed| of.strategy == Some(DistributedStrategy::Fsdp);
+    if distributed.filter(is_fsdp).is_some_and(|of| !of.fsdp_auto_wrap) {
+        let message = format!(
+            "`{WRAP}: false`{} makes the whole model one unit, which every process would gather at \
+             once",
+            findings.at(WRAP)
+        );
+        let hint = "remove the key: each layer is a unit";
+        findings.error(Code::Conflict, &[WRAP, key], message, hint);
     }
 }
 

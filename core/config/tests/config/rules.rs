@@ -13,6 +13,18 @@ fn file(more: &str) -> String {
 fn combinations_that_are_refused() {
     let cases = [
         (
+            "model: {name_or_path: m}\ndata: {dataset_name_or_path: d}\ndistributed: {strategy: fsdp}\nlora: {enabled: false}\n",
+            "`distributed.fsdp_strategy` shares out the frozen weights, and `lora.enabled: false` (line 4) trains the weights",
+        ),
+        (
+            "model: {name_or_path: m}\ndata: {dataset_name_or_path: d}\ndistributed: {strategy: deepspeed, deepspeed_config: zero3}\ntraining: {galore_enabled: true}\n",
+            "`distributed.deepspeed_config` (line 3) shares out the frozen weights, and `training.galore_enabled: true` (line 4)",
+        ),
+        (
+            "model: {name_or_path: m}\ndata: {dataset_name_or_path: d}\ndistributed: {strategy: fsdp, fsdp_auto_wrap: false}\n",
+            "`distributed.fsdp_auto_wrap: false` (line 3) makes the whole model one unit",
+        ),
+        (
             "model: {name_or_path: m, backend: unsloth}\ndata: {dataset_name_or_path: d}\ndistributed: {strategy: fsdp}\n",
             "`distributed.strategy` is set and `model.backend` (line 1) is `unsloth`",
         ),
@@ -156,7 +168,7 @@ fn combinations_that_are_refused() {
         ),
         ("training: {final_model_dir: ../x}\n", "expected text (a relative path without `..`)"),
     ];
-    assert_eq!(cases.len(), 44);
+    assert_eq!(cases.len(), 47);
     for (more, words) in cases {
         let message = only(&file(more));
         assert!(message.contains(words), "{more}\n{message}");

@@ -95,7 +95,8 @@ pub fn benchmark_only(
     let start = env.clock.monotonic();
     let (ops, compute) = model::kernels(&found.kernels, &request)?;
     // As training would hold it: in 4 bits where the config says so.
-    let loaded = model::load_with(&found, ops, settings::load_options(&plan.run, compute))?;
+    let options = settings::load_options(&plan.run, compute);
+    let loaded = model::load_with(&found, ops, options, None)?;
     let decoder = &loaded.decoder;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: request.name.clone(),

@@ -65,13 +65,13 @@ fn run(
     let ops = plugins.kernels()?;
     let compute = model::compute(model_request.compute, ops.as_ref());
     let options = settings::load_options(&plan.run, compute);
-    let mut loaded = model::load_with(&found, ops, options)?;
+    let mut loaded = model::load_with(&found, ops, options, processes.holders())?;
     let store = found.open.store();
     loaded.decoder.begin_alone(&mut adapter, store).map_err(LoadError::from)?;
     let optimizer = Optimizer::new(settings::optimizer(&plan.run), &adapter.slices())?;
     let identity = identity(plan, env, &data, &loaded, template_now);
     let used: Vec<_> = std::iter::once(used).chain(data.rewards().iter().cloned()).collect();
-    if let Some(exit) = processes.expect(&Said::Compare)? {
+    if let Some(exit) = processes.expect(&Said::Compare, &loaded.decoder)? {
         return Ok(exit);
     }
     match processes.agree(&identity, &used, env) {
@@ -79,7 +79,7 @@ fn run(
         Ok(_) | Err(RunError::RanksDiffer(_)) => {}
         Err(error) => return Err(error),
     }
-    if let Some(exit) = processes.expect(&Said::Ready)? {
+    if let Some(exit) = processes.expect(&Said::Ready, &loaded.decoder)? {
         return Ok(exit);
     }
     let feed = data.feed(&found.tokenizer);
@@ -90,6 +90,7 @@ fn run(
         }
         false => None,
     };
+    loaded.decoder.accompany()?;
     let references = references.map(|found| found.references);
     let (adapter, optimizer, state) = match &from {
         None => (adapter, optimizer, State::new(data.plan.n_steps(), identity)),

@@ -114,7 +114,7 @@ impl Folding<'_> {
             Some(loaded) => loaded.info.base_model_name_or_path.clone(),
             None => self.request.name.clone(),
         };
-        let loaded = model::load_with(&found, ops, options)?;
+        let loaded = model::load_with(&found, ops, options, None)?;
         let mut dir = StagedDir::new(&target)?;
         if let Some(adapter) = &loaded.adapter {
             found.open.write_whole(&loaded.decoder, adapter, &mut dir)?;

@@ -149,7 +149,7 @@ impl Job<'_> {
         let mut metrics = MetricsFile::open(&self.plan.output.metrics(), n_steps_done)?;
         self.measured = metrics.measured_in(n_steps_done);
         if let Some(processes) = self.processes {
-            processes.ready()?;
+            processes.ready(&self.loaded.decoder)?;
         }
         let end_reserve = end_reserve()?;
         let mut session = Session::without_buffers(Parts {

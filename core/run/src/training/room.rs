@@ -27,6 +27,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) ops: &'a dyn Ops,
     /// What the process holds before weights and buffers.
     pub(crate) held: u64,
+    /// Processes that hold the frozen weights together.
+    pub(crate) n_holders: usize,
 }
 
 /// A rung that was too large, the next one, and why.
@@ -89,6 +91,7 @@ impl Inputs<'_> {
             keep: rung.keep,
             ops: self.ops,
             held: self.held,
+            n_holders: self.n_holders,
             is_judged: self.plan.run.plugins.iter().any(|plugins| !plugins.evaluators.is_empty()),
         });
         if let Some(rollouts) = self.feed().rollouts {

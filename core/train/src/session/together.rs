@@ -13,6 +13,7 @@ use super::totals::Totals;
 use super::{Cut, Session, StepError};
 use crate::optimizer::{At, Optimizer, ScaledGradient};
 use forgelm_collective::{CollectiveError, Group, PairwiseSum, Pending};
+use forgelm_kernels_api::Ops;
 use forgelm_model::{Holders, Keep, MemoryPlan, OutOfMemory, Prefetch, Trainable};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -34,12 +35,15 @@ pub enum Sharing {
 }
 
 /// The processes of a run, and what they share out.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Team<'a> {
     /// The processes.
     pub group: &'a Group,
     /// What each has only a part of.
     pub sharing: Sharing,
+    /// The kernels of the processor, where these update what trains and hold the optimizer's state,
+    /// and those of a device do everything else.
+    pub updates_on: Option<&'a Arc<dyn Ops>>,
 }
 
 /// Why processes cannot work on a step together.
@@ -85,6 +89,17 @@ pub fn shared_memory_plan(adapter: &Trainable, n_leaves: usize) -> MemoryPlan {
     plan.add("gradient between the processes", 2 * n_bytes);
     plan.add("summed gradient", n_bytes);
     plan
+}
+
+impl std::fmt::Debug for Team<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { group, sharing, updates_on } = self;
+        f.debug_struct("Team")
+            .field("group", group)
+            .field("sharing", sharing)
+            .field("updates_on", &updates_on.map(|ops| ops.name()))
+            .finish()
+    }
 }
 
 impl Team<'_> {
@@ -164,10 +179,10 @@ pub(crate) fn of_all<T: Serialize + DeserializeOwned>(
 }
 
 /// See [`Team`]; with what follows from the parameters.
-#[derive(Debug)]
 pub(super) struct Shares<'a> {
     group: &'a Group,
     sharing: Sharing,
+    updates_on: Option<&'a Arc<dyn Ops>>,
     pieces: Vec<Range<usize>>,
     /// [p] the elements of each process.
     ranges: Vec<Range<usize>>,
@@ -182,7 +197,13 @@ impl<'a> Shares<'a> {
         let bound =
             |rank: usize| pieces.get(rank * N_PIECES / n_ranks).map_or(end, |piece| piece.start);
         let ranges = (0..n_ranks).map(|rank| bound(rank)..bound(rank + 1)).collect();
-        Self { group: team.group, sharing: team.sharing, pieces, ranges }
+        let Team { group, sharing, updates_on } = team;
+        Self { group, sharing, updates_on, pieces, ranges }
+    }
+
+    /// See [`Team::updates_on`].
+    pub(super) fn updates_on(&self) -> Option<&'a Arc<dyn Ops>> {
+        self.updates_on
     }
 
     pub(super) fn group(&self) -> &'a Group {
@@ -406,8 +427,8 @@ impl Session<'_> {
         estimate: &Estimate,
     ) -> Result<(Totals, f64), StepError> {
         let (total, sum) = self.sum_together(step, input, estimate)?;
-        let ops = self.decoder.ops().clone();
         let shares = self.shares.as_ref().expect("the step is shared");
+        let ops = Arc::clone(shares.updates_on().unwrap_or(self.decoder.ops()));
         let own = shares.own_part();
         let start = own.as_ref().map_or(0, |own| own.start);
         let sum = ops.place(sum).unwrap_or_else(|refused| refused.end("the summed gradient"));
@@ -426,7 +447,12 @@ impl Session<'_> {
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
         self.is_torn = true;
-        self.optimizer.step_by(ops.as_ref(), self.adapter.numbers_mut(), grad, at);
+        let params = match shares.updates_on() {
+            // They go back to the device when the step is made.
+            Some(_) => self.adapter.params_mut().into(),
+            None => self.adapter.numbers_mut(),
+        };
+        self.optimizer.step_by(ops.as_ref(), params, grad, at);
         if let Some(own) = own {
             let updated = self.adapter.params()[own].to_vec();
             let all = shares.group.all_gather_ranges(updated, shares.ranges.clone())?;
