@@ -1,6 +1,8 @@
 //! Each of our own kernels against its floor: the bytes that it must read and write, at the rate of
 //! a copy; attention and products against the rate of cuBLASLt's products.
 
+mod adapters;
+
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Choice,
     Compute, Dropout, LowRank, Ops as _, Precision, Rotation, Rounding, Routing, RoutingMut,
@@ -22,13 +24,14 @@ const EXACT: Precision = Precision::Exact;
 
 /// What else is measured: attention comes before, as predictions need it.
 type Measure = fn(&mut Bench<'_>) -> Result<(), String>;
-const GROUPS: [(&str, Measure); 6] = [
+const GROUPS: [(&str, Measure); 7] = [
     ("norms and angles", |bench| bench.norms_and_angles()),
     ("elementwise ops", |bench| bench.elementwise()),
     ("the head", |bench| bench.head()),
     ("rows", |bench| bench.rows()),
     ("optimizers", |bench| bench.optimizers()),
     ("weights in blocks", |bench| bench.packed()),
+    ("adapters", |bench| bench.adapters()),
 ];
 
 /// What is measured, and what was found so far.
@@ -45,6 +48,7 @@ struct Bench<'a> {
     noise: Buffer,
     by_bytes: Table,
     by_operations: Table,
+    by_ways: Table,
     seconds: Map<String, Value>,
 }
 
@@ -83,9 +87,12 @@ pub(crate) fn run(context: &Context<'_>) -> Result<Finding, String> {
         "Times are by the device's events, the best mean of a few rounds. What fits into the second \
          level's cache can be faster than its floor."
             .to_owned(),
+        "An adapter is a second product; one product over a longer sum, with the copy that it would \
+         need, is measured beside it and not built (docs/performance/cuda.md)."
+            .to_owned(),
     ]);
     Ok(Finding {
-        tables: vec![bench.by_bytes, bench.by_operations],
+        tables: vec![bench.by_bytes, bench.by_operations, bench.by_ways],
         notes,
         numbers: json!({
             "seconds": Value::Object(bench.seconds),
@@ -104,8 +111,19 @@ impl<'a> Bench<'a> {
         let noise = opened.cuda.place(crate::shapes::numbers(n)).map_err(|r| r.to_string())?;
         let by_bytes = Table::new(&["op", ">bytes", ">ms", ">floor ms", ">% of it"]);
         let by_operations = Table::new(&["op", ">TFLOP", ">ms", ">TFLOP/s", ">% of cuBLASLt"]);
-        let seconds = Map::new();
-        Ok(Self { opened, shape, t, copy, products, noise, by_bytes, by_operations, seconds })
+        let (by_ways, seconds) = (adapters::table(), Map::new());
+        Ok(Self {
+            opened,
+            shape,
+            t,
+            copy,
+            products,
+            noise,
+            by_bytes,
+            by_operations,
+            by_ways,
+            seconds,
+        })
     }
 
     fn ops(&self) -> &'a Cuda {
