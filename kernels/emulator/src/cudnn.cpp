@@ -109,6 +109,8 @@ enum Fault : int {
     NO_PLAN,
     DOES_NOT_RUN,
     NO_MEMORY,
+    WRONG_FOR_TWO,
+    NO_PLAN_FOR_TWO,
 };
 
 struct Settings {
@@ -332,7 +334,8 @@ void run(void* state) {
     }
     static bool is_odd = false;
     is_odd = !is_odd;
-    if (w.fault == WRONG_NUMBER) w.out[5] = rounded(number(w.out[5]) + 0.0625f);
+    bool is_wrong = w.fault == WRONG_NUMBER || (w.fault == WRONG_FOR_TWO && a.n == 2);
+    if (is_wrong) w.out[5] = rounded(number(w.out[5]) + 0.0625f);
     if (w.fault == WRITES_BEHIND) w.out[w.out_offsets[a.n]] = 0;
     if (w.fault == OTHER_BITS && is_odd) w.out[5] ^= 1;
 }
@@ -435,6 +438,7 @@ API int cudnnBackendFinalize(void* descriptor) {
         Attention attention;
         if (int failure = read_attention(*it, attention)) return failure;
         if (settings.fault == NO_PLAN) return NOT_SUPPORTED;
+        if (settings.fault == NO_PLAN_FOR_TWO && attention.n == 2) return NOT_SUPPORTED;
         if (settings.fault == NO_MEMORY) return OUT_OF_HOST_MEMORY;
         emulator_count("plans of cuDNN", 1);
     }

@@ -163,6 +163,10 @@ pub enum CudnnFault {
     DoesNotRun = 7,
     /// There is no memory for a plan.
     NoMemory = 8,
+    /// One number of the result is another, in plans for two sequences alone.
+    WrongForTwo = 9,
+    /// No plan is made for two sequences.
+    NoPlanForTwo = 10,
 }
 
 /// The cuDNN that is found.
