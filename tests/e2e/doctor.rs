@@ -369,6 +369,10 @@ fn attention_by_cudnn_is_tried_and_what_differs_is_a_warning() {
     let document = tried(wrong_number);
     expect(&document, "cuda.cudnn", "warn", "column 5 of `out` is ");
     expect(&document, "cuda.cudnn", "warn", "our own kernels compute attention");
+    let no_plan = "6";
+    let detail = "it has no plan for 8 heads of 128 over 2: a plan: status 3000: the stand-in for \
+                  cuDNN does not take it: our own kernels compute attention";
+    expect(&tried(no_plan), "cuda.cudnn", "pass", detail);
 }
 
 #[test]

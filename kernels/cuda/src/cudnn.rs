@@ -8,8 +8,9 @@
 //! sizes of the call alone, never on what came before or how fast it was: a run that is resumed has
 //! the same bits. (`kernels/cuda/tests/cudnn.rs`)
 //!
-//! Nobody has to believe that cuDNN computes what we mean: [`trial`] compares it with our own
-//! kernels before the first use of each kind of heads. Start reading at [`CuDnn::forward`].
+//! Nobody has to believe that cuDNN computes what we mean: [`trial`] compares each plan with our own
+//! kernels before its first use, since cuDNN may choose another engine for other sizes. Start
+//! reading at [`CuDnn::forward`].
 //!
 //! Numerics: probabilities are rounded to bfloat16, as by our kernels; the order of sums is cuDNN's
 //! own, and may differ with the sizes that a plan was made for. So the last bits of a sequence may
@@ -19,8 +20,8 @@ mod backend;
 #[expect(dead_code, reason = "`cargo xtask cudnn` describes devices")]
 mod plan;
 mod trial;
+mod tried;
 
-use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -34,13 +35,13 @@ use crate::error::{CudaError, DriverFault, fail, must};
 use crate::libraries::Libraries;
 use crate::pool::Allocation;
 use backend::{Backend, Pointer, Refusal, function};
-use plan::{Plan, Sizes, Target, Tensor, VERSION_MIN};
+use plan::{Plan, Sizes, Tensor, VERSION_MIN};
+use tried::Plans;
 
 pub(crate) use plan::WORKSPACE_MAX;
-pub(crate) use trial::{Verdict, bytes as trial_bytes};
+pub(crate) use trial::bytes as trial_bytes;
+pub use tried::AttentionUnfit;
 
-/// Plans that are kept: the powers of two of one model's batches are fewer.
-const PLANS_MAX: usize = 64;
 /// The device from which on it is used: Hopper.
 const CAPABILITY_MIN: (u32, u32) = (9, 0);
 /// The CUDA of the libraries that are looked for.
@@ -93,21 +94,6 @@ struct Running {
     execute: unsafe extern "C" fn(Pointer, Pointer, Pointer) -> u32,
 }
 
-/// Heads of a model, by which cuDNN is trusted or not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Heads {
-    n_heads: usize,
-    n_kv_heads: usize,
-    head_dim: usize,
-}
-
-impl fmt::Display for Heads {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { n_heads, n_kv_heads, head_dim } = self;
-        write!(f, "{n_heads} heads of {head_dim} over {n_kv_heads}")
-    }
-}
-
 /// One forward.
 #[derive(Clone, Copy)]
 pub(crate) struct Forward<'a> {
@@ -127,9 +113,8 @@ pub(crate) struct CuDnn {
     running: Running,
     handle: Pointer,
     version: usize,
-    /// `None` for what it does not do. Under this lock alone the handle is used.
-    plans: Mutex<BTreeMap<Sizes, Option<Arc<Plan>>>>,
-    verdicts: Mutex<BTreeMap<Heads, Verdict>>,
+    /// Under this lock alone the handle is used.
+    plans: Mutex<Plans>,
     workspace: OnceLock<Allocation>,
 }
 
@@ -174,8 +159,8 @@ impl CuDnn {
         if status != 0 {
             return Err(CuDnnUnused::NotStarted(status));
         }
-        let (plans, verdicts, workspace) = Default::default();
-        let this = Self { backend, running, handle, version, plans, verdicts, workspace };
+        let (plans, workspace) = Default::default();
+        let this = Self { backend, running, handle, version, plans, workspace };
         // SAFETY: the handle was just made; the stream lives as long as the device.
         match unsafe { (running.set_stream)(handle, stream) } {
             0 => Ok(this),
@@ -191,41 +176,21 @@ impl CuDnn {
     /// Computes attention. `false` if it does not: our own kernels do.
     pub(crate) fn forward(&self, call: &Call<'_>, given: &Forward<'_>) -> bool {
         let Some(sizes) = given.sizes() else { return false };
-        if self.verdict(call.device(), given.shape) != Verdict::Same {
-            return false;
-        }
-        let done = self.compute(call, given, sizes);
-        done.unwrap_or_else(|refusal| failed(call.device(), call.op(), &refusal))
-    }
-
-    /// Whether it computes what our own kernels do, for the heads of this shape. The first time it
-    /// is tried, and what differs is told.
-    pub(crate) fn verdict(&self, device: &Device, shape: &AttentionShape) -> Verdict {
-        let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = *shape;
-        let heads = Heads { n_heads, n_kv_heads, head_dim };
-        let mut verdicts = lock(&self.verdicts);
-        if let Some(verdict) = verdicts.get(&heads) {
-            return verdict.clone();
-        }
-        device.refuse_in_capture("attention_trial", "a trial of cuDNN");
-        let verdict = trial::of(self, device, shape);
-        let verdict = verdict.unwrap_or_else(|refusal| failed(device, "attention_trial", &refusal));
-        if let Verdict::Different(why) = &verdict {
-            device.warn(&format!(
-                "{}: attention of {heads} is not left to cuDNN {}, which differs from our own \
-                 kernels: {why}; our own compute it\n  hint: install another version of cuDNN",
-                device.label(),
-                self.version(),
-            ));
-        }
-        verdicts.insert(heads, verdict.clone());
-        verdict
-    }
-
-    /// `false` if it has no plan for this.
-    fn compute(&self, call: &Call<'_>, given: &Forward<'_>, sizes: Sizes) -> Result<bool, Refusal> {
         let mut plans = lock(&self.plans);
-        let Some(plan) = self.plan(&mut plans, call, sizes)? else { return Ok(false) };
+        let Ok(plan) = self.plan(&mut plans, call.device(), sizes) else { return false };
+        let done = self.run(call, given, sizes, &plan);
+        done.unwrap_or_else(|refusal| failed(call.device(), call.op(), &refusal));
+        true
+    }
+
+    /// Asks the device to compute a batch by a plan for these sizes.
+    fn run(
+        &self,
+        call: &Call<'_>,
+        given: &Forward<'_>,
+        sizes: Sizes,
+        plan: &Arc<Plan>,
+    ) -> Result<(), Refusal> {
         let workspace = self.workspace.get_or_init(|| must(call.device().allocate(WORKSPACE_MAX)));
         let lists = Lists::new(given.segments, sizes);
         let on_device = |values: &[i32]| call.array(values) as Pointer;
@@ -249,38 +214,13 @@ impl CuDnn {
             (Tensor::SeenAhead, (&raw const seen_ahead).cast_mut().cast()),
         ];
         let arguments = Plan::arguments(self.backend, &tensors, workspace.address() as Pointer)?;
-        call.device().keep_for_capture(&plan);
+        call.device().keep_for_capture(plan);
         // SAFETY: the plan was made for tensors of these sizes, which `Forward::sizes` has checked
         // against the memory they lie in; the workspace is as large as any plan may want, and
         // everything that uses it goes through one stream; scalars are read before this returns.
         let status =
             unsafe { (self.running.execute)(self.handle, plan.pointer(), arguments.pointer()) };
-        self.backend.checked(status, || "running a plan".to_owned())?;
-        Ok(true)
-    }
-
-    fn plan(
-        &self,
-        plans: &mut BTreeMap<Sizes, Option<Arc<Plan>>>,
-        call: &Call<'_>,
-        sizes: Sizes,
-    ) -> Result<Option<Arc<Plan>>, Refusal> {
-        if let Some(plan) = plans.get(&sizes) {
-            return Ok(plan.clone());
-        }
-        call.device().refuse_in_capture(call.op(), "a plan of cuDNN");
-        if plans.len() >= PLANS_MAX {
-            // The code of a plan goes with it: nothing of it may still run.
-            must(call.device().synchronize());
-            plans.clear();
-        }
-        let plan = match Plan::new(self.backend, &sizes, &Target::Here(self.handle)) {
-            Ok(plan) => Some(Arc::new(plan)),
-            Err(refusal) if refusal.is_for_good() => None,
-            Err(refusal) => return Err(refusal),
-        };
-        plans.insert(sizes, plan.clone());
-        Ok(plan)
+        self.backend.checked(status, || "running a plan".to_owned())
     }
 }
 

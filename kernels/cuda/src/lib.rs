@@ -82,7 +82,7 @@ use frozen::{CudaMatrix, format_of};
 use memory::CudaMemory;
 
 pub use call::{Argument, Grid};
-pub use cudnn::CuDnnUnused;
+pub use cudnn::{AttentionUnfit, CuDnnUnused};
 pub use device::{Device, DeviceFacts, DeviceOptions};
 pub use error::{CudaError, DriverFault, Launched};
 pub use graph::Graph;

@@ -2,9 +2,9 @@
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
-use forgelm_kernels_api::{AttentionShape, Compute, caught};
+use forgelm_kernels_api::caught;
 
-use crate::cudnn::{CuDnn, CuDnnUnused, Verdict};
+use crate::cudnn::{AttentionUnfit, CuDnn, CuDnnUnused};
 use crate::device::Device;
 
 /// Names, as they stand in a report, and what the driver calls them.
@@ -59,31 +59,22 @@ impl Device {
         self.attention().as_ref().map(CuDnn::version).map_err(Clone::clone)
     }
 
-    /// Compares attention by cuDNN with our own: `None` where cuDNN has no plan for these heads, else
-    /// what differs, if something does. Only where there is a cuDNN.
-    #[must_use]
+    /// Compares attention by cuDNN with our own, on heads of these sizes.
+    ///
+    /// # Errors
+    /// Why our own kernels compute it.
+    ///
+    /// # Panics
+    /// Where [`Device::cudnn_version`] is an error: there is nothing to compare.
     pub fn try_attention(
         &self,
         n_heads: usize,
         n_kv_heads: usize,
         head_dim: usize,
-    ) -> Option<Result<(), String>> {
-        let shape = AttentionShape {
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            scale: 1.0,
-            window: None,
-            soft_cap: None,
-            compute: Compute::Bf16,
-        };
-        let cudnn = self.cudnn()?;
-        match caught(|| cudnn.verdict(self, &shape)) {
-            Ok(Verdict::Same) => Some(Ok(())),
-            Ok(Verdict::NotOffered) => None,
-            Ok(Verdict::Different(why)) => Some(Err(why)),
-            Err(failure) => Some(Err(failure.to_string())),
-        }
+    ) -> Result<(), AttentionUnfit> {
+        let cudnn = self.cudnn().expect("a trial where cuDNN is used");
+        let tried = caught(|| cudnn.try_heads(self, n_heads, n_kv_heads, head_dim));
+        tried.unwrap_or_else(|failure| Err(AttentionUnfit::Different(failure.to_string())))
     }
 }
 

@@ -14,8 +14,8 @@ use forgelm_kernels_api::{
     AttentionShape, Buffer, Compute, Ops as _, Precision, Segment, Workload, caught,
 };
 use forgelm_kernels_cuda::{
-    CuDnnUnused, Cuda, CudaError, Device, DeviceOptions, Folders, Found, Graph, ImageSource,
-    Libraries,
+    AttentionUnfit, CuDnnUnused, Cuda, CudaError, Device, DeviceOptions, Folders, Found, Graph,
+    ImageSource, Libraries,
 };
 use forgelm_kernels_emulator::{self as emulator, Cudnn, CudnnFault, Streams};
 
@@ -167,7 +167,7 @@ fn cudnn_computes_what_our_own_kernels_do() {
 }
 
 #[test]
-fn a_kind_of_heads_is_tried_once_and_a_plan_serves_all_that_fit_it() {
+fn a_plan_is_tried_once_and_serves_all_that_fit_it() {
     let Some(_alone) = alone() else { return };
     let cuda = with_cudnn();
     let counted = |lens: &[usize]| {
@@ -176,15 +176,16 @@ fn a_kind_of_heads_is_tried_once_and_a_plan_serves_all_that_fit_it() {
         let counters = emulator::counters();
         (counters.cudnn_plans, counters.cudnn_attentions, counters.n_launches() > 0)
     };
-    // The trial has a plan, two forwards and one of our own; then the call.
-    let (n_plans, n_attentions, has_own) = counted(&[100, 30, 7]);
-    assert_eq!((n_plans, n_attentions, has_own), (2, 3, true));
+    // The trial has two forwards and one of our own; then the call.
+    assert_eq!(counted(&[100, 30, 7]), (1, 3, true));
     // three or four sequences of 65 to 128 rows
     for lens in [&[100_usize, 30, 7][..], &[65, 2, 128, 1]] {
         assert_eq!(counted(lens), (0, 1, false));
     }
-    assert_eq!(counted(&[129, 2, 128, 1]).0, 1);
-    assert_eq!(counted(&[100, 2, 1, 1, 1]).0, 1);
+    for other in [&[129_usize, 2, 128, 1][..], &[100, 2, 1, 1, 1], &[9]] {
+        assert_eq!(counted(other), (1, 3, true));
+        assert_eq!(counted(other), (0, 1, false));
+    }
 }
 
 #[test]
@@ -195,7 +196,7 @@ fn what_computes_something_else_is_not_used_and_is_told() {
     for (fault, words) in [
         (CudnnFault::WrongNumber, "column 5 of `out` is "),
         (CudnnFault::LogarithmOfTwo, "column 0 of `lse` is "),
-        (CudnnFault::WritesBehind, "row 256, column 0 of `out` is 0, expected 96 "),
+        (CudnnFault::WritesBehind, "row 196, column 0 of `out` is 0, expected 96 "),
         (CudnnFault::ReadsBehind, "of `out` is NaN, expected "),
         (CudnnFault::OtherBits, "two results for one batch"),
         (CudnnFault::DoesNotRun, "running a plan: status 5000: the stand-in for cuDNN "),
@@ -209,21 +210,61 @@ fn what_computes_something_else_is_not_used_and_is_told() {
         let [warning] = &told[..] else { panic!("{fault:?}: {told:?}") };
         let begin = "cuda:0: attention of 4 heads of 64 over 2 is not left to cuDNN 9.28.0, which ";
         assert!(warning.starts_with(begin), "{warning}");
+        assert!(warning.contains(" for 4 sequences of 128 rows at most: "), "{warning}");
         assert!(warning.contains(words), "{fault:?}: {warning}");
         assert!(warning.contains("\n  hint: "), "{warning}");
-        let tried = cuda.device().try_attention(4, 2, 64).unwrap();
-        assert!(tried.unwrap_err().contains(words));
+        let tried = cuda.device().try_attention(4, 2, 64);
+        // a larger plan, for a batch of more rows
+        let words = words.replace("row 196", "row 256");
+        let Err(AttentionUnfit::Different(why)) = tried else { panic!("{fault:?}: {tried:?}") };
+        assert!(why.contains(&words), "{fault:?}: {why}");
     }
 }
 
+/// As where cuDNN's choice of an engine depends on sizes: another plan says nothing of this one.
 #[test]
-fn without_a_plan_our_own_kernels_compute_and_nobody_need_know() {
+fn a_plan_that_computes_something_else_is_found_also_where_others_do_not() {
     let Some(_alone) = alone() else { return };
-    emulator::set_cudnn(&Cudnn { fault: CudnnFault::NoPlan, ..Cudnn::default() });
+    emulator::set_cudnn(&Cudnn { fault: CudnnFault::WrongForTwo, ..Cudnn::default() });
     let cuda = with_cudnn();
-    assert!(forward(&cuda, SHAPE, &[40, 7]) == forward(&with_our_own(), SHAPE, &[40, 7]));
+    assert_eq!(cuda.device().try_attention(4, 2, 64), Ok(()));
+    let of_two = [&[100_usize, 30][..], &[200, 3]];
+    for (i, lens) in of_two.into_iter().enumerate() {
+        assert!(forward(&cuda, SHAPE, lens) == forward(&with_our_own(), SHAPE, lens), "{lens:?}");
+        let told = told();
+        assert_eq!(told.len(), usize::from(i == 0), "{told:?}");
+        let told_first = "for 2 sequences of 128 rows at most: row 0, column 5 of `out` is ";
+        assert!(told.iter().all(|warning| warning.contains(told_first)), "{told:?}");
+    }
+    emulator::reset_counters();
+    for lens in [&[100_usize][..], &[100, 30, 7]] {
+        forward(&cuda, SHAPE, lens);
+    }
+    assert_eq!(emulator::counters().cudnn_attentions, 6, "the plans that are right compute");
     assert_eq!(told(), [""; 0]);
-    assert_eq!(cuda.device().try_attention(4, 2, 64), None);
+}
+
+#[test]
+fn without_a_plan_our_own_kernels_compute_and_that_is_told_once() {
+    let Some(_alone) = alone() else { return };
+    for fault in [CudnnFault::NoPlan, CudnnFault::NoPlanForTwo] {
+        emulator::set_cudnn(&Cudnn { fault, ..Cudnn::default() });
+        let cuda = with_cudnn();
+        for lens in [&[40_usize, 7][..], &[40, 7], &[100, 7]] {
+            assert!(forward(&cuda, SHAPE, lens) == forward(&with_our_own(), SHAPE, lens));
+        }
+        let expected = "cuda:0: attention of 4 heads of 64 over 2 is not left to cuDNN 9.28.0, which \
+                        has no plan for 2 sequences of 64 rows at most: a plan: status 3000: the \
+                        stand-in for cuDNN does not take it; our own kernels compute it\n  hint: \
+                        nothing need be done; another version may have one";
+        assert_eq!(told(), [expected]);
+        // other heads are other news
+        forward(&cuda, AttentionShape { head_dim: 8, ..SHAPE }, &[40, 7]);
+        assert_eq!(told().len(), 1);
+        let tried = cuda.device().try_attention(4, 2, 64);
+        let has_none = matches!(tried, Err(AttentionUnfit::NoPlan(_)));
+        assert_eq!(has_none, fault == CudnnFault::NoPlan, "{tried:?}");
+    }
 }
 
 /// Were our own kernels to step in, a run that is resumed with more memory would have other bits.

@@ -4,8 +4,8 @@ use super::machine::gib;
 use super::{Check, World};
 use crate::fit_check::qlora_largest;
 use forgelm_kernels_cuda::{
-    Availability, CuDnnUnused, CudaError, Device, DeviceOptions, Found, Libraries, SelfTest, Trial,
-    TrialOutcome, self_test,
+    AttentionUnfit, Availability, CuDnnUnused, CudaError, Device, DeviceOptions, Found, Libraries,
+    SelfTest, Trial, TrialOutcome, self_test,
 };
 use serde_json::{Value, json};
 
@@ -179,12 +179,15 @@ fn cudnn(libraries: &Libraries, device: &Device) -> Check {
         Err(why) => Check::warn(name, format!("{found}; it {why}: {instead}"))
             .hint("install cuDNN 9.21 or later and cuBLASLt, both of CUDA 12"),
         Ok(version) => match device.try_attention(n_heads, n_kv_heads, head_dim) {
-            Some(Ok(())) => {
+            Ok(()) => {
                 let detail = format!("{version}, {found}; forward of {heads} is as our own");
                 Check::pass(name, detail)
             }
-            None => Check::pass(name, format!("{version}, {found}; it has no plan for {heads}")),
-            Some(Err(why)) => {
+            Err(AttentionUnfit::NoPlan(why)) => {
+                let detail = format!("{version}, {found}; it has no plan for {heads}: {why}");
+                Check::pass(name, format!("{detail}: {instead}"))
+            }
+            Err(AttentionUnfit::Different(why)) => {
                 let detail = format!("{version}, {found}; forward of {heads}: {why}: {instead}");
                 Check::warn(name, detail).hint("install another version of cuDNN 9")
             }

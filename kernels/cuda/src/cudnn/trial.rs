@@ -1,21 +1,26 @@
-//! Whether cuDNN computes what our own kernels do: a small batch, both ways.
+//! Whether a plan of cuDNN computes what our own kernels do: a small batch, both ways.
 //!
-//! The batch has what goes wrong most easily: sequences of one row and of more than a tile, more
-//! rounded-up sequences than there are, rows behind the last one that are no number and must not be
-//! read, results behind the last row that must stay, and a second time, which must have the same
-//! bits.
+//! The batch has what goes wrong most easily, as far as the plan has room for it: sequences of more
+//! than a tile, of one row and of none, more sequences in the plan than there are, rows behind the
+//! last one that are no number and must not be read, results behind the last row that must stay,
+//! and a second time, which must have the same bits. It is small for a plan of long sequences too:
+//! that is the code that runs, on fewer tiles.
+
+use std::sync::Arc;
 
 use forgelm_kernels_api::philox::philox4x32;
 use forgelm_kernels_api::{AttentionShape, Compute, Format, Segment, Slice};
 
 use super::backend::Refusal;
+use super::plan::{Plan, Sizes};
 use super::{CuDnn, Forward};
 use crate::call::{Call, Numbers};
 use crate::cast;
 use crate::device::Device;
 
-/// Lengths of the sequences; three more are rounded up to.
-const LENS: [usize; 5] = [1, 67, 140, 5, 43];
+/// Lengths of the sequences, those first that a plan for fewer should see; two more are rounded up
+/// to.
+const LENS: [usize; 6] = [140, 1, 0, 67, 5, 43];
 /// Rows behind the last one.
 const ROWS_BEHIND: usize = 16;
 /// What lies where results go; bfloat16 has it exactly.
@@ -28,17 +33,6 @@ const OUT_BOUND: f32 = 1.0 / 128.0;
 /// How far `lse` may differ: as an error of it is a relative one of every probability of backward,
 /// half of what rounding those to bfloat16 makes.
 const LSE_BOUND: f32 = 1.0 / 1024.0;
-
-/// What came of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// It computes the same.
-    Same,
-    /// It has no plan for such heads.
-    NotOffered,
-    /// It does not: what differs.
-    Different(String),
-}
 
 /// What one of the two computed.
 struct Results {
@@ -64,60 +58,69 @@ struct Batch<'a> {
     n_rows: usize,
 }
 
-/// Tries heads of this shape, whatever else it says. An error is one that may not come again: what
-/// follows from it would not be the same in a run that is resumed.
-pub(super) fn of(
+/// Sizes of a plan that has room for the whole batch.
+pub(super) fn sizes(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> Sizes {
+    let (n_sequences, longest) = (LENS.len(), LENS[0]);
+    Sizes { n_heads, n_kv_heads, head_dim, n_sequences, longest }.rounded_up()
+}
+
+/// What differs, if something does, in what a plan for these sizes computes.
+pub(super) fn difference(
     cudnn: &CuDnn,
     device: &Device,
-    shape: &AttentionShape,
-) -> Result<Verdict, Refusal> {
+    sizes: Sizes,
+    plan: &Arc<Plan>,
+) -> Result<Option<String>, Refusal> {
+    let Sizes { n_heads, n_kv_heads, head_dim, .. } = sizes;
     let shape = AttentionShape {
-        scale: 1.0 / (shape.head_dim as f32).sqrt(),
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        scale: 1.0 / (head_dim as f32).sqrt(),
         window: None,
         soft_cap: None,
         compute: Compute::Bf16,
-        ..*shape
     };
     let mut n_rows = 0;
-    let segments = LENS.map(|len| {
-        n_rows += len;
-        Segment { start: n_rows - len, len }
-    });
+    let segments: Vec<Segment> = lens(sizes)
+        .map(|len| {
+            n_rows += len;
+            Segment { start: n_rows - len, len }
+        })
+        .collect();
     let batch = Batch { device, shape, segments: &segments, n_rows };
-    match batch.judge(cudnn) {
-        Err(refusal) if !refusal.is_of_memory() => Ok(Verdict::Different(refusal.to_string())),
-        verdict => verdict,
-    }
+    batch.judge(|call, given| cudnn.run(call, given, sizes, plan))
+}
+
+/// As many and as long as a plan has room for.
+fn lens(sizes: Sizes) -> impl Iterator<Item = usize> {
+    LENS.into_iter().take(sizes.n_sequences).map(move |len| len.min(sizes.longest))
 }
 
 impl Batch<'_> {
-    fn judge(&self, cudnn: &CuDnn) -> Result<Verdict, Refusal> {
-        let ours = |call: &Call<'_>, given: &Forward<'_>| {
+    /// What differs from our own kernels, if something does.
+    fn judge(
+        &self,
+        theirs: impl Fn(&Call<'_>, &Forward<'_>) -> Result<(), Refusal>,
+    ) -> Result<Option<String>, Refusal> {
+        let expected = self.results(|call, given| {
             given.by_our_own(call);
-            Ok(true)
-        };
-        let theirs = |call: &Call<'_>, given: &Forward<'_>| {
-            let sizes = given.sizes().expect("a batch that cuDNN takes");
-            cudnn.compute(call, given, sizes)
-        };
-        let expected = self.results(ours)?.expect("our own kernels take every batch");
-        let Some(found) = self.results(theirs)? else { return Ok(Verdict::NotOffered) };
-        let again = self.results(theirs)?;
+            Ok(())
+        })?;
+        let (found, again) = (self.results(&theirs)?, self.results(&theirs)?);
         let bits = |results: &Results| {
             let numbers = results.out.iter().chain(&results.lse);
             numbers.map(|number| number.to_bits()).collect::<Vec<_>>()
         };
-        let is_the_same_again = again.is_some_and(|again| bits(&again) == bits(&found));
+        let is_the_same_again = bits(&again) == bits(&found);
         let twice = || (!is_the_same_again).then(|| "two results for one batch".to_owned());
-        let why = self.difference(&expected, &found).or_else(twice);
-        Ok(why.map_or(Verdict::Same, Verdict::Different))
+        Ok(self.difference(&expected, &found).or_else(twice))
     }
 
-    /// `None` if it is not computed.
     fn results(
         &self,
-        compute: impl FnOnce(&Call<'_>, &Forward<'_>) -> Result<bool, Refusal>,
-    ) -> Result<Option<Results>, Refusal> {
+        compute: impl FnOnce(&Call<'_>, &Forward<'_>) -> Result<(), Refusal>,
+    ) -> Result<Results, Refusal> {
         let AttentionShape { n_heads, n_kv_heads, head_dim, .. } = self.shape;
         let call = Call::open(self.device, "attention_trial");
         let put = |values: &[f32], format| {
@@ -141,9 +144,9 @@ impl Batch<'_> {
             shape: &self.shape,
             segments: self.segments,
         };
-        let is_done = compute(&call, &given)?;
+        compute(&call, &given)?;
         let fetched = |numbers| call.fetch(cast::read_as(&call, Format::F32, numbers));
-        let results = is_done.then(|| Results { out: fetched(out), lse: fetched(lse) });
+        let results = Results { out: fetched(out), lse: fetched(lse) };
         call.close();
         Ok(results)
     }
@@ -175,5 +178,22 @@ impl Batch<'_> {
         let row = n_heads * self.shape.head_dim;
         first(&expected.out, &found.out, row, OUT_BOUND, "out")
             .or_else(|| first(&expected.lse, &found.lse, n_heads, LSE_BOUND, "lse"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_fits_the_plan_that_it_tries() {
+        let whole = sizes(4, 2, 64);
+        assert_eq!((whole.n_sequences, whole.longest), (8, 256));
+        let of = |n_sequences, longest| lens(Sizes { n_sequences, longest, ..whole });
+        assert_eq!(of(8, 256).collect::<Vec<_>>(), LENS);
+        assert_eq!(of(1, 32_768).collect::<Vec<_>>(), [140]);
+        assert_eq!(of(4, 64).collect::<Vec<_>>(), [64, 1, 0, 64]);
+        // also one of the largest takes no more than was planned for
+        assert_eq!(of(64, 4096).sum::<usize>(), LENS.iter().sum::<usize>());
     }
 }
