@@ -3,9 +3,7 @@
 //! What is read from files lies on the host, and the result goes there; in between is the device's.
 //! Copies of one piece run while other threads read the next ones.
 
-use forgelm_kernels_api::{
-    DeviceMemory, DevicePart, DeviceRefusal, Format, Host, HostMut, OnDevice,
-};
+use forgelm_kernels_api::{DevicePart, Format, Host, HostMut, OnDevice, Placed};
 use forgelm_sdk::merge_method::{
     DevicePiece, Failed, MergeMethod, MergeOnDevice, Pass, Piece, Tensor,
 };
@@ -17,13 +15,6 @@ pub struct MergedOnDevice<'a> {
     device: &'a dyn OnDevice,
 }
 
-/// Numbers on the device, and where.
-struct Placed {
-    part: DevicePart,
-    /// Given back when this is dropped.
-    _memory: Box<dyn DeviceMemory>,
-}
-
 impl<'a> MergedOnDevice<'a> {
     /// `None` for a method that does not work on a device.
     #[must_use]
@@ -32,17 +23,8 @@ impl<'a> MergedOnDevice<'a> {
         Some(Self { method, merges, device })
     }
 
-    fn room(&self, len: usize) -> Result<Placed, Failed> {
-        let memory = self.device.allocate(Format::F32, len).map_err(failed)?;
-        let part = self.device.part_of(&*memory);
-        let part = part.ok_or_else(|| Failed::new("the device does not know its own memory"))?;
-        Ok(Placed { part, _memory: memory })
-    }
-
     fn placed(&self, values: &[f32]) -> Result<Placed, Failed> {
-        let placed = self.room(values.len())?;
-        self.device.upload(placed.part, Host::F32(values)).map_err(failed)?;
-        Ok(placed)
+        Ok(Placed::copied(self.device, Host::F32(values))?)
     }
 
     /// Copies a piece to the device and hands it to `body`.
@@ -62,10 +44,6 @@ impl<'a> MergedOnDevice<'a> {
             inputs: &inputs,
         })
     }
-}
-
-fn failed(refusal: DeviceRefusal) -> Failed {
-    Failed::new(refusal.to_string())
 }
 
 impl MergeMethod for MergedOnDevice<'_> {
@@ -95,11 +73,11 @@ impl MergeMethod for MergedOnDevice<'_> {
     }
 
     fn merge(&self, piece: &Piece<'_>, out: &mut [f32]) -> Result<(), Failed> {
-        let place = self.room(out.len())?;
+        let place = Placed::zeros(self.device, Format::F32, out.len())?;
         self.with_piece(piece, |piece| {
             self.merges.merge(piece, place.part)?;
             // Before the inputs go: a copy to the host waits for all that reads them.
-            self.device.download(place.part, HostMut::F32(out)).map_err(failed)
+            Ok(self.device.download(place.part, HostMut::F32(out))?)
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Why a plugin gave up in the middle of its work.
 
+use forgelm_kernels_api::DeviceRefusal;
 use std::fmt;
 
 /// Why a plugin gave up, or a service of the host did. The methods that ship with ForgeLM rarely do:
@@ -52,3 +53,9 @@ impl fmt::Display for Failed {
 }
 
 impl std::error::Error for Failed {}
+
+impl From<DeviceRefusal> for Failed {
+    fn from(refusal: DeviceRefusal) -> Self {
+        Self::new(refusal.to_string())
+    }
+}

@@ -28,7 +28,7 @@ pub use memory::{
     Number, Precision, Slice, SliceMut, Workload,
 };
 pub use on_device::{
-    DeviceModels, DevicePart, DeviceRefusal, DropMask, Election, MagnitudeBits, OnDevice,
+    DeviceModels, DevicePart, DeviceRefusal, DropMask, Election, MagnitudeBits, OnDevice, Placed,
 };
 pub use ops::{
     Activation, AttentionShape, Columns, Draw, DrawRule, Drawn, Dropout, GemmDims, GemmLayout,

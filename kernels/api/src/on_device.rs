@@ -49,6 +49,44 @@ impl fmt::Display for DeviceRefusal {
 
 impl std::error::Error for DeviceRefusal {}
 
+/// Numbers on a device and where they lie, for as long as this is there.
+#[derive(Debug)]
+pub struct Placed {
+    /// Where.
+    pub part: DevicePart,
+    /// Given back when this is dropped.
+    _memory: Box<dyn DeviceMemory>,
+}
+
+impl Placed {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// As [`OnDevice`] has them.
+    pub fn zeros(device: &dyn OnDevice, format: Format, len: usize) -> Result<Self, DeviceRefusal> {
+        let memory = device.allocate(format, len)?;
+        let unknown =
+            || DeviceRefusal::Failed("the device does not know its own memory".to_owned());
+        let part = device.part_of(&*memory).ok_or_else(unknown)?;
+        Ok(Self { part, _memory: memory })
+    }
+
+    /// Numbers of the host.
+    ///
+    /// # Errors
+    /// As [`OnDevice`] has them.
+    pub fn copied(device: &dyn OnDevice, values: Host<'_>) -> Result<Self, DeviceRefusal> {
+        let (format, len) = match values {
+            Host::F32(values) => (Format::F32, values.len()),
+            Host::U8(values) => (Format::U8, values.len()),
+            Host::U32(values) => (Format::U32, values.len()),
+        };
+        let placed = Self::zeros(device, format, len)?;
+        device.upload(placed.part, values)?;
+        Ok(placed)
+    }
+}
+
 /// The models that are merged.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceModels<'a> {
