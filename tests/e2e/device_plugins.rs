@@ -6,7 +6,9 @@ use crate::merge::{config, with_adapters};
 use crate::plugins::compile;
 use crate::quantize::with_wide_model;
 use crate::support::{Ran, Workplace};
+use serde_json::Value;
 use std::fs;
+use std::path::Path;
 
 /// Two adapters, merged on a device as the rest of the sections says.
 fn two(device: &str, section: &str) -> String {
@@ -108,4 +110,61 @@ fn a_method_in_c_works_on_the_stream_of_the_program() {
     let expected = merged(&workplace, &config("tiny-llama", alone)).unwrap();
     expected.expect_code(0);
     assert!(model(&workplace) == on_device, "it is not the last model");
+}
+
+/// A bundled library, as it is on disk.
+fn bundled(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_BIN_EXE_forgelm")).parent().unwrap().join("deps");
+    folder.join(format!("libforgelm_plugin_{name}.so")).display().to_string()
+}
+
+#[test]
+fn plugin_check_tries_tensors_of_the_device_where_there_is_one() {
+    let workplace = Workplace::new();
+    compile(&workplace, "examples/merge_on_device.c", "last", &[]);
+    let (merges, quantizes) = (bundled("merge_method"), bundled("quantizer"));
+    for (library, n_methods) in [("last.so", 1), (merges.as_str(), 4), (quantizes.as_str(), 3)] {
+        let Some(there) = on_device(&workplace, &["plugin", "check", library]) else { return };
+        let done = ran(there).expect_code(0);
+        let held = ": gives on a device the bits of the processor\n";
+        assert_eq!(done.stdout.matches(held).count(), n_methods, "{}", done.stdout);
+        assert!(!done.stdout.contains("untried"), "{}", done.stdout);
+    }
+    let json = ["plugin", "check", "last.so", "--output-format", "json"];
+    let shown = ran(on_device(&workplace, &json).unwrap()).expect_code(0).json();
+    assert!(shown["device"].as_str().unwrap().starts_with("cuda:0/sm_"), "{shown}");
+    assert_eq!(shown["why_no_device"], Value::Null);
+}
+
+#[test]
+fn plugin_check_finds_a_method_that_gives_something_else_on_the_device() {
+    for (flags, expected) in [
+        (&[][..], "element 0 is 0; expected "),
+        (&["-DCRASHES"], "its worker died: killed by signal 6 (abort)"),
+    ] {
+        let workplace = Workplace::new();
+        compile(&workplace, "loader/tests/plugins/wrong_on_device.c", "wrong", flags);
+        let Some(there) = on_device(&workplace, &["plugin", "check", "wrong.so"]) else { return };
+        let done = ran(there).expect_code(1);
+        let failed = "FAILED  merge_method last_c: gives on a device the bits of the processor: ";
+        done.expect_stdout(&format!("{failed}{expected}"));
+    }
+}
+
+#[test]
+fn plugin_check_says_in_one_line_that_there_was_no_device_to_try() {
+    let workplace = Workplace::new();
+    compile(&workplace, "loader/tests/plugins/wrong_on_device.c", "wrong", &[]);
+    let no_device = "untried tensors of a device: ";
+    let done = workplace.forgelm(&["plugin", "check", "wrong.so"]);
+    if done.stdout.contains(no_device) {
+        let done = done.expect_code(0);
+        assert_eq!(done.stdout.matches("a device").count(), 1, "{}", done.stdout);
+    } else {
+        eprintln!("skipped: this machine has an NVIDIA device");
+    }
+    // a library without anything that could be tried there
+    compile(&workplace, "examples/trainers.c", "trainers", &[]);
+    let done = workplace.forgelm(&["plugin", "check", "trainers.so"]).expect_code(0);
+    assert!(!done.stdout.contains(no_device), "{}", done.stdout);
 }

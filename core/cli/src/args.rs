@@ -204,6 +204,9 @@ pub enum Command {
     PluginWorker {
         /// Of the kernels that plugins get; 0: they get none
         threads: usize,
+        /// Plugins are tried on a device
+        #[arg(long)]
+        device: bool,
     },
     /// List the models that wait for approval, or show what was decided on one
     Approvals(ApprovalsArgs),

@@ -44,7 +44,9 @@ fn run(cli: &Cli, context: &mut Context) -> Exit {
         Some(Command::SafetyEval(args)) => command::safety_eval::safety_eval(args, context),
         Some(Command::Monitor(args)) => command::monitor::monitor(args, context),
         Some(Command::Quantize(args)) => command::quantize::quantize(args, context),
-        Some(Command::PluginWorker { threads }) => command::plugin::worker(*threads, context),
+        Some(Command::PluginWorker { threads, device }) => {
+            command::plugin::worker(*threads, *device, context)
+        }
         Some(Command::Comm(comm)) => command::comm::comm(comm, context),
         Some(Command::Plugin(plugin)) => command::plugin::plugin(plugin, context),
         Some(Command::Approvals(args)) => command::approval::approvals(args, context),

@@ -92,6 +92,9 @@ pub struct PluginWorker {
     pub args: Vec<OsString>,
     /// Its whole environment: nothing that is secret.
     pub environment: Vec<(OsString, OsString)>,
+    /// What one that tries plugins on a device has besides: where NVIDIA's libraries and compiled
+    /// kernels lie.
+    pub device_environment: Vec<(OsString, OsString)>,
 }
 
 impl Environment {

@@ -197,6 +197,18 @@ impl Kernels {
         Ok(made)
     }
 
+    /// The library of the device.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) fn device(&self) -> Result<Arc<dyn Ops>, String> {
+        let chosen = self.get().map_err(|error| error.to_string())?;
+        match &chosen.fallback {
+            Some(Fallback::NoDevice(why) | Fallback::Failed(why)) => Err(why.clone()),
+            None => chosen.on_device().ok_or_else(|| "none was asked for".to_owned()),
+        }
+    }
+
     /// [`Kernels::get`] for who has nobody to tell: that a device cannot be used is shown at once, a
     /// single time in a process.
     ///

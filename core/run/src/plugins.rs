@@ -1,5 +1,6 @@
 //! The plugins of a run: where they are looked for, what they say, and which of them took part.
 
+mod check;
 mod named;
 mod signed;
 
@@ -11,10 +12,10 @@ use crate::model;
 use crate::plan::Plan;
 use crate::settings;
 use crate::trust::trusted_keys;
+pub use check::{Checked, check};
 use forgelm_config::Device;
 use forgelm_config::{PluginIsolation, TrainerType};
 use forgelm_kernels_api::Ops;
-use forgelm_loader::conformance;
 pub use forgelm_loader::conformance::{Finding, Outcome};
 use forgelm_loader::search::{Found, Places, find};
 use forgelm_loader::{
@@ -256,13 +257,18 @@ fn is_apart(isolation: PluginIsolation, found: &Found, file: &LibraryFile) -> bo
 const DEADLINE: u64 = 300;
 
 /// Serves, as its worker, the program that started this process; plugins get kernels on this many
-/// threads, and none if it is 0.
+/// threads, and none if it is 0. Where `on_device` is the environment, they are tried on a device.
 ///
 /// # Errors
 /// If it was not started by a program that talks to workers.
-pub fn serve(n_threads: usize) -> io::Result<()> {
+pub fn serve(n_threads: usize, on_device: Option<&Environment>) -> io::Result<()> {
     let kernels = (n_threads > 0).then(|| Kernels::on_host(n_threads));
-    worker::serve(kernels.map(|kernels| Box::new(move || kernels.cpu()) as Box<MakeKernels>))
+    let kernels = kernels.map(|kernels| Box::new(move || kernels.cpu()) as Box<MakeKernels>);
+    let device = on_device.map(|env| {
+        let kernels = Kernels::new(Device::Auto, Some(n_threads), env);
+        Arc::new(move || kernels.device()) as Arc<worker::OpenDevice>
+    });
+    worker::serve(kernels, device)
 }
 
 /// Loads every library that is found, those of a config too, for a list of them; those that cannot be
@@ -305,30 +311,6 @@ pub fn list(
 
 /// `plugins.deadline_seconds` of a check, whose calls are small.
 const CHECK_DEADLINE: u64 = 30;
-
-/// Loads one library and tries what every plugin of a kind must have, and again where the host has no
-/// kernels. It runs in processes of its own, so that a crash is a finding too.
-///
-/// # Errors
-/// If it cannot be used at all.
-pub fn check(path: &Path, env: &Environment) -> Result<(Plugins, Vec<Finding>), RunError> {
-    let mut plugins = Plugins::empty(Kernels::on_host(model::all_cores()));
-    let found = Found { path: path.to_owned(), is_bundled: false };
-    let signatures = Signatures::new(trusted_keys(None, env)?, false);
-    let file = signatures.read(&found, &mut plugins.notes)?;
-    // Nothing was loaded by these loaders before: there is a library.
-    let program = plugins.worker_program(env, CHECK_DEADLINE)?;
-    let library = plugins.loader(env, CHECK_DEADLINE).open_in_worker(&file, &program)?;
-    let mut findings = Vec::new();
-    if let Some(library) = library {
-        findings = conformance::check(&library);
-        let program = Plugins::worker_program_on(0, env, CHECK_DEADLINE)?;
-        let without = plugins.loader(env, CHECK_DEADLINE).open_in_worker(&file, &program);
-        findings.extend(conformance::check_without_kernels(&findings, without));
-        plugins.put(library, false)?;
-    }
-    Ok((plugins, findings))
-}
 
 impl Plugins {
     fn empty(kernels: Kernels) -> Self {

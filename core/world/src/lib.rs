@@ -114,10 +114,28 @@ pub fn environment(clock: Arc<dyn Clock>, view: &View) -> Environment {
 
 /// A program as a worker, with what a library needs to find others and to print, and no secret.
 fn worker(program: PathBuf, variable: &dyn Fn(&str) -> Option<String>) -> PluginWorker {
-    let kept = ["PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR"];
-    let environment = kept.iter().filter_map(|name| Some((name.into(), variable(name)?.into())));
-    PluginWorker { program, args: vec!["plugin-worker".into()], environment: environment.collect() }
+    let kept = |names: &[&str]| {
+        names.iter().filter_map(|name| Some((name.into(), variable(name)?.into()))).collect()
+    };
+    PluginWorker {
+        program,
+        args: vec!["plugin-worker".into()],
+        environment: kept(&["PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR"]),
+        device_environment: kept(&DEVICE_VARIABLES),
+    }
 }
+
+/// What [`environment`] reads to find a device, and the driver to count them.
+const DEVICE_VARIABLES: [&str; 8] = [
+    "FORGELM_CUDA_PATH",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "XDG_CACHE_HOME",
+    "HOME",
+];
 
 /// Where NVIDIA's libraries may lie: a toolkit, or the wheels of a Python environment.
 fn cuda_folders(variable: &dyn Fn(&str) -> Option<String>) -> Folders {

@@ -89,7 +89,7 @@ criterion_group!(benches, calls);
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some(WORKER) {
-        worker::serve(None).unwrap();
+        worker::serve(None, None).unwrap();
         return;
     }
     benches();

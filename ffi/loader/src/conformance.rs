@@ -7,6 +7,7 @@
 mod collective;
 mod evaluator;
 mod merge_method;
+pub(crate) mod on_device;
 mod quantizer;
 mod reward;
 mod trainer;
@@ -50,6 +51,15 @@ impl fmt::Display for Finding {
             Outcome::Untried(why) => write!(f, "untried {kind} {plugin}: {property}: {why}"),
         }
     }
+}
+
+/// What came of tensors of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnDevice {
+    /// The device, as in a run's evidence; why there is none.
+    pub device: Result<String, String>,
+    /// One for each plugin that takes such tensors, where there is a device.
+    pub findings: Vec<Finding>,
 }
 
 /// Tries every plugin of a library.

@@ -45,6 +45,7 @@ pub use watch::Hung;
 pub use witness::{Difference, Place};
 pub use worker::WorkerProgram;
 
+use conformance::OnDevice;
 use float_mode::FloatMode;
 use forgelm_plugin::{Offers, Origin};
 use host::Host;
@@ -140,5 +141,17 @@ impl Loader {
         let library = worker::load(file, program, Arc::clone(self.host.services()))?;
         self.loaded.insert(file.sha256.clone(), file.path.clone());
         Ok(Some(library))
+    }
+
+    /// Tries what a library does with tensors of a device, in a process of its own that has one.
+    ///
+    /// # Errors
+    /// If the library cannot be opened there, or there is no such process.
+    pub fn try_on_device(
+        &self,
+        file: &LibraryFile,
+        program: &WorkerProgram,
+    ) -> Result<OnDevice, LibraryError> {
+        worker::try_on_device(file, program, Arc::clone(self.host.services()))
     }
 }

@@ -63,8 +63,8 @@ pub fn comm(command: &CommCommand, context: &mut Context) -> Exit {
         return context.failed(&error);
     }
     let checked = plugins::check(&library, &environment);
-    let (mut plugins, _) = match checked {
-        Ok(checked) => checked,
+    let mut plugins = match checked {
+        Ok(checked) => checked.plugins,
         Err(error) => return context.failed(&error),
     };
     plugins.tell(&mut context.progress);

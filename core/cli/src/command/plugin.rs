@@ -8,7 +8,7 @@ use super::Context;
 use crate::args::{LogLevel, PluginCommand};
 use forgelm_run::exit::Exit;
 use forgelm_run::plan::Plan;
-use forgelm_run::plugins::{self, Finding, LibraryRecord, Outcome};
+use forgelm_run::plugins::{self, Checked, Finding, LibraryRecord, Outcome};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,8 +24,9 @@ pub fn plugin(command: &PluginCommand, context: &mut Context) -> Exit {
 }
 
 /// Serves the program that started this process, until it is done.
-pub fn worker(n_threads: usize, context: &mut Context) -> Exit {
-    match plugins::serve(n_threads) {
+pub fn worker(n_threads: usize, is_on_device: bool, context: &mut Context) -> Exit {
+    let environment = is_on_device.then(|| context.environment());
+    match plugins::serve(n_threads, environment.as_ref()) {
         Ok(()) => Exit::Success,
         Err(error) => {
             let text = format!("error: plugin-worker is for the program itself: {error}");
@@ -61,10 +62,11 @@ fn list(config: Option<&Path>, libraries: &[PathBuf], context: &mut Context) -> 
 }
 
 fn check(library: &Path, context: &mut Context) -> Exit {
-    let (mut plugins, findings) = match plugins::check(library, &context.environment()) {
+    let checked = match plugins::check(library, &context.environment()) {
         Ok(checked) => checked,
         Err(error) => return context.failed(&error),
     };
+    let Checked { mut plugins, findings, device } = checked;
     plugins.tell(&mut context.progress);
     let is_failed = |finding: &Finding| matches!(finding.outcome, Outcome::Fails(_));
     let n_failed = findings.iter().filter(|finding| is_failed(finding)).count();
@@ -86,9 +88,15 @@ fn check(library: &Path, context: &mut Context) -> Exit {
         "success": n_failed == 0,
         "libraries": plugins.libraries().iter().map(LibraryRecord::to_json).collect::<Vec<_>>(),
         "findings": findings.iter().map(tried).collect::<Vec<_>>(),
+        "device": device.as_ref().and_then(|device| device.as_ref().ok()),
+        "why_no_device": device.as_ref().and_then(|device| device.as_ref().err()),
     });
     let lines = findings.iter().map(|finding| format!("{finding}\n")).collect::<String>();
-    let text = format!("{}{lines}", text(plugins.libraries()));
+    let untried = device.and_then(Result::err).map(|why| {
+        let why = why.lines().next().unwrap_or_default().to_owned();
+        format!("untried tensors of a device: {why}\n")
+    });
+    let text = format!("{}{lines}{}", text(plugins.libraries()), untried.unwrap_or_default());
     context.result(&text, &shown);
     if n_failed == 0 {
         return Exit::Success;

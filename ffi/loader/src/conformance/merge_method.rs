@@ -2,20 +2,30 @@
 
 use super::{Finding, Numbers, Tried};
 use forgelm_plugin::{MergeMethods, Plugin};
-use forgelm_sdk::merge_method::{MergeMethod, Pass, Piece, Scope, Tensor};
+use forgelm_sdk::merge_method::{MergeMethod, Needs, Pass, Piece, Scope, Tensor};
 
-const LEN: usize = 96;
+pub(super) const LEN: usize = 96;
 const NAME: &str = "model.layers.0.mlp.up_proj.weight";
 
 /// A tensor of a base and of some models.
-struct Models {
+pub(super) struct Models {
     base: Vec<f32>,
     inputs: Vec<Vec<f32>>,
 }
 
 impl Models {
+    /// A base and `n` models that differ.
+    pub(super) fn of(numbers: &mut Numbers, n: usize) -> Self {
+        let base = numbers.take(LEN);
+        Self { inputs: (0..n).map(|_| numbers.take(LEN)).collect(), base }
+    }
+
     /// The merged tensor, cut into pieces of `piece` elements.
-    fn merged(&self, method: &dyn MergeMethod, piece: usize) -> Result<Vec<f32>, String> {
+    pub(super) fn merged(
+        &self,
+        method: &dyn MergeMethod,
+        piece: usize,
+    ) -> Result<Vec<f32>, String> {
         let mut facts: Vec<f64> = Vec::new();
         let mut result = vec![0.0; LEN];
         for (pass, Pass { n_sums, n_facts }) in method.passes().iter().copied().enumerate() {
@@ -57,9 +67,14 @@ impl Models {
     }
 }
 
+/// How many models a method is tried with.
+pub(super) fn n_inputs(needs: &Needs) -> usize {
+    needs.n_inputs_min.max(2).min(needs.n_inputs_max)
+}
+
 pub(super) fn check(plugin: &Plugin<MergeMethods>, found: &mut Vec<Finding>) {
     let mut tried = Tried { plugin, found };
-    let n = plugin.needs.n_inputs_min.max(2).min(plugin.needs.n_inputs_max);
+    let n = n_inputs(&plugin.needs);
     let weights = vec![0.5; n];
     let Some(method) = tried.built((plugin.build)(&[], &weights)) else { return };
     let mut numbers = Numbers(2);
@@ -84,7 +99,7 @@ pub(super) fn check(plugin: &Plugin<MergeMethods>, found: &mut Vec<Finding>) {
     }
 }
 
-fn equal(found: &[f32], expected: &[f32]) -> Result<(), String> {
+pub(super) fn equal(found: &[f32], expected: &[f32]) -> Result<(), String> {
     let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();
     match found.iter().zip(expected).position(differs) {
         None => Ok(()),

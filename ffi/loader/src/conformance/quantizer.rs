@@ -4,9 +4,9 @@ use super::{Finding, Numbers, Tried, same};
 use forgelm_plugin::{Plugin, Quantizers};
 use forgelm_sdk::quantizer::Quantizer;
 
-const N_ROWS: usize = 3;
+pub(super) const N_ROWS: usize = 3;
 /// A width that every block format has.
-const N_COLS: usize = 256;
+pub(super) const N_COLS: usize = 256;
 /// No format may lose more of a number than this share of the largest of its row.
 const WORST: f32 = 0.5;
 
@@ -38,7 +38,7 @@ pub(super) fn check(plugin: &Plugin<Quantizers>, found: &mut Vec<Finding>) {
     tried.property("keeps zeros", zeros);
 }
 
-fn there_and_back(
+pub(super) fn there_and_back(
     quantizer: &dyn Quantizer,
     rows: &[f32],
     n_bytes: usize,

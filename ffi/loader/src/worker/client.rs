@@ -30,6 +30,16 @@ pub(crate) fn load(
     program: &WorkerProgram,
     services: Arc<HostServices>,
 ) -> Result<Library, LibraryError> {
+    let (worker, loaded) = start(file, program, services)?;
+    Ok(library(file, loaded, Arc::new(Mutex::new(worker))))
+}
+
+/// A worker, and what the library in it says.
+pub(super) fn start(
+    file: &LibraryFile,
+    program: &WorkerProgram,
+    services: Arc<HostServices>,
+) -> Result<(Worker, Loaded), LibraryError> {
     let wrong = |problem| LibraryError { path: file.path.clone(), problem };
     let mut worker = Worker::start(program, services).map_err(|e| wrong(Problem::NoWorker(e)))?;
     let path = file.path.as_os_str().as_bytes().to_owned();
@@ -38,7 +48,7 @@ pub(crate) fn load(
     let Answer::Loaded(loaded) = answer.map_err(|why| wrong(problem(why)))? else {
         return Err(wrong(Problem::InWorker(unexpected())));
     };
-    Ok(library(file, *loaded, Arc::new(Mutex::new(worker))))
+    Ok((worker, *loaded))
 }
 
 pub(super) fn unexpected() -> String {

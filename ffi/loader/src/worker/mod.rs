@@ -10,12 +10,16 @@
 //! once, and its own time is no silence of the worker; nor is the time in which the worker's own kernels
 //! work for the plugin.
 //!
-//! `client`, `process` and `instance` are the side of the program, `server` that of the worker,
-//! `services` both ends of what evaluators ask, `wire` is what they say and `memory` what they share.
+//! Only a worker that is started to try plugins on a device has one, of its own: see `on_device`.
+//!
+//! `client`, `process`, `instance` and `on_device` are the side of the program, `server` that of the
+//! worker, `services` both ends of what evaluators ask, `wire` is what they say and `memory` what they
+//! share.
 
 mod client;
 mod instance;
 mod memory;
+mod on_device;
 mod process;
 mod server;
 mod services;
@@ -23,9 +27,14 @@ mod wire;
 
 pub use server::serve;
 
+use forgelm_kernels_api::Ops;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+/// Opens the device of a worker, or says why there is none; the same one each time.
+pub type OpenDevice = dyn Fn() -> Result<Arc<dyn Ops>, String> + Send + Sync;
 
 /// How a worker is started.
 #[derive(Clone, Debug)]
@@ -42,3 +51,4 @@ pub struct WorkerProgram {
 }
 
 pub(crate) use client::load;
+pub(crate) use on_device::try_on_device;

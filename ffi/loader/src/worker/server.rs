@@ -1,14 +1,17 @@
 //! The worker's side: one library, loaded as in the program, and answers about it.
 
+use super::OpenDevice;
 use super::memory::{Memory, Reader, Span};
 use super::services::{Link, Mouth, RemoteRecords};
 use super::wire::{
     self, Answer, Ask, Batch, Described, KindOf, Loaded, MergeNeeds, Offered, Say, TrainerNeeds,
 };
 use crate::Loader;
+use crate::conformance::on_device;
 use crate::error::{LibraryError, Problem};
-use crate::host::{HostServices, MakeKernels};
+use crate::host::{HostServices, MakeDevice, MakeKernels};
 use crate::sealed::LibraryFile;
+use forgelm_kernels_api::Ops;
 use forgelm_plugin::{Kind, Offers, Plugin};
 use forgelm_sdk::evaluator::{Evaluator, Generate, HeldOut, Score, Services};
 use forgelm_sdk::merge_method::{MergeMethod, Piece, Scope, Tensor};
@@ -23,13 +26,15 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 
-/// Answers until the program closes its end. Plugins get these kernels: a worker has its own. Its input is the socket and its output the shared
-/// memory of the program that started it; both are taken away before anything else may use them.
+/// Answers until the program closes its end. Plugins get these kernels, and this device where they
+/// are tried on one: a worker has its own. Its input is the socket and its output the shared memory of
+/// the program that started it; both are taken away before anything else may use them.
 ///
 /// # Errors
 /// If it was not started by a program that talks to workers.
-pub fn serve(kernels: Option<Box<MakeKernels>>) -> io::Result<()> {
+pub fn serve(kernels: Option<Box<MakeKernels>>, device: Option<Arc<OpenDevice>>) -> io::Result<()> {
     // A worker does not outlive its program, and leaves no core file with what it saw.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
@@ -41,7 +46,7 @@ pub fn serve(kernels: Option<Box<MakeKernels>>) -> io::Result<()> {
     let stop = Memory::of(memory.file().try_clone()?)?;
     let serving = Memory::of(memory.file().try_clone()?)?;
     let mouth = Mouth::new(&socket)?;
-    let (log, events) = (mouth.clone(), mouth.clone());
+    let (log, events, open) = (mouth.clone(), mouth.clone(), device.clone());
     let services = HostServices {
         log: Box::new(move |level, target, message| {
             let (target, message) = (target.to_owned(), message.to_owned());
@@ -54,14 +59,14 @@ pub fn serve(kernels: Option<Box<MakeKernels>>) -> io::Result<()> {
         }),
         stop: Box::new(move || stop.is_stopped()),
         kernels,
-        // its addresses are not those of this process
-        device: None,
+        // The program's has addresses that are not those of this process.
+        device: open.map(|open| Box::new(move || open().ok()) as Box<MakeDevice>),
         serving: Some(Box::new(move |begins| serving.serving(begins))),
         // the program watches its worker
         hung: None,
     };
     let link = Link::new(mouth.clone(), &socket)?;
-    let mut server = Server::new(memory, Loader::new(services), link);
+    let mut server = Server::new(memory, Loader::new(services), link, device);
     loop {
         let question = match wire::receive::<Ask>(&socket) {
             Ok(question) => question,
@@ -89,6 +94,7 @@ struct Server {
     rewards: Vec<Option<Box<dyn Reward>>>,
     evaluators: Vec<Option<Box<dyn Evaluator>>>,
     link: Link,
+    device: Option<Arc<OpenDevice>>,
 }
 
 /// What is told when a question makes no sense: a bug of the program.
@@ -114,7 +120,7 @@ fn end<T: ?Sized>(instances: &mut [Option<Box<T>>], number: usize) {
 }
 
 impl Server {
-    fn new(memory: Memory, loader: Loader, link: Link) -> Self {
+    fn new(memory: Memory, loader: Loader, link: Link, device: Option<Arc<OpenDevice>>) -> Self {
         Self {
             memory,
             loader,
@@ -125,6 +131,7 @@ impl Server {
             rewards: Vec::new(),
             evaluators: Vec::new(),
             link,
+            device,
         }
     }
 
@@ -171,7 +178,32 @@ impl Server {
             }
             Ask::Judge { instance, answers } => self.judge(instance, &answers),
             Ask::Evaluate { instance, offered } => self.evaluate(instance, offered),
+            Ask::OpenDevice => {
+                Ok(Answer::Device(self.open_device().map(|ops| ops.name().to_owned())))
+            }
+            Ask::TryOnDevice { kind, index } => self.try_on_device(kind, index),
         }
+    }
+
+    fn open_device(&self) -> Result<Arc<dyn Ops>, String> {
+        self.device.as_ref().map_or_else(|| Err(wrong("a device, which it has not")), |open| open())
+    }
+
+    fn try_on_device(&self, kind: KindOf, index: usize) -> Result<Answer, String> {
+        let ops = self.open_device()?;
+        let device = ops.on_device().ok_or_else(|| wrong("a device that is the processor"))?;
+        let missing = || wrong("a plugin that its library has not");
+        let Offers { merge_methods, quantizers, .. } = &self.offers;
+        let tried = match kind {
+            KindOf::MergeMethod => {
+                on_device::merge_method(merge_methods.get(index).ok_or_else(missing)?, device)
+            }
+            KindOf::Quantizer => {
+                on_device::quantizer(quantizers.get(index).ok_or_else(missing)?, device)
+            }
+            KindOf::Trainer | KindOf::Reward | KindOf::Evaluator => None,
+        };
+        Ok(Answer::TriedOnDevice(tried))
     }
 
     fn load(&mut self, path: &Path, expected: &str) -> Result<Answer, String> {
@@ -409,7 +441,7 @@ mod tests {
         let loader = Loader::new(HostServices::silent());
         let (socket, _program) = UnixStream::pair().unwrap();
         let link = Link::new(Mouth::new(&socket).unwrap(), &socket).unwrap();
-        let mut server = Server::new(Memory::create().unwrap(), loader, link);
+        let mut server = Server::new(Memory::create().unwrap(), loader, link, None);
         let refused = server.load(&path, &"0".repeat(64)).unwrap_err();
         assert!(
             refused.starts_with("was replaced while it was being loaded: SHA-256 "),

@@ -36,6 +36,10 @@ pub(crate) enum Ask {
     Judge { instance: usize, answers: Vec<[Span; 3]> },
     /// A report, over the services that are offered meanwhile.
     Evaluate { instance: usize, offered: Offered },
+    /// Opens the worker's device.
+    OpenDevice,
+    /// Tries what a merge method or a quantizer gives on that device.
+    TryOnDevice { kind: KindOf, index: usize },
 }
 
 /// Which services there are for an evaluator.
@@ -129,6 +133,10 @@ pub(crate) enum Answer {
     /// As bits, since JSON has no NaN; none where there is nothing to say.
     Rewards(Vec<Option<u64>>),
     Report(Report),
+    /// The name of the device, or why there is none.
+    Device(Result<String, String>),
+    /// Whether it gives there what it gives on the processor; none where it takes no such tensors.
+    TriedOnDevice(Option<Result<(), String>>),
 }
 
 /// A library.
