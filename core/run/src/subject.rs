@@ -2,7 +2,7 @@
 
 use crate::memory;
 use forgelm_generate::{GenerateError, GenerateOptions, Generator, Request};
-use forgelm_model::{Adapter, Decoder};
+use forgelm_model::{Adapter, Decoder, Engine, MemoryPlan, ModelConfig};
 use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use std::ops::ControlFlow;
 
@@ -88,10 +88,11 @@ impl Subject<'_> {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let context = longest.saturating_add(options.max_new_tokens).min(self.positions());
         let n_lanes = prompts.len().min(n_lanes).max(1);
-        let (config, engine) = (self.decoder.config(), self.decoder.engine());
-        let plan = Generator::memory_plan(config, self.adapter, context, n_lanes, engine);
         let what = format!("{n_lanes} answers at once, each of {context} tokens with its prompt,");
-        check_room(&what, plan.total_bytes()).map_err(AnswerError::NoRoom)?;
+        check_room_of(self.decoder, &what, |config, engine| {
+            Generator::memory_plan(config, self.adapter, context, n_lanes, engine)
+        })
+        .map_err(AnswerError::NoRoom)?;
         let generator = Generator::with_lanes(self.decoder, self.adapter, context, n_lanes);
         let mut generator = generator.map_err(|error| AnswerError::NoRoom(error.to_string()))?;
         let mut answers = Vec::with_capacity(prompts.len());
@@ -127,6 +128,15 @@ impl Subject<'_> {
         let texts = generated.iter().map(|generated| text(&generated.tokens));
         texts.collect::<Result<_, _>>().map_err(|error| AnswerError::NoText(error.to_string()))
     }
+}
+
+/// Refuses what a model is to do where there is no memory for its buffers.
+pub(crate) fn check_room_of(
+    decoder: &Decoder,
+    what: &str,
+    plan: impl FnOnce(&ModelConfig, Engine<'_>) -> MemoryPlan,
+) -> Result<(), String> {
+    check_room(what, plan(decoder.config(), decoder.engine()).total_bytes())
 }
 
 /// Refuses what the system has no memory for: a process that takes more than that is killed.

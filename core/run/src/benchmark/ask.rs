@@ -4,7 +4,7 @@
 //! the context alone ends; what is too long loses its beginning. Special tokens that stand in a text
 //! count, as they do there.
 
-use crate::subject::{Subject, check_room};
+use crate::subject::{Subject, check_room_of};
 use forgelm_benchmark::{Answer, Generation, Prepared, Request, python_trim_end};
 use forgelm_generate::{
     Continuation, FamilyOptions, FamilyScorer, GenerateOptions, Generator, Request as Prompt,
@@ -218,10 +218,11 @@ impl Asker<'_> {
         let longest = |family: &Vec<Tokens>| family.iter().map(|of| of.tokens.len()).sum::<usize>();
         let n_rows = encoded.iter().map(longest).max().unwrap_or(0);
         let (decoder, adapter) = (self.subject.decoder, self.subject.adapter);
-        let (config, engine) = (decoder.config(), decoder.engine());
-        let plan = FamilyScorer::memory_plan(config, adapter, n_rows, engine);
         let what = format!("likelihoods of texts of {n_rows} tokens");
-        check_room(&what, plan.total_bytes()).map_err(AskError::NoRoom)?;
+        check_room_of(decoder, &what, |config, engine| {
+            FamilyScorer::memory_plan(config, adapter, n_rows, engine)
+        })
+        .map_err(AskError::NoRoom)?;
         let mut scorer = FamilyScorer::new(decoder, adapter);
         let options = FamilyOptions {
             needs_greedy: self.prepared.needs_greedy(),
@@ -294,10 +295,11 @@ impl Asker<'_> {
         let (decoder, adapter) = (self.subject.decoder, self.subject.adapter);
         // A beginning takes no more than one lane more.
         let n_caches = n_lanes + usize::from(!beginning.is_empty());
-        let (config, engine) = (decoder.config(), decoder.engine());
-        let plan = Generator::memory_plan(config, adapter, context, n_caches, engine);
         let what = format!("{n_lanes} answers at once, each of {context} tokens with its prompt,");
-        check_room(&what, plan.total_bytes()).map_err(AskError::NoRoom)?;
+        check_room_of(decoder, &what, |config, engine| {
+            Generator::memory_plan(config, adapter, context, n_caches, engine)
+        })
+        .map_err(AskError::NoRoom)?;
         let generator = Generator::with_lanes(decoder, adapter, context, n_lanes);
         let mut generator = generator.map_err(|error| AskError::NoRoom(error.to_string()))?;
         generator.share(beginning).map_err(|error| self.wrong(0, error.to_string()))?;

@@ -9,7 +9,7 @@ use super::classifier::NotJudged;
 use super::score::Judged;
 use super::verdict::Verdict;
 use crate::model;
-use crate::subject::check_room;
+use crate::subject::check_room_of;
 use forgelm_generate::{GenerateOptions, Generator, Request, Sampling, Watch};
 use forgelm_model::Decoder;
 use forgelm_tokenize::{ChatTemplate, Message, RenderOptions, Tokenizer};
@@ -106,10 +106,11 @@ impl Guard {
         let context = longest + VERDICT_TOKENS_MAX;
         let mut n_lanes = n_lanes.max(1);
         loop {
-            let (config, engine) = (self.decoder.config(), self.decoder.engine());
-            let plan = Generator::memory_plan(config, None, context, n_lanes, engine);
             let what = format!("{n_lanes} verdicts at once, each of {context} tokens,");
-            match check_room(&what, plan.total_bytes()) {
+            let room = check_room_of(&self.decoder, &what, |config, engine| {
+                Generator::memory_plan(config, None, context, n_lanes, engine)
+            });
+            match room {
                 Err(_) if n_lanes > 1 => n_lanes /= 2,
                 Err(error) => return Err(NotJudged::Hindered(error)),
                 Ok(()) => {

@@ -8,7 +8,7 @@ use crate::event::Observer;
 use crate::model::{self, FoundModel, LoadedModel, ModelRequest};
 use crate::overrides::Overrides;
 use crate::plan::Plan;
-use crate::subject::check_room;
+use crate::subject::{check_room, check_room_of};
 use forgelm_generate::{GenerateOptions, Generator, Request, Sampling, StopReason};
 use forgelm_kernels_api::Compute;
 use forgelm_tokenize::{Message, RenderOptions};
@@ -114,9 +114,10 @@ impl LocalTeacher {
         let context = longest.saturating_add(n_new).min(config.max_position_embeddings);
         let adapter = loaded.adapter.as_ref();
         let fits = |n_lanes: usize| {
-            let engine = loaded.decoder.engine();
-            let plan = Generator::memory_plan(config, adapter, context, n_lanes, engine);
-            check_room(&format!("{n_lanes} answers of {context} tokens"), plan.total_bytes())
+            let what = format!("{n_lanes} answers of {context} tokens");
+            check_room_of(&loaded.decoder, &what, |config, engine| {
+                Generator::memory_plan(config, adapter, context, n_lanes, engine)
+            })
         };
         // Half as many at once where there is no room for all.
         let mut n_lanes = requests.len();
