@@ -1,32 +1,23 @@
 //! Text that grows on an emulated NVIDIA device, beside the processor.
 #![expect(clippy::print_stdout, reason = "a test says what it skips")]
 
+#[path = "../../../kernels/cuda/tests/support/opened.rs"]
+mod opened;
+
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use forgelm_generate::{GenerateOptions, Generated, Generator, Request, Sampling, Watch};
 use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
-use forgelm_kernels_cuda::{Cuda, Device, DeviceOptions, Folders, ImageSource, Libraries};
+use forgelm_kernels_cuda::Cuda;
 use forgelm_kernels_emulator as emulator;
 use forgelm_model::{Decoder, ModelFiles, OpenModel};
 
-/// The emulated driver has one state in a process: tests that use it follow each other.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
 /// An emulated device, alone; `None`, aloud, where there is none.
 fn device() -> Option<(MutexGuard<'static, ()>, Arc<dyn Ops>)> {
-    if let Some(reason) = emulator::unavailable() {
-        println!("skipped: {reason}");
-        return None;
-    }
-    let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let first = vec![emulator::library_folder().to_owned()];
-    let libraries = Libraries::find(&Folders { first, last: Vec::new() });
-    let images = ImageSource::Given(Arc::from(&emulator::IMAGE[..]));
-    let options = DeviceOptions { images, ..DeviceOptions::default() };
-    let device = Device::open(0, &libraries, options).expect("the emulated device opens");
+    let (alone, device) = opened::emulated_device()?;
     Some((alone, Arc::new(Cuda::new(device, 1))))
 }
 

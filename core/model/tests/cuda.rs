@@ -7,37 +7,26 @@
 )]
 
 mod comparison;
+#[path = "../../../kernels/cuda/tests/support/opened.rs"]
+mod opened;
 mod support;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use comparison::{Kind, Model, family};
 use forgelm_kernels_api::{Compute, Ops, Precision};
 use forgelm_kernels_cpu::Cpu;
-use forgelm_kernels_cuda::{Cuda, Device, DeviceOptions, Folders, ImageSource, Libraries};
+use forgelm_kernels_cuda::{Cuda, Device};
 use forgelm_kernels_emulator as emulator;
 use forgelm_model::{ModelConfig, Pass, Scored};
 use support::noise;
-
-/// The emulated driver has one state in a process: tests that use it follow each other.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Alone with the emulated driver, and what was opened.
 type Opened = (MutexGuard<'static, ()>, Arc<dyn Ops>, Arc<Device>);
 
 /// An emulated device, alone; `None`, aloud, where there is none.
 fn device() -> Option<Opened> {
-    if let Some(reason) = emulator::unavailable() {
-        println!("skipped: {reason}");
-        return None;
-    }
-    let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    emulator::set_threads(2);
-    let first = vec![emulator::library_folder().to_owned()];
-    let libraries = Libraries::find(&Folders { first, last: Vec::new() });
-    let images = ImageSource::Given(Arc::from(&emulator::IMAGE[..]));
-    let options = DeviceOptions { images, ..DeviceOptions::default() };
-    let device = Device::open(0, &libraries, options).expect("the emulated device opens");
+    let (alone, device) = opened::emulated_device()?;
     Some((alone, Arc::new(Cuda::new(Arc::clone(&device), 2)), device))
 }
 

@@ -2,6 +2,9 @@
 //! the table where they are not.
 #![expect(clippy::float_cmp, reason = "values that are exact")]
 
+#[path = "../../../../kernels/cuda/tests/support/opened.rs"]
+mod opened;
+
 use super::DeviceKernels;
 use crate::border::Shape;
 use ::forgelm_tensor::rows::{self, RowFormat};
@@ -12,14 +15,11 @@ use forgelm_abi::{
 };
 use forgelm_kernels_api::{DevicePart, Format, Ops};
 use forgelm_kernels_cpu::Cpu;
-use forgelm_kernels_cuda::{Cuda, Device, DeviceOptions, Folders, ImageSource, Libraries};
+use forgelm_kernels_cuda::Cuda;
 use forgelm_kernels_emulator as emulator;
 use forgelm_sdk::device;
 use std::ptr::{null, null_mut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// The emulated driver has one state in a process: tests that use it follow each other.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+use std::sync::{Arc, MutexGuard};
 
 /// An emulated device with the table of a library; `None`, aloud, where there is no emulator.
 struct Bench {
@@ -30,18 +30,8 @@ struct Bench {
 
 impl Bench {
     fn new() -> Option<Self> {
-        if let Some(reason) = emulator::unavailable() {
-            eprintln!("skipped: {reason}");
-            return None;
-        }
-        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        emulator::set_streams(emulator::Streams::Deferred);
-        emulator::set_memory_limit(u64::MAX);
-        let first = vec![emulator::library_folder().to_owned()];
-        let libraries = Libraries::find(&Folders { first, last: Vec::new() });
-        let images = ImageSource::Given(Arc::from(&emulator::IMAGE[..]));
-        let options = DeviceOptions { images, ..DeviceOptions::default() };
-        let cuda = Arc::new(Cuda::new(Device::open(0, &libraries, options).unwrap(), 1));
+        let (alone, device) = opened::emulated_device()?;
+        let cuda = Arc::new(Cuda::new(device, 1));
         let made = DeviceKernels::new(Arc::clone(&cuda) as Arc<dyn Ops>, Arc::default());
         let table = &Box::leak(Box::new(made.unwrap())).table;
         Some(Self { cuda, table, _alone: alone })
