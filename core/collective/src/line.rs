@@ -115,10 +115,24 @@ impl Line {
         own: &[u8],
         n_bytes: &[usize],
     ) -> Result<Vec<u8>, CollectiveError> {
-        let mut all = vec![0; n_bytes.iter().sum()];
-        self.count(own.len() * (self.n_ranks() - 1));
-        self.call(|collective, deadline| collective.all_gather(own, &mut all, n_bytes, deadline))?;
+        let mut all = Vec::new();
+        self.all_gather_into(own, &mut all, n_bytes)?;
         Ok(all)
+    }
+
+    /// [`Line::all_gather_known`] into memory that is there: what is in `all` is lost.
+    ///
+    /// # Errors
+    /// As [`Line::barrier`].
+    pub fn all_gather_into(
+        &mut self,
+        own: &[u8],
+        all: &mut Vec<u8>,
+        n_bytes: &[usize],
+    ) -> Result<(), CollectiveError> {
+        all.resize(n_bytes.iter().sum(), 0);
+        self.count(own.len() * (self.n_ranks() - 1));
+        self.call(|collective, deadline| collective.all_gather(own, all, n_bytes, deadline))
     }
 
     /// What each process has, by rank; only it knows how much.

@@ -84,12 +84,12 @@ pub struct Holders {
     pub call: Vec<u8>,
 }
 
-/// What this process has of a matrix.
-struct MatrixPart {
-    /// Which matrix of its unit.
-    index: usize,
-    form: Box<dyn MatrixForm>,
-    own: Arc<[u8]>,
+/// What this process has of the matrices of a unit.
+#[derive(Default)]
+struct UnitPart {
+    /// Which matrices, in the order in which their bytes follow one another.
+    forms: Vec<(usize, Box<dyn MatrixForm>)>,
+    own: Arc<Vec<u8>>,
 }
 
 /// The matrices of one unit, by their index.
@@ -99,9 +99,9 @@ pub(crate) type Matrices = Vec<Option<Box<dyn FrozenMatrix>>>;
 pub(crate) struct Parts {
     holders: Holders,
     n_layers: usize,
-    embedding: Vec<MatrixPart>,
-    layers: Vec<Vec<MatrixPart>>,
-    head: Vec<MatrixPart>,
+    embedding: UnitPart,
+    layers: Vec<UnitPart>,
+    head: UnitPart,
     gathered: Mutex<Gathered>,
 }
 
@@ -115,6 +115,8 @@ struct Gathered {
     /// The unit that runs, or ran last.
     here: Option<(Unit, Arc<Matrices>)>,
     coming: Option<(Unit, Pending<Vec<u8>>)>,
+    /// Where the bytes of the next unit go.
+    room: Vec<u8>,
 }
 
 impl Parts {
@@ -122,34 +124,48 @@ impl Parts {
         Self {
             holders,
             n_layers,
-            embedding: Vec::new(),
-            layers: (0..n_layers).map(|_| Vec::new()).collect(),
-            head: Vec::new(),
+            embedding: UnitPart::default(),
+            layers: (0..n_layers).map(|_| UnitPart::default()).collect(),
+            head: UnitPart::default(),
             gathered: Mutex::default(),
         }
     }
 
     /// Keeps this process's part of a matrix, in the place of what it had of that.
     pub(crate) fn keep(&mut self, unit: Unit, index: usize, matrix: &dyn FrozenMatrix) {
+        self.give_back(unit, index);
         let (form, bytes) = matrix.take_apart();
         let own = self.range(bytes.len(), self.holders.members.rank());
-        let part = MatrixPart { index, form, own: bytes[own].into() };
-        self.give_back(unit, index);
-        self.parts_mut(unit).push(part);
+        let part = self.part_mut(unit);
+        part.forms.push((index, form));
+        let all = Arc::make_mut(&mut part.own);
+        // No more than there is: this memory is what the parts are made for.
+        all.reserve_exact(own.len());
+        all.extend_from_slice(&bytes[own]);
     }
 
     /// Gives back the memory of a matrix that nothing reads any more.
     pub(crate) fn give_back(&mut self, unit: Unit, index: usize) {
-        self.parts_mut(unit).retain(|part| part.index != index);
+        let rank = self.holders.members.rank();
+        let forms = &self.part(unit).forms;
+        let Some(place) = forms.iter().position(|(of, _)| *of == index) else { return };
+        let n_own = |form: &dyn MatrixForm| self.range(form.n_bytes(), rank).len();
+        let first: usize = forms[..place].iter().map(|(_, form)| n_own(form.as_ref())).sum();
+        let end = first + n_own(forms[place].1.as_ref());
+        let part = self.part_mut(unit);
+        part.forms.remove(place);
+        let own = Arc::make_mut(&mut part.own);
+        own.drain(first..end);
+        own.shrink_to_fit();
     }
 
     /// Memory held, in bytes, besides what is gathered.
     pub(crate) fn n_bytes(&self) -> usize {
-        let all = self.layers.iter().flatten().chain(&self.embedding).chain(&self.head);
+        let all = self.layers.iter().chain([&self.embedding, &self.head]);
         all.map(|part| part.own.len()).sum()
     }
 
-    fn parts(&self, unit: Unit) -> &[MatrixPart] {
+    fn part(&self, unit: Unit) -> &UnitPart {
         match unit {
             Unit::Embedding => &self.embedding,
             Unit::Layer(layer) => &self.layers[layer],
@@ -157,7 +173,7 @@ impl Parts {
         }
     }
 
-    fn parts_mut(&mut self, unit: Unit) -> &mut Vec<MatrixPart> {
+    fn part_mut(&mut self, unit: Unit) -> &mut UnitPart {
         match unit {
             Unit::Embedding => &mut self.embedding,
             Unit::Layer(layer) => &mut self.layers[layer],
@@ -188,7 +204,7 @@ impl Parts {
             Passage::Layers => (0..self.n_layers).map(Unit::Layer).collect(),
             Passage::Layer(layer) => vec![Unit::Layer(layer)],
         };
-        units.into_iter().filter(|unit| !self.parts(*unit).is_empty()).collect()
+        units.into_iter().filter(|unit| !self.part(*unit).forms.is_empty()).collect()
     }
 
     /// Begins a pass.
@@ -250,7 +266,7 @@ impl Parts {
         {
             return Arc::clone(matrices);
         }
-        if self.parts(unit).is_empty() {
+        if self.part(unit).forms.is_empty() {
             return Arc::default();
         }
         // The memory of the last one, before there is another.
@@ -261,7 +277,9 @@ impl Parts {
         let coming = gathered.coming.take();
         let (came, bytes) = coming.expect("a pass that was begun asks for its units");
         assert_eq!(came, unit, "units of a pass come in their order");
-        let matrices = Arc::new(self.put_together(unit, &or_end(bytes.wait())));
+        let bytes = or_end(bytes.wait());
+        let matrices = Arc::new(self.put_together(unit, &bytes));
+        gathered.room = bytes;
         // Not before: of two units there is room for the bytes of one beside the matrices of the other.
         self.ask_for_next(&mut gathered);
         self.give_signs(&gathered);
@@ -276,7 +294,7 @@ impl Parts {
     }
 
     fn head_unit(&self) -> Unit {
-        if self.head.is_empty() { Unit::Embedding } else { Unit::Head }
+        if self.head.forms.is_empty() { Unit::Embedding } else { Unit::Head }
     }
 
     /// Gives this process's parts to the others until no process runs anything more.
@@ -307,7 +325,8 @@ impl Parts {
             gathered.here = Some((*last, Arc::default()));
         }
         for unit in units {
-            self.gather(unit).wait()?;
+            let room = std::mem::take(&mut gathered.room);
+            gathered.room = self.gather(unit, room).wait()?;
         }
         Ok(())
     }
@@ -319,21 +338,27 @@ impl Parts {
     }
 
     fn ask(&self, gathered: &mut Gathered) {
-        gathered.coming = gathered.ahead.pop_front().map(|unit| (unit, self.gather(unit)));
+        if let Some(unit) = gathered.ahead.pop_front() {
+            let room = std::mem::take(&mut gathered.room);
+            gathered.coming = Some((unit, self.gather(unit, room)));
+        }
     }
 
-    /// The bytes of a unit, by process.
-    fn gather(&self, unit: Unit) -> Pending<Vec<u8>> {
-        let own: Vec<Arc<[u8]>> =
-            self.parts(unit).iter().map(|part| Arc::clone(&part.own)).collect();
+    /// The bytes of a unit, by process, in this room.
+    fn gather(&self, unit: Unit, room: Vec<u8>) -> Pending<Vec<u8>> {
+        let own = Arc::clone(&self.part(unit).own);
         let n_bytes = (0..self.holders.members.n_ranks()).map(|rank| self.n_bytes_of(unit, rank));
         let n_bytes: Vec<usize> = n_bytes.collect();
-        let members = &self.holders.members;
-        members.start(move |line| line.all_gather_known(&own.concat(), &n_bytes))
+        self.holders.members.start(move |line| {
+            let mut all = room;
+            line.all_gather_into(&own, &mut all, &n_bytes)?;
+            Ok(all)
+        })
     }
 
     fn n_bytes_of(&self, unit: Unit, rank: usize) -> usize {
-        self.parts(unit).iter().map(|part| self.range(part.form.n_bytes(), rank).len()).sum()
+        let forms = self.part(unit).forms.iter();
+        forms.map(|(_, form)| self.range(form.n_bytes(), rank).len()).sum()
     }
 
     /// Shapes: `bytes` of each process in turn, its part of each matrix.
@@ -346,17 +371,17 @@ impl Parts {
             rest = behind;
         }
         let mut matrices = Matrices::new();
-        for part in self.parts(unit) {
+        for (index, form) in &self.part(unit).forms {
             let mut pieces = VecDeque::new();
             for (rank, of_rank) in of_ranks.iter_mut().enumerate() {
-                let (piece, behind) = of_rank.split_at(self.range(part.form.n_bytes(), rank).len());
+                let (piece, behind) = of_rank.split_at(self.range(form.n_bytes(), rank).len());
                 pieces.push_back(piece);
                 *of_rank = behind;
             }
-            if matrices.len() <= part.index {
-                matrices.resize_with(part.index + 1, || None);
+            if matrices.len() <= *index {
+                matrices.resize_with(index + 1, || None);
             }
-            matrices[part.index] = Some(part.form.put_together(&mut Pieces(pieces)));
+            matrices[*index] = Some(form.put_together(&mut Pieces(pieces)));
         }
         matrices
     }

@@ -1,7 +1,10 @@
 //! A model of which each process has a part: the same bits as the whole model, with as much memory as
 //! its parts need, whoever runs how many passes.
 #![expect(clippy::unwrap_used, clippy::cast_precision_loss, reason = "a test")]
+#![expect(clippy::print_stdout, reason = "what is skipped is skipped aloud")]
 
+#[path = "../../../kernels/cuda/tests/support/opened.rs"]
+mod opened;
 mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +15,7 @@ use forgelm_collective::threads::{Thread, ranks};
 use forgelm_collective::{CollectiveError, Group, Settings};
 use forgelm_kernels_api::{Compute, Ops, Rounding};
 use forgelm_kernels_cpu::Cpu;
+use forgelm_kernels_cuda::Cuda;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
     ALL_LINEAR, Activations, Adapter, CachedSequence, Decoder, FourBitStorage, Holders, Keep,
@@ -210,6 +214,17 @@ fn also_in_other_formats_and_where_other_things_train() {
         let case = Case { config: config(false), options, selection, keep };
         case.assert_same_bits(&cpu, Prefetch::Before, 2);
         case.assert_same_bits(&|| Arc::new(Reference), Prefetch::Never, 2);
+    }
+}
+
+/// Parts are in the memory of the host, and what comes of them on the device.
+#[test]
+fn also_where_a_device_computes() {
+    let Some((_alone, device)) = opened::emulated_device() else { return };
+    let cuda: Arc<dyn Ops> = Arc::new(Cuda::new(device, 1));
+    for options in [four_bit(), LoadOptions::dense(Compute::F32)] {
+        let case = Case::lora(false, options);
+        case.assert_same_bits(&|| Arc::clone(&cuda), Prefetch::Before, 2);
     }
 }
 

@@ -301,7 +301,7 @@ where
 
     fn put_together(&self, bytes: &mut dyn Read) -> Box<dyn FrozenMatrix> {
         let Self { n, k, steps, len, element } = *self;
-        let mut memory = Pages::zeroed(len);
+        let mut memory = Pages::to_be_filled(len);
         read_exactly(bytes, bytemuck::cast_slice_mut(&mut memory));
         Box::new(CpuMatrix::from(Packed { n, k, steps, memory, element }))
     }

@@ -63,22 +63,39 @@ impl Pages {
     /// # Panics
     /// If the system refuses the memory.
     pub(crate) fn zeroed(len: usize) -> Self {
+        let (mut pages, is_fresh) = Self::taken(len);
+        if !is_fresh {
+            pages.fill(0);
+        }
+        pages
+    }
+
+    /// `len` numbers, whatever they are, for one who writes all of them.
+    ///
+    /// # Panics
+    /// As [`Pages::zeroed`].
+    pub(crate) fn to_be_filled(len: usize) -> Self {
+        Self::taken(len).0
+    }
+
+    /// Memory for `len` numbers; whether they are zeros.
+    fn taken(len: usize) -> (Self, bool) {
         let size = len.next_multiple_of(LINE);
         let mut chunks = CHUNKS.lock().unwrap_or_else(PoisonError::into_inner);
         chunks.retain(|chunk| chunk.strong_count() > 0);
         let found = chunks.iter().filter_map(Weak::upgrade).find_map(|chunk| {
-            let place = chunk.take(size)?;
-            Some((chunk, place))
+            let taken = chunk.take(size)?;
+            Some((chunk, taken))
         });
-        let (chunk, place) = found.unwrap_or_else(|| {
+        let (chunk, (place, is_fresh)) = found.unwrap_or_else(|| {
             let held: usize = chunks.iter().filter_map(Weak::upgrade).map(|chunk| chunk.len).sum();
             let at_least = (held * size_of::<u32>()).clamp(PAGE, CHUNK);
             let chunk = Arc::new(Chunk::new(size, at_least));
             chunks.push(Arc::downgrade(&chunk));
-            let place = chunk.take(size).expect("a new chunk has room");
-            (chunk, place)
+            let taken = chunk.take(size).expect("a new chunk has room");
+            (chunk, taken)
         });
-        Self { chunk, place, len }
+        (Self { chunk, place, len }, is_fresh)
     }
 }
 
@@ -96,20 +113,17 @@ impl Chunk {
         Self { _map: map, start, len: bytes / size_of::<u32>(), state: Mutex::default() }
     }
 
-    /// A place of this size that is all zeros, if there is one.
-    fn take(&self, size: usize) -> Option<Range<usize>> {
+    /// A place of this size, if there is one, and whether it is all zeros.
+    fn take(&self, size: usize) -> Option<(Range<usize>, bool)> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(i) = state.free.iter().position(|place| place.len() == size) {
-            let place = state.free.swap_remove(i);
-            // SAFETY: the place lies inside the chunk, and nobody holds it: it was free.
-            unsafe { std::slice::from_raw_parts_mut(self.start.add(place.start), size) }.fill(0);
-            return Some(place);
+            return Some((state.free.swap_remove(i), false));
         }
         let place = state.used..state.used + size;
         (place.end <= self.len).then(|| {
             state.used = place.end;
             // Memory that was never given out is as the system gave it: zeros.
-            place
+            (place, true)
         })
     }
 }
