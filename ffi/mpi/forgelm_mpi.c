@@ -4,7 +4,7 @@
  * bound to one MPI. By hand:
  *
  *     mpicc -std=c11 -O2 -fPIC -shared -fvisibility=hidden -Wl,-z,nodelete -I INCLUDE \
- *         forgelm_mpi.c -o libforgelm_mpi.so
+ *         forgelm_mpi.c -o mpi.so
  *
  * where INCLUDE has forgelm_plugin.h. It wants MPI 3.0 or newer.
  *

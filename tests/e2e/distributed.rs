@@ -282,3 +282,22 @@ fn what_cannot_be_one_run_is_refused() {
         .expect_stderr("`training.learning_rate`: 0.005 on rank 0, 0.004 here");
     assert!(!workplace.path("out").exists(), "nothing was begun");
 }
+
+/// A library of other bytes may do other things, although it works.
+#[test]
+fn processes_with_two_libraries_are_told_apart() {
+    let Some(mpi) = every_mpi().into_iter().next() else { return };
+    let workplace = workplace(ZERO2);
+    let mut bytes = fs::read(mpi.plugins.path().join("mpi.so")).unwrap();
+    bytes.push(0);
+    fs::create_dir(workplace.path("other")).unwrap();
+    fs::write(workplace.path("other/mpi.so"), bytes).unwrap();
+    let plain = workplace.command(&[]);
+    let mut job = Command::new(mpi.launcher[0]);
+    job.args(&mpi.launcher[1..]).arg("-np").arg("1").arg(plain.get_program());
+    job.args(["--config", "run.yaml", ":", "-np", "1", "env", "FORGELM_PLUGIN_PATH=other"]);
+    job.arg(plain.get_program()).args(["--config", "run.yaml"]);
+    let job = mpi.spawn(job, &workplace);
+    ended(&workplace, job).expect_code(1).expect_stderr("): plugins: sft ").expect_stderr(", mpi ");
+    assert!(!workplace.path("out").exists(), "nothing was begun");
+}

@@ -40,6 +40,8 @@ pub struct Processes {
     holders: Option<Holders>,
     /// The processor's kernels, where the update is theirs and everything else a device's.
     updates_on: Option<Arc<dyn Ops>>,
+    /// What joined them; none where this process is alone.
+    collective: Option<Used>,
 }
 
 /// What the leader tells the others before there is a session, which has commands of its own.
@@ -98,7 +100,7 @@ impl Processes {
     /// If they do not find each other, or a launcher started several processes of a run of one.
     pub fn join(
         plan: &Plan,
-        plugins: &Plugins,
+        plugins: &mut Plugins,
         env: &Environment,
     ) -> Result<Option<Self>, RunError> {
         let Some(strategy) = Strategy::of(plan) else {
@@ -109,8 +111,8 @@ impl Processes {
         if launched(env).is_none() {
             return Self::alone(plan, plugins);
         }
-        let plugin = plugins.registry().collective(&distributed.engine)?;
-        let build = Arc::clone(&plugin.build);
+        let plugin = plugins.collective(&distributed.engine, plan, env)?;
+        let (build, used) = (Arc::clone(&plugin.build), Used::of(plugin, &[]));
         let settings = Settings::with_deadline(Duration::from_secs(distributed.timeout_seconds));
         let group = Group::open(move || build(&[]), settings)?;
         let holders = hold_together(&group, &strategy, env)?;
@@ -118,14 +120,14 @@ impl Processes {
             group.told();
         }
         let updates_on = updates_on(&strategy, plugins)?;
-        Ok(Some(Self { group, strategy, holders, updates_on }))
+        Ok(Some(Self { group, strategy, holders, updates_on, collective: Some(used) }))
     }
 
     /// This process alone, where the config asks for several.
     pub(crate) fn alone(plan: &Plan, plugins: &Plugins) -> Result<Option<Self>, RunError> {
         let Some(strategy) = Strategy::of(plan) else { return Ok(None) };
-        let updates_on = updates_on(&strategy, plugins)?;
-        Ok(Some(Self { group: Group::alone()?, strategy, holders: None, updates_on }))
+        let (group, updates_on) = (Group::alone()?, updates_on(&strategy, plugins)?);
+        Ok(Some(Self { group, strategy, holders: None, updates_on, collective: None }))
     }
 
     /// Whether this process leads.
@@ -242,7 +244,7 @@ impl Processes {
         used: &[Used],
         env: &Environment,
     ) -> Result<Agreed, RunError> {
-        let plugins = used.iter().map(Used::digest);
+        let plugins = used.iter().chain(&self.collective).map(Used::digest);
         let own = Member {
             host: env.host.clone(),
             program: crate::dossier::VERSION.to_owned(),
@@ -267,6 +269,7 @@ impl Processes {
         Ok(Agreed {
             strategy: self.strategy.name.clone(),
             library: self.group.library().to_owned(),
+            collective: self.collective.clone(),
             hosts: members.into_iter().map(|of| of.host).collect(),
             is_comparable: self.team().is_comparable(),
         })
@@ -337,10 +340,13 @@ impl Member {
 }
 
 /// What the evidence says of the processes of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Agreed {
     strategy: String,
+    /// What carries the bytes, as it says itself.
     library: String,
+    /// The plugin through which it does; none where one process is alone.
+    collective: Option<Used>,
     /// Of each rank.
     hosts: Vec<String>,
     is_comparable: bool,
@@ -351,6 +357,7 @@ impl Agreed {
         json!({
             "strategy": self.strategy,
             "collective": self.library,
+            "library": self.collective.as_ref().map(Used::to_json),
             "ranks": self.hosts.len(),
             "hosts": self.hosts,
             "comparable": self.is_comparable,
@@ -361,6 +368,8 @@ impl Agreed {
         AuditEvent::TrainingDistributed {
             strategy: self.strategy.clone(),
             collective: self.library.clone(),
+            library: self.collective.as_ref().map(|used| used.origin().library.clone()),
+            library_sha256: self.collective.as_ref().map(|used| used.origin().sha256.clone()),
             hosts: self.hosts.clone(),
             comparable: self.is_comparable,
         }

@@ -65,7 +65,8 @@ pub struct Environment {
     pub program_dir: Option<PathBuf>,
     /// `FORGELM_PLUGIN_PATH`, in parts, and the folder of the user's own plugins; empty when the program has more rights than its user.
     pub plugin_path: Vec<PathBuf>,
-    /// The folder of the user's own plugins, whether it is there or not; none without a home.
+    /// The folder of the user's own plugins, whether it is there or not; none without a home, or when
+    /// the program has more rights than its user.
     pub plugin_dir: Option<PathBuf>,
     /// The program that serves as a worker for plugins; none where there is no such program.
     pub plugin_worker: Option<PluginWorker>,

@@ -9,6 +9,7 @@ use crate::exit::Exit;
 use crate::monitor::MonitorError;
 use crate::outbound::OutboundError;
 use crate::pipeline::error::PipelineError;
+use crate::plugins::EngineError;
 use crate::quantize::QuantizeError;
 use crate::retention::RetentionError;
 use crate::reverse_pii::ReversePiiError;
@@ -169,6 +170,9 @@ pub enum RunError {
     /// A library of plugins cannot be used.
     #[error(transparent)]
     Plugin(#[from] LibraryError),
+    /// The collective that the config names cannot be used.
+    #[error("`distributed.engine`: {0}")]
+    Engine(#[from] EngineError),
     /// The signature of a library contradicts it, or cannot be looked at.
     #[error(
         "{}: its signature does not hold ({state}): {reason}\n  hint: get the library and its signature \
@@ -716,6 +720,7 @@ impl RunError {
             | Self::Row { .. }
             | Self::Registry(_)
             | Self::Plugin(_)
+            | Self::Engine(_)
             | Self::Unsigned { .. }
             | Self::Trust(_)
             | Self::Sign(SignError::Name { .. })

@@ -1,8 +1,10 @@
 //! The plugins of a run: where they are looked for, what they say, and which of them took part.
 
 mod check;
+mod collective;
 mod named;
 mod signed;
+mod terms;
 
 use crate::environment::Environment;
 use crate::error::RunError;
@@ -13,6 +15,7 @@ use crate::plan::Plan;
 use crate::settings;
 use crate::trust::trusted_keys;
 pub use check::{Checked, check};
+pub use collective::{COLLECTIVES, EngineError, collective_file};
 use forgelm_config::Device;
 use forgelm_config::{PluginIsolation, TrainerType};
 use forgelm_kernels_api::Ops;
@@ -34,6 +37,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use terms::Terms;
 
 /// Lines of plugins that wait to be told; more are counted.
 const LINES_MAX: usize = 1000;
@@ -224,17 +228,11 @@ fn load_as(
     env: &Environment,
 ) -> Result<Plugins, RunError> {
     let paths = section.map_or(&[][..], |plugins| &plugins.paths);
-    let isolation = section.map_or(PluginIsolation::Auto, |plugins| plugins.isolation);
-    let deadline = section.map_or(DEADLINE, |plugins| plugins.deadline_seconds);
-    let is_required = section.is_some_and(|plugins| plugins.require_signed);
-    let signatures = Signatures::new(trusted_keys(trust_store, env)?, is_required);
+    let terms = Terms::of(section, trust_store, env)?;
     let mut plugins = Plugins::empty(kernels);
-    let mut loader = plugins.loader(env, deadline);
+    let mut loader = plugins.loader_on(&terms, env);
     for found in find(&places(paths, env))? {
-        let file = signatures.read(&found, &mut plugins.notes)?;
-        let worker = is_apart(isolation, &found, &file);
-        let worker = worker.then(|| plugins.worker_program(env, deadline));
-        plugins.add(&mut loader, &found, &file, worker.transpose()?.as_ref())?;
+        plugins.add_on(&terms, &mut loader, &found, env)?;
     }
     Ok(plugins)
 }
@@ -243,18 +241,6 @@ fn load_as(
 fn trust_store(plan: &Plan) -> Option<&Path> {
     plan.run.signing.as_ref()?.trusted_keys.as_deref().map(Path::new)
 }
-
-/// Whether a library runs in a process of its own.
-fn is_apart(isolation: PluginIsolation, found: &Found, file: &LibraryFile) -> bool {
-    match isolation {
-        PluginIsolation::Auto => !found.is_bundled && file.signature().is_none(),
-        PluginIsolation::Process => true,
-        PluginIsolation::InProcess => false,
-    }
-}
-
-/// `plugins.deadline_seconds` where there is no such section.
-const DEADLINE: u64 = 300;
 
 /// Serves, as its worker, the program that started this process; plugins get kernels on this many
 /// threads, and none if it is 0. Where `on_device` is the environment, they are tried on a device.
@@ -283,19 +269,12 @@ pub fn list(
 ) -> Result<(Plugins, Vec<RunError>), RunError> {
     let section = plan.and_then(|plan| plan.run.plugins.as_ref());
     let of_config = section.map_or(&[][..], |plugins| &plugins.paths);
-    let is_required = section.is_some_and(|plugins| plugins.require_signed);
-    let keys = trusted_keys(plan.and_then(trust_store), env)?;
-    let signatures = Signatures::new(keys, is_required);
-    let isolation = section.map_or(PluginIsolation::Auto, |plugins| plugins.isolation);
+    let terms = Terms::of(section, plan.and_then(trust_store), env)?;
     let mut plugins = Plugins::empty(Kernels::on_host(model::all_cores()));
-    let mut loader = plugins.loader(env, DEADLINE);
+    let mut loader = plugins.loader_on(&terms, env);
     let mut broken = Vec::new();
     for found in find(&places(&[of_config, paths].concat(), env))? {
-        let added = signatures.read(&found, &mut plugins.notes).and_then(|file| {
-            let is_apart = is_apart(isolation, &found, &file);
-            let worker = is_apart.then(|| plugins.worker_program(env, DEADLINE)).transpose()?;
-            plugins.add(&mut loader, &found, &file, worker.as_ref())
-        });
+        let added = plugins.add_on(&terms, &mut loader, &found, env);
         match added {
             Ok(()) => {}
             Err(

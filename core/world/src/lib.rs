@@ -101,7 +101,9 @@ pub fn environment(clock: Arc<dyn Clock>, view: &View) -> Environment {
             // A host that starts no workers is told its places, and gets nothing else.
             view.program.as_ref().and_then(|_| under_home("XDG_DATA_HOME", ".local/share")),
         ),
-        plugin_dir: under_home("XDG_DATA_HOME", ".local/share").map(plugin_dir),
+        plugin_dir: under_home("XDG_DATA_HOME", ".local/share")
+            .filter(|_| !has_more_rights())
+            .map(plugin_dir),
         plugin_worker: view.program.clone().map(|program| worker(program, &variable)),
         signing_program: signing_program::run,
         alarm: view.alarm,
@@ -174,14 +176,19 @@ fn plugin_dir(data: PathBuf) -> PathBuf {
 /// The places that the user adds: those of the variable, and the folder of the user's own plugins
 /// where there is one. A program with more rights than its user takes no code from there.
 fn plugin_path(places: Option<String>, data: Option<PathBuf>) -> Vec<PathBuf> {
-    use rustix::process::{getegid, geteuid, getgid, getuid};
-    if getuid() != geteuid() || getgid() != getegid() {
+    if has_more_rights() {
         return Vec::new();
     }
     let places = places.unwrap_or_default();
     let own = data.map(plugin_dir).filter(|dir| dir.is_dir());
     let of_variable = std::env::split_paths(&places).filter(|place| !place.as_os_str().is_empty());
     of_variable.chain(own).collect()
+}
+
+/// Whether this program may do more than who started it.
+fn has_more_rights() -> bool {
+    use rustix::process::{getegid, geteuid, getgid, getuid};
+    getuid() != geteuid() || getgid() != getegid()
 }
 
 /// Processor time of this process, over all threads.

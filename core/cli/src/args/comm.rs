@@ -11,8 +11,8 @@ pub enum CommCommand {
         /// The compiler of the MPI whose mpirun or srun starts the processes.
         #[arg(long, value_name = "PATH", default_value = "mpicc")]
         mpicc: PathBuf,
-        /// Where sources and library go; when not given, the folder of your own plugins, where the
-        /// program looks for them.
+        /// Where sources and library go; when not given, `collectives` in the folder of your own
+        /// plugins, where runs of several processes look for it.
         #[arg(long, value_name = "FOLDER")]
         output: Option<PathBuf>,
     },

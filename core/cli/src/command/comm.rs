@@ -6,7 +6,7 @@ use crate::args::{CommCommand, LogLevel};
 use forgelm_artifact::write::{self, Action, WriteError};
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
-use forgelm_run::plugins;
+use forgelm_run::plugins::{self, COLLECTIVES};
 use forgelm_world::compiler;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 const SOURCE: (&str, &str) = ("forgelm_mpi.c", include_str!("../../../../ffi/mpi/forgelm_mpi.c"));
 const HEADER: (&str, &str) =
     ("forgelm_plugin.h", include_str!("../../../../ffi/include/forgelm_plugin.h"));
-const LIBRARY: &str = "libforgelm_mpi.so";
+/// Named as `distributed.engine` is.
+const LIBRARY: &str = "mpi.so";
 /// What the compiler writes: no library until it is whole.
-const UNFINISHED: &str = "libforgelm_mpi.unfinished";
+const UNFINISHED: &str = "mpi.unfinished";
 const FLAGS: &[&str] = &[
     "-std=c11",
     "-O2",
@@ -35,7 +36,7 @@ const FLAGS: &[&str] = &[
 pub fn comm(command: &CommCommand, context: &mut Context) -> Exit {
     let CommCommand::Build { mpicc, output } = command;
     let environment = context.environment();
-    let own = environment.plugin_dir.clone();
+    let own = environment.plugin_dir.as_ref().map(|dir| dir.join(COLLECTIVES));
     let is_own = output.is_none() || *output == own;
     let Some(folder) = output.clone().or(own) else {
         let problem = "there is no home folder for the library\n  hint: `--output FOLDER`";
@@ -71,8 +72,8 @@ pub fn comm(command: &CommCommand, context: &mut Context) -> Exit {
     let built = plugins.libraries().iter().flat_map(|library| &library.plugins);
     let summary = built.map(|(_, _, summary)| summary.to_string()).collect::<String>();
     let place = match is_own {
-        true => "the program finds it there".to_owned(),
-        false => format!("the program finds it by `FORGELM_PLUGIN_PATH={}`", folder.display()),
+        true => "a run of several processes finds it there".to_owned(),
+        false => format!("a run finds it by `FORGELM_PLUGIN_PATH={}`", folder.display()),
     };
     let shown = library.display();
     let text = format!(

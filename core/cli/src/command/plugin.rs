@@ -42,7 +42,12 @@ fn list(config: Option<&Path>, libraries: &[PathBuf], context: &mut Context) -> 
         Err(error) => return context.failed(&error),
     };
     let paths: Vec<String> = libraries.iter().map(|path| path.display().to_string()).collect();
-    let listed = plugins::list(plan.as_ref(), &paths, &context.environment());
+    let env = context.environment();
+    let listed =
+        plugins::list(plan.as_ref(), &paths, &env).and_then(|(mut plugins, mut broken)| {
+            broken.extend(plugins.add_collectives(plan.as_ref(), &env)?);
+            Ok((plugins, broken))
+        });
     let (mut plugins, broken) = match listed {
         Ok(found) => found,
         Err(error) => return context.failed(&error),

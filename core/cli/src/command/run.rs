@@ -94,8 +94,8 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
 /// The main job, on the processes that a launcher started where the config asks for several.
 fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Exit {
     let env = context.environment();
-    let joined = plugins::load(plan, &env).and_then(|plugins| {
-        let processes = Processes::join(plan, &plugins, &env)?;
+    let joined = plugins::load(plan, &env).and_then(|mut plugins| {
+        let processes = Processes::join(plan, &mut plugins, &env)?;
         Ok((plugins, processes))
     });
     let (mut plugins, processes) = match joined {

@@ -78,8 +78,12 @@ events! {
     TrainingDistributed = "training.distributed" {
         /// What they share out.
         strategy: String,
-        /// The library that carries numbers between them, with its version.
+        /// What carries numbers between them, with its version.
         collective: String,
+        /// The plugin library through which it does; none where there is one process.
+        library: Option<String>,
+        /// SHA-256 of that library's bytes.
+        library_sha256: Option<String>,
         /// The host of each, by rank.
         hosts: Vec<String>,
         /// Whether another number of processes of which this is true gives the same bits.
