@@ -68,6 +68,7 @@ fn environment(workplace: &Workplace, clock: Arc<TestClock>) -> Environment {
         plugin_dir: None,
         plugin_worker: None,
         signing_program: |_, _| Err("none".to_owned()),
+        ask_program: |_, _| Err("none".to_owned()),
         alarm: |_| {},
         process_id: 1,
         variable: Arc::new(|_: &str| None),

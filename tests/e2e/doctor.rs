@@ -75,8 +75,8 @@ fn every_check_has_its_line_and_the_summary_counts_them() {
     assert_eq!(files(&workplace.path(".")), before, "nothing is left behind, and no key is made");
     let checks = document["checks"].as_array().unwrap();
     let mut names: Vec<&str> = checks.iter().map(|check| check["name"].as_str().unwrap()).collect();
-    // Lines of devices are there where devices are.
-    let of_devices = ["gpu.", "cuda.cu", "cuda.nv"];
+    // Lines of devices are there where devices are, those of MPI where there is one.
+    let of_devices = ["gpu.", "cuda.cu", "cuda.nv", "mpi.co"];
     names.retain(|name| !of_devices.iter().any(|begin| name.starts_with(begin)));
     let expected = [
         "forgelm.install",
@@ -93,6 +93,7 @@ fn every_check_has_its_line_and_the_summary_counts_them() {
         "signing.trust_store",
         "audit.secret",
         "plugins.libraries",
+        "mpi.launcher",
         "tools.pip",
         "hf_hub.offline_cache",
         "cuda.runtime",

@@ -26,6 +26,7 @@ mod device_plugins;
 mod distributed;
 mod distributed_hosts;
 mod doctor;
+mod doctor_mpi;
 mod evaluators;
 mod faults;
 mod foreign_merge;

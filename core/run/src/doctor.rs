@@ -11,6 +11,7 @@ mod hub;
 mod identity;
 mod libraries;
 mod machine;
+mod mpi;
 mod variables;
 
 pub use check::{Check, Status};
@@ -32,7 +33,7 @@ struct World<'a> {
 type Probe = fn(&World<'_>) -> Vec<Check>;
 
 /// All probes, in the order of their lines. The name stands for a probe that crashes.
-const PROBES: [(&str, Probe); 15] = [
+const PROBES: [(&str, Probe); 16] = [
     ("forgelm.install", machine::install),
     ("cpu.kernels", machine::processor),
     ("memory.room", machine::memory),
@@ -45,6 +46,7 @@ const PROBES: [(&str, Probe); 15] = [
     ("signing.trust_store", identity::trust_store),
     ("audit.secret", identity::audit_secret),
     ("plugins.libraries", libraries::plugins),
+    ("mpi.launcher", mpi::mpi),
     ("tools.pip", hub::pip),
     ("hf_hub.reachable", hub::models),
     ("cuda.runtime", devices::devices),
@@ -170,6 +172,6 @@ mod tests {
     #[test]
     fn names_of_probes_are_distinct() {
         let names: std::collections::BTreeSet<_> = PROBES.iter().map(|(name, _)| name).collect();
-        assert_eq!(names.len(), 15);
+        assert_eq!(names.len(), 16);
     }
 }

@@ -6,7 +6,7 @@ use forgelm_config::Secret;
 use forgelm_hub::HubOptions;
 use forgelm_kernels_cuda::Folders;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,6 +16,9 @@ pub type Lookup = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// Starts a program that signs: its words, and the message on its input; what it printed.
 pub type SigningProgram = fn(&[String], &[u8]) -> Result<Vec<u8>, String>;
+
+/// Starts a program that answers and ends: with these arguments, what it printed.
+pub type AskProgram = fn(&Path, &[&str]) -> Result<String, String>;
 
 /// The world as the edge found it.
 #[derive(Clone)]
@@ -72,6 +75,8 @@ pub struct Environment {
     pub plugin_worker: Option<PluginWorker>,
     /// Starts the program of `signing.command`.
     pub signing_program: SigningProgram,
+    /// Asks a program of this machine about itself.
+    pub ask_program: AskProgram,
     /// Shows a warning at once, from any thread: for what cannot wait until a call that hangs is back.
     pub alarm: fn(&str),
     /// Of this process.
@@ -123,7 +128,6 @@ impl Environment {
 pub(crate) mod tests {
     use super::*;
     use forgelm_artifact::{FixedClock, UtcTime};
-    use std::path::Path;
 
     /// A world in which the system knows no user.
     pub(crate) fn nobody(dir: &Path) -> Environment {
@@ -153,6 +157,7 @@ pub(crate) mod tests {
             plugin_dir: None,
             plugin_worker: None,
             signing_program: |_, _| Err("none".to_owned()),
+            ask_program: |_, _| Err("none".to_owned()),
             alarm: |_| {},
             process_id: 1,
             variable: Arc::new(|_: &str| None),

@@ -4,6 +4,7 @@
 //!
 //! It refuses to know what is done with any of it.
 
+mod ask;
 pub mod compiler;
 mod signing_program;
 
@@ -106,6 +107,7 @@ pub fn environment(clock: Arc<dyn Clock>, view: &View) -> Environment {
             .map(plugin_dir),
         plugin_worker: view.program.clone().map(|program| worker(program, &variable)),
         signing_program: signing_program::run,
+        ask_program: ask::run,
         alarm: view.alarm,
         process_id: std::process::id(),
         variable: Arc::clone(&view.variable),

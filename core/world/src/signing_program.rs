@@ -83,7 +83,10 @@ fn tell(child: &mut Child, message: Vec<u8>) -> Receiver<()> {
 }
 
 /// What comes out of a pipe, at most so much, once it is closed.
-fn read_some(pipe: Option<impl Read + Send + 'static>, bytes_max: u64) -> Receiver<Vec<u8>> {
+pub(crate) fn read_some(
+    pipe: Option<impl Read + Send + 'static>,
+    bytes_max: u64,
+) -> Receiver<Vec<u8>> {
     let (sender, read) = channel();
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
