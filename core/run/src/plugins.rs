@@ -390,7 +390,7 @@ impl Plugins {
     }
 
     fn put(&mut self, library: Library, is_bundled: bool) -> Result<(), RunError> {
-        let Library { origin, abi, offers, notes } = library;
+        let Library { origin, abi, offers, notes, .. } = library;
         let mut plugins = Vec::new();
         plugins.extend(offers.trainers.iter().map(entry));
         plugins.extend(offers.merge_methods.iter().map(entry));

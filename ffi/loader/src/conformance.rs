@@ -4,7 +4,7 @@
 //! It builds each plugin without options and calls it with made-up numbers, wherever the library was
 //! loaded: in the program, one that crashes ends it.
 
-mod collective;
+pub(crate) mod collective;
 mod evaluator;
 mod merge_method;
 pub(crate) mod on_device;
@@ -16,6 +16,7 @@ use crate::Library;
 use crate::error::{LibraryError, Problem};
 use forgelm_plugin::{Kind, Plugin};
 use forgelm_sdk::OptionsError;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// One property of one plugin.
@@ -32,7 +33,7 @@ pub struct Finding {
 }
 
 /// Whether a property holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// It does.
     Holds,
@@ -72,7 +73,9 @@ pub fn check(library: &Library) -> Vec<Finding> {
     offers.quantizers.iter().for_each(|plugin| quantizer::check(plugin, &mut found));
     offers.evaluators.iter().for_each(|plugin| evaluator::check(plugin, &mut found));
     offers.rewards.iter().for_each(|plugin| reward::check(plugin, &mut found));
-    offers.collectives.iter().for_each(|plugin| collective::check(plugin, &mut found));
+    let worker = library.worker.as_ref();
+    let collectives = offers.collectives.iter().enumerate();
+    collectives.for_each(|numbered| collective::check(numbered, worker, &mut found));
     found
 }
 

@@ -43,7 +43,7 @@ pub use host::{HostServices, Log, MakeDevice, MakeKernels};
 pub use sealed::LibraryFile;
 pub use watch::Hung;
 pub use witness::{Difference, Place};
-pub use worker::WorkerProgram;
+pub use worker::{InWorker, WorkerProgram};
 
 use conformance::OnDevice;
 use float_mode::FloatMode;
@@ -72,6 +72,8 @@ pub struct Library {
     pub offers: Offers,
     /// What the user may want to know, one line each.
     pub notes: Vec<String>,
+    /// The process that it is in, where that is not this one.
+    pub worker: Option<InWorker>,
 }
 
 impl Loader {
@@ -122,7 +124,7 @@ impl Loader {
         });
         let offers = entry.offers(self.host.leak_for_library(), path, &origin).map_err(wrong)?;
         self.loaded.insert(sha256.clone(), path.clone());
-        Ok(Some(Library { origin, abi: entry.abi, offers, notes }))
+        Ok(Some(Library { origin, abi: entry.abi, offers, notes, worker: None }))
     }
 
     /// Opens and checks a library in a process of its own, which reads it again and refuses other bytes

@@ -6,7 +6,7 @@ use crate::args::{CommCommand, LogLevel};
 use forgelm_artifact::write::{self, Action, WriteError};
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
-use forgelm_run::plugins::{self, COLLECTIVES};
+use forgelm_run::plugins::{self, COLLECTIVES, Outcome};
 use forgelm_world::compiler;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -64,11 +64,14 @@ pub fn comm(command: &CommCommand, context: &mut Context) -> Exit {
         return context.failed(&error);
     }
     let checked = plugins::check(&library, &environment);
-    let mut plugins = match checked {
-        Ok(checked) => checked.plugins,
+    let (mut plugins, findings) = match checked {
+        Ok(checked) => (checked.plugins, checked.findings),
         Err(error) => return context.failed(&error),
     };
     plugins.tell(&mut context.progress);
+    for finding in findings.iter().filter(|of| matches!(of.outcome, Outcome::Fails(_))) {
+        context.warning(&finding.to_string());
+    }
     let built = plugins.libraries().iter().flat_map(|library| &library.plugins);
     let summary = built.map(|(_, _, summary)| summary.to_string()).collect::<String>();
     let place = match is_own {

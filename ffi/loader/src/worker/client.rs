@@ -6,6 +6,7 @@ use super::process::{Shared, Worker};
 use super::wire::{Answer, Ask, Described, KindOf, Loaded};
 use crate::Library;
 use crate::border::Caller;
+use crate::conformance::Outcome;
 use crate::error::{LibraryError, Problem};
 use crate::host::HostServices;
 use crate::sealed::LibraryFile;
@@ -21,6 +22,7 @@ use forgelm_sdk::quantizer::Quantizer;
 use forgelm_sdk::reward::Reward;
 use forgelm_sdk::trainer::{self, Trainer};
 use forgelm_sdk::{OptionValue, OptionsError};
+use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -140,7 +142,34 @@ fn library(file: &LibraryFile, loaded: Loaded, worker: Shared) -> Library {
             build
         }));
     }
-    Library { origin, abi: loaded.abi, offers, notes: loaded.notes }
+    let worker = Some(InWorker(worker));
+    Library { origin, abi: loaded.abi, offers, notes: loaded.notes, worker }
+}
+
+/// The process of a library that is in one of its own, for what only that process can find out.
+pub struct InWorker(Shared);
+
+impl fmt::Debug for InWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InWorker").finish_non_exhaustive()
+    }
+}
+
+impl InWorker {
+    /// What the process finds out about a collective, which joins it, and nothing else.
+    pub(crate) fn try_collective(
+        &self,
+        index: usize,
+    ) -> Result<Vec<(&'static str, Outcome)>, String> {
+        let mut worker = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match worker.ask(&Ask::TryCollective { index })? {
+            Answer::Tried(found) => {
+                let kept = |(property, outcome): (String, Outcome)| (kept_name(&property), outcome);
+                Ok(found.into_iter().map(kept).collect())
+            }
+            _ => Err(unexpected()),
+        }
+    }
 }
 
 /// What a collective joins is the process that it is in, and that would not be the one that trains.

@@ -25,6 +25,7 @@ mod server;
 mod services;
 mod wire;
 
+pub use client::InWorker;
 pub use server::serve;
 
 use forgelm_kernels_api::Ops;

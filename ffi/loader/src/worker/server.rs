@@ -7,7 +7,7 @@ use super::wire::{
     self, Answer, Ask, Batch, Described, KindOf, Loaded, MergeNeeds, Offered, Say, TrainerNeeds,
 };
 use crate::Loader;
-use crate::conformance::on_device;
+use crate::conformance::{self, on_device};
 use crate::error::{LibraryError, Problem};
 use crate::host::{HostServices, MakeDevice, MakeKernels};
 use crate::sealed::LibraryFile;
@@ -182,6 +182,7 @@ impl Server {
                 Ok(Answer::Device(self.open_device().map(|ops| ops.name().to_owned())))
             }
             Ask::TryOnDevice { kind, index } => self.try_on_device(kind, index),
+            Ask::TryCollective { index } => self.try_collective(index),
         }
     }
 
@@ -358,6 +359,15 @@ impl Server {
         };
         let report = instance(&self.evaluators, number)?.evaluate(&model);
         report.map(Answer::Report).map_err(|failed| failed.message)
+    }
+
+    fn try_collective(&self, index: usize) -> Result<Answer, String> {
+        let plugin = self.offers.collectives.get(index);
+        let plugin = plugin.ok_or_else(|| wrong("a collective that its library has not"))?;
+        let mut found = Vec::new();
+        conformance::collective::alone(plugin, &mut found);
+        let told = found.into_iter().map(|finding| (finding.property.to_owned(), finding.outcome));
+        Ok(Answer::Tried(told.collect()))
     }
 
     fn merge(

@@ -1,6 +1,7 @@
 //! What the program and a worker say to each other: frames of a length and a JSON text.
 
 use super::memory::Span;
+use crate::conformance::Outcome;
 use forgelm_sdk::evaluator::Report;
 use forgelm_sdk::{Cause, Failed};
 use serde::de::DeserializeOwned;
@@ -40,6 +41,8 @@ pub(crate) enum Ask {
     OpenDevice,
     /// Tries what a merge method or a quantizer gives on that device.
     TryOnDevice { kind: KindOf, index: usize },
+    /// What the conformance kit finds out about a collective, which joins this process.
+    TryCollective { index: usize },
 }
 
 /// Which services there are for an evaluator.
@@ -137,6 +140,8 @@ pub(crate) enum Answer {
     Device(Result<String, String>),
     /// Whether it gives there what it gives on the processor; none where it takes no such tensors.
     TriedOnDevice(Option<Result<(), String>>),
+    /// Properties, and whether they hold.
+    Tried(Vec<(String, Outcome)>),
 }
 
 /// A library.
