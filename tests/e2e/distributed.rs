@@ -44,7 +44,7 @@ pub fn every_mpi() -> Vec<Mpi> {
 
 impl Mpi {
     /// A job of this workplace's `run.yaml`, or of one config a rank.
-    fn start(
+    pub fn start(
         &self,
         workplace: &Workplace,
         n_ranks: usize,
@@ -66,6 +66,14 @@ impl Mpi {
 
     pub fn launcher(&self) -> &'static str {
         self.launcher[0]
+    }
+
+    /// The words that start a job of `run.yaml`.
+    pub fn words(&self, workplace: &Workplace, n_ranks: usize) -> Vec<String> {
+        let program = workplace.command(&[]).get_program().to_string_lossy().into_owned();
+        let words = self.launcher.iter().copied().chain(["-np"]).map(str::to_owned);
+        let ranks = [n_ranks.to_string(), program, "--config".to_owned(), "run.yaml".to_owned()];
+        words.chain(ranks).collect()
     }
 
     /// Starts a job in the workplace's environment.
@@ -131,7 +139,7 @@ pub fn ranks(workplace: &Workplace) -> Vec<(u32, u32)> {
     fs::read_dir("/proc").unwrap().filter_map(|entry| of(entry.ok()?)).collect()
 }
 
-fn signal(workplace: &Workplace, rank: u32, name: &str) {
+pub fn signal(workplace: &Workplace, rank: u32, name: &str) {
     let (pid, _) = ranks(workplace).into_iter().find(|of| of.1 == rank).expect("it runs");
     assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
 }

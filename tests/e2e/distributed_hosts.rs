@@ -45,7 +45,7 @@ impl Hosts {
         assert!(ip(&format!("-n {} link set va down", self.names[0])));
     }
 
-    /// A job with a rank on each, started on the first; a script stands in for ssh.
+    /// A job with a rank on each, started on the first by `forgelm launch`; a script stands in for ssh.
     fn start(&self, mpi: &Mpi, workplace: &Workplace) -> std::process::Child {
         let [a, b] = &self.names;
         let agent = format!(
@@ -58,7 +58,7 @@ impl Hosts {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         workplace.write("hosts", &format!("{} slots=1\n{} slots=1\n", ADDRESSES[0], ADDRESSES[1]));
         let plain = workplace.command(&[]);
-        let mut job = Command::new("ip");
+        let mut job = workplace.command(&["launch", "--grace", "3", "--", "ip"]);
         job.args(["netns", "exec", a, mpi.launcher(), "--bind-to", "none", "--map-by", "node"])
             .arg("--hostfile")
             .arg(workplace.path("hosts"))
@@ -83,7 +83,7 @@ impl Drop for Hosts {
     }
 }
 
-/// Both ranks end by themselves; Open MPI's launcher may stay, which is told in the howto page.
+/// Both ranks end by themselves; Open MPI's launcher may stay, and is ended by `forgelm launch`.
 #[test]
 fn a_cut_cable_ends_the_processes_on_both_sides_and_the_last_checkpoint_is_good() {
     let Some(mpi) = every_mpi().into_iter().find(|mpi| mpi.launcher().contains("openmpi")) else {
@@ -101,11 +101,11 @@ fn a_cut_cable_ends_the_processes_on_both_sides_and_the_last_checkpoint_is_good(
         std::thread::sleep(Duration::from_millis(20));
     }
     let took = start.elapsed();
-    let _ = job.kill();
-    job.wait().unwrap();
-    let said = workplace.read("stderr");
-    assert!(took < Duration::from_secs(60), "{took:?}:\n{said}");
-    assert!(said.contains("no sign of rank"), "{said}");
+    let ended = ended(&workplace, job).expect_code(2);
+    assert!(took < Duration::from_secs(60), "{took:?}:\n{}", ended.stderr);
+    ended
+        .expect_stderr("no sign of rank")
+        .expect_stderr("launch: ended with 2, checkpoint of step ");
     workplace.edit_config("timeout_seconds: 5", "timeout_seconds: 60");
     workplace.forgelm(&["--config", "run.yaml", "--resume"]).expect_code(0);
     assert!(workplace.adapter("out") == of_one_process());

@@ -35,6 +35,7 @@ mod guard;
 mod hostile;
 mod judge;
 mod keys;
+mod launch;
 mod memory;
 mod merge;
 mod methods;

@@ -6,6 +6,7 @@ pub mod bundle;
 mod comm;
 mod doctor;
 pub mod gguf;
+mod launch;
 mod monitor;
 pub mod purge;
 pub mod reproduce;
@@ -23,6 +24,7 @@ pub use doctor::DoctorArgs;
 use forgelm_artifact::UtcTime;
 use forgelm_config::Device;
 use gguf::VerifyGgufArgs;
+pub use launch::LaunchArgs;
 pub use monitor::MonitorArgs;
 use purge::PurgeArgs;
 use reproduce::ReproduceArgs;
@@ -199,6 +201,9 @@ pub enum Command {
     /// Make what joins the processes of several machines
     #[command(subcommand)]
     Comm(CommCommand),
+    /// Start the processes of a run by the site's launcher, end a launcher that hangs, and start the run
+    /// again after a process was lost
+    Launch(LaunchArgs),
     /// Serve another run of this program as the process of one of its plugins
     #[command(hide = true)]
     PluginWorker {

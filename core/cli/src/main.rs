@@ -27,8 +27,12 @@ fn main() -> ExitCode {
         }
     };
     let mut context = Context::new(&cli.output);
+    if let Some(Command::Launch(args)) = &cli.command {
+        return ExitCode::from(command::launch::launch(args, &mut context));
+    }
     let exit =
         caught(|| Ok(run(&cli, &mut context))).unwrap_or_else(|error| context.failed(&error));
+    context.ended(exit);
     ExitCode::from(exit.code())
 }
 
@@ -47,6 +51,8 @@ fn run(cli: &Cli, context: &mut Context) -> Exit {
         Some(Command::PluginWorker { threads, device }) => {
             command::plugin::worker(*threads, *device, context)
         }
+        // It ends with the code of another program.
+        Some(Command::Launch(_)) => unreachable!("done before"),
         Some(Command::Comm(comm)) => command::comm::comm(comm, context),
         Some(Command::Plugin(plugin)) => command::plugin::plugin(plugin, context),
         Some(Command::Approvals(args)) => command::approval::approvals(args, context),

@@ -8,7 +8,7 @@ mod launcher;
 mod strategy;
 
 pub use follow::follow;
-pub use launcher::refuse_many;
+pub use launcher::{is_first, refuse_many};
 
 use crate::environment::Environment;
 use crate::error::RunError;

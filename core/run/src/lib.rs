@@ -31,6 +31,7 @@ pub mod footprint;
 pub mod gates;
 mod judge;
 pub mod kernels;
+pub mod launch;
 pub mod memory;
 pub mod merge;
 pub mod metrics;

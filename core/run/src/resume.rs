@@ -2,6 +2,7 @@
 
 use crate::error::RunError;
 use crate::event::{Event, Observer};
+use crate::launch;
 use crate::output::OutputDir;
 use forgelm_artifact::open::OpenError;
 use forgelm_train::checkpoint;
@@ -27,6 +28,16 @@ impl Resume {
             None => Self::No,
             Some(path) if path == Path::new("auto") => Self::Newest,
             Some(path) => Self::From(path.to_owned()),
+        }
+    }
+
+    /// As the flag says where a run is started for the first time, and from its own newest checkpoint
+    /// where it is started again; a checkpoint that was asked for counts until it has one.
+    #[must_use]
+    pub fn started_again(self, output: &OutputDir) -> Self {
+        match self {
+            Self::From(path) if launch::newest_step(output.root()).is_none() => Self::From(path),
+            Self::No | Self::Newest | Self::From(_) => Self::Newest,
         }
     }
 }

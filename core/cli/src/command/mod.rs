@@ -14,6 +14,7 @@ mod gates;
 pub mod gguf;
 pub mod keygen;
 pub mod keys;
+pub mod launch;
 pub mod merge;
 pub mod monitor;
 pub mod pipeline;
@@ -34,6 +35,7 @@ use crate::progress::{self, Progress};
 use forgelm_run::environment::Environment;
 use forgelm_run::error::RunError;
 use forgelm_run::exit::Exit;
+use forgelm_run::launch::Report;
 use forgelm_world::{SystemClock, View};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -43,6 +45,8 @@ use std::sync::Arc;
 pub struct Context {
     /// Lines on standard error.
     pub progress: Progress,
+    /// What `forgelm launch` is told of this run, where it started it.
+    pub report: Option<Report>,
     format: Format,
 }
 
@@ -54,7 +58,7 @@ impl Context {
         let is_quiet = output.quiet || output.format() == Format::Json;
         let level =
             if is_quiet { output.log_level.max(LogLevel::Warning) } else { output.log_level };
-        Self { progress: Progress::new(level), format: output.format() }
+        Self { progress: Progress::new(level), report: None, format: output.format() }
     }
 
     /// The world, read now.
@@ -90,8 +94,19 @@ impl Context {
     /// Prints an error and returns its exit code. With JSON the envelope goes to standard output
     /// and the text to standard error all the same.
     pub fn failed(&mut self, error: &RunError) -> Exit {
+        if let Some(report) = &mut self.report {
+            report.failed(error);
+        }
         let exit = error.exit();
         self.refused_with(exit, &error.chain(), &error.details())
+    }
+
+    /// Tells `forgelm launch` that the run has ended. What it is not told is not worth an end of another
+    /// kind.
+    pub fn ended(&mut self, exit: Exit) {
+        if let Some(Err(error)) = self.report.as_mut().map(|report| report.end(exit)) {
+            self.warning(&format!("`forgelm launch` does not hear of the end: {error}"));
+        }
     }
 
     /// Prints a refusal and returns its exit code.

@@ -10,11 +10,13 @@ use forgelm_evidence::bundle::COMPLIANCE_DIR;
 use forgelm_evidence::documents::REPORT;
 use forgelm_run::compliance;
 use forgelm_run::distributed::{Processes, follow};
+use forgelm_run::environment::Environment;
 use forgelm_run::error::RunError;
 use forgelm_run::event::{Event, Observer};
 use forgelm_run::exit::Exit;
 use forgelm_run::fit_check::fit_check;
 use forgelm_run::gates::check_inputs;
+use forgelm_run::launch::{RESUME, Report};
 use forgelm_run::plan::{Plan, config_bytes};
 use forgelm_run::plugins;
 use forgelm_run::resume::Resume;
@@ -94,6 +96,12 @@ pub fn run(flags: &RunFlags, context: &mut Context) -> Exit {
 /// The main job, on the processes that a launcher started where the config asks for several.
 fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Exit {
     let env = context.environment();
+    match Report::begin(plan, &env) {
+        Ok(report) => context.report = report,
+        Err(error) => {
+            context.warning(&format!("`forgelm launch` does not hear of this run: {error}"))
+        }
+    }
     let joined = plugins::load(plan, &env).and_then(|mut plugins| {
         let processes = Processes::join(plan, &mut plugins, &env)?;
         Ok((plugins, processes))
@@ -106,7 +114,10 @@ fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Exit {
         let text = format!("warning: signals will end the run without a checkpoint: {error}");
         context.progress.line(LogLevel::Warning, &text);
     }
-    let request = request(flags);
+    let mut request = request(flags);
+    if is_started_again(&env) {
+        request.resume = request.resume.started_again(&plan.output);
+    }
     let Some(processes) = processes else {
         return match train_with(plan, &request, &mut plugins, &env, None, &mut context.progress) {
             Ok(outcome) => finished(plan, flags, &outcome, context),
@@ -133,9 +144,16 @@ fn execute(plan: &Plan, flags: &RunFlags, context: &mut Context) -> Exit {
     exit
 }
 
+/// Whether `forgelm launch` has started this run before.
+fn is_started_again(env: &Environment) -> bool {
+    (env.variable)(RESUME).as_deref() == Some("1")
+}
+
 /// The processes of a run do not come to its end together: all of them end now.
 fn lost(error: &RunError, processes: &Processes, context: &mut Context) -> Exit {
     let exit = failed(error, context);
+    // It may not come back, or end this process.
+    context.ended(exit);
     processes.abort(exit);
     exit
 }

@@ -11,6 +11,15 @@ pub(super) fn launched(env: &Environment) -> Option<(usize, &'static str)> {
     VARIABLES.into_iter().find_map(|name| Some(((env.variable)(name)?.parse().ok()?, name)))
 }
 
+/// This process among them, where there is a launcher.
+const RANKS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"];
+
+/// Whether this is the process that will lead, as far as the launcher says; without one it is.
+#[must_use]
+pub fn is_first(env: &Environment) -> bool {
+    RANKS.into_iter().find_map(|name| (env.variable)(name)).is_none_or(|rank| rank == "0")
+}
+
 /// What runs in one process is not started by a launcher in several: they would write into one folder.
 ///
 /// # Errors

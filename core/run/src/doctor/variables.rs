@@ -20,7 +20,7 @@ const SECRETS: [&str; 11] = [
 ];
 
 /// Those that hold no secret.
-const PLAIN: [&str; 20] = [
+const PLAIN: [&str; 22] = [
     "FORGELM_OPERATOR",
     "FORGELM_ALLOW_ANONYMOUS_OPERATOR",
     "FORGELM_ALLOW_AUDIT_REROOT",
@@ -29,6 +29,8 @@ const PLAIN: [&str; 20] = [
     "FORGELM_PLUGIN_PATH",
     "FORGELM_CUDA_PATH",
     "FORGELM_OWN_ATTENTION",
+    "FORGELM_LAUNCH_STATUS",
+    "FORGELM_LAUNCH_RESUME",
     "CUDA_HOME",
     "CUDA_PATH",
     "CUDA_VISIBLE_DEVICES",
