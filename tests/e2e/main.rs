@@ -22,6 +22,7 @@ mod compliance;
 mod config;
 mod cuda;
 mod data;
+mod deepspeed;
 mod device_plugins;
 mod distributed;
 mod distributed_hosts;

@@ -75,13 +75,7 @@ fn section(
 /// What the processes of a run cannot do yet.
 fn distributed(section: &Distributed) -> Option<Diagnostic> {
     let (key, value, why, hint) = match section.strategy? {
-        DistributedStrategy::Deepspeed => match section.deepspeed_config.as_deref() {
-            None | Some("zero2" | "zero3" | "zero3_offload") => return None,
-            Some(other) => {
-                let why = "this version reads no JSON files of DeepSpeed";
-                ("deepspeed_config", other.to_owned(), why, "`zero2`, `zero3` or `zero3_offload`")
-            }
-        },
+        DistributedStrategy::Deepspeed => return None,
         DistributedStrategy::Fsdp => match section.fsdp_state_dict_type {
             FsdpStateDictType::FullStateDict => return None,
             sharded @ FsdpStateDictType::ShardedStateDict => {

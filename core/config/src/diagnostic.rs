@@ -283,10 +283,8 @@ pub(crate) fn escaped(text: &str, chars_max: usize) -> String {
 }
 
 /// The candidate closest to `name`, if it is close enough to be what was meant.
-pub(crate) fn nearest<'a>(
-    name: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
+#[must_use]
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let length = name.chars().count();
     if length > QUOTED_CHARS_MAX {
         return None;

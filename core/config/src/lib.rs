@@ -31,7 +31,7 @@ mod yaml;
 
 pub use available::not_available;
 pub use device::{Device, NoDevice};
-pub use diagnostic::{Code, Color, Diagnostic, Place, Severity, render};
+pub use diagnostic::{Code, Color, Diagnostic, Place, Severity, nearest, render};
 pub use dump::{published_json, resolved_json, resolved_yaml};
 pub use environment::{EnvironmentKey, environment_keys};
 pub use explain::{explain, key_paths, nearest_keys};

@@ -3,6 +3,7 @@
 //! The process of rank 0 leads: it alone writes, and everything that it decides reaches the others as
 //! a command. The others are in [`follow`] from beginning to end.
 
+pub(crate) mod deepspeed;
 mod follow;
 mod launcher;
 mod strategy;
@@ -16,7 +17,8 @@ use crate::event::{Event, Observer};
 use crate::exit::Exit;
 use crate::plan::Plan;
 use crate::plugins::{Plugins, Used};
-use forgelm_collective::{CollectiveError, Group, Settings};
+use deepspeed::Settings;
+use forgelm_collective::{self as collective, CollectiveError, Group};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_kernels_api::Ops;
 use forgelm_model::{Decoder, Holders};
@@ -68,6 +70,8 @@ struct Member {
     identity: Identity,
     /// Name and digest of each library that takes part.
     plugins: Vec<String>,
+    /// Digest of DeepSpeed's file, where there is one.
+    deepspeed_config: Option<String>,
 }
 
 /// How one process differs from the leader.
@@ -113,7 +117,8 @@ impl Processes {
         }
         let plugin = plugins.collective(&distributed.engine, plan, env)?;
         let (build, used) = (Arc::clone(&plugin.build), Used::of(plugin, &[]));
-        let settings = Settings::with_deadline(Duration::from_secs(distributed.timeout_seconds));
+        let settings =
+            collective::Settings::with_deadline(Duration::from_secs(distributed.timeout_seconds));
         let group = Group::open(move || build(&[]), settings)?;
         let holders = hold_together(&group, &strategy, env)?;
         if group.is_leader() {
@@ -251,6 +256,7 @@ impl Processes {
             config_hash: identity.config_hash.clone(),
             identity: identity.clone(),
             plugins: plugins.collect(),
+            deepspeed_config: self.strategy.deepspeed_file().map(|file| file.sha256.clone()),
         };
         let members = self.group.all_gather_values(&own)?;
         let different: Vec<Different> = members
@@ -267,7 +273,7 @@ impl Processes {
             return Err(RunError::RanksDiffer(different));
         }
         Ok(Agreed {
-            strategy: self.strategy.name.clone(),
+            strategy: self.strategy.clone(),
             library: self.group.library().to_owned(),
             collective: self.collective.clone(),
             hosts: members.into_iter().map(|of| of.host).collect(),
@@ -330,7 +336,11 @@ impl Member {
             ("config", &leader.config_hash, &self.config_hash),
         ];
         let plugins = (leader.plugins.join(", "), self.plugins.join(", "));
-        let pairs = pairs.into_iter().chain([("plugins", &plugins.0, &plugins.1)]);
+        let file = |of: &Self| of.deepspeed_config.clone().unwrap_or_else(|| "none".to_owned());
+        let files = (file(leader), file(self));
+        let more =
+            [("plugins", &plugins.0, &plugins.1), ("`deepspeed_config`", &files.0, &files.1)];
+        let pairs = pairs.into_iter().chain(more);
         let told = |(what, there, here): (&str, &String, &String)| {
             (there != here).then(|| format!("{what}: {there} on rank 0, {here} here"))
         };
@@ -342,7 +352,7 @@ impl Member {
 /// What the evidence says of the processes of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Agreed {
-    strategy: String,
+    strategy: Strategy,
     /// What carries the bytes, as it says itself.
     library: String,
     /// The plugin through which it does; none where one process is alone.
@@ -355,7 +365,8 @@ pub(crate) struct Agreed {
 impl Agreed {
     pub(crate) fn to_json(&self) -> Value {
         json!({
-            "strategy": self.strategy,
+            "strategy": self.strategy.name,
+            "deepspeed_config": self.strategy.deepspeed.as_ref().map(Settings::file_json),
             "collective": self.library,
             "library": self.collective.as_ref().map(Used::to_json),
             "ranks": self.hosts.len(),
@@ -366,7 +377,7 @@ impl Agreed {
 
     pub(crate) fn audit_event(&self) -> AuditEvent {
         AuditEvent::TrainingDistributed {
-            strategy: self.strategy.clone(),
+            strategy: self.strategy.name.clone(),
             collective: self.library.clone(),
             library: self.collective.as_ref().map(|used| used.origin().library.clone()),
             library_sha256: self.collective.as_ref().map(|used| used.origin().sha256.clone()),

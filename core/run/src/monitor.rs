@@ -349,7 +349,14 @@ fn plan_of(request: &MonitorRequest, baseline: &Baseline) -> Result<Plan, RunErr
     let root = request.run.display().to_string();
     let output = OutputDir::new(&root, &run.training.final_model_dir);
     let source = Source::parse(&output.final_model().display().to_string())?;
-    Ok(Plan { run, warnings: Vec::new(), config_hash: String::new(), source, output })
+    Ok(Plan {
+        run,
+        warnings: Vec::new(),
+        config_hash: String::new(),
+        source,
+        output,
+        deepspeed: None,
+    })
 }
 
 impl Checked {

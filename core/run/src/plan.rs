@@ -1,7 +1,7 @@
 //! What a config asks for, decided completely before anything is done. Dry run prints it.
 
 use crate::benchmark;
-use crate::distributed::Strategy;
+use crate::distributed::{Strategy, deepspeed};
 use crate::error::RunError;
 use crate::judge;
 use crate::outbound;
@@ -32,6 +32,8 @@ pub struct Plan {
     pub source: Source,
     /// Where everything goes.
     pub output: OutputDir,
+    /// How DeepSpeed would share it out, where the config asks for that.
+    pub(crate) deepspeed: Option<deepspeed::Settings>,
 }
 
 /// Keys that may differ between a checkpoint and the run that continues it: they decide no bit of
@@ -51,7 +53,7 @@ const NOT_OF_THE_WEIGHTS: [&str; 11] = [
 ];
 
 impl Plan {
-    /// Reads and checks a config. Only this one file is read.
+    /// Reads and checks a config. Only this one file is read, and the one of DeepSpeed that it names.
     ///
     /// # Errors
     /// All problems of the config at once, and every feature of it that is not built yet.
@@ -83,11 +85,13 @@ impl Plan {
     }
 
     /// What follows from a config that was read and checked.
-    pub(crate) fn of(run: Run, warnings: Vec<Diagnostic>) -> Result<Self, RunError> {
+    pub(crate) fn of(run: Run, mut warnings: Vec<Diagnostic>) -> Result<Self, RunError> {
+        let (deepspeed, more) = deepspeed::of(&run).map_err(RunError::Config)?;
+        warnings.extend(more);
         let source = Source::parse(&run.model.name_or_path)?;
         let output = OutputDir::new(&run.training.output_dir, &run.training.final_model_dir);
         let config_hash = config_hash(&run);
-        Ok(Self { run, warnings, config_hash, source, output })
+        Ok(Self { run, warnings, config_hash, source, output, deepspeed })
     }
 
     /// The parts of the config that decide the weights, and the gates that judge them: thresholds
@@ -306,7 +310,9 @@ impl Plan {
         let plugins = self.run.plugins.iter().flat_map(|plugins| plugins.paths.iter().cloned());
         let evaluation = self.run.evaluation.as_ref().filter(|_| self.is_staged());
         let approvers = evaluation.and_then(|e| e.approval.as_ref()?.approvers.clone());
+        let deepspeed = self.deepspeed.iter().filter_map(|of| Some(of.file.as_ref()?.path.clone()));
         let files = std::iter::once(model).chain(data).chain(plugins).chain(approvers);
+        let files = files.chain(deepspeed);
         let of_gates = benchmark::reads(self).into_iter().chain(safety::reads(&self.run));
         let of_gates = of_gates.chain(judge::reads(&self.run));
         files.chain(self.named_files()).chain(of_gates).collect()

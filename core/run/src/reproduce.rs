@@ -285,6 +285,10 @@ fn plan_of(request: &ReproduceRequest) -> Result<Plan, RunError> {
             values.insert(key.to_owned(), json!(value));
         }
     }
+    // What processes share out decides no bit, and its file may be gone.
+    if let Some(values) = config.get_mut("distributed").and_then(Value::as_object_mut) {
+        values.shift_remove("deepspeed_config");
+    }
     let bytes = config.to_string().into_bytes();
     let mut plan = Plan::of_loaded(load_bytes(&bytes, &name).map_err(RunError::Config)?, &name)?;
     // The run was told of them.

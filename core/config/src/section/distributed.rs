@@ -12,7 +12,7 @@ section! {
         engine: String = "mpi".to_owned(), ours(), text(NOT_BLANK);
         /// Seconds that a process may give no sign before the others end the run.
         timeout_seconds: u64 = 600, ours(), min(1.0), max(1_000_000.0);
-        /// `zero2`, `zero3`, `zero3_offload`, or a JSON file. Null: `zero2`.
+        /// `zero2`, `zero3`, `zero3_offload`, or a JSON file of DeepSpeed. Null: `zero2`.
         deepspeed_config: Option<String> = None, text(NOT_BLANK);
         /// What FSDP shards.
         fsdp_strategy: FsdpStrategy = FsdpStrategy::FullShard;

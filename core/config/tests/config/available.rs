@@ -24,15 +24,11 @@ fn features_that_are_missing_are_refused_when_they_are_asked_for() {
             "`distributed.fsdp_state_dict_type: SHARDED_STATE_DICT`",
         ),
         (
-            "distributed: {strategy: deepspeed, deepspeed_config: ds.json}\n",
-            "`distributed.deepspeed_config: ds.json`",
-        ),
-        (
             "pipeline: {stages: [{name: a, model: {name_or_path: m, multimodal: {enabled: true}}}]}\n",
             "`pipeline.stages[0].model.multimodal.enabled: true`",
         ),
     ];
-    assert_eq!(cases.len(), 4);
+    assert_eq!(cases.len(), 3);
     for (more, what) in cases {
         let found = refused(more);
         assert!(!found.is_empty(), "{more}");

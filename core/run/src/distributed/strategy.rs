@@ -1,5 +1,6 @@
 //! What the words of DeepSpeed and of FSDP mean here.
 
+use super::deepspeed::{File, Settings};
 use crate::plan::Plan;
 use forgelm_config::{Distributed, DistributedStrategy, FsdpBackwardPrefetch, FsdpStrategy};
 use forgelm_model::Prefetch;
@@ -16,6 +17,8 @@ pub(crate) struct Strategy {
     pub(crate) holding: Option<Holding>,
     /// Whether the optimizer and its state are the processor's, whatever computes.
     pub(crate) updates_on_host: bool,
+    /// In the words of DeepSpeed, where the config asks for it.
+    pub(crate) deepspeed: Option<Settings>,
 }
 
 /// How processes hold frozen weights together.
@@ -32,20 +35,32 @@ impl Strategy {
     pub(crate) fn of(plan: &Plan) -> Option<Self> {
         let distributed = plan.run.distributed.as_ref()?;
         Some(match distributed.strategy? {
-            DistributedStrategy::Deepspeed => deepspeed(distributed),
+            DistributedStrategy::Deepspeed => deepspeed(plan.deepspeed.clone()?),
             DistributedStrategy::Fsdp => fsdp(distributed),
         })
     }
+
+    /// The file of DeepSpeed that says it.
+    pub(super) fn deepspeed_file(&self) -> Option<&File> {
+        self.deepspeed.as_ref()?.file.as_ref()
+    }
 }
 
-fn deepspeed(distributed: &Distributed) -> Strategy {
-    let preset = distributed.deepspeed_config.as_deref().unwrap_or("zero2");
-    let holding = Holding { is_per_host: false, prefetch: Prefetch::Before };
+fn deepspeed(settings: Settings) -> Strategy {
+    let sharing = if settings.stage == 0 { Sharing::Nothing } else { Sharing::Gradients };
+    let prefetch = match settings.overlap_comm && settings.prefetch {
+        true => Prefetch::Before,
+        false => Prefetch::Never,
+    };
+    let holding = Holding { is_per_host: false, prefetch };
+    let offload = if settings.offload_optimizer { "_offload" } else { "" };
     Strategy {
-        name: format!("deepspeed {preset}"),
-        sharing: Sharing::Gradients,
-        holding: (preset != "zero2").then_some(holding),
-        updates_on_host: preset == "zero3_offload",
+        name: format!("deepspeed zero{}{offload}", settings.stage),
+        sharing,
+        // Parts are in main memory, with `offload_param` and without.
+        holding: (settings.stage == 3).then_some(holding),
+        updates_on_host: settings.offload_optimizer,
+        deepspeed: Some(settings),
     }
 }
 
@@ -67,5 +82,6 @@ fn fsdp(distributed: &Distributed) -> Strategy {
         sharing,
         holding: is_per_host.map(|is_per_host| Holding { is_per_host, prefetch }),
         updates_on_host: distributed.fsdp_offload,
+        deepspeed: None,
     }
 }
