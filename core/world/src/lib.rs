@@ -13,7 +13,6 @@ use forgelm_artifact::time::{Clock, UtcTime};
 use forgelm_config::Secret;
 use forgelm_kernels_cuda::Folders;
 use forgelm_run::environment::{Environment, Lookup, PluginWorker};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -53,34 +52,11 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// A folder that only this user sees, until this is dropped.
-#[derive(Debug)]
-pub struct PrivateFolder(PathBuf);
-
-impl PrivateFolder {
-    /// Makes one where the system keeps what does not last, of a name that begins so.
-    ///
-    /// # Errors
-    /// If it cannot be made.
-    pub fn new(name: &str, variable: &dyn Fn(&str) -> Option<String>) -> std::io::Result<Self> {
-        let place = variable("TMPDIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
-        let path = place.join(format!("{name}-{:032x}", random_bits()));
-        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self(path))
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for PrivateFolder {
-    fn drop(&mut self) {
-        // What does not last is taken away by the system in the end.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// A name for something that does not last, where the system keeps that; nothing has it.
+#[must_use]
+pub fn passing_name(begin: &str) -> PathBuf {
+    let place = variable("TMPDIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+    place.join(format!("{begin}-{:032x}", random_bits()))
 }
 
 /// How the world is looked at.

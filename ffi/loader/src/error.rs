@@ -75,7 +75,10 @@ pub enum Problem {
         expected: String,
     },
     /// The system's loader refused it.
-    #[error("cannot be opened: {0}\n  hint: are all libraries that it needs installed?")]
+    #[error(
+        "cannot be opened: {0}\n  hint: are all libraries that it needs installed, and the modules of the \
+         site that have some loaded?"
+    )]
     Open(String),
     /// It exports no entry.
     #[error(

@@ -7,13 +7,13 @@
 use super::Context;
 use crate::args::{LaunchArgs, LogLevel};
 use crate::terminal;
-use forgelm_artifact::write::{self, WriteError};
+use forgelm_artifact::write;
 use forgelm_run::exit::Exit;
 use forgelm_run::launch::{Ended, Next, RESUME, Restarts, STATUS, Status, newest_step};
+use forgelm_world::passing_name;
 use forgelm_world::process_group::ProcessGroup;
-use forgelm_world::{PrivateFolder, variable};
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -36,18 +36,7 @@ struct Launch<'a> {
 
 /// Starts the command, as often as it takes; the exit code.
 pub fn launch(args: &LaunchArgs, context: &mut Context) -> u8 {
-    let folder = match args.status {
-        Some(_) => None,
-        None => match PrivateFolder::new("forgelm-launch", &variable) {
-            Ok(folder) => Some(folder),
-            Err(error) => {
-                let text = format!("no folder for the status: {error}\n  hint: `--status FILE`");
-                return context.refused(Exit::Runtime, &text).code();
-            }
-        },
-    };
-    let own = folder.as_ref().map(|folder| folder.path().join("status.json"));
-    let status = args.status.clone().or(own).unwrap_or_default();
+    let status = args.status.clone().unwrap_or_else(|| passing_name("forgelm-launch"));
     let status = std::path::absolute(&status).unwrap_or(status);
     let signal = match terminal::last_signal() {
         Ok(signal) => signal,
@@ -56,7 +45,13 @@ pub fn launch(args: &LaunchArgs, context: &mut Context) -> u8 {
             return context.refused(Exit::Runtime, &text).code();
         }
     };
-    Launch { args, status, signal, is_ending: false, context }.run()
+    let mut launch = Launch { args, status, signal, is_ending: false, context };
+    let code = launch.run();
+    if args.status.is_none() {
+        // What does not last is taken away by the system in the end.
+        let _ = write::remove_file(&launch.status);
+    }
+    code
 }
 
 impl Launch<'_> {
@@ -64,7 +59,7 @@ impl Launch<'_> {
         let mut restarts = Restarts::at_most(self.args.restarts);
         loop {
             // One of an earlier start would say that this one is over.
-            if let Err(error) = remove(&self.status) {
+            if let Err(error) = write::remove_file(&self.status) {
                 return self.context.failed(&error.into()).code();
             }
             let is_again = restarts.n_done() > 0;
@@ -186,8 +181,4 @@ impl Launch<'_> {
         }
         true
     }
-}
-
-fn remove(file: &Path) -> Result<(), WriteError> {
-    if file.exists() { write::remove_file(file) } else { Ok(()) }
 }

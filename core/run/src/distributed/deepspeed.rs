@@ -127,34 +127,46 @@ fn read(path: &str, run: &Run) -> Result<(Settings, Vec<Diagnostic>), Vec<Diagno
     if !problems.is_empty() {
         return Err(problems.into_iter().map(|problem| in_file(path, problem)).collect());
     }
+    let file = File { path: path.to_owned(), sha256: sha256_bytes(&bytes).to_string() };
+    let zero = &text["zero_optimization"];
+    let warnings = warnings(&ignored, zero).into_iter().map(|of| in_file(path, of)).collect();
+    Ok((settings(zero, file), warnings))
+}
+
+/// What is worth knowing of a file in which nothing is wrong.
+fn warnings(ignored: &[String], zero: &Value) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
     if !ignored.is_empty() {
         let message = format!("has no effect here: {}", ignored.join(", "));
         let key = "distributed.deepspeed_config";
-        warnings.push(in_file(path, Diagnostic::warning(Code::IgnoredKey, key, message)));
+        warnings.push(Diagnostic::warning(Code::IgnoredKey, key, message));
     }
-    let zero = &text["zero_optimization"];
-    let stage = zero["stage"].as_u64().unwrap_or(0);
-    if stage == 1 {
-        let message = "`zero_optimization.stage: 1` is taken as 2: the gradients are shared out too, \
-                       which needs less memory and gives the same bits";
-        let note =
-            Diagnostic::note(Code::IgnoredKey, "zero_optimization.stage", message.to_owned());
-        warnings.push(in_file(path, note));
+    if zero["stage"] == 1 {
+        let key = "zero_optimization.stage";
+        let message = format!(
+            "`{key}: 1` is taken as 2: the gradients are shared out too, which needs less memory and \
+             gives the same bits"
+        );
+        warnings.push(Diagnostic::note(Code::IgnoredKey, key, message));
     }
-    let is_offloaded = |name: &str| zero[name]["device"].as_str() == Some("cpu");
-    let settings = Settings {
-        stage: match stage {
-            0 => 0,
-            1 | 2 => 2,
-            _ => 3,
-        },
+    warnings
+}
+
+/// What `zero_optimization` says, which was looked at.
+fn settings(zero: &Value, file: File) -> Settings {
+    let is_offloaded = |name: &str| zero[name]["device"] == "cpu";
+    let stage = match zero["stage"].as_u64() {
+        None | Some(0) => 0,
+        Some(1 | 2) => 2,
+        Some(_) => 3,
+    };
+    Settings {
+        stage,
         offload_optimizer: is_offloaded("offload_optimizer"),
         overlap_comm: zero["overlap_comm"].as_bool().unwrap_or(stage == 3),
         prefetch: zero["stage3_prefetch_bucket_size"].as_f64().is_none_or(|n| n > 0.0),
-        file: Some(File { path: path.to_owned(), sha256: sha256_bytes(&bytes).to_string() }),
-    };
-    Ok((settings, warnings))
+        file: Some(file),
+    }
 }
 
 fn bytes_of(path: &Path) -> Result<Vec<u8>, String> {
