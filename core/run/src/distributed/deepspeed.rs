@@ -227,8 +227,9 @@ impl Walk<'_> {
 
     fn key(&mut self, value: &Value, path: &str, meaning: &Meaning) {
         match meaning {
-            Meaning::Section(keys) if !value.is_null() => self.section(value, path, keys),
-            Meaning::Section(_) => {}
+            // DeepSpeed's own page writes `false` for what is not there.
+            Meaning::Section(_) if value.is_null() || *value == false => {}
+            Meaning::Section(keys) => self.section(value, path, keys),
             Meaning::NoEffect if is_auto(value) => {}
             Meaning::NoEffect => self.ignored.push(format!("`{path}`")),
             Meaning::Off { also, .. } if is_off(value, *also) => {}

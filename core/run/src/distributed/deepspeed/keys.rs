@@ -1,7 +1,7 @@
 //! Every key of DeepSpeed's files, with what it means here.
 //!
-//! Source: DeepSpeed's `docs/_pages/config-json.md`, `deepspeed/runtime/config.py` and
-//! `deepspeed/runtime/zero/config.py`, as of version 0.16. A key that is in none of these is refused.
+//! Source: DeepSpeed's `docs/_pages/config-json.md`, `deepspeed/runtime/constants.py` and
+//! `deepspeed/runtime/zero/config.py`. A key that is not in this list is refused.
 
 use super::compare::{self, Said};
 use forgelm_config::Run;
@@ -143,6 +143,7 @@ const ZERO: &[Key] = &[
     none("load_from_fp32_weights"),
     none("elastic_checkpoint"),
     none("legacy_stage1"),
+    none("grad_hooks"),
     none("ignore_unused_parameters"),
     none("sub_group_size"),
     none("stage3_param_persistence_threshold"),

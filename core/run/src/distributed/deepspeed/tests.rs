@@ -93,7 +93,9 @@ fn what_says_how_state_is_shared_out_is_used() {
         assert_eq!(told, (stage, overlap_comm, prefetch), "{zero}");
         assert!(!found.offload_optimizer && !found.offload_param);
     }
-    assert_eq!(settings("{}").stage, 0, "as there");
+    for nothing in ["{}", r#"{"zero_optimization": false}"#, r#"{"optimizer": null}"#] {
+        assert_eq!(settings(nothing).stage, 0, "as there");
+    }
     for (name, expected) in [("offload_optimizer", (true, false)), ("offload_param", (false, true))]
     {
         let found =
@@ -280,5 +282,5 @@ fn the_list_of_keys_is_sound() {
         };
         keys.iter().map(of).sum()
     }
-    assert_eq!(check(ROOT), 153);
+    assert_eq!(check(ROOT), 154);
 }
