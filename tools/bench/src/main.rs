@@ -2,8 +2,8 @@
 //!
 //! `forgelm-bench gemm` prints the speed of products with frozen weights as a share of the peak
 //! that a loop of multiply-adds reaches in the same run; `forgelm-bench ops` the time of every other
-//! op; `train`, `generate` and `load` run a real model. Machines are shared: every number is the best of several rounds, rounds of what is compared
-//! alternate, and ratios are what to quote. A subcommand is one file and one line in [`COMMANDS`].
+//! op; `train`, `generate` and `load` run a real model. Machines are shared: every number is the best of
+//! several rounds, rounds of what is compared alternate, and ratios are what to quote. A subcommand is one file and one line in [`COMMANDS`].
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -19,6 +19,7 @@ mod data;
 mod gemm;
 mod generate;
 mod gpu;
+mod link;
 mod load;
 mod merge;
 mod ops;
@@ -35,12 +36,13 @@ use shapes::{MODELS, Model};
 /// Name, summary, and what runs with the arguments that follow the name.
 type Command = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
-const COMMANDS: [Command; 10] = [
+const COMMANDS: [Command; 11] = [
     ("data", "rows of a file to packed batches: rows/s, tokens/s, memory", data::run),
     ("gemm", "products with frozen weights, as a share of this machine's peak", gemm::run),
     ("ops", "milliseconds and GB/s of every other op at the shapes of SmolLM2-135M", ops::run),
     ("generate", "new tokens of a real model: tokens/s, share of the bandwidth", generate::run),
     ("gpu", "an NVIDIA device: is it right, how fast, how far from what it can do", gpu::run),
+    ("link", "what a sum over all processes and a gather take: ms", link::run),
     ("load", "weights of a real model from disk to memory: MB/s, beside reading alone", load::run),
     ("merge", "models merged by each method: MB/s, beside copying one", merge::run),
     ("packed", "products with weights in blocks, against dense weights", packed::run),
