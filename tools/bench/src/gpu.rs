@@ -23,7 +23,7 @@ mod orchestra;
 mod others;
 mod page;
 mod prediction;
-mod shapes;
+pub(crate) mod shapes;
 mod step;
 mod weights;
 

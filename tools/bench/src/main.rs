@@ -3,7 +3,8 @@
 //! `forgelm-bench gemm` prints the speed of products with frozen weights as a share of the peak
 //! that a loop of multiply-adds reaches in the same run; `forgelm-bench ops` the time of every other
 //! op; `train`, `generate` and `load` run a real model. Machines are shared: every number is the best of
-//! several rounds, rounds of what is compared alternate, and ratios are what to quote. A subcommand is one file and one line in [`COMMANDS`].
+//! several rounds, rounds of what is compared alternate, and ratios are what to quote. `cluster`
+//! measures nothing: it reckons what many ranks would take. A subcommand is one file and one line in [`COMMANDS`].
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -15,6 +16,7 @@
 
 mod bandwidth;
 mod clock;
+mod cluster;
 mod data;
 mod gemm;
 mod generate;
@@ -36,7 +38,8 @@ use shapes::{MODELS, Model};
 /// Name, summary, and what runs with the arguments that follow the name.
 type Command = (&'static str, &'static str, fn(&[String]) -> Result<(), String>);
 
-const COMMANDS: [Command; 11] = [
+const COMMANDS: [Command; 12] = [
+    ("cluster", "a step on many ranks, on paper: memory, bytes, time, checkpoints", cluster::run),
     ("data", "rows of a file to packed batches: rows/s, tokens/s, memory", data::run),
     ("gemm", "products with frozen weights, as a share of this machine's peak", gemm::run),
     ("ops", "milliseconds and GB/s of every other op at the shapes of SmolLM2-135M", ops::run),
