@@ -6,6 +6,7 @@
 
 mod checkpoint;
 mod machine;
+mod measured;
 mod models;
 mod page;
 mod step;
@@ -15,7 +16,7 @@ use machine::{Cluster, Link};
 use models::Work;
 
 const USAGE: &str = "usage: forgelm-bench cluster [--gpus N,..] [--tokens N] [--micro-batches N] \
-                     [--tflops N] [--per-host N] [--near-gbs N] [--far-gbs N] [--no-prefetch]";
+                     [--tflops N] [--per-host N] [--near-gbs N] [--far-gbs N] [--no-overlap]";
 
 /// Everything that is assumed.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,7 +37,7 @@ impl Default for Assumed {
                 n_micro_batches: 4,
                 rate: 400e12,
                 copy: 2e12,
-                is_ahead: true,
+                overlaps: true,
             },
             cluster: Cluster {
                 n_ranks: 8,
@@ -60,8 +61,8 @@ fn parse(arguments: &[String]) -> Result<Assumed, String> {
     let mut assumed = Assumed::default();
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
-        if word == "--no-prefetch" {
-            assumed.work.is_ahead = false;
+        if word == "--no-overlap" {
+            assumed.work.overlaps = false;
             continue;
         }
         let value = words.next().ok_or(USAGE)?;
@@ -93,8 +94,8 @@ mod tests {
     fn options_change_what_is_assumed() {
         let mut expected = Assumed { n_gpus: vec![16, 32], ..Assumed::default() };
         expected.cluster.far.bandwidth = 25e9;
-        expected.work.is_ahead = false;
-        assert_eq!(parsed("--gpus 16,32 --no-prefetch --far-gbs 25"), Ok(expected));
+        expected.work.overlaps = false;
+        assert_eq!(parsed("--gpus 16,32 --no-overlap --far-gbs 25"), Ok(expected));
         for wrong in ["--gpus", "--gpus 0", "--far-gbs -1", "--nodes 2"] {
             assert_eq!(parsed(wrong), Err(USAGE.to_owned()), "{wrong}");
         }

@@ -91,8 +91,8 @@ pub(crate) struct Work {
     pub rate: f64,
     /// Bytes a second that an update reads and writes.
     pub copy: f64,
-    /// Whether the next unit is on its way while one computes.
-    pub is_ahead: bool,
+    /// Whether the next unit, or a sum, is on its way while one computes.
+    pub overlaps: bool,
 }
 
 /// Numbers of the adapters of rank [`RANK`] on all linear layers of a layer.
@@ -150,7 +150,7 @@ pub(crate) fn step(shape: &Shape, base: Base, strategy: Strategy, work: &Work) -
         n_micro_batches: work.n_micro_batches,
         n_trained: n_trained(shape),
         update: MOVED / work.copy,
-        is_ahead: work.is_ahead,
+        overlaps: work.overlaps,
     }
 }
 
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     const WORK: Work =
-        Work { n_tokens: 10, n_micro_batches: 4, rate: 1e9, copy: 1e9, is_ahead: true };
+        Work { n_tokens: 10, n_micro_batches: 4, rate: 1e9, copy: 1e9, overlaps: true };
 
     fn all(n_ranks: usize) -> Cluster {
         super::super::machine::tests::slow(n_ranks, 8)

@@ -3,6 +3,7 @@
 use super::Assumed;
 use super::checkpoint::{between_failures, interval};
 use super::machine::Cluster;
+use super::measured;
 use super::models::{Base, MODELS, memory, n_trained, step};
 use super::step::{NUMBER, Strategy, simulate};
 use crate::gpu::shapes::Shape;
@@ -14,7 +15,8 @@ const SAVING: (f64, f64) = (2.0, 1e9);
 
 /// Every table, in the order of the page.
 pub(super) fn all(assumed: &Assumed) -> String {
-    let mut tables: Vec<String> = MODELS.iter().map(|shape| steps(shape, assumed)).collect();
+    let mut tables = vec![measured::table()];
+    tables.extend(MODELS.iter().map(|shape| steps(shape, assumed)));
     tables.push(checkpoints(assumed));
     tables.join("\n")
 }
@@ -102,7 +104,6 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "a test reads a page")]
     fn the_page_has_these_tables() {
         let page =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/performance/distributed.md");

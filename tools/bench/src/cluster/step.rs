@@ -10,8 +10,8 @@
 use super::machine::{Circle, Cluster};
 use super::timeline::Timeline;
 
-/// Pieces of the trained numbers that ranks own (`core/train`, `session/together`): beyond so many
-/// ranks some own none.
+/// Pieces of the trained numbers that ranks own (`core/train`, `session/together`; a test compares):
+/// beyond so many ranks some own none.
 pub(crate) const N_PIECES: usize = 64;
 
 /// Bytes of a trained number, of its gradient, and of each of its two moments.
@@ -80,8 +80,8 @@ pub(crate) struct Step {
     pub n_trained: f64,
     /// Seconds in which a number is updated.
     pub update: f64,
-    /// Whether the next unit is on its way while one computes.
-    pub is_ahead: bool,
+    /// Whether the next unit, or a sum, is on its way while one computes.
+    pub overlaps: bool,
 }
 
 /// What a step takes.
@@ -167,7 +167,7 @@ impl Running<'_> {
                 self.line.wait(rank, there);
             }
             let is_last = round + 1 == self.step.n_micro_batches && v + 1 == n_visits;
-            if self.step.is_ahead && !is_last {
+            if self.step.overlaps && !is_last {
                 self.coming = Some(self.gather((v + 1) % n_visits, &self.now()));
             }
             self.compute(self.step.visits[v].seconds);
@@ -204,7 +204,11 @@ impl Running<'_> {
         let (bytes, n_parts) = self.gradient();
         let reduce = self.cluster.reduce(Circle::All, bytes, n_parts);
         self.sent += reduce.sent;
-        self.reducing = Some(self.line.exchange(self.ranks(), &self.now(), reduce.seconds));
+        let there = self.line.exchange(self.ranks(), &self.now(), reduce.seconds);
+        if !self.step.overlaps {
+            self.wait(there);
+        }
+        self.reducing = Some(there);
     }
 
     /// Sums, losses and squares to all, the update, and updated numbers to all.
@@ -255,13 +259,16 @@ impl Running<'_> {
 /// sum and one gather of what trains in as many parts as there are ranks, and each unit once a visit.
 fn least(step: &Step, cluster: &Cluster) -> (f64, f64) {
     let (ideal, bytes) = (cluster.ideal(), NUMBER * step.n_trained);
-    let trained = [Circle::All; 2].map(|circle| ideal.gather(circle, bytes, cluster.n_ranks));
-    let of_base = step.strategy.circle_of_base().map(|circle| {
-        let unit = |visit: &Visit| ideal.gather(circle, visit.bytes, cluster.size(circle));
-        (0..step.n_micro_batches).flat_map(move |_| step.visits.iter().map(unit)).collect()
-    });
-    let all = trained.into_iter().chain(of_base.unwrap_or_else(Vec::new));
-    all.fold((0.0, 0.0), |sum, one| (sum.0 + one.sent, sum.1 + one.seconds))
+    let trained = ideal.gather(Circle::All, bytes, cluster.n_ranks);
+    let (mut sent, mut seconds) = (2.0 * trained.sent, 2.0 * trained.seconds);
+    if let Some(circle) = step.strategy.circle_of_base() {
+        for visit in &step.visits {
+            let unit = ideal.gather(circle, visit.bytes, cluster.size(circle));
+            sent += step.n_micro_batches as f64 * unit.sent;
+            seconds += step.n_micro_batches as f64 * unit.seconds;
+        }
+    }
+    (sent, seconds)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ fn step(strategy: Strategy) -> Step {
         n_micro_batches: 2,
         n_trained: 4.0,
         update: 0.25,
-        is_ahead: true,
+        overlaps: true,
     }
 }
 
@@ -91,14 +91,14 @@ fn a_unit_on_its_way_hides_as_much_as_the_visit_before_it_lasts() {
     (step.n_trained, step.update) = (0.0, 0.0);
     let ahead = simulate(&step, &slow(2, 2));
     assert_near(ahead.exposed, 2.0 + 2.0 * (2.0 - 1.0));
-    step.is_ahead = false;
+    step.overlaps = false;
     assert_near(simulate(&step, &slow(2, 2)).exposed, 8.0 * 2.0);
     // The least of computing and gathering, whatever they are.
     for (seconds, bytes) in [(3.0, 8.0), (2.0, 8.0), (0.5, 8.0), (1.0, 0.0)] {
         step.visits = vec![Visit { seconds, bytes }; 4];
-        step.is_ahead = false;
+        step.overlaps = false;
         let plain = simulate(&step, &slow(2, 2)).exposed;
-        step.is_ahead = true;
+        step.overlaps = true;
         let hidden = plain - simulate(&step, &slow(2, 2)).exposed;
         assert_near(hidden, 7.0 * f64::min(seconds, bytes / 4.0));
     }
@@ -110,6 +110,8 @@ fn a_unit_on_its_way_hides_as_much_as_the_visit_before_it_lasts() {
 fn the_gradient_of_a_micro_batch_travels_while_the_next_is_computed() {
     let step = step(Strategy::Zero2);
     assert_near(simulate(&step, &slow(2, 2)).exposed, 4.0 + 4.0);
+    let waiting = Step { overlaps: false, ..step.clone() };
+    assert_near(simulate(&waiting, &slow(2, 2)).exposed, 2.0 * 4.0 + 4.0);
     let near = Link { latency: 0.0, bandwidth: 0.5 };
     let slower = Cluster { near, ..slow(2, 2) };
     assert_near(simulate(&step, &slower).exposed, (16.0 - 11.0) + 16.0 + 16.0);
@@ -186,6 +188,16 @@ fn bytes_are_those_that_the_collective_counts() {
             }
         }
     }
+}
+
+/// The number is private to `core/train`, so its source is asked.
+#[test]
+fn there_are_as_many_pieces_as_training_makes() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../core/train/src/session");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let text: String = files.filter_map(|path| std::fs::read_to_string(path).ok()).collect();
+    let line = format!("const N_PIECES: usize = {N_PIECES};");
+    assert!(text.contains(&line), "no `{line}` in core/train/src/session");
 }
 
 /// Beyond as many ranks as there are pieces, who owns one sends more than the least.
