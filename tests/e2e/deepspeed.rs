@@ -40,7 +40,7 @@ fn a_file_is_read_with_the_plan_or_refused_with_all_that_is_wrong_with_it() {
 fn a_file_gives_the_bits_of_one_process_and_is_in_the_evidence() {
     let expected = of_one_process();
     let Some(mpi) = every_mpi().into_iter().next() else { return };
-    for (stage, name) in [(0, "deepspeed zero0"), (1, "deepspeed zero2")] {
+    for (stage, name) in [(0, "deepspeed zero0"), (1, "deepspeed zero2"), (3, "deepspeed zero3")] {
         let workplace = workplace(FILE);
         let file = format!(r#"{{"zero_optimization": {{"stage": {stage}}}}}"#);
         workplace.write("ds.json", &file);

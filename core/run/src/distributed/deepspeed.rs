@@ -12,7 +12,7 @@ mod tests;
 use compare::Said;
 use forgelm_artifact::hash::sha256_bytes;
 use forgelm_artifact::json::parse_unique;
-use forgelm_config::{Code, Diagnostic, DistributedStrategy, Place, Run, nearest};
+use forgelm_config::{Code, Diagnostic, DistributedStrategy, LrSchedulerType, Place, Run, nearest};
 use keys::{Key, Meaning, ROOT, Shape};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -116,11 +116,12 @@ fn read(path: &str, run: &Run) -> Result<(Settings, Vec<Diagnostic>), Vec<Diagno
         let key = "distributed.deepspeed_config";
         vec![in_file(path, Diagnostic::error(Code::Syntax, key, message).hint(hint))]
     })?;
-    let text = parse_unique(&bytes).map_err(|error| {
+    let mut text = parse_unique(&bytes).map_err(|error| {
         let place = Place { line: error.line() as u64, column: error.column() as u64 };
         let what = Diagnostic::error(Code::Syntax, "", error.what()).at(Some(place));
         vec![in_file(path, what)]
     })?;
+    let note = left_open(&mut text, run);
     let mut walk = Walk { run, problems: Vec::new(), ignored: Vec::new() };
     walk.section(&text, "", ROOT);
     let Walk { problems, ignored, .. } = walk;
@@ -129,7 +130,8 @@ fn read(path: &str, run: &Run) -> Result<(Settings, Vec<Diagnostic>), Vec<Diagno
     }
     let file = File { path: path.to_owned(), sha256: sha256_bytes(&bytes).to_string() };
     let zero = &text["zero_optimization"];
-    let warnings = warnings(&ignored, zero).into_iter().map(|of| in_file(path, of)).collect();
+    let warnings = warnings(&ignored, zero).into_iter().chain(note);
+    let warnings = warnings.map(|of| in_file(path, of)).collect();
     Ok((settings(zero, file), warnings))
 }
 
@@ -150,6 +152,24 @@ fn warnings(ignored: &[String], zero: &Value) -> Vec<Diagnostic> {
         warnings.push(Diagnostic::note(Code::IgnoredKey, key, message));
     }
     warnings
+}
+
+/// Takes out a `WarmupLR` that says nothing but `auto`, as presets have it: the schedule is the run's,
+/// and the note says so where it is another.
+fn left_open(text: &mut Value, run: &Run) -> Option<Diagnostic> {
+    let scheduler = text.get("scheduler")?;
+    let params = scheduler["params"].as_object();
+    let is_open = params.is_none_or(|params| params.values().all(is_auto));
+    let schedule = run.training.lr_scheduler_type;
+    if scheduler["type"] != "WarmupLR" || !is_open || schedule == LrSchedulerType::Constant {
+        return None;
+    }
+    text.as_object_mut()?.shift_remove("scheduler");
+    let message = format!(
+        "`scheduler` is left to the run's config, whose `training.lr_scheduler_type` is `{schedule}`; \
+         `WarmupLR` would be `constant`"
+    );
+    Some(Diagnostic::note(Code::IgnoredKey, "scheduler", message))
 }
 
 /// What `zero_optimization` says, which was looked at.

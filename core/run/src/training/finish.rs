@@ -45,6 +45,13 @@ impl<'a> Job<'a> {
         let (Some(question), Some(template)) = (&self.data.question, &self.found.template) else {
             return Ok(());
         };
+        if self.processes.is_some_and(|processes| processes.n_holders() > 1) {
+            if when == When::Before {
+                let text = "no sample is asked: every token of it would gather the whole model";
+                self.observer.observe(&Event::Notice(text.to_owned()));
+            }
+            return Ok(());
+        }
         let voice = Voice {
             tokenizer: &self.found.tokenizer,
             template,

@@ -27,6 +27,9 @@ const ZERO3: &str = r#"{"stage": 3, OFFLOAD "overlap_comm": true, "contiguous_gr
 const OFFLOAD: &str = r#""offload_optimizer": {"device": "cpu", "pin_memory": true},
   "offload_param": {"device": "cpu", "pin_memory": true},"#;
 
+/// In the place of the schedule that stays where its warm-up ends.
+const LINEAR: &str = "lr_scheduler_type: linear";
+
 /// What is read, with the run's config: 4 rows in a micro-batch, 8 in a step.
 fn read_as(text: &str, training: &str) -> Result<(Settings, Vec<Diagnostic>), Vec<Diagnostic>> {
     let dir = tempfile::tempdir().unwrap();
@@ -34,8 +37,12 @@ fn read_as(text: &str, training: &str) -> Result<(Settings, Vec<Diagnostic>), Ve
     forgelm_artifact::write::atomic(&file, text.as_bytes()).unwrap();
     let config = format!(
         "model: {{name_or_path: m}}\ndata: {{dataset_name_or_path: d}}\ntraining: \
-         {{per_device_train_batch_size: 4, gradient_accumulation_steps: 2, \
-         lr_scheduler_type: constant{training}}}\n"
+         {{per_device_train_batch_size: 4, gradient_accumulation_steps: 2, {}}}\n",
+        if training == LINEAR {
+            LINEAR.to_owned()
+        } else {
+            format!("lr_scheduler_type: constant{training}")
+        }
     );
     let run = load(&config, "run.yaml").unwrap().run;
     let told = |of: Diagnostic| Diagnostic {
@@ -68,9 +75,28 @@ fn presets_written_out_are_the_presets() {
         assert_eq!(file.sha256.len(), 64);
         let expected = Settings::preset(name).unwrap();
         assert_eq!(Settings { file: None, ..found.clone() }, expected, "{name}");
-        // What is not there yet is refused in one place.
-        assert_eq!(not_available(&found, "ds.json").is_some(), name != "zero2", "{name}");
+        // The rate follows the run's config, as with the preset.
+        let (_, warnings) = read_as(&PRESET.replace("{ZERO}", zero), LINEAR).unwrap();
+        let said = warnings.last().unwrap().to_string();
+        let expected = "`scheduler` is left to the run's config, whose `training.lr_scheduler_type` is \
+                        `linear`";
+        assert!(said.contains(expected), "{said}");
     }
+}
+
+#[test]
+fn stage_3_wants_frozen_weights() {
+    let stage_3 = settings(r#"{"zero_optimization": {"stage": 3}}"#);
+    let stage_2 = settings(r#"{"zero_optimization": {"stage": 2}}"#);
+    let of = |more: &str| {
+        let config =
+            format!("model: {{name_or_path: m}}\ndata: {{dataset_name_or_path: d}}\n{more}");
+        let run = load(&config, "run.yaml").unwrap().run;
+        [&stage_3, &stage_2].map(|of| without_frozen_weights(of, &run, "ds.json").is_some())
+    };
+    assert_eq!(of(""), [false, false]);
+    assert_eq!(of("lora: {enabled: false}\n"), [true, false]);
+    assert_eq!(of("training: {galore_enabled: true}\n"), [true, false]);
 }
 
 #[test]
@@ -91,19 +117,19 @@ fn what_says_how_state_is_shared_out_is_used() {
         let found = settings(&format!(r#"{{"zero_optimization": {zero}}}"#));
         let told = (found.stage, found.overlap_comm, found.prefetch);
         assert_eq!(told, (stage, overlap_comm, prefetch), "{zero}");
-        assert!(!found.offload_optimizer && !found.offload_param);
+        assert!(!found.offload_optimizer);
     }
     for nothing in ["{}", r#"{"zero_optimization": false}"#, r#"{"optimizer": null}"#] {
         assert_eq!(settings(nothing).stage, 0, "as there");
     }
-    for (name, expected) in [("offload_optimizer", (true, false)), ("offload_param", (false, true))]
-    {
-        let found =
-            settings(&format!(r#"{{"zero_optimization": {{"{name}": {{"device": "cpu"}}}}}}"#));
-        assert_eq!((found.offload_optimizer, found.offload_param), expected);
-        assert!(not_available(&found, "ds.json").is_some());
-        let none = format!(r#"{{"zero_optimization": {{"{name}": {{"device": "none"}}}}}}"#);
-        assert!(not_available(&settings(&none), "ds.json").is_none());
+    for (name, device, expected) in [
+        ("offload_optimizer", "cpu", true),
+        ("offload_optimizer", "none", false),
+        // Parts of parameters are in main memory in any case.
+        ("offload_param", "cpu", false),
+    ] {
+        let zero = format!(r#"{{"zero_optimization": {{"{name}": {{"device": "{device}"}}}}}}"#);
+        assert_eq!(settings(&zero).offload_optimizer, expected, "{zero}");
     }
 }
 
