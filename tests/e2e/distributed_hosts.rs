@@ -113,7 +113,6 @@ fn a_cut_cable_ends_the_processes_on_both_sides_and_the_last_checkpoint_is_good(
 
 /// Ranks that are on two hosts by name: the frozen weights lie in parts within each.
 #[test]
-#[expect(clippy::print_stdout, reason = "what is skipped is skipped aloud")]
 fn hybrid_shard_gives_the_same_bits_on_two_hosts() {
     let Some(mpi) = every_mpi().into_iter().find(|mpi| mpi.launcher().contains("openmpi")) else {
         return;

@@ -1,6 +1,11 @@
 //! A model of which each process has a part: the same bits as the whole model, with as much memory as
 //! its parts need, whoever runs how many passes.
-#![expect(clippy::unwrap_used, clippy::cast_precision_loss, reason = "a test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a test"
+)]
 #![expect(clippy::print_stdout, reason = "what is skipped is skipped aloud")]
 
 #[path = "../../../kernels/cuda/tests/support/opened.rs"]

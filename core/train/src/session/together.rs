@@ -142,6 +142,9 @@ pub(super) enum Command {
 ///
 /// # Errors
 /// If they do not tell each other where they are.
+///
+/// # Panics
+/// Never: a command is plain data.
 pub fn holders(
     group: &Group,
     host: Option<u32>,
