@@ -14,7 +14,7 @@ use crate::decoder::Decoder;
 use crate::names::Role;
 use crate::parts::Passage;
 use crate::store::TensorStore;
-use crate::weights::{WeightsError, stored_values};
+use crate::weights::{WeightsError, read_values};
 
 /// Elements of a weight that are looked at together.
 const BLOCK: usize = 1 << 18;
@@ -141,7 +141,7 @@ impl Decoder {
         }
         let of_base: Vec<_> = trainable.base_tensors().collect();
         for (role, range) in of_base {
-            let values = stored_values(store, self.config(), role)?;
+            let values = read_values(store, self.config(), role)?;
             trainable.params_mut()[range].copy_from_slice(&values);
             if frozen == Frozen::GiveBack {
                 self.release(role);
