@@ -3,7 +3,7 @@
 use crate::open::{self, OpenError};
 use sha2::{Digest, Sha256};
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 /// A SHA-256 digest as 64 lowercase hex digits.
@@ -70,6 +70,45 @@ impl Hasher {
 impl fmt::Debug for Hasher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Hasher")
+    }
+}
+
+/// Passes bytes on, and counts and hashes what was written.
+pub struct HashingWriter<'a> {
+    w: &'a mut dyn Write,
+    hasher: Hasher,
+    n_bytes: u64,
+}
+
+impl<'a> HashingWriter<'a> {
+    /// In front of another writer.
+    pub fn new(w: &'a mut dyn Write) -> Self {
+        Self { w, hasher: Hasher::new(), n_bytes: 0 }
+    }
+
+    /// The digest and number of all bytes that were written.
+    #[must_use]
+    pub fn finish(self) -> (Sha256Hex, u64) {
+        (self.hasher.finish(), self.n_bytes)
+    }
+}
+
+impl fmt::Debug for HashingWriter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HashingWriter").field("n_bytes", &self.n_bytes).finish_non_exhaustive()
+    }
+}
+
+impl Write for HashingWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.w.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        self.n_bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.w.flush()
     }
 }
 

@@ -23,6 +23,7 @@ pub mod jsonl;
 pub mod lock;
 pub mod map;
 pub mod open;
+pub mod pieces;
 mod quoted;
 pub mod safetensors;
 pub mod sharded;
@@ -32,6 +33,7 @@ pub mod write;
 
 pub use class::Class;
 pub use disk::Disk;
+pub use pieces::Pieces;
 pub use quoted::Quoted;
 pub use sharded::ShardedModel;
 pub use time::{Clock, FixedClock, UtcTime};

@@ -16,7 +16,7 @@ pub use append::AppendLog;
 pub use created::CreatedDir;
 pub use kept::{create_private, replace_keeping, replace_keeping_on};
 pub use records::RecordFile;
-pub use staged::StagedDir;
+pub use staged::{StagedDir, write_into_staged};
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, BufWriter, Write};

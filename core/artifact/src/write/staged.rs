@@ -7,6 +7,22 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 
+/// Writes and syncs a new file in a folder that another process stages, and the folder's list of
+/// names. It belongs to that process's [`StagedDir`], and shares its fate.
+///
+/// # Errors
+/// If the folder is not there or a step fails.
+pub fn write_into_staged(
+    disk: &Disk,
+    folder: &Path,
+    name: &str,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), WriteError> {
+    let path = folder.join(name);
+    write_synced(disk, &path, &path, fill)?;
+    disk.sync_dir(folder).map_err(|e| WriteError::new(folder, Action::Sync, e))
+}
+
 /// A folder being filled under a temporary name beside its final one.
 ///
 /// Every file is synced as it is written; [`StagedDir::commit`] syncs the folders and renames. One
