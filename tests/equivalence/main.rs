@@ -3,6 +3,7 @@
 //! interrupted.
 
 mod ranks;
+mod shards;
 #[path = "../sim/tiny.rs"]
 mod tiny;
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// What processes share out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shared {
+pub enum Shared {
     Nothing,
     Gradients,
     /// And the frozen weights.
@@ -22,18 +22,18 @@ enum Shared {
     ParametersOfPairs,
 }
 
-const ALL_SHARED: [Shared; 4] =
+pub const ALL_SHARED: [Shared; 4] =
     [Shared::Nothing, Shared::Gradients, Shared::Parameters, Shared::ParametersOfPairs];
 
 impl Shared {
-    fn sharing(self) -> Sharing {
+    pub fn sharing(self) -> Sharing {
         match self {
             Self::Nothing => Sharing::Nothing,
             Self::Gradients | Self::Parameters | Self::ParametersOfPairs => Sharing::Gradients,
         }
     }
 
-    fn holders(self, group: &Group) -> Option<Holders> {
+    pub fn holders(self, group: &Group) -> Option<Holders> {
         let host = match self {
             Self::Nothing | Self::Gradients => return None,
             Self::Parameters => None,

@@ -194,10 +194,9 @@ impl Pieces {
         }
         for stored in file.names() {
             let tensor = file.tensor(stored).ok_or("a tensor is not where it was")?;
-            let (name, shape, elements) = match cut(stored, found)? {
-                Some(cut) => cut,
-                None => (stored, tensor.shape.to_vec(), 0..tensor.n_values()),
-            };
+            let (shape, elements) = (tensor.shape.to_vec(), 0..tensor.n_values());
+            let whole = Cut { name: stored, shape, elements };
+            let Cut { name, shape, elements } = cut(stored, found)?.unwrap_or(whole);
             if tensor.n_values() != elements.len() {
                 let (n, expected) = (tensor.n_values(), elements.len());
                 return Err(format!("{} has {n} values; expected {expected}", Quoted(stored)));
@@ -266,12 +265,21 @@ impl Pieces {
     }
 }
 
-/// Name of the whole, its shape and the elements that are stored, where the metadata say that the
-/// tensor is cut.
+/// What a stored tensor is a part of.
+struct Cut<'a> {
+    /// Name of the whole.
+    name: &'a str,
+    /// Its shape.
+    shape: Vec<usize>,
+    /// The elements that are stored.
+    elements: Range<usize>,
+}
+
+/// What a stored tensor is a part of, where the metadata say that it is one.
 fn cut<'a>(
     stored: &'a str,
     metadata: &BTreeMap<String, String>,
-) -> Result<Option<(&'a str, Vec<usize>, Range<usize>)>, String> {
+) -> Result<Option<Cut<'a>>, String> {
     let split = || {
         let (name, elements) = stored.strip_suffix(']')?.rsplit_once('[')?;
         let (start, end) = elements.split_once(':')?;
@@ -285,7 +293,7 @@ fn cut<'a>(
         Ok(sizes)
             if n(&sizes).is_some_and(|n| elements.start < elements.end && elements.end <= n) =>
         {
-            Ok(Some((name, sizes, elements)))
+            Ok(Some(Cut { name, shape: sizes, elements }))
         }
         _ => Err(format!("{} is no part of a tensor of shape {}", Quoted(stored), Quoted(shape))),
     }
@@ -356,7 +364,7 @@ mod tests {
     fn however_a_file_is_cut_its_pieces_are_the_file() {
         let whole = to_bytes(&[TensorToWrite::f32("a.w", &[2, 3], &VALUES)], &metadata());
         let dir = tempfile::tempdir().expect("a folder");
-        for cuts in [&[0..6][..], &[0..2, 2..6], &[0..0, 0..5, 5..5, 5..6], &[0..6, 6..6]] {
+        for cuts in [&[0..6, 6..6][..], &[0..2, 2..6], &[0..0, 0..5, 5..5, 5..6]] {
             let pieces = Pieces::open(&files(dir.path(), cuts)).expect("they belong together");
             let mut written = Vec::new();
             pieces.write_whole(&mut written).expect("memory");

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use forgelm_artifact::open::OpenError;
-use forgelm_artifact::safetensors::SafetensorsError;
+use forgelm_artifact::pieces::PiecesError;
 use thiserror::Error;
 
 use crate::config::{Dims, ModelConfig};
@@ -191,12 +191,20 @@ pub enum AdapterError {
         /// What the file asks for.
         what: String,
     },
+    /// The numbers of a checkpoint lie in shards.
+    #[error(
+        "{place}: the adapter lies in shards\n  hint: `forgelm checkpoint merge` makes a whole one"
+    )]
+    InShards {
+        /// Folder.
+        place: String,
+    },
     /// The settings file cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The tensor file is not as its format asks.
     #[error(transparent)]
-    Tensors(#[from] SafetensorsError),
+    Tensors(#[from] PiecesError),
     /// The settings file does not say what it must.
     #[error("{place}: {cause}")]
     Settings {

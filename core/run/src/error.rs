@@ -822,6 +822,7 @@ impl RunError {
             Self::Checkpoint(CheckpointError::Damaged { .. }) => Exit::Integrity,
             Self::Checkpoint(
                 CheckpointError::Newer { .. }
+                | CheckpointError::Whole { .. }
                 | CheckpointError::Adapter(_)
                 | CheckpointError::Optimizer { .. },
             ) => Exit::Config,

@@ -2,19 +2,25 @@
 //!
 //! `checkpoint-N/` holds the adapter (in PEFT's format), `optimizer.safetensors`,
 //! `trainer_state.json` and, written last, `checkpoint_manifest.json` with the SHA-256 of each
-//! other file. A folder whose manifest does not verify is never used.
+//! other file. A folder whose manifest does not verify is never used. Where every process of a run
+//! writes a part ([`shards`]), the files of tensors are in pieces; [`merge`](merge::merge) makes
+//! one of the other kind out of it. Source: `docs/formats/checkpoint.md`.
 //!
 //! **Invariant:** the last checkpoint that verified and the best one are never removed
 //! ([`rotate`]).
 
+mod manifest;
+pub mod merge;
+pub mod shards;
+
 use crate::optimizer::{Optimizer, StateError};
 use crate::state::{STATE_FORMAT, State};
-use forgelm_artifact::hash::sha256_file;
-use forgelm_artifact::safetensors::SafetensorsFile;
+use forgelm_artifact::pieces::PiecesError;
 use forgelm_artifact::write::{self, StagedDir, WriteError};
-use forgelm_artifact::{Disk, hash};
+use forgelm_artifact::{Disk, Pieces, hash};
 use forgelm_model::{AdapterError, PeftInfo, Trainable};
-use serde::{Deserialize, Serialize};
+use manifest::Manifest;
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -62,19 +68,16 @@ pub enum CheckpointError {
         /// What does not fit.
         source: StateError,
     },
+    /// There are no shards to be merged.
+    #[error("{}: is whole; there are no shards to merge", .path.display())]
+    Whole {
+        /// Its folder.
+        path: PathBuf,
+    },
     /// The adapter in it is not the one that the config asks for.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
 }
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Manifest {
-    format: String,
-    files: BTreeMap<String, String>,
-}
-
-const MANIFEST_FORMAT: &str = "forgelm.checkpoint/1";
 
 /// A checkpoint that was passed over.
 #[derive(Debug)]
@@ -108,7 +111,7 @@ pub fn save(disk: &Disk, run_dir: &Path, checkpoint: View<'_>) -> Result<PathBuf
     }
     add(&mut dir, OPTIMIZER, &checkpoint.optimizer.to_bytes())?;
     add(&mut dir, STATE, &json(checkpoint.state))?;
-    dir.write(MANIFEST, &json(&Manifest { format: MANIFEST_FORMAT.to_owned(), files }))?;
+    dir.write(MANIFEST, &json(&Manifest::of_whole(files)))?;
     dir.commit_replacing()?;
     Ok(path)
 }
@@ -145,7 +148,7 @@ pub fn load(
 ) -> Result<Checkpoint, CheckpointError> {
     let adapter = load_adapter(path, like)?;
     let state = read_state(path)?;
-    let optimizer = read_optimizer(&path.join(OPTIMIZER), fresh)?;
+    let optimizer = read_optimizer(&Manifest::read(path)?.paths(path, OPTIMIZER), fresh)?;
     Ok(Checkpoint { adapter, optimizer, state })
 }
 
@@ -156,7 +159,8 @@ pub fn load(
 pub fn load_adapter(path: &Path, like: &Trainable) -> Result<Trainable, CheckpointError> {
     verify(path)?;
     let mut adapter = like.clone();
-    adapter.restore(path)?;
+    let numbers = Manifest::read(path)?.paths(path, like.numbers_file());
+    adapter.restore_from(path, &numbers)?;
     Ok(adapter)
 }
 
@@ -165,42 +169,16 @@ pub fn load_adapter(path: &Path, like: &Trainable) -> Result<Trainable, Checkpoi
 /// # Errors
 /// If one is missing, extra or changed: the first by name.
 pub fn verify(path: &Path) -> Result<(), CheckpointError> {
-    let manifest = read_manifest(path)?;
-    for (name, expected) in &manifest.files {
-        let file = path.join(name);
-        match sha256_file(&file) {
-            Ok(found) if found.as_str() == expected => {}
-            Ok(_) => return Err(damaged(file, "its bytes changed since it was written")),
-            Err(error) => return Err(damaged(file, &error.to_string())),
-        }
-    }
-    Ok(())
+    Manifest::read(path)?.verify(path)
 }
 
-/// SHA-256 of a checkpoint's file of the optimizer's state, as its manifest says.
+/// What a ledger says of a checkpoint's optimizer, as its manifest has it: the SHA-256 of the file of
+/// its state; of one in shards, that of a line `DIGEST  NAME` for each of these files.
 ///
 /// # Errors
 /// If the manifest cannot be read.
 pub fn optimizer_sha256(path: &Path) -> Result<String, CheckpointError> {
-    let mut manifest = read_manifest(path)?;
-    Ok(manifest.files.remove(OPTIMIZER).unwrap_or_default())
-}
-
-fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
-    let path = path.join(MANIFEST);
-    let text = std::fs::read(&path)
-        .map_err(|_| damaged(path.clone(), "missing: the checkpoint is not complete"))?;
-    let manifest: Manifest =
-        serde_json::from_slice(&text).map_err(|error| damaged(path.clone(), &error.to_string()))?;
-    if manifest.format != MANIFEST_FORMAT {
-        return Err(damaged(path, "not a manifest of this program"));
-    }
-    for needed in [STATE, OPTIMIZER] {
-        if !manifest.files.contains_key(needed) {
-            return Err(damaged(path, &format!("does not list `{needed}`")));
-        }
-    }
-    Ok(manifest)
+    Ok(Manifest::read(path)?.sha256_of(OPTIMIZER))
 }
 
 fn damaged(path: PathBuf, reason: &str) -> CheckpointError {
@@ -224,14 +202,23 @@ pub fn read_state(path: &Path) -> Result<State, CheckpointError> {
     }
 }
 
-fn read_optimizer(path: &Path, mut optimizer: Optimizer) -> Result<Optimizer, CheckpointError> {
-    let file = SafetensorsFile::open(path).map_err(|error| CheckpointError::Damaged {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })?;
-    optimizer
-        .read(&file)
-        .map_err(|source| CheckpointError::Optimizer { path: path.to_owned(), source })?;
+/// The tensors of one file, in all places where they are.
+fn open_pieces(files: &[PathBuf]) -> Result<Pieces, CheckpointError> {
+    Pieces::open(files).map_err(|error| match error {
+        PiecesError::Foreign { path, what } => damaged(path, &what),
+        PiecesError::File(error) => {
+            damaged(files.first().cloned().unwrap_or_default(), &error.to_string())
+        }
+    })
+}
+
+fn read_optimizer(
+    files: &[PathBuf],
+    mut optimizer: Optimizer,
+) -> Result<Optimizer, CheckpointError> {
+    let place = files.first().cloned().unwrap_or_default();
+    let file = open_pieces(files)?;
+    optimizer.read(&file).map_err(|source| CheckpointError::Optimizer { path: place, source })?;
     Ok(optimizer)
 }
 

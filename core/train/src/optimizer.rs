@@ -12,6 +12,7 @@ mod file;
 mod galore;
 mod moments;
 mod names;
+mod pieces;
 mod share;
 
 pub use file::StateError;

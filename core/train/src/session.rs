@@ -4,6 +4,7 @@
 mod input;
 mod layerwise;
 mod not_finite;
+mod sharded;
 mod together;
 mod totals;
 

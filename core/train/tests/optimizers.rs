@@ -1,6 +1,7 @@
 //! The optimizers against torch, bitsandbytes, transformers and galore-torch, twelve steps each,
 //! and their state through a file after every step.
 
+use forgelm_artifact::Pieces;
 use forgelm_artifact::safetensors::SafetensorsFile;
 
 use forgelm_kernels_api::{Ops, Slice, dynamic_map};
@@ -163,7 +164,7 @@ fn adamw_8bit_is_that_of_bitsandbytes() {
         assert!(n_off <= found.len() / 1000, "{}: {n_off} of {}", slice.name, found.len());
     }
     let dir = tempfile::tempdir().unwrap();
-    let file = stored(&optimizer, dir.path());
+    let file = SafetensorsFile::open(stored(&optimizer, dir.path()).path()).unwrap();
     for (ours, theirs) in [("m.codes", "state1"), ("v.codes", "state2")] {
         let found = file.tensor(&format!("q_proj.weight.{ours}")).unwrap();
         let name = golden.stored(&format!("adamw_8bit.q_proj.weight.{theirs}"));
@@ -294,10 +295,10 @@ fn galore_projects_and_steps_as_the_shared_cases_do() {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test makes a file")]
-fn stored(optimizer: &Optimizer, dir: &Path) -> SafetensorsFile {
+fn stored(optimizer: &Optimizer, dir: &Path) -> Pieces {
     let path = dir.join("optimizer.safetensors");
     std::fs::write(&path, optimizer.to_bytes()).expect("the folder is there");
-    SafetensorsFile::open(&path).expect("it was just written")
+    Pieces::open(&[path]).expect("it was just written")
 }
 
 /// Everything that has a state of its own kind.

@@ -2,11 +2,13 @@
 //! theirs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
-use forgelm_artifact::safetensors::{self, SafetensorsFile, TensorToWrite};
-use forgelm_artifact::{Quoted, TensorView, json, open, write};
-use forgelm_tensor::dequantize;
+use forgelm_artifact::pieces::{PieceToWrite, PiecedTensor, Pieces};
+use forgelm_artifact::safetensors::{self, TensorToWrite};
+use forgelm_artifact::{Quoted, json, open, write};
+use forgelm_tensor::{Dtype, dequantize};
 use serde_json::{Map, Value, json};
 
 use super::{ALL_LINEAR, AdapterError, LoraConfig, LoraInit, TrainedBias};
@@ -110,18 +112,48 @@ impl Trainable {
             .iter()
             .map(|s| TensorToWrite::f32(&s.name, &s.shape, &self.params()[s.range.clone()]))
             .collect();
-        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        let tensors = safetensors::to_bytes(&tensors, &metadata);
-        match self.lora() {
-            Some(config) => vec![
-                (
-                    ADAPTER_CONFIG,
-                    json::pretty(&settings(config, &self.all_linear, info)).into_bytes(),
-                ),
-                (ADAPTER_WEIGHTS, tensors),
-            ],
-            None => vec![(TRAINED_WEIGHTS, tensors)],
-        }
+        let tensors = safetensors::to_bytes(&tensors, &Self::files_metadata());
+        let settings = self.settings_file(info);
+        settings.into_iter().chain([(self.numbers_file(), tensors)]).collect()
+    }
+
+    /// The file of an adapter's settings; `None` where only weights of the base train.
+    #[must_use]
+    pub fn settings_file(&self, info: &PeftInfo) -> Option<(&'static str, Vec<u8>)> {
+        let bytes = |config| json::pretty(&settings(config, &self.all_linear, info)).into_bytes();
+        self.lora().map(|config| (ADAPTER_CONFIG, bytes(config)))
+    }
+
+    /// Name of the file that holds every trained number.
+    #[must_use]
+    pub fn numbers_file(&self) -> &'static str {
+        if self.lora().is_some() { ADAPTER_WEIGHTS } else { TRAINED_WEIGHTS }
+    }
+
+    /// What that file says besides.
+    #[must_use]
+    pub fn files_metadata() -> BTreeMap<String, String> {
+        BTreeMap::from([("format".to_owned(), "pt".to_owned())])
+    }
+
+    /// The trained numbers of a range of the buffer, for a file that holds only these.
+    #[must_use]
+    pub fn pieces(&self, range: &Range<usize>) -> Vec<PieceToWrite<'static>> {
+        let params = self.params();
+        let piece = |slice: NamedSlice| {
+            let start = slice.range.start.max(range.start);
+            let end = slice.range.end.min(range.end);
+            let values = params.get(start..end).filter(|values| !values.is_empty())?;
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            Some(PieceToWrite {
+                name: slice.name.into(),
+                dtype: Dtype::F32,
+                shape: slice.shape.into(),
+                elements: start - slice.range.start..end - slice.range.start,
+                bytes: bytes.into(),
+            })
+        };
+        self.slices().into_iter().filter_map(piece).collect()
     }
 
     /// Writes the files into `folder`, each whole or not at all.
@@ -151,8 +183,9 @@ impl Trainable {
             let what = "`init_lora_weights: pissa`".to_owned();
             return Err(AdapterError::NotAvailable { place, what });
         }
+        refuse_shards(folder)?;
         let mut adapter = Self::zeroed(Selection::Adapter(config), model)?;
-        adapter.fill(&folder.join(ADAPTER_WEIGHTS))?;
+        adapter.fill(&Pieces::open(&[folder.join(ADAPTER_WEIGHTS)])?)?;
         Ok(LoadedAdapter { adapter, info, place: folder.display().to_string() })
     }
 
@@ -162,7 +195,17 @@ impl Trainable {
     /// # Errors
     /// If a file cannot be read, or they hold something else than what trains here.
     pub fn restore(&mut self, folder: &Path) -> Result<(), AdapterError> {
-        let Some(expected) = self.lora() else { return self.fill(&folder.join(TRAINED_WEIGHTS)) };
+        let numbers = folder.join(self.numbers_file());
+        self.restore_from(folder, &[numbers])
+    }
+
+    /// [`Trainable::restore`] where the numbers lie in pieces: files of
+    /// [`Trainable::pieces`], all of them, in their order.
+    ///
+    /// # Errors
+    /// As [`Trainable::restore`].
+    pub fn restore_from(&mut self, folder: &Path, numbers: &[PathBuf]) -> Result<(), AdapterError> {
+        let Some(expected) = self.lora() else { return self.fill(&Pieces::open(numbers)?) };
         let path = folder.join(ADAPTER_CONFIG);
         let place = path.display().to_string();
         let (found, _) = parse_settings(&read_settings(&path, &place)?, &place)?;
@@ -170,12 +213,11 @@ impl Trainable {
         if !differences.is_empty() {
             return Err(AdapterError::Differs { place, differences });
         }
-        self.fill(&folder.join(ADAPTER_WEIGHTS))
+        self.fill(&Pieces::open(numbers)?)
     }
 
-    fn fill(&mut self, path: &Path) -> Result<(), AdapterError> {
-        let place = path.display().to_string();
-        let file = SafetensorsFile::open(path)?;
+    fn fill(&mut self, file: &Pieces) -> Result<(), AdapterError> {
+        let place = file.path().display().to_string();
         let slices = self.slices();
         let mut differences = Vec::new();
         for slice in &slices {
@@ -202,18 +244,35 @@ impl Trainable {
     }
 }
 
+/// A checkpoint in shards is an adapter that only the run which goes on from it can read.
+fn refuse_shards(folder: &Path) -> Result<(), AdapterError> {
+    let (weights, index) = (folder.join(ADAPTER_WEIGHTS), "adapter_model-00001-of-");
+    let is_shard = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(index);
+    let mut entries = folder.read_dir().into_iter().flatten().flatten();
+    if !weights.exists() && entries.any(|entry| is_shard(&entry.file_name())) {
+        return Err(AdapterError::InShards { place: folder.display().to_string() });
+    }
+    Ok(())
+}
+
 /// Differences that a message lists.
 const MAX_DIFFERENCES: usize = 4;
 
-fn copy_tensor(slice: &NamedSlice, tensor: &TensorView<'_>, out: &mut [f32]) -> Result<(), String> {
+fn copy_tensor(
+    slice: &NamedSlice,
+    tensor: &PiecedTensor<'_>,
+    out: &mut [f32],
+) -> Result<(), String> {
     if tensor.shape != slice.shape {
         return Err(format!(
             "tensor `{}` has shape {:?}, expected {:?}",
             slice.name, tensor.shape, slice.shape
         ));
     }
-    dequantize(tensor.dtype, tensor.bytes, out)
-        .map_err(|e| format!("tensor `{}`: {e}", slice.name))?;
+    for (elements, bytes) in &tensor.parts {
+        dequantize(tensor.dtype, bytes, &mut out[elements.clone()])
+            .map_err(|e| format!("tensor `{}`: {e}", slice.name))?;
+    }
     match out.iter().find(|v| !v.is_finite()) {
         None => Ok(()),
         Some(bad) => Err(format!("tensor `{}` has the value {bad}", slice.name)),

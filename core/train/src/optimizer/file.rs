@@ -7,7 +7,8 @@
 
 use super::moments::{Moments, Values, ValuesMut};
 use super::{Kind, Optimizer};
-use forgelm_artifact::safetensors::{self, SafetensorsFile, TensorToWrite};
+use forgelm_artifact::Pieces;
+use forgelm_artifact::safetensors::{self, TensorToWrite};
 use forgelm_kernels_api::Buffer;
 use forgelm_tensor::Dtype;
 use std::borrow::Cow;
@@ -40,14 +41,14 @@ pub(super) struct Part<'a> {
 }
 
 impl Optimizer {
-    fn is_flat(&self) -> bool {
+    pub(super) fn is_flat(&self) -> bool {
         self.settings.kind == Kind::AdamW && self.settings.galore.is_none()
     }
 
     /// The file's bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let metadata = BTreeMap::from([(OPTIMIZER.to_owned(), self.settings.name().to_owned())]);
+        let metadata = self.file_metadata();
         let flat = self.is_flat().then(|| self.flat());
         let parts = match &flat {
             Some([m, v]) => vec![
@@ -60,6 +61,12 @@ impl Optimizer {
         let tensors: Vec<TensorToWrite<'_>> =
             parts.iter().zip(&shapes).map(|(part, shape)| tensor(part, shape)).collect();
         safetensors::to_bytes(&tensors, &metadata)
+    }
+
+    /// What the file says besides.
+    #[must_use]
+    pub fn file_metadata(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([(OPTIMIZER.to_owned(), self.settings.name().to_owned())])
     }
 
     fn flat(&self) -> [Vec<f32>; 2] {
@@ -97,7 +104,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// If it is of another optimizer, or does not fit the parameters.
-    pub fn read(&mut self, file: &SafetensorsFile) -> Result<(), StateError> {
+    pub fn read(&mut self, file: &Pieces) -> Result<(), StateError> {
         let expected = self.settings.name();
         let found = file.metadata().get(OPTIMIZER).map_or("adamw", String::as_str);
         if found != expected {
@@ -130,7 +137,7 @@ impl Optimizer {
         Err(StateError::Part(format!("{n_found} tensors; this run's optimizer has {n_parts}")))
     }
 
-    fn read_flat(&mut self, file: &SafetensorsFile) -> Result<(), StateError> {
+    fn read_flat(&mut self, file: &Pieces) -> Result<(), StateError> {
         let mut all = self.flat().map(Buffer::from);
         let [m, v] = &mut all;
         read(file, "m", ValuesMut::F32(m))?;
@@ -157,7 +164,7 @@ fn tensor<'a>(part: &'a Part<'a>, shape: &'a [usize; 1]) -> TensorToWrite<'a> {
     }
 }
 
-fn read(file: &SafetensorsFile, name: &str, to: ValuesMut<'_>) -> Result<(), StateError> {
+fn read(file: &Pieces, name: &str, mut to: ValuesMut<'_>) -> Result<(), StateError> {
     let no_part = |text: String| StateError::Part(text);
     let tensor = file.tensor(name).ok_or_else(|| no_part(format!("no tensor `{name}`")))?;
     let n_expected = to.len();
@@ -167,19 +174,22 @@ fn read(file: &SafetensorsFile, name: &str, to: ValuesMut<'_>) -> Result<(), Sta
             "`{name}` has {n_found} values; this run's optimizer has {n_expected}"
         )));
     }
-    match to {
-        ValuesMut::U8(codes) if tensor.dtype == Dtype::U8 => {
-            codes.all_mut().copy_from_host(tensor.bytes);
-        }
-        ValuesMut::U8(_) => {
-            return Err(no_part(format!("`{name}` is {}; expected U8", tensor.dtype)));
-        }
-        ValuesMut::F32(values) if tensor.dtype == Dtype::F32 => {
-            let read = tensor.to_f32().map_err(|error| no_part(format!("`{name}`: {error}")))?;
-            values.all_mut().copy_from_host(&read);
-        }
-        ValuesMut::F32(_) => {
-            return Err(no_part(format!("`{name}` is {}; expected F32", tensor.dtype)));
+    let expected = match to {
+        ValuesMut::U8(_) => Dtype::U8,
+        ValuesMut::F32(_) => Dtype::F32,
+    };
+    if tensor.dtype != expected {
+        let found = tensor.dtype;
+        return Err(no_part(format!("`{name}` is {found}; expected {expected}")));
+    }
+    for (elements, bytes) in tensor.parts {
+        match &mut to {
+            ValuesMut::U8(codes) => codes.part_mut(elements).copy_from_host(bytes),
+            ValuesMut::F32(values) => {
+                let read: Vec<f32> =
+                    bytes.as_chunks().0.iter().map(|&of| f32::from_le_bytes(of)).collect();
+                values.part_mut(elements).copy_from_host(&read);
+            }
         }
     }
     Ok(())

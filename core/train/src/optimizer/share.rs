@@ -12,7 +12,7 @@ const BLOCK: usize = Blocks8bit::BLOCK;
 impl Moments {
     /// Where a range of the parameter's elements lies in each part. What is not one number an element
     /// is never cut.
-    fn ranges(&self, elements: &Range<usize>) -> Vec<Range<usize>> {
+    pub(super) fn ranges(&self, elements: &Range<usize>) -> Vec<Range<usize>> {
         let of_blocks = || elements.start / BLOCK..elements.end.div_ceil(BLOCK);
         match self {
             Self::Both { .. } => vec![elements.clone(); 2],
@@ -47,7 +47,7 @@ impl Moments {
 
 impl Unit {
     /// The part of its elements that is in a range of the buffer, counted from the unit's first.
-    fn within(&self, range: &Range<usize>) -> Option<Range<usize>> {
+    pub(super) fn within(&self, range: &Range<usize>) -> Option<Range<usize>> {
         let start = self.range.start.max(range.start);
         let end = self.range.end.min(range.end);
         (start < end).then(|| start - self.range.start..end - self.range.start)

@@ -12,6 +12,7 @@ use super::input::{Estimate, StepInput};
 use super::totals::Totals;
 use super::{Cut, Session, StepError};
 use crate::optimizer::{At, Optimizer, ScaledGradient};
+use forgelm_artifact::Disk;
 use forgelm_collective::{CollectiveError, Group, PairwiseSum, Pending};
 use forgelm_kernels_api::Ops;
 use forgelm_model::{Holders, Keep, MemoryPlan, OutOfMemory, Prefetch, Trainable};
@@ -19,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Pieces of the buffer whose squares are added by themselves, and of which each process has some:
@@ -121,7 +123,7 @@ impl Team<'_> {
 }
 
 /// What the leader has the others do.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Command {
     Step,
     Evaluate,
@@ -130,6 +132,10 @@ pub(super) enum Command {
         recomputes: bool,
     },
     CollectState,
+    /// A checkpoint is staged in a folder, for the part of each process.
+    SaveShard {
+        folder: PathBuf,
+    },
     /// The leader runs passes alone.
     Accompany,
     End {
@@ -213,11 +219,16 @@ impl<'a> Shares<'a> {
         self.group
     }
 
+    /// The elements of a process.
+    pub(super) fn range(&self, rank: usize) -> Range<usize> {
+        self.ranges[rank].clone()
+    }
+
     /// The elements that this process has moments of, where it has not all.
     pub(super) fn own_part(&self) -> Option<Range<usize>> {
         match self.sharing {
             Sharing::Nothing => None,
-            Sharing::Gradients => Some(self.ranges[self.group.rank()].clone()),
+            Sharing::Gradients => Some(self.range(self.group.rank())),
         }
     }
 
@@ -363,6 +374,10 @@ impl Session<'_> {
                 }
                 Command::CollectState => {
                     self.collect_state()?;
+                }
+                Command::SaveShard { folder } => {
+                    // What could not be written, the leader tells.
+                    self.write_shard(&Disk::real(), &folder)?;
                 }
                 Command::Accompany => self.decoder.accompany()?,
                 Command::End { exit_code } => return Ok(exit_code),
