@@ -52,8 +52,7 @@ impl Mpi {
         args: &[&str],
     ) -> Child {
         let plain = workplace.command(&[]);
-        let mut job = Command::new(self.launcher[0]);
-        job.args(&self.launcher[1..]);
+        let mut job = self.launch();
         for (i, config) in configs.iter().enumerate() {
             if i > 0 {
                 job.arg(":");
@@ -62,6 +61,13 @@ impl Mpi {
             job.arg(plain.get_program()).args(["--config", config]).args(args);
         }
         self.spawn(job, workplace)
+    }
+
+    /// The launcher, which is not told yet what to start.
+    pub fn launch(&self) -> Command {
+        let mut job = Command::new(self.launcher[0]);
+        job.args(&self.launcher[1..]);
+        job
     }
 
     pub fn launcher(&self) -> &'static str {
@@ -94,7 +100,7 @@ impl Mpi {
             .unwrap()
     }
 
-    fn run(&self, workplace: &Workplace, n_ranks: usize, args: &[&str]) -> Ran {
+    pub fn run(&self, workplace: &Workplace, n_ranks: usize, args: &[&str]) -> Ran {
         let job = self.start(workplace, n_ranks, &["run.yaml"], args);
         ended(workplace, job)
     }

@@ -64,6 +64,7 @@ mod rewards;
 mod run;
 mod safety;
 mod score;
+mod shards;
 mod signed_plugins;
 mod support;
 mod synthetic;

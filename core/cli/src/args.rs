@@ -3,6 +3,7 @@
 mod annex_iv;
 pub mod approval;
 pub mod bundle;
+mod checkpoint;
 mod comm;
 mod doctor;
 pub mod gguf;
@@ -19,6 +20,7 @@ pub mod stamps;
 pub use annex_iv::VerifyAnnexIvArgs;
 use approval::{ApprovalsArgs, DecisionArgs};
 use bundle::BundleArgs;
+pub use checkpoint::CheckpointCommand;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 pub use comm::CommCommand;
 pub use doctor::DoctorArgs;
@@ -206,6 +208,9 @@ pub enum Command {
     /// Start the processes of a run by the site's launcher, end a launcher that hangs, and start the run
     /// again after a process was lost
     Launch(LaunchArgs),
+    /// Work with the checkpoints of a run
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
     /// Serve another run of this program as the process of one of its plugins
     #[command(hide = true)]
     PluginWorker {

@@ -54,6 +54,7 @@ fn run(cli: &Cli, context: &mut Context) -> Exit {
         // It ends with the code of another program.
         Some(Command::Launch(_)) => unreachable!("done before"),
         Some(Command::Comm(comm)) => command::comm::comm(comm, context),
+        Some(Command::Checkpoint(args)) => command::checkpoint::checkpoint(args, context),
         Some(Command::Plugin(plugin)) => command::plugin::plugin(plugin, context),
         Some(Command::Approvals(args)) => command::approval::approvals(args, context),
         Some(Command::Approve(args)) => command::approval::approve_run(args, context),

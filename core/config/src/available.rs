@@ -8,7 +8,6 @@ use serde_json::Value as Json;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::read::{Readable, Written};
 use crate::run::Run;
-use crate::section::{Distributed, DistributedStrategy, FsdpStateDictType};
 use crate::spec::{Field, Kind, SectionSpec};
 use crate::yaml::join;
 
@@ -18,11 +17,6 @@ use crate::yaml::join;
 pub fn not_available(run: &Run, written: &Written, file: &str) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     section(&Run::SPEC, &run.to_json(), "", written, &mut found);
-    found.extend(run.distributed.as_ref().and_then(distributed).map(|of| {
-        // Its value may be the default.
-        let place = written.place(&of.key).or(written.place("distributed.strategy"));
-        of.at(place)
-    }));
     for problem in &mut found {
         file.clone_into(&mut problem.file);
     }
@@ -70,24 +64,6 @@ fn section(
             _ => {}
         }
     }
-}
-
-/// What the processes of a run cannot do yet.
-fn distributed(section: &Distributed) -> Option<Diagnostic> {
-    let (key, value, why, hint) = match section.strategy? {
-        DistributedStrategy::Deepspeed => return None,
-        DistributedStrategy::Fsdp => match section.fsdp_state_dict_type {
-            FsdpStateDictType::FullStateDict => return None,
-            sharded @ FsdpStateDictType::ShardedStateDict => {
-                let why = "checkpoints are whole in this version";
-                let hint = "`FULL_STATE_DICT`: any number of processes goes on from it";
-                ("fsdp_state_dict_type", sharded.to_string(), why, hint)
-            }
-        },
-    };
-    let key = join("distributed", key);
-    let message = format!("`{key}: {value}` is not available yet: {why}");
-    Some(Diagnostic::error(Code::NotAvailable, &key, message).hint(hint))
 }
 
 /// The feature that a written value needs and this version lacks.

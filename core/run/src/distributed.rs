@@ -1,7 +1,7 @@
 //! One run on several processes: how they find each other, and that they run the same.
 //!
-//! The process of rank 0 leads: it alone writes, and everything that it decides reaches the others as
-//! a command. The others are in [`follow`] from beginning to end.
+//! The process of rank 0 leads: it alone writes, but for the shards of checkpoints, and everything
+//! that it decides reaches the others as a command. The others are in [`follow`] from beginning to end.
 
 pub(crate) mod deepspeed;
 mod follow;
@@ -145,6 +145,11 @@ impl Processes {
     pub(crate) fn team(&self) -> Team<'_> {
         let sharing = self.strategy.sharing;
         Team { group: &self.group, sharing, updates_on: self.updates_on.as_ref() }
+    }
+
+    /// Whether every process writes its part of a checkpoint.
+    pub(crate) fn saves_in_shards(&self) -> bool {
+        self.strategy.saves_in_shards
     }
 
     /// What the optimizer takes of the memory in which a step is made.
@@ -363,6 +368,11 @@ pub(crate) struct Agreed {
 }
 
 impl Agreed {
+    /// The host of a process.
+    pub(crate) fn host(&self, rank: usize) -> &str {
+        self.hosts.get(rank).map_or("", String::as_str)
+    }
+
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "strategy": self.strategy.name,

@@ -475,6 +475,17 @@ pub enum RunError {
     /// The processes of a run would not do the same.
     #[error("the processes of this run differ\n{}", of_ranks(.0))]
     RanksDiffer(Vec<Different>),
+    /// Processes could not write their part of a checkpoint.
+    #[error(
+        "a checkpoint in shards was not written; the one before it is good\n{}{}", of_ranks(.failed),
+        if *.no_room { "" } else { SHARDS_HINT }
+    )]
+    ShardsNotWritten {
+        /// Each, with what is wrong.
+        failed: Vec<Different>,
+        /// Whether disks are full, and nothing else is wrong.
+        no_room: bool,
+    },
     /// Several processes of what one process does.
     #[error(
         "{n_ranks} processes were started (`{variable}`), and {why}\n  hint: start one process, or \
@@ -685,6 +696,10 @@ fn lost_hint(error: &CollectiveError) -> &'static str {
     }
 }
 
+/// What helps where processes do not see the same files.
+const SHARDS_HINT: &str = "\n  hint: all hosts must see `training.output_dir`, as the same folder; where \
+     they do not, `distributed.fsdp_state_dict_type: FULL_STATE_DICT` has rank 0 write everything";
+
 /// One line for each thing in which a process differs from the leader.
 fn of_ranks(different: &[Different]) -> String {
     let mut lines = Vec::new();
@@ -853,7 +868,10 @@ impl RunError {
             }
             Self::OnRank { source, .. } => source.exit(),
             Self::Collective(CollectiveError::Open(_)) => Exit::Config,
-            Self::Collective(_) | Self::Allocate(AllocateError::Collective(_)) => Exit::Runtime,
+            Self::ShardsNotWritten { no_room: true, .. } => Exit::Resources,
+            Self::ShardsNotWritten { .. }
+            | Self::Collective(_)
+            | Self::Allocate(AllocateError::Collective(_)) => Exit::Runtime,
             Self::Changed { .. } => Exit::Integrity,
         }
     }

@@ -9,6 +9,7 @@ pub mod approval;
 pub mod audit;
 pub mod benchmark;
 pub mod chat;
+pub mod checkpoint;
 pub mod compliance;
 pub mod cosign;
 pub mod cost;

@@ -5,6 +5,7 @@ pub mod audit;
 mod benchmark;
 pub mod bundle;
 pub mod chat;
+pub mod checkpoint;
 pub mod comm;
 pub mod compliance;
 pub mod config;

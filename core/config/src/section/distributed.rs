@@ -64,9 +64,9 @@ choice! {
 choice! {
     /// How checkpoints are written.
     FsdpStateDictType {
-        /// Whole.
+        /// Whole, by one process.
         FullStateDict = "FULL_STATE_DICT",
-        /// In shards.
+        /// In shards, each by the process that has it.
         ShardedStateDict = "SHARDED_STATE_DICT",
     }
 }

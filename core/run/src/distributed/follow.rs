@@ -1,4 +1,4 @@
-//! A process that does what the leader does, and writes nothing.
+//! A process that does what the leader does, and writes nothing but its shards of checkpoints.
 
 use super::{Processes, Said};
 use crate::data;

@@ -2,7 +2,9 @@
 
 use super::deepspeed::{File, Settings};
 use crate::plan::Plan;
-use forgelm_config::{Distributed, DistributedStrategy, FsdpBackwardPrefetch, FsdpStrategy};
+use forgelm_config::{
+    Distributed, DistributedStrategy, FsdpBackwardPrefetch, FsdpStateDictType, FsdpStrategy,
+};
 use forgelm_model::Prefetch;
 use forgelm_train::session::Sharing;
 
@@ -19,6 +21,8 @@ pub(crate) struct Strategy {
     pub(crate) updates_on_host: bool,
     /// In the words of DeepSpeed, where the config asks for it.
     pub(crate) deepspeed: Option<Settings>,
+    /// Whether every process writes its part of a checkpoint.
+    pub(crate) saves_in_shards: bool,
 }
 
 /// How processes hold frozen weights together.
@@ -61,6 +65,7 @@ fn deepspeed(settings: Settings) -> Strategy {
         holding: (settings.stage == 3).then_some(holding),
         updates_on_host: settings.offload_optimizer,
         deepspeed: Some(settings),
+        saves_in_shards: false,
     }
 }
 
@@ -83,5 +88,6 @@ fn fsdp(distributed: &Distributed) -> Strategy {
         holding: is_per_host.map(|is_per_host| Holding { is_per_host, prefetch }),
         updates_on_host: distributed.fsdp_offload,
         deepspeed: None,
+        saves_in_shards: distributed.fsdp_state_dict_type == FsdpStateDictType::ShardedStateDict,
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use super::job::Job;
+use crate::distributed::{Different, Processes};
 use crate::error::RunError;
 use crate::event::{Checkpoint, Evaluation, Event, Step};
 use crate::metrics::MetricsFile;
@@ -9,11 +10,11 @@ use crate::settings;
 use forgelm_artifact::{Disk, write};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_evidence::audit::log::AuditLog;
+use forgelm_train::checkpoint::shards::{NotWritten, SaveError};
 use forgelm_train::checkpoint::{self, View};
-use forgelm_train::optimizer::Optimizer;
 use forgelm_train::session::{Session, StepError};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 impl Job<'_> {
     /// Steps, evaluations and checkpoints until the end or a request to stop.
@@ -74,10 +75,7 @@ impl Job<'_> {
         let dir = self.plan.output.root();
         let mut name = dir.file_name().unwrap_or_default().to_owned();
         name.push(format!(".rescued.{}", session.state().identity.run_id));
-        let optimizer = session.optimizer()?;
-        let view = self.view(session, &optimizer);
-        let saved = checkpoint::save(&Disk::real(), &dir.with_file_name(name), view);
-        let rescued = match saved {
+        let rescued = match self.save(session, &dir.with_file_name(name)) {
             Ok(path) => format!(
                 "the state after step {} is in `{}`; `--resume {}` goes on from it, in an empty \
                  `training.output_dir`",
@@ -90,8 +88,36 @@ impl Job<'_> {
         Err(RunError::FolderGone { dir: dir.to_owned(), rescued })
     }
 
-    fn view<'a>(&'a self, session: &'a Session<'_>, optimizer: &'a Optimizer) -> View<'a> {
-        View { adapter: session.adapter(), peft: &self.peft, optimizer, state: session.state() }
+    /// Writes a checkpoint, in the form that the config asks for.
+    fn save(&self, session: &Session<'_>, root: &Path) -> Result<PathBuf, RunError> {
+        if self.processes.is_some_and(Processes::saves_in_shards) {
+            let saved = session.save_in_shards(&Disk::real(), root, &self.peft);
+            return saved.map_err(|error| self.not_saved(error));
+        }
+        let optimizer = session.optimizer()?;
+        let view = View {
+            adapter: session.adapter(),
+            peft: &self.peft,
+            optimizer: &optimizer,
+            state: session.state(),
+        };
+        Ok(checkpoint::save(&Disk::real(), root, view)?)
+    }
+
+    /// Why there is no checkpoint, with the host of each process that has no part in it.
+    fn not_saved(&self, error: SaveError) -> RunError {
+        let failed = match error {
+            SaveError::Write(error) => return error.into(),
+            SaveError::Collective(error) => return error.into(),
+            SaveError::Shards(failed) => failed,
+        };
+        let no_room = failed.iter().all(|of| of.no_room);
+        let of_rank = |NotWritten { rank, reason, .. }| Different {
+            rank,
+            host: self.agreed.as_ref().map_or("", |agreed| agreed.host(rank)).to_owned(),
+            differences: vec![reason],
+        };
+        RunError::ShardsNotWritten { failed: failed.into_iter().map(of_rank).collect(), no_room }
     }
 
     /// A run that is compared with another cuts its next step as that one did.
@@ -181,9 +207,7 @@ impl Job<'_> {
         // It is not begun anew where it was taken away.
         self.check_folder(session)?;
         let root = self.plan.output.root();
-        let optimizer = session.optimizer()?;
-        let path = checkpoint::save(&Disk::real(), root, self.view(session, &optimizer))?;
-        drop(optimizer);
+        let path = self.save(session, root)?;
         self.ledger.checkpoint(session.state().global_step, &path)?;
         let best = session.state().best_global_step;
         checkpoint::rotate(root, self.plan.run.training.save_total_limit, best)?;
