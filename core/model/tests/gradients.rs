@@ -389,6 +389,11 @@ fn a_pass_down_part_by_part_gives_the_gradient_of_everything() {
         Selection::Weights(vec![attention(1), attention(2)]),
         Selection::Weights(vec!["model.norm.weight".to_owned()]),
         Selection::Weights(vec!["model.embed_tokens.weight".to_owned(), attention(2)]),
+        Selection::Adapter(LoraConfig::new(2, 4.0, &["q_proj", "down_proj"])),
+        Selection::Adapter(LoraConfig {
+            dora: true,
+            ..LoraConfig::new(2, 4.0, &["model.layers.1.mlp.up_proj"])
+        }),
     ];
     for tie_word_embeddings in [false, true] {
         let config = ModelConfig { tie_word_embeddings, ..tiny_config() };

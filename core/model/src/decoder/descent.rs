@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::grads::{Grads, PartialGradient};
 use super::{Decoder, Pass, Scored};
 use crate::activations::{Activations, Stage};
+use crate::adapter::AdaptedModule;
 use crate::names::Role;
 use crate::trainable::Trainable;
 
@@ -99,9 +100,24 @@ impl Decoder {
 }
 
 impl Trainable {
+    /// The slices of each part of the model that has some, in the order in which
+    /// [`Decoder::descend`] leaves the parts. Adapters of a layer are one slice.
+    #[must_use]
+    pub fn descending_parts(&self) -> Vec<Vec<Range<usize>>> {
+        let layers = (0..self.n_layers()).rev().map(Part::Layer);
+        let parts = std::iter::once(Part::Head).chain(layers).chain([Part::Embedding]);
+        parts.map(|part| self.part(part)).filter(|slices| !slices.is_empty()).collect()
+    }
+
     /// The slices of a part of the model.
     pub(crate) fn part(&self, part: Part) -> Vec<Range<usize>> {
+        let of_part = |module: &&AdaptedModule| Part::Layer(module.layer) == part;
+        let mut modules = self.modules().iter().filter(of_part);
+        let adapters = modules.next().map(|first| {
+            let last = modules.next_back().unwrap_or(first);
+            first.a.start..last.end()
+        });
         let tensors = self.base_tensors().filter(|(role, _)| Part::of(*role) == Some(part));
-        tensors.map(|(_, range)| range).collect()
+        adapters.into_iter().chain(tensors.map(|(_, range)| range)).collect()
     }
 }

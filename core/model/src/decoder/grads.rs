@@ -30,8 +30,8 @@ impl Grads<'_> {
     }
 }
 
-/// The gradient of one part of the model after the other, in one buffer as large as the largest:
-/// what layer-wise training holds in the place of the gradient of everything.
+/// The gradient of one part of the model after the other, in one buffer as large as the largest, in
+/// the place of the gradient of everything.
 ///
 /// A tied embedding, whose gradient begins at the head and ends below the first layer, has a place
 /// of its own.
@@ -47,11 +47,7 @@ impl PartialGradient {
     ///
     /// # Errors
     /// If there is no memory for it.
-    ///
-    /// # Panics
-    /// If an adapter trains: it lies across the model's order.
     pub fn new(trainable: &Trainable, ops: &dyn Ops) -> Result<Self, OutOfMemory> {
-        assert!(trainable.modules().is_empty(), "an adapter is not trained part by part");
         let bytes = Self::planned_bytes(trainable);
         let n = bytes / size_of::<f32>();
         let values = ops.allocate(n, Precision::Exact).map_err(|_| OutOfMemory {
@@ -72,10 +68,11 @@ impl PartialGradient {
         (tied + parts.map(len).max().unwrap_or(0)) * size_of::<f32>()
     }
 
-    /// The gradient of a slice that [`Decoder::descend`](crate::Decoder::descend) just returned.
+    /// The gradient of numbers within a slice that [`Decoder::descend`](crate::Decoder::descend) just
+    /// returned.
     ///
     /// # Panics
-    /// If it is another slice.
+    /// If they are not within one.
     #[must_use]
     pub fn of(&self, range: Range<usize>) -> Slice<'_> {
         self.values.part(self.place(&range))
@@ -103,9 +100,11 @@ impl PartialGradient {
     }
 
     fn place(&self, range: &Range<usize>) -> Range<usize> {
-        let found = self.open.iter().find(|(open, _)| open == range);
-        let (_, start) = found.expect("the slice belongs to the part that is worked on");
-        *start..start + range.len()
+        let has = |open: &Range<usize>| open.start <= range.start && range.end <= open.end;
+        let found = self.open.iter().find(|(open, _)| has(open));
+        let (open, start) = found.expect("the numbers belong to the part that is worked on");
+        let start = start + range.start - open.start;
+        start..start + range.len()
     }
 }
 
