@@ -18,6 +18,7 @@ mod share;
 pub use file::StateError;
 pub use galore::{GaloreSettings, ProjectionType};
 pub use names::is_decayed;
+pub use share::Rounding;
 
 use forgelm_kernels_api::{Buffer, MemoryRefused, Ops, Slice, SliceMut};
 use forgelm_model::NamedSlice;

@@ -1,6 +1,7 @@
 //! The loop body: one optimizer step, one evaluation. Who calls them, and when, is core/run's
 //! business.
 
+mod deal;
 mod input;
 mod layerwise;
 mod not_finite;
@@ -200,7 +201,7 @@ impl<'a> Session<'a> {
         let grad_by_layer =
             is_layerwise.then(|| PartialGradient::new(&parts.adapter, ops)).transpose()?;
         let mut optimizer = parts.optimizer;
-        let shares = parts.team.map(|team| Shares::new(team, &optimizer));
+        let shares = parts.team.map(|team| Shares::new(team, &parts.adapter, &optimizer));
         if let Some(own) = shares.as_ref().and_then(Shares::own_part) {
             optimizer = optimizer.part(&own);
         }

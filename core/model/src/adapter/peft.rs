@@ -136,24 +136,26 @@ impl Trainable {
         BTreeMap::from([("format".to_owned(), "pt".to_owned())])
     }
 
-    /// The trained numbers of a range of the buffer, for a file that holds only these.
+    /// The trained numbers of some ranges of the buffer, for a file that holds only these.
     #[must_use]
-    pub fn pieces(&self, range: &Range<usize>) -> Vec<PieceToWrite<'static>> {
+    pub fn pieces(&self, ranges: &[Range<usize>]) -> Vec<PieceToWrite<'static>> {
         let params = self.params();
-        let piece = |slice: NamedSlice| {
+        let piece = |slice: &NamedSlice, range: &Range<usize>| {
             let start = slice.range.start.max(range.start);
             let end = slice.range.end.min(range.end);
             let values = params.get(start..end).filter(|values| !values.is_empty())?;
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             Some(PieceToWrite {
-                name: slice.name.into(),
+                name: slice.name.clone().into(),
                 dtype: Dtype::F32,
-                shape: slice.shape.into(),
+                shape: slice.shape.clone().into(),
                 elements: start - slice.range.start..end - slice.range.start,
                 bytes: bytes.into(),
             })
         };
-        self.slices().into_iter().filter_map(piece).collect()
+        let slices = self.slices();
+        let of_range = |range| slices.iter().filter_map(move |slice| piece(slice, range));
+        ranges.iter().flat_map(of_range).collect()
     }
 
     /// Writes the files into `folder`, each whole or not at all.

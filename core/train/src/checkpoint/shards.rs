@@ -1,7 +1,7 @@
 //! A checkpoint of which every process writes a part.
 //!
 //! The leader stages the folder. Every process then writes and syncs two files of its own into it:
-//! the trained numbers and the optimizer's state of its range. All tell each other what they wrote,
+//! the trained numbers and the optimizer's state of its ranges. All tell each other what they wrote,
 //! or why they could not; the leader looks whether it sees the same files, writes what is not
 //! shared out, the manifest last, and gives the folder its name.
 //!
@@ -60,10 +60,10 @@ pub struct Own<'a> {
     pub place: (usize, usize),
     /// What trains, whole.
     pub adapter: &'a Trainable,
-    /// The optimizer of everything, or of the range.
+    /// The optimizer of everything, or of the ranges.
     pub optimizer: &'a Optimizer,
-    /// The range of the buffer that it writes.
-    pub range: Range<usize>,
+    /// The ranges of the buffer that it writes.
+    pub ranges: Vec<Range<usize>>,
 }
 
 /// The files that a process wrote, or why it could not.
@@ -84,7 +84,7 @@ impl Own<'_> {
 
     fn try_write(&self, disk: &Disk, folder: &Path) -> Result<BTreeMap<String, Shard>, WriteError> {
         let mut written = BTreeMap::new();
-        let numbers = self.adapter.pieces(&self.range);
+        let numbers = self.adapter.pieces(&self.ranges);
         let metadata = Trainable::files_metadata();
         let mut add = |file: &str, pieces: &[PieceToWrite<'_>], metadata: &BTreeMap<_, _>| {
             let name = shard_name(file, self.place.0, self.place.1);
@@ -101,7 +101,7 @@ impl Own<'_> {
         };
         add(self.adapter.numbers_file(), &numbers, &metadata)?;
         drop(numbers);
-        let state = self.optimizer.state_pieces(&self.adapter.slices(), &self.range);
+        let state = self.optimizer.state_pieces(&self.adapter.slices(), &self.ranges);
         add(OPTIMIZER, &state, &self.optimizer.file_metadata())?;
         Ok(written)
     }

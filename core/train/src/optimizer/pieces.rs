@@ -1,4 +1,4 @@
-//! The state of the parameters in a range, as pieces of `optimizer.safetensors`.
+//! The state of the parameters in some ranges, as pieces of `optimizer.safetensors`.
 
 use super::moments::{Moments, Values};
 use super::{Optimizer, Unit};
@@ -9,9 +9,9 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 impl Optimizer {
-    /// What a file of the state of the parameters in a range holds, made of whole
-    /// [`Optimizer::pieces`]; `self` is the optimizer of all parameters, of which `slices` are, or of
-    /// those in the range.
+    /// What a file of the state of the parameters in some ranges holds, cut where [`Optimizer::cut`]
+    /// allows it; `self` is the optimizer of all parameters, of which `slices` are, or of those in the
+    /// ranges.
     ///
     /// # Panics
     /// If the slices are not those that the optimizer was made for.
@@ -19,19 +19,25 @@ impl Optimizer {
     pub fn state_pieces(
         &self,
         slices: &[NamedSlice],
-        range: &Range<usize>,
+        ranges: &[Range<usize>],
     ) -> Vec<PieceToWrite<'static>> {
         if self.is_flat() {
-            let len = slices.last().map_or(0, |slice| slice.range.end);
-            let [m, v] = self.flat_within(range);
-            return [("m", m), ("v", v)]
-                .map(|(name, values)| piece(name.to_owned(), len, range.clone(), values))
-                .into();
+            let len = slices.iter().map(|slice| slice.range.end).max().unwrap_or(0);
+            let of_range = |range: &Range<usize>| {
+                let [m, v] = self.flat_within(range);
+                [("m", m), ("v", v)]
+                    .map(|(name, values)| piece(name.to_owned(), len, range.clone(), values))
+            };
+            return ranges.iter().flat_map(of_range).collect();
         }
         let wholes = super::units(&self.settings, slices);
         let wholes = wholes.expect("it was made for these parameters before");
-        let of_unit = |unit: &Unit| unit.pieces(range, whole_of(unit, &wholes));
-        self.units.iter().flat_map(of_unit).collect()
+        let of_range = |range: &Range<usize>| {
+            let units = self.units.iter().filter(|unit| unit.within(range).is_some());
+            let of_unit = |unit: &Unit| unit.pieces(range, whole_of(unit, &wholes));
+            units.flat_map(of_unit).collect::<Vec<_>>()
+        };
+        ranges.iter().flat_map(of_range).collect()
     }
 
     /// Both moments of the elements in a range, one after the other.

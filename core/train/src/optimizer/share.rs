@@ -52,47 +52,73 @@ impl Unit {
         let end = self.range.end.min(range.end);
         (start < end).then(|| start - self.range.start..end - self.range.start)
     }
+
+    /// Takes in the moments of a range of its elements, and the projection, from the first bytes.
+    fn fill(&mut self, own: &Range<usize>, rest: &mut &[u8]) {
+        let ranges = self.moments.ranges(own);
+        for ((_, to), range) in self.moments.parts_mut().into_iter().zip(ranges) {
+            match to {
+                ValuesMut::F32(to) => fill_f32(to, range, rest),
+                ValuesMut::U8(to) => {
+                    let codes = taken(rest, range.len());
+                    to.part_mut(range).copy_from_host(codes);
+                }
+            }
+        }
+        for side in self.projection.iter_mut().flat_map(|of| [&mut of.left, &mut of.right]) {
+            let all = 0..side.len();
+            fill_f32(side, all, rest);
+        }
+    }
+}
+
+/// To which side of a place a cut may move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// To a smaller index.
+    Down,
+    /// To a larger one.
+    Up,
 }
 
 impl Optimizer {
-    /// `n` ranges that cut the buffer into parts of about one size, none of them through what must
-    /// stay together: matrices whose moments are factored or projected, blocks of 8-bit moments. They
-    /// follow from the parameters alone.
+    /// The nearest place on one side of `at` where the buffer may be cut: not through what must stay
+    /// together, which is a matrix whose moments are factored or projected, or a block of 8-bit moments.
+    /// It follows from the parameters alone.
     #[must_use]
-    pub fn pieces(&self, n: usize) -> Vec<Range<usize>> {
-        let len = self.units.last().map_or(0, |unit| unit.range.end);
-        let bounds: Vec<usize> = (0..=n).map(|i| self.cut_below(i * len / n, len)).collect();
-        bounds.windows(2).map(|pair| pair[0]..pair[1]).collect()
-    }
-
-    /// The last place at or before `at` where the buffer may be cut.
-    fn cut_below(&self, at: usize, len: usize) -> usize {
-        if at == len {
-            return len;
-        }
+    pub fn cut(&self, at: usize, rounding: Rounding) -> usize {
         let unit = self.units.iter().rev().find(|unit| unit.range.start <= at);
-        let Some(unit) = unit else { return 0 };
-        let is_divisible = unit.projection.is_none() && unit.moments.is_divisible();
-        let blocks = if is_divisible { (at - unit.range.start) / BLOCK } else { 0 };
-        unit.range.start + blocks * BLOCK
+        let Some(Unit { range, projection, moments, .. }) = unit else { return 0 };
+        let is_divisible = projection.is_none() && moments.is_divisible();
+        let block = if is_divisible { BLOCK } else { range.len().max(1) };
+        let before = (at - range.start).min(range.len());
+        let before = match rounding {
+            Rounding::Down => before / block * block,
+            Rounding::Up => before.next_multiple_of(block),
+        };
+        range.start + before.min(range.len())
     }
 
-    /// The optimizer of the parameters in a range, made of whole [`Optimizer::pieces`].
+    /// The optimizer of the parameters in some ranges, cut where [`Optimizer::cut`] allows it, in their
+    /// order.
     #[must_use]
-    pub fn part(&self, range: &Range<usize>) -> Self {
-        let part = |unit: &Unit| {
-            let own = unit.within(range)?;
-            if own.len() == unit.range.len() {
-                return Some(unit.clone());
-            }
-            Some(Unit {
-                shape: [1, own.len()],
-                range: unit.range.start + own.start..unit.range.start + own.end,
-                moments: unit.moments.part(&own),
-                ..unit.clone()
-            })
+    pub fn part(&self, ranges: &[Range<usize>]) -> Self {
+        let within = |range: &Range<usize>| {
+            let part = |unit: &Unit| {
+                let own = unit.within(range)?;
+                if own.len() == unit.range.len() {
+                    return Some(unit.clone());
+                }
+                Some(Unit {
+                    shape: [1, own.len()],
+                    range: unit.range.start + own.start..unit.range.start + own.end,
+                    moments: unit.moments.part(&own),
+                    ..unit.clone()
+                })
+            };
+            self.units.iter().filter_map(part).collect::<Vec<_>>()
         };
-        let units = self.units.iter().filter_map(part).collect();
+        let units = ranges.iter().flat_map(within).collect();
         Self { settings: self.settings.clone(), units }
     }
 
@@ -111,28 +137,18 @@ impl Optimizer {
         bytes
     }
 
-    /// Takes in the state of the parameters in a range: what [`Optimizer::state_bytes`] of that
+    /// Takes in the state of the parameters in some ranges: what [`Optimizer::state_bytes`] of that
     /// [`Optimizer::part`] gave.
     ///
     /// # Panics
     /// If there are more or fewer bytes: a bug of the caller.
-    pub fn fill(&mut self, range: &Range<usize>, bytes: &[u8]) {
+    pub fn fill(&mut self, ranges: &[Range<usize>], bytes: &[u8]) {
         let mut rest = bytes;
-        for unit in &mut self.units {
-            let Some(own) = unit.within(range) else { continue };
-            let ranges = unit.moments.ranges(&own);
-            for ((_, to), range) in unit.moments.parts_mut().into_iter().zip(ranges) {
-                match to {
-                    ValuesMut::F32(to) => fill_f32(to, range, &mut rest),
-                    ValuesMut::U8(to) => {
-                        let codes = taken(&mut rest, range.len());
-                        to.part_mut(range).copy_from_host(codes);
-                    }
+        for range in ranges {
+            for unit in &mut self.units {
+                if let Some(own) = unit.within(range) {
+                    unit.fill(&own, &mut rest);
                 }
-            }
-            for side in unit.projection.iter_mut().flat_map(|of| [&mut of.left, &mut of.right]) {
-                let all = 0..side.len();
-                fill_f32(side, all, &mut rest);
             }
         }
         assert!(rest.is_empty(), "{} bytes too many of a part of an optimizer", rest.len());

@@ -34,14 +34,14 @@ impl Session<'_> {
         disk: &Disk,
         folder: &Path,
     ) -> Result<Vec<Written>, CollectiveError> {
-        let (place, range) = match &self.shares {
-            None => ((0, 1), 0..self.adapter.n_params()),
+        let (place, ranges) = match &self.shares {
+            None => ((0, 1), vec![0..self.adapter.n_params()]),
             Some(shares) => {
                 let group = shares.group();
-                ((group.rank(), group.n_ranks()), shares.range(group.rank()))
+                ((group.rank(), group.n_ranks()), shares.ranges(group.rank()))
             }
         };
-        let own = Own { place, adapter: &self.adapter, optimizer: &self.optimizer, range };
+        let own = Own { place, adapter: &self.adapter, optimizer: &self.optimizer, ranges };
         let written = own.write(disk, folder);
         match &self.shares {
             None => Ok(vec![written]),

@@ -8,12 +8,13 @@
 //! Papers: Rajbhandari et al. 2020, arXiv:1910.02054, section 5 (what is shared out); Zhao et al.
 //! 2023, arXiv:2304.11277, section 4.
 
+use super::deal::{Deal, Places};
 use super::input::{Estimate, StepInput};
 use super::totals::Totals;
 use super::{Cut, Session, StepError};
 use crate::optimizer::{At, Optimizer, ScaledGradient};
 use forgelm_artifact::Disk;
-use forgelm_collective::{CollectiveError, Group, PairwiseSum, Pending};
+use forgelm_collective::{CollectiveError, Group, Line, PairwiseSum, Pending};
 use forgelm_kernels_api::Ops;
 use forgelm_model::{Holders, Keep, MemoryPlan, OutOfMemory, Prefetch, Trainable};
 use serde::de::DeserializeOwned;
@@ -22,10 +23,6 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Pieces of the buffer whose squares are added by themselves, and of which each process has some:
-/// the norm of a gradient does not depend on who has which.
-const N_PIECES: usize = 64;
 
 /// What the processes share out between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,22 +189,15 @@ pub(super) struct Shares<'a> {
     group: &'a Group,
     sharing: Sharing,
     updates_on: Option<&'a Arc<dyn Ops>>,
-    pieces: Vec<Range<usize>>,
-    /// [p] the elements of each process.
-    ranges: Vec<Range<usize>>,
+    deal: Deal,
 }
 
 impl<'a> Shares<'a> {
-    /// Of a team, over the parameters of the optimizer of all of them.
-    pub(super) fn new(team: Team<'a>, optimizer: &Optimizer) -> Self {
-        let pieces = optimizer.pieces(N_PIECES);
-        let n_ranks = team.group.n_ranks();
-        let end = pieces.last().map_or(0, |last| last.end);
-        let bound =
-            |rank: usize| pieces.get(rank * N_PIECES / n_ranks).map_or(end, |piece| piece.start);
-        let ranges = (0..n_ranks).map(|rank| bound(rank)..bound(rank + 1)).collect();
+    /// Of a team, over what trains, by the optimizer of all of it.
+    pub(super) fn new(team: Team<'a>, adapter: &Trainable, optimizer: &Optimizer) -> Self {
         let Team { group, sharing, updates_on } = team;
-        Self { group, sharing, updates_on, pieces, ranges }
+        let deal = Deal::new(optimizer, adapter.descending_parts(), group.n_ranks());
+        Self { group, sharing, updates_on, deal }
     }
 
     /// See [`Team::updates_on`].
@@ -219,17 +209,51 @@ impl<'a> Shares<'a> {
         self.group
     }
 
-    /// The elements of a process.
-    pub(super) fn range(&self, rank: usize) -> Range<usize> {
-        self.ranges[rank].clone()
+    /// Where the elements of a process are.
+    pub(super) fn ranges(&self, rank: usize) -> Vec<Range<usize>> {
+        self.deal.ranges(rank)
+    }
+
+    fn own_ranges(&self) -> Vec<Range<usize>> {
+        self.ranges(self.group.rank())
     }
 
     /// The elements that this process has moments of, where it has not all.
-    pub(super) fn own_part(&self) -> Option<Range<usize>> {
+    pub(super) fn own_part(&self) -> Option<Vec<Range<usize>>> {
         match self.sharing {
             Sharing::Nothing => None,
-            Sharing::Gradients => Some(self.range(self.group.rank())),
+            Sharing::Gradients => Some(self.own_ranges()),
         }
+    }
+
+    /// Elements of all processes, each where it belongs, from what this one has of them.
+    fn of_all(&self, own: Vec<f32>) -> Result<Vec<f32>, CollectiveError> {
+        let mut end = 0;
+        let range = |len: usize| {
+            let start = end;
+            end += len;
+            start..end
+        };
+        let ranges = self.deal.lens().into_iter().map(range).collect();
+        Ok(self.deal.put_together(&self.group.all_gather_ranges(own, ranges)?))
+    }
+
+    /// The sum of all squares, piece by piece in their order, from those of this process.
+    fn sum_of_squares(&self, of_own: impl Fn(Range<usize>) -> f64) -> Result<f64, CollectiveError> {
+        let pieces = self.deal.own_pieces(self.group.rank());
+        let of = |piece: Range<usize>| if piece.is_empty() { 0.0 } else { of_own(piece) };
+        let own = pieces.into_iter().flat_map(|piece| of(piece).to_bits().to_le_bytes()).collect();
+        let of_ranks = self.group.all_gather(own)?;
+        let values = |bytes: &Vec<u8>| -> Vec<f64> {
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&bits| f64::from_bits(u64::from_le_bytes(bits)))
+                .collect()
+        };
+        let of_ranks: Vec<Vec<f64>> = of_ranks.iter().map(values).collect();
+        Ok(self.deal.in_order(&of_ranks).into_iter().sum())
     }
 
     /// The micro-batch of this process in each round of a step that has `n` of them, where a whole step
@@ -258,65 +282,71 @@ impl<'a> Shares<'a> {
 /// A gradient on its way to being summed over all micro-batches of a step.
 struct Summing<'s> {
     shares: &'s Shares<'s>,
-    /// Of this process alone, or of its part over all.
-    sum: Arc<Mutex<PairwiseSum>>,
-    /// One round travels while the next is computed.
+    /// By part: of this process alone, or of its share over all.
+    sums: Arc<Mutex<Vec<PairwiseSum>>>,
+    /// A part travels while the next is computed.
     on_its_way: Option<Pending<()>>,
     n: usize,
     n_slots: usize,
-    n_rounds: usize,
 }
 
 impl<'s> Summing<'s> {
     fn new(shares: &'s Shares<'s>, n: usize, n_slots: usize) -> Self {
-        Self { shares, sum: Arc::default(), on_its_way: None, n, n_slots, n_rounds: 0 }
+        let sums = vec![PairwiseSum::default(); shares.deal.n_parts()];
+        Self { shares, sums: Arc::new(Mutex::new(sums)), on_its_way: None, n, n_slots }
     }
 
-    /// Takes what this process has of a round, or nothing.
-    fn push(&mut self, gradient: Vec<f32>) -> Result<(), CollectiveError> {
+    /// Takes what this process has of a part in a round, or nothing.
+    fn push(
+        &mut self,
+        round: usize,
+        part: usize,
+        gradient: Vec<f32>,
+    ) -> Result<(), CollectiveError> {
         if self.shares.sharing == Sharing::Nothing {
-            lock(&self.sum).push(gradient);
+            lock(&self.sums)[part].push(gradient);
             return Ok(());
         }
-        if let Some(earlier) = self.on_its_way.take() {
-            earlier.wait()?;
-        }
+        self.wait()?;
         let n_ranks = self.shares.group.n_ranks();
-        let n_with = (self.n - self.n_rounds * n_ranks).min(n_ranks);
-        self.n_rounds += 1;
-        let (ranges, sum) = (self.shares.ranges.clone(), Arc::clone(&self.sum));
+        let n_with = (self.n - round * n_ranks).min(n_ranks);
+        let (ranges, sums) = (self.shares.deal.shares(part), Arc::clone(&self.sums));
         self.on_its_way = Some(self.shares.group.start(move |line| {
-            let part = line.reduce_scatter(&gradient, &ranges, n_with)?;
-            lock(&sum).push(part);
+            let own = line.reduce_scatter(&gradient, &ranges, n_with)?;
+            lock(&sums)[part].push(own);
             Ok(())
         }));
         Ok(())
     }
 
-    /// The sum: all of it, or the part of this process.
-    fn finish(self) -> Result<Vec<f32>, CollectiveError> {
-        if let Some(last) = self.on_its_way {
-            last.wait()?;
-        }
-        let sum = std::mem::take(&mut *lock(&self.sum)).finish().unwrap_or_default();
+    fn wait(&mut self) -> Result<(), CollectiveError> {
+        self.on_its_way.take().map_or(Ok(()), Pending::wait)
+    }
+
+    /// The sum of what this process has, part by part.
+    fn finish(mut self) -> Result<Vec<f32>, CollectiveError> {
+        self.wait()?;
+        let sums = std::mem::take(&mut *lock(&self.sums));
+        let sums = sums.into_iter().map(|sum| sum.finish().unwrap_or_default());
         if self.shares.sharing == Sharing::Gradients {
-            return Ok(sum);
+            return Ok(sums.flatten().collect());
         }
         let shares = self.shares;
         let with = |&rank: &usize| !shares.block(rank, self.n, self.n_slots).is_empty();
         let n_with = (0..shares.group.n_ranks()).filter(with).count();
-        let ranges = shares.ranges.clone();
-        let whole = shares.group.start(move |line| {
-            let part = line.reduce_scatter(&sum, &ranges, n_with)?;
-            line.all_gather_ranges(&part, &ranges)
-        });
-        whole.wait()
+        let mut own = Vec::new();
+        for (part, sum) in sums.enumerate() {
+            let ranges = shares.deal.shares(part);
+            let of_all = move |line: &mut Line| line.reduce_scatter(&sum, &ranges, n_with);
+            own.extend(shares.group.start(of_all).wait()?);
+        }
+        Ok(own)
     }
 }
 
-fn lock(sum: &Mutex<PairwiseSum>) -> std::sync::MutexGuard<'_, PairwiseSum> {
+fn lock(sums: &Mutex<Vec<PairwiseSum>>) -> std::sync::MutexGuard<'_, Vec<PairwiseSum>> {
     // A thread that panicked ends the run.
-    sum.lock().unwrap_or_else(PoisonError::into_inner)
+    sums.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Session<'_> {
@@ -425,8 +455,8 @@ impl Session<'_> {
         let settings = self.optimizer.settings().clone();
         let mut all = Optimizer::new(settings, &self.adapter.slices())
             .expect("it was made for these parameters before");
-        for (range, bytes) in shares.ranges.iter().zip(&parts) {
-            all.fill(range, bytes);
+        for (rank, bytes) in parts.iter().enumerate() {
+            all.fill(&shares.ranges(rank), bytes);
         }
         Ok(Cow::Owned(all))
     }
@@ -447,11 +477,10 @@ impl Session<'_> {
         let (total, sum) = self.sum_together(step, input, estimate)?;
         let shares = self.shares.as_ref().expect("the step is shared");
         let ops = Arc::clone(shares.updates_on().unwrap_or(self.decoder.ops()));
-        let own = shares.own_part();
-        let start = own.as_ref().map_or(0, |own| own.start);
-        let sum = ops.place(sum).unwrap_or_else(|refused| refused.end("the summed gradient"));
-        let grad = |range: Range<usize>| sum.part(range.start - start..range.end - start);
-        let squares = squares(shares, |range| ops.sum_of_squares(grad(range)))?;
+        let place =
+            |sum| ops.place(sum).unwrap_or_else(|refused| refused.end("the summed gradient"));
+        let mut sum = place(sum);
+        let squares = shares.sum_of_squares(|piece| ops.sum_of_squares(sum.part(piece)))?;
         let max_norm = self.optimizer.settings().max_grad_norm(self.settings.max_grad_norm);
         let gradient = ScaledGradient::from_squares(squares, total.n_terms, max_norm);
         if !gradient.norm.is_finite() {
@@ -465,16 +494,26 @@ impl Session<'_> {
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
         self.is_torn = true;
-        let params = match shares.updates_on() {
+        if shares.sharing == Sharing::Nothing {
+            sum = place(shares.of_all(sum.all().to_host().into_owned())?);
+        }
+        let mut params = match shares.updates_on() {
             // They go back to the device when the step is made.
             Some(_) => self.adapter.params_mut().into(),
             None => self.adapter.numbers_mut(),
         };
-        self.optimizer.step_by(ops.as_ref(), params, grad, at);
-        if let Some(own) = own {
-            let updated = self.adapter.params()[own].to_vec();
-            let all = shares.group.all_gather_ranges(updated, shares.ranges.clone())?;
-            self.adapter.numbers_mut().copy_from_host(&all);
+        match shares.sharing {
+            Sharing::Nothing => self.optimizer.step(ops.as_ref(), params, sum.all(), at),
+            Sharing::Gradients => {
+                let own = shares.own_ranges();
+                let places = Places::new(&own);
+                let grad = |range| sum.part(places.of(&range));
+                self.optimizer.step_by(ops.as_ref(), params.reborrow(), grad, at);
+                let numbers =
+                    |range| params.reborrow().part(range).as_slice().to_host().into_owned();
+                let all = shares.of_all(own.into_iter().flat_map(numbers).collect())?;
+                params.copy_from_host(&all);
+            }
         }
         self.decoder.refresh(&mut self.adapter);
         Ok((total, gradient.norm))
@@ -493,17 +532,20 @@ impl Session<'_> {
         let mut summing = Summing::new(&shares, n, n_slots);
         let mut losses = Vec::new();
         let summed = || {
-            for leaf in shares.leaves(n, n_slots) {
+            for (round, leaf) in shares.leaves(n, n_slots).into_iter().enumerate() {
                 let gradient = match leaf {
-                    None => Vec::new(),
+                    None => None,
                     Some(leaf) => {
                         let (loss, gradient) = self.leaf(step, leaf, input, estimate)?;
                         losses.push((leaf, loss));
-                        gradient
+                        Some(gradient)
                     }
                 };
                 self.decoder.accompany()?;
-                summing.push(gradient)?;
+                for part in 0..shares.deal.n_parts() {
+                    let of_part = gradient.as_ref().map(|all| shares.deal.take(part, all));
+                    summing.push(round, part, of_part.unwrap_or_default())?;
+                }
             }
             let sum = summing.finish()?;
             Ok::<_, StepError>((of_all(shares.group, &losses)?, sum))
@@ -570,16 +612,4 @@ impl Session<'_> {
             Ok(_) => self.bad_loss(step, &micro_batch.batch, loss),
         }
     }
-}
-
-/// The sum of all squares, piece by piece in their order.
-fn squares(shares: &Shares<'_>, of: impl Fn(Range<usize>) -> f64) -> Result<f64, CollectiveError> {
-    let Some(own) = shares.own_part() else {
-        return Ok(shares.pieces.iter().cloned().map(of).sum());
-    };
-    let is_own = |piece: &&Range<usize>| own.contains(&piece.start) && !piece.is_empty();
-    let bits = |piece: &Range<usize>| of(piece.clone()).to_bits().to_le_bytes();
-    let own: Vec<u8> = shares.pieces.iter().filter(is_own).flat_map(bits).collect();
-    let all = shares.group.all_gather(own)?.concat();
-    Ok(all.as_chunks().0.iter().map(|&bits| f64::from_bits(u64::from_le_bytes(bits))).sum())
 }
