@@ -39,6 +39,7 @@ use crate::trainable::Trainable;
 use crate::weights::{LayerRef, Weights, WeightsError, freeze_linear};
 pub use cached::{CachedSequence, KvCache, Stem};
 pub use descent::Descent;
+pub(crate) use descent::Part;
 pub use grads::PartialGradient;
 pub use noise::EmbeddingNoise;
 
@@ -159,7 +160,38 @@ impl Decoder {
     /// # Errors
     /// If they no longer speak to each other. A pass ends what is being done with that error.
     pub fn accompany(&self) -> Result<(), CollectiveError> {
-        self.weights.accompany()
+        self.weights.accompany(&mut |_| Ok(()))
+    }
+
+    /// As [`Decoder::accompany`]; `left` is called with the index of each of
+    /// [`Trainable::descending_parts`](crate::Trainable::descending_parts) where
+    /// [`Decoder::descend`] has left it on a process that runs it: its calls and those of this process
+    /// stay in one order.
+    ///
+    /// # Errors
+    /// As [`Decoder::accompany`], and those of `left`.
+    pub fn accompany_descent(
+        &self,
+        trainable: &Trainable,
+        left: &mut dyn FnMut(usize) -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        let mut n_left = 0;
+        self.weights.accompany(&mut |part| {
+            if part == Part::Head {
+                n_left = 0;
+            }
+            if trainable.part(part).is_empty() {
+                return Ok(());
+            }
+            n_left += 1;
+            left(n_left - 1)
+        })
+    }
+
+    /// Whether this process has only a part of the weights.
+    #[must_use]
+    pub fn is_in_parts(&self) -> bool {
+        self.weights.is_in_parts()
     }
 
     /// Of the leader: the others, if they accompany a pass of its own, wait for its commands again.

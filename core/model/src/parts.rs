@@ -21,6 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use forgelm_collective::{CollectiveError, Members, Pending};
 use forgelm_kernels_api::{FrozenMatrix, MatrixForm};
 
+use crate::decoder::Part;
+
 /// Matrices that are gathered together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
@@ -219,10 +221,7 @@ impl Parts {
             everyone.give_no_signs();
         }
         or_end(self.announce(Said::Passage(passage)));
-        gathered.waits_for_end = match (self.holders.prefetch, passage) {
-            (Prefetch::Never, _) | (Prefetch::AfterInBackward, Passage::Down(_)) => true,
-            (Prefetch::Before | Prefetch::AfterInBackward, _) => false,
-        };
+        gathered.waits_for_end = self.waits_for_end(passage);
         gathered.ahead = self.units(passage);
         if gathered.ahead.front() == gathered.here.as_ref().map(|(unit, _)| unit) {
             // Every process has it still.
@@ -249,7 +248,7 @@ impl Parts {
     pub(crate) fn let_go(&self) -> Result<(), CollectiveError> {
         if std::mem::take(&mut self.lock().has_called) {
             self.holders.everyone.give_no_signs();
-            self.accompany()?;
+            self.accompany(&mut |_| Ok(()))?;
             self.holders.everyone.told();
         }
         Ok(())
@@ -297,26 +296,34 @@ impl Parts {
         if self.head.forms.is_empty() { Unit::Embedding } else { Unit::Head }
     }
 
-    /// Gives this process's parts to the others until no process runs anything more.
-    pub(crate) fn accompany(&self) -> Result<(), CollectiveError> {
+    /// Gives this process's parts to the others until no process runs anything more. In a pass down
+    /// `left` is called where a process that runs it has left a part of the model.
+    pub(crate) fn accompany(
+        &self,
+        left: &mut dyn FnMut(Part) -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
         loop {
             let (said, is_ours) = self.announce(Said::Nothing)?;
             match said {
                 Said::Nothing => break,
                 Said::Wait => {}
-                Said::Passage(passage) if is_ours => self.give(passage)?,
-                // Of processes that have the whole model without this one.
-                Said::Passage(_) => {}
+                Said::Passage(passage) => self.give(passage, is_ours, left)?,
             }
         }
         self.lock().here = None;
         Ok(())
     }
 
-    /// Gives this process's parts to others in a pass.
-    fn give(&self, passage: Passage) -> Result<(), CollectiveError> {
+    /// Gives this process's parts to others in a pass, unless these have the whole model without it:
+    /// the calls of [`Parts::begin`] and [`Parts::take`] in their order.
+    fn give(
+        &self,
+        passage: Passage,
+        is_ours: bool,
+        left: &mut dyn FnMut(Part) -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
         let mut gathered = self.lock();
-        let mut units = self.units(passage);
+        let mut units = if is_ours { self.units(passage) } else { VecDeque::new() };
         if units.front() == gathered.here.as_ref().map(|(unit, _)| unit) {
             units.pop_front();
         }
@@ -324,11 +331,35 @@ impl Parts {
             // Who runs the pass has its last unit from now on, and this process nothing of it.
             gathered.here = Some((*last, Arc::default()));
         }
-        for unit in units {
+        let mut ahead = units.clone();
+        let mut give_next = || {
+            let Some(unit) = ahead.pop_front() else { return Ok(()) };
             let room = std::mem::take(&mut gathered.room);
             gathered.room = self.gather(unit, room).wait()?;
+            Ok::<(), CollectiveError>(())
+        };
+        if !self.waits_for_end(passage) {
+            give_next()?;
         }
-        Ok(())
+        let Passage::Down(first) = passage else {
+            return units.iter().try_for_each(|_| give_next());
+        };
+        left(Part::Head)?;
+        for layer in (first..self.n_layers).rev() {
+            if units.contains(&Unit::Layer(layer)) {
+                give_next()?;
+            }
+            left(Part::Layer(layer))?;
+        }
+        left(Part::Embedding)
+    }
+
+    /// Whether units of a pass come when the ones before them have computed.
+    fn waits_for_end(&self, passage: Passage) -> bool {
+        match (self.holders.prefetch, passage) {
+            (Prefetch::Never, _) | (Prefetch::AfterInBackward, Passage::Down(_)) => true,
+            (Prefetch::Before | Prefetch::AfterInBackward, _) => false,
+        }
     }
 
     fn ask_for_next(&self, gathered: &mut Gathered) {

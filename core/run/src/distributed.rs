@@ -23,7 +23,7 @@ use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_kernels_api::Ops;
 use forgelm_model::{Decoder, Holders};
 use forgelm_train::optimizer::OptimizerMemory;
-use forgelm_train::session::{Sharing, Team, dismiss, holders};
+use forgelm_train::session::{Sharing, Team, dismiss, holders, share_of};
 use forgelm_train::state::Identity;
 use launcher::launched;
 use serde::{Deserialize, Serialize};
@@ -83,11 +83,6 @@ pub struct Different {
     pub host: String,
     /// In what.
     pub differences: Vec<String>,
-}
-
-/// Whether the config asks for several processes.
-pub(crate) fn is_shared(plan: &Plan) -> bool {
-    Strategy::of(plan).is_some()
 }
 
 impl std::fmt::Debug for Processes {
@@ -154,14 +149,12 @@ impl Processes {
 
     /// What the optimizer takes of the memory in which a step is made.
     pub(crate) fn optimizer_memory(&self, whole: OptimizerMemory) -> OptimizerMemory {
+        let gradient_is_by_part = self.strategy.sharing == Sharing::Gradients;
+        let whole = OptimizerMemory { gradient_is_by_part, ..whole };
         let state_bytes = match (&self.updates_on, self.strategy.sharing) {
             (Some(_), _) => return OptimizerMemory { state_bytes: 0, scratch_bytes: 0, ..whole },
             (None, Sharing::Nothing) => whole.state_bytes,
-            // Parts differ by the pieces of which they are made.
-            (None, Sharing::Gradients) => {
-                let parts = whole.state_bytes / self.group.n_ranks() + whole.state_bytes / 32;
-                parts.min(whole.state_bytes)
-            }
+            (None, Sharing::Gradients) => share_of(whole.state_bytes, self.group.n_ranks()),
         };
         OptimizerMemory { state_bytes, ..whole }
     }
@@ -169,6 +162,11 @@ impl Processes {
     /// For a model of which each process has a part.
     pub(crate) fn holders(&self) -> Option<Holders> {
         self.holders.clone()
+    }
+
+    /// How many they are.
+    pub(crate) fn n_ranks(&self) -> usize {
+        self.group.n_ranks()
     }
 
     /// How many hold the model together with this one, which is among them.

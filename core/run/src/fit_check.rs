@@ -167,6 +167,7 @@ fn on_this_machine(
         ops: ops.as_ref(),
         held,
         n_holders: 1,
+        n_ranks: 1,
     };
     let configured = inputs.configured();
     let ladder = Ladder::of(&plan.run);

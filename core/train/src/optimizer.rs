@@ -151,8 +151,10 @@ pub struct OptimizerMemory {
     pub state_bytes: usize,
     /// What a step takes besides, at most.
     pub scratch_bytes: usize,
-    /// Whether a gradient exists for one part of the model at a time only.
+    /// Whether matrices are updated one by one during the backward pass.
     pub is_layerwise: bool,
+    /// Whether a gradient exists for one part of the model at a time only.
+    pub gradient_is_by_part: bool,
 }
 
 /// The parts of the buffer that are updated alone, without their moments.
@@ -229,6 +231,7 @@ impl Optimizer {
             state_bytes: units.iter().map(state).sum(),
             scratch_bytes: scratch_bytes(&units, n_threads),
             is_layerwise: settings.is_layerwise(),
+            gradient_is_by_part: settings.is_layerwise(),
         })
     }
 

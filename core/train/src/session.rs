@@ -2,10 +2,13 @@
 //! business.
 
 mod deal;
+mod gradient;
 mod input;
 mod layerwise;
 mod not_finite;
 mod sharded;
+mod shares;
+mod summing;
 mod together;
 mod totals;
 
@@ -17,7 +20,6 @@ use crate::schedule::Schedule;
 use crate::state::State;
 use forgelm_collective::CollectiveError;
 use forgelm_data::{PackedBatch, Plan};
-use forgelm_kernels_api::{Buffer, Precision};
 use forgelm_model::{
     Activations, Decoder, DropoutStep, EmbeddingNoise, Engine, Keep, MemoryPlan, ModelConfig,
     OutOfMemory, PartialGradient, Pass, Scored, StepSize, Trainable,
@@ -25,15 +27,16 @@ use forgelm_model::{
 use forgelm_sdk::Failed;
 use forgelm_sdk::trainer::{Loss, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
+use gradient::Gradient;
 use input::{Estimate, MicroBatch, Seen, StepInput};
 pub use not_finite::StepError;
+use shares::Shares;
+pub use shares::{Sharing, Team, TooManyRanks};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use together::Command;
 pub(crate) use together::of_all;
-pub use together::{
-    AllocateError, Sharing, Team, TooManyRanks, dismiss, holders, shared_memory_plan,
-};
-use together::{Command, Shares};
+pub use together::{AllocateError, dismiss, holders, share_of, shared_memory_plan};
 use totals::Totals;
 
 /// How a step is cut: sequences in a micro-batch (bins when packed), micro-batches in a step.
@@ -103,9 +106,7 @@ pub struct Session<'a> {
     adapter: Trainable,
     optimizer: Optimizer,
     state: State,
-    grad: Buffer,
-    /// In the place of `grad` where layers are updated one by one.
-    grad_by_layer: Option<PartialGradient>,
+    gradient: Gradient,
     activations: Activations,
     buffers: RowBuffers,
     /// See [`Session::is_torn`].
@@ -162,7 +163,7 @@ pub fn memory_plan(
     let n_params = adapter.n_params() * size_of::<f32>();
     plan.add("trained numbers", n_params);
     plan.add("trained numbers as the kernels read them", adapter.derived_bytes());
-    if optimizer.is_layerwise {
+    if optimizer.gradient_is_by_part {
         plan.add("gradient of a layer", PartialGradient::planned_bytes(adapter));
     } else {
         plan.add("gradient of the trained numbers", n_params);
@@ -190,16 +191,10 @@ impl<'a> Session<'a> {
     /// If there is no memory for the gradient.
     pub fn without_buffers(parts: Parts<'a>) -> Result<Self, OutOfMemory> {
         let is_layerwise = parts.optimizer.settings().is_layerwise();
-        let n_params = if is_layerwise { 0 } else { parts.adapter.n_params() };
-        let n_bytes = n_params * size_of::<f32>();
+        let shares_gradients = |team: &Team<'_>| team.sharing == Sharing::Gradients;
+        let is_by_part = is_layerwise || parts.team.as_ref().is_some_and(shares_gradients);
         let ops = parts.decoder.ops().as_ref();
-        let grad = ops.allocate(n_params, Precision::Exact).map_err(|_| OutOfMemory {
-            buffer: "gradient of the trained numbers".to_owned(),
-            bytes: n_bytes,
-            total: n_bytes,
-        })?;
-        let grad_by_layer =
-            is_layerwise.then(|| PartialGradient::new(&parts.adapter, ops)).transpose()?;
+        let gradient = Gradient::new(&parts.adapter, ops, is_by_part)?;
         let mut optimizer = parts.optimizer;
         let shares = parts.team.map(|team| Shares::new(team, &parts.adapter, &optimizer));
         if let Some(own) = shares.as_ref().and_then(Shares::own_part) {
@@ -224,8 +219,7 @@ impl<'a> Session<'a> {
             settings: parts.settings,
             dropout: Stream::new(parts.settings.seed, Purpose::Dropout),
             noise: Stream::new(parts.settings.seed, Purpose::EmbeddingNoise),
-            grad,
-            grad_by_layer,
+            gradient,
             adapter,
             optimizer,
             state: parts.state,
@@ -396,7 +390,9 @@ impl<'a> Session<'a> {
         input: &StepInput,
         estimate: &Estimate,
     ) -> Result<(Totals, f64), StepError> {
-        self.decoder.ops().fill(self.grad.all_mut(), 0.0);
+        if let Gradient::Whole(values) = &mut self.gradient {
+            self.decoder.ops().fill(values.all_mut(), 0.0);
+        }
         let (mut total, mut norm_by_layer) = (Totals::default(), None);
         for micro_batch in &input.micro_batches {
             let batch = &micro_batch.batch;
@@ -405,10 +401,11 @@ impl<'a> Session<'a> {
                 return Err(self.bad_loss(step, batch, loss.loss_sum));
             }
             self.decoder.weigh_balance(&self.adapter, loss.n_terms, &mut self.activations);
-            if self.grad_by_layer.is_some() {
-                norm_by_layer = Some(self.update_by_layer(batch, step, loss.n_terms)?);
-            } else {
-                self.backward(batch, step);
+            match self.gradient {
+                Gradient::Whole(_) => self.backward(batch, step),
+                Gradient::ByPart(_) => {
+                    norm_by_layer = Some(self.update_by_layer(batch, step, loss.n_terms)?);
+                }
             }
             total.add(loss.into());
         }
@@ -441,14 +438,15 @@ impl<'a> Session<'a> {
     ) -> Result<f64, StepError> {
         let ops = self.decoder.ops().as_ref();
         let max_norm = self.optimizer.settings().max_grad_norm(self.settings.max_grad_norm);
-        let gradient = ScaledGradient::new(ops, self.grad.all(), n_terms, max_norm);
+        let grad = self.gradient.whole().all();
+        let gradient = ScaledGradient::new(ops, grad, n_terms, max_norm);
         if !gradient.norm.is_finite() {
             return Err(self.bad_gradient(step, gradient.norm, input, estimate));
         }
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
         self.is_torn = true;
-        self.optimizer.step(ops, self.adapter.numbers_mut(), self.grad.all(), at);
+        self.optimizer.step(ops, self.adapter.numbers_mut(), grad, at);
         self.decoder.refresh(&mut self.adapter);
         Ok(gradient.norm)
     }
@@ -574,15 +572,6 @@ impl<'a> Session<'a> {
         let seen = Seen::new(micro_batch, estimate, &buffers.logp);
         buffers.dlogp.resize(seen.labels.len(), 0.0);
         self.trainer.loss(&seen.scored(totals), &mut buffers.dlogp)
-    }
-
-    fn backward(&mut self, batch: &PackedBatch, step: u64) {
-        let stream = &self.dropout;
-        let dropout = self.feed.needs.dropout.then_some(DropoutStep { stream, step });
-        let pass = pass(&self.adapter, batch, dropout);
-        let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
-        let dlogp = &self.buffers.dlogp[..batch.labels.len()];
-        self.decoder.backward(&pass, &mut self.activations, scored, dlogp, self.grad.all_mut());
     }
 }
 

@@ -146,8 +146,8 @@ pub(crate) fn steps(
         .map_err(|error| error.to_string())?;
     let optimizer = Optimizer::new(OptimizerSettings::adamw(0.01), &adapter.slices())
         .map_err(|error| error.to_string())?;
-    let optimizer_memory =
-        OptimizerMemory { state_bytes: optimizer.n_bytes(), scratch_bytes: 0, is_layerwise: false };
+    let state_bytes = optimizer.n_bytes();
+    let optimizer_memory = OptimizerMemory { state_bytes, ..OptimizerMemory::default() };
     let feed = Feed::new(SFT.needs, (&train, &validation), &plan);
     let size = feed.largest_step(Cut { batch_size: n_sequences, accumulation: 1 });
     let (config, engine) = (decoder.config(), decoder.engine());

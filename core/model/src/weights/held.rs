@@ -8,6 +8,7 @@ use std::sync::Arc;
 use forgelm_collective::CollectiveError;
 use forgelm_kernels_api::{Buffer, FrozenMatrix, MatrixForm, Slice};
 
+use crate::decoder::Part;
 use crate::names::{Linear, Norm, Role};
 use crate::parts::{Matrices, Parts, Passage, Unit};
 
@@ -128,14 +129,22 @@ impl Weights {
     }
 
     /// See [`Parts::accompany`].
-    pub(crate) fn accompany(&self) -> Result<(), CollectiveError> {
-        self.parts.as_ref().map_or(Ok(()), Parts::accompany)
+    pub(crate) fn accompany(
+        &self,
+        left: &mut dyn FnMut(Part) -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        self.parts.as_ref().map_or(Ok(()), |parts| parts.accompany(left))
     }
 
     /// A layer in a pass over the layers.
     pub(crate) fn layer(&self, n: usize) -> LayerRef<'_> {
         let gathered = self.parts.as_ref().map(|parts| parts.take(Unit::Layer(n)));
         LayerRef { layer: &self.layers[n], gathered }
+    }
+
+    /// Whether this process has only a part of them.
+    pub(crate) fn is_in_parts(&self) -> bool {
+        self.parts.is_some()
     }
 
     /// See [`Parts::let_go`].

@@ -1,7 +1,7 @@
 //! Whether the machine has room for a run, and in which pieces its steps fit.
 
 use super::tokenized::TokenizedData;
-use crate::distributed;
+use crate::distributed::Strategy;
 use crate::error::RunError;
 use crate::footprint::{self, Sizes};
 use crate::memory::{self, Room};
@@ -29,6 +29,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) held: u64,
     /// Processes that hold the frozen weights together.
     pub(crate) n_holders: usize,
+    /// Processes that share a step.
+    pub(crate) n_ranks: usize,
 }
 
 /// A rung that was too large, the next one, and why.
@@ -103,9 +105,10 @@ impl Inputs<'_> {
                 .extend(rollouts.memory_plan(model, self.adapter, n_answers, engine).buffers);
             memory.buffers.extend(self.data.judging_memory().buffers);
         }
-        if distributed::is_shared(self.plan) {
+        if let Some(strategy) = Strategy::of(self.plan) {
             let n_leaves = self.feed().n_micro_batches(rung.cut);
-            memory.buffers.extend(shared_memory_plan(self.adapter, n_leaves).buffers);
+            let shared = (strategy.sharing, self.n_ranks);
+            memory.buffers.extend(shared_memory_plan(self.adapter, n_leaves, shared).buffers);
         }
         memory
     }

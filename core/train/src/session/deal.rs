@@ -52,6 +52,11 @@ impl Deal {
         self.parts.len()
     }
 
+    /// Numbers of a part.
+    pub(super) fn len(&self, part: usize) -> usize {
+        self.parts[part].slices.iter().map(Range::len).sum()
+    }
+
     /// The pieces of a process, of each part.
     fn pieces_of(&self, rank: usize) -> Range<usize> {
         rank * N_PIECES / self.n_ranks..(rank + 1) * N_PIECES / self.n_ranks

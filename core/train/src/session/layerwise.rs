@@ -9,10 +9,10 @@
 //! layers above it. The session is of no use then; the last checkpoint is.
 
 use super::not_finite::layer_of;
-use super::{Session, StepError, pass};
+use super::{Session, StepError};
 use crate::optimizer::At;
 use forgelm_data::PackedBatch;
-use forgelm_model::{Descent, DropoutStep, Scored};
+use forgelm_model::Descent;
 use std::ops::Range;
 
 impl Session<'_> {
@@ -31,7 +31,7 @@ impl Session<'_> {
         let at = At { step: step + 1, learning_rate, grad_scale: mean };
         let (mut descent, mut squares) = (Descent::begin(), 0.0);
         while let Some(slices) = self.descend(&mut descent, batch, step) {
-            let grads = self.grad_by_layer.as_ref().expect("layers are updated one by one");
+            let grads = self.gradient.by_part();
             let sum: f64 = slices.iter().map(|s| ops.sum_of_squares(grads.of(s.clone()))).sum();
             if !sum.is_finite() {
                 return Err(self.bad_slices(step, batch, &slices));
@@ -46,30 +46,12 @@ impl Session<'_> {
         Ok(squares.sqrt() * mean)
     }
 
-    fn descend(
-        &mut self,
-        descent: &mut Descent,
-        batch: &PackedBatch,
-        step: u64,
-    ) -> Option<Vec<Range<usize>>> {
-        let dropout =
-            self.feed.needs.dropout.then_some(DropoutStep { stream: &self.dropout, step });
-        let pass = pass(&self.adapter, batch, dropout);
-        let scored = Scored { rows: &batch.scored_rows, labels: &batch.labels };
-        let grads = self.grad_by_layer.as_mut().expect("layers are updated one by one");
-        let given = (scored, &self.buffers.dlogp[..]);
-        self.decoder.descend(descent, &pass, &mut self.activations, given, grads)
-    }
-
     fn bad_slices(&self, step: u64, batch: &PackedBatch, slices: &[Range<usize>]) -> StepError {
-        let grads = self.grad_by_layer.as_ref().expect("layers are updated one by one");
-        let found = self.adapter.slices().into_iter().find_map(|slice| {
-            let range = slices.contains(&slice.range).then_some(slice.range)?;
-            let bad = grads.of(range).to_host().iter().copied().find(|d| !d.is_finite())?;
-            Some((slice.name, f64::from(bad)))
-        });
+        let found = self.bad_number(|range| slices.contains(range));
         let (what, layer, value) = match found {
-            Some((name, value)) => (format!("the gradient of `{name}`"), layer_of(&name), value),
+            Some((name, value)) => {
+                (format!("the gradient of `{name}`"), layer_of(&name), f64::from(value))
+            }
             // Each finite, but not their squares.
             None => ("the norm of the gradient of a layer".to_owned(), None, f64::INFINITY),
         };

@@ -2,11 +2,14 @@
 //! which rows. Costs at most one more pass over the step, and only then.
 
 use super::Session;
+use super::gradient::Gradient;
 use super::input::{Estimate, StepInput};
 use crate::feed::FeedError;
 use forgelm_collective::CollectiveError;
 use forgelm_data::PackedBatch;
+use forgelm_model::Descent;
 use forgelm_sdk::Failed;
+use std::ops::Range;
 
 /// Why a step did not happen. What trains and the optimizer are as before it, unless it is torn.
 #[derive(Debug, thiserror::Error)]
@@ -97,38 +100,58 @@ impl Session<'_> {
         input: &StepInput,
         estimate: &Estimate,
     ) -> StepError {
-        let (what, layer, value) =
-            self.first_bad_slice().unwrap_or(("the norm of the gradient".to_owned(), None, norm));
+        // The sum over the micro-batches is there only as a whole.
+        let of_sum = match &self.gradient {
+            Gradient::Whole(_) => self.bad_number(|_| true).map(named),
+            Gradient::ByPart(_) => None,
+        };
         for micro_batch in &input.micro_batches {
             let batch = &micro_batch.batch;
-            self.decoder.ops().fill(self.grad.all_mut(), 0.0);
             if let Err(failed) = self.forward(micro_batch, estimate, &input.totals, Some(step)) {
                 return failed.into();
             }
             if let Some(error) = self.bad_activation(step, batch) {
                 return error;
             }
-            self.backward(batch, step);
-            if let Some((what, layer, value)) = self.first_bad_slice() {
+            if let Some((what, layer, value)) = self.bad_slice_of(batch, step) {
                 let records = records(batch);
                 let (step, is_torn) = (step + 1, false);
                 return StepError::NotFinite { step, what, layer, value, records, is_torn };
             }
         }
+        let (what, layer, value) =
+            of_sum.unwrap_or(("the norm of the gradient".to_owned(), None, norm));
         // Finite one by one: only their sum is not.
         let records = input.micro_batches.iter().flat_map(|of| records(&of.batch)).collect();
         StepError::NotFinite { step: step + 1, what, layer, value, records, is_torn: false }
     }
 
-    /// The first slice of the gradient with a number that is not finite: name, layer, number.
-    fn first_bad_slice(&self) -> Option<(String, Option<usize>, f64)> {
-        self.adapter.slices().into_iter().find_map(|slice| {
-            let grad = self.grad.part(slice.range.clone()).to_host();
-            let bad = grad.iter().copied().find(|d| !d.is_finite())?;
-            let layer = layer_of(&slice.name);
-            Some((format!("the gradient of `{}`", slice.name), layer, f64::from(bad)))
-        })
+    /// The first slice of the gradient of this batch, which just went forward, with a number that is not
+    /// finite: name, layer, number.
+    fn bad_slice_of(
+        &mut self,
+        batch: &PackedBatch,
+        step: u64,
+    ) -> Option<(String, Option<usize>, f64)> {
+        if let Gradient::Whole(values) = &mut self.gradient {
+            self.decoder.ops().fill(values.all_mut(), 0.0);
+            self.backward(batch, step);
+            return self.bad_number(|_| true).map(named);
+        }
+        let (mut descent, mut found) = (Descent::begin(), None);
+        while let Some(slices) = self.descend(&mut descent, batch, step) {
+            let is_within = |range: &Range<usize>| {
+                slices.iter().any(|s| s.start <= range.start && range.end <= s.end)
+            };
+            // The one in the lowest layer is where it began.
+            found = self.bad_number(is_within).map(named).or(found);
+        }
+        found
     }
+}
+
+fn named((name, bad): (String, f32)) -> (String, Option<usize>, f64) {
+    (format!("the gradient of `{name}`"), layer_of(&name), f64::from(bad))
 }
 
 /// The record that a row belongs to.

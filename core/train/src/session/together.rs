@@ -8,56 +8,24 @@
 //! Papers: Rajbhandari et al. 2020, arXiv:1910.02054, section 5 (what is shared out); Zhao et al.
 //! 2023, arXiv:2304.11277, section 4.
 
-use super::deal::{Deal, Places};
+use super::deal::Places;
+use super::gradient::Gradient;
 use super::input::{Estimate, StepInput};
+use super::shares::{Shares, Sharing};
+use super::summing::Summing;
 use super::totals::Totals;
 use super::{Cut, Session, StepError};
 use crate::optimizer::{At, Optimizer, ScaledGradient};
 use forgelm_artifact::Disk;
-use forgelm_collective::{CollectiveError, Group, Line, PairwiseSum, Pending};
-use forgelm_kernels_api::Ops;
-use forgelm_model::{Holders, Keep, MemoryPlan, OutOfMemory, Prefetch, Trainable};
+use forgelm_collective::{CollectiveError, Group, PairwiseSum};
+use forgelm_model::{
+    Descent, Holders, Keep, MemoryPlan, OutOfMemory, PartialGradient, Prefetch, Trainable,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
-use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// What the processes share out between them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sharing {
-    /// Nothing: each has everything, and makes the whole update.
-    Nothing,
-    /// The summed gradient and the optimizer's state: each updates its part (ZeRO stage 2).
-    Gradients,
-}
-
-/// The processes of a run, and what they share out.
-#[derive(Clone, Copy)]
-pub struct Team<'a> {
-    /// The processes.
-    pub group: &'a Group,
-    /// What each has only a part of.
-    pub sharing: Sharing,
-    /// The kernels of the processor, where these update what trains and hold the optimizer's state,
-    /// and those of a device do everything else.
-    pub updates_on: Option<&'a Arc<dyn Ops>>,
-}
-
-/// Why processes cannot work on a step together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{n_ranks} processes share a step of {n_leaves} micro-batches\n  hint: start at most {n_leaves} \
-     processes, or cut the step into more pieces: a smaller \
-     `training.per_device_train_batch_size` and a larger `training.gradient_accumulation_steps`"
-)]
-pub struct TooManyRanks {
-    /// Processes.
-    pub n_ranks: usize,
-    /// Micro-batches of a step.
-    pub n_leaves: usize,
-}
+use std::sync::Arc;
 
 /// Why there are no buffers.
 #[derive(Debug, thiserror::Error)]
@@ -79,44 +47,32 @@ fn ranks(of: &[usize]) -> String {
 }
 
 /// What a step that processes share takes besides, at most, by name and size: gradients that wait to be
-/// added up, one that is on its way, and what comes of them.
+/// added up, what is on its way, and what comes of it.
 #[must_use]
-pub fn shared_memory_plan(adapter: &Trainable, n_leaves: usize) -> MemoryPlan {
-    let n_bytes = adapter.n_params() * size_of::<f32>();
+pub fn shared_memory_plan(
+    adapter: &Trainable,
+    n_leaves: usize,
+    (sharing, n_ranks): (Sharing, usize),
+) -> MemoryPlan {
+    let whole = adapter.n_params() * size_of::<f32>();
+    let (share, on_its_way) = match sharing {
+        Sharing::Nothing => (whole, whole),
+        Sharing::Gradients => {
+            (share_of(whole, n_ranks), PartialGradient::planned_bytes(adapter).min(whole))
+        }
+    };
     let mut plan = MemoryPlan::default();
-    plan.add("gradients to be added up", n_bytes * PairwiseSum::n_held(n_leaves));
-    plan.add("gradient between the processes", 2 * n_bytes);
-    plan.add("summed gradient", n_bytes);
+    plan.add("gradients to be added up", share * PairwiseSum::n_held(n_leaves));
+    plan.add("gradient between the processes", 2 * on_its_way);
+    plan.add("summed gradient", share);
     plan
 }
 
-impl std::fmt::Debug for Team<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { group, sharing, updates_on } = self;
-        f.debug_struct("Team")
-            .field("group", group)
-            .field("sharing", sharing)
-            .field("updates_on", &updates_on.map(|ops| ops.name()))
-            .finish()
-    }
-}
-
-impl Team<'_> {
-    /// Whether a step of so many micro-batches has one for every process.
-    ///
-    /// # Errors
-    /// If it has not.
-    pub fn check(&self, n_leaves: usize) -> Result<(), TooManyRanks> {
-        let n_ranks = self.group.n_ranks();
-        if n_ranks > n_leaves { Err(TooManyRanks { n_ranks, n_leaves }) } else { Ok(()) }
-    }
-
-    /// Whether a run of this many processes gives the bits of a run of one, and of any other number of
-    /// which this holds.
-    #[must_use]
-    pub fn is_comparable(&self) -> bool {
-        self.group.n_ranks().is_power_of_two()
-    }
+/// About what a process has of something that so many share out: parts differ by the pieces of which
+/// they are made.
+#[must_use]
+pub fn share_of(whole: usize, n_ranks: usize) -> usize {
+    (whole / n_ranks.max(1) + whole / 32).min(whole)
 }
 
 /// What the leader has the others do.
@@ -184,178 +140,13 @@ pub(crate) fn of_all<T: Serialize + DeserializeOwned>(
     Ok(all)
 }
 
-/// See [`Team`]; with what follows from the parameters.
-pub(super) struct Shares<'a> {
-    group: &'a Group,
-    sharing: Sharing,
-    updates_on: Option<&'a Arc<dyn Ops>>,
-    deal: Deal,
-}
-
-impl<'a> Shares<'a> {
-    /// Of a team, over what trains, by the optimizer of all of it.
-    pub(super) fn new(team: Team<'a>, adapter: &Trainable, optimizer: &Optimizer) -> Self {
-        let Team { group, sharing, updates_on } = team;
-        let deal = Deal::new(optimizer, adapter.descending_parts(), group.n_ranks());
-        Self { group, sharing, updates_on, deal }
-    }
-
-    /// See [`Team::updates_on`].
-    pub(super) fn updates_on(&self) -> Option<&'a Arc<dyn Ops>> {
-        self.updates_on
-    }
-
-    pub(super) fn group(&self) -> &'a Group {
-        self.group
-    }
-
-    /// Where the elements of a process are.
-    pub(super) fn ranges(&self, rank: usize) -> Vec<Range<usize>> {
-        self.deal.ranges(rank)
-    }
-
-    fn own_ranges(&self) -> Vec<Range<usize>> {
-        self.ranges(self.group.rank())
-    }
-
-    /// The elements that this process has moments of, where it has not all.
-    pub(super) fn own_part(&self) -> Option<Vec<Range<usize>>> {
-        match self.sharing {
-            Sharing::Nothing => None,
-            Sharing::Gradients => Some(self.own_ranges()),
-        }
-    }
-
-    /// Elements of all processes, each where it belongs, from what this one has of them.
-    fn of_all(&self, own: Vec<f32>) -> Result<Vec<f32>, CollectiveError> {
-        let mut end = 0;
-        let range = |len: usize| {
-            let start = end;
-            end += len;
-            start..end
-        };
-        let ranges = self.deal.lens().into_iter().map(range).collect();
-        Ok(self.deal.put_together(&self.group.all_gather_ranges(own, ranges)?))
-    }
-
-    /// The sum of all squares, piece by piece in their order, from those of this process.
-    fn sum_of_squares(&self, of_own: impl Fn(Range<usize>) -> f64) -> Result<f64, CollectiveError> {
-        let pieces = self.deal.own_pieces(self.group.rank());
-        let of = |piece: Range<usize>| if piece.is_empty() { 0.0 } else { of_own(piece) };
-        let own = pieces.into_iter().flat_map(|piece| of(piece).to_bits().to_le_bytes()).collect();
-        let of_ranks = self.group.all_gather(own)?;
-        let values = |bytes: &Vec<u8>| -> Vec<f64> {
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&bits| f64::from_bits(u64::from_le_bytes(bits)))
-                .collect()
-        };
-        let of_ranks: Vec<Vec<f64>> = of_ranks.iter().map(values).collect();
-        Ok(self.deal.in_order(&of_ranks).into_iter().sum())
-    }
-
-    /// The micro-batch of this process in each round of a step that has `n` of them, where a whole step
-    /// has `n_slots`. All processes go through the same rounds.
-    fn leaves(&self, n: usize, n_slots: usize) -> Vec<Option<usize>> {
-        let (rank, n_ranks) = (self.group.rank(), self.group.n_ranks());
-        let leaf = |index: usize| (index < n).then_some(index);
-        match self.sharing {
-            Sharing::Nothing => self.block(rank, n, n_slots).map(leaf).collect(),
-            // Sums of a round are made between the processes, so that each has its part alone.
-            Sharing::Gradients => {
-                (0..n.div_ceil(n_ranks)).map(|round| leaf(round * n_ranks + rank)).collect()
-            }
-        }
-    }
-
-    /// A whole subtree for each process, where their number allows it.
-    fn block(&self, rank: usize, n: usize, n_slots: usize) -> Range<usize> {
-        let n_ranks = self.group.n_ranks();
-        let n_slots = if n_ranks.is_power_of_two() { n_slots.next_power_of_two() } else { n_slots };
-        let bound = |rank: usize| (rank * n_slots / n_ranks).min(n);
-        bound(rank)..bound(rank + 1)
-    }
-}
-
-/// A gradient on its way to being summed over all micro-batches of a step.
-struct Summing<'s> {
-    shares: &'s Shares<'s>,
-    /// By part: of this process alone, or of its share over all.
-    sums: Arc<Mutex<Vec<PairwiseSum>>>,
-    /// A part travels while the next is computed.
-    on_its_way: Option<Pending<()>>,
-    n: usize,
-    n_slots: usize,
-}
-
-impl<'s> Summing<'s> {
-    fn new(shares: &'s Shares<'s>, n: usize, n_slots: usize) -> Self {
-        let sums = vec![PairwiseSum::default(); shares.deal.n_parts()];
-        Self { shares, sums: Arc::new(Mutex::new(sums)), on_its_way: None, n, n_slots }
-    }
-
-    /// Takes what this process has of a part in a round, or nothing.
-    fn push(
-        &mut self,
-        round: usize,
-        part: usize,
-        gradient: Vec<f32>,
-    ) -> Result<(), CollectiveError> {
-        if self.shares.sharing == Sharing::Nothing {
-            lock(&self.sums)[part].push(gradient);
-            return Ok(());
-        }
-        self.wait()?;
-        let n_ranks = self.shares.group.n_ranks();
-        let n_with = (self.n - round * n_ranks).min(n_ranks);
-        let (ranges, sums) = (self.shares.deal.shares(part), Arc::clone(&self.sums));
-        self.on_its_way = Some(self.shares.group.start(move |line| {
-            let own = line.reduce_scatter(&gradient, &ranges, n_with)?;
-            lock(&sums)[part].push(own);
-            Ok(())
-        }));
-        Ok(())
-    }
-
-    fn wait(&mut self) -> Result<(), CollectiveError> {
-        self.on_its_way.take().map_or(Ok(()), Pending::wait)
-    }
-
-    /// The sum of what this process has, part by part.
-    fn finish(mut self) -> Result<Vec<f32>, CollectiveError> {
-        self.wait()?;
-        let sums = std::mem::take(&mut *lock(&self.sums));
-        let sums = sums.into_iter().map(|sum| sum.finish().unwrap_or_default());
-        if self.shares.sharing == Sharing::Gradients {
-            return Ok(sums.flatten().collect());
-        }
-        let shares = self.shares;
-        let with = |&rank: &usize| !shares.block(rank, self.n, self.n_slots).is_empty();
-        let n_with = (0..shares.group.n_ranks()).filter(with).count();
-        let mut own = Vec::new();
-        for (part, sum) in sums.enumerate() {
-            let ranges = shares.deal.shares(part);
-            let of_all = move |line: &mut Line| line.reduce_scatter(&sum, &ranges, n_with);
-            own.extend(shares.group.start(of_all).wait()?);
-        }
-        Ok(own)
-    }
-}
-
-fn lock(sums: &Mutex<Vec<PairwiseSum>>) -> std::sync::MutexGuard<'_, Vec<PairwiseSum>> {
-    // A thread that panicked ends the run.
-    sums.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Session<'_> {
     /// Of the leader: has the others do what this process does now.
     pub(super) fn lead(&self, command: Command) -> Result<(), CollectiveError> {
         match &self.shares {
-            Some(shares) if shares.group.is_leader() => {
+            Some(shares) if shares.group().is_leader() => {
                 self.decoder.let_go()?;
-                shares.group.tell_value(&command)
+                shares.group().tell_value(&command)
             }
             Some(_) | None => Ok(()),
         }
@@ -363,14 +154,14 @@ impl Session<'_> {
 
     /// Of the leader: that is done.
     pub(super) fn led(&self) {
-        if let Some(shares) = self.shares.as_ref().filter(|shares| shares.group.is_leader()) {
-            shares.group.told();
+        if let Some(shares) = self.shares.as_ref().filter(|shares| shares.group().is_leader()) {
+            shares.group().told();
         }
     }
 
     /// Whether this process tells what goes wrong on all of them.
     fn leads(&self) -> bool {
-        self.shares.as_ref().is_none_or(|shares| shares.group.is_leader())
+        self.shares.as_ref().is_none_or(|shares| shares.group().is_leader())
     }
 
     /// Of the others: does what the leader does, until it lets them go; the exit code that it gives
@@ -381,7 +172,7 @@ impl Session<'_> {
     /// give no finite number are for the leader to tell.
     pub fn follow(&mut self) -> Result<i32, StepError> {
         let group = match &self.shares {
-            Some(shares) => shares.group,
+            Some(shares) => shares.group(),
             None => return Ok(0),
         };
         loop {
@@ -417,7 +208,7 @@ impl Session<'_> {
 
     /// Whether a part of work that is shared out by number is for this process.
     pub(super) fn is_mine(&self, index: usize) -> bool {
-        let of = |shares: &Shares<'_>| index % shares.group.n_ranks() == shares.group.rank();
+        let of = |shares: &Shares<'_>| index % shares.group().n_ranks() == shares.group().rank();
         self.shares.as_ref().is_none_or(of)
     }
 
@@ -428,7 +219,7 @@ impl Session<'_> {
     ) -> Result<Vec<(usize, T)>, CollectiveError> {
         match &self.shares {
             None => Ok(own),
-            Some(shares) => of_all(shares.group, &own),
+            Some(shares) => of_all(shares.group(), &own),
         }
     }
 
@@ -440,7 +231,7 @@ impl Session<'_> {
     ) -> Result<(u64, u64), AllocateError> {
         let made = self.allocate_alone(cut, keep);
         let Some(shares) = &self.shares else { return Ok(made?) };
-        let all = shares.group.all_gather(vec![u8::from(made.is_ok())])?;
+        let all = shares.group().all_gather(vec![u8::from(made.is_ok())])?;
         let made = made?;
         let without = |(rank, ok): (usize, &Vec<u8>)| (ok != &[1]).then_some(rank);
         let without: Vec<usize> = all.iter().enumerate().filter_map(without).collect();
@@ -451,7 +242,7 @@ impl Session<'_> {
     pub(super) fn collect_state(&self) -> Result<Cow<'_, Optimizer>, CollectiveError> {
         let shares = self.shares.as_ref().filter(|shares| shares.own_part().is_some());
         let Some(shares) = shares else { return Ok(Cow::Borrowed(&self.optimizer)) };
-        let parts = shares.group.all_gather(self.optimizer.state_bytes())?;
+        let parts = shares.group().all_gather(self.optimizer.state_bytes())?;
         let settings = self.optimizer.settings().clone();
         let mut all = Optimizer::new(settings, &self.adapter.slices())
             .expect("it was made for these parameters before");
@@ -494,7 +285,7 @@ impl Session<'_> {
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
         self.is_torn = true;
-        if shares.sharing == Sharing::Nothing {
+        if shares.sharing() == Sharing::Nothing {
             sum = place(shares.of_all(sum.all().to_host().into_owned())?);
         }
         let mut params = match shares.updates_on() {
@@ -502,7 +293,7 @@ impl Session<'_> {
             Some(_) => self.adapter.params_mut().into(),
             None => self.adapter.numbers_mut(),
         };
-        match shares.sharing {
+        match shares.sharing() {
             Sharing::Nothing => self.optimizer.step(ops.as_ref(), params, sum.all(), at),
             Sharing::Gradients => {
                 let own = shares.own_ranges();
@@ -533,22 +324,25 @@ impl Session<'_> {
         let mut losses = Vec::new();
         let summed = || {
             for (round, leaf) in shares.leaves(n, n_slots).into_iter().enumerate() {
-                let gradient = match leaf {
-                    None => None,
+                let has_gradient = match leaf {
+                    None => false,
                     Some(leaf) => {
-                        let (loss, gradient) = self.leaf(step, leaf, input, estimate)?;
+                        let of = (&mut summing, round);
+                        let (loss, has_gradient) = self.leaf(step, leaf, input, estimate, of)?;
                         losses.push((leaf, loss));
-                        Some(gradient)
+                        has_gradient
                     }
                 };
-                self.decoder.accompany()?;
-                for part in 0..shares.deal.n_parts() {
-                    let of_part = gradient.as_ref().map(|all| shares.deal.take(part, all));
-                    summing.push(round, part, of_part.unwrap_or_default())?;
+                // What a process without a gradient gives where the others have one.
+                let n = |part| if leaf.is_some() { shares.deal.len(part) } else { 0 };
+                let mut push = |part| summing.push(round, part, vec![0.0; n(part)]);
+                self.decoder.accompany_descent(&self.adapter, &mut push)?;
+                if !has_gradient && !self.decoder.is_in_parts() {
+                    (0..shares.deal.n_parts()).try_for_each(push)?;
                 }
             }
             let sum = summing.finish()?;
-            Ok::<_, StepError>((of_all(shares.group, &losses)?, sum))
+            Ok::<_, StepError>((of_all(shares.group(), &losses)?, sum))
         };
         let summed = summed();
         self.shares = Some(shares);
@@ -563,22 +357,39 @@ impl Session<'_> {
         Ok((total, sum))
     }
 
-    /// Loss and gradient of one micro-batch.
+    /// The loss of one micro-batch. Its gradient goes to the sum of a round, if it has one: whether it
+    /// has.
     fn leaf(
         &mut self,
         step: u64,
         leaf: usize,
         input: &StepInput,
         estimate: &Estimate,
-    ) -> Result<(Totals, Vec<f32>), StepError> {
+        (summing, round): (&mut Summing<'_>, usize),
+    ) -> Result<(Totals, bool), StepError> {
         let micro_batch = &input.micro_batches[leaf];
+        let batch = &micro_batch.batch;
         let loss = self.forward(micro_batch, estimate, &input.totals, Some(step))?;
-        self.decoder.ops().fill(self.grad.all_mut(), 0.0);
-        if loss.loss_sum.is_finite() {
-            self.decoder.weigh_balance(&self.adapter, loss.n_terms, &mut self.activations);
-            self.backward(&micro_batch.batch, step);
+        if !loss.loss_sum.is_finite() {
+            return Ok((loss.into(), false));
         }
-        Ok((loss.into(), self.grad.all().to_host().into_owned()))
+        self.decoder.weigh_balance(&self.adapter, loss.n_terms, &mut self.activations);
+        if let Gradient::Whole(grad) = &mut self.gradient {
+            self.decoder.ops().fill(grad.all_mut(), 0.0);
+            self.backward(batch, step);
+            summing.push_whole(round, &self.gradient.whole().all().to_host())?;
+            return Ok((loss.into(), true));
+        }
+        let (mut descent, mut part) = (Descent::begin(), 0);
+        while let Some(slices) = self.descend(&mut descent, batch, step) {
+            if !slices.is_empty() {
+                let gradient = self.gradient.by_part();
+                let numbers = |slice| gradient.of(slice).to_host().into_owned();
+                summing.push(round, part, slices.into_iter().flat_map(numbers).collect())?;
+                part += 1;
+            }
+        }
+        Ok((loss.into(), true))
     }
 
     /// The loss of a micro-batch is not finite: the leader looks at it, whoever found it.
