@@ -106,9 +106,9 @@ impl Case {
         let seconds = self.half / N_MICRO_BATCHES as f64;
         let step = Step {
             strategy,
-            visits: vec![Visit { seconds, bytes: 0.0 }],
+            // One unit: a gradient was exchanged as a whole when this was measured.
+            visits: vec![Visit { seconds, bytes: 0.0, trained: self.n_trained }],
             n_micro_batches: N_MICRO_BATCHES,
-            n_trained: self.n_trained,
             update: 0.0,
             overlaps,
         };

@@ -133,11 +133,14 @@ pub(crate) fn visits(shape: &Shape, base: Base, work: &Work) -> Vec<Visit> {
     let up = weights + attention + adapters;
     let down = up + weights + 2.5 * attention + 2.0 * adapters;
     let bytes = layer_bytes(shape, base);
-    let layers = |operations| vec![Visit { seconds: seconds(operations), bytes }; shape.layers];
-    let embedding = Visit { seconds: 0.0, bytes: TABLE * table(shape) };
+    let layers = |operations, trained| {
+        vec![Visit { seconds: seconds(operations), bytes, trained }; shape.layers]
+    };
+    let embedding = Visit { seconds: 0.0, bytes: TABLE * table(shape), trained: 0.0 };
     // Its product, once more in chunks for the gradient, and that.
-    let head = Visit { seconds: seconds(3.0 * 2.0 * table(shape)), bytes: TABLE * table(shape) };
-    [vec![embedding], layers(up), vec![head], layers(down)].concat()
+    let head = Visit { seconds: seconds(3.0 * 2.0 * table(shape)), ..embedding };
+    let trained = adapters_of_layer(shape) as f64;
+    [vec![embedding], layers(up, 0.0), vec![head], layers(down, trained)].concat()
 }
 
 /// The step of a model.
@@ -148,14 +151,14 @@ pub(crate) fn step(shape: &Shape, base: Base, strategy: Strategy, work: &Work) -
         strategy,
         visits: visits(shape, base, work),
         n_micro_batches: work.n_micro_batches,
-        n_trained: n_trained(shape),
         update: MOVED / work.copy,
         overlaps: work.overlaps,
     }
 }
 
 /// What a rank holds. Of gradients: the one that is computed, one that travels and comes in parts
-/// (`shared_memory_plan` of `core/train`), and sums of either all of it or one part.
+/// (`shared_memory_plan` of `core/train`), of everything or of a layer, and sums of either all of it or
+/// one part.
 pub(crate) fn memory(
     shape: &Shape,
     base: Base,
@@ -166,6 +169,7 @@ pub(crate) fn memory(
     let bytes = NUMBER * n_trained(shape);
     let parts_of_state = strategy.parts_of_state(cluster.n_ranks) as f64;
     let n_sums = PairwiseSum::n_held(work.n_micro_batches) as f64;
+    let at_once = if strategy == Strategy::NoShard { bytes } else { bytes / shape.layers as f64 };
     let whole = base_bytes(shape, base);
     let units = visits(shape, base, work);
     let two = units.windows(2).map(|pair| pair[0].bytes + pair[1].bytes).fold(0.0, f64::max);
@@ -174,7 +178,7 @@ pub(crate) fn memory(
         base: circle.map_or(whole, |n| whole / n),
         gathered: circle.map_or(0.0, |_| two),
         adapters: bytes,
-        gradient: 3.0 * bytes + n_sums * bytes / parts_of_state,
+        gradient: 3.0 * at_once + n_sums * bytes / parts_of_state,
         optimizer: 2.0 * bytes / parts_of_state,
     }
 }
@@ -230,20 +234,22 @@ mod tests {
         let (whole, bytes) = (base_bytes(&MODELS[1], Base::Bf16), NUMBER * n_trained(&MODELS[1]));
         let layer = layer_bytes(&MODELS[1], Base::Bf16);
         let two = TABLE * table(&MODELS[1]) + layer;
-        for (strategy, n_ranks, base, gathered, sums) in [
-            (Strategy::NoShard, 64, whole, 0.0, 3.0),
-            (Strategy::Zero2, 64, whole, 0.0, 3.0 / 64.0),
+        // Of 36 layers one at a time.
+        let one = 3.0 / 36.0;
+        for (strategy, n_ranks, base, gathered, (at_once, sums)) in [
+            (Strategy::NoShard, 64, whole, 0.0, (3.0, 3.0)),
+            (Strategy::Zero2, 64, whole, 0.0, (one, 3.0 / 64.0)),
             // No more parts than pieces.
-            (Strategy::Zero2, 1024, whole, 0.0, 3.0 / 64.0),
-            (Strategy::FullShard, 64, whole / 64.0, two, 3.0 / 64.0),
-            (Strategy::HybridShard, 64, whole / 8.0, two, 3.0 / 64.0),
+            (Strategy::Zero2, 1024, whole, 0.0, (one, 3.0 / 64.0)),
+            (Strategy::FullShard, 64, whole / 64.0, two, (one, 3.0 / 64.0)),
+            (Strategy::HybridShard, 64, whole / 8.0, two, (one, 3.0 / 64.0)),
         ] {
             let found = memory(strategy, n_ranks);
             let expected = Memory {
                 base,
                 gathered,
                 adapters: bytes,
-                gradient: bytes * (3.0 + sums),
+                gradient: bytes * (at_once + sums),
                 optimizer: bytes * 2.0 * sums / 3.0,
             };
             assert!((found.sum() - expected.sum()).abs() < 1.0, "{strategy:?}: {found:?}");

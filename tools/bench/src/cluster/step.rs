@@ -2,7 +2,8 @@
 //!
 //! A micro-batch visits the units of a model, up and down again: embedding, layers, head, layers. Where
 //! the frozen base lies in parts, a unit is gathered before each visit, the next one while this one is
-//! computed. Gradients go as `core/train`'s `session/together` has them.
+//! computed. Gradients go as `core/train`'s `session/summing` has them: where their sum is shared out, those
+//! of a unit when the pass down has left it.
 //!
 //! Papers: Rajbhandari et al. 2020, arXiv:1910.02054, section 7 (bytes of each stage); Zhao et al.
 //! 2023, arXiv:2304.11277, section 4 (gathering units ahead).
@@ -10,7 +11,7 @@
 use super::machine::{Circle, Cluster};
 use super::timeline::Timeline;
 
-/// Pieces of the trained numbers that ranks own (`core/train`, `session/together`; a test compares):
+/// Pieces of a unit's trained numbers that ranks own (`core/train`, `session/deal`; a test compares):
 /// beyond so many ranks some own none.
 pub(crate) const N_PIECES: usize = 64;
 
@@ -66,6 +67,8 @@ pub(crate) struct Visit {
     pub seconds: f64,
     /// Bytes of its frozen weights.
     pub bytes: f64,
+    /// Trained numbers whose gradient is final behind it.
+    pub trained: f64,
 }
 
 /// A step.
@@ -76,12 +79,17 @@ pub(crate) struct Step {
     pub visits: Vec<Visit>,
     /// Micro-batches of each rank.
     pub n_micro_batches: usize,
-    /// Trained numbers.
-    pub n_trained: f64,
     /// Seconds in which a number is updated.
     pub update: f64,
     /// Whether the next unit, or a sum, is on its way while one computes.
     pub overlaps: bool,
+}
+
+impl Step {
+    /// Trained numbers.
+    fn n_trained(&self) -> f64 {
+        self.visits.iter().map(|visit| visit.trained).sum()
+    }
 }
 
 /// What a step takes.
@@ -113,9 +121,6 @@ pub(crate) fn simulate(step: &Step, cluster: &Cluster) -> Outcome {
     running.words(2);
     for round in 0..step.n_micro_batches {
         running.micro_batch(round);
-        if step.strategy != Strategy::NoShard {
-            running.reduce_in_passing();
-        }
     }
     running.finish();
     running.outcome()
@@ -170,7 +175,11 @@ impl Running<'_> {
             if self.step.overlaps && !is_last {
                 self.coming = Some(self.gather((v + 1) % n_visits, &self.now()));
             }
-            self.compute(self.step.visits[v].seconds);
+            let Visit { seconds, trained, .. } = self.step.visits[v];
+            self.compute(seconds);
+            if self.step.strategy != Strategy::NoShard && trained > 0.0 {
+                self.reduce_in_passing(trained);
+            }
         }
     }
 
@@ -192,17 +201,16 @@ impl Running<'_> {
         there
     }
 
-    fn gradient(&self) -> (f64, usize) {
-        (NUMBER * self.step.n_trained, self.cluster.n_ranks.min(N_PIECES))
+    fn n_owners(&self) -> usize {
+        self.cluster.n_ranks.min(N_PIECES)
     }
 
-    /// The gradient of a micro-batch begins to travel, once the one before has come.
-    fn reduce_in_passing(&mut self) {
+    /// The gradient of a unit begins to travel, once the one before has come.
+    fn reduce_in_passing(&mut self, trained: f64) {
         if let Some(earlier) = self.reducing.take() {
             self.wait(earlier);
         }
-        let (bytes, n_parts) = self.gradient();
-        let reduce = self.cluster.reduce(Circle::All, bytes, n_parts);
+        let reduce = self.cluster.reduce(Circle::All, NUMBER * trained, self.n_owners());
         self.sent += reduce.sent;
         let there = self.line.exchange(self.ranks(), &self.now(), reduce.seconds);
         if !self.step.overlaps {
@@ -213,10 +221,11 @@ impl Running<'_> {
 
     /// Sums, losses and squares to all, the update, and updated numbers to all.
     fn finish(&mut self) {
-        let (bytes, n_parts) = self.gradient();
+        let (n_trained, n_parts) = (self.step.n_trained(), self.n_owners());
+        let bytes = NUMBER * n_trained;
         let gather = self.cluster.gather(Circle::All, bytes, n_parts);
         self.sent += gather.sent;
-        let n_updated = self.step.n_trained / self.parts_of_state();
+        let n_updated = n_trained / self.parts_of_state();
         match self.reducing.take() {
             Some(last) => {
                 self.wait(last);
@@ -258,7 +267,7 @@ impl Running<'_> {
 /// The fewest bytes that a rank sends, and the seconds that they take at the speed of the links: one
 /// sum and one gather of what trains in as many parts as there are ranks, and each unit once a visit.
 fn least(step: &Step, cluster: &Cluster) -> (f64, f64) {
-    let (ideal, bytes) = (cluster.ideal(), NUMBER * step.n_trained);
+    let (ideal, bytes) = (cluster.ideal(), NUMBER * step.n_trained());
     let trained = ideal.gather(Circle::All, bytes, cluster.n_ranks);
     let (mut sent, mut seconds) = (2.0 * trained.sent, 2.0 * trained.seconds);
     if let Some(circle) = step.strategy.circle_of_base() {

@@ -9,17 +9,20 @@ use std::ops::Range;
 use std::time::Duration;
 
 /// Three units up, and the middle one again: 1, 4, 2 and 4 seconds; 8 bytes each. Two micro-batches of
-/// a rank, 4 trained numbers, an update of 1 second for all of them.
+/// a rank, 4 trained numbers in the middle unit, an update of 1 second for all of them.
 fn step(strategy: Strategy) -> Step {
-    let visit = |seconds: f64| Visit { seconds, bytes: 8.0 };
+    let visit = |(seconds, trained)| Visit { seconds, bytes: 8.0, trained };
     Step {
         strategy,
-        visits: [1.0, 4.0, 2.0, 4.0].map(visit).to_vec(),
+        visits: [(1.0, 0.0), (4.0, 0.0), (2.0, 0.0), (4.0, 4.0)].map(visit).to_vec(),
         n_micro_batches: 2,
-        n_trained: 4.0,
         update: 0.25,
         overlaps: true,
     }
+}
+
+fn train(step: &mut Step, n_trained: f64) {
+    step.visits.last_mut().unwrap().trained = n_trained;
 }
 
 fn fast(n_ranks: usize) -> Cluster {
@@ -88,14 +91,15 @@ fn without_computing_a_step_takes_its_bytes_over_the_bandwidth() {
 #[test]
 fn a_unit_on_its_way_hides_as_much_as_the_visit_before_it_lasts() {
     let mut step = step(Strategy::FullShard);
-    (step.n_trained, step.update) = (0.0, 0.0);
+    train(&mut step, 0.0);
+    step.update = 0.0;
     let ahead = simulate(&step, &slow(2, 2));
     assert_near(ahead.exposed, 2.0 + 2.0 * (2.0 - 1.0));
     step.overlaps = false;
     assert_near(simulate(&step, &slow(2, 2)).exposed, 8.0 * 2.0);
     // The least of computing and gathering, whatever they are.
     for (seconds, bytes) in [(3.0, 8.0), (2.0, 8.0), (0.5, 8.0), (1.0, 0.0)] {
-        step.visits = vec![Visit { seconds, bytes }; 4];
+        step.visits = vec![Visit { seconds, bytes, trained: 0.0 }; 4];
         step.overlaps = false;
         let plain = simulate(&step, &slow(2, 2)).exposed;
         step.overlaps = true;
@@ -104,10 +108,9 @@ fn a_unit_on_its_way_hides_as_much_as_the_visit_before_it_lasts() {
     }
 }
 
-/// The sum of a micro-batch travels while the next is computed; the last one has nothing to hide
-/// behind. 16 bytes take 4 seconds, and with half a byte a second 16, of which 11 are hidden.
+/// A sum travels while what follows is computed; the last one has nothing to hide behind. 16 bytes take 4 seconds, and with half a byte a second 16, of which 11 are hidden.
 #[test]
-fn the_gradient_of_a_micro_batch_travels_while_the_next_is_computed() {
+fn a_gradient_travels_while_what_follows_is_computed() {
     let step = step(Strategy::Zero2);
     assert_near(simulate(&step, &slow(2, 2)).exposed, 4.0 + 4.0);
     let waiting = Step { overlaps: false, ..step.clone() };
@@ -117,13 +120,27 @@ fn the_gradient_of_a_micro_batch_travels_while_the_next_is_computed() {
     assert_near(simulate(&step, &slower).exposed, (16.0 - 11.0) + 16.0 + 16.0);
 }
 
+/// The same numbers in two units: the half that is final 2 or 4 seconds before the end hides its 2
+/// seconds, and 2 remain.
+#[test]
+fn a_unit_does_not_wait_for_the_ones_below() {
+    for upper in [1, 2] {
+        let mut step = step(Strategy::Zero2);
+        (step.visits[upper].trained, step.visits[3].trained) = (2.0, 2.0);
+        let outcome = simulate(&step, &slow(2, 2));
+        assert_near(outcome.exposed, 2.0 + 4.0);
+        assert_near(outcome.sent, 2.0 * 8.0 + 8.0);
+    }
+}
+
 /// Four ranks on two hosts. Within a host the units take 2 seconds, and the hosts do not wait for each
 /// other; over all ranks a unit is 2 bytes to the neighbor and 4 to the other host, 4 seconds.
 #[test]
 fn a_base_that_is_whole_on_every_host_does_not_wait_for_the_network() {
     let base_alone = |strategy| {
         let mut step = step(strategy);
-        (step.n_trained, step.update) = (0.0, 0.0);
+        train(&mut step, 0.0);
+        step.update = 0.0;
         simulate(&step, &slow(4, 2)).exposed
     };
     assert_near(base_alone(Strategy::HybridShard), 2.0 + 2.0 * (2.0 - 1.0));
@@ -176,7 +193,8 @@ fn bytes_are_those_that_the_collective_counts() {
     for n_ranks in [1, 2, 4, 8] {
         for (strategy, n_rounds) in [(Strategy::NoShard, 3), (Strategy::Zero2, 3)] {
             let mut step = step(strategy);
-            (step.n_trained, step.n_micro_batches) = (n as f64, n_rounds);
+            train(&mut step, n as f64);
+            step.n_micro_batches = n_rounds;
             let outcome = simulate(&step, &slow(n_ranks, 8));
             let least = 2.0 * 4.0 * n as f64 * (n_ranks - 1) as f64 / n_ranks as f64;
             assert_near(outcome.sent_least, least);
