@@ -358,6 +358,24 @@ fn fit_check_reports_parts_verdict_and_the_cheapest_change() {
 }
 
 #[test]
+fn fit_check_says_what_each_of_several_processes_takes() {
+    let workplace = large_batch(2, 4);
+    let section = "distributed: {strategy: fsdp, fsdp_strategy: full_shard}\n";
+    workplace.write("run.yaml", &(workplace.read("run.yaml") + section));
+    let text = workplace.forgelm(&["--config", "run.yaml", "--fit-check"]).expect_code(0).stdout;
+    for part in ["on 2 ", "on 4 ", "MiB each", "the estimate is that of one process"] {
+        assert!(text.contains(part), "no `{part}` in:\n{text}");
+    }
+    assert!(!text.contains("on 8 "), "a step has four micro-batches:\n{text}");
+    let args = ["--config", "run.yaml", "--fit-check", "--output-format", "json"];
+    let check = workplace.forgelm(&args).expect_code(0).json();
+    let numbers: Vec<_> = check["on_processes"].as_array().unwrap().iter().collect();
+    assert_eq!(numbers.len(), 2, "{check}");
+    assert_eq!(numbers[1]["processes"], 4);
+    assert!(numbers[1]["estimated_gb_each"].as_f64() <= check["estimated_gb"].as_f64());
+}
+
+#[test]
 fn fit_check_names_a_change_that_fits_under_a_ceiling() {
     let workplace = large_batch(256, 1);
     let mut command = Command::new("prlimit");

@@ -23,7 +23,7 @@ use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_kernels_api::Ops;
 use forgelm_model::{Decoder, Holders};
 use forgelm_train::optimizer::OptimizerMemory;
-use forgelm_train::session::{Sharing, Team, dismiss, holders, share_of};
+use forgelm_train::session::{Team, dismiss, holders};
 use forgelm_train::state::Identity;
 use launcher::launched;
 use serde::{Deserialize, Serialize};
@@ -149,14 +149,7 @@ impl Processes {
 
     /// What the optimizer takes of the memory in which a step is made.
     pub(crate) fn optimizer_memory(&self, whole: OptimizerMemory) -> OptimizerMemory {
-        let gradient_is_by_part = self.strategy.sharing == Sharing::Gradients;
-        let whole = OptimizerMemory { gradient_is_by_part, ..whole };
-        let state_bytes = match (&self.updates_on, self.strategy.sharing) {
-            (Some(_), _) => return OptimizerMemory { state_bytes: 0, scratch_bytes: 0, ..whole },
-            (None, Sharing::Nothing) => whole.state_bytes,
-            (None, Sharing::Gradients) => share_of(whole.state_bytes, self.group.n_ranks()),
-        };
-        OptimizerMemory { state_bytes, ..whole }
+        self.strategy.optimizer_memory(whole, self.n_ranks(), self.updates_on.is_some())
     }
 
     /// For a model of which each process has a part.

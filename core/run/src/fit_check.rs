@@ -7,6 +7,7 @@
 #![expect(clippy::cast_precision_loss, reason = "sizes are shown, and compared with shares")]
 
 use crate::data;
+use crate::distributed::Strategy;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
@@ -38,6 +39,8 @@ pub(crate) use by_name::qlora_largest;
 const FITS: f64 = 0.85;
 /// Above this one, it does not fit.
 const TIGHT: f64 = 0.95;
+/// Numbers of processes that are looked at: with these the bits are those of one.
+const PROCESSES: [usize; 3] = [2, 4, 8];
 const GIB: f64 = (1_u64 << 30) as f64;
 
 /// Whether a run fits.
@@ -104,6 +107,8 @@ pub struct FitCheck {
     pub recommendations: Vec<Change>,
     /// The first of them, or of their combinations, that fits.
     pub cheapest_change: Option<Change>,
+    /// What each process takes where several share the run: how many, and the sum of the plan then.
+    pub on_processes: Vec<(usize, u64)>,
     /// What the numbers rest on.
     pub notes: Vec<String>,
 }
@@ -188,6 +193,7 @@ fn on_this_machine(
         statistics.longest
     ));
     check.advise(&inputs, configured);
+    check.share_out(&inputs, ladder.first(configured));
     Ok(check)
 }
 
@@ -204,6 +210,7 @@ impl FitCheck {
             quant_scheme: "fp32",
             recommendations: Vec::new(),
             cheapest_change: None,
+            on_processes: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -243,6 +250,25 @@ impl FitCheck {
         }
     }
 
+    /// What each of several processes takes, where the config has a strategy for them: of as many as
+    /// the micro-batches of a step allow.
+    fn share_out(&mut self, inputs: &Inputs<'_>, rung: Rung) {
+        let Some(strategy) = Strategy::of(inputs.plan) else { return };
+        let is_device = inputs.ops.free_memory().is_some();
+        let updates_elsewhere = strategy.updates_on_host && is_device;
+        let n_most = inputs.n_micro_batches(rung.cut);
+        for n in PROCESSES.into_iter().filter(|n| *n <= n_most) {
+            let optimizer = strategy.optimizer_memory(inputs.optimizer, n, updates_elsewhere);
+            let n_holders = strategy.n_holders(n);
+            let memory = Inputs { optimizer, n_holders, n_ranks: n, ..*inputs }.memory(rung);
+            self.on_processes.push((n, memory.total_bytes() as u64));
+        }
+        self.notes.push(
+            "the estimate is that of one process; several on one machine share its memory"
+                .to_owned(),
+        );
+    }
+
     /// The document.
     #[must_use]
     pub fn to_json(&self) -> Value {
@@ -255,6 +281,11 @@ impl FitCheck {
             .collect();
         let shown =
             |change: &Change| json!({"change": change.text, "estimated_gb": gib(change.total)});
+        let on_processes: Vec<Value> = self
+            .on_processes
+            .iter()
+            .map(|(n, total)| json!({"processes": n, "estimated_gb_each": gib(*total)}))
+            .collect();
         json!({
             "success": true,
             "verdict": self.verdict.name(),
@@ -277,6 +308,7 @@ impl FitCheck {
             "largest": largest,
             "recommendations": self.recommendations.iter().map(shown).collect::<Vec<_>>(),
             "cheapest_change": self.cheapest_change.as_ref().map(shown),
+            "on_processes": on_processes,
             "notes": self.notes,
         })
     }
@@ -305,6 +337,9 @@ impl FitCheck {
             None => row("available", "not known".to_owned()),
         }
         row("verdict", self.verdict.name().to_owned());
+        for (n, total) in &self.on_processes {
+            row(&format!("on {n}"), format!("{} each", mib(*total)));
+        }
         let _ = writeln!(text, "largest parts");
         for buffer in footprint::largest(&self.memory, 6) {
             let _ = writeln!(text, "  {:<40}{:>12}", buffer.name, mib(buffer.bytes as u64));

@@ -6,7 +6,8 @@ use forgelm_config::{
     Distributed, DistributedStrategy, FsdpBackwardPrefetch, FsdpStateDictType, FsdpStrategy,
 };
 use forgelm_model::Prefetch;
-use forgelm_train::session::Sharing;
+use forgelm_train::optimizer::OptimizerMemory;
+use forgelm_train::session::{Sharing, share_of};
 
 /// What the processes of a run share out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,30 @@ impl Strategy {
             DistributedStrategy::Deepspeed => deepspeed(plan.deepspeed.clone()?),
             DistributedStrategy::Fsdp => fsdp(distributed),
         })
+    }
+
+    /// What the optimizer takes of the memory in which a step is made, on each of so many processes;
+    /// nothing where it `updates_elsewhere`.
+    pub(crate) fn optimizer_memory(
+        &self,
+        whole: OptimizerMemory,
+        n_ranks: usize,
+        updates_elsewhere: bool,
+    ) -> OptimizerMemory {
+        let gradient_is_by_part = self.sharing == Sharing::Gradients;
+        let (state_bytes, scratch_bytes) = match (updates_elsewhere, self.sharing) {
+            (true, _) => (0, 0),
+            (false, Sharing::Nothing) => (whole.state_bytes, whole.scratch_bytes),
+            (false, Sharing::Gradients) => {
+                (share_of(whole.state_bytes, n_ranks), whole.scratch_bytes)
+            }
+        };
+        OptimizerMemory { state_bytes, scratch_bytes, gradient_is_by_part, ..whole }
+    }
+
+    /// How many of so many processes of one host hold the frozen weights together.
+    pub(crate) fn n_holders(&self, n_ranks: usize) -> usize {
+        if self.holding.is_some() { n_ranks } else { 1 }
     }
 
     /// The file of DeepSpeed that says it.
@@ -89,5 +114,40 @@ fn fsdp(distributed: &Distributed) -> Strategy {
         updates_on_host: distributed.fsdp_offload,
         deepspeed: None,
         saves_in_shards: distributed.fsdp_state_dict_type == FsdpStateDictType::ShardedStateDict,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OptimizerMemory, Sharing, Strategy};
+
+    #[test]
+    fn what_is_shared_out_takes_a_share_and_what_is_elsewhere_nothing() {
+        let strategy = |sharing| Strategy {
+            name: String::new(),
+            sharing,
+            holding: None,
+            updates_on_host: false,
+            deepspeed: None,
+            saves_in_shards: false,
+        };
+        let whole =
+            OptimizerMemory { state_bytes: 3200, scratch_bytes: 7, ..OptimizerMemory::default() };
+        for (sharing, is_elsewhere, state_bytes, scratch_bytes) in [
+            (Sharing::Nothing, false, 3200, 7),
+            (Sharing::Gradients, false, 3200 / 4 + 3200 / 32, 7),
+            (Sharing::Gradients, true, 0, 0),
+        ] {
+            let found = strategy(sharing).optimizer_memory(whole, 4, is_elsewhere);
+            let gradient_is_by_part = sharing == Sharing::Gradients;
+            let expected =
+                OptimizerMemory { state_bytes, scratch_bytes, gradient_is_by_part, ..whole };
+            assert_eq!(found, expected, "{sharing:?}");
+        }
+        // No more than there is.
+        assert_eq!(
+            strategy(Sharing::Gradients).optimizer_memory(whole, 1, false).state_bytes,
+            3200
+        );
     }
 }

@@ -68,6 +68,11 @@ impl Inputs<'_> {
         self.data.feed(&self.found.tokenizer)
     }
 
+    /// Micro-batches of a step with this cut.
+    pub(crate) fn n_micro_batches(&self, cut: Cut) -> usize {
+        self.feed().n_micro_batches(cut)
+    }
+
     /// The largest micro-batch with this cut.
     fn step_size(&self, cut: Cut) -> StepSize {
         self.feed().largest_step(cut)
@@ -106,7 +111,7 @@ impl Inputs<'_> {
             memory.buffers.extend(self.data.judging_memory().buffers);
         }
         if let Some(strategy) = Strategy::of(self.plan) {
-            let n_leaves = self.feed().n_micro_batches(rung.cut);
+            let n_leaves = self.n_micro_batches(rung.cut);
             let shared = (strategy.sharing, self.n_ranks);
             memory.buffers.extend(shared_memory_plan(self.adapter, n_leaves, shared).buffers);
         }
