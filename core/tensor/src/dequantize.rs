@@ -5,6 +5,7 @@
 //! multiply-add, so that the results are equal to the last bit.
 
 use crate::Dtype;
+use forgelm_kernels_api::Float8;
 use half::slice::HalfFloatSliceExt;
 
 /// Why bytes could not be read as floats.
@@ -32,7 +33,7 @@ pub enum DequantizeError {
 ///
 /// Shapes: `bytes` whole blocks read, `out` [n] written, n a multiple of the block length.
 ///
-/// **Numerics:** F32 passes through, BF16 and F16 are exact, F64 is rounded to nearest even, block
+/// **Numerics:** F32 passes through, BF16, F16 and floats of eight bits are exact, F64 is rounded to nearest even, block
 /// formats as their reference computes them.
 ///
 /// # Errors
@@ -50,6 +51,8 @@ pub fn dequantize(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<(), Deq
         Dtype::F64 => doubles(bytes, out),
         Dtype::F16 => halves(bytes, out),
         Dtype::Bf16 => brain_floats(bytes, out),
+        Dtype::F8E4m3 => looked_up(Float8::E4m3.values(), bytes, out),
+        Dtype::F8E5m2 => looked_up(Float8::E5m2.values(), bytes, out),
         Dtype::Q4_0 => blocks::<18, 32>(bytes, out, q4_0),
         Dtype::Q4_1 => blocks::<20, 32>(bytes, out, q4_1),
         Dtype::Q5_0 => blocks::<22, 32>(bytes, out, q5_0),
@@ -109,6 +112,12 @@ fn halves(bytes: &[u8], out: &mut [f32]) {
             *h = half::f16::from_le_bytes(*b);
         }
         run[..v.len()].convert_to_f32_slice(v);
+    }
+}
+
+fn looked_up(values: &[f32; 256], codes: &[u8], out: &mut [f32]) {
+    for (v, &code) in out.iter_mut().zip(codes) {
+        *v = values[usize::from(code)];
     }
 }
 

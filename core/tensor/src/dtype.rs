@@ -17,6 +17,10 @@ pub enum Dtype {
     F16,
     /// The upper half of an IEEE 754 single.
     Bf16,
+    /// Eight-bit float: four bits of exponent, three of fraction, no infinity (OCP E4M3, `E4M3FN`).
+    F8E4m3,
+    /// Eight-bit float: five bits of exponent, two of fraction (OCP E5M2).
+    F8E5m2,
     /// Signed 64-bit integer.
     I64,
     /// Signed 32-bit integer.
@@ -59,11 +63,13 @@ pub enum Dtype {
 
 impl Dtype {
     /// Every format, in the order of declaration.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::F64,
         Self::F32,
         Self::F16,
         Self::Bf16,
+        Self::F8E4m3,
+        Self::F8E5m2,
         Self::I64,
         Self::I32,
         Self::I16,
@@ -89,7 +95,7 @@ impl Dtype {
     #[must_use]
     pub const fn block_len(self) -> usize {
         match self {
-            Self::F64 | Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::F8E4m3 | Self::F8E5m2 => 1,
             Self::I64 | Self::I32 | Self::I16 | Self::I8 => 1,
             Self::U64 | Self::U32 | Self::U16 | Self::U8 | Self::Bool => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
@@ -104,7 +110,7 @@ impl Dtype {
             Self::F64 | Self::I64 | Self::U64 => 8,
             Self::F32 | Self::I32 | Self::U32 => 4,
             Self::F16 | Self::Bf16 | Self::I16 | Self::U16 => 2,
-            Self::I8 | Self::U8 | Self::Bool => 1,
+            Self::F8E4m3 | Self::F8E5m2 | Self::I8 | Self::U8 | Self::Bool => 1,
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
@@ -166,6 +172,8 @@ impl Dtype {
             Self::F32 => "F32",
             Self::F16 => "F16",
             Self::Bf16 => "BF16",
+            Self::F8E4m3 => "F8_E4M3",
+            Self::F8E5m2 => "F8_E5M2",
             Self::I64 => "I64",
             Self::I32 => "I32",
             Self::I16 => "I16",

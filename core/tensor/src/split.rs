@@ -35,6 +35,7 @@ pub fn block_format(dtype: Dtype) -> Option<BlockFormat> {
         Dtype::Q5K => (Codes::Eight, 32, nested(8, whole), Some(nested(8, whole))),
         Dtype::Q6K => (Codes::Eight, 16, nested(16, |b| f32::from(b.cast_signed())), None),
         Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16 => return None,
+        Dtype::F8E4m3 | Dtype::F8E5m2 => return None,
         Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::I8 => return None,
         Dtype::U64 | Dtype::U32 | Dtype::U16 | Dtype::U8 | Dtype::Bool => return None,
     };

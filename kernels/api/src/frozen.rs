@@ -4,6 +4,7 @@ use std::any::Any;
 use std::io::Read;
 
 use crate::blocks::BlockSource;
+use crate::float8::Float8Rows;
 
 /// The number format in which products of a frozen weight are formed. Sums are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,12 @@ pub trait RowSource: Sync {
     /// The same matrix in blocks, if it is quantized: a kernel library may keep it so. The values
     /// are equal to those of [`RowSource::read_rows`] to the last bit.
     fn blocks(&self) -> Option<&dyn BlockSource> {
+        None
+    }
+
+    /// The same matrix in floats of eight bits, if it is stored so: a library of a device takes them
+    /// there as they are. The values are equal to those of [`RowSource::read_rows`] to the last bit.
+    fn float8(&self) -> Option<Float8Rows<'_>> {
         None
     }
 }

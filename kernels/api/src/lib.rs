@@ -10,6 +10,7 @@
 mod blocks;
 pub mod dynamic_map;
 mod failure;
+mod float8;
 mod frozen;
 mod memory;
 mod on_device;
@@ -22,6 +23,7 @@ pub use blocks::{
     BlockFormat, BlockRows, BlockSource, Codes, Factor, FactorRows, Factors, Rounding,
 };
 pub use failure::{Failure, caught};
+pub use float8::{Float8, Float8Layout, Float8Rows};
 pub use frozen::{Compute, Dense, FrozenMatrix, MatrixForm, RowSource};
 pub use memory::{
     Buffer, DeviceMemory, DeviceSlice, DeviceSliceMut, Format, Host, HostMut, MemoryRefused,

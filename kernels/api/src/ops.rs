@@ -7,6 +7,7 @@
 //! **Panics**, for every op: if a length does not fit the shapes. That is a bug in the caller,
 //! never bad input.
 
+use crate::float8::Float8Layout;
 use crate::frozen::{Compute, Dense, FrozenMatrix, RowSource};
 use crate::memory::{Buffer, MemoryRefused, Precision, Slice, SliceMut, Workload};
 use crate::on_device::OnDevice;
@@ -613,6 +614,20 @@ pub trait Ops: Send + Sync {
     ///
     /// Paper: Gemma Team 2024, arXiv:2408.00118, sec. 2.
     fn soft_cap(&self, y: SliceMut<'_>, cap: f32);
+
+    /// Floats of eight bits, each times the scale of its block: `y[n, k] = value(codes[n, k]) * scale`.
+    ///
+    /// Shapes: `y` [N, K] written, `codes` [N, K] and `scales`
+    /// [ceil(N / `block_rows`), ceil(K / `block_cols`)] read.
+    ///
+    /// Numerics: the product is rounded to f32 once, and then to the format that `y` is stored in.
+    fn cast_float8(
+        &self,
+        y: SliceMut<'_>,
+        codes: Slice<'_, u8>,
+        scales: Slice<'_>,
+        layout: Float8Layout,
+    );
 
     /// Copies some columns of one matrix to some of another.
     ///

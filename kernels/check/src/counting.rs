@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Choice,
-    Columns, Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, MemoryRefused,
-    OnDevice, Ops, Precision, Rotation, Routing, RoutingMut, RowSource, Segment, Slice, SliceMut,
-    Write,
+    Columns, Compute, Dropout, Float8Layout, FrozenMatrix, GemmDims, GemmLayout, LowRank,
+    MemoryRefused, OnDevice, Ops, Precision, Rotation, Routing, RoutingMut, RowSource, Segment,
+    Slice, SliceMut, Write,
 };
 
 /// Calls and time of one op.
@@ -376,6 +376,16 @@ impl Ops for Counting {
 
     fn soft_cap(&self, y: SliceMut<'_>, cap: f32) {
         self.timed("soft_cap", || self.inner.soft_cap(y, cap))
+    }
+
+    fn cast_float8(
+        &self,
+        y: SliceMut<'_>,
+        codes: Slice<'_, u8>,
+        scales: Slice<'_>,
+        layout: Float8Layout,
+    ) {
+        self.timed("cast_float8", || self.inner.cast_float8(y, codes, scales, layout))
     }
 
     fn copy_columns(&self, y: SliceMut<'_>, to: Columns, x: Slice<'_>, from: Columns, n: usize) {

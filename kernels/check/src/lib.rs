@@ -20,6 +20,7 @@ pub mod columns;
 pub mod counting;
 pub mod elementwise;
 pub mod embedding;
+pub mod float8;
 pub mod gemm;
 pub mod glu;
 pub mod linear;
@@ -54,6 +55,7 @@ pub fn compare_all(library: &dyn Ops) -> Vec<Outcome> {
         packed::compare(library),
         gemm::compare(library),
         embedding::compare(library),
+        float8::compare(library),
         rms_norm::compare(library),
         columns::compare(library),
         rope::compare(library),

@@ -11,8 +11,8 @@ use std::ops::Range;
 
 use forgelm_kernels_api::{Compute, LowRank, Ops, RowSource, Write};
 use forgelm_kernels_check::{
-    attention, columns, compare_all, elementwise, embedding, gemm, glu, linear, optimizers, packed,
-    rms_norm, rope, routing, rows, token_logprobs,
+    attention, columns, compare_all, elementwise, embedding, float8, gemm, glu, linear, optimizers,
+    packed, rms_norm, rope, routing, rows, token_logprobs,
 };
 use forgelm_kernels_cpu::{Cpu, InstructionSet};
 
@@ -23,6 +23,7 @@ fn n_outcomes() -> usize {
         + 2 * packed::SIZES.len() * packed::FORMATS.len()
         + 3 * gemm::CASES.len()
         + 2 * embedding::CASES.len()
+        + 2 * float8::CASES.len()
         + rms_norm::CASES.len()
         + columns::CASES.len()
         + 3 * rope::CASES.len()
@@ -49,7 +50,7 @@ fn check(set: InstructionSet) {
     assert_eq!(cpu.prefers(Compute::Bf16), set == InstructionSet::Avx512Bf16);
     let one = compare_all(&cpu);
     assert_eq!(one.len(), n_outcomes());
-    assert_eq!(one.len(), 232 + 112 + 18 + 12 + 8 + 13);
+    assert_eq!(one.len(), 232 + 112 + 18 + 12 + 8 + 13 + 18);
     for n_threads in [2, 3] {
         let cpu = Cpu::with_instruction_set(n_threads, set).unwrap();
         assert_eq!(cpu.n_threads(), n_threads);

@@ -30,6 +30,7 @@ mod blocks;
 mod columns;
 mod dropout;
 mod embedding;
+mod float8;
 mod frozen;
 mod gemm;
 mod glu;
@@ -53,8 +54,8 @@ mod workspace;
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Choice, Columns,
-    Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, Routing,
-    RoutingMut, RowSource, Segment, Slice, SliceMut, Workload, Write,
+    Compute, Dropout, Float8Layout, FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation,
+    Routing, RoutingMut, RowSource, Segment, Slice, SliceMut, Workload, Write,
 };
 
 use frozen::CpuMatrix;
@@ -462,6 +463,16 @@ impl Ops for Cpu {
 
     fn soft_cap(&self, y: SliceMut<'_>, cap: f32) {
         rows::soft_cap(&self.pool, y.on_host(), cap);
+    }
+
+    fn cast_float8(
+        &self,
+        y: SliceMut<'_>,
+        codes: Slice<'_, u8>,
+        scales: Slice<'_>,
+        layout: Float8Layout,
+    ) {
+        float8::cast(&self.pool, y.on_host(), codes.on_host(), scales.on_host(), layout);
     }
 
     fn copy_columns(&self, y: SliceMut<'_>, to: Columns, x: Slice<'_>, from: Columns, n: usize) {

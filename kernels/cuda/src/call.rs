@@ -165,6 +165,18 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Bytes that are read.
+    pub(crate) fn read_bytes(&self, slice: Slice<'_, u8>) -> Numbers {
+        match slice {
+            Slice::Host(values) => {
+                let numbers = self.scratch(Format::U8, values.len());
+                must(memory::write(self.device, self.op, numbers, u8::host(values)));
+                numbers
+            }
+            Slice::Device(place) => memory::resolve(self.device, self.op, place),
+        }
+    }
+
     /// Numbers that are written, or changed.
     pub(crate) fn write(&self, slice: SliceMut<'a>, before: Before) -> Numbers {
         match slice {

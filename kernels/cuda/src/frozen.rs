@@ -6,7 +6,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use forgelm_kernels_api::{
-    Compute, DeviceMemory, Format, FrozenMatrix, Host, HostMut, MatrixForm, RowSource,
+    Compute, DeviceMemory, Float8Rows, Format, FrozenMatrix, Host, HostMut, MatrixForm, RowSource,
 };
 
 use crate::blocks::{Blocks, BlocksForm};
@@ -14,6 +14,7 @@ use crate::call::{Call, Numbers};
 use crate::cast;
 use crate::device::Device;
 use crate::error::{CudaError, must};
+use crate::float8;
 use crate::memory::{self, CudaMemory};
 use crate::room::Room;
 
@@ -45,7 +46,8 @@ pub(crate) fn format_of(compute: Compute) -> Format {
 }
 
 impl CudaMatrix {
-    /// Uploads a weight, rounded to its format, a few rows at a time.
+    /// Uploads a weight, rounded to its format, a few rows at a time. One in floats of eight bits is
+    /// uploaded as it is, and becomes numbers on the device.
     pub(crate) fn freeze(
         device: &Arc<Device>,
         source: &dyn RowSource,
@@ -53,12 +55,9 @@ impl CudaMatrix {
     ) -> Result<Self, CudaError> {
         let (n_rows, n_cols) = (source.n_rows(), source.n_cols());
         let memory = CudaMemory::zeros(device, format_of(compute), n_rows * n_cols)?;
-        let n_at_once = (PIECE / n_cols.max(1)).clamp(1, n_rows.max(1));
-        let mut piece = vec![0.0; n_at_once * n_cols];
-        for first in (0..n_rows).step_by(n_at_once) {
-            let piece = &mut piece[..n_at_once.min(n_rows - first) * n_cols];
-            read_in_parallel(source, first, piece);
-            memory.write(first * n_cols, Host::F32(piece));
+        match source.float8() {
+            Some(rows) => cast_there(device, &memory, rows),
+            None => upload(&memory, source),
         }
         let storage = Storage::Dense(memory);
         Ok(Self { device: Arc::clone(device), n_rows, n_cols, compute, storage })
@@ -243,6 +242,40 @@ impl MatrixForm for CudaForm {
     }
 }
 
+/// Uploads rows, rounded to the format of the memory, a few at a time.
+fn upload(memory: &CudaMemory, source: &dyn RowSource) {
+    let (n_rows, n_cols) = (source.n_rows(), source.n_cols());
+    let n_at_once = rows_at_once(n_rows, n_cols);
+    let mut piece = vec![0.0; n_at_once * n_cols];
+    for first in (0..n_rows).step_by(n_at_once) {
+        let piece = &mut piece[..n_at_once.min(n_rows - first) * n_cols];
+        read_in_parallel(source, first, piece);
+        memory.write(first * n_cols, Host::F32(piece));
+    }
+}
+
+/// Uploads codes and scales as they are, a few rows at a time: the device makes numbers of them.
+fn cast_there(device: &Device, memory: &CudaMemory, rows: Float8Rows<'_>) {
+    let call = Call::open(device, "freeze");
+    let Float8Rows { layout, codes, scales } = rows;
+    let (n_rows, n_cols) = (layout.n_rows(codes.len()), layout.n_cols);
+    let (to, scales) = (memory.numbers(), call.read(scales.into()));
+    let n_at_once = rows_at_once(n_rows, n_cols);
+    let room = call.scratch(Format::U8, n_at_once * n_cols);
+    for first in (0..n_rows).step_by(n_at_once) {
+        let (begin, len) = (first * n_cols, n_at_once.min(n_rows - first) * n_cols);
+        let piece = room.part(0, len);
+        must(memory::write(device, call.op(), piece, Host::U8(&codes[begin..][..len])));
+        float8::cast(&call, to.part(begin, len), (piece, first), scales, layout);
+    }
+    call.close();
+}
+
+/// Rows of a piece.
+fn rows_at_once(n_rows: usize, n_cols: usize) -> usize {
+    (PIECE / n_cols.max(1)).clamp(1, n_rows.max(1))
+}
+
 /// Rows that one thread reads at least, in numbers.
 const PART: usize = 1 << 18;
 
@@ -266,8 +299,11 @@ fn read_in_parallel(source: &dyn RowSource, first: usize, out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use forgelm_kernels_api::{
-        BlockFormat, BlockRows, BlockSource, Codes, Dense, Factor, FactorRows, Factors, Rounding,
+        BlockFormat, BlockRows, BlockSource, Codes, Dense, Factor, FactorRows, Factors, Float8,
+        Float8Layout, Rounding,
     };
+
+    use forgelm_kernels_emulator as emulator;
 
     use super::*;
     use crate::call::Before;
@@ -388,5 +424,69 @@ mod tests {
         let dense = Dense { n_cols: K, values: &values };
         let none = CudaMatrix::freeze_packed(&device, &dense, Compute::F32).expect("no failure");
         assert!(none.is_none(), "a source without blocks");
+    }
+
+    /// Floats of eight bits in blocks of 4 rows and 24 columns; their rows on the host are not asked
+    /// for.
+    struct Eight {
+        format: Float8,
+        codes: Vec<u8>,
+        scales: Vec<f32>,
+    }
+
+    impl Eight {
+        fn new(format: Float8) -> Self {
+            let codes = (0..=255).filter(|&code| format.is_finite(code)).cycle().take(N * K);
+            Self { format, codes: codes.collect(), scales: vec![0.5, 3.0, -0.1, 7.0, 1e-3, 0.3] }
+        }
+
+        fn rows(&self) -> Float8Rows<'_> {
+            let layout =
+                Float8Layout { format: self.format, n_cols: K, block_rows: 4, block_cols: 24 };
+            Float8Rows { layout, codes: &self.codes, scales: &self.scales }
+        }
+    }
+
+    impl RowSource for Eight {
+        fn n_rows(&self) -> usize {
+            N
+        }
+
+        fn n_cols(&self) -> usize {
+            K
+        }
+
+        fn read_rows(&self, _: usize, _: &mut [f32]) {
+            panic!("the host made numbers of them");
+        }
+
+        fn float8(&self) -> Option<Float8Rows<'_>> {
+            Some(self.rows())
+        }
+    }
+
+    #[test]
+    fn floats_of_eight_bits_become_numbers_on_the_device() {
+        let Some(_alone) = emulated::alone() else { return };
+        let device = emulated::device(emulated::options());
+        for format in [Float8::E4m3, Float8::E5m2] {
+            let source = Eight::new(format);
+            let mut want = vec![0.0; N * K];
+            source.rows().read_rows(0, &mut want);
+            emulator::reset_counters();
+            let exact = CudaMatrix::freeze(&device, &source, Compute::F32).expect("it fits");
+            assert_eq!(emulator::counters().bytes_to_device, (N * K + 6 * 4) as u64);
+            let short = CudaMatrix::freeze(&device, &source, Compute::Bf16).expect("it fits");
+            assert_eq!((all_rows(&exact), all_rows(&short)), (want.clone(), rounded(&want)));
+
+            // As a later piece of a large weight: from the middle of a block of rows on.
+            let call = Call::open(&device, "freeze");
+            let y = call.scratch(Format::F32, 3 * K);
+            let codes = call.read_bytes((&source.codes[3 * K..]).into());
+            let scales = call.read((&source.scales).into());
+            float8::cast(&call, y, (codes, 3), scales, source.rows().layout);
+            assert_eq!(call.fetch::<f32>(y), want[3 * K..]);
+            call.close();
+        }
     }
 }

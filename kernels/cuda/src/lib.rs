@@ -35,6 +35,7 @@ mod embedding;
 #[cfg(test)]
 mod emulated;
 mod error;
+mod float8;
 #[cfg(test)]
 mod formats;
 mod frozen;
@@ -71,9 +72,9 @@ use std::sync::{Arc, Mutex};
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Choice,
-    Columns, Compute, Draw, DrawRule, Drawn, Dropout, Format, FrozenMatrix, GemmDims, GemmLayout,
-    LowRank, MemoryRefused, OnDevice, Ops, Precision, Rotation, Routing, RoutingMut, RowSource,
-    Segment, Slice, SliceMut, Workload, Write,
+    Columns, Compute, Draw, DrawRule, Drawn, Dropout, Float8Layout, Format, FrozenMatrix, GemmDims,
+    GemmLayout, LowRank, MemoryRefused, OnDevice, Ops, Precision, Rotation, Routing, RoutingMut,
+    RowSource, Segment, Slice, SliceMut, Workload, Write,
 };
 
 use call::{Before, Call};
@@ -620,6 +621,21 @@ impl Ops for Cuda {
     fn soft_cap(&self, y: SliceMut<'_>, cap: f32) {
         let call = self.open("soft_cap");
         cast::soft_cap(&call, call.write(y, Before::Needed), cap);
+        call.close();
+    }
+
+    fn cast_float8(
+        &self,
+        y: SliceMut<'_>,
+        codes: Slice<'_, u8>,
+        scales: Slice<'_>,
+        layout: Float8Layout,
+    ) {
+        let call = self.open("cast_float8");
+        let y = call.write(y, Before::Unused);
+        let (codes, scales) = (call.read_bytes(codes), call.read(scales));
+        assert_eq!(scales.len, layout.n_scales(layout.n_rows(codes.len)), "scales");
+        float8::cast(&call, y, (codes, 0), scales, layout);
         call.close();
     }
 

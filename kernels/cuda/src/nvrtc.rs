@@ -39,6 +39,7 @@ pub(crate) const SOURCES: &[Source] = sources![
     "columns",
     "dropout",
     "embedding",
+    "float8",
     "gemm",
     "glu",
     "merge",

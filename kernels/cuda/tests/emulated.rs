@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use forgelm_kernels_api::Ops as _;
 use forgelm_kernels_check::{
-    Outcome, attention, columns, elementwise, embedding, gemm, glu, linear, optimizers, packed,
-    rms_norm, rope, routing, rows, token_logprobs,
+    Outcome, attention, columns, elementwise, embedding, float8, gemm, glu, linear, optimizers,
+    packed, rms_norm, rope, routing, rows, token_logprobs,
 };
 use forgelm_kernels_cuda::{Cuda, Device, DeviceOptions, Folders, Found, ImageSource, Libraries};
 use forgelm_kernels_emulator::{AsyncCopies, Schedule, Streams};
@@ -50,6 +50,7 @@ fn compare_most(library: &Cuda) -> Vec<Outcome> {
         linear::compare(library),
         gemm::compare(library),
         embedding::compare(library),
+        float8::compare(library),
         rms_norm::compare(library),
         columns::compare(library),
         rope::compare(library),

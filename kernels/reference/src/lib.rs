@@ -17,6 +17,7 @@ mod attention;
 mod columns;
 mod dropout;
 mod embedding;
+mod float8;
 mod frozen;
 mod gemm;
 mod glu;
@@ -30,8 +31,8 @@ mod token_logprobs;
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Choice, Columns,
-    Compute, Dropout, FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation, Routing,
-    RoutingMut, RowSource, Segment, Slice, SliceMut, Write,
+    Compute, Dropout, Float8Layout, FrozenMatrix, GemmDims, GemmLayout, LowRank, Ops, Rotation,
+    Routing, RoutingMut, RowSource, Segment, Slice, SliceMut, Write,
 };
 
 /// The plain kernel library.
@@ -328,6 +329,16 @@ impl Ops for Reference {
 
     fn soft_cap(&self, y: SliceMut<'_>, cap: f32) {
         rows::soft_cap(y.on_host(), cap);
+    }
+
+    fn cast_float8(
+        &self,
+        y: SliceMut<'_>,
+        codes: Slice<'_, u8>,
+        scales: Slice<'_>,
+        layout: Float8Layout,
+    ) {
+        float8::cast(y.on_host(), codes.on_host(), scales.on_host(), layout);
     }
 
     fn copy_columns(&self, y: SliceMut<'_>, to: Columns, x: Slice<'_>, from: Columns, n: usize) {

@@ -7,8 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use forgelm_kernels_api::Failure;
 use forgelm_kernels_api::Ops;
 use forgelm_kernels_check::{
-    Outcome, attention, columns, elementwise, embedding, gemm, glu, linear, optimizers, packed,
-    rms_norm, rope, routing, rows, token_logprobs,
+    Outcome, attention, columns, elementwise, embedding, float8, gemm, glu, linear, optimizers,
+    packed, rms_norm, rope, routing, rows, token_logprobs,
 };
 use serde_json::json;
 
@@ -19,12 +19,13 @@ use super::finding::{Finding, Table};
 type Compare = fn(&dyn Ops) -> Vec<Outcome>;
 
 /// Those that an emulated device does in a moment come first.
-const OPS: [(&str, Compare); 14] = [
+const OPS: [(&str, Compare); 15] = [
     ("rope", rope::compare),
     ("columns", columns::compare),
     ("embedding", embedding::compare),
     ("rms_norm", rms_norm::compare),
     ("glu", glu::compare),
+    ("float8", float8::compare),
     ("rows", rows::compare),
     ("routing", routing::compare),
     ("elementwise", elementwise::compare),
