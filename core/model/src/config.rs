@@ -8,12 +8,14 @@ mod hf;
 mod hf_rope;
 mod keys;
 mod options;
+mod quantization;
 mod rope;
 mod write;
 mod write_gguf;
 
 use thiserror::Error;
 
+use crate::float8::Float8Storage;
 use crate::names::{Linear, ModuleNames, Norm, Role};
 use crate::rope::Rope;
 pub use hf::{read_classifier_json, read_config_json};
@@ -125,6 +127,8 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// What the head says, if it is not the next token.
     pub labels: Option<Labels>,
+    /// How weights are scaled that the folder has in floats of eight bits, if it has such.
+    pub float8: Option<Float8Storage>,
 }
 
 /// The head of a model that classifies whole sequences (`...ForSequenceClassification`).

@@ -28,6 +28,7 @@ pub mod architecture;
 mod classifier;
 mod config;
 mod decoder;
+mod float8;
 mod four_bit;
 mod gguf_model;
 mod names;
@@ -57,6 +58,7 @@ pub use decoder::{
     CachedSequence, Decoder, Descent, DropoutStep, EmbeddingNoise, KvCache, PackedInput,
     PartialGradient, Pass, Scored, Stem,
 };
+pub use float8::{Float8Scales, Float8Storage, ScaleOf};
 pub use four_bit::FourBitWeight;
 pub use gguf_model::{GgufModel, GgufTensor};
 pub use names::{ExpertPart, Linear, ModuleNames, Norm, Role};

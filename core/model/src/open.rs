@@ -9,12 +9,13 @@ use forgelm_artifact::safetensors::SafetensorsFile;
 use forgelm_artifact::sharded::{ShardedError, ShardedModel};
 use forgelm_artifact::{Class, TensorView, json};
 use forgelm_kernels_api::{Compute, Ops};
-use forgelm_tensor::FourBit;
+use forgelm_tensor::{Dtype, FourBit};
 use thiserror::Error;
 
 use crate::architecture::{AVAILABLE, Architecture};
 use crate::config::{ConfigError, Dims, ModelConfig, read_classifier_json, read_config_json};
 use crate::decoder::Decoder;
+use crate::float8::{self, Float8Scales, Float8Storage};
 use crate::four_bit::{self, FourBitWeight};
 use crate::names::{ModuleNames, Role, gguf};
 use crate::parts::Holders;
@@ -64,6 +65,7 @@ impl LoadError {
             Self::Config(_)
             | Self::Weights(
                 WeightsError::FourBit { .. }
+                | WeightsError::Float8 { .. }
                 | WeightsError::Missing { .. }
                 | WeightsError::Unexpected { .. }
                 | WeightsError::Shape { .. }
@@ -150,6 +152,20 @@ impl OpenModel {
         Ok(check_tensors(&self.store, &self.config)?)
     }
 
+    /// What the files say that is not used, for whoever reads along.
+    #[must_use]
+    pub fn note(&self) -> Option<String> {
+        let Files::Folder(folder, model) = &self.store.files else { return None };
+        self.config.float8.as_ref()?;
+        let n = model.names().filter(|name| float8::is_of_activations(name)).count();
+        (n > 0).then(|| {
+            let folder = folder.display();
+            format!(
+                "{folder}: {n} scales of activations are not used; only weights are in FP8 here"
+            )
+        })
+    }
+
     /// Whether every weight file is still the one that was opened.
     #[must_use]
     pub fn is_unchanged(&self) -> bool {
@@ -222,6 +238,8 @@ struct FileStore {
     is_classifier: bool,
     /// Whether query and key rows of a GGUF file are interleaved.
     is_interleaved: bool,
+    /// How weights in floats of eight bits are scaled.
+    float8: Option<Float8Storage>,
 }
 
 #[derive(Debug)]
@@ -240,6 +258,7 @@ impl FileStore {
             is_classifier: config.labels.is_some(),
             is_interleaved: matches!(files, Files::Gguf(_))
                 && AVAILABLE.iter().any(|a| is_llama(&a)),
+            float8: config.float8.clone(),
             files,
         }
     }
@@ -248,6 +267,18 @@ impl FileStore {
     fn state(&self, name: &str) -> Option<(FourBit, String)> {
         let Files::Folder(_, model) = &self.files else { return None };
         four_bit::state_names(name).into_iter().find(|(_, state)| model.tensor(state).is_some())
+    }
+
+    /// Whether a tensor is a part of a weight in four bits, or in floats of eight.
+    fn is_beside_weight(&self, name: &str) -> bool {
+        let is_float8 = |of: &str| {
+            let dtype = self.view(of).map(|tensor| tensor.dtype);
+            matches!(dtype, Some(Dtype::F8E4m3 | Dtype::F8E5m2))
+        };
+        four_bit::weight_of(name).is_some_and(|of| self.state(of).is_some())
+            || self.float8.is_some()
+                && (float8::scaled_by(name).is_some_and(is_float8)
+                    || float8::is_of_activations(name))
     }
 
     fn view(&self, name: &str) -> Option<TensorView<'_>> {
@@ -268,10 +299,9 @@ impl TensorStore for FileStore {
 
     fn names(&self) -> Vec<String> {
         match &self.files {
-            // What stands beside a weight in four bits is a part of it.
             Files::Folder(_, model) => model
                 .names()
-                .filter(|name| four_bit::weight_of(name).is_none_or(|of| self.state(of).is_none()))
+                .filter(|name| !self.is_beside_weight(name))
                 .map(str::to_owned)
                 .collect(),
             Files::Gguf(file) => file.names().map(str::to_owned).collect(),
@@ -328,5 +358,11 @@ impl TensorStore for FileStore {
         let Some(state) = self.state(name) else { return Ok(None) };
         let read = four_bit::read(&|name| self.view(name), name, &state, shape);
         read.map(Some).map_err(|what| WeightsError::FourBit { place: self.place(), what })
+    }
+
+    fn float8(&self, name: &str, shape: &[usize]) -> Result<Option<Float8Scales>, WeightsError> {
+        let Some(storage) = &self.float8 else { return Ok(None) };
+        float8::read(&|name| self.view(name), storage, name, shape)
+            .map_err(|what| WeightsError::Float8 { place: self.place(), what })
     }
 }

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use forgelm_kernels_api::{BlockFormat, BlockRows, BlockSource, Factor, FactorRows, RowSource};
+use forgelm_kernels_api::{
+    BlockFormat, BlockRows, BlockSource, Factor, FactorRows, Float8Rows, RowSource,
+};
 use forgelm_tensor::{Dtype, block_format, dequantize, no_rows, outer_factors, split_blocks};
 
 use crate::config::Dims;
+use crate::float8::Float8Scales;
 use crate::four_bit::FourBitWeight;
 use crate::names::{ExpertPart, Linear, ModuleNames, Role};
 use crate::weights::WeightsError;
@@ -84,6 +87,15 @@ pub trait TensorStore {
         _name: &str,
         _shape: [usize; 2],
     ) -> Result<Option<FourBitWeight>, WeightsError> {
+        Ok(None)
+    }
+
+    /// The scales of the weight of this name and shape, where the store has it in floats of eight
+    /// bits with its scales in a tensor beside.
+    ///
+    /// # Errors
+    /// If these do not belong together.
+    fn float8(&self, _name: &str, _shape: &[usize]) -> Result<Option<Float8Scales>, WeightsError> {
         Ok(None)
     }
 }
@@ -204,6 +216,8 @@ pub(crate) struct StoredRows<'a> {
     blocks: Option<BlockFormat>,
     /// In place of rows of `bytes`: these are codes, and the scales lie elsewhere.
     four_bit: Option<FourBitWeight>,
+    /// The values of rows of `bytes` have scales, which lie elsewhere.
+    float8: Option<Float8Scales>,
     first_bad: Mutex<Option<NotFinite>>,
 }
 
@@ -227,6 +241,7 @@ impl<'a> StoredRows<'a> {
             offset: 0.0,
             blocks: None,
             four_bit: None,
+            float8: None,
             first_bad: Mutex::new(None),
         })
     }
@@ -243,8 +258,14 @@ impl<'a> StoredRows<'a> {
             offset: 0.0,
             blocks: None,
             four_bit: Some(weight),
+            float8: None,
             first_bad: Mutex::new(None),
         }
+    }
+
+    /// The same rows, which are codes of eight bits, under their scales.
+    pub(crate) fn scaled(self, scales: Float8Scales) -> Self {
+        Self { float8: Some(scales), ..self }
     }
 
     /// The same rows with a constant added to every value.
@@ -320,9 +341,10 @@ impl RowSource for StoredRows<'_> {
     fn read_rows(&self, first_row: usize, out: &mut [f32]) {
         for (i, out_row) in out.chunks_exact_mut(self.n_cols).enumerate() {
             let row = first_row + i;
-            match &self.four_bit {
-                Some(weight) => weight.matrix.read_rows(row, out_row),
-                None => dequantize(self.dtype, self.row_bytes(row), out_row)
+            match (&self.four_bit, &self.float8) {
+                (Some(weight), _) => weight.matrix.read_rows(row, out_row),
+                (None, Some(scales)) => scales.rows(self.bytes).read_rows(row, out_row),
+                (None, None) => dequantize(self.dtype, self.row_bytes(row), out_row)
                     .expect("the shape was checked against the bytes when the tensor was opened"),
             }
             if self.offset != 0.0 {
@@ -343,6 +365,17 @@ impl RowSource for StoredRows<'_> {
             Some(weight) => weight.matrix.blocks(),
             None => Some(self),
         }
+    }
+
+    fn float8(&self) -> Option<Float8Rows<'_>> {
+        let rows = self.float8.as_ref()?.rows(self.bytes);
+        // Whoever takes the codes makes numbers of them, and says nothing of what is none.
+        let is_bad = |bad, &code: &u8| bad | !rows.layout.format.is_finite(code);
+        let mut codes = self.bytes.chunks_exact(self.n_cols);
+        if let Some(row) = codes.position(|row| row.iter().fold(false, is_bad)) {
+            self.scan(row..row + 1);
+        }
+        Some(rows)
     }
 }
 

@@ -86,6 +86,14 @@ pub enum WeightsError {
         /// Which tensor, and what is wrong with it.
         what: String,
     },
+    /// A weight in floats of eight bits whose parts do not belong together.
+    #[error("{place}: {what}")]
+    Float8 {
+        /// Folder.
+        place: String,
+        /// Which tensor, and what is wrong with it.
+        what: String,
+    },
     /// The configuration ties head and embedding, but the file has a head that differs.
     #[error(
         "{place}: `tie_word_embeddings` is true, but tensor `{head}` differs from `{embedding}` \
@@ -281,6 +289,11 @@ fn rows<'a>(
             return Ok(StoredRows::of_four_bit(weight, codes.bytes));
         }
     }
+    let located = store.locate(role, &dims);
+    let scales = match role.shape(&dims).len() {
+        2 => store.float8(&located.name, &located.shape)?,
+        _ => None,
+    };
     let tensor = tensor(store, &dims, role)?;
     let is_rotated = matches!(
         role,
@@ -296,8 +309,12 @@ fn rows<'a>(
         [n_rows] if interleaved.is_some() => (*n_rows, 1),
         other => (1, other.iter().product()),
     };
-    StoredRows::new(&tensor, n_rows, n_cols, interleaved)
-        .ok_or_else(|| format_error(store, &dims, role, &tensor))
+    let rows = StoredRows::new(&tensor, n_rows, n_cols, interleaved)
+        .ok_or_else(|| format_error(store, &dims, role, &tensor))?;
+    Ok(match scales {
+        Some(scales) => rows.scaled(scales),
+        None => rows,
+    })
 }
 
 /// Refuses rows in which a value that is no number was met.

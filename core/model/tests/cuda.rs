@@ -9,6 +9,7 @@
 mod comparison;
 #[path = "../../../kernels/cuda/tests/support/opened.rs"]
 mod opened;
+mod stored;
 mod support;
 
 use std::sync::{Arc, MutexGuard};
@@ -18,8 +19,11 @@ use forgelm_kernels_api::{Compute, Ops, Precision};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_cuda::{Cuda, Device};
 use forgelm_kernels_emulator as emulator;
-use forgelm_model::{ModelConfig, Pass, Scored};
-use support::noise;
+use forgelm_model::{
+    Activations, Decoder, Keep, ModelConfig, ModelFiles, OpenModel, Pass, Scored, StepSize,
+};
+use stored::Folder;
+use support::{Batch, noise};
 
 /// Alone with the emulated driver, and what was opened.
 type Opened = (MutexGuard<'static, ()>, Arc<dyn Ops>, Arc<Device>);
@@ -152,4 +156,46 @@ fn capped_logits_stay_on_the_device() {
     for (found, expected) in found.iter().zip(&expected) {
         assert!((found - expected).abs() <= 1e-5 * cap, "{found} instead of {expected}");
     }
+}
+
+fn logits(decoder: &Decoder) -> Vec<u32> {
+    let batch = Batch::random(8, &[7, 5], decoder.dims().v);
+    let size = StepSize { tokens_max: 12, scored_rows_max: 12 };
+    let mut acts = Activations::new(decoder, None, size, Keep::Nothing).expect("there is memory");
+    let mut logits = vec![0.0; 12 * decoder.dims().v];
+    decoder.forward(&Pass { adapter: None, batch: batch.input(), dropout: None }, &mut acts);
+    decoder.logits(None, &mut acts, &(0..12).collect::<Vec<u32>>(), &mut logits);
+    logits.into_iter().map(f32::to_bits).collect()
+}
+
+/// Codes are sent as they are, a byte each, and the device makes the same weights of them as it is
+/// given where a folder has their values.
+#[test]
+fn weights_in_eight_bits_become_numbers_on_the_device() {
+    let Some((_alone, cuda, _)) = device() else { return };
+    let folder = Folder::golden("fp8-block");
+    let (dir, dense) = (folder.written(), folder.dense().written());
+    let load = |dir: &tempfile::TempDir, compute| {
+        let open = OpenModel::open(&ModelFiles::Folder(dir.path().to_owned()));
+        emulator::reset_counters();
+        let decoder = open.and_then(|open| open.load(Arc::clone(&cuda), compute));
+        (decoder.expect("good weights"), emulator::counters())
+    };
+    for (compute, kernel) in
+        [(Compute::F32, "float8_e4m3_f32_vec"), (Compute::Bf16, "float8_e4m3_bf16_vec")]
+    {
+        let (eight, counters) = load(&dir, compute);
+        assert_eq!(counters.launches[kernel], 7, "{compute:?}");
+        let (want, of_values) = load(&dense, compute);
+        // 64,512 weights of linear layers less 7 times a few scales.
+        assert!(counters.bytes_to_device + 60_000 < of_values.bytes_to_device, "{compute:?}");
+        assert!(logits(&eight) == logits(&want), "{compute:?}");
+    }
+    let mut damaged = Folder::golden("fp8-block");
+    let name = "model.layers.0.mlp.up_proj.weight";
+    damaged.tensors.get_mut(name).expect("a weight").bytes[96 * 7 + 2] = 0xff;
+    let dir = damaged.written();
+    let open = OpenModel::open(&ModelFiles::Folder(dir.path().to_owned())).expect("a good folder");
+    let error = open.load(cuda, Compute::F32).err().expect("it must be refused").to_string();
+    assert!(error.ends_with("has the value NaN at row 7, column 2"), "{error}");
 }

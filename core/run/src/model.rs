@@ -140,6 +140,9 @@ pub fn find(
     for note in tokenizer.notes() {
         observer.observe(&Event::Warning(note.clone()));
     }
+    if let Some(note) = open.note() {
+        observer.observe(&Event::Notice(note));
+    }
     let template = chat_template(&tokenizer, request.chat_template.as_deref())?;
     let ends = tokenizer.eos_sources(template.as_ref());
     if !ends.agree() {

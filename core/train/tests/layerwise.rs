@@ -70,6 +70,7 @@ fn config(is_tied: bool) -> ModelConfig {
         bos_token_id: Some(0),
         eos_token_ids: vec![1],
         labels: None,
+        float8: None,
     }
 }
 

@@ -97,6 +97,7 @@ impl ModelConfig {
             bos_token_id: keys.token("bos")?,
             eos_token_ids: keys.end_tokens()?,
             labels: None,
+            float8: None,
             place: keys.place,
         };
         config.validate()?;

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::hf_rope::ropes;
 use super::keys::Keys;
+use super::quantization;
 use super::{AttentionOptions, ConfigError, Experts, Labels, MlpOptions, ModelConfig, NormOptions};
 use crate::architecture::{
     AVAILABLE, Architecture, AttentionBias, ExpertFamily, Windows, available_names, what_is_missing,
@@ -193,6 +194,7 @@ impl ModelConfig {
             bos_token_id: token_ids(value, "bos_token_id").first().copied(),
             eos_token_ids: token_ids(value, "eos_token_id"),
             labels,
+            float8: quantization::read(&keys)?,
         };
         config.validate()?;
         Ok(config)
@@ -478,21 +480,6 @@ fn refuse_options(keys: &Keys<'_>, family: &Architecture) -> Result<(), ConfigEr
                 "available: attention to earlier tokens",
             );
         }
-    }
-    if let Some(quantized) = keys.map.get("quantization_config").filter(|v| !v.is_null()) {
-        let method = quantized.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-        let is = |key: &str, value: &Value| quantized.get(key).is_none_or(|found| found == value);
-        let is_four_bit = quantized.get("load_in_4bit") == Some(&Value::Bool(true));
-        if method == "bitsandbytes"
-            && is_four_bit
-            && is("bnb_4bit_quant_storage", &Value::from("uint8"))
-        {
-            return Ok(());
-        }
-        return refuse(
-            format!("a folder whose weights are quantized (`quant_method: {method}`)"),
-            "use the original weights, a GGUF file, or four bits by bitsandbytes (`load_in_4bit`)",
-        );
     }
     Ok(())
 }

@@ -36,6 +36,7 @@ pub fn tiny_config() -> ModelConfig {
         bos_token_id: Some(0),
         eos_token_ids: vec![1],
         labels: None,
+        float8: None,
     }
 }
 
