@@ -17,6 +17,8 @@
 mod batch;
 #[path = "families/classifiers.rs"]
 mod classifiers;
+#[path = "families/float8.rs"]
+mod float8;
 #[path = "families/four_bit.rs"]
 mod four_bit;
 #[path = "families/gguf.rs"]
