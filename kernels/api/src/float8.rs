@@ -17,6 +17,7 @@ pub enum Float8 {
 impl Float8 {
     /// What a code stands for: exact in f32.
     #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "fractions are below 8")]
     pub const fn value(self, code: u8) -> f32 {
         let (exponent_bits, bias) = match self {
             Self::E4m3 => (4, 7),
@@ -48,6 +49,7 @@ impl Float8 {
     /// What each code stands for.
     #[must_use]
     pub const fn values(self) -> &'static [f32; 256] {
+        #[expect(clippy::cast_possible_truncation, reason = "codes are below 256")]
         const fn table(format: Float8) -> [f32; 256] {
             let mut values = [0.0; 256];
             let mut code = 0;
