@@ -1,6 +1,6 @@
 //! Compiles every kernel of kernels/cuda for the CPU and links them with the stand-in driver into
-//! `libcuda.so.1`, and beside it a stand-in `libcublasLt.so.12`. A stand-in `libcudnn.so.9` lies in
-//! a folder of its own: only tests that name it have one.
+//! `libcuda.so.1`, and beside it a stand-in `libcublasLt.so.12`. Stand-ins `libcudnn.so.9` and
+//! `libnccl.so.2` lie in folders of their own: only tests that name them have one.
 //!
 //! A source whose object was made from the same bytes, headers and options is not compiled again.
 
@@ -77,6 +77,7 @@ fn build() -> Result<(), String> {
     sources.push(here.join("src/probe.cu"));
     sources.push(here.join("src/cublaslt.cpp"));
     sources.push(here.join("src/cudnn.cpp"));
+    sources.push(here.join("src/nccl.cpp"));
     sources.extend(files_of(&kernels.join("src"), &["cu"]));
     println!("cargo:rerun-if-changed={}", here.join("src").display());
     println!("cargo:rerun-if-changed={}", kernels.join("src").display());
@@ -85,12 +86,13 @@ fn build() -> Result<(), String> {
         let is_of = |object: &&PathBuf| object.to_string_lossy().contains(stem);
         objects.iter().filter(is_of).cloned().collect()
     };
-    let (cublaslt, cudnn) = (of("/cublaslt-"), of("/cudnn-"));
-    let libraries: Vec<_> = cublaslt.iter().chain(&cudnn).collect();
+    let (cublaslt, cudnn, nccl) = (of("/cublaslt-"), of("/cudnn-"), of("/nccl-"));
+    let libraries: Vec<_> = cublaslt.iter().chain(&cudnn).chain(&nccl).collect();
     let driver: Vec<_> = objects.iter().filter(|o| !libraries.contains(o)).cloned().collect();
     build.link("lib", "libcuda.so", "libcuda.so.1", &driver, None);
     build.link("lib", "libcublasLt.so", "libcublasLt.so.12", &cublaslt, Some("libcuda.so.1"));
     build.link("lib/cudnn", "libcudnn.so", "libcudnn.so.9", &cudnn, Some("../libcuda.so.1"));
+    build.link("lib/nccl", "libnccl.so", "libnccl.so.2", &nccl, Some("../libcuda.so.1"));
     Ok(())
 }
 

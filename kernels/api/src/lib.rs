@@ -12,6 +12,7 @@ pub mod dynamic_map;
 mod failure;
 mod float8;
 mod frozen;
+mod link;
 mod memory;
 mod on_device;
 mod ops;
@@ -25,6 +26,7 @@ pub use blocks::{
 pub use failure::{Failure, caught};
 pub use float8::{Float8, Float8Layout, Float8Rows};
 pub use frozen::{Compute, Dense, FrozenMatrix, MatrixForm, RowSource};
+pub use link::{DeviceLink, DeviceLinks, LinkError, Seat};
 pub use memory::{
     Buffer, DeviceMemory, DeviceSlice, DeviceSliceMut, Format, Host, HostMut, MemoryRefused,
     Number, Precision, Slice, SliceMut, Workload,

@@ -9,6 +9,7 @@
 
 use crate::float8::Float8Layout;
 use crate::frozen::{Compute, Dense, FrozenMatrix, RowSource};
+use crate::link::DeviceLinks;
 use crate::memory::{Buffer, MemoryRefused, Precision, Slice, SliceMut, Workload};
 use crate::on_device::OnDevice;
 use crate::optimizer::{Adafactor, AdafactorMoments, AdamW, Blocks8bit};
@@ -237,6 +238,14 @@ pub trait Ops: Send + Sync {
 
     /// The device, where the library is of one: for plugins, which work on it themselves.
     fn on_device(&self) -> Option<&dyn OnDevice> {
+        None
+    }
+
+    /// What links the device with those of other processes; `None` where the library is of none.
+    ///
+    /// # Errors
+    /// Why it cannot be linked: the end of a sentence that begins with the name of a library.
+    fn links(&self) -> Option<Result<&dyn DeviceLinks, String>> {
         None
     }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Choice,
-    Columns, Compute, Dropout, Float8Layout, FrozenMatrix, GemmDims, GemmLayout, LowRank,
-    MemoryRefused, OnDevice, Ops, Precision, Rotation, Routing, RoutingMut, RowSource, Segment,
-    Slice, SliceMut, Write,
+    Columns, Compute, DeviceLinks, Dropout, Float8Layout, FrozenMatrix, GemmDims, GemmLayout,
+    LowRank, MemoryRefused, OnDevice, Ops, Precision, Rotation, Routing, RoutingMut, RowSource,
+    Segment, Slice, SliceMut, Write,
 };
 
 /// Calls and time of one op.
@@ -352,6 +352,10 @@ impl Ops for Counting {
 
     fn on_device(&self) -> Option<&dyn OnDevice> {
         self.inner.on_device()
+    }
+
+    fn links(&self) -> Option<Result<&dyn DeviceLinks, String>> {
+        self.inner.links()
     }
 
     fn free_memory(&self) -> Option<u64> {

@@ -23,6 +23,7 @@ use crate::cudnn::{CuDnn, CuDnnUnused};
 use crate::error::{CudaError, Launched, fail};
 use crate::images::{CodeSource, ImageSource, Images};
 use crate::libraries::{Availability, Libraries};
+use crate::nccl::{Nccl, NcclUnused};
 use crate::pool::{Allocation, Pool};
 use crate::staging::Staging;
 
@@ -47,6 +48,8 @@ pub struct DeviceOptions {
     pub strict: bool,
     /// Compute all of attention with our own kernels, also where cuDNN is there.
     pub own_attention: bool,
+    /// Leave NCCL alone, also where it is there.
+    pub no_nccl: bool,
     /// Tells whoever runs this what he should know, once: a library that is not used because it
     /// computes something else. Without one nobody is told.
     pub alarm: Option<fn(&str)>,
@@ -69,6 +72,8 @@ pub struct DeviceFacts {
     pub shared_bytes_max: usize,
     /// The newest CUDA that the driver knows, as 12080.
     pub driver_version: u32,
+    /// What tells it from all other devices.
+    pub uuid: [u8; 16],
 }
 
 /// A loaded module of kernels.
@@ -122,6 +127,7 @@ pub struct Device {
     pub(crate) capture: Mutex<Option<Capture>>,
     blas: Option<CublasLt>,
     attention: Result<CuDnn, CuDnnUnused>,
+    nccl: Result<Nccl, NcclUnused>,
     pool: Arc<Pool>,
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
@@ -168,7 +174,12 @@ impl Device {
             true => Err(CuDnnUnused::SwitchedOff),
             false => CuDnn::open(libraries, &facts, stream.cu_stream().cast()),
         };
+        let nccl = match options.no_nccl {
+            true => Err(NcclUnused::SwitchedOff),
+            false => Nccl::open(&libraries.nccl),
+        };
         Ok(Arc::new(Self {
+            nccl,
             blas: CublasLt::open(&libraries.cublaslt),
             attention,
             pool: Pool::new(label.clone(), Arc::clone(&stream), options.strict),
@@ -211,6 +222,19 @@ impl Device {
     /// Attention by cuDNN, where it is used.
     pub(crate) fn cudnn(&self) -> Option<&CuDnn> {
         self.attention.as_ref().ok()
+    }
+
+    /// What links it with the devices of other processes, or why nothing does.
+    pub(crate) fn nccl(&self) -> &Result<Nccl, NcclUnused> {
+        &self.nccl
+    }
+
+    /// Version of NCCL as `2.32.3`, or why it is not used.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn nccl_version(&self) -> Result<String, NcclUnused> {
+        self.nccl.as_ref().map(Nccl::version).map_err(Clone::clone)
     }
 
     /// Tells whoever runs this something.
@@ -507,6 +531,7 @@ fn facts(context: &Arc<CudaContext>) -> Result<DeviceFacts, DriverError> {
         shared_bytes_max: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
             as usize,
         driver_version: crate::libraries::driver_version(),
+        uuid: context.uuid()?.bytes.map(|letter| letter.to_ne_bytes()[0]),
     })
 }
 

@@ -47,6 +47,7 @@ mod libraries;
 mod linear;
 mod memory;
 mod merge;
+mod nccl;
 mod nvrtc;
 mod on_device;
 mod pool;
@@ -72,9 +73,9 @@ use std::sync::{Arc, Mutex};
 
 use forgelm_kernels_api::{
     Activation, Adafactor, AdafactorMoments, AdamW, AttentionShape, Blocks8bit, Buffer, Choice,
-    Columns, Compute, Draw, DrawRule, Drawn, Dropout, Float8Layout, Format, FrozenMatrix, GemmDims,
-    GemmLayout, LowRank, MemoryRefused, OnDevice, Ops, Precision, Rotation, Routing, RoutingMut,
-    RowSource, Segment, Slice, SliceMut, Workload, Write,
+    Columns, Compute, DeviceLinks, Draw, DrawRule, Drawn, Dropout, Float8Layout, Format,
+    FrozenMatrix, GemmDims, GemmLayout, LowRank, MemoryRefused, OnDevice, Ops, Precision, Rotation,
+    Routing, RoutingMut, RowSource, Segment, Slice, SliceMut, Workload, Write,
 };
 
 use call::{Before, Call};
@@ -89,6 +90,7 @@ pub use error::{CudaError, DriverFault, Launched};
 pub use graph::Graph;
 pub use images::{CodeSource, ImageSource};
 pub use libraries::{Availability, Folders, Found, Libraries};
+pub use nccl::NcclUnused;
 pub use pool::{Allocation, Pool, PoolUse};
 pub use self_test::{Former, SelfTest, Trial, TrialOutcome, self_test};
 
@@ -240,6 +242,13 @@ impl Ops for Cuda {
 
     fn on_device(&self) -> Option<&dyn OnDevice> {
         Some(self)
+    }
+
+    fn links(&self) -> Option<Result<&dyn DeviceLinks, String>> {
+        Some(match self.device.nccl() {
+            Ok(_) => Ok(self),
+            Err(why) => Err(format!("NCCL {why}")),
+        })
     }
 
     fn free_memory(&self) -> Option<u64> {

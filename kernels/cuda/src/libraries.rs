@@ -62,6 +62,8 @@ pub struct Libraries {
     pub cublaslt: Found,
     /// Attention: `libcudnn`.
     pub cudnn: Found,
+    /// Bytes between devices: `libnccl`.
+    pub nccl: Found,
 }
 
 /// What there is to work on.
@@ -99,19 +101,21 @@ impl std::fmt::Display for Availability {
 
 /// Names of a library's file, the best first. Versions are those that cudarc asks the loader for:
 /// a file of another version would be loaded and never be used.
-struct Names(&'static [&'static str]);
+pub(crate) struct Names(pub(crate) &'static [&'static str]);
 
 const DRIVER: Names = Names(&["libcuda.so.1", "libcuda.so", "nvcuda.dll"]);
 const NVRTC: Names = Names(&["libnvrtc.so.12", "libnvrtc.so", "nvrtc64_120_0.dll"]);
 const CUBLASLT: Names = Names(&["libcublasLt.so.12", "libcublasLt.so", "cublasLt64_12.dll"]);
 const CUDNN: Names = Names(&["libcudnn.so.9", "libcudnn.so", "cudnn64_9.dll"]);
+/// NVIDIA's packages have the first name alone. Which versions may be used is not in the name.
+pub(crate) const NCCL: Names = Names(&["libnccl.so.2", "libnccl.so"]);
 
 impl Libraries {
     /// Looks for all of them.
     #[must_use]
     pub fn find(folders: &Folders) -> Self {
         let last: Vec<PathBuf> = folders.last.iter().flat_map(|root| below(root)).collect();
-        // SAFETY of the four probes: they open a library by its name and look at nothing in it.
+        // SAFETY of the five probes: they open a library by its name and look at nothing in it.
         // What its initializers do is NVIDIA's to answer for, as with every shared library.
         let find = |names, probe: unsafe fn() -> bool| find(&names, &folders.first, &last, probe);
         Self {
@@ -119,6 +123,7 @@ impl Libraries {
             nvrtc: find(NVRTC, cudarc::nvrtc::sys::is_culib_present),
             cublaslt: find(CUBLASLT, cudarc::cublaslt::sys::is_culib_present),
             cudnn: find(CUDNN, cudarc::cudnn::sys::is_culib_present),
+            nccl: find(NCCL, is_nccl_present),
         }
     }
 
@@ -193,6 +198,11 @@ fn find(names: &Names, first: &[PathBuf], last: &[PathBuf], probe: unsafe fn() -
         Some(file) if is_there() => Found::At(file),
         _ => Found::Missing,
     }
+}
+
+/// Whether the loader finds NCCL by one of its names.
+unsafe fn is_nccl_present() -> bool {
+    NCCL.0.iter().any(|name| load(Path::new(name)))
 }
 
 /// Opens a library for good: what was called in it must not go away. `false` if it is none.
@@ -273,7 +283,7 @@ mod tests {
     #[ignore = "runs in a process of its own"]
     fn child_with_files_that_are_no_libraries() {
         let folder = tempfile::tempdir().unwrap();
-        for Names(names) in [DRIVER, NVRTC, CUBLASLT, CUDNN] {
+        for Names(names) in [DRIVER, NVRTC, CUBLASLT, CUDNN, NCCL] {
             std::fs::write(folder.path().join(names[0]), "no library").unwrap();
         }
         let path = folder.path().to_owned();
@@ -281,7 +291,8 @@ mod tests {
         let both = Folders { first: vec![path.clone(), gone.clone()], last: vec![path, gone] };
         let libraries = Libraries::find(&both);
         expect_no_driver(&libraries);
-        for found in [&libraries.driver, &libraries.nvrtc, &libraries.cublaslt, &libraries.cudnn] {
+        let Libraries { driver, nvrtc, cublaslt, cudnn, nccl } = &libraries;
+        for found in [driver, nvrtc, cublaslt, cudnn, nccl] {
             assert!(!matches!(found, Found::At(_)), "{found:?}");
         }
     }

@@ -1,6 +1,6 @@
 //! A CUDA device on the CPU, for tests: stand-ins for the driver (`libcuda.so.1`), which runs the
-//! kernels of kernels/cuda as fibers, for cuBLASLt (`libcublasLt.so.12`) and, in a folder of its
-//! own, for what kernels/cuda asks of cuDNN (`libcudnn.so.9`).
+//! kernels of kernels/cuda as fibers, for cuBLASLt (`libcublasLt.so.12`) and, in folders of
+//! their own, for what kernels/cuda asks of cuDNN (`libcudnn.so.9`) and of NCCL (`libnccl.so.2`).
 //!
 //! A kernel runs from the same source as on a device. `include/fibers.hpp` says how its threads
 //! run, `include/warp.hpp` what tensor cores and asynchronous copies do, `src/driver/` what of the
@@ -107,6 +107,10 @@ pub struct Counters {
     pub cudnn_attentions: u64,
     /// Plans that cuDNN made.
     pub cudnn_plans: u64,
+    /// Messages that NCCL sent.
+    pub nccl_messages: u64,
+    /// Bytes in them.
+    pub nccl_bytes: u64,
 }
 
 impl Counters {
@@ -186,6 +190,39 @@ impl Default for Cudnn {
     }
 }
 
+/// What goes wrong in NCCL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum NcclFault {
+    /// Nothing.
+    None = 0,
+    /// No id is made.
+    NoId = 1,
+    /// No communicator is made.
+    NoCommunicator = 2,
+    /// A group of sends and receives fails.
+    OperationFails = 3,
+    /// A bit of each message is another.
+    WrongByte = 4,
+    /// Nothing that is sent arrives.
+    NoBytes = 5,
+}
+
+/// The NCCL that is found.
+#[derive(Clone, Copy, Debug)]
+pub struct Nccl {
+    /// As 23203 of 2.32.3.
+    pub version: i32,
+    /// What goes wrong in it.
+    pub fault: NcclFault,
+}
+
+impl Default for Nccl {
+    fn default() -> Self {
+        Self { version: 23_203, fault: NcclFault::None }
+    }
+}
+
 /// An image that `cuModuleLoadData` takes for every kernel and every device: the header of an ELF
 /// file that is not for CUDA. For tests of what has no images yet.
 pub const IMAGE: [u8; 64] = {
@@ -234,6 +271,26 @@ pub fn set_cudnn(cudnn: &Cudnn) {
     let set = SET.get_or_init(|| function(open("cudnn/libcudnn.so.9"), "emulator_cudnn_set"));
     // SAFETY: the signature is that of `emulator_cudnn_set` in src/cudnn.cpp.
     unsafe { set(cudnn.version, cudnn.cuda_version, cudnn.fault as c_int) }
+}
+
+/// The folder with `libnccl.so.2`.
+///
+/// # Panics
+/// As [`library_folder`].
+#[must_use]
+pub fn nccl_folder() -> PathBuf {
+    library_folder().join("nccl")
+}
+
+/// What NCCL is from now on; see [`set_cudnn`].
+///
+/// # Panics
+/// As [`library_folder`].
+pub fn set_nccl(nccl: &Nccl) {
+    static SET: OnceLock<unsafe extern "C" fn(c_int, c_int)> = OnceLock::new();
+    let set = SET.get_or_init(|| function(open("nccl/libnccl.so.2"), "emulator_nccl_set"));
+    // SAFETY: the signature is that of `emulator_nccl_set` in src/nccl.cpp.
+    unsafe { set(nccl.version, nccl.fault as c_int) }
 }
 
 /// Loads the driver and cuBLASLt, so that whoever looks for them by name (`libcuda.so`,
@@ -349,6 +406,8 @@ pub fn counters() -> Counters {
             "heuristics of cublasLt" => counters.cublaslt_heuristics = value,
             "attentions of cuDNN" => counters.cudnn_attentions = value,
             "plans of cuDNN" => counters.cudnn_plans = value,
+            "messages of NCCL" => counters.nccl_messages = value,
+            "bytes of NCCL" => counters.nccl_bytes = value,
             _ => {
                 if let Some(kernel) = name.strip_prefix("launch ") {
                     counters.launches.insert(kernel.to_owned(), value);

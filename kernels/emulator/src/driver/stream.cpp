@@ -232,7 +232,10 @@ API cuEventQuery(void* handle) {
     if (!event) return INVALID_HANDLE;
     if (event->capture) return CAPTURED_EVENT;
     std::lock_guard<std::recursive_mutex> guard(pending_mutex());
-    return !event->mark || event->mark->done ? SUCCESS : NOT_READY;
+    if (!event->mark || event->mark->done) return SUCCESS;
+    // Who asks again and again waits: until then the stream has come one task further.
+    run_next(event->mark->stream);
+    return NOT_READY;
 }
 
 API cuEventSynchronize(void* handle) {

@@ -24,7 +24,7 @@ const SOURCES: &[(&str, &str)] = sources! {
         "reward.rs" "rng.rs" "tensor.rs" "trainer.rs" "witness.rs";
     "kernels_api/src" from "kernels/api/src":
         "blocks.rs" "dynamic_map.rs" "dynamic_map/tables.rs" "failure.rs" "float8.rs" "frozen.rs"
-        "lib.rs" "memory.rs" "on_device.rs" "ops.rs" "optimizer.rs" "philox.rs" "routing.rs";
+        "lib.rs" "link.rs" "memory.rs" "on_device.rs" "ops.rs" "optimizer.rs" "philox.rs" "routing.rs";
 };
 
 const MANIFESTS: [(&str, &str); 3] = [
