@@ -46,12 +46,16 @@ DEVICE void cast(E* y, const uint8_t* codes, const Blocks& blocks, int64_t n_row
         words[0] = both.x;
         words[1] = both.y;
     } else {
-        for (int i = 0; i < 8 && c + i < n; i++) words[i / 4] |= uint32_t(from[i]) << (i % 4 * 8);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            if (c + i < n) words[i / 4] |= uint32_t(from[i]) << (i % 4 * 8);
+        }
     }
     const int64_t block_row = (blocks.first_row + row) / blocks.block_rows;
     const float* scale = blocks.scales + block_row * blocks.scales_per_row + c / blocks.block_cols;
     int left = blocks.block_cols - c % blocks.block_cols; // elements of this block
     float values[8];
+#pragma unroll
     for (int i = 0; i < 8; i++) {
         if (left == 0 && c + i < n) {
             scale++;

@@ -74,9 +74,10 @@ enum Wanted {
 
 /// A pattern of names, where `*` stands for anything, and what each kernel of such a name has. The
 /// first pattern that fits counts.
-const WANTED: [(&str, &[Wanted]); 7] = [
-    // reads codes of four bits or eight
+const WANTED: [(&str, &[Wanted]); 8] = [
+    // read codes of four bits or eight
     ("blocks_unpack_*_vec", &[Wanted::Store16]),
+    ("float8_*_vec", &[Wanted::Store16]),
     // reads nothing
     ("cast_fill_*_vec", &[Wanted::Store16]),
     ("*_vec", &[Wanted::Load16]),
