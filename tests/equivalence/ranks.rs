@@ -80,7 +80,8 @@ fn on_ranks(job: &Job<'_>, n_ranks: usize, shared: Shared, from: Option<(&Left, 
         let mut state = State::new(30, Identity::default());
         if let Some((left, step)) = from {
             adapter.params_mut().copy_from_slice(&left.params);
-            optimizer.fill(&[0..left.params.len()], &left.optimizer);
+            let all = 0..left.params.len();
+            optimizer.fill(std::slice::from_ref(&all), &left.optimizer);
             state.global_step = step;
         }
         let parts = (adapter, optimizer, state);

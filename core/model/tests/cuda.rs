@@ -196,6 +196,7 @@ fn weights_in_eight_bits_become_numbers_on_the_device() {
     damaged.tensors.get_mut(name).expect("a weight").bytes[96 * 7 + 2] = 0xff;
     let dir = damaged.written();
     let open = OpenModel::open(&ModelFiles::Folder(dir.path().to_owned())).expect("a good folder");
-    let error = open.load(cuda, Compute::F32).err().expect("it must be refused").to_string();
+    let Err(error) = open.load(cuda, Compute::F32) else { panic!("it must be refused") };
+    let error = error.to_string();
     assert!(error.ends_with("has the value NaN at row 7, column 2"), "{error}");
 }

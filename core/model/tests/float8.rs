@@ -35,7 +35,7 @@ fn refusal(change: impl FnOnce(&mut Folder)) -> (Class, String) {
     let dir = folder.written();
     let opened = OpenModel::open(&ModelFiles::Folder(dir.path().to_owned()));
     let loaded = opened.and_then(|open| open.load(Arc::new(Cpu::new(1)), Compute::F32));
-    let error = loaded.err().expect("it must be refused");
+    let Err(error) = loaded else { panic!("it must be refused") };
     (error.class(), error.to_string())
 }
 

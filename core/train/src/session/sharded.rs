@@ -35,7 +35,7 @@ impl Session<'_> {
         folder: &Path,
     ) -> Result<Vec<Written>, CollectiveError> {
         let (place, ranges) = match &self.shares {
-            None => ((0, 1), vec![0..self.adapter.n_params()]),
+            None => ((0, 1), std::iter::once(0..self.adapter.n_params()).collect()),
             Some(shares) => {
                 let group = shares.group();
                 ((group.rank(), group.n_ranks()), shares.ranges(group.rank()))
