@@ -7,6 +7,9 @@
 //!
 //! `unsafe` stands in the files that call the driver and its libraries; each block says why it is
 //! sound. That a kernel stays within its arguments is what its tests on the emulated driver show.
+
+// long because: most of it is one `impl Ops`, a few lines an op that hand on to the op's own file.
+
 #![expect(unsafe_code, reason = "the driver and its libraries are C")]
 #![expect(
     clippy::cast_possible_truncation,
