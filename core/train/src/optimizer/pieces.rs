@@ -22,7 +22,7 @@ impl Optimizer {
         ranges: &[Range<usize>],
     ) -> Vec<PieceToWrite<'static>> {
         if self.is_flat() {
-            let len = slices.iter().map(|slice| slice.range.end).max().unwrap_or(0);
+            let len = slices.last().map_or(0, |slice| slice.range.end);
             let of_range = |range: &Range<usize>| {
                 let [m, v] = self.flat_within(range);
                 [("m", m), ("v", v)]

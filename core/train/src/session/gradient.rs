@@ -1,5 +1,6 @@
 //! Where a session has its gradient: of everything, or of one part of the model after the other.
 
+use super::not_finite::{BadSlice, layer_of};
 use super::{Session, pass};
 use forgelm_data::PackedBatch;
 use forgelm_kernels_api::{Buffer, Ops, Precision};
@@ -87,18 +88,21 @@ impl Session<'_> {
         self.decoder.descend(descent, &pass, &mut self.activations, given, part)
     }
 
-    /// The first number of the gradient in some slices that is not finite, with its slice's name.
-    pub(super) fn bad_number(
-        &self,
-        is_among: impl Fn(&Range<usize>) -> bool,
-    ) -> Option<(String, f32)> {
-        self.adapter.slices().into_iter().filter(|slice| is_among(&slice.range)).find_map(|slice| {
+    /// The first slice of the gradient within some ranges that has a number which is not finite: its
+    /// name, its layer, the number.
+    pub(super) fn bad_slice(&self, within: &[Range<usize>]) -> Option<BadSlice> {
+        let is_within = |range: &Range<usize>| {
+            within.iter().any(|of| of.start <= range.start && range.end <= of.end)
+        };
+        let slices = self.adapter.slices().into_iter();
+        slices.filter(|slice| is_within(&slice.range)).find_map(|slice| {
             let values = match &self.gradient {
                 Gradient::Whole(values) => values.part(slice.range),
                 Gradient::ByPart(part) => part.of(slice.range),
             };
             let bad = values.to_host().iter().copied().find(|d| !d.is_finite())?;
-            Some((slice.name, bad))
+            let what = format!("the gradient of `{}`", slice.name);
+            Some((what, layer_of(&slice.name), f64::from(bad)))
         })
     }
 }

@@ -8,7 +8,6 @@
 //! update: nothing is clipped, and a number that is not finite stops a step that has changed the
 //! layers above it. The session is of no use then; the last checkpoint is.
 
-use super::not_finite::layer_of;
 use super::{Session, StepError};
 use crate::optimizer::At;
 use forgelm_data::PackedBatch;
@@ -47,14 +46,9 @@ impl Session<'_> {
     }
 
     fn bad_slices(&self, step: u64, batch: &PackedBatch, slices: &[Range<usize>]) -> StepError {
-        let found = self.bad_number(|range| slices.contains(range));
-        let (what, layer, value) = match found {
-            Some((name, value)) => {
-                (format!("the gradient of `{name}`"), layer_of(&name), f64::from(value))
-            }
-            // Each finite, but not their squares.
-            None => ("the norm of the gradient of a layer".to_owned(), None, f64::INFINITY),
-        };
+        // Each may be finite, but not their squares.
+        let of_layer = || ("the norm of the gradient of a layer".to_owned(), None, f64::INFINITY);
+        let (what, layer, value) = self.bad_slice(slices).unwrap_or_else(of_layer);
         let records = batch.sequences.iter().map(|sequence| sequence.record).collect();
         let is_torn = self.is_torn;
         StepError::NotFinite { step: step + 1, what, layer, value, records, is_torn }

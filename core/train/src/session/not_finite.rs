@@ -9,7 +9,9 @@ use forgelm_collective::CollectiveError;
 use forgelm_data::PackedBatch;
 use forgelm_model::Descent;
 use forgelm_sdk::Failed;
-use std::ops::Range;
+
+/// What is said of a slice of the gradient: which it is, its layer, the number that is not finite.
+pub(super) type BadSlice = (String, Option<usize>, f64);
 
 /// Why a step did not happen. What trains and the optimizer are as before it, unless it is torn.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +104,7 @@ impl Session<'_> {
     ) -> StepError {
         // The sum over the micro-batches is there only as a whole.
         let of_sum = match &self.gradient {
-            Gradient::Whole(_) => self.bad_number(|_| true).map(named),
+            Gradient::Whole(_) => self.bad_slice_of_whole(),
             Gradient::ByPart(_) => None,
         };
         for micro_batch in &input.micro_batches {
@@ -126,32 +128,24 @@ impl Session<'_> {
         StepError::NotFinite { step: step + 1, what, layer, value, records, is_torn: false }
     }
 
-    /// The first slice of the gradient of this batch, which just went forward, with a number that is not
-    /// finite: name, layer, number.
-    fn bad_slice_of(
-        &mut self,
-        batch: &PackedBatch,
-        step: u64,
-    ) -> Option<(String, Option<usize>, f64)> {
+    /// [`Session::bad_slice`] of the gradient of this batch, which just went forward.
+    fn bad_slice_of(&mut self, batch: &PackedBatch, step: u64) -> Option<BadSlice> {
         if let Gradient::Whole(values) = &mut self.gradient {
             self.decoder.ops().fill(values.all_mut(), 0.0);
             self.backward(batch, step);
-            return self.bad_number(|_| true).map(named);
+            return self.bad_slice_of_whole();
         }
         let (mut descent, mut found) = (Descent::begin(), None);
         while let Some(slices) = self.descend(&mut descent, batch, step) {
-            let is_within = |range: &Range<usize>| {
-                slices.iter().any(|s| s.start <= range.start && range.end <= s.end)
-            };
-            // The one in the lowest layer is where it began.
-            found = self.bad_number(is_within).map(named).or(found);
+            // The lowest layer has the first slices.
+            found = self.bad_slice(&slices).or(found);
         }
         found
     }
-}
 
-fn named((name, bad): (String, f32)) -> (String, Option<usize>, f64) {
-    (format!("the gradient of `{name}`"), layer_of(&name), f64::from(bad))
+    fn bad_slice_of_whole(&self) -> Option<BadSlice> {
+        self.bad_slice(std::slice::from_ref(&(0..self.adapter.n_params())))
+    }
 }
 
 /// The record that a row belongs to.

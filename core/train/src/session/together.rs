@@ -334,8 +334,8 @@ impl Session<'_> {
                     }
                 };
                 // What a process without a gradient gives where the others have one.
-                let n = |part| if leaf.is_some() { shares.deal.len(part) } else { 0 };
-                let mut push = |part| summing.push(round, part, vec![0.0; n(part)]);
+                let n_zeros = |part| if leaf.is_some() { shares.deal.len(part) } else { 0 };
+                let mut push = |part| summing.push(round, part, vec![0.0; n_zeros(part)]);
                 self.decoder.accompany_descent(&self.adapter, &mut push)?;
                 if !has_gradient && !self.decoder.is_in_parts() {
                     (0..shares.deal.n_parts()).try_for_each(push)?;
