@@ -214,11 +214,18 @@ pub(crate) struct StoredRows<'a> {
     offset: f32,
     /// The format of the file's blocks, when they are offered.
     blocks: Option<BlockFormat>,
-    /// In place of rows of `bytes`: these are codes, and the scales lie elsewhere.
-    four_bit: Option<FourBitWeight>,
-    /// The values of rows of `bytes` have scales, which lie elsewhere.
-    float8: Option<Float8Scales>,
+    coding: Coding,
     first_bad: Mutex<Option<NotFinite>>,
+}
+
+/// What the bytes of rows are.
+enum Coding {
+    /// All that their format says.
+    Plain,
+    /// Codes of four bits, whose scales lie elsewhere.
+    FourBit(FourBitWeight),
+    /// Floats of eight bits, whose scales lie elsewhere.
+    Float8(Float8Scales),
 }
 
 impl<'a> StoredRows<'a> {
@@ -240,8 +247,7 @@ impl<'a> StoredRows<'a> {
             interleaved,
             offset: 0.0,
             blocks: None,
-            four_bit: None,
-            float8: None,
+            coding: Coding::Plain,
             first_bad: Mutex::new(None),
         })
     }
@@ -257,15 +263,14 @@ impl<'a> StoredRows<'a> {
             interleaved: None,
             offset: 0.0,
             blocks: None,
-            four_bit: Some(weight),
-            float8: None,
+            coding: Coding::FourBit(weight),
             first_bad: Mutex::new(None),
         }
     }
 
     /// The same rows, which are codes of eight bits, under their scales.
     pub(crate) fn scaled(self, scales: Float8Scales) -> Self {
-        Self { float8: Some(scales), ..self }
+        Self { coding: Coding::Float8(scales), ..self }
     }
 
     /// The same rows with a constant added to every value.
@@ -275,9 +280,16 @@ impl<'a> StoredRows<'a> {
 
     /// The same rows, which offer their blocks if the format has blocks.
     pub(crate) fn with_blocks(self) -> Self {
-        let own = self.four_bit.as_ref().and_then(|weight| weight.matrix.blocks());
+        let own = self.four_bit().and_then(|weight| weight.matrix.blocks());
         let blocks = own.map(|blocks| blocks.format().clone()).or(block_format(self.dtype));
         Self { blocks, ..self }
+    }
+
+    fn four_bit(&self) -> Option<&FourBitWeight> {
+        match &self.coding {
+            Coding::FourBit(weight) => Some(weight),
+            Coding::Plain | Coding::Float8(_) => None,
+        }
     }
 
     /// The bytes of all rows.
@@ -292,7 +304,7 @@ impl<'a> StoredRows<'a> {
 
     /// What the rows are stored in, for evidence.
     pub(crate) fn format_name(&self) -> &'static str {
-        self.four_bit.as_ref().map_or(self.dtype.name(), |weight| weight.kind.name())
+        self.four_bit().map_or(self.dtype.name(), |weight| weight.kind.name())
     }
 
     /// The bytes of a row of the model.
@@ -341,10 +353,10 @@ impl RowSource for StoredRows<'_> {
     fn read_rows(&self, first_row: usize, out: &mut [f32]) {
         for (i, out_row) in out.chunks_exact_mut(self.n_cols).enumerate() {
             let row = first_row + i;
-            match (&self.four_bit, &self.float8) {
-                (Some(weight), _) => weight.matrix.read_rows(row, out_row),
-                (None, Some(scales)) => scales.rows(self.bytes).read_rows(row, out_row),
-                (None, None) => dequantize(self.dtype, self.row_bytes(row), out_row)
+            match &self.coding {
+                Coding::FourBit(weight) => weight.matrix.read_rows(row, out_row),
+                Coding::Float8(scales) => scales.rows(self.bytes).read_rows(row, out_row),
+                Coding::Plain => dequantize(self.dtype, self.row_bytes(row), out_row)
                     .expect("the shape was checked against the bytes when the tensor was opened"),
             }
             if self.offset != 0.0 {
@@ -361,14 +373,15 @@ impl RowSource for StoredRows<'_> {
 
     fn blocks(&self) -> Option<&dyn BlockSource> {
         self.blocks.as_ref()?;
-        match &self.four_bit {
+        match self.four_bit() {
             Some(weight) => weight.matrix.blocks(),
             None => Some(self),
         }
     }
 
     fn float8(&self) -> Option<Float8Rows<'_>> {
-        let rows = self.float8.as_ref()?.rows(self.bytes);
+        let Coding::Float8(scales) = &self.coding else { return None };
+        let rows = scales.rows(self.bytes);
         // Whoever takes the codes makes numbers of them, and says nothing of what is none.
         let is_bad = |bad, &code: &u8| bad | !rows.layout.format.is_finite(code);
         let mut codes = self.bytes.chunks_exact(self.n_cols);

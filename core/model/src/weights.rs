@@ -282,14 +282,13 @@ fn rows<'a>(
     role: Role,
 ) -> Result<StoredRows<'a>, WeightsError> {
     let dims = config.dims();
-    if let Role::Linear(_, linear) = role {
-        let name = store.locate(role, &dims).name;
-        if let Some(weight) = store.four_bit(&name, linear.shape(&dims))? {
-            let codes = store.tensor(&name).ok_or_else(|| missing(store, name))?;
-            return Ok(StoredRows::of_four_bit(weight, codes.bytes));
-        }
-    }
     let located = store.locate(role, &dims);
+    if let Role::Linear(_, linear) = role
+        && let Some(weight) = store.four_bit(&located.name, linear.shape(&dims))?
+    {
+        let codes = store.tensor(&located.name).ok_or_else(|| missing(store, located.name))?;
+        return Ok(StoredRows::of_four_bit(weight, codes.bytes));
+    }
     let scales = match role.shape(&dims).len() {
         2 => store.float8(&located.name, &located.shape)?,
         _ => None,
