@@ -19,9 +19,7 @@ use forgelm_kernels_api::{Compute, Ops, Precision};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_cuda::{Cuda, Device};
 use forgelm_kernels_emulator as emulator;
-use forgelm_model::{
-    Activations, Decoder, Keep, ModelConfig, ModelFiles, OpenModel, Pass, Scored, StepSize,
-};
+use forgelm_model::{Decoder, ModelConfig, ModelFiles, OpenModel, Pass, Scored};
 use stored::Folder;
 use support::{Batch, noise};
 
@@ -160,12 +158,7 @@ fn capped_logits_stay_on_the_device() {
 
 fn logits(decoder: &Decoder) -> Vec<u32> {
     let batch = Batch::random(8, &[7, 5], decoder.dims().v);
-    let size = StepSize { tokens_max: 12, scored_rows_max: 12 };
-    let mut acts = Activations::new(decoder, None, size, Keep::Nothing).expect("there is memory");
-    let mut logits = vec![0.0; 12 * decoder.dims().v];
-    decoder.forward(&Pass { adapter: None, batch: batch.input(), dropout: None }, &mut acts);
-    decoder.logits(None, &mut acts, &(0..12).collect::<Vec<u32>>(), &mut logits);
-    logits.into_iter().map(f32::to_bits).collect()
+    support::logits(decoder, &batch).into_iter().map(f32::to_bits).collect()
 }
 
 /// Codes are sent as they are, a byte each, and the device makes the same weights of them as it is

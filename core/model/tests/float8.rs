@@ -41,11 +41,7 @@ fn refusal(change: impl FnOnce(&mut Folder)) -> (Class, String) {
 
 fn logits(decoder: &Decoder) -> Vec<u32> {
     let batch = Batch::random(8, &[7, 5], decoder.dims().v);
-    let mut acts = Activations::new(decoder, None, SIZE, Keep::Nothing).expect("there is memory");
-    let mut logits = vec![0.0; 12 * decoder.dims().v];
-    decoder.forward(&Pass { adapter: None, batch: batch.input(), dropout: None }, &mut acts);
-    decoder.logits(None, &mut acts, &(0..12).collect::<Vec<u32>>(), &mut logits);
-    logits.into_iter().map(f32::to_bits).collect()
+    support::logits(decoder, &batch).into_iter().map(f32::to_bits).collect()
 }
 
 /// Log-probabilities and gradients of an adapter.

@@ -14,10 +14,9 @@ use forgelm_kernels_api::Compute;
 use forgelm_kernels_cpu::Cpu;
 use forgelm_kernels_reference::Reference;
 use forgelm_model::{
-    Activations, Adapter, AdapterError, ConfigError, Decoder, Keep, Linear, LinearStorage,
-    LoadError, LoadOptions, LoraConfig, MemoryStore, ModelConfig, ModelFiles, OpenModel, Pass,
-    PeftInfo, Role, Rope, RopeScaling, Selection, StepSize, TensorStore, Trainable, WeightsError,
-    read_config_json,
+    Adapter, AdapterError, ConfigError, Decoder, Linear, LinearStorage, LoadError, LoadOptions,
+    LoraConfig, MemoryStore, ModelConfig, ModelFiles, OpenModel, PeftInfo, Role, Rope, RopeScaling,
+    Selection, TensorStore, Trainable, WeightsError, read_config_json,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 use forgelm_tensor::{Dtype, quantize};
@@ -254,13 +253,7 @@ fn interleaved(bytes: &[u8], row_bytes: usize, head_dim: usize) -> Vec<u8> {
 }
 
 fn logits(decoder: &Decoder) -> Vec<f32> {
-    let batch = Batch::random(8, &[6, 3], decoder.dims().v);
-    let size = StepSize { tokens_max: 9, scored_rows_max: 9 };
-    let mut acts = Activations::new(decoder, None, size, Keep::Nothing).expect("there is memory");
-    let mut logits = vec![0.0; 9 * decoder.dims().v];
-    decoder.forward(&Pass { adapter: None, batch: batch.input(), dropout: None }, &mut acts);
-    decoder.logits(None, &mut acts, &[0, 1, 2, 3, 4, 5, 6, 7, 8], &mut logits);
-    logits
+    support::logits(decoder, &Batch::random(8, &[6, 3], decoder.dims().v))
 }
 
 #[test]

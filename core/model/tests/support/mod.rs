@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use forgelm_kernels_api::{Compute, Ops, Segment};
 use forgelm_model::{
-    AttentionOptions, Decoder, Linear, MemoryStore, MlpOptions, ModelConfig, ModuleNames,
-    NormOptions, PackedInput, Role, Rope, RopeScaling,
+    Activations, AttentionOptions, Decoder, Keep, Linear, MemoryStore, MlpOptions, ModelConfig,
+    ModuleNames, NormOptions, PackedInput, Pass, Role, Rope, RopeScaling, StepSize,
 };
 use forgelm_tensor::random::{Purpose, Stream};
 
@@ -119,4 +119,16 @@ impl Batch {
 pub fn short_name(linear: Linear) -> String {
     let module = linear.module(ModuleNames::Qwen);
     module.rsplit('.').next().expect("a name has a last part").to_owned()
+}
+
+/// Logits of every token, without an adapter. Shapes: result [T, V].
+pub fn logits(decoder: &Decoder, batch: &Batch) -> Vec<f32> {
+    let n = batch.tokens.len();
+    let size = StepSize { tokens_max: n, scored_rows_max: n };
+    let mut acts = Activations::new(decoder, None, size, Keep::Nothing).expect("there is memory");
+    let rows: Vec<u32> = (0..).take(n).collect();
+    let mut logits = vec![0.0; n * decoder.dims().v];
+    decoder.forward(&Pass { adapter: None, batch: batch.input(), dropout: None }, &mut acts);
+    decoder.logits(None, &mut acts, &rows, &mut logits);
+    logits
 }
