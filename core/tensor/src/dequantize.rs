@@ -33,8 +33,8 @@ pub enum DequantizeError {
 ///
 /// Shapes: `bytes` whole blocks read, `out` [n] written, n a multiple of the block length.
 ///
-/// **Numerics:** F32 passes through, BF16, F16 and floats of eight bits are exact, F64 is rounded to nearest even, block
-/// formats as their reference computes them.
+/// **Numerics:** F32 passes through, BF16, F16 and floats of eight bits are exact, F64 is rounded to
+/// nearest even, block formats as their reference computes them.
 ///
 /// # Errors
 /// If `dtype` is an integer format, or the lengths disagree. `out` is untouched then.

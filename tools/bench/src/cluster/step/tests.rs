@@ -108,7 +108,8 @@ fn a_unit_on_its_way_hides_as_much_as_the_visit_before_it_lasts() {
     }
 }
 
-/// A sum travels while what follows is computed; the last one has nothing to hide behind. 16 bytes take 4 seconds, and with half a byte a second 16, of which 11 are hidden.
+/// A sum travels while what follows is computed; the last one has nothing to hide behind. 16 bytes
+/// take 4 seconds, and with half a byte a second 16, of which 11 are hidden.
 #[test]
 fn a_gradient_travels_while_what_follows_is_computed() {
     let step = step(Strategy::Zero2);
