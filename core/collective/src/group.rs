@@ -260,6 +260,11 @@ impl Group {
         self.n_sent.load(Ordering::Relaxed)
     }
 
+    /// Counts bytes that this process has sent to others by other means than the group's thread.
+    pub fn count_sent(&self, n_bytes: usize) {
+        self.n_sent.fetch_add(n_bytes as u64, Ordering::Relaxed);
+    }
+
     /// Has the group's thread do something after everything that was asked for before.
     pub fn start<T: Send + 'static>(
         &self,

@@ -18,4 +18,4 @@ pub use alone::Alone;
 pub use error::CollectiveError;
 pub use group::{Group, Members, Pending, Settings};
 pub use line::Line;
-pub use sum::{PairwiseSum, sum_of_ranks};
+pub use sum::{PairwiseSum, PairwiseTree, sum_of_ranks};

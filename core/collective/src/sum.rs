@@ -6,15 +6,48 @@
 //! their number. Study: Demmel and Nguyen 2015, "Parallel Reproducible Summation", section 1, on sums
 //! whose order is fixed.
 
-/// Adds up arrays of one length that come in the order of their leaves.
+/// Adds up what comes in the order of the leaves, whatever it is and wherever it lies: who adds gives
+/// the addition, which puts the sum of both in the place of the left one.
 ///
-/// Holds one array for each level of the tree at most: it counts in binary, and a carry is an
-/// addition.
-#[derive(Clone, Debug, Default)]
-pub struct PairwiseSum {
+/// Holds one sum for each level of the tree at most: it counts in binary, and a carry is an addition.
+#[derive(Clone, Debug)]
+pub struct PairwiseTree<T> {
     /// Sums of whole subtrees with their heights, which fall from left to right.
-    parts: Vec<(u32, Vec<f32>)>,
+    parts: Vec<(u32, T)>,
 }
+
+impl<T> Default for PairwiseTree<T> {
+    fn default() -> Self {
+        Self { parts: Vec::new() }
+    }
+}
+
+impl<T> PairwiseTree<T> {
+    /// Takes the next leaf.
+    pub fn push(&mut self, leaf: T, mut add: impl FnMut(&mut T, T)) {
+        let (mut height, mut sum) = (0, leaf);
+        while self.parts.last().is_some_and(|(of, _)| *of == height) {
+            let Some((_, mut left)) = self.parts.pop() else { break };
+            add(&mut left, sum);
+            (height, sum) = (height + 1, left);
+        }
+        self.parts.push((height, sum));
+    }
+
+    /// The sum of all leaves; `None` if there was none.
+    pub fn finish(mut self, mut add: impl FnMut(&mut T, T)) -> Option<T> {
+        let (_, mut sum) = self.parts.pop()?;
+        while let Some((_, mut left)) = self.parts.pop() {
+            add(&mut left, sum);
+            sum = left;
+        }
+        Some(sum)
+    }
+}
+
+/// Adds up arrays of one length that come in the order of their leaves.
+#[derive(Clone, Debug, Default)]
+pub struct PairwiseSum(PairwiseTree<Vec<f32>>);
 
 impl PairwiseSum {
     /// Takes the next leaf.
@@ -22,24 +55,13 @@ impl PairwiseSum {
     /// # Panics
     /// If it is of another length than the ones before.
     pub fn push(&mut self, leaf: Vec<f32>) {
-        let (mut height, mut sum) = (0, leaf);
-        while self.parts.last().is_some_and(|(of, _)| *of == height) {
-            let Some((_, mut left)) = self.parts.pop() else { break };
-            add(&mut left, &sum);
-            (height, sum) = (height + 1, left);
-        }
-        self.parts.push((height, sum));
+        self.0.push(leaf, |left, right| add(left, &right));
     }
 
     /// The sum of all leaves; `None` if there was none.
     #[must_use]
-    pub fn finish(mut self) -> Option<Vec<f32>> {
-        let (_, mut sum) = self.parts.pop()?;
-        while let Some((_, mut left)) = self.parts.pop() {
-            add(&mut left, &sum);
-            sum = left;
-        }
-        Some(sum)
+    pub fn finish(self) -> Option<Vec<f32>> {
+        self.0.finish(|left, right| add(left, &right))
     }
 
     /// Arrays that are held at once when `n_leaves` come, the one that comes last among them.
@@ -138,7 +160,7 @@ mod tests {
             let mut sum = PairwiseSum::default();
             let mut most = 0;
             for i in 0..n {
-                most = most.max(sum.parts.len() + 1);
+                most = most.max(sum.0.parts.len() + 1);
                 sum.push(leaf(i));
             }
             assert_eq!(PairwiseSum::n_held(n), most, "{n} leaves");
