@@ -57,6 +57,7 @@ fn environment(workplace: &Workplace, clock: Arc<TestClock>) -> Environment {
         cache_dir: workplace.path("home/.cache"),
         cuda_folders: Default::default(),
         own_attention: false,
+        no_nccl: false,
         hub_cache_dir: workplace.path("home/.cache/hub"),
         config_dir: workplace.path("home/.config"),
         signing_key: None,

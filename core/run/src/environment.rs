@@ -54,6 +54,8 @@ pub struct Environment {
     pub cuda_folders: Folders,
     /// `FORGELM_OWN_ATTENTION` is 1: cuDNN is left alone where it is found.
     pub own_attention: bool,
+    /// `FORGELM_NO_NCCL` is 1: NCCL is left alone where it is found.
+    pub no_nccl: bool,
     /// Where programs keep their settings; the signing key is made in it when none is configured.
     pub config_dir: PathBuf,
     /// `FORGELM_SIGNING_KEY`: PEM text or a base64 seed.
@@ -145,6 +147,7 @@ pub(crate) mod tests {
             offline: true,
             cuda_folders: Default::default(),
             own_attention: false,
+            no_nccl: false,
             cache_dir: dir.join("cache"),
             hub_cache_dir: dir.join("hub"),
             config_dir: dir.join("config"),

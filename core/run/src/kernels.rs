@@ -28,6 +28,7 @@ pub struct Kernels {
     n_threads: usize,
     folders: Folders,
     own_attention: bool,
+    no_nccl: bool,
     /// Where kernels that are compiled here are kept.
     cache: PathBuf,
     cpu: Arc<OnceLock<Arc<dyn Ops>>>,
@@ -139,6 +140,7 @@ impl Kernels {
             n_threads: n_threads.unwrap_or_else(all_cores),
             folders: env.cuda_folders.clone(),
             own_attention: env.own_attention,
+            no_nccl: env.no_nccl,
             cache: env.cache_dir.join("kernels"),
             cpu: Arc::default(),
             chosen: Arc::default(),
@@ -153,6 +155,7 @@ impl Kernels {
             n_threads,
             folders: Folders::default(),
             own_attention: false,
+            no_nccl: false,
             cache: PathBuf::new(),
             cpu: Arc::default(),
             chosen: Arc::default(),
@@ -262,9 +265,13 @@ impl Kernels {
                 // Without a driver nothing is compiled, and nothing is to be written.
                 let has_driver = libraries.driver.is_there();
                 let compiled = has_driver.then(|| made_folder(&self.cache)).flatten();
-                let (own_attention, alarm) = (self.own_attention, Some(self.alarm));
-                let options =
-                    DeviceOptions { compiled, own_attention, alarm, ..DeviceOptions::default() };
+                let options = DeviceOptions {
+                    compiled,
+                    own_attention: self.own_attention,
+                    no_nccl: self.no_nccl,
+                    alarm: Some(self.alarm),
+                    ..DeviceOptions::default()
+                };
                 let device = forgelm_kernels_cuda::Device::open(ordinal, &libraries, options)
                     .map_err(|source| unusable(ordinal, source))?;
                 open.insert(ordinal, Arc::downgrade(&device));

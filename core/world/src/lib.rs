@@ -99,6 +99,7 @@ pub fn environment(clock: Arc<dyn Clock>, view: &View) -> Environment {
         hub_cache_dir: variable("HF_HUB_CACHE").map_or_else(|| hub_home.join("hub"), PathBuf::from),
         cuda_folders: cuda_folders(&variable),
         own_attention: is_one(variable("FORGELM_OWN_ATTENTION")),
+        no_nccl: is_one(variable("FORGELM_NO_NCCL")),
         config_dir: under_home("XDG_CONFIG_HOME", ".config").unwrap_or_else(fallback),
         signing_key: variable("FORGELM_SIGNING_KEY").map(Secret::new),
         signing_key_passphrase: variable("FORGELM_SIGNING_KEY_PASSPHRASE").map(Secret::new),

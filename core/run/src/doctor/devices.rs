@@ -5,7 +5,7 @@ use super::{Check, World};
 use crate::fit_check::qlora_largest;
 use forgelm_kernels_cuda::{
     AttentionUnfit, Availability, CuDnnUnused, CudaError, Device, DeviceOptions, Found, Libraries,
-    SelfTest, Trial, TrialOutcome, self_test,
+    NcclUnused, SelfTest, Trial, TrialOutcome, self_test,
 };
 use serde_json::{Value, json};
 
@@ -46,8 +46,8 @@ fn each(world: &World<'_>, libraries: &Libraries, n_devices: usize) -> Vec<Check
     let mut checks = Vec::new();
     let mut first = None;
     for ordinal in 0..n_devices {
-        let own_attention = world.env.own_attention;
-        let options = DeviceOptions { own_attention, ..DeviceOptions::default() };
+        let (own_attention, no_nccl) = (world.env.own_attention, world.env.no_nccl);
+        let options = DeviceOptions { own_attention, no_nccl, ..DeviceOptions::default() };
         match Device::open(ordinal, libraries, options) {
             Ok(device) => {
                 checks.push(examined(ordinal, &device));
@@ -58,7 +58,7 @@ fn each(world: &World<'_>, libraries: &Libraries, n_devices: usize) -> Vec<Check
     }
     if let Some(device) = first {
         checks.extend([cublaslt(libraries, &device), nvrtc(libraries, &device)]);
-        checks.push(cudnn(libraries, &device));
+        checks.extend([cudnn(libraries, &device), nccl(libraries, &device)]);
     }
     checks
 }
@@ -158,6 +158,28 @@ fn nvrtc(libraries: &Libraries, device: &Device) -> Check {
         )
         .hint("install NVRTC 12, or name its folder in `FORGELM_CUDA_PATH`"),
         (None, Some(Ok(()))) => Check::pass(name, format!("{found}; compiles")),
+    };
+    check.with("place", found.to_string())
+}
+
+/// Optional: without it the processes of a run exchange everything through their hosts. What it
+/// carries cannot be tried on one device.
+fn nccl(libraries: &Libraries, device: &Device) -> Check {
+    let (name, found) = ("cuda.nccl", &libraries.nccl);
+    let instead = "several processes exchange numbers through the memory of their hosts";
+    let check = match device.nccl_version() {
+        Err(NcclUnused::Missing) => Check::pass(name, format!("not found: {instead}")),
+        Err(why @ NcclUnused::SwitchedOff) => {
+            Check::pass(name, format!("{found}; it {why}: {instead}"))
+        }
+        Err(why @ (NcclUnused::TooOld(_) | NcclUnused::Lacks(_))) => {
+            Check::warn(name, format!("{found}; it {why}: {instead}"))
+                .hint("install NCCL 2.14 or later of CUDA 12")
+        }
+        Ok(version) => {
+            let detail = format!("{version}, {found}; not tried: that needs two devices");
+            Check::pass(name, detail).with("version", version)
+        }
     };
     check.with("place", found.to_string())
 }

@@ -20,7 +20,7 @@ const SECRETS: [&str; 11] = [
 ];
 
 /// Those that hold no secret.
-const PLAIN: [&str; 22] = [
+const PLAIN: [&str; 23] = [
     "FORGELM_OPERATOR",
     "FORGELM_ALLOW_ANONYMOUS_OPERATOR",
     "FORGELM_ALLOW_AUDIT_REROOT",
@@ -29,6 +29,7 @@ const PLAIN: [&str; 22] = [
     "FORGELM_PLUGIN_PATH",
     "FORGELM_CUDA_PATH",
     "FORGELM_OWN_ATTENTION",
+    "FORGELM_NO_NCCL",
     "FORGELM_LAUNCH_STATUS",
     "FORGELM_LAUNCH_RESUME",
     "CUDA_HOME",
@@ -46,8 +47,12 @@ const PLAIN: [&str; 22] = [
 ];
 
 /// Switches that only `1` turns on.
-const SWITCHES: [&str; 3] =
-    ["FORGELM_ALLOW_ANONYMOUS_OPERATOR", "FORGELM_ALLOW_AUDIT_REROOT", "FORGELM_OWN_ATTENTION"];
+const SWITCHES: [&str; 4] = [
+    "FORGELM_ALLOW_ANONYMOUS_OPERATOR",
+    "FORGELM_ALLOW_AUDIT_REROOT",
+    "FORGELM_OWN_ATTENTION",
+    "FORGELM_NO_NCCL",
+];
 
 /// Which of them are set. Of a secret only its length is shown.
 pub(super) fn variables(world: &World<'_>) -> Vec<Check> {
