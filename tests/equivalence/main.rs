@@ -2,6 +2,7 @@
 //! micro-batches, whether sequences are packed, how many threads work, and whether a run is
 //! interrupted.
 
+mod devices;
 mod ranks;
 mod shards;
 #[path = "../sim/tiny.rs"]

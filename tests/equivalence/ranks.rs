@@ -86,7 +86,8 @@ fn on_ranks(job: &Job<'_>, n_ranks: usize, shared: Shared, from: Option<(&Left, 
         }
         let parts = (adapter, optimizer, state);
         let more = (None, Keep::Everything);
-        let team = Some(Team { group: &group, sharing: shared.sharing(), updates_on: None });
+        let team =
+            Some(Team { group: &group, sharing: shared.sharing(), updates_on: None, link: None });
         let plan = job.plan.clone();
         let mut run = Run::with_team(&decoder, plan, job.objective, parts, more, team);
         let left = if group.is_leader() {
@@ -215,7 +216,12 @@ fn numbers_that_are_not_finite_end_a_step_and_an_evaluation_on_all_ranks() {
             let optimizer = optimizer(&adapter, OptimizerSettings::adamw(0.01));
             let parts = (adapter, optimizer, State::new(30, Identity::default()));
             let more = (None, Keep::Everything);
-            let team = Some(Team { group: &group, sharing: shared.sharing(), updates_on: None });
+            let team = Some(Team {
+                group: &group,
+                sharing: shared.sharing(),
+                updates_on: None,
+                link: None,
+            });
             let mut run = Run::with_team(&decoder, plan, objective, parts, more, team);
             if group.is_leader() {
                 let stepped = (0..6).find_map(|_| run.session.step().err());

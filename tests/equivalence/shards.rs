@@ -64,7 +64,8 @@ fn run(
             }
         };
         let more = (None, Keep::Everything);
-        let team = Some(Team { group: &group, sharing: shared.sharing(), updates_on: None });
+        let team =
+            Some(Team { group: &group, sharing: shared.sharing(), updates_on: None, link: None });
         let mut run = Run::with_team(&decoder, plan, sft(), parts, more, team);
         let saved = if group.is_leader() {
             run.steps(n_steps);

@@ -1,7 +1,7 @@
 //! A tiny run: the golden tiny model, sixteen short sequences, a session.
 
 use forgelm_data::{Plan, PlanSettings, Sequence, Sequences};
-use forgelm_kernels_api::Compute;
+use forgelm_kernels_api::{Compute, Ops};
 use forgelm_kernels_cpu::Cpu;
 use forgelm_model::{
     Adapter, Decoder, Holders, Keep, LoadOptions, LoraConfig, ModelFiles, OpenModel,
@@ -118,9 +118,13 @@ pub fn tiny_decoder(n_threads: usize) -> Decoder {
 
 /// That of a process which has a part of each weight.
 pub fn tiny_decoder_of(n_threads: usize, holders: Option<Holders>) -> Decoder {
+    tiny_decoder_on(Arc::new(Cpu::new(n_threads)), holders)
+}
+
+/// That of other kernels.
+pub fn tiny_decoder_on(ops: Arc<dyn Ops>, holders: Option<Holders>) -> Decoder {
     let open = OpenModel::open(&ModelFiles::Folder(tiny_llama())).expect("the golden model opens");
     let options = LoadOptions::dense(Compute::F32);
-    let ops = Arc::new(Cpu::new(n_threads));
     open.load_part(ops, options, holders).expect("the golden model loads")
 }
 

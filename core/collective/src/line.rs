@@ -81,6 +81,20 @@ impl Line {
         self.n_sent.fetch_add(n_bytes as u64, Ordering::Relaxed);
     }
 
+    /// A call of all processes that something else than the collective carries, in its turn among the
+    /// others: it sends `n_bytes` to other processes, and nothing more is tried after it failed.
+    ///
+    /// # Errors
+    /// That of `call`.
+    pub fn carry<T>(
+        &mut self,
+        n_bytes: usize,
+        call: impl FnOnce() -> Result<T, Failed>,
+    ) -> Result<T, CollectiveError> {
+        self.count(n_bytes);
+        self.call(|_, _| call())
+    }
+
     /// Waits for every process.
     ///
     /// # Errors

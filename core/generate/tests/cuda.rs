@@ -17,7 +17,7 @@ use forgelm_model::{Decoder, ModelFiles, OpenModel};
 
 /// An emulated device, alone; `None`, aloud, where there is none.
 fn device() -> Option<(MutexGuard<'static, ()>, Arc<dyn Ops>)> {
-    let (alone, device) = opened::emulated_device()?;
+    let (alone, [device]) = opened::emulated_devices()?;
     Some((alone, Arc::new(Cuda::new(device, 1))))
 }
 

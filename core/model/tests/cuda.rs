@@ -28,7 +28,7 @@ type Opened = (MutexGuard<'static, ()>, Arc<dyn Ops>, Arc<Device>);
 
 /// An emulated device, alone; `None`, aloud, where there is none.
 fn device() -> Option<Opened> {
-    let (alone, device) = opened::emulated_device()?;
+    let (alone, [device]) = opened::emulated_devices()?;
     Some((alone, Arc::new(Cuda::new(Arc::clone(&device), 2)), device))
 }
 

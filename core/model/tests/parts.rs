@@ -225,7 +225,7 @@ fn also_in_other_formats_and_where_other_things_train() {
 /// Parts are in the memory of the host, and what comes of them on the device.
 #[test]
 fn also_where_a_device_computes() {
-    let Some((_alone, device)) = opened::emulated_device() else { return };
+    let Some((_alone, [device])) = opened::emulated_devices() else { return };
     let cuda: Arc<dyn Ops> = Arc::new(Cuda::new(device, 1));
     for options in [four_bit(), LoadOptions::dense(Compute::F32)] {
         let case = Case::lora(false, options);

@@ -23,7 +23,7 @@ use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_kernels_api::Ops;
 use forgelm_model::{Decoder, Holders};
 use forgelm_train::optimizer::OptimizerMemory;
-use forgelm_train::session::{Team, dismiss, holders};
+use forgelm_train::session::{Linked, Team, dismiss, holders, link_devices};
 use forgelm_train::state::Identity;
 use launcher::launched;
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,8 @@ pub struct Processes {
     holders: Option<Holders>,
     /// The processor's kernels, where the update is theirs and everything else a device's.
     updates_on: Option<Arc<dyn Ops>>,
+    /// How the numbers of devices go from process to process.
+    linked: Linked,
     /// What joined them; none where this process is alone.
     collective: Option<Used>,
 }
@@ -116,18 +118,21 @@ impl Processes {
             collective::Settings::with_deadline(Duration::from_secs(distributed.timeout_seconds));
         let group = Group::open(move || build(&[]), settings)?;
         let holders = hold_together(&group, &strategy, env)?;
+        let linked = link(&group, &strategy, plugins, env, settings.deadline)?;
         if group.is_leader() {
             group.told();
         }
         let updates_on = updates_on(&strategy, plugins)?;
-        Ok(Some(Self { group, strategy, holders, updates_on, collective: Some(used) }))
+        let collective = Some(used);
+        Ok(Some(Self { group, strategy, holders, updates_on, linked, collective }))
     }
 
     /// This process alone, where the config asks for several.
     pub(crate) fn alone(plan: &Plan, plugins: &Plugins) -> Result<Option<Self>, RunError> {
         let Some(strategy) = Strategy::of(plan) else { return Ok(None) };
         let (group, updates_on) = (Group::alone()?, updates_on(&strategy, plugins)?);
-        Ok(Some(Self { group, strategy, holders: None, updates_on, collective: None }))
+        let linked = Linked::Not;
+        Ok(Some(Self { group, strategy, holders: None, updates_on, linked, collective: None }))
     }
 
     /// Whether this process leads.
@@ -139,7 +144,8 @@ impl Processes {
     /// For a session.
     pub(crate) fn team(&self) -> Team<'_> {
         let sharing = self.strategy.sharing;
-        Team { group: &self.group, sharing, updates_on: self.updates_on.as_ref() }
+        let (updates_on, link) = (self.updates_on.as_ref(), self.linked.link());
+        Team { group: &self.group, sharing, updates_on, link }
     }
 
     /// Whether every process writes its part of a checkpoint.
@@ -210,6 +216,15 @@ impl Processes {
             );
             observer.observe(&Event::Warning(text));
         }
+        match &self.linked {
+            Linked::Not => {}
+            Linked::ThroughHosts(why) => observer.observe(&Event::Notice(format!(
+                "the numbers of devices go through the memory of the hosts: {why}"
+            ))),
+            Linked::Devices { library, .. } => observer.observe(&Event::Notice(format!(
+                "{library} carries gradients and updates from device to device"
+            ))),
+        }
         Ok(self.tell(&Said::Start { template_now, from })?)
     }
 
@@ -271,6 +286,7 @@ impl Processes {
         Ok(Agreed {
             strategy: self.strategy.clone(),
             library: self.group.library().to_owned(),
+            device_link: self.linked.library().map(str::to_owned),
             collective: self.collective.clone(),
             hosts: members.into_iter().map(|of| of.host).collect(),
             is_comparable: self.team().is_comparable(),
@@ -308,6 +324,19 @@ fn updates_on(strategy: &Strategy, plugins: &Plugins) -> Result<Option<Arc<dyn O
         return Ok(None);
     }
     Ok(Some(plugins.host_kernels()))
+}
+
+/// Links the devices of all processes, where the update is theirs.
+fn link(
+    group: &Group,
+    strategy: &Strategy,
+    plugins: &Plugins,
+    env: &Environment,
+    deadline: Duration,
+) -> Result<Linked, CollectiveError> {
+    // Kernels that cannot be had are told where they are needed: the others must not wait here.
+    let kernels = plugins.kernels().ok().filter(|_| !strategy.updates_on_host);
+    link_devices(group, kernels.as_deref(), &env.host, deadline)
 }
 
 /// The processes that hold the frozen weights together with this one.
@@ -351,6 +380,8 @@ pub(crate) struct Agreed {
     strategy: Strategy,
     /// What carries the bytes, as it says itself.
     library: String,
+    /// What carries gradients and updates from device to device, with its version.
+    device_link: Option<String>,
     /// The plugin through which it does; none where one process is alone.
     collective: Option<Used>,
     /// Of each rank.
@@ -369,6 +400,7 @@ impl Agreed {
             "strategy": self.strategy.name,
             "deepspeed_config": self.strategy.deepspeed.as_ref().map(Settings::file_json),
             "collective": self.library,
+            "device_link": self.device_link,
             "library": self.collective.as_ref().map(Used::to_json),
             "ranks": self.hosts.len(),
             "hosts": self.hosts,

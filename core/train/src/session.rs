@@ -2,9 +2,11 @@
 //! business.
 
 mod deal;
+mod devices;
 mod gradient;
 mod input;
 mod layerwise;
+mod linked;
 mod not_finite;
 mod sharded;
 mod shares;
@@ -29,6 +31,7 @@ use forgelm_sdk::trainer::{Loss, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
 use gradient::Gradient;
 use input::{Estimate, MicroBatch, Seen, StepInput};
+pub use linked::{Linked, link_devices};
 pub use not_finite::StepError;
 use shares::Shares;
 pub use shares::{Sharing, Team, TooManyRanks};
@@ -193,16 +196,16 @@ impl<'a> Session<'a> {
         let is_layerwise = parts.optimizer.settings().is_layerwise();
         let shares_gradients = |team: &Team<'_>| team.sharing == Sharing::Gradients;
         let is_by_part = is_layerwise || parts.team.as_ref().is_some_and(shares_gradients);
-        let ops = parts.decoder.ops().as_ref();
-        let gradient = Gradient::new(&parts.adapter, ops, is_by_part)?;
+        let ops = parts.decoder.ops();
+        let gradient = Gradient::new(&parts.adapter, ops.as_ref(), is_by_part)?;
         let mut optimizer = parts.optimizer;
-        let shares = parts.team.map(|team| Shares::new(team, &parts.adapter, &optimizer));
+        let shares = parts.team.map(|team| Shares::new(team, &parts.adapter, &optimizer, ops));
         if let Some(own) = shares.as_ref().and_then(Shares::own_part) {
             optimizer = optimizer.part(&own);
         }
         let state_bytes = optimizer.n_bytes();
         let updates_on = shares.as_ref().and_then(Shares::updates_on).map(AsRef::as_ref);
-        optimizer.place(updates_on.unwrap_or(ops)).map_err(|refused| OutOfMemory {
+        optimizer.place(updates_on.unwrap_or(ops.as_ref())).map_err(|refused| OutOfMemory {
             buffer: "optimizer state".to_owned(),
             bytes: refused.bytes,
             total: state_bytes,

@@ -38,7 +38,8 @@ pub struct Seat {
     pub rank: usize,
     /// Of how many, p.
     pub n_ranks: usize,
-    /// How long the others may let it wait: for the link, and in each call.
+    /// How long the others may let it wait in each call. For the link it is half as long: who waits in
+    /// vain can say so before the others give up.
     pub deadline: Duration,
 }
 

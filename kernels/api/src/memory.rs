@@ -513,6 +513,15 @@ impl<T: Number> Buffer<T> {
         }
     }
 
+    /// All of it, on the host; a copy where it lies on a device.
+    #[must_use]
+    pub fn into_host(self) -> Vec<T> {
+        match self {
+            Self::Host(values) => values,
+            Self::Device(_) => self.all().to_host().into_owned(),
+        }
+    }
+
     /// All of it, to be written.
     #[must_use]
     pub fn all_mut(&mut self) -> SliceMut<'_, T> {

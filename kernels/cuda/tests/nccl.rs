@@ -199,7 +199,7 @@ fn a_rank_that_never_comes_is_waited_for_until_the_deadline() {
     let id = links(&cuda).new_id().unwrap();
     let error = links(&cuda).link(&id, seat(0, 2, 100)).unwrap_err();
     let text = error.to_string();
-    let expected = "linking devices on rank 0 of 2: not done within 0.1 s; ";
+    let expected = "linking devices on rank 0 of 2: not done within 0.05 s; ";
     assert!(text.starts_with(expected), "{text}");
 }
 

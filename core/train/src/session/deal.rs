@@ -85,10 +85,9 @@ impl Deal {
         self.parts.iter().flat_map(of_part).collect()
     }
 
-    /// The numbers of a part.
-    pub(super) fn take(&self, part: usize, all: &[f32]) -> Vec<f32> {
-        let slices = self.parts[part].slices.iter();
-        slices.flat_map(|slice| &all[slice.clone()]).copied().collect()
+    /// Where the numbers of a part lie in the buffer of everything.
+    pub(super) fn slices(&self, part: usize) -> &[Range<usize>] {
+        &self.parts[part].slices
     }
 
     /// Puts the numbers of all processes, one process after the other, where they belong.
@@ -273,7 +272,8 @@ mod tests {
             // Part by part, the share of each process.
             let mut own = vec![Vec::new(); n_ranks];
             for part in 0..deal.n_parts() {
-                let numbers = deal.take(part, &all);
+                let slices = deal.slices(part).iter();
+                let numbers: Vec<f32> = slices.flat_map(|of| &all[of.clone()]).copied().collect();
                 for (own, share) in own.iter_mut().zip(deal.shares(part)) {
                     own.extend_from_slice(&numbers[share]);
                 }

@@ -1,9 +1,10 @@
 //! The processes of a run, and what each has of a step.
 
 use super::deal::Deal;
+use super::devices::Devices;
 use crate::optimizer::Optimizer;
 use forgelm_collective::{CollectiveError, Group};
-use forgelm_kernels_api::Ops;
+use forgelm_kernels_api::{Buffer, DeviceLink, Ops, Slice, SliceMut};
 use forgelm_model::Trainable;
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct Team<'a> {
     /// The kernels of the processor, where these update what trains and hold the optimizer's state,
     /// and those of a device do everything else.
     pub updates_on: Option<&'a Arc<dyn Ops>>,
+    /// What carries numbers from device to device, where something does. Without `updates_on`.
+    pub link: Option<&'a Arc<dyn DeviceLink>>,
 }
 
 /// Why processes cannot work on a step together.
@@ -45,11 +48,12 @@ pub struct TooManyRanks {
 
 impl std::fmt::Debug for Team<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { group, sharing, updates_on } = self;
+        let Self { group, sharing, updates_on, link } = self;
         f.debug_struct("Team")
             .field("group", group)
             .field("sharing", sharing)
             .field("updates_on", &updates_on.map(|ops| ops.name()))
+            .field("link", link)
             .finish()
     }
 }
@@ -77,16 +81,28 @@ pub(super) struct Shares<'a> {
     group: &'a Group,
     sharing: Sharing,
     updates_on: Option<&'a Arc<dyn Ops>>,
+    devices: Option<Devices<'a>>,
     /// Who has which of the numbers.
     pub(super) deal: Deal,
 }
 
 impl<'a> Shares<'a> {
-    /// Of a team, over what trains, by the optimizer of all of it.
-    pub(super) fn new(team: Team<'a>, adapter: &Trainable, optimizer: &Optimizer) -> Self {
-        let Team { group, sharing, updates_on } = team;
+    /// Of a team, over what trains, by the optimizer of all of it; `ops` compute.
+    pub(super) fn new(
+        team: Team<'a>,
+        adapter: &Trainable,
+        optimizer: &Optimizer,
+        ops: &'a Arc<dyn Ops>,
+    ) -> Self {
+        let Team { group, sharing, updates_on, link } = team;
         let deal = Deal::new(optimizer, adapter.descending_parts(), group.n_ranks());
-        Self { group, sharing, updates_on, deal }
+        let devices = link.map(|link| Devices { link, ops });
+        Self { group, sharing, updates_on, devices, deal }
+    }
+
+    /// The devices of all processes, where they are linked.
+    pub(super) fn devices(&self) -> Option<Devices<'a>> {
+        self.devices
     }
 
     /// See [`Team::updates_on`].
@@ -120,8 +136,24 @@ impl<'a> Shares<'a> {
         }
     }
 
-    /// Elements of all processes, each where it belongs, from what this one has of them.
-    pub(super) fn of_all(&self, own: Vec<f32>) -> Result<Vec<f32>, CollectiveError> {
+    /// A copy of some numbers, laid end to end, where processes exchange them from.
+    pub(super) fn taken(&self, from: &[Slice<'_>]) -> Buffer {
+        match &self.devices {
+            Some(devices) => devices.joined(from),
+            None => {
+                let numbers = from.iter().flat_map(|slice| slice.to_host().into_owned());
+                numbers.collect::<Vec<f32>>().into()
+            }
+        }
+    }
+
+    /// Puts the numbers of all processes where they belong.
+    ///
+    /// Shapes: `own` [numbers of this process] read, `to` [P] written.
+    pub(super) fn gather(&self, own: Buffer, mut to: SliceMut<'_>) -> Result<(), CollectiveError> {
+        if let Some(devices) = &self.devices {
+            return devices.gather(self, own, to);
+        }
         let mut end = 0;
         let range = |len: usize| {
             let start = end;
@@ -129,7 +161,10 @@ impl<'a> Shares<'a> {
             start..end
         };
         let ranges = self.deal.lens().into_iter().map(range).collect();
-        Ok(self.deal.put_together(&self.group.all_gather_ranges(own, ranges)?))
+        let of_ranks = self.group.all_gather_ranges(own.into_host(), ranges)?;
+        let all = self.deal.put_together(&of_ranks);
+        to.copy_from_host(&all);
+        Ok(())
     }
 
     /// The sum of all squares, piece by piece in their order, from those of this process.

@@ -18,6 +18,7 @@ use super::{Cut, Session, StepError};
 use crate::optimizer::{At, Optimizer, ScaledGradient};
 use forgelm_artifact::Disk;
 use forgelm_collective::{CollectiveError, Group, PairwiseSum};
+use forgelm_kernels_api::{Buffer, Precision};
 use forgelm_model::{
     Descent, Holders, Keep, MemoryPlan, OutOfMemory, PartialGradient, Prefetch, Trainable,
 };
@@ -268,9 +269,11 @@ impl Session<'_> {
         let (total, sum) = self.sum_together(step, input, estimate)?;
         let shares = self.shares.as_ref().expect("the step is shared");
         let ops = Arc::clone(shares.updates_on().unwrap_or(self.decoder.ops()));
-        let place =
-            |sum| ops.place(sum).unwrap_or_else(|refused| refused.end("the summed gradient"));
-        let mut sum = place(sum);
+        let mut sum = match sum {
+            Buffer::Host(sum) => ops.place(sum),
+            on_device @ Buffer::Device(_) => Ok(on_device),
+        }
+        .unwrap_or_else(|refused| refused.end("the summed gradient"));
         let squares = shares.sum_of_squares(|piece| ops.sum_of_squares(sum.part(piece)))?;
         let max_norm = self.optimizer.settings().max_grad_norm(self.settings.max_grad_norm);
         let gradient = ScaledGradient::from_squares(squares, total.n_terms, max_norm);
@@ -286,7 +289,10 @@ impl Session<'_> {
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
         self.is_torn = true;
         if shares.sharing() == Sharing::Nothing {
-            sum = place(shares.of_all(sum.all().to_host().into_owned())?);
+            let all = ops.allocate(self.adapter.n_params(), Precision::Exact);
+            let mut all = all.unwrap_or_else(|refused| refused.end("the summed gradient"));
+            shares.gather(sum, all.all_mut())?;
+            sum = all;
         }
         let mut params = match shares.updates_on() {
             // They go back to the device when the step is made.
@@ -300,10 +306,9 @@ impl Session<'_> {
                 let places = Places::new(&own);
                 let grad = |range| sum.part(places.of(&range));
                 self.optimizer.step_by(ops.as_ref(), params.reborrow(), grad, at);
-                let numbers =
-                    |range| params.reborrow().part(range).as_slice().to_host().into_owned();
-                let all = shares.of_all(own.into_iter().flat_map(numbers).collect())?;
-                params.copy_from_host(&all);
+                let updated = params.as_slice();
+                let updated: Vec<_> = own.into_iter().map(|range| updated.part(range)).collect();
+                shares.gather(shares.taken(&updated), params)?;
             }
         }
         self.decoder.refresh(&mut self.adapter);
@@ -317,7 +322,7 @@ impl Session<'_> {
         step: u64,
         input: &StepInput,
         estimate: &Estimate,
-    ) -> Result<(Totals, Vec<f32>), StepError> {
+    ) -> Result<(Totals, Buffer), StepError> {
         let (n, n_slots) = (input.micro_batches.len(), self.n_slots());
         let shares = self.shares.take().expect("the step is shared");
         let mut summing = Summing::new(&shares, n, n_slots);
@@ -333,9 +338,8 @@ impl Session<'_> {
                         has_gradient
                     }
                 };
-                // What a process without a gradient gives where the others have one.
-                let n_zeros = |part| if leaf.is_some() { shares.deal.len(part) } else { 0 };
-                let mut push = |part| summing.push(round, part, vec![0.0; n_zeros(part)]);
+                // A process without a gradient gives something where the others do.
+                let mut push = |part| summing.push_nothing(round, part, leaf.is_some());
                 self.decoder.accompany_descent(&self.adapter, &mut push)?;
                 if !has_gradient && !self.decoder.is_in_parts() {
                     (0..shares.deal.n_parts()).try_for_each(push)?;
@@ -377,15 +381,15 @@ impl Session<'_> {
         if let Gradient::Whole(grad) = &mut self.gradient {
             self.decoder.ops().fill(grad.all_mut(), 0.0);
             self.backward(batch, step);
-            summing.push_whole(round, &self.gradient.whole().all().to_host())?;
+            summing.push_whole(round, self.gradient.whole().all())?;
             return Ok((loss.into(), true));
         }
         let (mut descent, mut part) = (Descent::begin(), 0);
         while let Some(slices) = self.descend(&mut descent, batch, step) {
             if !slices.is_empty() {
                 let gradient = self.gradient.by_part();
-                let numbers = |slice| gradient.of(slice).to_host().into_owned();
-                summing.push(round, part, slices.into_iter().flat_map(numbers).collect())?;
+                let slices: Vec<_> = slices.into_iter().map(|slice| gradient.of(slice)).collect();
+                summing.push(round, part, &slices)?;
                 part += 1;
             }
         }

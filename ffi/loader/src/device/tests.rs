@@ -30,7 +30,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Option<Self> {
-        let (alone, device) = opened::emulated_device()?;
+        let (alone, [device]) = opened::emulated_devices()?;
         let cuda = Arc::new(Cuda::new(device, 1));
         let made = DeviceKernels::new(Arc::clone(&cuda) as Arc<dyn Ops>, Arc::default());
         let table = &Box::leak(Box::new(made.unwrap())).table;

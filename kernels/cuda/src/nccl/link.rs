@@ -80,9 +80,10 @@ impl Link {
         let this = Self { seat, functions, communicator, stream, device };
         let mut held = lock(&this.communicator);
         let pointer = held.as_ref().map_or(std::ptr::null_mut(), |held| held.0);
-        let linked = checked(answer).and_then(|()| this.settle(pointer));
+        let deadline = seat.deadline / 2;
+        let linked = checked(answer).and_then(|()| this.settle(pointer, deadline));
         if let Err(undone) = linked {
-            let error = this.error(&doing(), pointer, undone);
+            let error = this.error(&doing(), pointer, (undone, deadline));
             this.abort(&mut held);
             return Err(error);
         }
@@ -91,33 +92,24 @@ impl Link {
     }
 
     /// Asks how it goes until it is done.
-    fn settle(&self, communicator: Pointer) -> Result<(), Undone> {
-        self.until(|| match self.functions.state(communicator) {
+    fn settle(&self, communicator: Pointer, deadline: Duration) -> Result<(), Undone> {
+        until(deadline, || match self.functions.state(communicator) {
             SUCCESS => Ok(true),
             IN_PROGRESS => Ok(false),
             failure => Err(Undone::Answer(failure)),
         })
     }
 
-    /// Asks until the answer is yes. The time is that of the pauses alone: never less than the deadline.
-    fn until(&self, is_done: impl Fn() -> Result<bool, Undone>) -> Result<(), Undone> {
-        let (mut waited, mut pause) = (Duration::ZERO, PAUSES.0);
-        while !is_done()? {
-            if waited >= self.seat.deadline {
-                return Err(Undone::Late);
-            }
-            std::thread::sleep(pause);
-            waited += pause;
-            pause = (2 * pause).min(PAUSES.1);
-        }
-        Ok(())
-    }
-
-    fn error(&self, doing: &str, communicator: Pointer, undone: Undone) -> LinkError {
+    fn error(
+        &self,
+        doing: &str,
+        communicator: Pointer,
+        (undone, deadline): (Undone, Duration),
+    ) -> LinkError {
         let (doing, hint) = (doing.to_owned(), HINT.to_owned());
         let words = match undone {
             Undone::Late => {
-                return LinkError::Late { doing, deadline: self.seat.deadline, hint };
+                return LinkError::Late { doing, deadline, hint };
             }
             Undone::Answer(answer) => self.functions.words(answer, communicator),
             Undone::Driver(error) => crate::error::DriverFault::from(error).to_string(),
@@ -152,7 +144,7 @@ impl Link {
         let done = self.run(communicator, &sent, &received);
         done.map_err(|undone| {
             let doing = format!("`{op}` of devices on {}", place(self.seat));
-            let error = self.error(&doing, communicator, undone);
+            let error = self.error(&doing, communicator, (undone, self.seat.deadline));
             self.abort(&mut held);
             error
         })
@@ -187,9 +179,10 @@ impl Link {
             answer
         };
         checked(self.functions.grouped(call))?;
-        self.settle(communicator)?;
+        let deadline = self.seat.deadline;
+        self.settle(communicator, deadline)?;
         let end: CudaEvent = self.stream.record_event(None)?;
-        self.until(|| match end.try_is_complete() {
+        until(deadline, || match end.try_is_complete() {
             // A peer that is lost shows here, and not at the event.
             Ok(false) => checked(self.functions.state(communicator)).map(|()| false),
             Ok(true) => Ok(true),
@@ -242,6 +235,20 @@ enum Ranges<'a> {
     OneAfterAnother(&'a [usize]),
     /// All for each.
     TheSame,
+}
+
+/// Asks until the answer is yes. The time is that of the pauses alone: never less than the deadline.
+fn until(deadline: Duration, is_done: impl Fn() -> Result<bool, Undone>) -> Result<(), Undone> {
+    let (mut waited, mut pause) = (Duration::ZERO, PAUSES.0);
+    while !is_done()? {
+        if waited >= deadline {
+            return Err(Undone::Late);
+        }
+        std::thread::sleep(pause);
+        waited += pause;
+        pause = (2 * pause).min(PAUSES.1);
+    }
+    Ok(())
 }
 
 fn first_failure(before: c_int, answer: c_int) -> c_int {
@@ -324,7 +331,8 @@ impl Drop for Link {
         let Some(&Communicator(pointer)) = held.as_ref() else { return };
         // What others still read of this process goes first, but not for ever.
         let is_bound = self.device.bind().is_ok();
-        let ended = checked(self.functions.finalize(pointer)).and_then(|()| self.settle(pointer));
+        let ended = checked(self.functions.finalize(pointer));
+        let ended = ended.and_then(|()| self.settle(pointer, self.seat.deadline));
         if is_bound && ended.is_ok() {
             self.functions.destroy(pointer);
             *held = None;
