@@ -1,6 +1,8 @@
 //! One run on several processes, as `mpirun` starts it: the bits of one process, whatever fails.
 
 use crate::support::{Ran, Workplace, conversation};
+use forgelm_kernels_emulator as emulator;
+use serde_json::json;
 use std::fs;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -314,4 +316,48 @@ fn processes_with_two_libraries_are_told_apart() {
     let job = mpi.spawn(job, &workplace);
     ended(&workplace, job).expect_code(1).expect_stderr("): plugins: sft ").expect_stderr(", mpi ");
     assert!(!workplace.path("out").exists(), "nothing was begun");
+}
+
+/// Of two emulated devices each process takes one, and a stand-in for NCCL links them.
+#[test]
+fn devices_that_nccl_links_give_the_bits_of_one() {
+    let Some(mpi) = every_mpi().into_iter().next() else { return };
+    if emulator::unavailable().is_some() {
+        return;
+    }
+    let folders = [emulator::library_folder().to_owned(), emulator::nccl_folder()];
+    let folders = std::env::join_paths(folders).unwrap().into_string().unwrap();
+    let variables = [("FORGELM_CUDA_PATH", folders), ("FORGELM_EMULATOR_DEVICES", "2".into())];
+    let short = || {
+        let workplace = workplace(ZERO2);
+        workplace.edit_config("max_steps: 12", "max_steps: 2");
+        workplace.edit_config("max_length: 128", "max_length: 64");
+        workplace.edit_config("float32", "float32\n  device: auto");
+        workplace
+    };
+    let alone = short();
+    alone
+        .command(&["--config", "run.yaml"])
+        .envs(variables.clone())
+        .output()
+        .map(Ran::from)
+        .unwrap()
+        .expect_code(0);
+    let nccl = "NCCL 2.32.3 carries gradients and updates from device to device";
+    let hosts =
+        "the numbers of devices go through the memory of the hosts: NCCL is switched off (rank 0)";
+    for (no_nccl, notice, link) in [("0", nccl, json!("NCCL 2.32.3")), ("1", hosts, json!(null))] {
+        let workplace = short();
+        let mut job = mpi.launch();
+        job.args(["-np", "2", "env"]).arg(format!("FORGELM_NO_NCCL={no_nccl}"));
+        job.args(variables.iter().map(|(name, value)| format!("{name}={value}")));
+        job.arg(workplace.command(&[]).get_program()).args(["--config", "run.yaml"]);
+        let job = mpi.spawn(job, &workplace);
+        ended(&workplace, job).expect_code(0).expect_stderr(notice);
+        assert!(workplace.adapter("out") == alone.adapter("out"), "{notice}");
+        let lines = workplace.json_lines("out/audit_log.jsonl");
+        let started = lines.iter().find(|line| line["event"] == "training.distributed").unwrap();
+        assert_eq!(started["device_link"], link);
+        workplace.forgelm(&["verify-bundle", "out"]).expect_code(0);
+    }
 }

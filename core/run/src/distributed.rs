@@ -26,6 +26,7 @@ use forgelm_train::optimizer::OptimizerMemory;
 use forgelm_train::session::{Linked, Team, dismiss, holders, link_devices};
 use forgelm_train::state::Identity;
 use launcher::launched;
+pub(crate) use launcher::local_rank;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -265,7 +266,7 @@ impl Processes {
             host: env.host.clone(),
             program: crate::dossier::VERSION.to_owned(),
             config_hash: identity.config_hash.clone(),
-            identity: identity.clone(),
+            identity: Identity { kernels: of_any_ordinal(&identity.kernels), ..identity.clone() },
             plugins: plugins.collect(),
             deepspeed_config: self.strategy.deepspeed_file().map(|file| file.sha256.clone()),
         };
@@ -337,6 +338,14 @@ fn link(
     // Kernels that cannot be had are told where they are needed: the others must not wait here.
     let kernels = plugins.kernels().ok().filter(|_| !strategy.updates_on_host);
     link_devices(group, kernels.as_deref(), &env.host, deadline)
+}
+
+/// The name of kernels without the number that their device has on its host.
+fn of_any_ordinal(kernels: &str) -> String {
+    match kernels.strip_prefix("cuda:").and_then(|of| of.split_once('/')) {
+        Some((_, device)) => format!("cuda/{device}"),
+        None => kernels.to_owned(),
+    }
 }
 
 /// The processes that hold the frozen weights together with this one.
@@ -412,6 +421,7 @@ impl Agreed {
         AuditEvent::TrainingDistributed {
             strategy: self.strategy.name.clone(),
             collective: self.library.clone(),
+            device_link: self.device_link.clone(),
             library: self.collective.as_ref().map(|used| used.origin().library.clone()),
             library_sha256: self.collective.as_ref().map(|used| used.origin().sha256.clone()),
             hosts: self.hosts.clone(),

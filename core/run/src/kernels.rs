@@ -16,6 +16,7 @@ use forgelm_kernels_api::{Failure, Ops};
 use forgelm_kernels_cpu::{Cpu, InstructionSet};
 use forgelm_kernels_cuda::{Availability, Cuda, CudaError, DeviceOptions, Folders, Libraries};
 
+use crate::distributed::local_rank;
 use crate::environment::Environment;
 use crate::error::RunError;
 use crate::event::{Event, Observer};
@@ -29,6 +30,8 @@ pub struct Kernels {
     folders: Folders,
     own_attention: bool,
     no_nccl: bool,
+    /// See [`local_rank`].
+    local_rank: usize,
     /// Where kernels that are compiled here are kept.
     cache: PathBuf,
     cpu: Arc<OnceLock<Arc<dyn Ops>>>,
@@ -141,6 +144,7 @@ impl Kernels {
             folders: env.cuda_folders.clone(),
             own_attention: env.own_attention,
             no_nccl: env.no_nccl,
+            local_rank: local_rank(env),
             cache: env.cache_dir.join("kernels"),
             cpu: Arc::default(),
             chosen: Arc::default(),
@@ -156,6 +160,7 @@ impl Kernels {
             folders: Folders::default(),
             own_attention: false,
             no_nccl: false,
+            local_rank: 0,
             cache: PathBuf::new(),
             cpu: Arc::default(),
             chosen: Arc::default(),
@@ -188,7 +193,7 @@ impl Kernels {
         let made = match self.device {
             Device::Cpu => Chosen { ops: self.cpu(), fallback: None },
             Device::Cuda(ordinal) => Chosen { ops: self.cuda(ordinal)?, fallback: None },
-            Device::Auto => match self.cuda(0) {
+            Device::Auto => match self.cuda(self.ordinal_in_turn()) {
                 Ok(ops) => Chosen { ops, fallback: None },
                 Err(RunError::Device { source, .. }) => {
                     Chosen { ops: self.cpu(), fallback: Some(Fallback::of(&source)) }
@@ -254,6 +259,18 @@ impl Kernels {
         *self.chosen.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Chosen { ops, fallback: None });
         Ok(())
+    }
+
+    /// The device that `auto` means: processes that a launcher starts on one host take its devices in
+    /// turn.
+    fn ordinal_in_turn(&self) -> usize {
+        if self.local_rank == 0 {
+            return 0;
+        }
+        match Libraries::find(&self.folders).availability() {
+            Availability::Usable { n_devices, .. } => self.local_rank % n_devices,
+            Availability::NoDriver | Availability::NoDevice | Availability::Failed(_) => 0,
+        }
     }
 
     fn cuda(&self, ordinal: usize) -> Result<Arc<dyn Ops>, RunError> {

@@ -80,7 +80,10 @@ events! {
         strategy: String,
         /// What carries numbers between them, with its version.
         collective: String,
-        /// The plugin library through which it does; none where there is one process.
+        /// What carries gradients and updates from device to device, with its version; none where they go
+        /// through hosts.
+        device_link: Option<String>,
+        /// The plugin library of the collective; none where there is one process.
         library: Option<String>,
         /// SHA-256 of that library's bytes.
         library_sha256: Option<String>,

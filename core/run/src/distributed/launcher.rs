@@ -20,6 +20,15 @@ pub fn is_first(env: &Environment) -> bool {
     RANKS.into_iter().find_map(|name| (env.variable)(name)).is_none_or(|rank| rank == "0")
 }
 
+/// This process among those of its host: Open MPI, MPICH's process manager, Slurm.
+const LOCAL_RANKS: [&str; 3] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"];
+
+/// Which of the processes of its host this one is; without a launcher, the first.
+pub(crate) fn local_rank(env: &Environment) -> usize {
+    let rank = LOCAL_RANKS.into_iter().find_map(|name| (env.variable)(name)?.parse().ok());
+    rank.unwrap_or_default()
+}
+
 /// What runs in one process is not started by a launcher in several: they would write into one folder.
 ///
 /// # Errors

@@ -8,8 +8,15 @@
 
 namespace driver {
 
+// One device, or `FORGELM_EMULATOR_DEVICES`.
+static Device& made_device() {
+    Device& made = *new Device;
+    if (const char* n = std::getenv("FORGELM_EMULATOR_DEVICES")) made.n_devices = std::atoi(n);
+    return made;
+}
+
 Device& device() {
-    static Device& device = *new Device;
+    static Device& device = made_device();
     return device;
 }
 
@@ -74,17 +81,9 @@ API cuDeviceGetName(char* name, int bytes, int) {
     return SUCCESS;
 }
 
-// With `FORGELM_EMULATOR_DEVICE_PER_RANK` each process that mpirun starts has a device of its own.
-static int first_device() {
-    if (!std::getenv("FORGELM_EMULATOR_DEVICE_PER_RANK")) return 0;
-    for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK"})
-        if (const char* rank = std::getenv(name)) return std::atoi(rank);
-    return 0;
-}
-
 API cuDeviceGetUuid(char* uuid, int ordinal) {
     BEGIN();
-    std::memset(uuid, 7 + first_device() + ordinal, 16);
+    std::memset(uuid, 7 + ordinal, 16);
     return SUCCESS;
 }
 
