@@ -1,6 +1,7 @@
 //! Settings that must agree, tested against each other on a tiny model: how a step is cut into
 //! micro-batches, whether sequences are packed, how many threads work, and whether a run is
 //! interrupted.
+#![expect(clippy::print_stdout, reason = "a test says what it skips")]
 
 mod devices;
 mod ranks;
