@@ -154,7 +154,7 @@ fn so_they_do_where_ranks_run_out_of_work() {
 #[test]
 fn every_optimizer_can_be_shared_out() {
     let galore = GaloreSettings {
-        rank: 4,
+        rank: 2,
         update_proj_gap: 2,
         scale: 0.25,
         projection: ProjectionType::Std,

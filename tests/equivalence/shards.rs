@@ -24,7 +24,7 @@ enum Form {
     Sharded,
 }
 
-fn peft() -> PeftInfo {
+pub fn peft() -> PeftInfo {
     PeftInfo { base_model_name_or_path: "tiny".to_owned(), revision: None }
 }
 
@@ -111,7 +111,7 @@ fn adamw() -> OptimizerSettings {
 #[test]
 fn shards_are_the_whole_checkpoint_whoever_wrote_them() {
     let galore = GaloreSettings {
-        rank: 4,
+        rank: 2,
         update_proj_gap: 2,
         scale: 0.25,
         projection: ProjectionType::Std,

@@ -55,11 +55,17 @@ impl Unit {
 
     /// Takes in the moments of a range of its elements, and the projection, from the first bytes.
     fn fill(&mut self, own: &Range<usize>, rest: &mut &[u8]) {
+        // What a projection made small has its own length, and is never cut.
+        let is_projected = self.projection.is_some();
         let ranges = self.moments.ranges(own);
         for ((_, to), range) in self.moments.parts_mut().into_iter().zip(ranges) {
             match to {
-                ValuesMut::F32(to) => fill_f32(to, range, rest),
+                ValuesMut::F32(to) => {
+                    let range = if is_projected { 0..to.len() } else { range };
+                    fill_f32(to, range, rest);
+                }
                 ValuesMut::U8(to) => {
+                    let range = if is_projected { 0..to.len() } else { range };
                     let codes = taken(rest, range.len());
                     to.part_mut(range).copy_from_host(codes);
                 }
