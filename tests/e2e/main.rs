@@ -34,6 +34,7 @@ mod foreign_merge;
 mod gates;
 mod guard;
 mod hostile;
+mod in_parts;
 mod judge;
 mod keys;
 mod launch;

@@ -2,7 +2,7 @@
 //! numbers that do not go through hosts.
 
 #[path = "../../kernels/cuda/tests/support/opened.rs"]
-mod opened;
+pub mod opened;
 
 use crate::ranks::Shared;
 use crate::tiny::{Objective, Run, of_answers, optimizer, plan_settings, sft, tiny_decoder_on};

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a test says what it skips")]
 
 mod devices;
+mod in_parts;
 mod ranks;
 mod shards;
 #[path = "../sim/tiny.rs"]

@@ -16,6 +16,7 @@ use forgelm_train::checkpoint::shards::SaveError;
 use forgelm_train::checkpoint::{self, View};
 use forgelm_train::optimizer::OptimizerSettings;
 use forgelm_train::session::{Session, StepError};
+use forgelm_train::state::{Identity, State};
 use std::path::{Path, PathBuf};
 use tiny::{Objective, Run, of_answers, optimizer, plan_settings, sft, tiny_decoder};
 
@@ -252,12 +253,14 @@ fn fault_063_the_tensor_the_layer_and_the_row_are_named() {
         ("layers.1.mlp.down_proj.lora_B", "residual stream"),
         ("layers.1.self_attn.q_proj.lora_B", "queries"),
     ] {
-        let mut run = Run::new(&decoder, plan_settings(4, 2), 0.0);
-        let slice = run.session.adapter().slices().into_iter().find(|s| s.name.contains(module));
-        let range = slice.unwrap().range;
-        let mut before = run.session.adapter().params().to_vec();
-        before[range].fill(f32::MAX);
-        run.session.replace_params(&before);
+        let fresh = Run::new(&decoder, plan_settings(4, 2), 0.0);
+        let mut adapter = fresh.session.adapter().clone();
+        let slice = adapter.slices().into_iter().find(|s| s.name.contains(module)).unwrap();
+        adapter.params_mut()[slice.range].fill(f32::MAX);
+        let before = adapter.params().to_vec();
+        let optimizer = optimizer(&adapter, OptimizerSettings::adamw(0.01));
+        let parts = (adapter, optimizer, State::new(30, Identity::default()));
+        let mut run = Run::from_parts(&decoder, plan_settings(4, 2), sft(), parts);
         let error = run.session.step().unwrap_err();
         let StepError::NotFinite { what, layer, records, .. } = &error else { panic!("{error}") };
         assert_eq!(*layer, Some(1), "{module}: {error}");

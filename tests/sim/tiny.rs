@@ -109,7 +109,11 @@ pub fn sequences() -> Vec<Sequence> {
 }
 
 fn tiny_llama() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/models/tiny-llama")
+    tiny("tiny-llama")
+}
+
+fn tiny(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/models").join(name)
 }
 
 pub fn tiny_decoder(n_threads: usize) -> Decoder {
@@ -123,9 +127,15 @@ pub fn tiny_decoder_of(n_threads: usize, holders: Option<Holders>) -> Decoder {
 
 /// That of other kernels.
 pub fn tiny_decoder_on(ops: Arc<dyn Ops>, holders: Option<Holders>) -> Decoder {
-    let open = OpenModel::open(&ModelFiles::Folder(tiny_llama())).expect("the golden model opens");
+    tiny_open("tiny-llama", ops, holders).1
+}
+
+/// A golden model of this name.
+pub fn tiny_open(name: &str, ops: Arc<dyn Ops>, holders: Option<Holders>) -> (OpenModel, Decoder) {
+    let open = OpenModel::open(&ModelFiles::Folder(tiny(name))).expect("the golden model opens");
     let options = LoadOptions::dense(Compute::F32);
-    open.load_part(ops, options, holders).expect("the golden model loads")
+    let decoder = open.load_part(ops, options, holders).expect("the golden model loads");
+    (open, decoder)
 }
 
 pub fn plan_settings(batch_size: usize, accumulation: usize) -> PlanSettings {

@@ -182,6 +182,30 @@ impl Line {
         self.call(|collective, deadline| collective.broadcast(bytes, root, deadline))
     }
 
+    /// Gives each rank its part of `own`, and gets one of each.
+    ///
+    /// Shapes: `own` [sum of `n_sent`] read, by rank; gives [sum of `n_received`], by rank; `n_sent` and
+    /// `n_received` [p]. What one sends is what the other receives.
+    ///
+    /// # Errors
+    /// As [`Line::barrier`].
+    pub fn exchange(
+        &mut self,
+        own: &[f32],
+        n_sent: &[usize],
+        n_received: &[usize],
+    ) -> Result<Vec<f32>, CollectiveError> {
+        let n_bytes = |of: &[usize]| of.iter().map(|n| 4 * n).collect::<Vec<_>>();
+        let (sent, received) = (n_bytes(n_sent), n_bytes(n_received));
+        let mut parts = vec![0_f32; n_received.iter().sum()];
+        self.count(sent.iter().sum::<usize>() - sent[self.rank()]);
+        self.call(|collective, deadline| {
+            let (own, parts) = (bytemuck::cast_slice(own), bytemuck::cast_slice_mut(&mut parts));
+            collective.all_to_all(own, &sent, parts, &received, deadline)
+        })?;
+        Ok(parts)
+    }
+
     /// The sum over all ranks of the range that belongs to this one. A rank without numbers gives an
     /// empty array, and `n_with` ranks, the first ones, have some.
     ///
@@ -202,15 +226,10 @@ impl Line {
         assert_eq!(own.is_empty(), rank >= n_with, "numbers of ranks below {n_with}");
         let n = ranges[rank].len();
         let sent: Vec<usize> =
-            ranges.iter().map(|range| if own.is_empty() { 0 } else { 4 * range.len() }).collect();
+            ranges.iter().map(|range| if own.is_empty() { 0 } else { range.len() }).collect();
         let received: Vec<usize> =
-            (0..self.n_ranks()).map(|from| if from < n_with { 4 * n } else { 0 }).collect();
-        let mut parts = vec![0_f32; n * n_with];
-        self.count(sent.iter().sum::<usize>() - sent[rank]);
-        self.call(|collective, deadline| {
-            let (own, parts) = (bytemuck::cast_slice(own), bytemuck::cast_slice_mut(&mut parts));
-            collective.all_to_all(own, &sent, parts, &received, deadline)
-        })?;
+            (0..self.n_ranks()).map(|from| if from < n_with { n } else { 0 }).collect();
+        let parts = self.exchange(own, &sent, &received)?;
         if n == 0 {
             return Ok(Vec::new());
         }

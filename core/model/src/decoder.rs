@@ -266,7 +266,12 @@ impl Decoder {
     ) {
         let options = LoadOptions { compute: self.compute, linear: self.storage };
         let (weight, _) = freeze_linear(self.ops.as_ref(), options, linear, values);
-        self.weights.replace((layer, linear), weight);
+        self.replace(Role::Linear(layer, linear), weight);
+    }
+
+    /// Puts a matrix in the place of another, which may be kept in another form.
+    pub(crate) fn replace(&mut self, role: Role, matrix: Box<dyn FrozenMatrix>) {
+        self.weights.replace(role, matrix);
     }
 
     /// Gives back the memory of a matrix that a trained one stands for.

@@ -67,6 +67,6 @@ pub use parts::{Holders, Prefetch};
 pub use rope::{Rope, RopeScaling, longrope_attention_factor, yarn_attention_factor};
 pub use storage::{FourBitStorage, LinearStorage, LoadOptions};
 pub use store::{Located, MemoryStore, RotaryOrder, StoredTensor, TensorStore};
-pub use trainable::{Adapter, NamedSlice, Selection, Trainable};
+pub use trainable::{Adapter, NamedSlice, Places, Selection, Trainable};
 pub use weights::WeightsError;
 pub use whole::{WholeModelError, WholeTensor};

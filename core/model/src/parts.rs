@@ -1,4 +1,5 @@
-//! Frozen weights of which each process has a part.
+//! Weights of which each process has a part: frozen, or formed again after each step (see
+//! `trainable/own.rs`).
 //!
 //! The bytes of every matrix are cut evenly between the processes, and what a unit of the model needs
 //! (the embedding, a decoder layer, the head) is gathered when the unit runs, while the one before it
@@ -91,13 +92,24 @@ pub struct Holders {
 struct UnitPart {
     /// Which matrices, in the order in which their bytes follow one another.
     forms: Vec<(usize, Box<dyn MatrixForm>)>,
-    own: Arc<Vec<u8>>,
+    own: Mutex<Arc<Vec<u8>>>,
+}
+
+impl UnitPart {
+    fn own(&self) -> MutexGuard<'_, Arc<Vec<u8>>> {
+        // What a thread that panicked was writing ends the run.
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn own_mut(&mut self) -> &mut Vec<u8> {
+        Arc::make_mut(self.own.get_mut().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// The matrices of one unit, by their index.
 pub(crate) type Matrices = Vec<Option<Box<dyn FrozenMatrix>>>;
 
-/// This process's parts of all frozen matrices, and what is gathered of them now.
+/// This process's parts of all matrices, and what is gathered of them now.
 pub(crate) struct Parts {
     holders: Holders,
     n_layers: usize,
@@ -140,7 +152,7 @@ impl Parts {
         let own = self.range(bytes.len(), self.holders.members.rank());
         let part = self.part_mut(unit);
         part.forms.push((index, form));
-        let all = Arc::make_mut(&mut part.own);
+        let all = part.own_mut();
         // No more than there is: this memory is what the parts are made for.
         all.reserve_exact(own.len());
         all.extend_from_slice(&bytes[own]);
@@ -148,23 +160,44 @@ impl Parts {
 
     /// Gives back the memory of a matrix that nothing reads any more.
     pub(crate) fn give_back(&mut self, unit: Unit, index: usize) {
-        let rank = self.holders.members.rank();
-        let forms = &self.part(unit).forms;
-        let Some(place) = forms.iter().position(|(of, _)| *of == index) else { return };
-        let n_own = |form: &dyn MatrixForm| self.range(form.n_bytes(), rank).len();
-        let first: usize = forms[..place].iter().map(|(_, form)| n_own(form.as_ref())).sum();
-        let end = first + n_own(forms[place].1.as_ref());
+        let Some(own) = self.place(unit, index) else { return };
         let part = self.part_mut(unit);
-        part.forms.remove(place);
-        let own = Arc::make_mut(&mut part.own);
-        own.drain(first..end);
-        own.shrink_to_fit();
+        part.forms.retain(|(of, _)| *of != index);
+        let all = part.own_mut();
+        all.drain(own);
+        all.shrink_to_fit();
+    }
+
+    /// Puts other numbers in the place of a matrix that has the same form. Every process does so with
+    /// the same matrix, when none runs a pass.
+    pub(crate) fn renew(&self, unit: Unit, index: usize, matrix: &dyn FrozenMatrix) {
+        // What is gathered is what was.
+        self.lock().here = None;
+        let (_, bytes) = matrix.take_apart();
+        let own = self.range(bytes.len(), self.holders.members.rank());
+        let place = self.place(unit, index).expect("it is in parts");
+        Arc::make_mut(&mut self.part(unit).own())[place].copy_from_slice(&bytes[own]);
+    }
+
+    /// Where this process's part of a matrix lies among those of its unit.
+    fn place(&self, unit: Unit, index: usize) -> Option<Range<usize>> {
+        let rank = self.holders.members.rank();
+        let n_own = |form: &dyn MatrixForm| self.range(form.n_bytes(), rank).len();
+        let mut end = 0;
+        for (of, form) in &self.part(unit).forms {
+            let start = end;
+            end += n_own(form.as_ref());
+            if *of == index {
+                return Some(start..end);
+            }
+        }
+        None
     }
 
     /// Memory held, in bytes, besides what is gathered.
     pub(crate) fn n_bytes(&self) -> usize {
         let all = self.layers.iter().chain([&self.embedding, &self.head]);
-        all.map(|part| part.own.len()).sum()
+        all.map(|part| part.own().len()).sum()
     }
 
     fn part(&self, unit: Unit) -> &UnitPart {
@@ -377,7 +410,7 @@ impl Parts {
 
     /// The bytes of a unit, by process, in this room.
     fn gather(&self, unit: Unit, room: Vec<u8>) -> Pending<Vec<u8>> {
-        let own = Arc::clone(&self.part(unit).own);
+        let own = Arc::clone(&self.part(unit).own());
         let n_bytes = (0..self.holders.members.n_ranks()).map(|rank| self.n_bytes_of(unit, rank));
         let n_bytes: Vec<usize> = n_bytes.collect();
         self.holders.members.start(move |line| {

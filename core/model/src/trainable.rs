@@ -10,6 +10,7 @@
 
 mod derived;
 mod merge;
+mod own;
 mod pissa;
 
 use std::borrow::Cow;
@@ -26,6 +27,7 @@ use crate::adapter::{
 use crate::config::ModelConfig;
 use crate::names::{Linear, Role};
 pub(crate) use derived::DoraFactors;
+pub use own::Places;
 
 /// What trains.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +77,9 @@ pub(crate) struct BaseTensor {
     pub(crate) range: Range<usize>,
     /// A matrix as the kernels read it; derived.
     packed: Option<Arc<dyn FrozenMatrix>>,
-    /// `1 + w` of a norm whose weight is stored as w; derived. What trains (and decays) is w.
+    /// Of a norm whose weight is stored as w, what is used is `1 + w`. What trains (and decays) is w.
+    is_offset: bool,
+    /// A vector as the kernels read it, where that is not how it lies in the buffer; derived.
     whole: Option<Arc<Buffer>>,
 }
 
@@ -93,10 +97,15 @@ impl std::fmt::Debug for BaseTensor {
 #[derive(Clone, Debug)]
 pub struct Trainable {
     selection: Selection,
+    /// How many numbers train, P.
+    n_params: usize,
+    /// [P], or those that this process has.
     params: Buffer,
+    /// Which ones these are, where they are not all.
+    places: Option<Arc<Places>>,
     modules: Vec<AdaptedModule>,
     /// Index into `modules` by layer and linear.
-    places: Vec<Vec<Option<usize>>>,
+    module_at: Vec<Vec<Option<usize>>>,
     /// What `all-linear` means: last components of names, sorted.
     pub(crate) all_linear: Vec<String>,
     base: BTreeMap<Role, BaseTensor>,
@@ -156,9 +165,9 @@ impl Trainable {
             Selection::Adapter(config) => adapted_modules(config, model)?,
             Selection::Everything | Selection::Weights(_) => Vec::new(),
         };
-        let mut places = vec![vec![None; Linear::n_places(&model.dims())]; model.dims().l];
+        let mut module_at = vec![vec![None; Linear::n_places(&model.dims())]; model.dims().l];
         for (i, module) in modules.iter().enumerate() {
-            places[module.layer][module.linear.index()] = Some(i);
+            module_at[module.layer][module.linear.index()] = Some(i);
         }
         let end = modules.last().map_or(0, AdaptedModule::end);
         let base = base_tensors(&selection, &modules, model, end)?;
@@ -166,9 +175,11 @@ impl Trainable {
         Ok(Self {
             derived: derived::Derived::new(&modules, &base),
             selection,
+            n_params: end,
             params: vec![0.0; end].into(),
+            places: None,
             modules,
-            places,
+            module_at,
             base,
             all_linear: last_names(model),
             is_tied: model.tie_word_embeddings,
@@ -200,16 +211,20 @@ impl Trainable {
     /// How many numbers train.
     #[must_use]
     pub fn n_params(&self) -> usize {
-        self.params.len()
+        self.n_params
     }
 
     /// Every trainable number; a copy where they lie on a device.
+    ///
+    /// # Panics
+    /// If this process has not all of them: a bug of the caller.
     #[must_use]
     pub fn params(&self) -> Cow<'_, [f32]> {
+        assert!(!self.is_in_parts(), "this process has only some of the numbers");
         self.params.all().to_host()
     }
 
-    /// Every trainable number, brought to the host. Call
+    /// Every trainable number that this process has, brought to the host. Call
     /// [`Decoder::refresh`](crate::Decoder::refresh) when they have changed.
     pub fn params_mut(&mut self) -> &mut [f32] {
         self.derived.outdate();
@@ -219,7 +234,7 @@ impl Trainable {
         self.params.all_mut().on_host()
     }
 
-    /// Every trainable number where it lies, for the optimizer. Call
+    /// Every trainable number that this process has where it lies, for the optimizer. Call
     /// [`Decoder::refresh`](crate::Decoder::refresh) when they have changed.
     pub fn numbers_mut(&mut self) -> SliceMut<'_> {
         self.derived.outdate();
@@ -235,7 +250,7 @@ impl Trainable {
     /// The adapter of one linear layer.
     #[must_use]
     pub fn module(&self, layer: usize, linear: Linear) -> Option<&AdaptedModule> {
-        self.places.get(layer)?[linear.index()].map(|i| &self.modules[i])
+        self.module_at.get(layer)?[linear.index()].map(|i| &self.modules[i])
     }
 
     /// Weights of the base that train, with where they lie in the buffer.
@@ -245,7 +260,7 @@ impl Trainable {
 
     /// Decoder layers of the model.
     pub(crate) fn n_layers(&self) -> usize {
-        self.places.len()
+        self.module_at.len()
     }
 
     /// Lowest decoder layer in or below which something trains; nothing below it needs a gradient.
@@ -254,7 +269,7 @@ impl Trainable {
     pub fn first_layer(&self) -> usize {
         let adapted = self.modules.first().map(|m| m.layer);
         let of_base = self.base.keys().filter_map(|role| self.layer_of(*role)).min();
-        adapted.into_iter().chain(of_base).min().unwrap_or(self.places.len())
+        adapted.into_iter().chain(of_base).min().unwrap_or(self.module_at.len())
     }
 
     fn layer_of(&self, role: Role) -> Option<usize> {
@@ -391,8 +406,9 @@ fn base_tensors(
         let start = end;
         end += shape.iter().product::<usize>();
         let name = base_name(role, modules, model);
-        let whole = model.is_norm_offset(role).then(Arc::default);
-        (role, BaseTensor { name, shape, range: start..end, packed: None, whole })
+        let is_offset = model.is_norm_offset(role);
+        let whole = is_offset.then(Arc::default);
+        (role, BaseTensor { name, shape, range: start..end, packed: None, is_offset, whole })
     };
     Ok(roles.into_iter().map(tensor).collect())
 }

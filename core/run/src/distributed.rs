@@ -21,9 +21,9 @@ use deepspeed::Settings;
 use forgelm_collective::{self as collective, CollectiveError, Group};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_kernels_api::Ops;
-use forgelm_model::{Decoder, Holders};
-use forgelm_train::optimizer::OptimizerMemory;
-use forgelm_train::session::{Linked, Team, dismiss, holders, link_devices};
+use forgelm_model::{Decoder, Holders, Trainable};
+use forgelm_train::optimizer::{Optimizer, OptimizerMemory};
+use forgelm_train::session::{self, Linked, Team, dismiss, holders, link_devices};
 use forgelm_train::state::Identity;
 use launcher::launched;
 pub(crate) use launcher::local_rank;
@@ -33,7 +33,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use strategy::Holding;
-pub(crate) use strategy::Strategy;
+pub(crate) use strategy::{Strategy, checkpoint_bytes};
 
 /// The processes of a run.
 pub struct Processes {
@@ -147,6 +147,13 @@ impl Processes {
         let sharing = self.strategy.sharing;
         let (updates_on, link) = (self.updates_on.as_ref(), self.linked.link());
         Team { group: &self.group, sharing, updates_on, link }
+    }
+
+    /// Leaves this process its part of what trains, where the weights are in parts and train.
+    pub(crate) fn share_out(&self, adapter: &mut Trainable, optimizer: &Optimizer) {
+        if self.holders.is_some() && self.strategy.numbers_are_in_parts {
+            session::share_out(adapter, optimizer, &self.group);
+        }
     }
 
     /// Whether every process writes its part of a checkpoint.

@@ -47,7 +47,7 @@ use forgelm_train::feed::FeedError;
 use forgelm_train::optimizer::OptimizerError;
 use forgelm_train::references::{FileError, ReferencesError};
 use forgelm_train::rollouts::RolloutError;
-use forgelm_train::session::{AllocateError, TooManyRanks};
+use forgelm_train::session::{AllocateError, RestoreError, TooManyRanks};
 use serde_json::{Value, json};
 use std::error::Error;
 use std::path::PathBuf;
@@ -681,6 +681,15 @@ fn numbers(min: usize, max: usize) -> String {
         usize::MAX => format!("at least {min}"),
         _ if min == max => format!("exactly {min}"),
         _ => format!("{min} to {max}"),
+    }
+}
+
+impl From<RestoreError> for RunError {
+    fn from(error: RestoreError) -> Self {
+        match error {
+            RestoreError::Checkpoint(error) => error.into(),
+            RestoreError::Collective(error) => error.into(),
+        }
     }
 }
 

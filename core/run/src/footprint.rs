@@ -57,6 +57,8 @@ pub struct Sizes<'a> {
     pub held: u64,
     /// Processes that hold the frozen weights together, each a part of them.
     pub n_holders: usize,
+    /// What a checkpoint takes while it is written.
+    pub checkpoint_bytes: usize,
     /// Whether evaluators are asked at the end.
     pub is_judged: bool,
 }
@@ -114,12 +116,17 @@ pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
     // The frozen copies of weights that train are given back.
     let trained = adapter.packed_bytes(sizes.options.compute);
     let frozen = weights_bytes(model, sizes.options).saturating_sub(trained as u64);
-    match sizes.n_holders {
-        0 | 1 => plan.add("packed weights", n_bytes(frozen)),
+    let n_holders = sizes.n_holders.max(1) as u64;
+    let (kept, trained) = match sizes.optimizer.n_owners {
+        0 | 1 => (frozen, trained),
+        _ => (frozen + trained as u64, 0),
+    };
+    match n_holders {
+        1 => plan.add("packed weights", n_bytes(kept)),
         n => {
             // Parts are in the memory of the host, whatever computes.
             if sizes.ops.free_memory().is_none() {
-                plan.add("parts of the packed weights", n_bytes(frozen.div_ceil(n as u64)));
+                plan.add("parts of the packed weights", n_bytes(kept.div_ceil(n)));
             }
             plan.add("packed weights of a layer and the next", n_bytes(2 * unit_bytes(sizes)));
         }
@@ -128,7 +135,7 @@ pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
     plan.add("workspace of the kernels", workspace(sizes));
     let dims = model.dims();
     plan.add("cache of the sample", SAMPLE_TOKENS * 2 * dims.l * dims.kv_width() * 4);
-    plan.add("checkpoint while it is written", 8 * adapter.n_params());
+    plan.add("checkpoint while it is written", sizes.checkpoint_bytes);
     if sizes.is_judged {
         plan.add("evaluators, beyond the buffers of a step", judging(sizes));
     }

@@ -307,8 +307,11 @@ fn run(
     let holders = processes.and_then(Processes::holders);
     let mut loaded = model::load_with(&found, ops, options, holders)?;
     let store = found.open.store();
-    loaded.decoder.begin_alone(&mut adapter, store).map_err(LoadError::from)?;
     let optimizer = Optimizer::new(optimizer, &slices)?;
+    if let Some(processes) = processes {
+        processes.share_out(&mut adapter, &optimizer);
+    }
+    loaded.decoder.begin_alone(&mut adapter, store).map_err(LoadError::from)?;
     observer.observe(&Event::ModelLoaded(ModelLoaded {
         name: plan.run.model.name_or_path.clone(),
         n_params: loaded.decoder.config().n_parameters() as u64,

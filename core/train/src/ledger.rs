@@ -182,7 +182,7 @@ pub fn read(text: &str) -> Result<Vec<Entry>, LedgerError> {
 }
 
 /// Numbers of a block of [`weights_sha256`].
-const BLOCK: usize = 1 << 20;
+pub(crate) const BLOCK: usize = 1 << 20;
 
 /// SHA-256 over the SHA-256 digests of blocks of 2^20 numbers, each number as four bytes,
 /// little-endian: blocks are hashed on as many threads as given. Shapes: [P].
@@ -204,10 +204,16 @@ pub fn weights_sha256(params: &[f32], n_threads: usize) -> String {
             }
         });
     }
+    of_blocks(&digests)
+}
+
+/// [`weights_sha256`], of the digests of all blocks.
+pub(crate) fn of_blocks(digests: &[[u8; 32]]) -> String {
     sha256_bytes(digests.as_flattened()).as_str().to_owned()
 }
 
-fn block_sha256(numbers: &[f32]) -> [u8; 32] {
+/// The digest of a block.
+pub(crate) fn block_sha256(numbers: &[f32]) -> [u8; 32] {
     const AT_ONCE: usize = 4096;
     let mut hasher = Hasher::new();
     let mut bytes = [0; 4 * AT_ONCE];

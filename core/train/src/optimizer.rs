@@ -155,6 +155,8 @@ pub struct OptimizerMemory {
     pub is_layerwise: bool,
     /// Whether a gradient exists for one part of the model at a time only.
     pub gradient_is_by_part: bool,
+    /// Processes each of which has only a part of what trains; 0 where it is whole.
+    pub n_owners: usize,
 }
 
 /// The parts of the buffer that are updated alone, without their moments.
@@ -232,6 +234,7 @@ impl Optimizer {
             scratch_bytes: scratch_bytes(&units, n_threads),
             is_layerwise: settings.is_layerwise(),
             gradient_is_by_part: settings.is_layerwise(),
+            n_owners: 0,
         })
     }
 
@@ -275,16 +278,17 @@ impl Optimizer {
         at: At,
     ) {
         let grad = grad.into();
-        self.step_by(ops, params.into(), |range| grad.part(range), at);
+        self.step_by(ops, (params.into(), &Range::clone), |range| grad.part(range), at);
     }
 
-    /// [`Optimizer::step`] where the gradient does not lie as the parameters do.
+    /// [`Optimizer::step`] where only some parameters are, or the gradient does not lie as they do.
     ///
-    /// Shapes: `params` [P]; `grad` gives the gradient of a range of it.
+    /// Shapes: `params` [parameters that are here], with the place of a range of all; `grad` gives the
+    /// gradient of such a range.
     pub fn step_by<'g>(
         &mut self,
         ops: &dyn Ops,
-        params: SliceMut<'_>,
+        params: Placed<'_>,
         grad: impl Fn(Range<usize>) -> Slice<'g> + Sync,
         at: At,
     ) {
@@ -310,23 +314,26 @@ impl Optimizer {
         let is_among = |unit: &&mut Unit| slices.contains(&unit.range);
         let units: Vec<&mut Unit> = self.units.iter_mut().filter(is_among).collect();
         assert_eq!(units.len(), slices.len(), "a slice is no parameter that is updated alone");
-        step(units, ops, &self.settings, params, grad, at);
+        step(units, ops, &self.settings, (params, &Range::clone), grad, at);
     }
 }
+
+/// Parameters, and where those of a range of all of them lie among these.
+pub type Placed<'a> = (SliceMut<'a>, &'a dyn Fn(&Range<usize>) -> Range<usize>);
 
 /// One step over some units.
 fn step<'g>(
     mut units: Vec<&mut Unit>,
     ops: &dyn Ops,
     settings: &OptimizerSettings,
-    mut params: SliceMut<'_>,
+    (mut params, place): Placed<'_>,
     grad: impl Fn(Range<usize>) -> Slice<'g> + Sync,
     at: At,
 ) {
     refresh_projections(&mut units, ops, &grad, at.step);
     for unit in units {
         let range = unit.range.clone();
-        unit.step(ops, settings, params.reborrow().part(range.clone()), grad(range), at);
+        unit.step(ops, settings, params.reborrow().part(place(&range)), grad(range), at);
     }
 }
 

@@ -4,6 +4,7 @@
 mod deal;
 mod devices;
 mod gradient;
+mod in_parts;
 mod input;
 mod layerwise;
 mod linked;
@@ -30,6 +31,7 @@ use forgelm_sdk::Failed;
 use forgelm_sdk::trainer::{Loss, StepTotals, Trainer};
 use forgelm_tensor::random::{Purpose, Stream};
 use gradient::Gradient;
+pub use in_parts::{RestoreError, share_out};
 use input::{Estimate, MicroBatch, Seen, StepInput};
 pub use linked::{Linked, link_devices};
 pub use not_finite::StepError;
@@ -164,7 +166,7 @@ pub fn memory_plan(
 ) -> MemoryPlan {
     let mut plan = Activations::memory_plan(model, Some(adapter), size, keep, engine);
     let n_params = adapter.n_params() * size_of::<f32>();
-    plan.add("trained numbers", n_params);
+    plan.add("trained numbers", share_of(n_params, optimizer.n_owners));
     plan.add("trained numbers as the kernels read them", adapter.derived_bytes());
     if optimizer.gradient_is_by_part {
         plan.add("gradient of a layer", PartialGradient::planned_bytes(adapter));
@@ -295,19 +297,11 @@ impl<'a> Session<'a> {
         self.decoder.engine()
     }
 
-    /// What trains, as it stands.
+    /// What trains, as it stands: with its numbers ([`Session::whole_adapter`]), or this process's part of
+    /// them.
     #[must_use]
     pub fn adapter(&self) -> &Trainable {
         &self.adapter
-    }
-
-    /// Puts other numbers in the place of those that train: better ones of an earlier step.
-    ///
-    /// # Panics
-    /// If there are not as many.
-    pub fn replace_params(&mut self, params: &[f32]) {
-        self.adapter.params_mut().copy_from_slice(params);
-        self.decoder.refresh(&mut self.adapter);
     }
 
     /// The optimizer, with its state; put together where processes have parts of it.

@@ -407,11 +407,11 @@ fn distributed(scope: &Scope<'_>, run: &Run, findings: &mut Findings<'_>) {
         findings.warn(Code::Doubtful, &["distributed.deepspeed_config", &bits], message);
     }
     if let Some(key) = shares_parameters(distributed) {
-        parameters_to_share(scope, run, key, findings);
+        units_to_share(run, key, findings);
     }
 }
 
-/// The key that has the processes share out the frozen weights.
+/// The key that has the processes share out the weights.
 fn shares_parameters(distributed: &Distributed) -> Option<&'static str> {
     match distributed.strategy? {
         DistributedStrategy::Deepspeed => {
@@ -428,25 +428,9 @@ fn shares_parameters(distributed: &Distributed) -> Option<&'static str> {
     }
 }
 
-/// There must be frozen weights, and more than one unit of them.
-fn parameters_to_share(scope: &Scope<'_>, run: &Run, key: &str, findings: &mut Findings<'_>) {
+/// There must be more than one unit of the weights.
+fn units_to_share(run: &Run, key: &str, findings: &mut Findings<'_>) {
     const WRAP: &str = "distributed.fsdp_auto_wrap";
-    let galore = scope.in_training("galore_enabled");
-    let trains_weights = match (scope.training.0.galore_enabled, run.lora.enabled) {
-        (true, _) => Some((galore.as_str(), "true")),
-        (false, false) => Some(("lora.enabled", "false")),
-        (false, true) => None,
-    };
-    if let Some((cause, value)) = trains_weights {
-        let message = format!(
-            "`{key}`{} shares out the frozen weights, and `{cause}: {value}`{} trains the weights \
-             themselves, which stay whole on every process",
-            findings.at(key),
-            findings.at(cause)
-        );
-        let hint = "`zero2` or `shard_grad_op` share out their gradients and the optimizer's state";
-        findings.error(Code::Conflict, &[key, cause], message, hint);
-    }
     let distributed = run.distributed.as_ref();
     let is_fsdp = |of: &&Distributed| of.strategy == Some(DistributedStrategy::Fsdp);
     if distributed.filter(is_fsdp).is_some_and(|of| !of.fsdp_auto_wrap) {

@@ -13,14 +13,6 @@ fn file(more: &str) -> String {
 fn combinations_that_are_refused() {
     let cases = [
         (
-            "model: {name_or_path: m}\ndata: {dataset_name_or_path: d}\ndistributed: {strategy: fsdp}\nlora: {enabled: false}\n",
-            "`distributed.fsdp_strategy` shares out the frozen weights, and `lora.enabled: false` (line 4) trains the weights",
-        ),
-        (
-            "model: {name_or_path: m}\ndata: {dataset_name_or_path: d}\ndistributed: {strategy: deepspeed, deepspeed_config: zero3}\ntraining: {galore_enabled: true}\n",
-            "`distributed.deepspeed_config` (line 3) shares out the frozen weights, and `training.galore_enabled: true` (line 4)",
-        ),
-        (
             "model: {name_or_path: m}\ndata: {dataset_name_or_path: d}\ndistributed: {strategy: fsdp, fsdp_auto_wrap: false}\n",
             "`distributed.fsdp_auto_wrap: false` (line 3) makes the whole model one unit",
         ),

@@ -136,14 +136,18 @@ impl Trainable {
         BTreeMap::from([("format".to_owned(), "pt".to_owned())])
     }
 
-    /// The trained numbers of some ranges of the buffer, for a file that holds only these.
+    /// The trained numbers of some ranges of the buffer, which this process has, for a file that holds
+    /// only these.
     #[must_use]
     pub fn pieces(&self, ranges: &[Range<usize>]) -> Vec<PieceToWrite<'static>> {
-        let params = self.params();
+        let numbers = self.numbers().to_host();
         let piece = |slice: &NamedSlice, range: &Range<usize>| {
             let start = slice.range.start.max(range.start);
             let end = slice.range.end.min(range.end);
-            let values = params.get(start..end).filter(|values| !values.is_empty())?;
+            if start >= end {
+                return None;
+            }
+            let values = &numbers[self.place(&(start..end))];
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             Some(PieceToWrite {
                 name: slice.name.clone().into(),
@@ -226,8 +230,11 @@ impl Trainable {
             match file.tensor(&slice.name) {
                 None => differences.push(format!("tensor `{}` is missing", slice.name)),
                 Some(tensor) => {
-                    let out = &mut self.params_mut()[slice.range.clone()];
-                    differences.extend(copy_tensor(slice, &tensor, out).err());
+                    let mut values = vec![0.0; slice.range.len()];
+                    match copy_tensor(slice, &tensor, &mut values) {
+                        Ok(()) => self.put(&slice.range, &values),
+                        Err(difference) => differences.push(difference),
+                    }
                 }
             }
         }

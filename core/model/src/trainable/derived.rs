@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use forgelm_kernels_api::{
-    Buffer, Compute, FrozenMatrix, GemmDims, GemmLayout, Ops, SliceMut, Write,
+    Buffer, Compute, FrozenMatrix, GemmDims, GemmLayout, Ops, Slice, SliceMut, Write,
 };
 
 use super::{AdaptedModule, BaseTensor, Trainable};
@@ -55,6 +55,10 @@ impl Derived {
     pub(super) fn outdate(&mut self) {
         self.is_current = false;
     }
+
+    pub(super) fn update(&mut self) {
+        self.is_current = true;
+    }
 }
 
 /// What becomes of the decoder's own copy of a matrix that trains.
@@ -88,14 +92,15 @@ impl Trainable {
     }
 
     /// Whether the derived forms are those of the numbers.
-    pub(crate) fn is_current(&self) -> bool {
-        self.derived.is_current || !self.derived.exist
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.derived.is_current || !(self.derived.exist || self.is_in_parts())
     }
 
     /// The factors of a module whose magnitudes train.
     pub(crate) fn dora(&self, module: &AdaptedModule) -> Option<&DoraFactors> {
         module.magnitude.as_ref()?;
-        let index = self.places[module.layer][module.linear.index()]?;
+        let index = self.module_at[module.layer][module.linear.index()]?;
         self.derived.dora.get(index)
     }
 }
@@ -142,10 +147,16 @@ impl Decoder {
         let of_base: Vec<_> = trainable.base_tensors().collect();
         for (role, range) in of_base {
             let values = read_values(store, self.config(), role)?;
-            trainable.params_mut()[range].copy_from_slice(&values);
-            if frozen == Frozen::GiveBack {
+            trainable.put(&range, &values);
+            if trainable.is_in_parts() {
+                self.begin_in_parts(trainable, role, &values);
+            } else if frozen == Frozen::GiveBack {
                 self.release(role);
             }
+        }
+        if trainable.is_in_parts() {
+            self.renewed(trainable);
+            return Ok(());
         }
         let norms = self.norms(trainable);
         for (module, norms) in trainable.modules.clone().iter().zip(norms) {
@@ -162,7 +173,8 @@ impl Decoder {
     /// Forms again what is derived from the trained numbers: packed weights and the factors of
     /// DoRA. To be called after every change of [`Trainable::params_mut`]; does nothing when
     /// nothing is derived or nothing changed. Numbers that lie elsewhere are moved to where the
-    /// kernel library works.
+    /// kernel library works. Of what lies in parts nothing more is done: that is
+    /// [`Decoder::renew`]'s.
     ///
     /// Ends with a [`Failure`](forgelm_kernels_api::Failure) if there is no memory for them.
     pub fn refresh(&self, trainable: &mut Trainable) {
@@ -170,7 +182,7 @@ impl Decoder {
             let placed = self.ops().place(std::mem::take(values));
             trainable.params = placed.unwrap_or_else(|refused| refused.end("trained numbers"));
         }
-        if trainable.is_current() {
+        if trainable.is_current() || trainable.is_in_parts() {
             return;
         }
         for tensor in trainable.base.values_mut() {
@@ -211,16 +223,25 @@ impl Decoder {
     fn form(&self, tensor: &mut BaseTensor, params: &Buffer) {
         let (ops, values) = (self.ops(), params.part(tensor.range.clone()));
         if let Some(whole) = &mut tensor.whole {
-            let formed = ops.place(vec![1.0; values.len()]);
-            let mut formed = formed.unwrap_or_else(|refused| refused.end("a trained vector"));
-            ops.add(formed.all_mut(), values);
-            *whole = Arc::new(formed);
+            *whole = Arc::new(self.whole_vector(values, tensor.is_offset));
         }
         if let [_, n_cols] = *tensor.shape {
             // The old one first: two packed copies of a weight need not fit.
             tensor.packed = None;
             tensor.packed = Some(Arc::from(ops.pack(values, n_cols, self.compute())));
         }
+    }
+
+    /// A vector as the kernels read it.
+    pub(super) fn whole_vector(&self, values: Slice<'_>, is_offset: bool) -> Buffer {
+        let ops = self.ops();
+        let formed = ops.place(vec![f32::from(u8::from(is_offset)); values.len()]);
+        let mut formed = formed.unwrap_or_else(|refused| refused.end("a trained vector"));
+        match is_offset {
+            true => ops.add(formed.all_mut(), values),
+            false => ops.copy(formed.all_mut(), values),
+        }
+        formed
     }
 
     /// Norms for each module whose magnitudes train, nothing for others: layer by layer, since that is

@@ -207,14 +207,19 @@ impl Weights {
     }
 
     /// Puts a matrix in the place of another.
-    pub(crate) fn replace(
-        &mut self,
-        (layer, linear): (usize, Linear),
-        matrix: Box<dyn FrozenMatrix>,
-    ) {
-        match &mut self.parts {
-            Some(parts) => parts.keep(Unit::Layer(layer), linear.index(), matrix.as_ref()),
-            None => self.layers[layer].linear[linear.index()] = Some(matrix),
+    pub(crate) fn replace(&mut self, role: Role, matrix: Box<dyn FrozenMatrix>) {
+        let Some((unit, index)) = place_of(role) else { return };
+        if let Some(parts) = &mut self.parts {
+            parts.keep(unit, index, matrix.as_ref());
+        } else if let Some(place) = self.matrix_at((unit, index)) {
+            *place = matrix;
+        }
+    }
+
+    /// See [`Parts::renew`].
+    pub(crate) fn renew(&self, role: Role, matrix: &dyn FrozenMatrix) {
+        if let (Some(parts), Some((unit, index))) = (&self.parts, place_of(role)) {
+            parts.renew(unit, index, matrix);
         }
     }
 

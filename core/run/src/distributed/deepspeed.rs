@@ -84,25 +84,7 @@ pub(crate) fn of(run: &Run) -> Result<(Option<Settings>, Vec<Diagnostic>), Vec<D
         return Ok((Some(settings), Vec::new()));
     }
     let (settings, warnings) = read(name, run)?;
-    match without_frozen_weights(&settings, run, name) {
-        Some(refused) => Err(vec![refused]),
-        None => Ok((Some(settings), warnings)),
-    }
-}
-
-/// What a file asks for and this run has none of: the presets that do so are refused with the config.
-fn without_frozen_weights(settings: &Settings, run: &Run, path: &str) -> Option<Diagnostic> {
-    let trains_weights = run.training.galore_enabled || !run.lora.enabled;
-    if settings.stage != 3 || !trains_weights {
-        return None;
-    }
-    let key = "zero_optimization.stage";
-    let message = format!(
-        "`{key}: 3` shares out the frozen weights, and this run trains the weights themselves, which \
-         stay whole on every process"
-    );
-    let hint = "stage 2 shares out their gradients and the optimizer's state";
-    Some(in_file(path, Diagnostic::error(Code::Conflict, key, message).hint(hint)))
+    Ok((Some(settings), warnings))
 }
 
 fn in_file(path: &str, diagnostic: Diagnostic) -> Diagnostic {

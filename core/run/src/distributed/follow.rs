@@ -67,8 +67,9 @@ fn run(
     let options = settings::load_options(&plan.run, compute);
     let mut loaded = model::load_with(&found, ops, options, processes.holders())?;
     let store = found.open.store();
-    loaded.decoder.begin_alone(&mut adapter, store).map_err(LoadError::from)?;
     let optimizer = Optimizer::new(settings::optimizer(&plan.run), &adapter.slices())?;
+    processes.share_out(&mut adapter, &optimizer);
+    loaded.decoder.begin_alone(&mut adapter, store).map_err(LoadError::from)?;
     let identity = identity(plan, env, &data, &loaded, template_now);
     let used: Vec<_> = std::iter::once(used).chain(data.rewards().iter().cloned()).collect();
     if let Some(exit) = processes.expect(&Said::Compare, &loaded.decoder)? {
@@ -115,6 +116,7 @@ fn run(
         StepError::Data(error) => error.into(),
         StepError::Trainer(error) => error.into(),
         StepError::Collective(error) => error.into(),
+        StepError::Restore(error) => error.into(),
         // Which the leader tells.
         StepError::NotFinite { .. } => RunError::Failed(Failure::new(error.to_string())),
     })?;

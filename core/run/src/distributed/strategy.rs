@@ -18,12 +18,19 @@ pub(crate) struct Strategy {
     pub(crate) sharing: Sharing,
     /// How they hold the frozen weights together, where each has only a part of those.
     pub(crate) holding: Option<Holding>,
+    /// Whether what trains is in parts as they are: the weights themselves.
+    pub(crate) numbers_are_in_parts: bool,
     /// Whether the optimizer and its state are the processor's, whatever computes.
     pub(crate) updates_on_host: bool,
     /// In the words of DeepSpeed, where the config asks for it.
     pub(crate) deepspeed: Option<Settings>,
     /// Whether every process writes its part of a checkpoint.
     pub(crate) saves_in_shards: bool,
+}
+
+/// What the files of a checkpoint of so many trained numbers take while they are written: the moments.
+pub(crate) fn checkpoint_bytes(n_params: usize) -> usize {
+    8 * n_params
 }
 
 /// How processes hold frozen weights together.
@@ -39,10 +46,14 @@ impl Strategy {
     /// That of a config; `None` where it is a run of one process.
     pub(crate) fn of(plan: &Plan) -> Option<Self> {
         let distributed = plan.run.distributed.as_ref()?;
-        Some(match distributed.strategy? {
+        let mut strategy = match distributed.strategy? {
             DistributedStrategy::Deepspeed => deepspeed(plan.deepspeed.clone()?),
             DistributedStrategy::Fsdp => fsdp(distributed),
-        })
+        };
+        // An adapter is small, and whole on every process.
+        let trains_weights = plan.run.training.galore_enabled || !plan.run.lora.enabled;
+        strategy.numbers_are_in_parts = strategy.holding.is_some() && trains_weights;
+        Some(strategy)
     }
 
     /// What the optimizer takes of the memory in which a step is made, on each of so many processes;
@@ -61,7 +72,23 @@ impl Strategy {
                 (share_of(whole.state_bytes, n_ranks), whole.scratch_bytes)
             }
         };
-        OptimizerMemory { state_bytes, scratch_bytes, gradient_is_by_part, ..whole }
+        let n_owners = if self.numbers_are_in_parts { n_ranks } else { 0 };
+        OptimizerMemory { state_bytes, scratch_bytes, gradient_is_by_part, n_owners, ..whole }
+    }
+
+    /// What a process takes besides, at most, while a checkpoint of so many trained numbers is written:
+    /// the process that writes everything, or each for its part.
+    pub(crate) fn checkpoint_bytes(&self, n_params: usize, n_ranks: usize) -> usize {
+        let file = checkpoint_bytes(n_params);
+        if self.sharing == Sharing::Nothing || n_ranks < 2 {
+            return file;
+        }
+        if self.saves_in_shards {
+            return share_of(file, n_ranks);
+        }
+        // The state comes in parts and is put together, and so are the numbers, before each is a file.
+        let numbers = if self.numbers_are_in_parts { 4 * n_params } else { 0 };
+        numbers + 3 * file
     }
 
     /// How many of so many processes of one host hold the frozen weights together.
@@ -86,6 +113,7 @@ fn deepspeed(settings: Settings) -> Strategy {
     Strategy {
         name: format!("deepspeed zero{}{offload}", settings.stage),
         sharing,
+        numbers_are_in_parts: false,
         // Parts are in main memory, with `offload_param` and without.
         holding: (settings.stage == 3).then_some(holding),
         updates_on_host: settings.offload_optimizer,
@@ -111,6 +139,7 @@ fn fsdp(distributed: &Distributed) -> Strategy {
         name: format!("fsdp {strategy}{offload}"),
         sharing,
         holding: is_per_host.map(|is_per_host| Holding { is_per_host, prefetch }),
+        numbers_are_in_parts: false,
         updates_on_host: distributed.fsdp_offload,
         deepspeed: None,
         saves_in_shards: distributed.fsdp_state_dict_type == FsdpStateDictType::ShardedStateDict,
@@ -127,6 +156,7 @@ mod tests {
             name: String::new(),
             sharing,
             holding: None,
+            numbers_are_in_parts: false,
             updates_on_host: false,
             deepspeed: None,
             saves_in_shards: false,

@@ -36,7 +36,7 @@ impl Job<'_> {
             self.save_adapter(session)?;
             return Ok(BTreeMap::new());
         }
-        match self.save_whole(session.adapter()) {
+        match session.whole_adapter().map_err(RunError::from).and_then(|of| self.save_whole(&of)) {
             Ok(()) => self.compare_saved(session.adapter()),
             Err(error) if has_adapter => {
                 let text =

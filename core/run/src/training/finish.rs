@@ -30,11 +30,9 @@ impl<'a> Job<'a> {
             return Ok(());
         };
         let path = checkpoint::path(self.plan.output.root(), best);
-        let best_weights = checkpoint::load_adapter(&path, session.adapter())?;
         let text = format!("step {best} had the lowest validation loss; its weights are kept");
         self.observer.observe(&Event::Notice(text));
-        session.replace_params(&best_weights.params());
-        Ok(())
+        Ok(session.restore(&path)?)
     }
 
     pub(super) fn sample(

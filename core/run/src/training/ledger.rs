@@ -51,7 +51,7 @@ impl Ledger {
         n_threads: usize,
     ) -> Result<(), RunError> {
         let state = session.state();
-        let weights = ledger::weights_sha256(&session.adapter().params(), n_threads);
+        let weights = session.weights_sha256(n_threads)?;
         let start = start_of(&state.identity, state.global_step, state.max_steps, weights);
         if let Some(expected) = &self.expected {
             check_start(expected, &start)?;
@@ -101,7 +101,7 @@ impl Ledger {
             units: session.units(step - 1),
             loss: report.loss,
             grad_norm: report.grad_norm,
-            weights_sha256: ledger::weights_sha256(&session.adapter().params(), n_threads),
+            weights_sha256: session.weights_sha256(n_threads)?,
         }))
     }
 

@@ -1,7 +1,7 @@
 //! Whether the machine has room for a run, and in which pieces its steps fit.
 
 use super::tokenized::TokenizedData;
-use crate::distributed::Strategy;
+use crate::distributed::{Strategy, checkpoint_bytes};
 use crate::error::RunError;
 use crate::footprint::{self, Sizes};
 use crate::memory::{self, Room};
@@ -88,6 +88,7 @@ impl Inputs<'_> {
     pub(crate) fn memory(&self, rung: Rung) -> MemoryPlan {
         let [train, validation] = &self.data.prepared.statistics;
         let longest = train.longest.max(validation.longest);
+        let strategy = Strategy::of(self.plan);
         let mut memory = footprint::plan(&Sizes {
             model: self.found.open.config(),
             adapter: self.adapter,
@@ -99,6 +100,10 @@ impl Inputs<'_> {
             ops: self.ops,
             held: self.held,
             n_holders: self.n_holders,
+            checkpoint_bytes: match &strategy {
+                Some(strategy) => strategy.checkpoint_bytes(self.adapter.n_params(), self.n_ranks),
+                None => checkpoint_bytes(self.adapter.n_params()),
+            },
             is_judged: self.plan.run.plugins.iter().any(|plugins| !plugins.evaluators.is_empty()),
         });
         if let Some(rollouts) = self.feed().rollouts {
@@ -110,7 +115,7 @@ impl Inputs<'_> {
                 .extend(rollouts.memory_plan(model, self.adapter, n_answers, engine).buffers);
             memory.buffers.extend(self.data.judging_memory().buffers);
         }
-        if let Some(strategy) = Strategy::of(self.plan) {
+        if let Some(strategy) = strategy {
             let n_leaves = self.n_micro_batches(rung.cut);
             let shared = (strategy.sharing, self.n_ranks);
             memory.buffers.extend(shared_memory_plan(self.adapter, n_leaves, shared).buffers);

@@ -94,9 +94,9 @@ impl Job<'_> {
             let saved = session.save_in_shards(&Disk::real(), root, &self.peft);
             return saved.map_err(|error| self.not_saved(error));
         }
-        let optimizer = session.optimizer()?;
+        let (adapter, optimizer) = (session.whole_adapter()?, session.optimizer()?);
         let view = View {
-            adapter: session.adapter(),
+            adapter: &adapter,
             peft: &self.peft,
             optimizer: &optimizer,
             state: session.state(),
@@ -236,6 +236,7 @@ impl Job<'_> {
             StepError::Data(error) => return Err(error.into()),
             StepError::Trainer(error) => return Err(error.into()),
             StepError::Collective(error) => return Err(error.into()),
+            StepError::Restore(error) => return Err(error.into()),
             StepError::NotFinite { step, what, layer, value, records, is_torn } => {
                 (step, what, layer, value, records, is_torn)
             }

@@ -6,7 +6,6 @@
 //! parts, and within a part that of its slices.
 
 use crate::optimizer::{Optimizer, Rounding};
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Pieces of a part whose squares are added by themselves: the norm of a gradient does not depend on
@@ -168,36 +167,9 @@ fn cut(optimizer: &Optimizer, slices: &[Range<usize>], at: usize, rounding: Roun
     before
 }
 
-/// Where the numbers of a process lie among its own, by where they lie in the buffer of everything.
-pub(super) struct Places(BTreeMap<usize, (usize, usize)>);
-
-impl Places {
-    /// Of ranges of the buffer of everything, one after the other.
-    pub(super) fn new(ranges: &[Range<usize>]) -> Self {
-        let mut end = 0;
-        let place = |range: &Range<usize>| {
-            let start = end;
-            end += range.len();
-            (range.start, (range.len(), start))
-        };
-        Self(ranges.iter().map(place).collect())
-    }
-
-    /// The place of a range.
-    ///
-    /// # Panics
-    /// If it is not within one of them: a bug of the caller.
-    pub(super) fn of(&self, range: &Range<usize>) -> Range<usize> {
-        let (first, (len, place)) = self.0.range(..=range.start).next_back().expect("one of them");
-        let start = range.start - first;
-        assert!(start + range.len() <= *len, "within one of them");
-        place + start..place + start + range.len()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Deal, N_PIECES, Places};
+    use super::{Deal, N_PIECES};
     use crate::optimizer::{Kind, Optimizer, OptimizerSettings};
     use forgelm_model::NamedSlice;
     use std::ops::Range;
@@ -301,14 +273,5 @@ mod tests {
         for n_ranks in [2, 3, 8, 100] {
             assert_eq!(firsts(n_ranks), expected, "{n_ranks}");
         }
-    }
-
-    #[test]
-    fn a_range_is_found_among_the_own() {
-        let places = Places::new(&[10..20, 0..5, 30..31]);
-        assert_eq!(places.of(&(12..20)), 2..10);
-        assert_eq!(places.of(&(0..5)), 10..15);
-        assert_eq!(places.of(&(30..31)), 15..16);
-        assert!(std::panic::catch_unwind(|| places.of(&(4..6))).is_err());
     }
 }

@@ -6,7 +6,7 @@
 
 use super::linked::told;
 use super::shares::{Shares, Sharing};
-use forgelm_collective::{CollectiveError, PairwiseTree, Pending};
+use forgelm_collective::{CollectiveError, Group, PairwiseTree, Pending};
 use forgelm_kernels_api::{Buffer, DeviceLink, Ops, Precision, Slice, SliceMut};
 use std::ops::Range;
 use std::sync::Arc;
@@ -84,33 +84,42 @@ impl Devices<'_> {
         Ok(self.joined(&[parts.part(0..n)]))
     }
 
+    /// Starts to bring the shares of a part together, which follow one another by rank.
+    ///
+    /// Shapes: `own` [share of this process] read, result [numbers of the part].
+    pub(super) fn start_part(
+        &self,
+        group: &Group,
+        shares: &[Range<usize>],
+        own: Buffer,
+    ) -> Pending<Buffer> {
+        let counts: Vec<usize> = shares.iter().map(Range::len).collect();
+        let n_bytes = 4 * own.len() * (group.n_ranks() - 1);
+        let mut all = self.zeros(counts.iter().sum());
+        let link = Arc::clone(self.link);
+        group.start(move |line| {
+            line.carry(n_bytes, || {
+                let gathered = link.all_gather(own.all(), all.all_mut(), &counts);
+                gathered.map_err(|error| told(&error))
+            })?;
+            Ok(all)
+        })
+    }
+
     /// Puts together what each process has of all numbers, part by part.
     ///
     /// Shapes: `own` [numbers of this process] read, `to` [P] written.
     pub(super) fn gather(
         &self,
         shares: &Shares<'_>,
-        own: Buffer,
+        own: &Buffer,
         mut to: SliceMut<'_>,
     ) -> Result<(), CollectiveError> {
-        let (rank, n_others) = (shares.group().rank(), shares.group().n_ranks() - 1);
-        let own = Arc::new(own);
         let mut end = 0;
         for part in 0..shares.deal.n_parts() {
-            let counts: Vec<usize> = shares.deal.shares(part).iter().map(Range::len).collect();
-            let place = end..end + counts[rank];
-            end = place.end;
-            let mut all = self.zeros(counts.iter().sum());
-            let (link, own) = (Arc::clone(self.link), Arc::clone(&own));
-            let gathered = shares.group().start(move |line| {
-                line.carry(4 * place.len() * n_others, || {
-                    let gathered = link.all_gather(own.part(place), all.all_mut(), &counts);
-                    gathered.map_err(|error| told(&error))
-                })?;
-                Ok(all)
-            });
-            // Shares follow one another by rank.
-            let all = gathered.wait()?;
+            let start = end;
+            end += shares.deal.shares(part)[shares.group().rank()].len();
+            let all = shares.start_part(part, self.joined(&[own.part(start..end)])).wait()?;
             let mut end = 0;
             for slice in shares.deal.slices(part) {
                 let start = end;

@@ -3,6 +3,7 @@
 
 use super::Session;
 use super::gradient::Gradient;
+use super::in_parts::RestoreError;
 use super::input::{Estimate, StepInput};
 use crate::feed::FeedError;
 use forgelm_collective::CollectiveError;
@@ -25,6 +26,9 @@ pub enum StepError {
     /// The processes of the run could not make it together.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// Numbers of an earlier step could not take the place of those that train.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// The loss or a gradient is not a finite number.
     #[error(
         "step {step}: {what} is {value}; {} (records {records:?})\n  hint: a lower \

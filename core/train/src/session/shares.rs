@@ -3,7 +3,7 @@
 use super::deal::Deal;
 use super::devices::Devices;
 use crate::optimizer::Optimizer;
-use forgelm_collective::{CollectiveError, Group};
+use forgelm_collective::{CollectiveError, Group, Pending};
 use forgelm_kernels_api::{Buffer, DeviceLink, Ops, Slice, SliceMut};
 use forgelm_model::Trainable;
 use std::ops::Range;
@@ -95,9 +95,14 @@ impl<'a> Shares<'a> {
         ops: &'a Arc<dyn Ops>,
     ) -> Self {
         let Team { group, sharing, updates_on, link } = team;
-        let deal = Deal::new(optimizer, adapter.descending_parts(), group.n_ranks());
+        let deal = Self::deal(adapter, optimizer, group);
         let devices = link.map(|link| Devices { link, ops });
         Self { group, sharing, updates_on, devices, deal }
+    }
+
+    /// Who has which of the numbers.
+    pub(super) fn deal(adapter: &Trainable, optimizer: &Optimizer, group: &Group) -> Deal {
+        Deal::new(optimizer, adapter.descending_parts(), group.n_ranks())
     }
 
     /// The devices of all processes, where they are linked.
@@ -152,7 +157,7 @@ impl<'a> Shares<'a> {
     /// Shapes: `own` [numbers of this process] read, `to` [P] written.
     pub(super) fn gather(&self, own: Buffer, mut to: SliceMut<'_>) -> Result<(), CollectiveError> {
         if let Some(devices) = &self.devices {
-            return devices.gather(self, own, to);
+            return devices.gather(self, &own, to);
         }
         let mut end = 0;
         let range = |len: usize| {
@@ -165,6 +170,18 @@ impl<'a> Shares<'a> {
         let all = self.deal.put_together(&of_ranks);
         to.copy_from_host(&all);
         Ok(())
+    }
+
+    /// Starts to bring the shares of a part of the model together.
+    ///
+    /// Shapes: `own` [share of this process] read, result [numbers of the part], slice by slice.
+    pub(super) fn start_part(&self, part: usize, own: Buffer) -> Pending<Buffer> {
+        let ranges = self.deal.shares(part);
+        if let Some(devices) = &self.devices {
+            return devices.start_part(self.group, &ranges, own);
+        }
+        let own = own.into_host();
+        self.group.start(move |line| Ok(line.all_gather_ranges(&own, &ranges)?.into()))
     }
 
     /// The sum of all squares, piece by piece in their order, from those of this process.

@@ -8,7 +8,6 @@
 //! Papers: Rajbhandari et al. 2020, arXiv:1910.02054, section 5 (what is shared out); Zhao et al.
 //! 2023, arXiv:2304.11277, section 4.
 
-use super::deal::Places;
 use super::gradient::Gradient;
 use super::input::{Estimate, StepInput};
 use super::shares::{Shares, Sharing};
@@ -18,13 +17,14 @@ use super::{Cut, Session, StepError};
 use crate::optimizer::{At, Optimizer, ScaledGradient};
 use forgelm_artifact::Disk;
 use forgelm_collective::{CollectiveError, Group, PairwiseSum};
-use forgelm_kernels_api::{Buffer, Precision};
+use forgelm_kernels_api::{Buffer, Ops, Precision, SliceMut};
 use forgelm_model::{
-    Descent, Holders, Keep, MemoryPlan, OutOfMemory, PartialGradient, Prefetch, Trainable,
+    Descent, Holders, Keep, MemoryPlan, OutOfMemory, PartialGradient, Places, Prefetch, Trainable,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -86,6 +86,12 @@ pub(super) enum Command {
         recomputes: bool,
     },
     CollectState,
+    CollectNumbers,
+    DigestNumbers,
+    /// The numbers of a checkpoint are those that train now.
+    Restore {
+        checkpoint: PathBuf,
+    },
     /// A checkpoint is staged in a folder, for the part of each process.
     SaveShard {
         folder: PathBuf,
@@ -139,6 +145,15 @@ pub(crate) fn of_all<T: Serialize + DeserializeOwned>(
     let mut all: Vec<(usize, T)> = group.all_gather_values(own)?.into_iter().flatten().collect();
     all.sort_by_key(|(index, _)| *index);
     Ok(all)
+}
+
+/// What trains and is here, where the update is made.
+fn to_update<'a>(adapter: &'a mut Trainable, shares: &Shares<'_>) -> SliceMut<'a> {
+    match shares.updates_on() {
+        // They go back to the device when the step is made.
+        Some(_) => adapter.params_mut().into(),
+        None => adapter.numbers_mut(),
+    }
 }
 
 impl Session<'_> {
@@ -197,6 +212,13 @@ impl Session<'_> {
                 Command::CollectState => {
                     self.collect_state()?;
                 }
+                Command::CollectNumbers => {
+                    self.collect_numbers()?;
+                }
+                Command::DigestNumbers => {
+                    self.digest_numbers()?;
+                }
+                Command::Restore { checkpoint } => self.restore_as_all(&checkpoint)?,
                 Command::SaveShard { folder } => {
                     // What could not be written, the leader tells.
                     self.write_shard(&Disk::real(), &folder)?;
@@ -230,6 +252,10 @@ impl Session<'_> {
         cut: Cut,
         keep: Keep,
     ) -> Result<(u64, u64), AllocateError> {
+        if self.adapter.is_in_parts() && !self.adapter.is_current() {
+            // It was read from a checkpoint.
+            self.renew()?;
+        }
         let made = self.allocate_alone(cut, keep);
         let Some(shares) = &self.shares else { return Ok(made?) };
         let all = shares.group().all_gather(vec![u8::from(made.is_ok())])?;
@@ -269,7 +295,7 @@ impl Session<'_> {
         let (total, sum) = self.sum_together(step, input, estimate)?;
         let shares = self.shares.as_ref().expect("the step is shared");
         let ops = Arc::clone(shares.updates_on().unwrap_or(self.decoder.ops()));
-        let mut sum = match sum {
+        let sum = match sum {
             Buffer::Host(sum) => ops.place(sum),
             on_device @ Buffer::Device(_) => Ok(on_device),
         }
@@ -288,31 +314,46 @@ impl Session<'_> {
         let learning_rate = self.settings.schedule.at(step);
         let at = At { step: step + 1, learning_rate, grad_scale: gradient.scale };
         self.is_torn = true;
-        if shares.sharing() == Sharing::Nothing {
-            let all = ops.allocate(self.adapter.n_params(), Precision::Exact);
-            let mut all = all.unwrap_or_else(|refused| refused.end("the summed gradient"));
-            shares.gather(sum, all.all_mut())?;
-            sum = all;
-        }
-        let mut params = match shares.updates_on() {
-            // They go back to the device when the step is made.
-            Some(_) => self.adapter.params_mut().into(),
-            None => self.adapter.numbers_mut(),
-        };
         match shares.sharing() {
-            Sharing::Nothing => self.optimizer.step(ops.as_ref(), params, sum.all(), at),
-            Sharing::Gradients => {
-                let own = shares.own_ranges();
-                let places = Places::new(&own);
-                let grad = |range| sum.part(places.of(&range));
-                self.optimizer.step_by(ops.as_ref(), params.reborrow(), grad, at);
-                let updated = params.as_slice();
-                let updated: Vec<_> = own.into_iter().map(|range| updated.part(range)).collect();
-                shares.gather(shares.taken(&updated), params)?;
-            }
+            Sharing::Nothing => self.update_all(ops.as_ref(), sum, at)?,
+            Sharing::Gradients => self.update_own(ops.as_ref(), &sum, at)?,
         }
-        self.decoder.refresh(&mut self.adapter);
         Ok((total, gradient.norm))
+    }
+
+    /// Makes the whole update, as every other process does.
+    ///
+    /// Shapes: `own` [numbers of this process]: what it has of the summed gradient.
+    fn update_all(&mut self, ops: &dyn Ops, own: Buffer, at: At) -> Result<(), CollectiveError> {
+        let shares = self.shares.as_ref().expect("the step is shared");
+        let sum = ops.allocate(self.adapter.n_params(), Precision::Exact);
+        let mut sum = sum.unwrap_or_else(|refused| refused.end("the summed gradient"));
+        shares.gather(own, sum.all_mut())?;
+        self.optimizer.step(ops, to_update(&mut self.adapter, shares), sum.all(), at);
+        self.decoder.refresh(&mut self.adapter);
+        Ok(())
+    }
+
+    /// Updates the numbers of this process, and brings together what all have updated. Shapes: as
+    /// [`Session::update_all`].
+    fn update_own(&mut self, ops: &dyn Ops, sum: &Buffer, at: At) -> Result<(), CollectiveError> {
+        let is_in_parts = self.adapter.is_in_parts();
+        let shares = self.shares.as_ref().expect("the step is shared");
+        let own = shares.own_ranges();
+        let places = Places::new(&own);
+        let place =
+            |range: &Range<usize>| if is_in_parts { places.of(range) } else { range.clone() };
+        let grad = |range| sum.part(places.of(&range));
+        let mut params = to_update(&mut self.adapter, shares);
+        self.optimizer.step_by(ops, (params.reborrow(), &place), grad, at);
+        if is_in_parts {
+            return self.renew();
+        }
+        let updated = params.as_slice();
+        let updated: Vec<_> = own.into_iter().map(|range| updated.part(range)).collect();
+        shares.gather(shares.taken(&updated), params)?;
+        self.decoder.refresh(&mut self.adapter);
+        Ok(())
     }
 
     /// The losses of all micro-batches, and the sum of their gradients: all of it, or the part of this

@@ -85,21 +85,6 @@ fn presets_written_out_are_the_presets() {
 }
 
 #[test]
-fn stage_3_wants_frozen_weights() {
-    let stage_3 = settings(r#"{"zero_optimization": {"stage": 3}}"#);
-    let stage_2 = settings(r#"{"zero_optimization": {"stage": 2}}"#);
-    let of = |more: &str| {
-        let config =
-            format!("model: {{name_or_path: m}}\ndata: {{dataset_name_or_path: d}}\n{more}");
-        let run = load(&config, "run.yaml").unwrap().run;
-        [&stage_3, &stage_2].map(|of| without_frozen_weights(of, &run, "ds.json").is_some())
-    };
-    assert_eq!(of(""), [false, false]);
-    assert_eq!(of("lora: {enabled: false}\n"), [true, false]);
-    assert_eq!(of("training: {galore_enabled: true}\n"), [true, false]);
-}
-
-#[test]
 fn what_says_how_state_is_shared_out_is_used() {
     for (zero, stage, overlap_comm, prefetch) in [
         ("{}", 0, false, true),
