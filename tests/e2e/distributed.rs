@@ -343,7 +343,7 @@ fn devices_that_nccl_links_give_the_bits_of_one() {
         .map(Ran::from)
         .unwrap()
         .expect_code(0);
-    let nccl = "NCCL 2.32.3 carries gradients and updates from device to device";
+    let nccl = "NCCL 2.32.3 carries numbers from device to device";
     let hosts =
         "the numbers of devices go through the memory of the hosts: NCCL is switched off (rank 0)";
     for (no_nccl, notice, link) in [("0", nccl, json!("NCCL 2.32.3")), ("1", hosts, json!(null))] {

@@ -11,7 +11,7 @@ use forgelm_data::PlanSettings;
 use forgelm_kernels_api::{DeviceLink, Ops};
 use forgelm_kernels_cuda::{Cuda, Device};
 use forgelm_kernels_emulator::{self as emulator, Nccl, NcclFault};
-use forgelm_model::Keep;
+use forgelm_model::{Holders, Keep};
 use forgelm_train::optimizer::{Kind, OptimizerSettings};
 use forgelm_train::session::{Linked, StepError, Team, dismiss, link_devices};
 use forgelm_train::state::{Identity, State};
@@ -38,19 +38,31 @@ struct Left {
     n_sent: u64,
 }
 
+/// Holders whose devices carry the parts between them, where these can be linked.
+pub fn with_link(holders: Option<Holders>, ops: &dyn Ops, is_linked: bool) -> Option<Holders> {
+    let mut holders = holders?;
+    if is_linked {
+        let deadline = Duration::from_secs(10);
+        let linked = link_devices(&holders.members, Some(ops), "here", deadline);
+        holders.link = linked.expect("they tell each other").link().cloned();
+    }
+    Some(holders)
+}
+
 /// A run of a process, on its device.
 fn on_rank(job: &Job<'_>, thread: threads::Thread, device: &Arc<Device>, is_linked: bool) -> Left {
     let settings = Settings::with_deadline(Duration::from_secs(10));
     let group = Group::open(move || Ok(Box::new(thread)), settings).expect("it opens");
     let ops: Arc<dyn Ops> = Arc::new(Cuda::new(Arc::clone(device), 1));
     let linked = match is_linked {
-        true => link_devices(&group, Some(ops.as_ref()), "here", Duration::from_secs(10)),
+        true => link_devices(&group.members(), Some(ops.as_ref()), "here", Duration::from_secs(10)),
         false => Ok(Linked::Not),
     };
     let linked = linked.expect("they tell each other");
     let link: Option<&Arc<dyn DeviceLink>> = linked.link();
     assert_eq!(link.is_some(), is_linked && group.n_ranks() > 1, "{linked:?}");
-    let decoder = tiny_decoder_on(ops, job.shared.holders(&group));
+    let holders = with_link(job.shared.holders(&group), ops.as_ref(), is_linked);
+    let decoder = tiny_decoder_on(ops, holders);
     let adapter = Run::new(&decoder, job.plan.clone(), 0.2).session.adapter().clone();
     let optimizer = optimizer(&adapter, job.optimizer.clone());
     let parts = (adapter, optimizer, State::new(30, Identity::default()));
@@ -103,6 +115,7 @@ fn jobs() -> Vec<Job<'static>> {
         job(dpo, 3, adamw(), Shared::Gradients),
         job(sft(), 3, OptimizerSettings::new(Kind::Adafactor, 0.01), Shared::Nothing),
         job(sft(), 4, OptimizerSettings::new(Kind::Adafactor, 0.01), Shared::Parameters),
+        job(sft(), 4, adamw(), Shared::ParametersOfPairs),
     ]
 }
 
@@ -112,7 +125,7 @@ fn linked_devices_give_the_bits_of_one_and_send_what_hosts_would() {
     emulator::set_nccl(&Nccl::default());
     for (i, job) in jobs().into_iter().enumerate() {
         let alone = on_ranks(&job, &devices[..1], false).remove(0);
-        for n_ranks in if i == 1 { vec![2, 4] } else { vec![2] } {
+        for n_ranks in if matches!(i, 1 | 5) { vec![2, 4] } else { vec![2] } {
             let case = format!("job {i} on {n_ranks} ranks");
             emulator::reset_counters();
             let hosts = on_ranks(&job, &devices[..n_ranks], false);
@@ -129,9 +142,10 @@ fn linked_devices_give_the_bits_of_one_and_send_what_hosts_would() {
             }
             assert_eq!(linked[0].n_sent, hosts[0].n_sent, "{case}");
             assert_eq!(through_hosts.nccl_bytes, 0, "{case}");
-            // Gradients and updates: most of what there is to send, and none of it through a host.
+            // Most of what there is to send, and none of it through a host.
             assert!(counters.nccl_bytes > 4 * alone.params.len() as u64, "{case}");
-            let less = through_hosts.bytes_to_host - counters.bytes_to_host;
+            let n_moved = |of: &emulator::Counters| of.bytes_to_host + of.bytes_to_device;
+            let less = n_moved(&through_hosts) - n_moved(&counters);
             assert!(less >= counters.nccl_bytes / n_ranks as u64, "{case}: {less}");
         }
     }

@@ -1,7 +1,7 @@
 //! Every weight trains, and each process has a part of them: the bits of a run of one process that has
 //! them whole.
 
-use crate::devices::opened;
+use crate::devices::{opened, with_link};
 use crate::ranks::Shared;
 use crate::shards::peft;
 use crate::tiny::{Objective, Run, of_answers, optimizer, plan_settings, sft, tiny_open};
@@ -77,9 +77,11 @@ fn on_ranks<T: Send>(
         let holders = shared.holders(&group).filter(|_| n_ranks > 1);
         let is_in_parts = holders.is_some();
         let ops = job.ops(group.rank());
-        let linked = link_devices(&group, Some(ops.as_ref()), "here", Duration::from_secs(60));
+        let linked =
+            link_devices(&group.members(), Some(ops.as_ref()), "here", Duration::from_secs(60));
         let linked = linked.expect("they tell each other");
         assert_eq!(linked.link().is_some(), !job.devices.is_empty() && n_ranks > 1);
+        let holders = with_link(holders, ops.as_ref(), linked.link().is_some());
         let (open, mut decoder) = tiny_open(job.model, ops, holders);
         let stream = Stream::new(7, Purpose::LoraInit);
         let mut trainable = Trainable::new(Selection::Everything, decoder.config(), &stream)

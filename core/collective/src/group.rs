@@ -92,6 +92,19 @@ impl Members {
         &self.ranks
     }
 
+    /// What each has, by rank.
+    ///
+    /// # Errors
+    /// As [`Group::all_gather_values`].
+    pub fn all_gather_values<T: Serialize + DeserializeOwned>(
+        &self,
+        own: &T,
+    ) -> Result<Vec<T>, CollectiveError> {
+        let own = to_bytes(own);
+        let all = self.start(move |line| line.all_gather(&own)).wait()?;
+        all.iter().map(|bytes| value_of(self.rank, bytes)).collect()
+    }
+
     /// Of the leader, among all processes: tells the others something, as [`Group::tell`] does, if
     /// they wait to be told something; whether they did.
     ///
@@ -315,7 +328,7 @@ impl Group {
         &self,
         own: &T,
     ) -> Result<Vec<T>, CollectiveError> {
-        self.all_gather(to_bytes(own))?.iter().map(|bytes| self.value_of(bytes)).collect()
+        self.members().all_gather_values(own)
     }
 
     /// [`Group::tell`] of a value.
@@ -331,12 +344,7 @@ impl Group {
     /// # Errors
     /// As [`Group::all_gather_values`].
     pub fn listen_for<T: DeserializeOwned>(&self) -> Result<T, CollectiveError> {
-        self.value_of(&self.listen()?)
-    }
-
-    fn value_of<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CollectiveError> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| CollectiveError::Nonsense { rank: self.rank, what: error.to_string() })
+        value_of(self.rank, &self.listen()?)
     }
 
     /// See [`Line::all_gather_ranges`].
@@ -411,6 +419,12 @@ impl Group {
 
 fn to_bytes(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("plain data is serializable")
+}
+
+fn value_of<T: DeserializeOwned>(rank: usize, bytes: &[u8]) -> Result<T, CollectiveError> {
+    let nonsense =
+        |error: serde_json::Error| CollectiveError::Nonsense { rank, what: error.to_string() };
+    serde_json::from_slice(bytes).map_err(nonsense)
 }
 
 /// The signs that processes give each other between two commands: the leader says whether one

@@ -3,8 +3,9 @@
 
 use crate::CollectiveError;
 use crate::sum::sum_of_ranks;
-use forgelm_sdk::Failed;
+use forgelm_kernels_api::LinkError;
 use forgelm_sdk::collective::Collective;
+use forgelm_sdk::{Cause, Failed};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -81,18 +82,26 @@ impl Line {
         self.n_sent.fetch_add(n_bytes as u64, Ordering::Relaxed);
     }
 
-    /// A call of all processes that something else than the collective carries, in its turn among the
-    /// others: it sends `n_bytes` to other processes, and nothing more is tried after it failed.
+    /// A call of all processes that devices carry out, in its turn among the others: it sends `n_bytes`
+    /// to other processes, and nothing more is tried after it failed.
     ///
     /// # Errors
     /// That of `call`.
     pub fn carry<T>(
         &mut self,
         n_bytes: usize,
-        call: impl FnOnce() -> Result<T, Failed>,
+        call: impl FnOnce() -> Result<T, LinkError>,
     ) -> Result<T, CollectiveError> {
         self.count(n_bytes);
-        self.call(|_, _| call())
+        self.call(|_, _| {
+            call().map_err(|error| {
+                let cause = match error {
+                    LinkError::Late { .. } => Cause::Deadline,
+                    LinkError::Failed { .. } | LinkError::Ended => Cause::Work,
+                };
+                Failed { message: error.to_string(), cause }
+            })
+        })
     }
 
     /// Waits for every process.

@@ -140,7 +140,7 @@ impl Decoder {
         options: LoadOptions,
         holders: Option<Holders>,
     ) -> Result<Self, WeightsError> {
-        let weights = Weights::load(store, &config, ops.as_ref(), options, holders)?;
+        let weights = Weights::load(store, &config, &ops, options, holders)?;
         let rotary = |rope: &Rope| Rotary::new(rope.clone(), config.rotary_dim());
         Ok(Self {
             dims: config.dims(),

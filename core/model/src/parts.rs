@@ -3,7 +3,8 @@
 //!
 //! The bytes of every matrix are cut evenly between the processes, and what a unit of the model needs
 //! (the embedding, a decoder layer, the head) is gathered when the unit runs, while the one before it
-//! computes, and let go of behind it. Vectors are small and stay whole on every process.
+//! computes, and let go of behind it. Vectors are small and stay whole on every process. Parts lie in
+//! the memory of the host, or on the device where devices are linked.
 //!
 //! Every gather is a call of all processes, so all of them must make the same ones. Before a pass over
 //! the model each says which pass it is ([`Passage`]); a process that has nothing to run at that time
@@ -14,13 +15,12 @@
 //! arXiv:2304.11277, section 3.
 
 use std::collections::VecDeque;
-use std::io::Read;
 use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use forgelm_collective::{CollectiveError, Members, Pending};
-use forgelm_kernels_api::{FrozenMatrix, MatrixForm};
+use forgelm_kernels_api::{Buffer, DeviceLink, FrozenMatrix, MatrixForm, Ops, Slice};
 
 use crate::decoder::Part;
 
@@ -82,6 +82,8 @@ pub struct Holders {
     pub members: Members,
     /// When parts come together.
     pub prefetch: Prefetch,
+    /// What carries parts between the devices of the members, where each keeps its own on its device.
+    pub link: Option<Arc<dyn DeviceLink>>,
     /// What the leader tells the others when it begins a pass while they wait to be told something:
     /// they come to [`Decoder::accompany`](crate::Decoder::accompany).
     pub call: Vec<u8>,
@@ -92,17 +94,22 @@ pub struct Holders {
 struct UnitPart {
     /// Which matrices, in the order in which their bytes follow one another.
     forms: Vec<(usize, Box<dyn MatrixForm>)>,
-    own: Mutex<Arc<Vec<u8>>>,
+    /// On the host, until they are first sent from a device.
+    own: Mutex<Arc<Buffer<u8>>>,
 }
 
 impl UnitPart {
-    fn own(&self) -> MutexGuard<'_, Arc<Vec<u8>>> {
+    fn own(&self) -> MutexGuard<'_, Arc<Buffer<u8>>> {
         // What a thread that panicked was writing ends the run.
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn own_mut(&mut self) -> &mut Vec<u8> {
-        Arc::make_mut(self.own.get_mut().unwrap_or_else(PoisonError::into_inner))
+    /// Changes them, on the host.
+    fn edit(&mut self, edit: impl FnOnce(&mut Vec<u8>)) {
+        let own = self.own.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = Arc::unwrap_or_clone(std::mem::take(own)).into_host();
+        edit(&mut bytes);
+        *own = Arc::new(bytes.into());
     }
 }
 
@@ -112,6 +119,7 @@ pub(crate) type Matrices = Vec<Option<Box<dyn FrozenMatrix>>>;
 /// This process's parts of all matrices, and what is gathered of them now.
 pub(crate) struct Parts {
     holders: Holders,
+    ops: Arc<dyn Ops>,
     n_layers: usize,
     embedding: UnitPart,
     layers: Vec<UnitPart>,
@@ -128,15 +136,16 @@ struct Gathered {
     has_called: bool,
     /// The unit that runs, or ran last.
     here: Option<(Unit, Arc<Matrices>)>,
-    coming: Option<(Unit, Pending<Vec<u8>>)>,
+    coming: Option<(Unit, Pending<Buffer<u8>>)>,
     /// Where the bytes of the next unit go.
-    room: Vec<u8>,
+    room: Buffer<u8>,
 }
 
 impl Parts {
-    pub(crate) fn new(holders: Holders, n_layers: usize) -> Self {
+    pub(crate) fn new(holders: Holders, ops: &Arc<dyn Ops>, n_layers: usize) -> Self {
         Self {
             holders,
+            ops: Arc::clone(ops),
             n_layers,
             embedding: UnitPart::default(),
             layers: (0..n_layers).map(|_| UnitPart::default()).collect(),
@@ -152,10 +161,11 @@ impl Parts {
         let own = self.range(bytes.len(), self.holders.members.rank());
         let part = self.part_mut(unit);
         part.forms.push((index, form));
-        let all = part.own_mut();
-        // No more than there is: this memory is what the parts are made for.
-        all.reserve_exact(own.len());
-        all.extend_from_slice(&bytes[own]);
+        part.edit(|all| {
+            // No more than there is: this memory is what the parts are made for.
+            all.reserve_exact(own.len());
+            all.extend_from_slice(&bytes[own]);
+        });
     }
 
     /// Gives back the memory of a matrix that nothing reads any more.
@@ -163,9 +173,10 @@ impl Parts {
         let Some(own) = self.place(unit, index) else { return };
         let part = self.part_mut(unit);
         part.forms.retain(|(of, _)| *of != index);
-        let all = part.own_mut();
-        all.drain(own);
-        all.shrink_to_fit();
+        part.edit(|all| {
+            all.drain(own);
+            all.shrink_to_fit();
+        });
     }
 
     /// Puts other numbers in the place of a matrix that has the same form. Every process does so with
@@ -176,7 +187,8 @@ impl Parts {
         let (_, bytes) = matrix.take_apart();
         let own = self.range(bytes.len(), self.holders.members.rank());
         let place = self.place(unit, index).expect("it is in parts");
-        Arc::make_mut(&mut self.part(unit).own())[place].copy_from_slice(&bytes[own]);
+        let mut all = self.part(unit).own();
+        Arc::make_mut(&mut all).part_mut(place).copy_from_host(&bytes[own]);
     }
 
     /// Where this process's part of a matrix lies among those of its unit.
@@ -310,7 +322,7 @@ impl Parts {
         let (came, bytes) = coming.expect("a pass that was begun asks for its units");
         assert_eq!(came, unit, "units of a pass come in their order");
         let bytes = or_end(bytes.wait());
-        let matrices = Arc::new(self.put_together(unit, &bytes));
+        let matrices = Arc::new(self.put_together(unit, bytes.all()));
         gathered.room = bytes;
         // Not before: of two units there is room for the bytes of one beside the matrices of the other.
         self.ask_for_next(&mut gathered);
@@ -408,44 +420,85 @@ impl Parts {
         }
     }
 
-    /// The bytes of a unit, by process, in this room.
-    fn gather(&self, unit: Unit, room: Vec<u8>) -> Pending<Vec<u8>> {
-        let own = Arc::clone(&self.part(unit).own());
-        let n_bytes = (0..self.holders.members.n_ranks()).map(|rank| self.n_bytes_of(unit, rank));
-        let n_bytes: Vec<usize> = n_bytes.collect();
-        self.holders.members.start(move |line| {
-            let mut all = room;
-            line.all_gather_into(&own, &mut all, &n_bytes)?;
-            Ok(all)
+    /// The bytes of a unit, by process, at the beginning of this room.
+    fn gather(&self, unit: Unit, room: Buffer<u8>) -> Pending<Buffer<u8>> {
+        let (members, n_bytes) = (&self.holders.members, self.n_bytes_of(unit));
+        let Some(link) = &self.holders.link else {
+            let own = Arc::clone(&self.part(unit).own());
+            return members.start(move |line| {
+                let mut all = room.into_host();
+                line.all_gather_into(own.all().on_host(), &mut all, &n_bytes)?;
+                Ok(all.into())
+            });
+        };
+        let (own, link) = (self.placed(unit), Arc::clone(link));
+        let n = n_bytes.iter().sum();
+        let mut room = self.placed_room(room, n);
+        let n_sent = own.len() * (members.n_ranks() - 1);
+        members.start(move |line| {
+            let all = room.part_mut(0..n);
+            line.carry(n_sent, || link.all_gather_bytes(own.all(), all, &n_bytes))?;
+            Ok(room)
         })
     }
 
-    fn n_bytes_of(&self, unit: Unit, rank: usize) -> usize {
-        let forms = self.part(unit).forms.iter();
-        forms.map(|(_, form)| self.range(form.n_bytes(), rank).len()).sum()
+    /// What this process has of a unit, on its device.
+    fn placed(&self, unit: Unit) -> Arc<Buffer<u8>> {
+        let mut own = self.part(unit).own();
+        if let Buffer::Host(_) = own.as_ref() {
+            let bytes = Arc::unwrap_or_clone(std::mem::take(&mut *own)).into_host();
+            *own = Arc::new(self.to_device(bytes));
+        }
+        Arc::clone(&own)
+    }
+
+    /// Room on the device for so many bytes of a unit, and for those of any other.
+    fn placed_room(&self, room: Buffer<u8>, n: usize) -> Buffer<u8> {
+        if matches!(room, Buffer::Device(_)) && room.len() >= n {
+            return room;
+        }
+        drop(room);
+        let layers = (0..self.n_layers).map(Unit::Layer);
+        let units = layers.chain([Unit::Embedding, Unit::Head]);
+        let largest = units.map(|unit| self.n_bytes_of(unit).iter().sum()).max();
+        self.to_device(vec![0; largest.unwrap_or(0)])
+    }
+
+    fn to_device(&self, bytes: Vec<u8>) -> Buffer<u8> {
+        let placed = self.ops.place_bytes(bytes);
+        placed.unwrap_or_else(|refused| refused.end("the parts of the weights"))
+    }
+
+    /// [p] what each process has of a unit, in bytes.
+    fn n_bytes_of(&self, unit: Unit) -> Vec<usize> {
+        let forms = &self.part(unit).forms;
+        let of_rank = |rank| {
+            forms.iter().map(|(_, form)| self.range(form.n_bytes(), rank).len()).sum::<usize>()
+        };
+        (0..self.holders.members.n_ranks()).map(of_rank).collect()
     }
 
     /// Shapes: `bytes` of each process in turn, its part of each matrix.
-    fn put_together(&self, unit: Unit, bytes: &[u8]) -> Matrices {
-        let mut of_ranks = Vec::new();
-        let mut rest = bytes;
-        for rank in 0..self.holders.members.n_ranks() {
-            let (own, behind) = rest.split_at(self.n_bytes_of(unit, rank));
-            of_ranks.push(own);
-            rest = behind;
+    fn put_together(&self, unit: Unit, bytes: Slice<'_, u8>) -> Matrices {
+        // Where the next bytes of each process are.
+        let mut next = Vec::new();
+        let mut end = 0;
+        for n_bytes in self.n_bytes_of(unit) {
+            next.push(end);
+            end += n_bytes;
         }
         let mut matrices = Matrices::new();
         for (index, form) in &self.part(unit).forms {
-            let mut pieces = VecDeque::new();
-            for (rank, of_rank) in of_ranks.iter_mut().enumerate() {
-                let (piece, behind) = of_rank.split_at(self.range(form.n_bytes(), rank).len());
-                pieces.push_back(piece);
-                *of_rank = behind;
-            }
+            let piece = |(rank, next): (usize, &mut usize)| {
+                let start = *next;
+                *next += self.range(form.n_bytes(), rank).len();
+                bytes.part(start..*next)
+            };
+            let mut pieces = next.iter_mut().enumerate().map(piece).collect();
             if matrices.len() <= *index {
                 matrices.resize_with(index + 1, || None);
             }
-            matrices[*index] = Some(form.put_together(&mut Pieces(pieces)));
+            matrices[*index] = Some(form.put_together(&mut pieces));
         }
         matrices
     }
@@ -508,21 +561,6 @@ fn of_number(number: u64) -> Said {
 /// [`Failure`](forgelm_kernels_api::Failure)), and so does this.
 fn or_end<T>(result: Result<T, CollectiveError>) -> T {
     result.unwrap_or_else(|error| resume_unwind(Box::new(error)))
-}
-
-/// Bytes that lie in several places.
-struct Pieces<'a>(VecDeque<&'a [u8]>);
-
-impl Read for Pieces<'_> {
-    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
-        while let Some(piece) = self.0.front_mut() {
-            if !piece.is_empty() {
-                return piece.read(to);
-            }
-            self.0.pop_front();
-        }
-        Ok(0)
-    }
 }
 
 /// The others wait no longer for passes that the leader will not run any more.

@@ -5,6 +5,7 @@ mod held;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use forgelm_kernels_api::{Buffer, Compute, FrozenMatrix, Ops, RowSource};
 use forgelm_tensor::{Dtype, Int8Matrix};
@@ -117,14 +118,15 @@ impl Weights {
     pub(crate) fn load(
         store: &dyn TensorStore,
         config: &ModelConfig,
-        ops: &dyn Ops,
+        ops: &Arc<dyn Ops>,
         options: LoadOptions,
         holders: Option<Holders>,
     ) -> Result<Self, WeightsError> {
         let dims = config.dims();
-        let reader = Reader { store, config, dims, ops, options, formats: RefCell::default() };
+        let formats = RefCell::default();
+        let reader = Reader { store, config, dims, ops: ops.as_ref(), options, formats };
         let has_head = check_names(store, config)?;
-        let mut parts = holders.map(|holders| Parts::new(holders, config.num_hidden_layers));
+        let mut parts = holders.map(|holders| Parts::new(holders, ops, config.num_hidden_layers));
         let layers = (0..config.num_hidden_layers)
             .map(|n| reader.layer(n, parts.as_mut()))
             .collect::<Result<_, _>>()?;

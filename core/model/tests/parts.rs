@@ -131,7 +131,7 @@ fn on_ranks_with<T: Send>(
 
 fn holders(group: &Group, prefetch: Prefetch) -> Holders {
     let (everyone, members) = (group.members(), group.members());
-    Holders { everyone, members, prefetch, call: b"come".to_vec() }
+    Holders { everyone, members, prefetch, link: None, call: b"come".to_vec() }
 }
 
 /// What is run on the whole model and on parts of it.

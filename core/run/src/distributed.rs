@@ -18,7 +18,7 @@ use crate::exit::Exit;
 use crate::plan::Plan;
 use crate::plugins::{Plugins, Used};
 use deepspeed::Settings;
-use forgelm_collective::{self as collective, CollectiveError, Group};
+use forgelm_collective::{self as collective, CollectiveError, Group, Members};
 use forgelm_evidence::audit::event::AuditEvent;
 use forgelm_kernels_api::Ops;
 use forgelm_model::{Decoder, Holders, Trainable};
@@ -118,8 +118,17 @@ impl Processes {
         let settings =
             collective::Settings::with_deadline(Duration::from_secs(distributed.timeout_seconds));
         let group = Group::open(move || build(&[]), settings)?;
-        let holders = hold_together(&group, &strategy, env)?;
-        let linked = link(&group, &strategy, plugins, env, settings.deadline)?;
+        let mut holders = hold_together(&group, &strategy, env)?;
+        let link = |members: &Members| link(members, &strategy, plugins, env, settings.deadline);
+        let linked = link(&group.members())?;
+        if let (Some(holders), Some(of_all)) = (&mut holders, linked.link())
+            && strategy.holding.is_some_and(|holding| !holding.is_offloaded)
+        {
+            holders.link = match holders.members.n_ranks() == group.n_ranks() {
+                true => Some(Arc::clone(of_all)),
+                false => link(&holders.members)?.link().cloned(),
+            };
+        }
         if group.is_leader() {
             group.told();
         }
@@ -169,6 +178,11 @@ impl Processes {
     /// For a model of which each process has a part.
     pub(crate) fn holders(&self) -> Option<Holders> {
         self.holders.clone()
+    }
+
+    /// Whether parts of the model are in the memory of hosts, whatever computes.
+    pub(crate) fn parts_are_on_hosts(&self) -> bool {
+        self.holders.as_ref().is_some_and(|holders| holders.link.is_none())
     }
 
     /// How many they are.
@@ -230,7 +244,7 @@ impl Processes {
                 "the numbers of devices go through the memory of the hosts: {why}"
             ))),
             Linked::Devices { library, .. } => observer.observe(&Event::Notice(format!(
-                "{library} carries gradients and updates from device to device"
+                "{library} carries numbers from device to device"
             ))),
         }
         Ok(self.tell(&Said::Start { template_now, from })?)
@@ -334,9 +348,9 @@ fn updates_on(strategy: &Strategy, plugins: &Plugins) -> Result<Option<Arc<dyn O
     Ok(Some(plugins.host_kernels()))
 }
 
-/// Links the devices of all processes, where the update is theirs.
+/// Links the devices of these processes, where the update is theirs.
 fn link(
-    group: &Group,
+    members: &Members,
     strategy: &Strategy,
     plugins: &Plugins,
     env: &Environment,
@@ -344,7 +358,7 @@ fn link(
 ) -> Result<Linked, CollectiveError> {
     // Kernels that cannot be had are told where they are needed: the others must not wait here.
     let kernels = plugins.kernels().ok().filter(|_| !strategy.updates_on_host);
-    link_devices(group, kernels.as_deref(), &env.host, deadline)
+    link_devices(members, kernels.as_deref(), &env.host, deadline)
 }
 
 /// The name of kernels without the number that their device has on its host.
@@ -361,7 +375,7 @@ fn hold_together(
     strategy: &Strategy,
     env: &Environment,
 ) -> Result<Option<Holders>, CollectiveError> {
-    let Some(Holding { is_per_host, prefetch }) = strategy.holding else { return Ok(None) };
+    let Some(Holding { is_per_host, prefetch, .. }) = strategy.holding else { return Ok(None) };
     let hosts = group.all_gather_values(&env.host)?;
     let first = hosts.iter().position(|host| *host == env.host);
     let host = first.and_then(|rank| u32::try_from(rank).ok()).filter(|_| is_per_host);
@@ -396,7 +410,7 @@ pub(crate) struct Agreed {
     strategy: Strategy,
     /// What carries the bytes, as it says itself.
     library: String,
-    /// What carries gradients and updates from device to device, with its version.
+    /// What carries numbers from device to device, with its version.
     device_link: Option<String>,
     /// The plugin through which it does; none where one process is alone.
     collective: Option<Used>,

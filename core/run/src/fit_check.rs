@@ -172,6 +172,7 @@ fn on_this_machine(
         ops: ops.as_ref(),
         held,
         n_holders: 1,
+        parts_on_host: false,
         n_ranks: 1,
     };
     let configured = inputs.configured();
@@ -260,7 +261,10 @@ impl FitCheck {
         for n in PROCESSES.into_iter().filter(|n| *n <= n_most) {
             let optimizer = strategy.optimizer_memory(inputs.optimizer, n, updates_elsewhere);
             let n_holders = strategy.n_holders(n);
-            let memory = Inputs { optimizer, n_holders, n_ranks: n, ..*inputs }.memory(rung);
+            // Where devices are not linked, their parts are in main memory too.
+            let parts_on_host = strategy.holding.is_some_and(|holding| holding.is_offloaded);
+            let inputs = Inputs { optimizer, n_holders, parts_on_host, n_ranks: n, ..*inputs };
+            let memory = inputs.memory(rung);
             self.on_processes.push((n, memory.total_bytes() as u64));
         }
         self.notes.push(

@@ -57,6 +57,8 @@ pub struct Sizes<'a> {
     pub held: u64,
     /// Processes that hold the frozen weights together, each a part of them.
     pub n_holders: usize,
+    /// Whether these parts are in the memory of the host, where a device computes.
+    pub parts_on_host: bool,
     /// What a checkpoint takes while it is written.
     pub checkpoint_bytes: usize,
     /// Whether evaluators are asked at the end.
@@ -124,8 +126,7 @@ pub fn plan(sizes: &Sizes<'_>) -> MemoryPlan {
     match n_holders {
         1 => plan.add("packed weights", n_bytes(kept)),
         n => {
-            // Parts are in the memory of the host, whatever computes.
-            if sizes.ops.free_memory().is_none() {
+            if sizes.ops.free_memory().is_none() || !sizes.parts_on_host {
                 plan.add("parts of the packed weights", n_bytes(kept.div_ceil(n)));
             }
             plan.add("packed weights of a layer and the next", n_bytes(2 * unit_bytes(sizes)));

@@ -299,6 +299,7 @@ fn run(
             ops: ops.as_ref(),
             held: footprint::held_beside(ops.as_ref()),
             n_holders: processes.map_or(1, Processes::n_holders),
+            parts_on_host: processes.is_some_and(Processes::parts_are_on_hosts),
             n_ranks: processes.map_or(1, Processes::n_ranks),
         };
         check_room(&inputs, start_cut)?

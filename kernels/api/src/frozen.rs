@@ -1,10 +1,12 @@
 //! Weights that never change: read once, packed into whatever form the kernels like best.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::io::Read;
 
 use crate::blocks::BlockSource;
 use crate::float8::Float8Rows;
+use crate::memory::Slice;
 
 /// The number format in which products of a frozen weight are formed. Sums are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,12 +102,77 @@ pub trait MatrixForm: Send + Sync {
     /// How many bytes [`FrozenMatrix::take_apart`] gave.
     fn n_bytes(&self) -> usize;
 
-    /// The weight again, of the bytes that [`FrozenMatrix::take_apart`] gave: in new memory, where the
-    /// library keeps weights.
+    /// The weight again, of the bytes that [`FrozenMatrix::take_apart`] gave, which may lie on the host
+    /// or where the library works: in new memory, where it keeps weights.
     ///
     /// Ends with a [`Failure`](crate::Failure) if there is no memory for it.
     ///
     /// # Panics
     /// If there are fewer bytes: a bug in the caller.
-    fn put_together(&self, bytes: &mut dyn Read) -> Box<dyn FrozenMatrix>;
+    fn put_together(&self, bytes: &mut Pieces<'_>) -> Box<dyn FrozenMatrix>;
+}
+
+/// Bytes that lie in several places, to be read one place after the other. All lie on the host, where
+/// this is a [`Read`], or all where the library works.
+#[derive(Debug)]
+pub struct Pieces<'a>(VecDeque<Slice<'a, u8>>);
+
+impl<'a> Pieces<'a> {
+    /// The next ones that lie in one place, at most `n`; `None` behind the last.
+    pub fn next(&mut self, n: usize) -> Option<Slice<'a, u8>> {
+        while let Some(piece) = self.0.pop_front() {
+            let len = piece.len();
+            if len > n {
+                self.0.push_front(piece.part(n..len));
+            }
+            if len > 0 {
+                return Some(piece.part(0..len.min(n)));
+            }
+        }
+        None
+    }
+
+    /// Whether they lie on the host.
+    #[must_use]
+    pub fn are_on_host(&self) -> bool {
+        self.0.iter().all(|piece| matches!(piece, Slice::Host(_)))
+    }
+}
+
+impl<'a> FromIterator<Slice<'a, u8>> for Pieces<'a> {
+    fn from_iter<I: IntoIterator<Item = Slice<'a, u8>>>(pieces: I) -> Self {
+        Self(pieces.into_iter().collect())
+    }
+}
+
+impl Read for Pieces<'_> {
+    /// # Panics
+    /// If they lie on a device.
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        let Some(piece) = self.next(to.len()) else { return Ok(0) };
+        to[..piece.len()].copy_from_slice(piece.on_host());
+        Ok(piece.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_read_as_one_whole() {
+        let (one, two) = ([1, 2, 3], [4, 5]);
+        let pieces = || Pieces::from_iter([(&one).into(), (&[]).into(), Slice::from(&two)]);
+        let mut read = Vec::new();
+        let mut some = pieces();
+        assert!(some.are_on_host());
+        assert_eq!(*some.next(2).expect("there are some").to_host(), [1, 2]);
+        assert_eq!(*some.next(9).expect("there are some").to_host(), [3]);
+        some.read_to_end(&mut read).expect("memory does not fail");
+        assert_eq!(read, [4, 5]);
+        assert!(some.next(1).is_none());
+        let mut four = [0; 4];
+        pieces().read_exact(&mut four).expect("there are as many");
+        assert_eq!(four, [1, 2, 3, 4]);
+    }
 }

@@ -25,7 +25,7 @@ pub use blocks::{
 };
 pub use failure::{Failure, caught};
 pub use float8::{Float8, Float8Layout, Float8Rows};
-pub use frozen::{Compute, Dense, FrozenMatrix, MatrixForm, RowSource};
+pub use frozen::{Compute, Dense, FrozenMatrix, MatrixForm, Pieces, RowSource};
 pub use link::{DeviceLink, DeviceLinks, LinkError, Seat};
 pub use memory::{
     Buffer, DeviceMemory, DeviceSlice, DeviceSliceMut, Format, Host, HostMut, MemoryRefused,

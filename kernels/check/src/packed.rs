@@ -1,12 +1,11 @@
 //! Weights that stay in blocks: everything is equal, to the last bit, to the same numbers frozen
 //! densely (whose products [`linear`](crate::linear) compares with the reference).
 
-use std::io::Read as _;
 use std::ops::Range;
 
 use forgelm_kernels_api::{
     BlockFormat, BlockRows, BlockSource, Codes, Compute, Factor, FactorRows, Factors, FrozenMatrix,
-    Ops, Rounding, RowSource, Write,
+    Ops, Pieces, Rounding, RowSource, Slice, Write,
 };
 use forgelm_kernels_reference::Reference;
 
@@ -186,7 +185,7 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
                 // Every other time what is put together of the bytes of both.
                 let [dense, packed] = match i % 2 {
                     0 => [dense, packed],
-                    _ => [dense, packed].map(|w| again(&*w, &name)),
+                    _ => [dense, packed].map(|w| again(library, &*w, &name)),
                 };
                 assert!(library.freeze_packed(&rows, compute).is_none(), "{name}: no blocks");
                 assert_eq!((packed.n_rows(), packed.n_cols()), (n, k), "{name}");
@@ -223,14 +222,21 @@ pub fn compare(library: &dyn Ops) -> Vec<Outcome> {
 }
 
 /// The matrix of the same bytes in other memory.
-fn again(w: &dyn FrozenMatrix, name: &str) -> Box<dyn FrozenMatrix> {
+fn again(library: &dyn Ops, w: &dyn FrozenMatrix, name: &str) -> Box<dyn FrozenMatrix> {
     let (form, bytes) = w.take_apart();
     assert_eq!(form.n_bytes(), bytes.len(), "{name}: bytes of the form");
-    // As from two processes, at a border that no part of the matrix has.
-    let (front, back) = bytes.split_at(bytes.len() / 3);
-    let copy = form.put_together(&mut front.chain(back));
-    assert_eq!(copy.n_bytes(), w.n_bytes(), "{name}: memory of the copy");
-    assert!(copy.take_apart().1 == bytes, "{name}: bytes of the copy");
+    // As from two processes, at a border that no part of the matrix has: from the host, and from
+    // where the library works.
+    let third = bytes.len() / 3;
+    let here = library.place_bytes(bytes.clone()).expect("there is memory for a copy");
+    let copies = [Slice::from(&bytes), here.all()].map(|all| {
+        let pieces = [all.part(0..third), all.part(third..bytes.len())];
+        let copy = form.put_together(&mut Pieces::from_iter(pieces));
+        assert_eq!(copy.n_bytes(), w.n_bytes(), "{name}: memory of the copy");
+        assert!(copy.take_apart().1 == bytes, "{name}: bytes of the copy");
+        copy
+    });
+    let [_, copy] = copies;
     copy
 }
 

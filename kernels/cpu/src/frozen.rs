@@ -13,7 +13,7 @@ use std::io::Read;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use forgelm_kernels_api::{Compute, FrozenMatrix, MatrixForm, RowSource};
+use forgelm_kernels_api::{Compute, FrozenMatrix, MatrixForm, Pieces, RowSource};
 
 use crate::blocks::PackedBlocks;
 use crate::pages::Pages;
@@ -299,7 +299,7 @@ where
         self.len * size_of::<u32>()
     }
 
-    fn put_together(&self, bytes: &mut dyn Read) -> Box<dyn FrozenMatrix> {
+    fn put_together(&self, bytes: &mut Pieces<'_>) -> Box<dyn FrozenMatrix> {
         let Self { n, k, steps, len, element } = *self;
         let mut memory = Pages::to_be_filled(len);
         read_exactly(bytes, bytemuck::cast_slice_mut(&mut memory));

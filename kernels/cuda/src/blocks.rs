@@ -4,12 +4,11 @@
 //! them, as half-precision numbers where they all are such numbers. What the parts are is told to
 //! the kernels by a description (`blocks.cu` has the same fields in the same order).
 
-use std::io::Read;
 use std::sync::Arc;
 
 use forgelm_kernels_api::{
     BlockFormat, BlockSource, Codes, Compute, DeviceMemory, Factor, FactorRows, Factors, Format,
-    Host, Rounding, RowSource,
+    Host, Pieces, Rounding, RowSource,
 };
 use half::f16;
 
@@ -167,7 +166,7 @@ impl BlocksForm {
     pub(crate) fn put_together(
         &self,
         device: &Arc<Device>,
-        bytes: &mut dyn Read,
+        bytes: &mut Pieces<'_>,
     ) -> Result<Blocks, CudaError> {
         let parts = self.0.formats.iter().map(|&(format, len)| {
             let memory = CudaMemory::zeros(device, format, len)?;

@@ -2,11 +2,11 @@
 //! unpacks for its time.
 
 use std::any::Any;
-use std::io::Read;
 use std::sync::Arc;
 
 use forgelm_kernels_api::{
-    Compute, DeviceMemory, Float8Rows, Format, FrozenMatrix, Host, HostMut, MatrixForm, RowSource,
+    Compute, DeviceMemory, Float8Rows, Format, FrozenMatrix, Host, HostMut, MatrixForm, Pieces,
+    RowSource,
 };
 
 use crate::blocks::{Blocks, BlocksForm};
@@ -224,7 +224,7 @@ impl MatrixForm for CudaForm {
         }
     }
 
-    fn put_together(&self, bytes: &mut dyn Read) -> Box<dyn FrozenMatrix> {
+    fn put_together(&self, bytes: &mut Pieces<'_>) -> Box<dyn FrozenMatrix> {
         let &Self { n_rows, n_cols, compute, .. } = self;
         let storage = match &self.storage {
             StorageForm::Dense => {

@@ -1,11 +1,11 @@
 //! Buffers on the device, and copies between them and the host with what conversion they need.
 
 use std::any::Any;
-use std::io::Read;
+use std::io::Read as _;
 use std::sync::Arc;
 
 use cudarc::driver::result;
-use forgelm_kernels_api::{DeviceMemory, DeviceSlice, Format, Host, HostMut};
+use forgelm_kernels_api::{DeviceMemory, DeviceSlice, Format, Host, HostMut, Pieces, Slice};
 use half::bf16;
 use half::slice::HalfFloatSliceExt as _;
 
@@ -39,9 +39,24 @@ impl CudaMemory {
     }
 
     /// Fills it with the next bytes, as they lie on the device.
-    pub(crate) fn write_bytes(&self, bytes: &mut dyn Read) {
+    pub(crate) fn write_bytes(&self, bytes: &mut Pieces<'_>) {
         let (to, op) = (self.numbers(), "put_together");
         let n_bytes = to.len * to.format.n_bytes();
+        if !bytes.are_on_host() {
+            let mut to = Numbers { address: to.address, len: n_bytes, format: Format::U8 };
+            while to.len > 0 {
+                let piece = bytes.next(to.len).expect("the bytes of a whole matrix");
+                let Slice::Device(piece) = piece else { panic!("{op}: bytes here and there") };
+                must(copy(
+                    &self.device,
+                    op,
+                    to.part(0, piece.len()),
+                    resolve(&self.device, op, piece),
+                ));
+                to = to.part(piece.len(), to.len - piece.len());
+            }
+            return;
+        }
         // Pieces come one after the other.
         must(staging::upload(&self.device, op, to.address, n_bytes, |_, piece| {
             bytes.read_exact(piece).expect("the bytes of a whole matrix");

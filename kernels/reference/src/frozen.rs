@@ -1,10 +1,10 @@
 //! A frozen weight, kept as plain rows of f32 that are already rounded.
 
 use std::any::Any;
-use std::io::Read;
+use std::io::Read as _;
 
 use forgelm_kernels_api::{
-    Compute, Factor, FactorRows, Factors, FrozenMatrix, MatrixForm, Rounding, RowSource,
+    Compute, Factor, FactorRows, Factors, FrozenMatrix, MatrixForm, Pieces, Rounding, RowSource,
 };
 use half::{bf16, f16};
 
@@ -113,7 +113,7 @@ impl MatrixForm for PlainForm {
         self.n_rows * self.n_cols * size_of::<f32>()
     }
 
-    fn put_together(&self, bytes: &mut dyn Read) -> Box<dyn FrozenMatrix> {
+    fn put_together(&self, bytes: &mut Pieces<'_>) -> Box<dyn FrozenMatrix> {
         let Self { n_rows, n_cols, compute } = *self;
         let mut read = vec![0; self.n_bytes()];
         bytes.read_exact(&mut read).expect("the bytes of a whole matrix");

@@ -80,7 +80,7 @@ events! {
         strategy: String,
         /// What carries numbers between them, with its version.
         collective: String,
-        /// What carries gradients and updates from device to device, with its version; none where they go
+        /// What carries numbers from device to device, with its version; none where they go
         /// through hosts.
         device_link: Option<String>,
         /// The plugin library of the collective; none where there is one process.

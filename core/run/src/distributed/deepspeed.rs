@@ -27,6 +27,8 @@ pub(crate) struct Settings {
     pub(crate) stage: u8,
     /// The optimizer's state is in main memory.
     pub(crate) offload_optimizer: bool,
+    /// Parts of the weights are.
+    pub(crate) offload_param: bool,
     /// Numbers travel while others are computed.
     pub(crate) overlap_comm: bool,
     /// Parameters are fetched before they are needed.
@@ -56,6 +58,7 @@ impl Settings {
         Some(Self {
             stage,
             offload_optimizer: is_offloaded,
+            offload_param: is_offloaded,
             overlap_comm: true,
             prefetch: true,
             file: None,
@@ -165,6 +168,7 @@ fn settings(zero: &Value, file: File) -> Settings {
     Settings {
         stage,
         offload_optimizer: is_offloaded("offload_optimizer"),
+        offload_param: is_offloaded("offload_param"),
         overlap_comm: zero["overlap_comm"].as_bool().unwrap_or(stage == 3),
         prefetch: zero["stage3_prefetch_bucket_size"].as_f64().is_none_or(|n| n > 0.0),
         file: Some(file),

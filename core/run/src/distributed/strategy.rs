@@ -40,6 +40,8 @@ pub(crate) struct Holding {
     pub(crate) is_per_host: bool,
     /// When the parts of the next layer come.
     pub(crate) prefetch: Prefetch,
+    /// Whether parts are in main memory, whatever computes.
+    pub(crate) is_offloaded: bool,
 }
 
 impl Strategy {
@@ -108,13 +110,13 @@ fn deepspeed(settings: Settings) -> Strategy {
         true => Prefetch::Before,
         false => Prefetch::Never,
     };
-    let holding = Holding { is_per_host: false, prefetch };
+    let is_offloaded = settings.offload_param;
+    let holding = Holding { is_per_host: false, prefetch, is_offloaded };
     let offload = if settings.offload_optimizer { "_offload" } else { "" };
     Strategy {
         name: format!("deepspeed zero{}{offload}", settings.stage),
         sharing,
         numbers_are_in_parts: false,
-        // Parts are in main memory, with `offload_param` and without.
         holding: (settings.stage == 3).then_some(holding),
         updates_on_host: settings.offload_optimizer,
         deepspeed: Some(settings),
@@ -134,13 +136,14 @@ fn fsdp(distributed: &Distributed) -> Strategy {
         FsdpBackwardPrefetch::BackwardPre => Prefetch::Before,
         FsdpBackwardPrefetch::BackwardPost => Prefetch::AfterInBackward,
     };
-    let offload = if distributed.fsdp_offload { " offload" } else { "" };
+    let is_offloaded = distributed.fsdp_offload;
+    let offload = if is_offloaded { " offload" } else { "" };
     Strategy {
         name: format!("fsdp {strategy}{offload}"),
         sharing,
-        holding: is_per_host.map(|is_per_host| Holding { is_per_host, prefetch }),
+        holding: is_per_host.map(|is_per_host| Holding { is_per_host, prefetch, is_offloaded }),
         numbers_are_in_parts: false,
-        updates_on_host: distributed.fsdp_offload,
+        updates_on_host: is_offloaded,
         deepspeed: None,
         saves_in_shards: distributed.fsdp_state_dict_type == FsdpStateDictType::ShardedStateDict,
     }

@@ -29,6 +29,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) held: u64,
     /// Processes that hold the frozen weights together.
     pub(crate) n_holders: usize,
+    /// Whether their parts are in the memory of the host, where a device computes.
+    pub(crate) parts_on_host: bool,
     /// Processes that share a step.
     pub(crate) n_ranks: usize,
 }
@@ -100,6 +102,7 @@ impl Inputs<'_> {
             ops: self.ops,
             held: self.held,
             n_holders: self.n_holders,
+            parts_on_host: self.parts_on_host,
             checkpoint_bytes: match &strategy {
                 Some(strategy) => strategy.checkpoint_bytes(self.adapter.n_params(), self.n_ranks),
                 None => checkpoint_bytes(self.adapter.n_params()),

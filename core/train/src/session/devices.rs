@@ -4,7 +4,6 @@
 //! The link only moves numbers. They are added by the ops of the device over the tree by which hosts
 //! add: no bit is another.
 
-use super::linked::told;
 use super::shares::{Shares, Sharing};
 use forgelm_collective::{CollectiveError, Group, PairwiseTree, Pending};
 use forgelm_kernels_api::{Buffer, DeviceLink, Ops, Precision, Slice, SliceMut};
@@ -55,10 +54,7 @@ impl Devices<'_> {
         let (n_bytes, link) = (4 * (own.len() - sent[rank]), Arc::clone(self.link));
         let mut parts = self.zeros(n * n_with);
         let parts = shares.group().start(move |line| {
-            line.carry(n_bytes, || {
-                let exchanged = link.all_to_all(own.all(), &sent, parts.all_mut(), &received);
-                exchanged.map_err(|error| told(&error))
-            })?;
+            line.carry(n_bytes, || link.all_to_all(own.all(), &sent, parts.all_mut(), &received))?;
             Ok(parts)
         });
         Exchange { part, n, n_with, parts }
@@ -98,10 +94,7 @@ impl Devices<'_> {
         let mut all = self.zeros(counts.iter().sum());
         let link = Arc::clone(self.link);
         group.start(move |line| {
-            line.carry(n_bytes, || {
-                let gathered = link.all_gather(own.all(), all.all_mut(), &counts);
-                gathered.map_err(|error| told(&error))
-            })?;
+            line.carry(n_bytes, || link.all_gather(own.all(), all.all_mut(), &counts))?;
             Ok(all)
         })
     }

@@ -1,8 +1,7 @@
 //! Whether the devices of a run's processes are linked, and by what.
 
-use forgelm_collective::{CollectiveError, Group};
-use forgelm_kernels_api::{DeviceLink, LinkError, Ops, Seat};
-use forgelm_sdk::{Cause, Failed};
+use forgelm_collective::{CollectiveError, Members};
+use forgelm_kernels_api::{DeviceLink, Ops, Seat};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,13 +51,13 @@ struct Offer {
     uuid: [u8; 16],
 }
 
-/// Links the devices of all processes, if every one can, has the same library, and has its device for
-/// itself. All call this, with the kernels that compute.
+/// Links the devices of these processes, if every one can, has the same library, and has its device for
+/// itself. All of them call this, with the kernels that compute.
 ///
 /// # Errors
 /// If the processes do not tell each other.
 pub fn link_devices(
-    group: &Group,
+    members: &Members,
     ops: Option<&dyn Ops>,
     host: &str,
     deadline: Duration,
@@ -72,25 +71,25 @@ pub fn link_devices(
         host: host.to_owned(),
         uuid: links.as_ref().and_then(|links| links.as_ref().ok()).map_or([0; 16], |l| l.uuid()),
     };
-    let offers: Vec<Offer> = group.all_gather_values(&own)?;
-    if group.n_ranks() == 1 || offers.iter().all(|offer| offer.library.is_none()) {
+    let offers: Vec<Offer> = members.all_gather_values(&own)?;
+    let (rank, n_ranks) = (members.rank(), members.n_ranks());
+    if n_ranks == 1 || offers.iter().all(|offer| offer.library.is_none()) {
         return Ok(Linked::Not);
     }
     if let Some(why) = why_not(&offers) {
         return Ok(Linked::ThroughHosts(why));
     }
     let Some(Ok(links)) = links else { return Ok(Linked::Not) };
-    let id = group.is_leader().then(|| links.new_id().map_err(|error| error.to_string()));
-    let ids: Vec<Option<Result<Vec<u8>, String>>> = group.all_gather_values(&id)?;
+    let id = (rank == 0).then(|| links.new_id().map_err(|error| error.to_string()));
+    let ids: Vec<Option<Result<Vec<u8>, String>>> = members.all_gather_values(&id)?;
     let id = match ids.into_iter().flatten().next() {
         Some(Ok(id)) => id,
         Some(Err(why)) => return Ok(Linked::ThroughHosts(why)),
         None => return Ok(Linked::Not),
     };
-    let (rank, n_ranks) = (group.rank(), group.n_ranks());
     let made = links.link(&id, Seat { rank, n_ranks, deadline });
     let why = made.as_ref().err().map(ToString::to_string);
-    let whys: Vec<Option<String>> = group.all_gather_values(&why)?;
+    let whys: Vec<Option<String>> = members.all_gather_values(&why)?;
     match (whys.into_iter().flatten().next(), made) {
         (None, Ok(link)) => Ok(Linked::Devices { link: link.into(), library: links.library() }),
         (Some(why), _) => Ok(Linked::ThroughHosts(why)),
@@ -120,15 +119,6 @@ fn why_not(offers: &[Offer]) -> Option<String> {
         }
     }
     None
-}
-
-/// As a group says it.
-pub(super) fn told(error: &LinkError) -> Failed {
-    let cause = match error {
-        LinkError::Late { .. } => Cause::Deadline,
-        LinkError::Failed { .. } | LinkError::Ended => Cause::Work,
-    };
-    Failed { message: error.to_string(), cause }
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ pub fn holders(
         Some(host) => group.members_with(host)?,
     };
     let call = serde_json::to_vec(&Command::Accompany).expect("plain data is serializable");
-    Ok(Holders { everyone, members, prefetch, call })
+    Ok(Holders { everyone, members, prefetch, link: None, call })
 }
 
 /// Of the leader: lets the others go, who end with this exit code too.

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use forgelm_kernels_api::{BlockFormat, Compute, FrozenMatrix, MatrixForm};
+use forgelm_kernels_api::{BlockFormat, Compute, FrozenMatrix, MatrixForm, Pieces};
 
 use super::{FactorPanels, PackedBlocks};
 use crate::frozen::{CpuMatrix, read_exactly};
@@ -81,7 +81,7 @@ impl MatrixForm for BlocksForm {
         self.n_codes + self.scale.n_bytes() + self.min.map_or(0, FactorForm::n_bytes)
     }
 
-    fn put_together(&self, bytes: &mut dyn Read) -> Box<dyn FrozenMatrix> {
+    fn put_together(&self, bytes: &mut Pieces<'_>) -> Box<dyn FrozenMatrix> {
         let codes = numbers(bytes, self.n_codes);
         let scale = self.scale.put_together(bytes);
         let min = self.min.map(|min| min.put_together(bytes));

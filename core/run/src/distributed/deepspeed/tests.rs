@@ -102,19 +102,19 @@ fn what_says_how_state_is_shared_out_is_used() {
         let found = settings(&format!(r#"{{"zero_optimization": {zero}}}"#));
         let told = (found.stage, found.overlap_comm, found.prefetch);
         assert_eq!(told, (stage, overlap_comm, prefetch), "{zero}");
-        assert!(!found.offload_optimizer);
+        assert!(!found.offload_optimizer && !found.offload_param);
     }
     for nothing in ["{}", r#"{"zero_optimization": false}"#, r#"{"optimizer": null}"#] {
         assert_eq!(settings(nothing).stage, 0, "as there");
     }
     for (name, device, expected) in [
-        ("offload_optimizer", "cpu", true),
-        ("offload_optimizer", "none", false),
-        // Parts of parameters are in main memory in any case.
-        ("offload_param", "cpu", false),
+        ("offload_optimizer", "cpu", (true, false)),
+        ("offload_optimizer", "none", (false, false)),
+        ("offload_param", "cpu", (false, true)),
     ] {
         let zero = format!(r#"{{"zero_optimization": {{"{name}": {{"device": "{device}"}}}}}}"#);
-        assert_eq!(settings(&zero).offload_optimizer, expected, "{zero}");
+        let found = settings(&zero);
+        assert_eq!((found.offload_optimizer, found.offload_param), expected, "{zero}");
     }
 }
 
