@@ -133,11 +133,12 @@ static void a_signal_stops_a_run_and_handlers_stay_the_hosts(const forgelm_engin
         "           report_to: none}\n"
         "data: {dataset_name_or_path: data.jsonl}\n";
     const struct itimerval every = {{0, 500}, {0, 500}}, never = {{0, 0}, {0, 0}};
-    struct sigaction mine, found;
+    struct sigaction mine, found, interrupt, terminate;
     forgelm_cancel *cancel = NULL;
     char *result = NULL;
     CHECK(forgelm_cancel_new(&cancel, NULL) == FORGELM_OK);
     of_signal = cancel;
+    CHECK(sigaction(SIGINT, NULL, &interrupt) == 0 && sigaction(SIGTERM, NULL, &terminate) == 0);
     memset(&mine, 0, sizeof mine);
     mine.sa_handler = on_signal;
     CHECK(sigaction(SIGALRM, &mine, NULL) == 0 && setitimer(ITIMER_REAL, &every, NULL) == 0);
@@ -146,8 +147,8 @@ static void a_signal_stops_a_run_and_handlers_stay_the_hosts(const forgelm_engin
     CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0 && n_signals >= 20);
     CHECK(strstr(result, "\"exit_code\":7") != NULL);
     CHECK(sigaction(SIGALRM, NULL, &found) == 0 && found.sa_handler == on_signal);
-    CHECK(sigaction(SIGINT, NULL, &found) == 0 && found.sa_handler == SIG_DFL);
-    CHECK(sigaction(SIGTERM, NULL, &found) == 0 && found.sa_handler == SIG_DFL);
+    CHECK(sigaction(SIGINT, NULL, &found) == 0 && found.sa_handler == interrupt.sa_handler);
+    CHECK(sigaction(SIGTERM, NULL, &found) == 0 && found.sa_handler == terminate.sa_handler);
     forgelm_string_free(result);
     forgelm_cancel_free(cancel);
 }
