@@ -66,7 +66,7 @@ impl Trainable {
     pub fn keep_only(&mut self, ranges: &[Range<usize>]) {
         assert!(self.lora().is_none(), "adapters stay whole");
         let all = self.params();
-        let own: Vec<f32> = ranges.iter().flat_map(|range| &all[range.clone()]).copied().collect();
+        let own = ranges.iter().map(|range| &all[range.clone()]).collect::<Vec<_>>().concat();
         self.params = own.into();
         self.places = Some(Arc::new(Places::new(ranges)));
         self.derived.outdate();

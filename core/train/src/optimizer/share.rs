@@ -1,8 +1,8 @@
 //! An optimizer whose state lies in parts with the processes of a run.
 
-use super::moments::{Moments, Values, ValuesMut};
+use super::moments::{Moments, Stored8bit, Values, ValuesMut};
 use super::{Optimizer, Unit};
-use forgelm_kernels_api::{Blocks8bit, Buffer};
+use forgelm_kernels_api::{Blocks8bit, Buffer, Number};
 use std::ops::Range;
 
 /// Elements between two places where moments may be cut: a block of 8-bit moments, whose largest
@@ -13,11 +13,11 @@ impl Moments {
     /// Where a range of the parameter's elements lies in each part. What is not one number an element
     /// is never cut.
     pub(super) fn ranges(&self, elements: &Range<usize>) -> Vec<Range<usize>> {
-        let of_blocks = || elements.start / BLOCK..elements.end.div_ceil(BLOCK);
         match self {
             Self::Both { .. } => vec![elements.clone(); 2],
             Self::EightBit { .. } => {
-                vec![elements.clone(), of_blocks(), elements.clone(), of_blocks()]
+                let both = [elements.clone(), blocks(elements)];
+                both.iter().chain(&both).cloned().collect()
             }
             Self::Factored { rows, columns } => vec![0..rows.len(), 0..columns.len()],
             Self::Whole(v) => std::iter::once(0..v.len()).collect(),
@@ -28,21 +28,29 @@ impl Moments {
         matches!(self, Self::Both { .. } | Self::EightBit { .. })
     }
 
-    /// The moments of a range of elements, on the host.
+    /// The moments of a range of elements, on the host. No others are copied.
     fn part(&self, elements: &Range<usize>) -> Self {
-        let mut part = self.clone();
-        let ranges = self.ranges(elements);
-        for (((_, to), (_, from)), range) in
-            part.parts_mut().into_iter().zip(self.parts()).zip(ranges)
-        {
-            match (to, from) {
-                (ValuesMut::F32(to), Values::F32(from)) => *to = from[range].to_vec().into(),
-                (ValuesMut::U8(to), Values::U8(from)) => *to = from[range].to_vec().into(),
-                _ => unreachable!("a part has one type"),
+        match self {
+            Self::Both { m, v } => Self::Both { m: copy(m, elements), v: copy(v, elements) },
+            Self::EightBit { m, v } => {
+                let part = |of: &Stored8bit| Stored8bit {
+                    codes: copy(&of.codes, elements),
+                    absmax: copy(&of.absmax, &blocks(elements)),
+                };
+                Self::EightBit { m: part(m), v: part(v) }
             }
+            Self::Factored { .. } | Self::Whole(_) => self.clone(),
         }
-        part
     }
+}
+
+/// The blocks of a range of elements.
+fn blocks(elements: &Range<usize>) -> Range<usize> {
+    elements.start / BLOCK..elements.end.div_ceil(BLOCK)
+}
+
+fn copy<T: Number>(from: &Buffer<T>, range: &Range<usize>) -> Buffer<T> {
+    from.part(range.clone()).to_host().into_owned().into()
 }
 
 impl Unit {
@@ -116,10 +124,12 @@ impl Optimizer {
                     return Some(unit.clone());
                 }
                 Some(Unit {
+                    name: unit.name.clone(),
                     shape: [1, own.len()],
                     range: unit.range.start + own.start..unit.range.start + own.end,
+                    decays: unit.decays,
+                    projection: unit.projection.clone(),
                     moments: unit.moments.part(&own),
-                    ..unit.clone()
                 })
             };
             self.units.iter().filter_map(part).collect::<Vec<_>>()
@@ -134,9 +144,7 @@ impl Optimizer {
         let mut bytes = Vec::new();
         for part in self.parts() {
             match part.values {
-                Values::F32(values) => {
-                    values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
-                }
+                Values::F32(values) => append_f32(&mut bytes, &values),
                 Values::U8(codes) => bytes.extend_from_slice(&codes),
             }
         }
@@ -158,6 +166,14 @@ impl Optimizer {
             }
         }
         assert!(rest.is_empty(), "{} bytes too many of a part of an optimizer", rest.len());
+    }
+}
+
+fn append_f32(bytes: &mut Vec<u8>, values: &[f32]) {
+    let start = bytes.len();
+    bytes.resize(start + 4 * values.len(), 0);
+    for (to, value) in bytes[start..].as_chunks_mut().0.iter_mut().zip(values) {
+        *to = value.to_le_bytes();
     }
 }
 

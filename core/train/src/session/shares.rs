@@ -146,8 +146,9 @@ impl<'a> Shares<'a> {
         match &self.devices {
             Some(devices) => devices.joined(from),
             None => {
-                let numbers = from.iter().flat_map(|slice| slice.to_host().into_owned());
-                numbers.collect::<Vec<f32>>().into()
+                let mut numbers = Vec::with_capacity(from.iter().map(Slice::len).sum());
+                from.iter().for_each(|slice| numbers.extend_from_slice(&slice.to_host()));
+                numbers.into()
             }
         }
     }
@@ -167,8 +168,12 @@ impl<'a> Shares<'a> {
         };
         let ranges = self.deal.lens().into_iter().map(range).collect();
         let of_ranks = self.group.all_gather_ranges(own.into_host(), ranges)?;
-        let all = self.deal.put_together(&of_ranks);
-        to.copy_from_host(&all);
+        let mut rest = of_ranks.as_slice();
+        for range in (0..self.group.n_ranks()).flat_map(|rank| self.ranges(rank)) {
+            let (numbers, behind) = rest.split_at(range.len());
+            to.reborrow().part(range).copy_from_host(numbers);
+            rest = behind;
+        }
         Ok(())
     }
 

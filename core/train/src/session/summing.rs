@@ -134,7 +134,7 @@ impl<'s> HostSumming<'s> {
         let sums = std::mem::take(&mut *lock(&self.sums));
         let sums = sums.into_iter().map(|sum| sum.finish().unwrap_or_default());
         if self.shares.sharing() == Sharing::Gradients {
-            return Ok(sums.flatten().collect());
+            return Ok(sums.collect::<Vec<_>>().concat());
         }
         let mut own = Vec::new();
         for (part, sum) in sums.enumerate() {
