@@ -6,10 +6,17 @@ use crate::support::{Ran, Workplace};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+/// A workplace whose steps take longer than a script needs to see a checkpoint and to kill, on the fastest disk.
+fn with_long_steps() -> Workplace {
+    let workplace = Workplace::new();
+    workplace.edit_config("accumulation_steps: 1", "accumulation_steps: 24");
+    workplace
+}
+
 /// A workplace with a script that may call `forgelm`, and `kill_at STEP`, which starts a run and kills it once
 /// it has the checkpoint of a step.
 fn workplace(script: &str) -> Workplace {
-    let workplace = Workplace::new();
+    let workplace = with_long_steps();
     let program = workplace.command(&[]).get_program().to_string_lossy().into_owned();
     let begin = format!(
         "forgelm() {{ '{program}' --config run.yaml \"$@\"; }}\n\
@@ -35,7 +42,7 @@ fn n_starts(workplace: &Workplace) -> usize {
 }
 
 fn uninterrupted() -> Vec<u8> {
-    let workplace = Workplace::new();
+    let workplace = with_long_steps();
     workplace.run();
     workplace.adapter("out")
 }
