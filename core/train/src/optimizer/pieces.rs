@@ -1,6 +1,7 @@
 //! The state of the parameters in some ranges, as pieces of `optimizer.safetensors`.
 
 use super::moments::{Moments, Values};
+use super::share::append_f32;
 use super::{Optimizer, Unit};
 use forgelm_artifact::pieces::PieceToWrite;
 use forgelm_model::NamedSlice;
@@ -108,7 +109,9 @@ fn piece(
 ) -> PieceToWrite<'static> {
     let (dtype, bytes) = match values {
         Values::F32(values) => {
-            (Dtype::F32, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+            let mut bytes = Vec::new();
+            append_f32(&mut bytes, &values);
+            (Dtype::F32, bytes)
         }
         Values::U8(codes) => (Dtype::U8, codes.into_owned()),
     };

@@ -169,7 +169,7 @@ impl Optimizer {
     }
 }
 
-fn append_f32(bytes: &mut Vec<u8>, values: &[f32]) {
+pub(super) fn append_f32(bytes: &mut Vec<u8>, values: &[f32]) {
     let start = bytes.len();
     bytes.resize(start + 4 * values.len(), 0);
     for (to, value) in bytes[start..].as_chunks_mut().0.iter_mut().zip(values) {

@@ -89,6 +89,20 @@ impl Deal {
         &self.parts[part].slices
     }
 
+    /// Puts the numbers of all processes, one process after the other, where they belong.
+    ///
+    /// Shapes: `of_ranks` [P], result [P].
+    pub(super) fn put_together(&self, of_ranks: &[f32]) -> Vec<f32> {
+        let mut all = vec![0.0; of_ranks.len()];
+        let mut rest = of_ranks;
+        for range in (0..self.n_ranks).flat_map(|rank| self.ranges(rank)) {
+            let (numbers, behind) = rest.split_at(range.len());
+            all[range].copy_from_slice(numbers);
+            rest = behind;
+        }
+        all
+    }
+
     /// The pieces of a process in the order of the parts, each by its place among all numbers of this
     /// process.
     pub(super) fn own_pieces(&self, rank: usize) -> Vec<Range<usize>> {
@@ -220,12 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn shares_of_all_parts_are_the_ranges_of_a_process() {
+    fn numbers_come_back_to_where_they_were() {
         let all: Vec<f32> = (0..24_033_u16).map(f32::from).collect();
         for n_ranks in [1, 2, 3, 8] {
             let deal = deal(Kind::AdamW8bit, n_ranks);
             let of = |rank: usize| deal.ranges(rank).into_iter().flat_map(|range| &all[range]);
             let of_ranks: Vec<f32> = (0..n_ranks).flat_map(of).copied().collect();
+            assert_eq!(deal.put_together(&of_ranks), all);
+            // Part by part, the share of each process.
             let mut own = vec![Vec::new(); n_ranks];
             for part in 0..deal.n_parts() {
                 let slices = deal.slices(part).iter();

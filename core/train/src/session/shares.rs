@@ -168,12 +168,9 @@ impl<'a> Shares<'a> {
         };
         let ranges = self.deal.lens().into_iter().map(range).collect();
         let of_ranks = self.group.all_gather_ranges(own.into_host(), ranges)?;
-        let mut rest = of_ranks.as_slice();
-        for range in (0..self.group.n_ranks()).flat_map(|rank| self.ranges(rank)) {
-            let (numbers, behind) = rest.split_at(range.len());
-            to.reborrow().part(range).copy_from_host(numbers);
-            rest = behind;
-        }
+        let all = self.deal.put_together(&of_ranks);
+        // At once: it may go to a device.
+        to.copy_from_host(&all);
         Ok(())
     }
 
