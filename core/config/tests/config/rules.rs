@@ -160,6 +160,7 @@ fn combinations_that_are_refused() {
         ),
         ("training: {final_model_dir: ../x}\n", "expected text (a relative path without `..`)"),
     ];
+    assert_eq!(cases.len(), 45);
     for (more, words) in cases {
         let message = only(&file(more));
         assert!(message.contains(words), "{more}\n{message}");
